@@ -1,0 +1,1 @@
+"""Turns checkpoints into bundles. torch and optimum live here alone."""

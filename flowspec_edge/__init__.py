@@ -1,0 +1,1 @@
+"""Run one large language model across the small boards on your LAN."""

@@ -1,0 +1,1 @@
+"""Schedules: policies over one machinery, chosen by name."""

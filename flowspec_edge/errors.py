@@ -1,0 +1,47 @@
+"""Every error flowspec-edge raises on purpose, in one place.
+
+One base class; each text says who, what, the value, and the limit or the remedy, so that a program's last line is
+enough to know what to do next.
+"""
+
+from __future__ import annotations
+
+
+class FlowspecError(Exception):
+    """Base of every error that the user or a peer can cause. Its text is shown as it is, without a traceback."""
+
+
+class BundleError(FlowspecError):
+    """A model bundle is missing, broken, or of a format this version cannot read."""
+
+
+class CheckpointError(FlowspecError):
+    """A checkpoint directory cannot be exported: a file is missing, a tensor has the wrong shape, or the architecture is not known."""
+
+
+class ParityError(FlowspecError):
+    """An exported block or chain differs from the torch model by more than the stated tolerance."""
+
+
+class ProtocolError(FlowspecError):
+    """A peer broke the rules of the wire. The fault is the peer's; the link is closed."""
+
+
+class LinkLostError(FlowspecError):
+    """A link to a peer ended before its work was done."""
+
+
+class StageFailedError(FlowspecError):
+    """A stage could not serve its part: out of capacity, a failed forward, or a lost peer."""
+
+
+class PlacementError(FlowspecError):
+    """The layers cannot be spread over the nodes that were found."""
+
+
+class RequestError(FlowspecError):
+    """A request cannot be served as asked: the prompt is too long, or an option is out of range."""
+
+
+class NodeUnavailableError(FlowspecError):
+    """No node, or no origin, could be found or reached."""

@@ -1,0 +1,235 @@
+"""The bundle: what the exporter writes and every device reads.
+
+A bundle is a directory::
+
+    manifest.json       this module
+    tokenizer.json      Hugging Face tokenizers format
+    embedding.npy       [vocab_size, hidden_size] float16 or float32, memory-mapped
+    blocks/*.onnx       consecutive layer blocks, one file each
+    final_norm.onnx     hidden -> normed, run by the last stage
+    head.onnx           normed -> logits and the k likeliest tokens with their log-probabilities
+    drafter.onnx        optional: the draft head
+
+Graph inputs and outputs are named by the constants below, so that exporter and engine agree by import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowspec_edge.errors import BundleError
+
+FORMAT = "flowspec-bundle"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+# Inputs and outputs of a layer block and of the drafter.
+HIDDEN = "hidden"  # float32 [1, rows, hidden_size]
+HIDDEN_OUT = "hidden_out"  # float32 [1, rows, hidden_size]
+ATTENTION_BIAS = "attention_bias"  # float32 [1, 1, rows, total]: 0 where a row may look, a large negative value elsewhere
+POSITION_IDS = "position_ids"  # int64 [1, rows]
+SEQLENS_K = "seqlens_k"  # int32 [1] = total - 1
+TOTAL_LENGTH = "total_sequence_length"  # int32 [] = slots in use after this step
+TOKEN_EMBEDDING = "token_embedding"  # drafter only: float32 [1, rows, hidden_size]
+FEATURE = "feature"  # drafter only: float32 [1, rows, hidden_size]
+# The cache of layer i: past_key.i, past_value.i -> present_key.i, present_value.i,
+# float32 [1, num_kv_heads, capacity, head_dim], updated in place.
+PAST_KEY, PAST_VALUE, PRESENT_KEY, PRESENT_VALUE = "past_key", "past_value", "present_key", "present_value"
+
+# Inputs and outputs of the head; the final norm maps HIDDEN [1, rows, hidden_size] to HIDDEN_OUT of the same shape.
+TOP_K = "k"  # int64 [1]
+LOGITS = "logits"  # float32 [rows, vocab_size], from HIDDEN [rows, hidden_size]
+TOP_LOG_PROBS = "top_log_probs"  # float32 [rows, k], descending
+TOP_TOKENS = "top_tokens"  # int64 [rows, k]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of the bundle: path relative to the bundle, size in bytes, sha256 in hex."""
+
+    file: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockEntry(FileEntry):
+    """The layers ``[start, stop)`` in one ONNX file."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterEntry(FileEntry):
+    """The draft head. ``kind`` is ``eagle1``: fc(concat(embedding, feature)), one decoder layer, the target's head."""
+
+    kind: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Shapes of the target model. ``max_context`` counts tokens, prompt and output together."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_context: int
+    rms_norm_eps: float
+    rope_theta: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far the exported graphs were from torch: largest absolute difference of hidden rows, relative to their RMS.
+
+    ``reference`` says what torch computed with: the checkpoint's weights, or for quantised precisions their
+    dequantised values.
+    """
+
+    tolerance: float
+    chain_error: float
+    block_errors: list[float]
+    head_error: float
+    drafter_error: float | None
+    reference: str
+    num_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The whole of ``manifest.json``."""
+
+    name: str
+    architecture: str
+    precision: str
+    geometry: Geometry
+    bos_token_id: int | None
+    eos_token_ids: list[int]
+    chat_template: str | None
+    tokenizer: FileEntry
+    embedding: FileEntry
+    blocks: list[BlockEntry]
+    final_norm: FileEntry
+    head: FileEntry
+    drafter: DrafterEntry | None
+    parity: Parity
+    made_with: dict[str, str]
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    def files(self) -> list[FileEntry]:
+        """Every file of the bundle but the manifest itself."""
+        parts: list[FileEntry] = [self.tokenizer, self.embedding, *self.blocks, self.final_norm, self.head]
+        return [*parts, self.drafter] if self.drafter else parts
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    def write(self, directory: Path) -> None:
+        (directory / MANIFEST_NAME).write_text(self.to_json(), encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_file(directory: Path, name: str) -> dict[str, Any]:
+    """The fields of a :class:`FileEntry` for a file that exists in ``directory``."""
+    path = directory / name
+    return {"file": name, "num_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """Read and check ``manifest.json``: format, version, fields, that the blocks cover every layer, and file sizes.
+
+    Raises:
+        BundleError: the bundle is missing, broken, incomplete or newer than this version reads.
+    """
+    path = directory / MANIFEST_NAME
+    if not path.is_file():
+        raise BundleError(f"{directory}: no model bundle here ({MANIFEST_NAME} is missing); make one with flowspec-export")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise BundleError(f"{path}: not readable as JSON ({cause}); export the bundle again") from cause
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise BundleError(f"{path}: not a {FORMAT} manifest; make one with flowspec-export")
+    version = data.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest this flowspec-edge reads; "
+            "upgrade with pip install --upgrade flowspec-edge"
+        )
+    manifest = _from_dict(path, data)
+    _check_layers(path, manifest)
+    for entry in manifest.files():
+        _check_size(directory, entry)
+    return manifest
+
+
+def verify_digests(directory: Path, entries: list[FileEntry]) -> None:
+    """Raise :class:`BundleError` where a file's sha256 is not what the manifest says."""
+    for entry in entries:
+        _check_size(directory, entry)
+        found = sha256_of(directory / entry.file)
+        if found != entry.sha256:
+            raise BundleError(
+                f"{directory / entry.file}: sha256 is {found[:12]}, the manifest says {entry.sha256[:12]}; "
+                "the file is damaged: copy or export the bundle again"
+            )
+
+
+def bundle_digest(manifest: Manifest) -> str:
+    """A name for the exact content of a bundle: sha256 over its manifest, in hex."""
+    return hashlib.sha256(manifest.to_json().encode()).hexdigest()
+
+
+def _from_dict(path: Path, data: dict[str, Any]) -> Manifest:
+    try:
+        fields = dict(data)
+        fields["geometry"] = Geometry(**data["geometry"])
+        fields["parity"] = Parity(**data["parity"])
+        for name in ("tokenizer", "embedding", "final_norm", "head"):
+            fields[name] = FileEntry(**data[name])
+        fields["blocks"] = [BlockEntry(**block) for block in data["blocks"]]
+        fields["drafter"] = DrafterEntry(**data["drafter"]) if data["drafter"] else None
+        return Manifest(**fields)
+    except (KeyError, TypeError) as cause:
+        raise BundleError(f"{path}: field missing or unknown ({cause}); export the bundle again") from cause
+
+
+def _check_layers(path: Path, manifest: Manifest) -> None:
+    layer = 0
+    for block in manifest.blocks:
+        if block.start != layer or block.stop <= block.start:
+            raise BundleError(f"{path}: block {block.file} covers layers [{block.start}, {block.stop}), expected to start at {layer}")
+        layer = block.stop
+    if layer != manifest.geometry.num_layers:
+        raise BundleError(f"{path}: blocks cover {layer} layers, the model has {manifest.geometry.num_layers}")
+
+
+def _check_size(directory: Path, entry: FileEntry) -> None:
+    path = (directory / entry.file).resolve()
+    if not path.is_relative_to(directory.resolve()):
+        raise BundleError(f"{directory}: manifest names {entry.file}, which lies outside the bundle")
+    if not path.is_file():
+        raise BundleError(f"{path}: missing from the bundle; copy or export the bundle again")
+    if path.stat().st_size != entry.num_bytes:
+        raise BundleError(
+            f"{path}: {path.stat().st_size} bytes, the manifest says {entry.num_bytes}; copy or export the bundle again"
+        )
