@@ -1,0 +1,35 @@
+# make demo   the main job: four nodes on this machine answer a prompt
+# make test   every test, exporter included
+# make check  format, lint, types and the fast tests
+.PHONY: demo test check clean
+PYTHON ?= python3
+BIN := .venv/bin
+
+demo: .venv/run
+	$(BIN)/flowspec demo $(ARGS)
+
+test: .venv/test
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: .venv/test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not slow" tests/core
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("flowspec-edge needs Python 3.11 or newer; this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+
+.venv/run: .venv/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+# torch first and pinned, or a newer build brings gigabytes of CUDA along.
+.venv/test: .venv/run
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[export,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,180 @@
+"""The token tree: rows named by draft id, pruned by ``Advance``, the same at every stage whatever the order of messages.
+
+Every token of a session, prompt included, is a row ``(id, parent, token)``. ``Advance(at, to)`` says that the token after
+row ``at`` is ``to``. From this alone each stage knows what lives:
+
+* the ancestors of ``at``, and ``at`` itself, are committed, and each committed row remembers its next token;
+* a row lives if its parent lives and, where the parent is committed, it is the parent's next token;
+* an Advance whose ``at`` has not arrived waits for it; an Advance applied twice changes nothing.
+
+So chunks and Advances commute: any interleaving that keeps parents before children ends in the same tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from flowspec_edge.errors import ProtocolError
+
+NO_PARENT = 0xFFFFFFFF
+"""The parent of a session's first row. Draft ids are u32 and stay below it."""
+
+MAX_WAITING_ADVANCES = 1024
+"""How many Advances may wait for rows still in flight: far more than a ring can hold, and a bound on a broken origin."""
+
+
+class Row(NamedTuple):
+    """One token of a session: its draft id, its parent's draft id, the token id."""
+
+    id: int
+    parent: int
+    token: int
+
+
+class Advance(NamedTuple):
+    """The token after row ``at`` is ``to``."""
+
+    at: int
+    to: int
+
+
+@dataclass(slots=True)
+class TreeRow:
+    """A living row. ``next_token`` is set once, when the row is committed and its successor is known."""
+
+    id: int
+    parent: int
+    token: int
+    depth: int
+    next_token: int | None = None
+    children: dict[int, int] = field(default_factory=dict)  # token -> draft id
+
+    @property
+    def is_committed(self) -> bool:
+        return self.next_token is not None
+
+
+class Tree:
+    """The living rows of one session."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, TreeRow] = {}
+        self._waiting: dict[int, int] = {}
+        self._first: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, id: int) -> bool:
+        return id in self._rows
+
+    def __getitem__(self, id: int) -> TreeRow:
+        return self._rows[id]
+
+    def __iter__(self) -> Iterator[TreeRow]:
+        return iter(self._rows.values())
+
+    def get(self, id: int) -> TreeRow | None:
+        return self._rows.get(id)
+
+    def add(self, row: Row) -> bool:
+        """Take a row in; False where it is dead on arrival, or here already.
+
+        Raises:
+            ProtocolError: a second first row, or two rows of one parent with one token.
+        """
+        if row.id in self._rows:
+            return False
+        if row.parent == NO_PARENT:
+            if self._first is not None:
+                raise ProtocolError(f"row {row.id} claims to be first, but the session began with row {self._first}")
+            self._first = row.id
+            depth = 0
+        else:
+            parent = self._rows.get(row.parent)
+            if parent is None or (parent.is_committed and parent.next_token != row.token):
+                return False
+            if row.token in parent.children:
+                raise ProtocolError(
+                    f"rows {parent.children[row.token]} and {row.id} are both token {row.token} after row {row.parent}"
+                )
+            parent.children[row.token] = row.id
+            depth = parent.depth + 1
+        self._rows[row.id] = TreeRow(row.id, row.parent, row.token, depth)
+        if row.id in self._waiting:
+            self.advance(Advance(row.id, self._waiting.pop(row.id)))
+        return True
+
+    def advance(self, advance: Advance) -> list[int]:
+        """Commit ``at`` and its ancestors, and drop every row that no longer lives. Returns the dropped draft ids.
+
+        Raises:
+            ProtocolError: the Advance contradicts an earlier one, or too many wait for rows that never came.
+        """
+        at = self._rows.get(advance.at)
+        if at is None:
+            if self._waiting.setdefault(advance.at, advance.to) != advance.to:
+                raise ProtocolError(f"row {advance.at} is advanced to {self._waiting[advance.at]} and to {advance.to}")
+            if len(self._waiting) > MAX_WAITING_ADVANCES:
+                raise ProtocolError(
+                    f"{len(self._waiting)} Advances wait for rows that never came (limit {MAX_WAITING_ADVANCES})"
+                )
+            return []
+        dropped: list[int] = []
+        row, token = at, advance.to
+        while not row.is_committed:
+            row.next_token = token
+            for sibling_token, child in list(row.children.items()):
+                if sibling_token != token:
+                    del row.children[sibling_token]
+                    self._drop(child, dropped)
+            if row.parent == NO_PARENT:
+                return dropped
+            row, token = self._rows[row.parent], row.token
+        if row.next_token != token:
+            raise ProtocolError(f"row {row.id} is advanced to {row.next_token} and to {token}")
+        return dropped
+
+    def path(self, id: int) -> list[TreeRow]:
+        """The rows from the session's first to ``id``, both included."""
+        rows = []
+        row = self._rows[id]
+        while True:
+            rows.append(row)
+            if row.parent == NO_PARENT:
+                return rows[::-1]
+            row = self._rows[row.parent]
+
+    def descendants(self, id: int) -> Iterator[TreeRow]:
+        """The living rows under ``id``, parents before children, without ``id`` itself."""
+        pending = list(self._rows[id].children.values())
+        while pending:
+            row = self._rows[pending.pop()]
+            yield row
+            pending.extend(row.children.values())
+
+    def living(self, rows: Iterable[Row]) -> list[Row]:
+        """Those of ``rows`` that live, in their order."""
+        return [row for row in rows if row.id in self._rows]
+
+    def check(self) -> None:
+        """Assert the invariants: parents live and are shallower, links are mutual, committed rows form one chain."""
+        for row in self._rows.values():
+            for token, child in row.children.items():
+                assert self._rows[child].token == token and self._rows[child].parent == row.id
+            if row.is_committed:
+                assert set(row.children) <= {row.next_token}, f"row {row.id} keeps children that cannot live"
+            if row.parent != NO_PARENT:
+                parent = self._rows[row.parent]
+                assert parent.depth + 1 == row.depth
+                assert parent.children[row.token] == row.id
+                assert parent.is_committed or not row.is_committed, f"row {row.id} is committed under an open parent"
+
+    def _drop(self, id: int, dropped: list[int]) -> None:
+        pending = [id]
+        while pending:
+            row = self._rows.pop(pending.pop())
+            dropped.append(row.id)
+            pending.extend(row.children.values())
