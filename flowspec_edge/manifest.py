@@ -31,7 +31,9 @@ MANIFEST_NAME = "manifest.json"
 # Inputs and outputs of a layer block and of the drafter.
 HIDDEN = "hidden"  # float32 [1, rows, hidden_size]
 HIDDEN_OUT = "hidden_out"  # float32 [1, rows, hidden_size]
-ATTENTION_BIAS = "attention_bias"  # float32 [1, 1, rows, total]: 0 where a row may look, a large negative value elsewhere
+ATTENTION_BIAS = (
+    "attention_bias"  # float32 [1, 1, rows, total]: 0 where a row may look, a large negative value elsewhere
+)
 POSITION_IDS = "position_ids"  # int64 [1, rows]
 SEQLENS_K = "seqlens_k"  # int32 [1] = total - 1
 TOTAL_LENGTH = "total_sequence_length"  # int32 [] = slots in use after this step
@@ -162,7 +164,9 @@ def load_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_NAME
     if not path.is_file():
-        raise BundleError(f"{directory}: no model bundle here ({MANIFEST_NAME} is missing); make one with flowspec-export")
+        raise BundleError(
+            f"{directory}: no model bundle here ({MANIFEST_NAME} is missing); make one with flowspec-export"
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
@@ -217,7 +221,9 @@ def _check_layers(path: Path, manifest: Manifest) -> None:
     layer = 0
     for block in manifest.blocks:
         if block.start != layer or block.stop <= block.start:
-            raise BundleError(f"{path}: block {block.file} covers layers [{block.start}, {block.stop}), expected to start at {layer}")
+            raise BundleError(
+                f"{path}: block {block.file} covers layers [{block.start}, {block.stop}), expected to start at {layer}"
+            )
         layer = block.stop
     if layer != manifest.geometry.num_layers:
         raise BundleError(f"{path}: blocks cover {layer} layers, the model has {manifest.geometry.num_layers}")

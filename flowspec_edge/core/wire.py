@@ -1,0 +1,258 @@
+"""Messages between nodes, and their bytes. Nothing here opens a socket.
+
+A message is a frozen dataclass. On the wire it is one header, msgpack of ``[type, field, ...]``, and for a chunk a tail: the
+hidden rows as raw little-endian floats, sent behind the header in pieces (see ``net/link.py``). No mask travels: stages
+derive it from the parents. Everything a peer sends is checked here before anyone acts on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from flowspec_edge.core.tree import Row
+from flowspec_edge.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+
+MAX_HEADER_BYTES = 65536
+"""A chunk of 512 rows has a header of about 8 KB; nothing else comes near."""
+MAX_TAIL_BYTES = 16 * 2**20
+"""512 rows of 8192 float32: the largest chunk of the widest model we know."""
+MAX_CHUNK_ROWS = 512
+MAX_TEXT = 4096
+
+CONTROL, DATA = "control", "data"
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message on every link, from the side that connected. ``ring`` names the plan a data link belongs to."""
+
+    node: str
+    version: str
+    protocol: int
+    purpose: str
+    ring: str
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The answer to Hello: who is here, what it may hold (bytes), and the digests of the bundles it can read."""
+
+    node: str
+    version: str
+    free_memory_bytes: int
+    bundles: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStage:
+    """Origin to node: serve layers ``[start, stop)`` of a bundle in this ring, and connect to the next hop."""
+
+    ring: str
+    bundle: str
+    start: int
+    stop: int
+    next_node: str
+    next_host: str
+    next_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageOpened:
+    """Node to origin: the layers are loaded and the hop to the next node stands."""
+
+    ring: str
+    memory_bytes: int
+    load_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Origin to stage: make a KV cache of ``capacity`` rows for this session."""
+
+    session: int
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdvanceSession:
+    """Origin to every stage, directly: the token after row ``at`` is ``to``."""
+
+    session: int
+    at: int
+    to: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSession:
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageFailure:
+    """Node to origin: this stage cannot go on; ``reason`` is a sentence for the user."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Backwards on a data link: the receiver has room for ``num_chunks`` more."""
+
+    num_chunks: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkMessage:
+    """One chunk on one hop. ``hidden`` is [rows, hidden_size] float32, or None on the hop to the first stage.
+
+    ``number`` counts the chunks of this hop from 0: a gap means that something was lost. ``num_wanted`` is how many of
+    the last rows the origin needs hidden rows of.
+    """
+
+    number: int
+    session: int
+    rows: tuple[Row, ...]
+    num_wanted: int
+    hidden: NDArray[np.float32] | None
+
+
+Message = (
+    Hello
+    | Welcome
+    | OpenStage
+    | StageOpened
+    | OpenSession
+    | SessionOpened
+    | AdvanceSession
+    | CloseSession
+    | StageFailure
+    | Credit
+    | ChunkMessage
+)
+
+_PLAIN: tuple[type[Any], ...] = (
+    Hello,
+    Welcome,
+    OpenStage,
+    StageOpened,
+    OpenSession,
+    SessionOpened,
+    AdvanceSession,
+    CloseSession,
+    StageFailure,
+    Credit,
+)
+_BY_NAME: dict[str, type[Any]] = {kind.__name__: kind for kind in _PLAIN}
+_CHECKS: dict[Any, Callable[[Any], bool]] = {
+    str: lambda value: isinstance(value, str) and len(value) <= MAX_TEXT,
+    int: lambda value: type(value) is int and 0 <= value < 2**63,
+    list[str]: lambda value: isinstance(value, list) and all(isinstance(v, str) and len(v) <= MAX_TEXT for v in value),
+}
+_FIELDS: dict[type[Any], list[tuple[str, Any]]] = {
+    kind: [(name, get_type_hints(kind)[name]) for name in (field.name for field in dataclasses.fields(kind))]
+    for kind in _PLAIN
+}
+_U32 = np.dtype("<u4")
+_F32 = np.dtype("<f4")
+
+
+def encode(message: Message) -> tuple[bytes, memoryview | None]:
+    """The header's bytes, and the tail as a flat view of bytes where the message has one."""
+    if not isinstance(message, ChunkMessage):
+        values = [getattr(message, name) for name, _ in _FIELDS[type(message)]]
+        return msgpack.packb([type(message).__name__, *values]), None
+    table = np.array(message.rows, _U32).reshape(-1, 3).T.tobytes()  # ids, then parents, then tokens
+    hidden = message.hidden
+    width = 0 if hidden is None else hidden.shape[1]
+    header = msgpack.packb(["Chunk", message.number, message.session, message.num_wanted, table, width])
+    if hidden is None:
+        return header, None
+    if sys.byteorder == "big" or hidden.dtype != _F32 or not hidden.flags.c_contiguous:
+        hidden = np.ascontiguousarray(hidden, _F32)
+    return header, hidden.data.cast("B")
+
+
+def num_tail_bytes(header: bytes) -> int:
+    """How many bytes follow this header. Raises ProtocolError where that breaks a limit."""
+    values = _unpack(header)
+    if values[0] != "Chunk":
+        return 0
+    num_rows, width = _chunk_shape(values)
+    num_bytes = num_rows * width * _F32.itemsize
+    if num_bytes > MAX_TAIL_BYTES:
+        raise ProtocolError(f"a chunk of {num_bytes} bytes exceeds the {MAX_TAIL_BYTES}-byte limit (MAX_TAIL_BYTES)")
+    return num_bytes
+
+
+def decode(header: bytes, tail: bytes | bytearray | memoryview | None = None) -> Message:
+    """A checked message from its bytes.
+
+    Raises:
+        ProtocolError: not msgpack, an unknown type, a field of the wrong kind, or a tail of the wrong length.
+    """
+    values = _unpack(header)
+    name = values[0]
+    if name == "Chunk":
+        return _decode_chunk(values, tail)
+    kind = _BY_NAME.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ProtocolError(f"a message of unknown type {name!r:.80}; does the peer run another version?")
+    fields = _FIELDS[kind]
+    if len(values) != len(fields) + 1:
+        raise ProtocolError(f"{name} with {len(values) - 1} fields instead of {len(fields)}")
+    for (field, hint), value in zip(fields, values[1:], strict=True):
+        if not _CHECKS[hint](value):
+            raise ProtocolError(f"{name}.{field} is {value!r:.80}, not a valid {getattr(hint, '__name__', hint)}")
+    message: Message = kind(*values[1:])
+    return message
+
+
+def _unpack(header: bytes) -> list[Any]:
+    if len(header) > MAX_HEADER_BYTES:
+        raise ProtocolError(
+            f"a header of {len(header)} bytes exceeds the {MAX_HEADER_BYTES}-byte limit (MAX_HEADER_BYTES)"
+        )
+    try:
+        values = msgpack.unpackb(header)
+    except (ValueError, msgpack.UnpackException) as cause:
+        raise ProtocolError(f"a header that is not msgpack ({cause})") from cause
+    if not isinstance(values, list) or not values:
+        raise ProtocolError("a header that is not a list of a type and its fields")
+    return values
+
+
+def _chunk_shape(values: list[Any]) -> tuple[int, int]:
+    if len(values) != 6 or not isinstance(values[4], bytes) or not all(type(values[i]) is int for i in (1, 2, 3, 5)):
+        raise ProtocolError("a chunk header with wrong fields")
+    num_rows, remainder = divmod(len(values[4]), 3 * _U32.itemsize)
+    if remainder or not 0 < num_rows <= MAX_CHUNK_ROWS:
+        raise ProtocolError(f"a chunk of {num_rows} rows; between 1 and {MAX_CHUNK_ROWS} are allowed (MAX_CHUNK_ROWS)")
+    if values[5] < 0 or not 0 <= values[3] <= num_rows:
+        raise ProtocolError(f"a chunk of {num_rows} rows wants {values[3]} back, of width {values[5]}")
+    return num_rows, values[5]
+
+
+def _decode_chunk(values: list[Any], tail: bytes | bytearray | memoryview | None) -> ChunkMessage:
+    num_rows, width = _chunk_shape(values)
+    found = 0 if tail is None else len(tail)
+    if found != num_rows * width * _F32.itemsize:
+        raise ProtocolError(f"a chunk of {num_rows} rows of {width} floats with a tail of {found} bytes")
+    hidden = None if tail is None or not width else np.frombuffer(tail, _F32).reshape(num_rows, width)
+    ids, parents, tokens = np.frombuffer(values[4], _U32).reshape(3, num_rows).tolist()
+    rows = tuple(Row(*row) for row in zip(ids, parents, tokens, strict=True))
+    return ChunkMessage(values[1], values[2], rows, values[3], hidden)

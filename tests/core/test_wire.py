@@ -1,0 +1,89 @@
+"""Bytes in, messages out; everything a peer may send wrong is a ProtocolError."""
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowspec_edge.core import wire
+from flowspec_edge.core.tree import Row
+from flowspec_edge.errors import ProtocolError
+
+U32 = st.integers(0, 2**32 - 1)
+PLAIN = [
+    wire.Hello("pi-kitchen", "0.1.0", 1, wire.CONTROL, ""),
+    wire.Welcome("pi-kitchen", "0.1.0", 2**33, ["abc"]),
+    wire.OpenStage("r1", "abc", 0, 4, "pi-hall", "127.0.0.1", 4711),
+    wire.StageOpened("r1", 1000, 20),
+    wire.OpenSession(7, 512),
+    wire.SessionOpened(7),
+    wire.AdvanceSession(7, 3, 42),
+    wire.CloseSession(7),
+    wire.StageFailure("out of memory"),
+    wire.Credit(2),
+]
+
+
+@pytest.mark.parametrize("message", PLAIN, ids=lambda message: type(message).__name__)
+def test_plain_messages_come_back_equal(message):
+    header, tail = wire.encode(message)
+    assert tail is None
+    assert wire.decode(header) == message
+
+
+@given(st.lists(st.tuples(U32, U32, U32), min_size=1, max_size=40), st.integers(1, 8))
+def test_chunks_come_back_equal(rows, width):
+    hidden = np.arange(len(rows) * width, dtype=np.float32).reshape(len(rows), width)
+    sent = wire.ChunkMessage(5, 7, tuple(Row(*row) for row in rows), 1, hidden)
+    header, tail = wire.encode(sent)
+    assert wire.num_tail_bytes(header) == len(tail) == hidden.nbytes
+    got = wire.decode(header, bytes(tail))
+    assert (got.number, got.session, got.rows, got.num_wanted) == (5, 7, sent.rows, 1)
+    np.testing.assert_array_equal(got.hidden, hidden)
+
+
+def test_a_view_with_gaps_is_sent_whole():
+    hidden = np.arange(24, dtype=np.float32).reshape(4, 6)[::2, ::2]
+    header, tail = wire.encode(wire.ChunkMessage(0, 1, (Row(0, 1, 2), Row(1, 0, 2)), 2, hidden))
+    np.testing.assert_array_equal(wire.decode(header, bytes(tail)).hidden, hidden)
+
+
+CHUNK = ["Chunk", 0, 1, 1, np.zeros(3, "<u4").tobytes(), 4]
+
+
+@pytest.mark.parametrize(
+    ("header", "tail", "text"),
+    [
+        (b"\xc1", None, "not msgpack"),
+        (msgpack.packb({"a": 1}), None, "not a list"),
+        (msgpack.packb(["Frobnicate"]), None, "unknown type 'Frobnicate'"),
+        (msgpack.packb(["Credit"]), None, "0 fields instead of 1"),
+        (msgpack.packb(["Credit", "two"]), None, "Credit.num_chunks is 'two'"),
+        (msgpack.packb(["Credit", -1]), None, "Credit.num_chunks is -1"),
+        (msgpack.packb(["Hello", "x" * 5000, "1", 1, "data", ""]), None, "Hello.node"),
+        (msgpack.packb(CHUNK), bytes(15), "tail of 15 bytes"),
+        (msgpack.packb([*CHUNK[:4], b"", 4]), None, "a chunk of 0 rows"),
+        (msgpack.packb([*CHUNK[:3], 9, *CHUNK[4:]]), bytes(16), "wants 9 back"),
+        (msgpack.packb([*CHUNK[:5], -4]), bytes(16), "width -4"),
+        (bytes(70000), None, "exceeds the 65536-byte limit"),
+    ],
+)
+def test_what_a_peer_may_send_wrong(header, tail, text):
+    with pytest.raises(ProtocolError, match=text):
+        wire.decode(header, tail)
+
+
+def test_an_oversized_tail_is_refused_before_it_comes():
+    rows = np.zeros((wire.MAX_CHUNK_ROWS, 3), "<u4").tobytes()
+    with pytest.raises(ProtocolError, match="MAX_TAIL_BYTES"):
+        wire.num_tail_bytes(msgpack.packb(["Chunk", 0, 1, 1, rows, 2**20]))
+
+
+@given(st.binary(max_size=200), st.binary(max_size=64))
+def test_noise_never_raises_anything_else(header, tail):
+    try:
+        wire.num_tail_bytes(header)
+        wire.decode(header, tail)
+    except ProtocolError:
+        pass
