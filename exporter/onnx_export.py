@@ -1,0 +1,174 @@
+"""From a torch module to a checked ONNX file, carried by optimum's export and validation."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from optimum.exporters.onnx import export, validate_model_outputs
+from optimum.exporters.onnx.base import OnnxConfig
+from optimum.exporters.onnx.convert import AtolError, OutputMatchError, ShapeError
+from optimum.utils import NormalizedConfig
+from torch import nn
+
+from exporter.model import LayerShape
+from exporter.stage_module import FinalNorm, Head, LayerBlock
+from flowspec_edge.errors import CheckpointError, ParityError
+from flowspec_edge.manifest import (
+    ATTENTION_BIAS,
+    FEATURE,
+    HIDDEN,
+    HIDDEN_OUT,
+    LOGITS,
+    PAST_KEY,
+    PAST_VALUE,
+    POSITION_IDS,
+    PRESENT_KEY,
+    PRESENT_VALUE,
+    SEQLENS_K,
+    TOKEN_EMBEDDING,
+    TOP_K,
+    TOP_LOG_PROBS,
+    TOP_TOKENS,
+    TOTAL_LENGTH,
+)
+
+OPSET = 18
+# Float32 graphs on random inputs of magnitude one: operator order alone differs (at most 1e-5 seen).
+VALIDATION_TOLERANCE = 1e-4
+# A protobuf file ends at 2 GiB; beyond it weights spill into side files that a bundle does not describe.
+MAX_GRAPH_BYTES = 2**31 - 2**24
+
+Axes = dict[str, dict[int, str]]
+Dummies = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """Names and dynamic axes of one graph, and example inputs to trace and validate it with."""
+
+    inputs: Axes
+    outputs: Axes
+    make_dummies: Callable[[], Dummies]
+    first_layer: int = 0
+
+
+class GraphOnnxConfig(OnnxConfig):
+    """Tells optimum about a graph by its :class:`GraphSpec` instead of by a transformers model type."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedConfig
+    DUMMY_INPUT_GENERATOR_CLASSES: ClassVar[tuple[type, ...]] = ()
+    ATOL_FOR_VALIDATION = VALIDATION_TOLERANCE
+
+    def __init__(self, config: Any, spec: GraphSpec) -> None:
+        super().__init__(config, task="feature-extraction")
+        self.spec = spec
+
+    @property
+    def inputs(self) -> Axes:
+        return self.spec.inputs
+
+    @property
+    def outputs(self) -> Axes:
+        return self.spec.outputs
+
+    def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> Dummies:
+        dummies = self.spec.make_dummies()
+        if framework == "pt":
+            return dummies
+        return {
+            name: [part.numpy() for part in value] if isinstance(value, list) else value.numpy()
+            for name, value in dummies.items()
+        }
+
+    def flatten_output_collection_property(self, name: str, field: Iterable[Any]) -> dict[str, Any]:
+        """Caches are numbered by the layer's place in the whole model, not in the block."""
+        return {f"{name}.{self.spec.first_layer + i}": part for i, part in enumerate(field)}
+
+
+def block_spec(block: LayerBlock) -> GraphSpec:
+    """The spec of a layer block, or of a drafter, which reads two row inputs instead of one."""
+    rows_in = (
+        (TOKEN_EMBEDDING, FEATURE) if TOKEN_EMBEDDING in inspect.signature(block.forward).parameters else (HIDDEN,)
+    )
+    layers = range(block.start, block.stop)
+    inputs: Axes = {name: {1: "rows"} for name in rows_in}
+    inputs[ATTENTION_BIAS] = {2: "rows", 3: "total"}
+    inputs[POSITION_IDS] = {1: "rows"}
+    inputs[SEQLENS_K] = {}
+    inputs[TOTAL_LENGTH] = {}
+    for prefix in (PAST_KEY, PAST_VALUE):
+        inputs.update({f"{prefix}.{i}": {2: "capacity"} for i in layers})
+    outputs: Axes = {HIDDEN_OUT: {1: "rows"}}
+    for prefix in (PRESENT_KEY, PRESENT_VALUE):
+        outputs.update({f"{prefix}.{i}": {2: "capacity"} for i in layers})
+    return GraphSpec(inputs, outputs, lambda: _block_dummies(block.shape, len(layers), rows_in), block.start)
+
+
+def head_spec(head: Head) -> GraphSpec:
+    hidden_size = head.lm_head.in_features
+    inputs: Axes = {HIDDEN: {0: "rows"}, TOP_K: {}}
+    outputs: Axes = {LOGITS: {0: "rows"}, TOP_LOG_PROBS: {0: "rows", 1: "top"}, TOP_TOKENS: {0: "rows", 1: "top"}}
+    return GraphSpec(inputs, outputs, lambda: {HIDDEN: _random(3, hidden_size), TOP_K: torch.tensor([4])})
+
+
+def final_norm_spec(norm: FinalNorm) -> GraphSpec:
+    size = norm.norm.weight.shape[0]
+    return GraphSpec({HIDDEN: {1: "rows"}}, {HIDDEN_OUT: {1: "rows"}}, lambda: {HIDDEN: _random(1, 3, size)})
+
+
+def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
+    """Write ``module`` to ``path`` as opset 18 and let optimum compare it with torch on random inputs.
+
+    Raises:
+        CheckpointError: the weights do not fit into one ONNX file.
+        ParityError: optimum found an output that differs.
+    """
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    if num_bytes > MAX_GRAPH_BYTES:
+        raise CheckpointError(
+            f"{path.name}: {num_bytes} bytes of float32 weights exceed the {MAX_GRAPH_BYTES}-byte limit of one ONNX "
+            "file; lower --block-size"
+        )
+    config = GraphOnnxConfig(module.config, spec)
+    for name in ("optimum", "torch.onnx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # The traced path is the one wanted; torch announces its successor and each frozen size on every export.
+        warnings.simplefilter("ignore")
+        export(module, config, path, opset=OPSET)
+        try:
+            validate_model_outputs(config, module, path, list(spec.outputs), use_subprocess=False)
+        except (AtolError, OutputMatchError, ShapeError) as cause:
+            summary = " ".join(str(cause).split())
+            raise ParityError(f"{path.name}: the exported graph differs from torch ({summary})") from cause
+
+
+def _block_dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...]) -> Dummies:
+    """Three rows after four slots, row 2 being row 1's sibling.
+
+    The cache is full: where past and present are not one buffer, the operator leaves slots above the total undefined.
+    """
+    rows, total = 3, 7
+    bias = torch.zeros(1, 1, rows, total)
+    bias[0, 0, 2, total - 2] = -1e9
+    bias[..., 0] = -1e9
+    dummies: Dummies = {name: _random(1, rows, shape.hidden_size) for name in rows_in}
+    dummies[ATTENTION_BIAS] = bias
+    dummies[POSITION_IDS] = torch.tensor([[0, 1, 1]]) + min(3, max(shape.max_context - 2, 0))
+    dummies[SEQLENS_K] = torch.tensor([total - 1], dtype=torch.int32)
+    dummies[TOTAL_LENGTH] = torch.tensor(total, dtype=torch.int32)
+    for name in (PAST_KEY, PAST_VALUE):
+        dummies[name] = [_random(1, shape.num_kv_heads, total, shape.head_dim) for _ in range(num_layers)]
+    return dummies
+
+
+def _random(*size: int) -> torch.Tensor:
+    """Standard normal values, the same on every call with the same sizes."""
+    return torch.randn(*size, generator=torch.Generator().manual_seed(sum(size)))

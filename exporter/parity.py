@@ -1,0 +1,293 @@
+"""Compares exported graphs with torch on rows of real text: a chain in two chunks, a branching tree, a padded single row.
+
+Slot 0 of every cache stays masked for good, so that the attention operator always has a past (without one it ignores
+position ids), and past and present are one buffer: graphs are driven here just as a device drives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from flowspec_edge.errors import ParityError
+from flowspec_edge.manifest import (
+    ATTENTION_BIAS,
+    FEATURE,
+    HIDDEN,
+    HIDDEN_OUT,
+    LOGITS,
+    PAST_KEY,
+    PAST_VALUE,
+    POSITION_IDS,
+    PRESENT_KEY,
+    PRESENT_VALUE,
+    SEQLENS_K,
+    TOKEN_EMBEDDING,
+    TOP_K,
+    TOP_LOG_PROBS,
+    TOP_TOKENS,
+    TOTAL_LENGTH,
+)
+
+# Added to a score that must not count: exp(MASKED + score) is exactly 0 in float32 for any score below 1e8.
+MASKED = -1e9
+
+NUM_CHAIN_ROWS = 64
+# Parent of each tree row, counted from the tree's first row; -1 is the last row of the chain.
+TREE_PARENTS = (-1, 0, 0, 0, 1, 1, 2, 4, 4, 6, 7, 9)
+SINGLE_PARENT = 10
+
+# Any text would do; code is what the demo model knows, and every tokenizer has tokens for it.
+PROBE_TEXT = '''\
+class Inventory:
+    """Counts things by name, and says what is running low."""
+
+    def __init__(self, limits):
+        self.limits = dict(limits)
+        self.counts = {}
+
+    def add(self, name, number=1):
+        if number < 0:
+            raise ValueError("number must not be negative: %r" % number)
+        self.counts[name] = self.counts.get(name, 0) + number
+        return self.counts[name]
+
+    def low(self):
+        for name, limit in sorted(self.limits.items()):
+            if self.counts.get(name, 0) < limit:
+                yield name
+'''
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward: a chunk of rows and the slots it may look at. Rows from ``num_compared`` on are padding."""
+
+    tokens: np.ndarray  # int64 [rows]
+    parents: np.ndarray  # int64 [rows]: row number since the first step, -1 for the very first row
+    positions: np.ndarray  # int64 [rows]
+    bias: np.ndarray  # float32 [1, 1, rows, total]
+    num_compared: int
+
+    @property
+    def total(self) -> int:
+        return self.bias.shape[-1]
+
+    def inputs(self) -> Arrays:
+        return {
+            ATTENTION_BIAS: self.bias,
+            POSITION_IDS: self.positions[None],
+            SEQLENS_K: np.array([self.total - 1], dtype=np.int32),
+            TOTAL_LENGTH: np.array(self.total, dtype=np.int32),
+        }
+
+
+def probe_steps(token_ids: Sequence[int], max_context: int) -> list[Step]:
+    """The rows every graph is compared on. ``token_ids`` is repeated where it is too short."""
+    deepest = 1 + max(_depth(row) for row in range(len(TREE_PARENTS))) + 1
+    num_chain = min(NUM_CHAIN_ROWS, max(max_context - deepest, 2))
+    parents = [*range(-1, num_chain - 1), *(num_chain + parent for parent in TREE_PARENTS)]
+    single = len(parents)
+    parents += [num_chain + SINGLE_PARENT, single]  # the last row only pads the one before it
+    cut = num_chain * 5 // 8
+    bounds = [(0, cut, cut), (cut, num_chain, num_chain), (num_chain, single, single), (single, single + 2, single + 1)]
+    return [_step(token_ids, parents, start, stop, compared) for start, stop, compared in bounds]
+
+
+def ancestor_bias(parents: Sequence[int], start: int, stop: int) -> np.ndarray:
+    """Bias of the rows ``[start, stop)``: 0 for a row and its ancestors, masked elsewhere; row ``r`` is in slot ``r + 1``."""
+    bias = np.full((1, 1, stop - start, stop + 1), MASKED, dtype=np.float32)  # [1, 1, rows, total]
+    for row in range(start, stop):
+        ancestor = row
+        while ancestor >= 0:
+            bias[0, 0, row - start, ancestor + 1] = 0.0
+            ancestor = parents[ancestor]
+    return bias
+
+
+class OnnxGraph:
+    """An exported block or drafter on ONNX Runtime, its caches updated in place."""
+
+    def __init__(self, path: Path, capacity: int) -> None:
+        self.session = open_session(path)
+        self._caches: dict[str, onnxruntime.OrtValue] = {}
+        self._memory: list[np.ndarray] = []
+        for graph_input in self.session.get_inputs():
+            if graph_input.name.startswith((f"{PAST_KEY}.", f"{PAST_VALUE}.")):
+                _, num_kv_heads, _, head_dim = graph_input.shape
+                cache = np.zeros((1, num_kv_heads, capacity, head_dim), dtype=np.float32)
+                self._memory.append(cache)
+                self._caches[graph_input.name] = onnxruntime.OrtValue.ortvalue_from_numpy(cache)
+
+    def run(self, rows: Mapping[str, np.ndarray], step: Step) -> np.ndarray:
+        """Hidden rows after the graph: [1, rows, hidden_size]."""
+        binding = self.session.io_binding()
+        for name, array in {**rows, **step.inputs()}.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name, cache in self._caches.items():
+            binding.bind_ortvalue_input(name, cache)
+            present = name.replace(PAST_KEY, PRESENT_KEY).replace(PAST_VALUE, PRESENT_VALUE)
+            binding.bind_ortvalue_output(present, cache)
+        binding.bind_output(HIDDEN_OUT)
+        self.session.run_with_iobinding(binding)
+        return binding.get_outputs()[-1].numpy()
+
+
+class TorchGraph:
+    """The torch module of a block or drafter, driven through the same steps."""
+
+    def __init__(self, module: nn.Module, capacity: int) -> None:
+        self.module = module
+        shape = module.shape
+        size = (1, shape.num_kv_heads, capacity, shape.head_dim)
+        self._layers = range(module.start, module.stop)
+        self._keys = [torch.zeros(size) for _ in self._layers]
+        self._values = [torch.zeros(size) for _ in self._layers]
+
+    def run(self, rows: Mapping[str, np.ndarray], step: Step) -> np.ndarray:
+        inputs = {name: torch.from_numpy(np.asarray(array)) for name, array in {**rows, **step.inputs()}.items()}
+        with torch.no_grad():
+            outputs = self.module(**inputs, past_key=self._keys, past_value=self._values)
+        self._keys = [outputs[f"{PRESENT_KEY}.{i}"] for i in self._layers]
+        self._values = [outputs[f"{PRESENT_VALUE}.{i}"] for i in self._layers]
+        return outputs[HIDDEN_OUT].numpy()
+
+
+@dataclass
+class ChainCheck:
+    """Carries the rows from block to block: what torch has, and what the chain of exported graphs has made of them."""
+
+    steps: list[Step]
+    embedding: np.ndarray  # [vocab_size, hidden_size]
+    tolerance: float
+    block_errors: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.expected = [self.embed(step) for step in self.steps]
+        self.chained = list(self.expected)
+
+    @property
+    def capacity(self) -> int:
+        """One slot more than is used, so that the cache is not full at the end."""
+        return self.steps[-1].total + 1
+
+    @property
+    def num_rows(self) -> int:
+        return sum(step.num_compared for step in self.steps)
+
+    def embed(self, step: Step) -> np.ndarray:
+        return self.embedding[step.tokens].astype(np.float32)[None]  # [1, rows, hidden_size]
+
+    def check_block(self, module: nn.Module, path: Path) -> None:
+        """Compare one block on torch's rows, and take both sets of rows through it."""
+        reference = TorchGraph(module, self.capacity)
+        alone, chained = OnnxGraph(path, self.capacity), OnnxGraph(path, self.capacity)
+        found, expected = [], []
+        for i, step in enumerate(self.steps):
+            found.append(alone.run({HIDDEN: self.expected[i]}, step))
+            self.chained[i] = chained.run({HIDDEN: self.chained[i]}, step)
+            expected.append(reference.run({HIDDEN: self.expected[i]}, step))
+        self.expected = expected
+        error = self._error(found, expected)
+        self.block_errors.append(error)
+        self._enforce(f"{path.parent.name}/{path.name}: layers [{module.start}, {module.stop})", error)
+
+    def check_final_norm(self, module: nn.Module, path: Path) -> float:
+        """Take the rows through the final norm; returns the error of the whole chain."""
+        session = open_session(path)
+        with torch.no_grad():
+            self.expected = [module(torch.from_numpy(rows))[HIDDEN_OUT].numpy() for rows in self.expected]
+        self.chained = [session.run([HIDDEN_OUT], {HIDDEN: rows})[0] for rows in self.chained]
+        error = self._error(self.chained, self.expected)
+        self._enforce("the whole chain of blocks and the final norm", error)
+        return error
+
+    def check_head(self, module: nn.Module, path: Path, top: int = 8) -> float:
+        """Compare logits on torch's normed rows, and the graph's likeliest tokens with its own logits."""
+        rows = np.concatenate(
+            [self._compared(rows, step)[0] for rows, step in zip(self.expected, self.steps, strict=True)]
+        )
+        k = np.array([min(top, self.embedding.shape[0])], dtype=np.int64)
+        logits, log_probs, tokens = open_session(path).run(
+            [LOGITS, TOP_LOG_PROBS, TOP_TOKENS], {HIDDEN: rows, TOP_K: k}
+        )
+        with torch.no_grad():
+            expected = module(torch.from_numpy(rows), torch.from_numpy(k))[LOGITS].numpy()
+        error = relative_error([logits], [expected])
+        self._enforce(f"{path.name}: the head", error)
+        own = torch.from_numpy(logits).log_softmax(dim=-1).numpy()
+        difference = float(np.abs(np.take_along_axis(own, tokens, axis=-1) - log_probs).max())
+        if difference > 1e-4 or np.any(np.diff(log_probs, axis=-1) > 0):
+            raise ParityError(
+                f"{path.name}: {TOP_LOG_PROBS} differ from the log-softmax of {LOGITS} by {difference:.2e}"
+            )
+        return error
+
+    def check_drafter(self, module: nn.Module, path: Path) -> float:
+        """Compare the drafter on pairs of a token and its parent's feature, at the parent's position."""
+        reference, graph = TorchGraph(module, self.capacity), OnnxGraph(path, self.capacity)
+        features = np.concatenate([rows[0] for rows in self.expected])  # [all rows, hidden_size]
+        found, expected = [], []
+        for step in self.steps:
+            rows = {TOKEN_EMBEDDING: self.embed(step), FEATURE: features[np.maximum(step.parents, 0)][None]}
+            shifted = Step(step.tokens, step.parents, np.maximum(step.positions - 1, 0), step.bias, step.num_compared)
+            found.append(graph.run(rows, shifted))
+            expected.append(reference.run(rows, shifted))
+        error = self._error(found, expected)
+        self._enforce(f"{path.name}: the drafter", error)
+        return error
+
+    def _compared(self, rows: np.ndarray, step: Step) -> np.ndarray:
+        return rows[:, : step.num_compared]
+
+    def _error(self, found: list[np.ndarray], expected: list[np.ndarray]) -> float:
+        return relative_error(
+            [self._compared(rows, step) for rows, step in zip(found, self.steps, strict=True)],
+            [self._compared(rows, step) for rows, step in zip(expected, self.steps, strict=True)],
+        )
+
+    def _enforce(self, what: str, error: float) -> None:
+        if not error <= self.tolerance:  # a NaN fails too
+            raise ParityError(f"{what}: error {error:.2e} against torch exceeds the tolerance {self.tolerance:.0e}")
+
+
+def relative_error(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """Largest absolute difference over all rows, relative to the RMS of the expected ones."""
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+    rms = float(np.sqrt(np.mean(np.square(np.concatenate([rows.ravel() for rows in expected], dtype=np.float64)))))
+    return difference / rms
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """A CPU session with as many threads as torch uses."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _step(token_ids: Sequence[int], parents: Sequence[int], start: int, stop: int, compared: int) -> Step:
+    depths: list[int] = []
+    for parent in parents[:stop]:
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+    return Step(
+        tokens=np.array([token_ids[row % len(token_ids)] for row in range(start, stop)], dtype=np.int64),
+        parents=np.array(parents[start:stop], dtype=np.int64),
+        positions=np.array(depths[start:stop], dtype=np.int64),
+        bias=ancestor_bias(parents, start, stop),
+        num_compared=compared - start,
+    )
+
+
+def _depth(row: int) -> int:
+    """Rows of the probe tree above this one."""
+    parent = TREE_PARENTS[row]
+    return 0 if parent < 0 else 1 + _depth(parent)

@@ -1,0 +1,275 @@
+"""One torch definition of what a bundle's graphs compute: decoder layers in any range, final norm and head.
+
+The same modules are exported, are optimum's reference when it validates the export, and are the reference of the
+parity report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from exporter.model import LayerShape
+from flowspec_edge.manifest import (
+    HIDDEN_OUT,
+    LOGITS,
+    PRESENT_KEY,
+    PRESENT_VALUE,
+    TOP_LOG_PROBS,
+    TOP_TOKENS,
+)
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class RotaryAttention(torch.autograd.Function):
+    """Attention over a cache of fixed capacity, exact in torch and one fused operator in ONNX.
+
+    Row ``r`` of the chunk takes slot ``total - rows + r``; it sees slots up to its own (parents stand before
+    children), plus the bias. The operator ignores position ids when there is no past, so callers keep ``rows < total``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,  # [1, rows, num_heads * head_dim]
+        key: torch.Tensor,  # [1, rows, num_kv_heads * head_dim]
+        value: torch.Tensor,  # [1, rows, num_kv_heads * head_dim]
+        past_key: torch.Tensor,  # [1, num_kv_heads, capacity, head_dim]
+        past_value: torch.Tensor,
+        seqlens_k: torch.Tensor,  # int32 [1]
+        total: torch.Tensor,  # int32 []
+        cos: torch.Tensor,  # [max_context, head_dim / 2]
+        sin: torch.Tensor,
+        position_ids: torch.Tensor,  # [1, rows]
+        attention_bias: torch.Tensor,  # [1, 1, rows, total]
+        num_heads: int,
+        num_kv_heads: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows, stop = query.shape[1], int(total)
+        head_dim = past_key.shape[-1]
+        q = rotate(query.view(rows, num_heads, head_dim), cos, sin, position_ids[0])  # [rows, num_heads, head_dim]
+        k = rotate(key.view(rows, num_kv_heads, head_dim), cos, sin, position_ids[0])
+        present_key, present_value = past_key.clone(), past_value.clone()
+        present_key[0, :, stop - rows : stop] = k.transpose(0, 1)
+        present_value[0, :, stop - rows : stop] = value.view(rows, num_kv_heads, head_dim).transpose(0, 1)
+        group = num_heads // num_kv_heads
+        all_keys = present_key[0, :, :stop].repeat_interleave(group, dim=0)  # [num_heads, total, head_dim]
+        all_values = present_value[0, :, :stop].repeat_interleave(group, dim=0)
+        scores = q.transpose(0, 1) @ all_keys.transpose(1, 2) / head_dim**0.5 + attention_bias[0]
+        later = torch.ones(rows, stop, dtype=torch.bool).triu(stop - rows + 1)
+        weights = scores.masked_fill(later, float("-inf")).softmax(dim=-1)  # [num_heads, rows, total]
+        attended = (weights @ all_values).transpose(0, 1).reshape(1, rows, num_heads * head_dim)
+        return attended, present_key, present_value
+
+    @staticmethod
+    def symbolic(
+        g: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        past_key: Any,
+        past_value: Any,
+        seqlens_k: Any,
+        total: Any,
+        cos: Any,
+        sin: Any,
+        position_ids: Any,
+        attention_bias: Any,
+        num_heads: int,
+        num_kv_heads: int,
+    ) -> Any:
+        inputs = (query, key, value, past_key, past_value, seqlens_k, total, cos, sin, position_ids, attention_bias)
+        attended, present_key, present_value = g.op(
+            "com.microsoft::GroupQueryAttention",
+            *inputs,
+            num_heads_i=num_heads,
+            kv_num_heads_i=num_kv_heads,
+            do_rotary_i=1,
+            outputs=3,
+        )
+        attended.setType(query.type())
+        present_key.setType(past_key.type())
+        present_value.setType(past_value.type())
+        return attended, present_key, present_value
+
+
+class TopLogProbs(torch.autograd.Function):
+    """The ``k`` largest log-softmax values of each row, ``k`` being an input of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        top = logits.log_softmax(dim=-1).topk(int(k))
+        return top.values, top.indices
+
+    @staticmethod
+    def symbolic(g: Any, logits: Any, k: Any) -> Any:
+        log_probs = g.op("LogSoftmax", logits, axis_i=-1)
+        return g.op("TopK", log_probs, k, axis_i=-1, largest_i=1, sorted_i=1, outputs=2)
+
+
+class RmsNorm(nn.Module):
+    """``x / rms(x) * weight``, written in the order that ONNX Runtime fuses into one operator."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
+        self.q_proj = nn.Linear(shape.hidden_size, q_size, bias=False)
+        self.k_proj = nn.Linear(shape.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(shape.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(q_size, shape.hidden_size, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor, step: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        projected = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        attended, key, value = RotaryAttention.apply(
+            *projected, past_key, past_value, *step, self.num_heads, self.num_kv_heads
+        )
+        return self.o_proj(attended), key, value
+
+
+class FeedForward(nn.Module):
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.gate_proj(x)
+        return self.down_proj(gate * torch.sigmoid(gate) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """One Llama layer. EAGLE's single layer has no input norm."""
+
+    def __init__(self, shape: LayerShape, *, has_input_norm: bool = True) -> None:
+        super().__init__()
+        norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.input_layernorm = norm if has_input_norm else nn.Identity()
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.mlp = FeedForward(shape)
+
+    def forward(
+        self, x: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor, step: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        attended, key, value = self.self_attn(self.input_layernorm(x), past_key, past_value, step)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), key, value
+
+
+class LayerBlock(nn.Module):
+    """The decoder layers ``[start, stop)`` as one graph. Caches keep the layer's global number in their names."""
+
+    def __init__(self, shape: LayerShape, start: int, stop: int, *, has_input_norm: bool = True) -> None:
+        super().__init__()
+        self.config = PretrainedConfig()  # optimum's export reads and sets fields of it
+        self.shape, self.start, self.stop = shape, start, stop
+        self.layers = nn.ModuleList(DecoderLayer(shape, has_input_norm=has_input_norm) for _ in range(start, stop))
+        cos, sin = rotary_tables(shape)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        attention_bias: torch.Tensor,
+        position_ids: torch.Tensor,
+        seqlens_k: torch.Tensor,
+        total_sequence_length: torch.Tensor,
+        past_key: Sequence[torch.Tensor],
+        past_value: Sequence[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        step = (seqlens_k, total_sequence_length, self.cos, self.sin, position_ids, attention_bias)
+        keys, values = [], []
+        for layer, layer_key, layer_value in zip(self.layers, past_key, past_value, strict=True):
+            hidden, key, value = layer(hidden, layer_key, layer_value, step)
+            keys.append(key)
+            values.append(value)
+        outputs = {HIDDEN_OUT: hidden}
+        outputs.update({f"{PRESENT_KEY}.{self.start + i}": key for i, key in enumerate(keys)})
+        outputs.update({f"{PRESENT_VALUE}.{self.start + i}": value for i, value in enumerate(values)})
+        return outputs
+
+
+class FinalNorm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.config = PretrainedConfig()
+        self.norm = RmsNorm(size, eps)
+
+    def forward(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {HIDDEN_OUT: self.norm(hidden)}
+
+
+class Head(nn.Module):
+    """Normed rows to logits and the ``k`` likeliest tokens."""
+
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+        super().__init__()
+        self.config = PretrainedConfig()
+        self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
+
+    def forward(self, hidden: torch.Tensor, k: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.lm_head(hidden)  # [rows, vocab_size]
+        top_log_probs, top_tokens = TopLogProbs.apply(logits, k)
+        return {LOGITS: logits, TOP_LOG_PROBS: top_log_probs, TOP_TOKENS: top_tokens}
+
+
+def rotary_tables(shape: LayerShape) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of every position: two float32 tables [max_context, head_dim / 2]."""
+    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device="cpu") / shape.head_dim
+    frequencies = 1.0 / shape.rope_theta**exponents
+    angles = torch.outer(torch.arange(shape.max_context, dtype=torch.float32, device="cpu"), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding in Llama's half-split layout; ``x`` is [rows, heads, head_dim]."""
+    row_cos, row_sin = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)  # [rows, 1, head_dim / 2]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * row_cos - second * row_sin, second * row_cos + first * row_sin), dim=-1)
+
+
+def with_weights(module: nn.Module, weights: Tensors) -> nn.Module:
+    """``module`` (built on the meta device) holding exactly these tensors, ready to run."""
+    module.load_state_dict(dict(weights), strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def build_block(shape: LayerShape, start: int, stop: int, weights: Tensors) -> LayerBlock:
+    with torch.device("meta"):
+        block = LayerBlock(shape, start, stop)
+    with_weights(block, weights)
+    return block
+
+
+def build_final_norm(weight: torch.Tensor, eps: float) -> FinalNorm:
+    with torch.device("meta"):
+        norm = FinalNorm(weight.shape[0], eps)
+    with_weights(norm, {"norm.weight": weight})
+    return norm
+
+
+def build_head(weight: torch.Tensor) -> Head:
+    with torch.device("meta"):
+        head = Head(weight.shape[1], weight.shape[0])
+    with_weights(head, {"lm_head.weight": weight})
+    return head
