@@ -12,7 +12,7 @@ So chunks and Advances commute: any interleaving that keeps parents before child
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -63,6 +63,7 @@ class Tree:
         self._rows: dict[int, TreeRow] = {}
         self._waiting: dict[int, int] = {}
         self._first: int | None = None
+        self._dropped: list[int] = []
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -107,34 +108,35 @@ class Tree:
             self.advance(Advance(row.id, self._waiting.pop(row.id)))
         return True
 
-    def advance(self, advance: Advance) -> list[int]:
-        """Commit ``at`` and its ancestors, and drop every row that no longer lives. Returns the dropped draft ids.
+    def advance(self, advance: Advance) -> None:
+        """Commit ``at`` and its ancestors, and drop every row that no longer lives.
 
         Raises:
             ProtocolError: the Advance contradicts an earlier one, or too many wait for rows that never came.
         """
-        at = self._rows.get(advance.at)
-        if at is None:
-            if self._waiting.setdefault(advance.at, advance.to) != advance.to:
-                raise ProtocolError(f"row {advance.at} is advanced to {self._waiting[advance.at]} and to {advance.to}")
+        row = self._rows.get(advance.at)
+        token = advance.to
+        if row is None:
+            if self._waiting.setdefault(advance.at, token) != token:
+                raise ProtocolError(f"row {advance.at} is advanced to {self._waiting[advance.at]} and to {token}")
             if len(self._waiting) > MAX_WAITING_ADVANCES:
-                raise ProtocolError(
-                    f"{len(self._waiting)} Advances wait for rows that never came (limit {MAX_WAITING_ADVANCES})"
-                )
-            return []
-        dropped: list[int] = []
-        row, token = at, advance.to
+                raise ProtocolError(f"{len(self._waiting)} Advances wait for rows that never came")
+            return
         while not row.is_committed:
             row.next_token = token
             for sibling_token, child in list(row.children.items()):
                 if sibling_token != token:
                     del row.children[sibling_token]
-                    self._drop(child, dropped)
+                    self._drop(child)
             if row.parent == NO_PARENT:
-                return dropped
+                return
             row, token = self._rows[row.parent], row.token
         if row.next_token != token:
             raise ProtocolError(f"row {row.id} is advanced to {row.next_token} and to {token}")
+
+    def take_dropped(self) -> list[int]:
+        """The draft ids dropped since this was last asked."""
+        dropped, self._dropped = self._dropped, []
         return dropped
 
     def path(self, id: int) -> list[TreeRow]:
@@ -155,10 +157,6 @@ class Tree:
             yield row
             pending.extend(row.children.values())
 
-    def living(self, rows: Iterable[Row]) -> list[Row]:
-        """Those of ``rows`` that live, in their order."""
-        return [row for row in rows if row.id in self._rows]
-
     def check(self) -> None:
         """Assert the invariants: parents live and are shallower, links are mutual, committed rows form one chain."""
         for row in self._rows.values():
@@ -172,9 +170,9 @@ class Tree:
                 assert parent.children[row.token] == row.id
                 assert parent.is_committed or not row.is_committed, f"row {row.id} is committed under an open parent"
 
-    def _drop(self, id: int, dropped: list[int]) -> None:
+    def _drop(self, id: int) -> None:
         pending = [id]
         while pending:
             row = self._rows.pop(pending.pop())
-            dropped.append(row.id)
+            self._dropped.append(row.id)
             pending.extend(row.children.values())

@@ -53,21 +53,16 @@ def test_slots_follow_the_tree(story, data):
     tree, slots = Tree(), KvSlots(256)
     cache = np.full(256, -1)  # each cache row holds its draft id, so a wrong move shows
     for message in data.draw(interleavings(story)):
+        arrived = []
         if isinstance(message, Advance):
-            dropped = tree.advance(message)
+            tree.advance(message)
         else:
-            before = set(slots.ids)
-            living = [row for row in message if tree.add(row)]
-            living = tree.living(living)
-            dropped = [id for id in before if id not in tree]
-            moves = slots.drop(dropped)
-            for move in moves:
-                cache[move.target : move.target + move.length] = cache[move.source : move.source + move.length].copy()
-            dropped = []
-            first = slots.append(living)
-            cache[first : len(slots)] = [row.id for row in living]
-        for move in slots.drop(dropped):
+            arrived = [row for row in message if tree.add(row)]
+        for move in slots.drop(tree.take_dropped()):
             cache[move.target : move.target + move.length] = cache[move.source : move.source + move.length].copy()
+        arrived = [row for row in arrived if row.id in tree]
+        first = slots.append(arrived)
+        cache[first : len(slots)] = [row.id for row in arrived]
         slots.check()
         assert cache[FIRST_SLOT : len(slots)].tolist() == slots.ids
         assert set(slots.ids) == {row.id for row in tree}

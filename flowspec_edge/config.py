@@ -1,0 +1,47 @@
+"""What a user may ask of a generation, and the pieces of the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flowspec_edge.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions:
+    """Options of one generation.
+
+    temperature 0 is greedy; top_k 0 and top_p 1 keep every token. ``stop`` ends the text before the first of its
+    strings.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    schedule: str = "flowspec"
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_new_tokens <= 2**20:
+            raise RequestError(f"max_new_tokens is {self.max_new_tokens}; it must lie between 1 and {2**20}")
+        if not 0 <= self.temperature <= 10:
+            raise RequestError(f"temperature is {self.temperature}; it must lie between 0 (greedy) and 10")
+        if self.top_k < 0:
+            raise RequestError(f"top_k is {self.top_k}; it must be 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p is {self.top_p}; it must lie above 0 and at most 1 (off)")
+        if not 0 <= self.seed < 2**64:
+            raise RequestError(f"seed is {self.seed}; it must lie between 0 and {2**64 - 1}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A piece of the answer; the last one has a finish reason and the statistics."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None = None
+    statistics: dict[str, Any] | None = None

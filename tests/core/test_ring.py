@@ -1,0 +1,100 @@
+"""The whole method on the real cores: whatever the timing, the text is what the unsplit model would have written."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core import events as ev
+from flowspec_edge.core.origin import PROGRESS_TIMEOUT_S
+from flowspec_edge.errors import RequestError
+from tests.fakes import FakeRing, unsplit
+
+OPTIONS = st.builds(
+    GenerateOptions,
+    max_new_tokens=st.integers(1, 60),
+    temperature=st.sampled_from([0.0, 0.6, 1.0]),
+    top_k=st.sampled_from([0, 3]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    seed=st.integers(0, 2**64 - 1),
+    schedule=st.sampled_from(["autoregressive", "flowspec"]),
+)
+PROMPTS = st.lists(st.integers(1, 12), min_size=1, max_size=200).map(tuple)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(1, 6), PROMPTS, OPTIONS, st.floats(0, 1), st.integers(0, 2**32))
+def test_output_equals_the_unsplit_models(num_stages, prompt, options, skill, seed):
+    ring = FakeRing(num_stages, random.Random(seed), skill)
+    answer = ring.submit(1, prompt, options)
+    ring.run()
+    assert answer.tokens == unsplit(prompt, options)
+    assert answer.reason in ("stop", "length")
+    assert not any(stage.caches for stage in ring.stages)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(PROMPTS, OPTIONS), min_size=2, max_size=4), st.integers(0, 2**32))
+def test_sessions_share_the_ring_without_mixing(requests, seed):
+    ring = FakeRing(3, random.Random(seed))
+    answers = [ring.submit(session, *request) for session, request in enumerate(requests)]
+    ring.run()
+    assert [answer.tokens for answer in answers] == [unsplit(*request) for request in requests]
+
+
+def test_several_chunks_of_the_tree_are_under_way_at_once():
+    ring = FakeRing(4, random.Random(1), skill=1.0)
+    answer = ring.submit(1, (1, 2, 3), GenerateOptions(max_new_tokens=60))
+    ring.run()
+    assert max(trip.num_in_flight for trip in answer.trips) > 16
+    assert len(answer.trips) < len(answer.tokens)
+
+
+def test_a_cancelled_generation_frees_every_cache_and_emits_nothing_more():
+    ring = FakeRing(3, random.Random(2))
+    answer = ring.submit(1, (1, 2, 3), GenerateOptions(max_new_tokens=60))
+    while len(answer.tokens) < 3:
+        ring.rng.choice(ring._choices())()
+    emitted = list(answer.tokens)
+    ring.tell_origin(ev.GenerationCancelled(1))
+    ring.run()
+    assert (answer.tokens, answer.reason) == (emitted, "cancelled")
+    assert not any(stage.caches for stage in ring.stages)
+
+
+def test_a_lost_ring_ends_each_generation_with_the_reason():
+    ring = FakeRing(3, random.Random(3))
+    answers = [ring.submit(session, (1, 2), GenerateOptions()) for session in (1, 2)]
+    ring.tell_origin(ev.RingLost("peer pi-hall: link lost"))
+    assert [(answer.reason, answer.error) for answer in answers] == [("failed", "peer pi-hall: link lost")] * 2
+
+
+def test_a_silent_ring_is_given_up_after_the_deadline():
+    ring = FakeRing(2, random.Random(4))
+    answer = ring.submit(1, (1, 2), GenerateOptions())
+    assert ring.origin.next_deadline() == pytest.approx(ring.now + PROGRESS_TIMEOUT_S)
+    ring.now += PROGRESS_TIMEOUT_S
+    ring.tell_origin(ev.DeadlinePassed())
+    assert answer.reason == "failed"
+    assert "nothing came back" in answer.error
+
+
+def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers():
+    ring = FakeRing(1, random.Random(5), max_context=8)
+    with pytest.raises(RequestError, match="the prompt has 8 tokens, the model's context holds 8"):
+        ring.submit(1, (1,) * 8, GenerateOptions())
+
+
+def test_the_context_limit_ends_the_text():
+    ring = FakeRing(2, random.Random(6), max_context=20)
+    answer = ring.submit(1, (5, 6, 7), GenerateOptions(max_new_tokens=100))
+    ring.run()
+    assert answer.tokens == unsplit((5, 6, 7), GenerateOptions(max_new_tokens=100), max_context=20)
+
+
+def test_an_unknown_schedule_is_refused_with_the_known_ones():
+    ring = FakeRing(1, random.Random(7))
+    with pytest.raises(RequestError, match="choose one of autoregressive, flowspec"):
+        ring.submit(1, (1,), GenerateOptions(schedule="fastest"))
