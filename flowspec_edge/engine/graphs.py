@@ -1,0 +1,151 @@
+"""ONNX Runtime sessions and caches: the parts that stages and drafters share.
+
+Every graph with a cache is run the same way: the new rows go to the next slots of a cache that is updated in place, slot 0
+being reserved, since the attention operator ignores position ids while its past is empty. A chunk of one row is padded to
+two: ONNX Runtime computes single rows with other kernels, and a row's bits must not depend on its chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from flowspec_edge.core.kv_slots import SlotMove
+from flowspec_edge.errors import BundleError, StageFailedError
+from flowspec_edge.manifest import (
+    ATTENTION_BIAS,
+    HIDDEN_OUT,
+    PAST_KEY,
+    PAST_VALUE,
+    POSITION_IDS,
+    PRESENT_KEY,
+    PRESENT_VALUE,
+    SEQLENS_K,
+    TOTAL_LENGTH,
+)
+
+Floats = NDArray[np.float32]
+
+MASKED = np.float32(-10000.0)
+"""Added to the score of a row that may not be seen; exp() of it is exactly 0 in float32."""
+
+MIN_ROWS = 2
+"""The smallest chunk that a graph ever sees."""
+
+
+def load_graph(path: Path, num_threads: int) -> ort.InferenceSession:
+    """An ONNX Runtime session on the CPU.
+
+    Raises:
+        BundleError: the file is not a graph that this ONNX Runtime can run.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads of one stage would take the cores from its neighbours on the same device.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as cause:  # ONNX Runtime raises its own types, none of them exported
+        raise BundleError(f"{path}: not a graph that ONNX Runtime {ort.__version__} can load ({cause})") from cause
+
+
+class KvCache:
+    """Keys and values of some layers, in one stack that the graphs update in place."""
+
+    def __init__(self, num_layers: int, num_kv_heads: int, capacity: int, head_dim: int) -> None:
+        # One slot more than asked: the padding row of a one-row chunk may stand behind the last slot.
+        shape = (2 * num_layers, 1, num_kv_heads, capacity + 1, head_dim)
+        self._stack = np.zeros(shape, np.float32)  # [2 layers, 1, kv_heads, capacity, head_dim]
+        self.values = [as_ort_value(layer) for layer in self._stack]
+
+    @property
+    def num_bytes(self) -> int:
+        return self._stack.nbytes
+
+    def move(self, moves: Sequence[SlotMove]) -> None:
+        """Close the gaps that dropped rows left."""
+        for source, target, length in moves:
+            self._stack[:, :, :, target : target + length] = self._stack[:, :, :, source : source + length]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one forward needs besides its hidden rows, ready to bind, padding included."""
+
+    bias: ort.OrtValue
+    positions: ort.OrtValue
+    seqlens: ort.OrtValue
+    total: ort.OrtValue
+
+    @classmethod
+    def from_mask(cls, mask: NDArray[np.bool_], positions: NDArray[np.int64]) -> Step:
+        """From who may see whom, [rows, total], and each row's position, [rows]."""
+        rows, total = mask.shape
+        num_padding = max(MIN_ROWS - rows, 0)
+        bias = np.full((1, 1, rows + num_padding, total + num_padding), MASKED, np.float32)
+        bias[0, 0, :rows, :total][mask] = 0.0
+        for index in range(rows, rows + num_padding):
+            bias[0, 0, index, total + index - rows] = 0.0
+        total += num_padding
+        return cls(
+            as_ort_value(bias),
+            as_ort_value(np.pad(positions, (0, num_padding))[None]),
+            as_ort_value(np.array([total - 1], np.int32)),
+            as_ort_value(np.array(total, np.int32)),
+        )
+
+
+def as_ort_value(array: NDArray[Any]) -> ort.OrtValue:
+    """A view of the array for ONNX Runtime. A view with gaps would be copied silently, and updates in place lost."""
+    if not array.flags.c_contiguous:
+        raise StageFailedError(
+            f"an array of shape {array.shape} has gaps; only contiguous memory can be bound in place"
+        )
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def pad_rows(rows: Floats) -> Floats:
+    """[1, rows, width], with at least two rows."""
+    if len(rows) < MIN_ROWS:
+        rows = np.concatenate([rows, np.zeros((MIN_ROWS - len(rows), rows.shape[1]), np.float32)])
+    return np.ascontiguousarray(rows, np.float32)[None]
+
+
+class CachedGraph:
+    """A graph over layers ``[start, stop)`` whose cache is bound in place."""
+
+    def __init__(self, path: Path, start: int, stop: int, num_threads: int) -> None:
+        self._session = load_graph(path, num_threads)
+        self._layers = range(start, stop)
+
+    def run(self, inputs: dict[str, ort.OrtValue], step: Step, caches: Sequence[ort.OrtValue]) -> ort.OrtValue:
+        """One forward. ``caches`` is key, value per layer. Returns the hidden rows, [1, rows, hidden_size].
+
+        Raises:
+            StageFailedError: ONNX Runtime refused the run.
+        """
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_input(ATTENTION_BIAS, step.bias)
+        binding.bind_ortvalue_input(POSITION_IDS, step.positions)
+        binding.bind_ortvalue_input(SEQLENS_K, step.seqlens)
+        binding.bind_ortvalue_input(TOTAL_LENGTH, step.total)
+        binding.bind_output(HIDDEN_OUT)
+        for index, layer in enumerate(self._layers):
+            for offset, (past, present) in enumerate(((PAST_KEY, PRESENT_KEY), (PAST_VALUE, PRESENT_VALUE))):
+                binding.bind_ortvalue_input(f"{past}.{layer}", caches[2 * index + offset])
+                binding.bind_ortvalue_output(f"{present}.{layer}", caches[2 * index + offset])
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as cause:  # ONNX Runtime raises its own types, none of them exported
+            raise StageFailedError(f"layers [{self._layers.start}, {self._layers.stop}) failed: {cause}") from cause
+        return binding.get_outputs()[0]

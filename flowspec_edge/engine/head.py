@@ -1,0 +1,30 @@
+"""The target's output head: logits to verify with, and the likeliest tokens to draft with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowspec_edge.core.events import Floats
+from flowspec_edge.engine.graphs import load_graph, pad_rows
+from flowspec_edge.manifest import HIDDEN, LOGITS, TOP_K, TOP_LOG_PROBS, TOP_TOKENS, Manifest
+
+
+class Head:
+    """Normed hidden rows in, logits or top-k out. The top-k is taken inside the graph: no vocabulary-sized rows leave it."""
+
+    def __init__(self, directory: Path, manifest: Manifest, *, num_threads: int = 1) -> None:
+        self._session = load_graph(directory / manifest.head.file, num_threads)
+
+    def logits(self, hidden: Floats) -> Floats:
+        """[rows, vocab_size] of normed rows, [rows, hidden_size]."""
+        (logits,) = self._session.run([LOGITS], {HIDDEN: pad_rows(hidden)[0], TOP_K: np.array([1], np.int64)})
+        return logits[: len(hidden)]  # type: ignore[no-any-return]
+
+    def top(self, hidden: Floats, k: int) -> tuple[NDArray[np.int64], Floats]:
+        """The ``k`` likeliest next tokens and their log-probabilities, both [rows, k], likeliest first."""
+        inputs = {HIDDEN: pad_rows(hidden)[0], TOP_K: np.array([k], np.int64)}
+        tokens, log_probs = self._session.run([TOP_TOKENS, TOP_LOG_PROBS], inputs)
+        return tokens[: len(hidden)], log_probs[: len(hidden)]

@@ -1,0 +1,85 @@
+"""A stage's layers on ONNX Runtime: any contiguous range of blocks, chained without copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowspec_edge.core.events import Floats, RunForward
+from flowspec_edge.engine.graphs import CachedGraph, KvCache, Step, as_ort_value, load_graph, pad_rows
+from flowspec_edge.errors import PlacementError
+from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, Manifest
+
+
+def load_embedding(directory: Path, manifest: Manifest) -> NDArray[np.floating]:
+    """The embedding table, [vocab_size, hidden_size], mapped from disk: only the rows in use are ever read."""
+    table: NDArray[np.floating] = np.load(directory / manifest.embedding.file, mmap_mode="r")
+    return table
+
+
+class StageRunner:
+    """Layers ``[start, stop)`` of a bundle. The first stage embeds, the last one applies the final norm.
+
+    Not safe for use from several threads at once: give it one.
+
+    Raises:
+        PlacementError: the range does not fall on the bundle's block boundaries.
+        BundleError: a file is missing or cannot be loaded.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, start: int, stop: int, *, num_threads: int = 1) -> None:
+        blocks = [block for block in manifest.blocks if start <= block.start and block.stop <= stop]
+        if not blocks or (blocks[0].start, blocks[-1].stop) != (start, stop):
+            cuts = ", ".join(str(block.start) for block in manifest.blocks)
+            raise PlacementError(f"layers [{start}, {stop}) cannot be cut from this bundle; its blocks begin at {cuts}")
+        self._geometry = manifest.geometry
+        self._num_layers = stop - start
+        self._blocks = [
+            (
+                block.start - start,
+                block.stop - start,
+                CachedGraph(directory / block.file, block.start, block.stop, num_threads),
+            )
+            for block in blocks
+        ]
+        self._embedding = load_embedding(directory, manifest) if start == 0 else None
+        is_last = stop == manifest.geometry.num_layers
+        self._final_norm = load_graph(directory / manifest.final_norm.file, num_threads) if is_last else None
+        self._caches: dict[int, KvCache] = {}
+
+    def open_cache(self, session: int, capacity: int) -> None:
+        """Make room for ``capacity`` slots, the reserved one included."""
+        geometry = self._geometry
+        self._caches[session] = KvCache(self._num_layers, geometry.num_kv_heads, capacity, geometry.head_dim)
+
+    def free_cache(self, session: int) -> None:
+        self._caches.pop(session, None)
+
+    def run(self, forward: RunForward) -> Floats:
+        """Move cache rows, run the layers, and return the rows' hidden states, [rows, hidden_size]; normed if last.
+
+        Raises:
+            StageFailedError: ONNX Runtime refused the run.
+        """
+        num_rows = len(forward.rows)
+        cache = self._caches.get(forward.session)
+        if cache is None:  # closed between the decision to run and the run; nobody will use the rows
+            return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
+        cache.move(forward.moves)
+        step = Step.from_mask(forward.mask, forward.positions)
+        rows = forward.hidden
+        if rows is None:
+            assert self._embedding is not None, "a chunk without hidden rows reached a stage that does not embed"
+            rows = self._embedding[[row.token for row in forward.rows]].astype(np.float32)
+        hidden = as_ort_value(pad_rows(rows))
+        for start, stop, block in self._blocks:
+            hidden = block.run({HIDDEN: hidden}, step, cache.values[2 * start : 2 * stop])
+        if self._final_norm is not None:
+            binding = self._final_norm.io_binding()
+            binding.bind_ortvalue_input(HIDDEN, hidden)
+            binding.bind_output(HIDDEN_OUT)
+            self._final_norm.run_with_iobinding(binding)
+            hidden = binding.get_outputs()[0]
+        return hidden.numpy()[0, :num_rows]  # type: ignore[no-any-return]
