@@ -22,7 +22,7 @@ from exporter.drafter import KIND, DraftHead, load_draft_head
 from exporter.model import Checkpoint, load_checkpoint
 from exporter.onnx_export import GraphSpec, block_spec, export_graph, final_norm_spec, head_spec
 from exporter.parity import PROBE_TEXT, ChainCheck, probe_steps
-from exporter.quantize import ACCURACY_LEVEL, BITS, BLOCK_SIZE, quantize_graph
+from exporter.quantize import BITS, quantize_graph
 from exporter.stage_module import build_block, build_final_norm, build_head
 from flowspec_edge.errors import BundleError, CheckpointError
 from flowspec_edge.manifest import (
@@ -36,12 +36,13 @@ from flowspec_edge.manifest import (
     load_manifest,
 )
 
-# Largest error allowed, relative to the rows' RMS (see manifest.Parity). Float32: the order of sums alone differs.
-# int8: activations are rounded to 8 bits before each product, which the dequantised reference does not do.
-TOLERANCES = {"fp32": 1e-4, "int8": 0.25}
+# Largest error allowed, relative to the rows' RMS (see manifest.Parity). Float32 sums differ in their order alone: the
+# demo model's whole chain is at 6e-6. int8 also rounds activations, which its reference does not: its chain is at 9e-2.
+TOLERANCES = {"fp32": 1e-4, "int8-storage": 1e-4, "int8": 0.25}
 REFERENCES = {
     "fp32": "the checkpoint's weights in float32",
-    "int8": f"dequantised {BITS}-bit weights in float32 (blocks of {BLOCK_SIZE}, accuracy level {ACCURACY_LEVEL})",
+    "int8-storage": f"the dequantised {BITS}-bit weights in float32",
+    "int8": f"the dequantised {BITS}-bit weights in float32; the graph rounds activations to 8 bits as well",
 }
 MADE_WITH = ("flowspec-edge", "torch", "optimum", "optimum-onnx", "transformers", "onnx", "onnxruntime")
 
@@ -53,6 +54,7 @@ class ExportOptions:
     """What to export, and where to.
 
     Attributes:
+        precision: ``fp32``, ``int8-storage`` or ``int8``; see :mod:`exporter.quantize`.
         block_size: layers per ONNX file; a device serves whole files.
         max_context: tokens of context to keep rotary tables for; the model's own limit when None.
         force: replace a bundle that is already at ``out``.
@@ -61,7 +63,7 @@ class ExportOptions:
     checkpoint: Path
     drafter: Path | None
     out: Path
-    precision: str = "fp32"
+    precision: str = "int8-storage"
     block_size: int = 1
     name: str | None = None
     max_context: int | None = None
@@ -179,11 +181,11 @@ class _Assembly:
         return entry, error
 
     def _write(self, module: nn.Module, spec: GraphSpec, name: str) -> Path:
-        """Export a graph; for int8 quantise it, and give ``module`` the weights it now stands for."""
+        """Export a graph; where asked, quantise it and give ``module`` the weights it now stands for."""
         path = self.directory / name
         export_graph(module, spec, path)
-        if self.options.precision == "int8":
-            weights = quantize_graph(path)
+        if self.options.precision != "fp32":
+            weights = quantize_graph(path, unpacked=self.options.precision == "int8-storage")
             unexpected = module.load_state_dict(weights, strict=False, assign=True).unexpected_keys
             assert not unexpected, unexpected
         return path

@@ -1,8 +1,13 @@
-"""Eight-bit weights, and the float weights they stand for.
+"""Eight-bit weights: quantised once, kept either packed in the graph or unpacked to float32 when the graph is loaded.
 
-Each block of 32 weights along the input axis shares a scale; ONNX Runtime's MatMulNBits quantises the activations of
-a row by themselves (accuracy level 4), so a row's result does not depend on its neighbours. Dynamic quantisation
-with one scale for the whole chunk would break that, and with it lossless verification.
+Each block of 32 weights along the input axis shares a scale. Two ways to multiply by them:
+
+* ``int8``: ONNX Runtime's MatMulNBits at accuracy level 4 rounds each row's activations to 8 bits by themselves, so a
+  row does not depend on its neighbours (one scale for a whole chunk, as dynamic quantisation has it, would break
+  verification). Rounding does magnify the last bit: where the slots of a row's ancestors lie changes the order of
+  attention's sums, and a difference of 1e-7 there may become one of 3e-2 behind it.
+* ``int8-storage``: the same weights, turned back into float32 by nodes that ONNX Runtime folds at load. It costs the
+  memory and the time of float32, and has float32's agreement between rows verified in a tree and in a chain.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
 from flowspec_edge.errors import CheckpointError
@@ -26,8 +31,11 @@ ACCURACY_LEVEL = 4
 _ZERO_POINT = 128  # of symmetric weights stored unsigned
 
 
-def quantize_graph(path: Path) -> dict[str, torch.Tensor]:
+def quantize_graph(path: Path, *, unpacked: bool = False) -> dict[str, torch.Tensor]:
     """Quantise every weight matrix of an ONNX file in place.
+
+    Args:
+        unpacked: multiply in float32 by weights that are unpacked when the graph is loaded.
 
     Returns:
         The dequantised matrices by torch parameter name, as ``torch.nn.Linear`` keeps them: float32
@@ -44,8 +52,11 @@ def quantize_graph(path: Path) -> dict[str, torch.Tensor]:
     left_over = [node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
     if left_over:
         raise CheckpointError(f"{path.name}: {left_over[0]} could not be quantised; export with --precision fp32")
+    weights = dequantized_weights(model)
+    if unpacked:
+        _unpack_at_load(model)
     onnx.save(model, path)
-    return dequantized_weights(model)
+    return weights
 
 
 def dequantized_weights(model: onnx.ModelProto) -> dict[str, torch.Tensor]:
@@ -56,11 +67,60 @@ def dequantized_weights(model: onnx.ModelProto) -> dict[str, torch.Tensor]:
         if node.op_type != "MatMulNBits":
             continue
         packed, scales = (numpy_helper.to_array(initializers[name]) for name in node.input[1:3])
-        attributes = {attribute.name: attribute.i for attribute in node.attribute}
-        num_in, num_out = attributes["K"], attributes["N"]
+        num_in, num_out = _matrix_size(node)
         levels = packed.reshape(num_out, -1, BLOCK_SIZE).astype(np.float32) - _ZERO_POINT
         matrix = (levels * scales.reshape(num_out, -1, 1)).reshape(num_out, -1)[:, :num_in]
         # Node names follow the module path: /layers.0/self_attn/q_proj/MatMul_Q8
         parameter = ".".join(part for part in node.name.split("/")[:-1] if part) + ".weight"
         weights[parameter] = torch.from_numpy(np.ascontiguousarray(matrix))
     return weights
+
+
+def _unpack_at_load(model: onnx.ModelProto) -> None:
+    """Replace each MatMulNBits by a MatMul with a weight computed from constants alone, which sessions fold once."""
+    graph = model.graph
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "MatMulNBits":
+            nodes.append(node)
+            continue
+        rows, packed_name, scales_name = node.input[:3]
+        num_in, num_out = _matrix_size(node)
+        scales = numpy_helper.to_array(initializers[scales_name]).reshape(num_out, -1, 1)
+        initializers[scales_name].CopyFrom(numpy_helper.from_array(scales, scales_name))
+        levels = (numpy_helper.to_array(initializers[packed_name]).reshape(num_out, -1, BLOCK_SIZE) ^ 0x80).view(
+            np.int8
+        )
+        initializers[packed_name].CopyFrom(numpy_helper.from_array(levels, packed_name))
+        name = node.name
+        constants = {
+            f"{name}/padded": [num_out, -1],
+            f"{name}/start": [0],
+            f"{name}/stop": [num_in],
+            f"{name}/axis": [1],
+        }
+        graph.initializer.extend(
+            numpy_helper.from_array(np.array(value, dtype=np.int64), key) for key, value in constants.items()
+        )
+        padded, *bounds = constants
+        steps = [
+            ("Cast", [packed_name], {"to": onnx.TensorProto.FLOAT}),
+            ("Mul", [f"{name}/Cast", scales_name], {}),
+            ("Reshape", [f"{name}/Mul", padded], {}),
+            ("Slice", [f"{name}/Reshape", *bounds], {}),
+            ("Transpose", [f"{name}/Slice"], {"perm": [1, 0]}),
+        ]
+        nodes += [
+            helper.make_node(op_type, inputs, [f"{name}/{op_type}"], name=f"{name}/{op_type}", **attributes)
+            for op_type, inputs, attributes in steps
+        ]
+        nodes.append(helper.make_node("MatMul", [rows, f"{name}/Transpose"], node.output, name=name))
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _matrix_size(node: onnx.NodeProto) -> tuple[int, int]:
+    """Input and output features of a MatMulNBits node."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    return attributes["K"], attributes["N"]
