@@ -34,7 +34,7 @@ CONTROL, DATA = "control", "data"
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First message on every link, from the side that connected. ``ring`` names the plan a data link belongs to."""
+    """First message on every link, from the side that connected. On a data link ``ring`` names ring and hop."""
 
     node: str
     version: str
@@ -55,9 +55,13 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class OpenStage:
-    """Origin to node: serve layers ``[start, stop)`` of a bundle in this ring, and connect to the next hop."""
+    """Origin to node: serve layers ``[start, stop)`` of a bundle in this ring, and connect to the next hop.
+
+    Chunks come in over the data link of hop ``hop`` and leave over that of ``hop + 1``, which this node opens.
+    """
 
     ring: str
+    hop: int
     bundle: str
     start: int
     stop: int

@@ -1,0 +1,85 @@
+"""Text to token ids and back, as the text streams."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+from flowspec_edge.errors import BundleError
+
+
+class Tokenizer:
+    """A bundle's ``tokenizer.json``."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = HuggingFaceTokenizer.from_file(str(path))
+        except Exception as cause:  # the library raises bare Exception
+            raise BundleError(f"{path}: not a tokenizer ({cause}); export the bundle again") from cause
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    def decode(self, tokens: list[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+
+class TextStream:
+    """Tokens in, text out, as early as it is certain.
+
+    A character may end in a later token, and a stop string too: what could still change is held back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._tokens: list[int] = []
+        self._num_read = 0  # tokens whose text is in _text
+        self._text = ""  # certain text
+        self._num_given = 0
+        self.is_stopped = False
+
+    def feed(self, tokens: tuple[int, ...]) -> str:
+        """The text that has become certain with these tokens. After a stop string, nothing more."""
+        self._tokens += tokens
+        if self.is_stopped:
+            return ""
+        # Decode with a few tokens of context: byte-level and sentencepiece tokens depend on their neighbours.
+        context = max(self._num_read - 4, 0)
+        before = self._tokenizer.decode(self._tokens[context : self._num_read])
+        now = self._tokenizer.decode(self._tokens[context:])
+        if not now.endswith("�"):  # an unfinished character
+            self._text += now[len(before) :]
+            self._num_read = len(self._tokens)
+        return self._give(self._certain_length())
+
+    def finish(self) -> str:
+        """What was held back; an unfinished character comes as U+FFFD."""
+        if self.is_stopped:
+            return ""
+        before = self._tokenizer.decode(self._tokens[max(self._num_read - 4, 0) : self._num_read])
+        self._text += self._tokenizer.decode(self._tokens[max(self._num_read - 4, 0) :])[len(before) :]
+        self._num_read = len(self._tokens)
+        self._certain_length()
+        return self._give(len(self._text))
+
+    def _certain_length(self) -> int:
+        starts = [at for stop in self._stop if (at := self._text.find(stop)) >= 0]
+        if starts:
+            self.is_stopped = True
+            self._text = self._text[: min(starts)]
+            return len(self._text)
+        held = 0
+        for stop in self._stop:
+            for length in range(min(len(stop) - 1, len(self._text)), held, -1):
+                if self._text.endswith(stop[:length]):
+                    held = length
+                    break
+        return len(self._text) - held
+
+    def _give(self, stop: int) -> str:
+        start, self._num_given = self._num_given, max(stop, self._num_given)
+        return self._text[start : self._num_given]

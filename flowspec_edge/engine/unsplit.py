@@ -1,0 +1,52 @@
+"""The plain model: all layers in one process, one token after another. What every ring's output must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.events import RunForward
+from flowspec_edge.core.generation import PREFILL_ROWS
+from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots
+from flowspec_edge.core.tree import NO_PARENT, Row
+from flowspec_edge.core.verify import make_draw
+from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.manifest import Manifest
+
+
+class UnsplitModel:
+    """A bundle's target without ring, tree or drafter."""
+
+    def __init__(self, directory: Path, manifest: Manifest, *, num_threads: int = 1) -> None:
+        self._manifest = manifest
+        self._stage = StageRunner(directory, manifest, 0, manifest.geometry.num_layers, num_threads=num_threads)
+        self._head = Head(directory, manifest, num_threads=num_threads)
+
+    def generate(self, prompt: list[int], options: GenerateOptions) -> Iterator[int]:
+        """The continuation of ``prompt``, token by token, until an end of sequence, the limit, or the context's end."""
+        limit = min(options.max_new_tokens, self._manifest.geometry.max_context - len(prompt))
+        draw = make_draw(options)
+        slots = KvSlots(len(prompt) + limit + FIRST_SLOT)
+        self._stage.open_cache(0, slots.capacity)
+        try:
+            tokens, num_run = list(prompt), 0
+            for _ in range(limit):
+                while num_run < len(tokens):
+                    part = range(num_run, min(num_run + PREFILL_ROWS, len(tokens)))
+                    hidden = self._run(slots, [Row(i, i - 1 if i else NO_PARENT, tokens[i]) for i in part])
+                    num_run = part.stop
+                tokens.append(draw(self._head.logits(hidden[-1:])[0], len(tokens)))
+                yield tokens[-1]
+                if tokens[-1] in self._manifest.eos_token_ids:
+                    return
+        finally:
+            self._stage.free_cache(0)
+
+    def _run(self, slots: KvSlots, rows: list[Row]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        first = slots.append(rows)
+        positions = np.array([row.id for row in rows], np.int64)
+        return self._stage.run(RunForward(0, tuple(rows), None, (), first, positions, slots.ancestor_mask(first)))
