@@ -46,21 +46,22 @@ def spread_layers(blocks: Sequence[BlockEntry], offers: Sequence[NodeOffer]) -> 
     left = list(blocks)
     for position, offer in enumerate(offers):
         share = -(-len(left) // (len(offers) - position))  # rounded up
-        while share and _memory_of(left[:share]) > offer.free_memory_bytes:
+        while share and stage_memory_bytes(left[:share]) > offer.free_memory_bytes:
             share -= 1
         if share:
             mine, left = left[:share], left[share:]
-            plans.append(StagePlan(offer.node, mine[0].start, mine[-1].stop, _memory_of(mine)))
+            plans.append(StagePlan(offer.node, mine[0].start, mine[-1].stop, stage_memory_bytes(mine)))
     if left:
         raise PlacementError(
-            f"the model needs {_mib(_memory_of(blocks))} and runtime room of {_mib(RUNTIME_BYTES)} per node; "
+            f"the model needs {_mib(stage_memory_bytes(blocks))} and runtime room of {_mib(RUNTIME_BYTES)} per node; "
             f"the {len(offers)} nodes found have {', '.join(f'{o.node} {_mib(o.free_memory_bytes)}' for o in offers)} free, "
             f"so layers [{left[0].start}, {left[-1].stop}) have no place: add a node (flowspec node) or use a smaller precision"
         )
     return plans
 
 
-def _memory_of(blocks: Sequence[BlockEntry]) -> int:
+def stage_memory_bytes(blocks: Sequence[BlockEntry]) -> int:
+    """What a stage of these blocks needs on its node."""
     return int(sum(block.num_bytes for block in blocks) * WEIGHT_FACTOR) + RUNTIME_BYTES
 
 

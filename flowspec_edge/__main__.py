@@ -1,0 +1,8 @@
+"""``python -m flowspec_edge`` is ``flowspec``."""
+
+import sys
+
+from flowspec_edge.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

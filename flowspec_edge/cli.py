@@ -1,0 +1,366 @@
+"""``flowspec``: the commands. Each builds its parts, runs them, and turns an error into one sentence and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowspec_edge import __version__
+from flowspec_edge.errors import FlowspecError, RequestError
+
+DESCRIPTION = """\
+Run one large language model across the boards on your LAN. Every board runs `flowspec node`; they find each other, and
+whoever asks streams a tree of draft tokens around the ring, so that one request keeps every board busy.
+"""
+
+EPILOG = """\
+examples:
+  flowspec demo                               four nodes on this machine answer a prompt
+  flowspec node                               serve layers of the demo model (on each board)
+  flowspec generate 'def main(argv):'         spread the model over the nodes found and stream the text
+  flowspec serve                              the same behind an OpenAI-compatible HTTP API
+  flowspec devices                            who is there
+
+exit status: 0 done, 1 failed (the last line says why and what to do), 2 wrong arguments, 130 interrupted.
+"""
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+DEFAULT_CLUSTER = "flowspec"
+DEFAULT_PORT = 7757
+DEFAULT_API_PORT = 8008
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
+SEARCH_S = 5.0
+"""How long to look for nodes. All of a LAN answer within 1.5 s of the last start (zeroconf 0.154)."""
+SETTLE_S = 1.5
+"""How long to go on looking after the first node, where it is not said how many there are."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flowspec", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"flowspec-edge {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="log what happens on stderr")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    node = commands.add_parser("node", help="serve layers to whoever finds this node")
+    _add_serving(node)
+    _add_network(node)
+    node.add_argument("--port", type=int, default=0, help="port to listen on (default: any free one)")
+    node.add_argument("--json", action="store_true", help="print the node's name and address as one JSON object")
+    node.add_argument("--until-stdin-closes", action="store_true", help="end when standard input does; for scripts")
+    node.set_defaults(run=_node)
+
+    generate = commands.add_parser("generate", help="stream a continuation of a prompt from the nodes found")
+    generate.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads standard input")
+    _add_generation(generate, temperature=0.0, seed=0)
+    _add_network(generate)
+    _add_search(generate)
+    _add_bundle(generate)
+    generate.add_argument("--json", action="store_true", help="print text, tokens and statistics as one JSON object")
+    generate.set_defaults(run=_generate)
+
+    devices = commands.add_parser("devices", help="list the nodes found, their memory and what they can serve")
+    _add_network(devices)
+    _add_search(devices)
+    devices.add_argument("--json", action="store_true", help="print a JSON list")
+    devices.set_defaults(run=_devices)
+
+    serve = commands.add_parser("serve", help="an OpenAI-compatible HTTP API over the nodes found, this one included")
+    _add_serving(serve)
+    _add_network(serve)
+    _add_search(serve)
+    serve.add_argument("--port", type=int, default=DEFAULT_API_PORT, help="port of the HTTP API (default: %(default)s)")
+    serve.add_argument("--no-layers", action="store_true", help="serve no layers here: answer requests only")
+    serve.set_defaults(run=_serve)
+
+    demo = commands.add_parser("demo", help="start nodes on this machine, answer a prompt, show each trip, stop them")
+    demo.add_argument("--nodes", type=int, default=4, help="how many nodes to start (default: %(default)s)")
+    demo.add_argument("--prompt", default=None, help="the text to continue (default: the head of a Python class)")
+    _add_generation(demo, temperature=0.6, seed=7)
+    _add_bundle(demo)
+    demo.add_argument("--json", action="store_true", help="print one JSON object instead of the display")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle (default: the demo model)")
+
+
+def _add_serving(parser: argparse.ArgumentParser) -> None:
+    _add_bundle(parser)
+    parser.add_argument("--name", help="name that others see (default: host name and process id)")
+    parser.add_argument("--threads", type=int, default=None, help="threads per stage (default: the cores there are)")
+    parser.add_argument(
+        "--memory", type=int, metavar="MIB", help="memory to offer (default: four fifths of what is free)"
+    )
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cluster", default=DEFAULT_CLUSTER, help="only nodes of the same label find each other")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow a --host beyond this machine: everyone on that network can then use the node and read its traffic",
+    )
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=int, metavar="N", help="go on as soon as N nodes are found")
+    parser.add_argument(
+        "--wait", type=float, default=SEARCH_S, metavar="S", help="look this long (default: %(default)s)"
+    )
+
+
+def _add_generation(parser: argparse.ArgumentParser, *, temperature: float, seed: int) -> None:
+    parser.add_argument("--schedule", default="flowspec", help="flowspec (default) or autoregressive")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, metavar="T", help="0 is greedy (default: %(default)s)"
+    )
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest (default: all)")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="sample within this mass (default: 1, all)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=seed, help="same seed, same text, on any ring (default: %(default)s)"
+    )
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING, format="flowspec: %(message)s", stream=sys.stderr
+    )
+    try:
+        return _run(options.run(options))
+    except FlowspecError as error:
+        print(f"flowspec {options.command}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has left, as in `flowspec generate ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print(f"\nflowspec {options.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(command: Coroutine[Any, Any, int]) -> int:
+    """Run with SIGTERM treated as Ctrl-C is: the command is cancelled and cleans up."""
+
+    async def guarded() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await command
+
+    return asyncio.run(guarded())
+
+
+# What needs ONNX Runtime is imported where it is used: `flowspec --help` answers at once.
+
+
+async def _node(options: argparse.Namespace) -> int:
+    from flowspec_edge.node import Node
+
+    node = await Node.start(_settings(options, is_announced=True))
+    try:
+        if options.json:
+            print(json.dumps({"node": node.settings.name, "host": node.settings.host, "port": node.port}), flush=True)
+        else:
+            memory = node.settings.memory_bytes / 2**20
+            print(
+                f"node {node.settings.name} serves on {node.settings.host}:{node.port}, cluster {options.cluster}, "
+                f"{memory:.0f} MiB for layers. Ctrl-C ends it.",
+                flush=True,
+            )
+        if options.until_stdin_closes:
+            await asyncio.get_running_loop().connect_read_pipe(_UntilEnd, sys.stdin)
+            await _UntilEnd.ended.wait()
+        else:
+            await _until_interrupted()
+    finally:
+        await node.close()
+    return 0
+
+
+class _UntilEnd(asyncio.Protocol):
+    ended = asyncio.Event()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.ended.set()
+
+
+async def _until_interrupted() -> None:
+    """Serving ends by Ctrl-C or SIGTERM, and that is no failure."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+
+
+async def _generate(options: argparse.Namespace) -> int:
+    from flowspec_edge.display import print_statistics, ring_table
+    from flowspec_edge.node import Node
+    from flowspec_edge.ring import open_ring
+
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    wanted = _generate_options(options)
+    settings = _settings(options, is_announced=False)
+    found = await _search(options)
+    node = await Node.start(settings)
+    try:
+        async with open_ring(node, settings.bundles[0], found) as ring:
+            pieces = []
+            async with contextlib.aclosing(ring.generate(prompt, wanted)) as answer:
+                async for piece in answer:
+                    pieces.append(piece)
+                    if not options.json:
+                        print(piece.text, end="", flush=True)
+            last = pieces[-1]
+            assert last.statistics is not None
+            if options.json:
+                report = {
+                    "prompt": prompt,
+                    "text": "".join(piece.text for piece in pieces),
+                    "token_ids": [token for piece in pieces for token in piece.token_ids],
+                    "finish_reason": last.finish_reason,
+                    **last.statistics,
+                    "ring": ring_table(ring.stages),
+                }
+                print(json.dumps(report))
+            else:
+                print()
+                print_statistics(last.statistics, file=sys.stderr)
+    finally:
+        await node.close()
+    return 0
+
+
+async def _devices(options: argparse.Namespace) -> int:
+    from flowspec_edge.node import ask_nodes
+
+    devices = await ask_nodes(await _search(options), options.cluster)
+    if options.json:
+        print(json.dumps(devices))
+        return 0
+    print(f"{'NODE':32} {'ADDRESS':22} {'VERSION':8} {'FREE':>10}  STATE")
+    for device in devices:
+        free = device["free_memory_bytes"]
+        free_text = "-" if free is None else f"{free / 2**20:.0f} MiB"
+        print(f"{device['node']:32} {device['address']:22} {device['version']:8} {free_text:>10}  {device['state']}")
+    return 0
+
+
+async def _serve(options: argparse.Namespace) -> int:
+    from flowspec_edge.net.http_api import build_app
+    from flowspec_edge.net.server import serve_app
+    from flowspec_edge.node import Node
+    from flowspec_edge.service import GenerationService
+
+    api_port, options.port = options.port, 0
+    settings = _settings(options, is_announced=not options.no_layers)
+    node = await Node.start(settings)
+    try:
+        async with GenerationService.start(node, settings.bundles[0], lambda: _search(options)) as service:
+            app = await serve_app(build_app(service), options.host, api_port, cancels_on_disconnect=True)
+            try:
+                print(
+                    f"model {service.model} at http://{options.host}:{app.port}/v1/completions, "
+                    f"node {settings.name}, cluster {options.cluster}. Ctrl-C ends it.",
+                    flush=True,
+                )
+                await _until_interrupted()
+            finally:
+                await app.close()
+    finally:
+        await node.close()
+    return 0
+
+
+async def _demo(options: argparse.Namespace) -> int:
+    from flowspec_edge.demo import run_demo
+
+    if not 1 <= options.nodes <= 64:
+        raise RequestError(f"--nodes is {options.nodes}; it must lie between 1 and 64")
+    return await run_demo(
+        num_nodes=options.nodes,
+        bundle=_bundle(options),
+        prompt=options.prompt,
+        options=_generate_options(options),
+        is_json=options.json,
+    )
+
+
+async def _search(options: argparse.Namespace) -> list[Any]:
+    """The nodes of the cluster.
+
+    Raises:
+        NodeUnavailableError: there is none, or fewer than asked for.
+    """
+    from flowspec_edge.net.discovery import find_nodes
+
+    return await find_nodes(
+        options.cluster,
+        num_nodes=options.nodes,
+        is_loopback=options.host in LOOPBACK_HOSTS,
+        timeout_s=options.wait,
+        settle_s=SETTLE_S,
+    )
+
+
+def _bundle(options: argparse.Namespace) -> Any:
+    from flowspec_edge.node import DEMO_BUNDLE, Bundle
+
+    return Bundle.load(options.bundle or DEMO_BUNDLE)
+
+
+def _settings(options: argparse.Namespace, *, is_announced: bool) -> Any:
+    from flowspec_edge.node import NodeSettings, available_memory_bytes, unique_name
+
+    if options.host not in LOOPBACK_HOSTS and not options.insecure:
+        raise RequestError(
+            f"--host {options.host} lets everyone on that network use this node; add --insecure if that is what you want, "
+            "or leave --host out to stay on this machine"
+        )
+    if options.insecure:
+        print("flowspec: --insecure: everyone on this network can use this node and read its traffic", file=sys.stderr)
+    memory = getattr(options, "memory", None)
+    return NodeSettings(
+        name=getattr(options, "name", None) or unique_name(),
+        cluster=options.cluster,
+        host=options.host,
+        port=getattr(options, "port", 0),
+        bundles=(_bundle(options),),
+        memory_bytes=available_memory_bytes() if memory is None else memory * 2**20,
+        num_threads=getattr(options, "threads", None) or len(os.sched_getaffinity(0)),
+        is_announced=is_announced,
+    )
+
+
+def _generate_options(options: argparse.Namespace) -> Any:
+    from flowspec_edge.config import GenerateOptions
+
+    return GenerateOptions(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        schedule=options.schedule,
+        stop=tuple(options.stop),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""The two ends of a link: ``open_link`` connects and says Hello, ``LinkServer`` listens and answers Welcome."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import web
+
+from flowspec_edge.core import wire
+from flowspec_edge.errors import FlowspecError, LinkLostError, NodeUnavailableError, ProtocolError
+from flowspec_edge.net.connection import CLOSE_S, MAX_FRAME_BYTES, Link
+from flowspec_edge.net.server import LOOPBACK, ServedApp, serve_app
+
+__all__ = ["Link", "LinkServer", "LinkTimeouts", "open_link"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkTimeouts:
+    """``connect_s``: from the first packet to Hello and Welcome; a LAN takes milliseconds, a busy board a second.
+
+    ``heartbeat_s``: a control link asks this often, and a peer that does not answer within half of it is lost; with 2 s
+    cuts and stopped processes were seen after 1.2-3.0 s (x86, loopback and veth). 0 turns it off.
+    """
+
+    connect_s: float = 5.0
+    heartbeat_s: float = 2.0
+
+
+DEFAULT_TIMEOUTS = LinkTimeouts()
+
+
+async def open_link(
+    host: str, port: int, hello: wire.Hello, *, node: str = "", timeouts: LinkTimeouts = DEFAULT_TIMEOUTS
+) -> tuple[Link, wire.Welcome]:
+    """Connect to a peer; it counts as joined only after its Welcome. ``node`` is its expected name, where known.
+
+    Raises:
+        NodeUnavailableError: nothing answers in time, the peer refuses (another protocol version), or it is not ``node``.
+    """
+    peer, address = node or "(not yet known)", f"{host}:{port}"
+    session = aiohttp.ClientSession()
+    link: Link | None = None
+    try:
+        async with asyncio.timeout(timeouts.connect_s):
+            link = await _connect(session, host, port, hello, peer, timeouts)
+            link.send(hello)
+            welcome = await link.receive()
+        if not isinstance(welcome, wire.Welcome):
+            raise ProtocolError(f"peer {peer}: {type(welcome).__name__} came where Welcome was expected")
+        if node and welcome.node != node:
+            raise NodeUnavailableError(f"peer {peer}: at {address} answers {welcome.node} instead; look for it again")
+        link.peer = welcome.node
+        return link, welcome
+    except BaseException as cause:
+        await (link.close() if link is not None else session.close())
+        if isinstance(cause, (LinkLostError, ProtocolError)):
+            raise NodeUnavailableError(f"peer {peer} at {address} refused the link: {cause}") from cause
+        if isinstance(cause, (OSError, aiohttp.ClientError)):  # OSError includes TimeoutError
+            why = f"no answer within {timeouts.connect_s:g} s" if isinstance(cause, TimeoutError) else str(cause)
+            raise NodeUnavailableError(
+                f"peer {peer} at {address} cannot be reached ({why}); check that `flowspec node` runs there "
+                f"and that no firewall blocks port {port}"
+            ) from cause
+        raise
+
+
+async def _connect(
+    session: aiohttp.ClientSession, host: str, port: int, hello: wire.Hello, peer: str, timeouts: LinkTimeouts
+) -> Link:
+    websocket = await session.ws_connect(
+        f"http://{f'[{host}]' if ':' in host else host}:{port}/link/{hello.purpose}",
+        heartbeat=_heartbeat_s(hello.purpose, timeouts),
+        compress=0,
+        max_msg_size=MAX_FRAME_BYTES,
+        timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
+    )
+    # aiohttp gives a client no public way to its transport, and only an abort ends a link whose cable was cut.
+    transport = websocket._writer.transport
+    return Link(websocket, transport, hello.purpose, peer, hello, session)
+
+
+def _heartbeat_s(purpose: str, timeouts: LinkTimeouts) -> float | None:
+    return timeouts.heartbeat_s or None if purpose == wire.CONTROL else None
+
+
+class LinkServer:
+    """Accepts links and gives each, after Hello and Welcome, to ``on_link``; the link is closed when that returns."""
+
+    def __init__(
+        self, welcome: Callable[[], wire.Welcome], on_link: Callable[[Link], Awaitable[None]], timeouts: LinkTimeouts
+    ) -> None:
+        self._welcome = welcome
+        self._on_link = on_link
+        self._timeouts = timeouts
+        self._links: set[Link] = set()
+        self._served: ServedApp | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        host: str,
+        port: int,
+        welcome: Callable[[], wire.Welcome],
+        on_link: Callable[[Link], Awaitable[None]],
+        *,
+        timeouts: LinkTimeouts = DEFAULT_TIMEOUTS,
+        app: web.Application | None = None,
+    ) -> LinkServer:
+        """Listen on ``host:port`` (port 0: any free one). ``app`` may bring further routes for the same port.
+
+        Raises:
+            NodeUnavailableError: the address cannot be listened on.
+        """
+        server = cls(welcome, on_link, timeouts)
+        app = app or web.Application()
+        for purpose in (wire.CONTROL, wire.DATA):
+            app.router.add_get(f"/link/{purpose}", server._accept)
+        server._served = await serve_app(app, host or LOOPBACK, port)
+        return server
+
+    @property
+    def port(self) -> int:
+        assert self._served is not None
+        return self._served.port
+
+    async def close(self) -> None:
+        """Close every link, then stop listening; ends all tasks, within about four seconds at worst."""
+        await asyncio.gather(*(link.close() for link in self._links))
+        assert self._served is not None
+        await self._served.close()
+
+    async def _accept(self, request: web.Request) -> web.WebSocketResponse:
+        purpose = request.path.rpartition("/")[2]
+        websocket = web.WebSocketResponse(
+            heartbeat=_heartbeat_s(purpose, self._timeouts),
+            compress=False,
+            max_msg_size=MAX_FRAME_BYTES,
+            timeout=CLOSE_S,
+        )
+        transport = request.transport
+        await websocket.prepare(request)
+        assert transport is not None, "prepare raises where the client has left"
+        link = Link(websocket, transport, purpose, f"at {request.remote}")
+        self._links.add(link)
+        try:
+            await self._greet(link)
+            await self._on_link(link)
+        except ProtocolError as cause:
+            _log.warning("%s", cause)
+            await link.close(cause)
+        except FlowspecError as cause:
+            _log.info("%s", cause)
+        finally:
+            await link.close()
+            self._links.discard(link)
+        return websocket
+
+    async def _greet(self, link: Link) -> None:
+        try:
+            async with asyncio.timeout(self._timeouts.connect_s):
+                hello = await link.receive()
+        except TimeoutError:
+            raise ProtocolError(f"peer {link.peer}: no Hello within {self._timeouts.connect_s:g} s") from None
+        if not isinstance(hello, wire.Hello):
+            raise ProtocolError(f"peer {link.peer}: {type(hello).__name__} came where Hello was expected")
+        welcome = self._welcome()
+        if hello.protocol != wire.PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"{hello.node} speaks protocol {hello.protocol}, {welcome.node} speaks {wire.PROTOCOL_VERSION}; "
+                "run one flowspec version on both"
+            )
+        if hello.purpose != link.purpose:
+            raise ProtocolError(f"peer {hello.node}: Hello for a {hello.purpose} link on the {link.purpose} path")
+        link.accept(hello)
+        link.send(welcome)

@@ -1,0 +1,338 @@
+"""A running process: it listens for links, serves layer ranges to whoever opens a stage, and takes in its own rings' returns.
+
+It wires and decides nothing. A stage lives as long as its control link: the origin opens it, and when that link ends,
+however it ends, the layers are freed. Data links find their place by name, ``ring/hop``: every ring has a new name and
+links of its own, so nothing of an earlier ring can ever arrive in a later one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowspec_edge import __version__
+from flowspec_edge.core import events as ev
+from flowspec_edge.core import wire
+from flowspec_edge.core.generation import TREE_MARGIN
+from flowspec_edge.core.placement import stage_memory_bytes
+from flowspec_edge.core.stage import Stage
+from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.errors import FlowspecError, LinkLostError, NodeUnavailableError, ProtocolError, StageFailedError
+from flowspec_edge.manifest import BlockEntry, Manifest, bundle_digest, load_manifest, verify_digests
+from flowspec_edge.net.discovery import Announcement, Announcer
+from flowspec_edge.net.link import Link, LinkServer, open_link
+from flowspec_edge.tasks import run_until_first_ends
+
+DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
+
+DATA_LINK_S = 120.0
+"""How long a data link and the stage that expects it wait for each other: the slower of the two may be reading gigabytes."""
+MEMORY_SHARE = 0.8
+"""How much of the memory that is free at the start a node offers; the rest is for caches and the system."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on this node's disk."""
+
+    directory: Path
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def load(cls, directory: Path) -> Bundle:
+        """Raises BundleError where there is none that this version can read."""
+        manifest = load_manifest(directory)
+        return cls(directory, manifest, bundle_digest(manifest))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """``cluster`` is the label that nodes must share to find each other; memory is what the node offers, in bytes.
+
+    ``num_threads`` run one stage. An ``announced`` node is found by others and serves layers; one that is not only takes
+    in what returns from its own rings.
+    """
+
+    name: str
+    cluster: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    bundles: tuple[Bundle, ...] = ()
+    memory_bytes: int = 0
+    num_threads: int = 1
+    is_announced: bool = True
+
+
+def unique_name() -> str:
+    """This machine's name and process id."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def available_memory_bytes() -> int:
+    """What Linux says is available without swapping, less a reserve; see MEMORY_SHARE."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(int(line.split()[1]) * 1024 * MEMORY_SHARE)
+    return 0
+
+
+class Node:
+    """Listens, announces itself, and hosts stages. Made by :meth:`start`."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self._bundles = {bundle.digest: bundle for bundle in settings.bundles}
+        self._data_links: dict[str, asyncio.Future[Link]] = {}
+        self._reserved_bytes = 0
+        self._server: LinkServer | None = None
+        self._announcer: Announcer | None = None
+
+    @classmethod
+    async def start(cls, settings: NodeSettings) -> Node:
+        """Listen and, if wanted, announce.
+
+        Raises:
+            NodeUnavailableError: the address cannot be listened on.
+        """
+        node = cls(settings)
+        node._server = await LinkServer.start(settings.host, settings.port, node._welcome, node._take_link)
+        if settings.is_announced:
+            try:
+                node._announcer = await Announcer.start(node.announcement)
+            except BaseException:
+                await node.close()
+                raise
+        return node
+
+    async def close(self) -> None:
+        """Say goodbye, end every link and stage, stop listening."""
+        if self._announcer is not None:
+            await self._announcer.close()
+        if self._server is not None:
+            await self._server.close()
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        return self._server.port
+
+    @property
+    def announcement(self) -> Announcement:
+        settings = self.settings
+        return Announcement(
+            node=settings.name, host=settings.host, port=self.port, cluster=settings.cluster, version=__version__
+        )
+
+    def hello(self, purpose: str, ring: str) -> wire.Hello:
+        return wire.Hello(self.settings.name, __version__, wire.PROTOCOL_VERSION, purpose, ring)
+
+    @contextlib.asynccontextmanager
+    async def data_link(self, name: str) -> AsyncIterator[Link]:
+        """The incoming data link of that name, as soon as the peer has opened it.
+
+        Raises:
+            LinkLostError: it did not come in time.
+        """
+        arrival = self._arrival(name)
+        try:
+            async with asyncio.timeout(DATA_LINK_S):
+                link = await asyncio.shield(arrival)
+        except TimeoutError:
+            raise LinkLostError(
+                f"the data link {name} was not opened within {DATA_LINK_S:.0f} s; is the node before stuck?"
+            ) from None
+        finally:
+            del self._data_links[name]
+        try:
+            yield link
+        finally:
+            await link.close()
+
+    @contextlib.contextmanager
+    def reserve(self, num_bytes: int) -> Iterator[None]:
+        """Take this much off what the node offers, while a stage needs it."""
+        self._reserved_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self._reserved_bytes -= num_bytes
+
+    def bundle(self, digest: str) -> Bundle:
+        """Raises StageFailedError where this node has no such bundle."""
+        try:
+            return self._bundles[digest]
+        except KeyError:
+            raise StageFailedError(
+                f"node {self.settings.name}: has no bundle {digest[:12]}; start it with --bundle and the same directory"
+            ) from None
+
+    def _welcome(self) -> wire.Welcome:
+        free = max(self.settings.memory_bytes - self._reserved_bytes, 0)
+        return wire.Welcome(self.settings.name, __version__, free, list(self._bundles))
+
+    def _arrival(self, name: str) -> asyncio.Future[Link]:
+        return self._data_links.setdefault(name, asyncio.get_running_loop().create_future())
+
+    async def _take_link(self, link: Link) -> None:
+        if link.purpose == wire.CONTROL:
+            await StageHost(self, link).run()
+            return
+        name = link.hello.ring
+        arrival = self._arrival(name)
+        if arrival.done():
+            raise ProtocolError(f"peer {link.peer}: a second data link {name}")
+        arrival.set_result(link)
+        await link.wait_closed()
+
+
+@dataclass(slots=True)
+class StageHost:
+    """One stage for one ring, from the control link's opening to its end."""
+
+    node: Node
+    control: Link
+    _ahead: Link = field(init=False)
+    _behind: Link = field(init=False)
+    _runner: StageRunner = field(init=False)
+    _core: Stage = field(init=False)
+    _max_capacity: int = field(init=False)
+    _executor: ThreadPoolExecutor = field(init=False)
+    _forwards: asyncio.Queue[ev.RunForward] = field(default_factory=asyncio.Queue)
+    _num_sent: int = 0
+
+    async def run(self) -> None:
+        """Serve until the origin closes the control link. Whatever else ends the stage is told to the origin."""
+        request = await anext(self.control, None)
+        if request is None:  # a peer that only wanted to be welcomed
+            return
+        if not isinstance(request, wire.OpenStage):
+            raise ProtocolError(f"peer {self.control.peer}: {type(request).__name__} came where OpenStage was expected")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"stage {request.start}")
+        try:
+            await self._serve(request)
+        except FlowspecError as cause:
+            _log.info("stage [%d, %d): %s", request.start, request.stop, cause)
+            if self.control.is_open:
+                self.control.send(wire.StageFailure(str(cause)))
+        finally:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _serve(self, request: wire.OpenStage) -> None:
+        bundle = self.node.bundle(request.bundle)
+        geometry = bundle.manifest.geometry
+        blocks = [b for b in bundle.manifest.blocks if request.start <= b.start and b.stop <= request.stop]
+        self._core = Stage(is_last=request.stop == geometry.num_layers)
+        self._max_capacity = geometry.max_context + TREE_MARGIN
+        with self.node.reserve(memory_bytes := stage_memory_bytes(blocks)):
+            began = time.monotonic()
+            loop = asyncio.get_running_loop()
+            self._runner = await loop.run_in_executor(self._executor, self._load, bundle, request, blocks)
+            load_ms = round((time.monotonic() - began) * 1000)
+            self._ahead, _ = await open_link(
+                request.next_host,
+                request.next_port,
+                self.node.hello(wire.DATA, f"{request.ring}/{request.hop + 1}"),
+                node=request.next_node,
+            )
+            try:
+                self.control.send(wire.StageOpened(request.ring, memory_bytes, load_ms))
+                await run_until_first_ends(self._read_control(), self._work(f"{request.ring}/{request.hop}"))
+            finally:
+                await self._ahead.close()
+
+    async def _work(self, hop_behind: str) -> None:
+        async with self.node.data_link(hop_behind) as self._behind:
+            await run_until_first_ends(self._read_chunks(), self._read_credits(), self._run_forwards())
+
+    def _load(self, bundle: Bundle, request: wire.OpenStage, blocks: list[BlockEntry]) -> StageRunner:
+        verify_digests(bundle.directory, list(blocks))
+        num_threads = self.node.settings.num_threads
+        return StageRunner(bundle.directory, bundle.manifest, request.start, request.stop, num_threads=num_threads)
+
+    async def _read_control(self) -> None:
+        async for message in self.control:
+            match message:
+                case wire.OpenSession(session, capacity):
+                    if capacity > self._max_capacity:
+                        raise ProtocolError(
+                            f"a session of {capacity} rows exceeds the {self._max_capacity} that this model can use"
+                        )
+                    self._tell(ev.SessionRequested(session, capacity))
+                case wire.AdvanceSession(session, at, to):
+                    self._tell(ev.AdvanceArrived(session, at, to))
+                case wire.CloseSession(session):
+                    self._tell(ev.SessionEnded(session))
+                case _:
+                    raise ProtocolError(f"peer {self.control.peer}: {type(message).__name__} came on a control link")
+
+    async def _read_chunks(self) -> None:
+        while True:
+            message = await self._behind.receive()
+            if not isinstance(message, wire.ChunkMessage):
+                raise ProtocolError(
+                    f"peer {self._behind.peer}: {type(message).__name__} came where a chunk was expected"
+                )
+            self._tell(ev.ChunkArrived(message.session, message.rows, message.num_wanted, message.hidden))
+
+    async def _read_credits(self) -> None:
+        while True:
+            message = await self._ahead.receive()
+            if not isinstance(message, wire.Credit):
+                raise ProtocolError(f"peer {self._ahead.peer}: {type(message).__name__} came where Credit was expected")
+            self._tell(ev.CreditArrived(message.num_chunks))
+
+    async def _run_forwards(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            forward = await self._forwards.get()
+            hidden = await loop.run_in_executor(self._executor, self._runner.run, forward)
+            self._tell(ev.ForwardFinished(hidden))
+
+    def _tell(self, event: ev.StageEvent) -> None:
+        for action in self._core.handle(event, time.monotonic()):
+            match action:
+                case ev.OpenCache(session, capacity):
+                    self._runner.open_cache(session, capacity)
+                    self.control.send(wire.SessionOpened(session))
+                case ev.FreeCache(session):
+                    self._runner.free_cache(session)
+                case ev.RunForward():
+                    self._forwards.put_nowait(action)
+                case ev.SendChunk(session, rows, num_wanted, hidden):
+                    self._ahead.send(wire.ChunkMessage(self._num_sent, session, rows, num_wanted, hidden))
+                    self._num_sent += 1
+                case ev.GrantCredit(num_chunks):
+                    self._behind.send(wire.Credit(num_chunks))
+
+
+async def ask_nodes(found: Sequence[Announcement], cluster: str) -> list[dict[str, Any]]:
+    """What each node found says of itself: JSON objects with name, address, version, free memory and state."""
+    hello = wire.Hello(unique_name(), __version__, wire.PROTOCOL_VERSION, wire.CONTROL, "")
+
+    async def ask(peer: Announcement) -> dict[str, Any]:
+        device = {"node": peer.node, "address": f"{peer.host}:{peer.port}", "version": peer.version, "cluster": cluster}
+        try:
+            link, welcome = await open_link(peer.host, peer.port, hello, node=peer.node)
+        except NodeUnavailableError as cause:
+            return {**device, "free_memory_bytes": None, "bundles": [], "state": str(cause)}
+        await link.close()
+        return {
+            **device,
+            "free_memory_bytes": welcome.free_memory_bytes,
+            "bundles": welcome.bundles,
+            "state": "ready",
+        }
+
+    return list(await asyncio.gather(*(ask(peer) for peer in found)))

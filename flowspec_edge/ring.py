@@ -1,0 +1,400 @@
+"""A ring as its origin sees it: stages opened on nodes, links to all of them, and the generations that run through it.
+
+The origin's core decides; this module performs its actions. A ring is used until something in it is lost, then closed for
+good: whoever needs another one opens another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.core import events as ev
+from flowspec_edge.core import wire
+from flowspec_edge.core.drafting import DraftShape
+from flowspec_edge.core.generation import GenerationStatistics, TargetLimits
+from flowspec_edge.core.origin import Origin
+from flowspec_edge.core.placement import NodeOffer, StagePlan, spread_layers
+from flowspec_edge.engine.drafters import Drafter
+from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
+from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
+from flowspec_edge.errors import (
+    FlowspecError,
+    LinkLostError,
+    NodeUnavailableError,
+    ProtocolError,
+    StageFailedError,
+)
+from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.net.link import Link, open_link
+from flowspec_edge.node import Bundle, Node
+from flowspec_edge.tasks import run_until_first_ends
+
+STAGE_OPEN_S = 300.0
+"""How long a stage may take to load its layers: 8 GB from an SD card at 40 MB/s takes 200 s."""
+
+OnTrip = Callable[[ev.ReportTrip], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RingStage:
+    """One stage of an opened ring; ``load_ms`` is what the node took to load its layers."""
+
+    plan: StagePlan
+    host: str
+    port: int
+    load_ms: int
+
+
+class OriginEngine:
+    """Head, drafter and tokenizer of a bundle: what the origin itself computes with."""
+
+    def __init__(self, bundle: Bundle, num_threads: int, shape: DraftShape) -> None:
+        directory, manifest = bundle.directory, bundle.manifest
+        self.tokenizer = Tokenizer(directory / manifest.tokenizer.file)
+        self.head = Head(directory, manifest, num_threads=num_threads)
+        self.drafter: Drafter | None = None
+        if manifest.drafter is not None:
+            self.drafter = Eagle1Drafter(directory, manifest, self.head, k=shape.width, num_threads=num_threads)
+
+    def run(self, job: ev.RunHead | ev.ExtendDraft | ev.ExpandDraft) -> ev.HeadFinished | ev.DraftFinished:
+        if isinstance(job, ev.RunHead):
+            return ev.HeadFinished(self.head.logits(job.hidden))
+        assert self.drafter is not None, "the core drafts only where there is a drafter"
+        return self.drafter.run(job)
+
+
+class Ring:
+    """Opened stages of one bundle. Made by :func:`open_ring`."""
+
+    def __init__(self, engine: OriginEngine, bundle: Bundle, stages: list[RingStage], controls: list[Link]) -> None:
+        self.stages = stages
+        self._engine = engine
+        self._controls = controls
+        manifest = bundle.manifest
+        self._limits = TargetLimits(manifest.geometry.max_context, frozenset(manifest.eos_token_ids))
+        self._core = Origin(num_stages=len(stages), limits=self._limits, has_drafter=engine.drafter is not None)
+        self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
+        self._sessions = itertools.count(1)
+        self._jobs: asyncio.Queue[ev.RunHead | ev.ExtendDraft | ev.ExpandDraft] = asyncio.Queue()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="origin")
+        self._timer: asyncio.TimerHandle | None = None
+        self._num_sent = 0
+        self._lost: str | None = None
+        self._ahead: Link
+        self._behind: Link
+
+    @property
+    def is_open(self) -> bool:
+        """False once something in the ring was lost."""
+        return self._lost is None
+
+    async def generate(
+        self, prompt: str, options: GenerateOptions, on_trip: OnTrip | None = None
+    ) -> AsyncGenerator[Piece, None]:
+        """Pieces of the continuation as they become final; the last one has the finish reason and the statistics.
+
+        Closing the generator cancels the generation.
+
+        Raises:
+            RequestError: the prompt does not fit, or an option is not known.
+            StageFailedError: the ring lost a node, or a stage failed.
+        """
+        if self._lost is not None:
+            raise StageFailedError(self._lost)
+        prompt_ids = tuple(self._engine.tokenizer.encode(prompt))
+        session = next(self._sessions)
+        answers: asyncio.Queue[ev.OriginAction] = asyncio.Queue()
+        text = TextStream(self._engine.tokenizer, options.stop)
+        clock = _Clock(len(prompt_ids))
+        self._answers[session] = answers
+        try:
+            self._tell(ev.PromptSubmitted(session, prompt_ids, options))
+            statistics = self._core.statistics(session)
+            while True:
+                match await answers.get():
+                    case ev.EmitTokens(_, tokens):
+                        piece, used = "", 0
+                        while used < len(tokens) and not text.is_stopped:
+                            piece += text.feed(tokens[used : used + 1])
+                            used += 1
+                        clock.count(used)
+                        if text.is_stopped:
+                            yield Piece(text=piece, token_ids=list(tokens[:used]))
+                            yield Piece(
+                                text="", token_ids=[], finish_reason="stop", statistics=clock.report(statistics)
+                            )
+                            return
+                        yield Piece(text=piece, token_ids=list(tokens))
+                    case ev.ReportTrip() as trip if on_trip is not None:
+                        on_trip(trip)
+                    case ev.FinishGeneration(_, "failed", error):
+                        raise StageFailedError(error or "the ring was lost")
+                    case ev.FinishGeneration(_, reason):
+                        yield Piece(
+                            text=text.finish(),
+                            token_ids=[],
+                            finish_reason=reason,
+                            statistics=clock.report(statistics),
+                        )
+                        return
+        finally:
+            del self._answers[session]
+            self._tell(ev.GenerationCancelled(session))  # says nothing where it has ended by itself
+
+    async def _run(self) -> None:
+        """Perform until something in the ring is lost; the reason then ends every generation."""
+        try:
+            await run_until_first_ends(
+                self._read_credits(),
+                self._read_chunks(),
+                self._compute(),
+                *(
+                    self._read_control(stage, control)
+                    for stage, control in zip(self.stages, self._controls, strict=True)
+                ),
+            )
+        except FlowspecError as cause:
+            self._lost = f"{cause}; start the missing node again (flowspec node) and repeat the request"
+            _log.info("ring lost: %s", cause)
+            self._tell(ev.RingLost(self._lost))
+
+    async def _read_control(self, stage: RingStage, control: Link) -> None:
+        while True:
+            match await control.receive():
+                case wire.SessionOpened(session):
+                    self._tell(ev.StageReady(session))
+                case wire.StageFailure(reason):
+                    raise StageFailedError(
+                        f"node {stage.plan.node}, layers [{stage.plan.start}, {stage.plan.stop}): {reason}"
+                    )
+                case message:
+                    raise ProtocolError(f"peer {control.peer}: {type(message).__name__} came on a control link")
+
+    async def _read_credits(self) -> None:
+        while True:
+            message = await self._ahead.receive()
+            if not isinstance(message, wire.Credit):
+                raise ProtocolError(f"peer {self._ahead.peer}: {type(message).__name__} came where Credit was expected")
+            self._tell(ev.CreditArrived(message.num_chunks))
+
+    async def _read_chunks(self) -> None:
+        while True:
+            message = await self._behind.receive()
+            if not isinstance(message, wire.ChunkMessage) or message.hidden is None:
+                raise ProtocolError(
+                    f"peer {self._behind.peer}: hidden rows were expected, not {type(message).__name__}"
+                )
+            self._tell(ev.ChunkReturned(message.session, message.rows, message.hidden))
+
+    async def _compute(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            job = await self._jobs.get()
+            self._tell(await loop.run_in_executor(self._executor, self._engine.run, job))
+
+    def _tell(self, event: ev.OriginEvent) -> None:
+        for action in self._core.handle(event, time.monotonic()):
+            match action:
+                case ev.SendChunk(session, rows, num_wanted, hidden):
+                    self._send(self._ahead, wire.ChunkMessage(self._num_sent, session, rows, num_wanted, hidden))
+                    self._num_sent += 1
+                case ev.GrantCredit(num_chunks):
+                    self._send(self._behind, wire.Credit(num_chunks))
+                case ev.BroadcastAdvance(session, at, to):
+                    self._broadcast(wire.AdvanceSession(session, at, to))
+                case ev.RunHead() | ev.ExtendDraft() | ev.ExpandDraft():
+                    self._jobs.put_nowait(action)
+                case ev.OpenSessions(session, capacity):
+                    if self._engine.drafter is not None:
+                        self._engine.drafter.open(session, capacity)
+                    self._broadcast(wire.OpenSession(session, capacity))
+                case ev.CloseSessions(session):
+                    if self._engine.drafter is not None:
+                        self._engine.drafter.close(session)
+                    self._broadcast(wire.CloseSession(session))
+                case ev.EmitTokens(session) | ev.ReportTrip(session) | ev.FinishGeneration(session):
+                    if session in self._answers:
+                        self._answers[session].put_nowait(action)
+        self._arm_timer()
+
+    def _broadcast(self, message: wire.Message) -> None:
+        for control in self._controls:
+            self._send(control, message)
+
+    def _send(self, link: Link, message: wire.Message) -> None:
+        # A link that has ended is noticed by its reader, which ends the ring; here nothing is left to do.
+        with contextlib.suppress(LinkLostError, ProtocolError):
+            link.send(message)
+
+    def _arm_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        deadline = self._core.next_deadline()
+        self._timer = None
+        if deadline is not None:
+            delay = max(deadline - time.monotonic(), 0)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tell, ev.DeadlinePassed())
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+class _Clock:
+    """Times of one generation."""
+
+    def __init__(self, num_prompt_tokens: int) -> None:
+        self._num_prompt_tokens = num_prompt_tokens
+        self._began = time.monotonic()
+        self._first: float | None = None
+        self._last = self._began
+        self._num_first = 0
+        self._num_tokens = 0
+
+    def count(self, num_tokens: int) -> None:
+        self._last = time.monotonic()
+        if self._first is None:
+            self._first, self._num_first = self._last, num_tokens
+        self._num_tokens += num_tokens
+
+    def report(self, counts: GenerationStatistics) -> dict[str, Any]:
+        """The statistics of a finished generation, as users see them (README, "What the figures mean")."""
+        decode_s = self._last - (self._first or self._last)
+        return {
+            "prompt_tokens": self._num_prompt_tokens,
+            "completion_tokens": self._num_tokens,
+            "trips": counts.num_trips,
+            "verifications": counts.num_verifications,
+            "acceptance_length": round(counts.acceptance_length, 3),
+            "rows_sent": counts.num_rows_sent,
+            "rows_useful": counts.num_rows_useful,
+            "draft_passes": counts.num_draft_passes,
+            "first_token_s": round((self._first or self._last) - self._began, 4),
+            "decode_s": round(decode_s, 4),
+            "tokens_per_s": round((self._num_tokens - self._num_first) / decode_s, 2) if decode_s else 0.0,
+        }
+
+
+@contextlib.asynccontextmanager
+async def open_ring(node: Node, bundle: Bundle, found: Sequence[Announcement]) -> AsyncIterator[Ring]:
+    """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
+
+    ``node`` is the origin's own listener, to which the last stage returns.
+
+    Raises:
+        NodeUnavailableError: no node that was found can be reached, or none of them has the bundle.
+        PlacementError: the layers do not fit into the nodes' memory.
+        StageFailedError: a stage could not be opened.
+    """
+    name = f"{node.settings.name}-{secrets.token_hex(4)}"
+    async with contextlib.AsyncExitStack() as closing:
+        controls, offers = await _welcomed(node, bundle, found, name, closing)
+        plans = spread_layers(bundle.manifest.blocks, offers)
+        addresses = {announcement.node: announcement for announcement in found}
+        links = [controls[plan.node] for plan in plans]
+        loop = asyncio.get_running_loop()
+        engine = loop.run_in_executor(None, OriginEngine, bundle, node.settings.num_threads, DraftShape())
+        try:
+            opened = await _open_stages(node, bundle, name, plans, links, addresses)
+        finally:
+            await asyncio.wait({engine})
+        stages = [
+            RingStage(plan, addresses[plan.node].host, addresses[plan.node].port, message.load_ms)
+            for plan, message in zip(plans, opened, strict=True)
+        ]
+        ring = Ring(engine.result(), bundle, stages, links)
+        closing.callback(ring._stop)
+        first = addresses[plans[0].node]
+        ring._ahead, _ = await open_link(first.host, first.port, node.hello(wire.DATA, f"{name}/0"), node=first.node)
+        closing.push_async_callback(ring._ahead.close)
+        ring._behind = await closing.enter_async_context(node.data_link(f"{name}/{len(stages)}"))
+        running = asyncio.create_task(ring._run(), name=f"ring {name}")
+        try:
+            yield ring
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+
+
+async def _welcomed(
+    node: Node, bundle: Bundle, found: Sequence[Announcement], ring: str, closing: contextlib.AsyncExitStack
+) -> tuple[dict[str, Link], list[NodeOffer]]:
+    """Control links to the nodes that answer and have the bundle, and what they offer, in the order found."""
+    hello = node.hello(wire.CONTROL, ring)
+    answers = await asyncio.gather(
+        *(open_link(peer.host, peer.port, hello, node=peer.node) for peer in found), return_exceptions=True
+    )
+    links: dict[str, Link] = {}
+    offers: list[NodeOffer] = []
+    refusals: list[str] = []
+    for answer in answers:
+        if isinstance(answer, FlowspecError):
+            refusals.append(str(answer))
+            continue
+        if isinstance(answer, BaseException):
+            raise answer
+        link, welcome = answer
+        closing.push_async_callback(link.close)
+        if bundle.digest not in welcome.bundles:
+            refusals.append(f"node {welcome.node} does not have this bundle; start it with --bundle {bundle.directory}")
+            continue
+        links[welcome.node] = link
+        offers.append(NodeOffer(welcome.node, welcome.free_memory_bytes))
+    for refusal in refusals:
+        _log.warning("%s", refusal)
+    if found and not offers:
+        raise NodeUnavailableError(f"none of the {len(found)} nodes found can serve: {refusals[0]}")
+    return links, offers
+
+
+async def _open_stages(
+    node: Node,
+    bundle: Bundle,
+    ring: str,
+    plans: list[StagePlan],
+    links: list[Link],
+    addresses: dict[str, Announcement],
+) -> list[wire.StageOpened]:
+    for hop, (plan, link) in enumerate(zip(plans, links, strict=True)):
+        if hop + 1 < len(plans):
+            ahead = addresses[plans[hop + 1].node]
+            name, host, port = ahead.node, ahead.host, ahead.port
+        else:
+            name, host, port = node.settings.name, link.local_host, node.port
+        link.send(wire.OpenStage(ring, hop, bundle.digest, plan.start, plan.stop, name, host, port))
+
+    async def opened(plan: StagePlan, link: Link) -> wire.StageOpened:
+        message = await link.receive()
+        if isinstance(message, wire.StageFailure):
+            raise StageFailedError(f"node {plan.node}, layers [{plan.start}, {plan.stop}): {message.reason}")
+        if not isinstance(message, wire.StageOpened):
+            raise ProtocolError(f"peer {plan.node}: {type(message).__name__} came where StageOpened was expected")
+        return message
+
+    waiting = [asyncio.create_task(opened(plan, link)) for plan, link in zip(plans, links, strict=True)]
+    try:
+        async with asyncio.timeout(STAGE_OPEN_S):
+            return await asyncio.gather(*waiting)
+    except TimeoutError:
+        late = [plan.node for plan, task in zip(plans, waiting, strict=True) if not task.done()]
+        raise StageFailedError(
+            f"node {', '.join(late)}: layers were not loaded within {STAGE_OPEN_S:.0f} s; is the disk stuck?"
+        ) from None
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)

@@ -1,0 +1,56 @@
+"""Generations for the HTTP API: one ring, opened at the first request, and opened anew when something in it was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+
+from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.node import Bundle, Node
+from flowspec_edge.ring import Ring, open_ring
+
+Search = Callable[[], Awaitable[Sequence[Announcement]]]
+
+
+class GenerationService:
+    """Answers prompts of several users over one ring, which they share."""
+
+    def __init__(self, node: Node, bundle: Bundle, search: Search) -> None:
+        self._node = node
+        self._bundle = bundle
+        self._search = search
+        self._ring: Ring | None = None
+        self._opening = asyncio.Lock()
+        self._closing = contextlib.AsyncExitStack()
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(cls, node: Node, bundle: Bundle, search: Search) -> AsyncIterator[GenerationService]:
+        """``search`` finds the nodes to serve with, each time a ring is opened."""
+        service = cls(node, bundle, search)
+        try:
+            yield service
+        finally:
+            await service._closing.aclose()
+
+    @property
+    def model(self) -> str:
+        return self._bundle.manifest.name
+
+    async def generate(self, prompt: str, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+        """Pieces of the answer; see :meth:`Ring.generate`, and :func:`open_ring` for what may go wrong before."""
+        ring = await self._open()
+        async with contextlib.aclosing(ring.generate(prompt, options)) as answer:
+            async for piece in answer:
+                yield piece
+
+    async def _open(self) -> Ring:
+        async with self._opening:
+            if self._ring is None or not self._ring.is_open:
+                self._ring = None
+                await self._closing.aclose()
+                found = await self._search()
+                self._ring = await self._closing.enter_async_context(open_ring(self._node, self._bundle, found))
+            return self._ring

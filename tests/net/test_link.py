@@ -1,0 +1,308 @@
+"""Both ends of a link over real loopback sockets: order, bytes, limits, and every way it may end."""
+
+import asyncio
+import socket
+import time
+
+import aiohttp
+import msgpack
+import numpy as np
+import pytest
+
+from flowspec_edge.core import wire
+from flowspec_edge.core.tree import Row
+from flowspec_edge.errors import LinkLostError, NodeUnavailableError, ProtocolError
+from flowspec_edge.net import connection
+from flowspec_edge.net.connection import TAIL_ALIGNMENT_BYTES
+from flowspec_edge.net.link import LinkServer, LinkTimeouts, open_link
+from tests.net.conftest import linked, listening, make_hello, make_welcome
+
+
+def make_chunk(number, num_rows=1, width=4):
+    hidden = np.arange(num_rows * width, dtype=np.float32).reshape(num_rows, width)
+    rows = tuple(Row(i, max(i - 1, 0), 7) for i in range(num_rows))
+    return wire.ChunkMessage(number, 3, rows, 1, hidden)
+
+
+async def raw_websocket(session, server, purpose=wire.CONTROL):
+    return await session.ws_connect(f"http://127.0.0.1:{server.port}/link/{purpose}")
+
+
+async def test_hello_and_welcome_reach_the_other_end():
+    async with linked() as pair:
+        assert pair.welcome == make_welcome()
+        assert pair.far.hello == make_hello()
+        assert (pair.near.peer, pair.far.peer) == ("pi-kitchen", "pi-hall")
+
+
+async def test_a_large_tail_arrives_whole_aligned_and_comes_back():
+    async with linked(wire.DATA) as pair:
+        sent = make_chunk(0, num_rows=60, width=2500)  # 600 KB
+        pair.near.send(sent)
+        got = await pair.far.receive()
+        np.testing.assert_array_equal(got.hidden, sent.hidden)
+        assert got.rows == sent.rows
+        assert got.hidden.ctypes.data % TAIL_ALIGNMENT_BYTES == 0
+        pair.far.send(got)
+        np.testing.assert_array_equal((await pair.near.receive()).hidden, sent.hidden)
+
+
+async def test_many_messages_keep_their_order_both_ways():
+    async with linked() as pair:
+        for i in range(1000):
+            pair.near.send(wire.AdvanceSession(1, i, i + 1))
+            pair.far.send(wire.CloseSession(i))
+        assert [(await pair.far.receive()).at for _ in range(1000)] == list(range(1000))
+        assert [(await pair.near.receive()).session for _ in range(1000)] == list(range(1000))
+
+
+async def test_chunks_without_rows_of_floats_pass():
+    async with linked(wire.DATA) as pair:
+        for number in range(3):
+            pair.near.send(wire.ChunkMessage(number, 1, (Row(0, 0, 5),), 1, None))
+            assert (await pair.far.receive()).number == number
+        pair.far.send(wire.Credit(2))
+        assert await pair.near.receive() == wire.Credit(2)
+
+
+async def test_small_messages_are_not_held_back():
+    async with linked() as pair:
+        for link in (pair.near, pair.far):
+            assert link._transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize("purpose", [wire.CONTROL, wire.DATA])
+async def test_a_killed_peer_is_seen_at_once(purpose):
+    async with linked(purpose) as pair:
+        pair.near.send(wire.CloseSession(1))
+        await pair.far.receive()
+        pair.near._transport.abort()
+        started = time.monotonic()
+        with pytest.raises(LinkLostError, match="pi-hall"):
+            await pair.far.receive()
+        with pytest.raises(LinkLostError, match="pi-kitchen"):
+            await pair.near.receive()
+        assert time.monotonic() - started < 0.5
+        with pytest.raises(LinkLostError):
+            pair.near.send(wire.CloseSession(1))
+
+
+@pytest.mark.parametrize("closer", ["near", "far"])
+async def test_a_clean_close_delivers_the_last_message(closer):
+    async with linked() as pair:
+        closing, other = (pair.near, pair.far) if closer == "near" else (pair.far, pair.near)
+        for i in range(100):
+            closing.send(wire.CloseSession(i))
+            other.send(wire.CloseSession(i))
+        closing.send(wire.StageFailure("out of memory"))
+        await closing.close()
+        got = [message async for message in other]
+        assert len(got) == 101
+        assert got[-1] == wire.StageFailure("out of memory")
+        with pytest.raises(LinkLostError, match="closed the link"):
+            await other.receive()
+
+
+async def test_close_may_be_called_often_and_by_several():
+    async with linked() as pair:
+        await asyncio.gather(pair.near.close(), pair.near.close(), pair.far.close())
+        await pair.near.close()
+        assert not pair.near.is_open
+        assert [message async for message in pair.near] == []
+
+
+async def test_an_iteration_over_a_cut_link_raises():
+    async with linked() as pair:
+        pair.near._transport.abort()
+        with pytest.raises(LinkLostError):
+            async for _ in pair.far:
+                pass
+
+
+async def test_close_is_quick_where_the_peer_reads_nothing():
+    async with linked(wire.DATA) as pair:
+        pair.far._transport.pause_reading()
+        for number in range(30):
+            pair.near.send(make_chunk(number, num_rows=64, width=4096))  # 30 MB, more than the kernel takes
+        started = time.monotonic()
+        await pair.near.close()
+        assert time.monotonic() - started < 1.5
+        pair.far._transport.resume_reading()
+
+
+async def test_a_full_queue_ends_the_link_and_names_the_limit():
+    async with linked() as pair:
+        with pytest.raises(LinkLostError, match=r"peer pi-kitchen: 1024 messages .*SEND_QUEUE_MESSAGES"):
+            for _ in range(1025):
+                pair.near.send(wire.CloseSession(1))
+        with pytest.raises(LinkLostError, match="1024 messages"):
+            await pair.near.receive()
+        with pytest.raises(LinkLostError):
+            while True:
+                await pair.far.receive()
+
+
+async def test_a_slow_receiver_holds_the_sender_back(monkeypatch):
+    monkeypatch.setitem(connection.RECEIVE_QUEUE_MESSAGES, wire.DATA, 2)
+    async with linked(wire.DATA) as pair:
+        for number in range(40):
+            pair.near.send(make_chunk(number, num_rows=64, width=4096))  # 1 MB each
+        first = await pair.far.receive()
+        while len(pair.far._incoming) < 2:
+            await asyncio.sleep(0)
+        assert first.number == 0
+        assert len(pair.far._incoming) == 2
+        assert [(await pair.far.receive()).number for _ in range(39)] == list(range(1, 40))
+
+
+async def test_a_gap_in_the_chunk_numbers_is_named_at_both_ends():
+    async with linked(wire.DATA) as pair:
+        pair.near.send(make_chunk(0))
+        pair.near.send(make_chunk(2))
+        assert (await pair.far.receive()).number == 0
+        with pytest.raises(ProtocolError, match="peer pi-hall: chunk 2 came where 1 was expected"):
+            await pair.far.receive()
+        with pytest.raises(LinkLostError, match="pi-kitchen closed the link: .*chunk 2 came where 1"):
+            await pair.near.receive()
+
+
+async def test_a_chunk_on_a_control_link_is_refused():
+    async with linked() as pair:
+        pair.near.send(make_chunk(0))
+        with pytest.raises(ProtocolError, match="a chunk on a control link"):
+            await pair.far.receive()
+
+
+async def test_close_with_an_error_tells_the_peer_why():
+    async with linked() as pair:
+        await pair.far.close(ProtocolError("session 9 was never opened"))
+        with pytest.raises(LinkLostError, match="session 9 was never opened"):
+            await pair.near.receive()
+
+
+FRAMES = [
+    (b"\xc1", "not msgpack"),
+    (b"", "not msgpack"),
+    (msgpack.packb(["Credit", -1]), "Credit.num_chunks"),
+    (bytes(100_000), "exceeds limit"),
+    ("text", "text message"),
+]
+
+
+@pytest.mark.parametrize(("frame", "text"), FRAMES, ids=[text for _, text in FRAMES])
+async def test_garbage_closes_the_link_with_a_named_error(frame, text):
+    failed = asyncio.Future()
+
+    async def on_link(link):
+        try:
+            await link.receive()
+        except ProtocolError as error:
+            failed.set_result(error)
+            raise
+
+    async with listening(on_link) as server, aiohttp.ClientSession() as session, asyncio.timeout(5):
+        websocket = await raw_websocket(session, server)
+        await websocket.send_bytes(wire.encode(make_hello())[0])
+        await websocket.receive()
+        await (websocket.send_str(frame) if isinstance(frame, str) else websocket.send_bytes(frame))
+        error = await failed
+        assert str(error).startswith("peer pi-hall: ")
+        assert text in str(error)
+        assert (await websocket.receive()).type is aiohttp.WSMsgType.CLOSE
+
+
+@pytest.mark.parametrize(("fragment", "text"), [(bytes(17), "at most 16"), (b"", "at most 16")])
+async def test_a_wrong_fragment_is_refused(fragment, text):
+    async with linked(wire.DATA) as pair:
+        header, _ = wire.encode(make_chunk(0))
+        await pair.near._websocket.send_bytes(header)
+        await pair.near._websocket.send_bytes(fragment)
+        with pytest.raises(ProtocolError, match=text):
+            await pair.far.receive()
+
+
+@pytest.mark.parametrize(
+    ("first", "text"),
+    [(wire.Credit(1), "Credit came where Hello was expected"), (make_hello(wire.DATA), "Hello for a data link")],
+)
+async def test_a_wrong_first_message_is_refused(first, text):
+    async with listening(pytest.fail) as server, aiohttp.ClientSession() as session, asyncio.timeout(5):
+        websocket = await raw_websocket(session, server)
+        await websocket.send_bytes(wire.encode(first)[0])
+        answer = await websocket.receive()
+        assert answer.type is aiohttp.WSMsgType.CLOSE
+        assert text in answer.extra
+
+
+async def test_another_protocol_version_is_named_at_both_ends(caplog):
+    async with listening(pytest.fail) as server, asyncio.timeout(5):
+        with pytest.raises(NodeUnavailableError, match="pi-hall speaks protocol 99, pi-kitchen speaks 1"):
+            await open_link("127.0.0.1", server.port, make_hello(protocol=99))
+    assert "pi-hall speaks protocol 99" in caplog.text
+
+
+async def test_a_peer_of_another_name_is_refused():
+    async def on_link(link):
+        async for _ in link:
+            pass
+
+    async with listening(on_link) as server, asyncio.timeout(5):
+        with pytest.raises(NodeUnavailableError, match="peer pi-attic: .*answers pi-kitchen"):
+            await open_link("127.0.0.1", server.port, make_hello(), node="pi-attic")
+
+
+async def test_silent_sockets_do_not_block_others_and_are_closed():
+    async with (
+        listening(lambda link: link.close(), LinkTimeouts(connect_s=0.3)) as server,
+        aiohttp.ClientSession() as session,
+        asyncio.timeout(5),
+    ):
+        silent = [await raw_websocket(session, server) for _ in range(20)]
+        link, welcome = await open_link("127.0.0.1", server.port, make_hello())
+        assert welcome == make_welcome()
+        await link.close()
+        for websocket in silent:
+            answer = await websocket.receive()
+            assert "no Hello within 0.3 s" in answer.extra
+
+
+async def test_nobody_listening_says_what_to_try():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(NodeUnavailableError, match=rf"peer pi-attic at 127.0.0.1:{port} cannot be .*flowspec node"):
+            await open_link("127.0.0.1", port, make_hello(), node="pi-attic")
+
+
+async def test_a_listener_that_says_nothing_times_out():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(NodeUnavailableError, match=r"no answer within 0.2 s"):
+            await open_link("127.0.0.1", silent.getsockname()[1], make_hello(), timeouts=LinkTimeouts(connect_s=0.2))
+
+
+async def test_a_port_in_use_is_named():
+    async with listening(pytest.fail) as server:
+        with pytest.raises(NodeUnavailableError, match=rf"cannot listen on 127.0.0.1:{server.port}"):
+            await LinkServer.start("127.0.0.1", server.port, make_welcome, pytest.fail)
+
+
+async def test_a_heartbeat_finds_a_peer_that_stopped():
+    async with linked(timeouts=LinkTimeouts(heartbeat_s=0.2)) as pair:
+        pair.near._transport.pause_reading()  # like SIGSTOP: the socket lives, nobody answers pings
+        started = time.monotonic()
+        with pytest.raises(LinkLostError, match="peer pi-hall: .*PONG"):
+            await pair.far.receive()
+        assert time.monotonic() - started < 1
+
+
+async def test_the_server_ends_links_that_are_still_in_use():
+    async def on_link(link):
+        async for _ in link:
+            pass
+
+    server = await LinkServer.start("127.0.0.1", 0, make_welcome, on_link)
+    async with asyncio.timeout(5):
+        link, _ = await open_link("127.0.0.1", server.port, make_hello())
+        await server.close()
+        assert [message async for message in link] == []
+        await link.close()
