@@ -102,9 +102,9 @@ class Ring:
         return self._lost is None
 
     async def generate(
-        self, prompt: str, options: GenerateOptions, on_trip: OnTrip | None = None
+        self, prompt: str | Sequence[int], options: GenerateOptions, on_trip: OnTrip | None = None
     ) -> AsyncGenerator[Piece, None]:
-        """Pieces of the continuation as they become final; the last one has the finish reason and the statistics.
+        """Pieces of the continuation of a text or of token ids, as they become final; the last one has the finish reason and the statistics.
 
         Closing the generator cancels the generation.
 
@@ -114,7 +114,7 @@ class Ring:
         """
         if self._lost is not None:
             raise StageFailedError(self._lost)
-        prompt_ids = tuple(self._engine.tokenizer.encode(prompt))
+        prompt_ids = tuple(self._engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         session = next(self._sessions)
         answers: asyncio.Queue[ev.OriginAction] = asyncio.Queue()
         text = TextStream(self._engine.tokenizer, options.stop)
@@ -167,7 +167,7 @@ class Ring:
                 ),
             )
         except FlowspecError as cause:
-            self._lost = f"{cause}; start the missing node again (flowspec node) and repeat the request"
+            self._lost = f"{cause}; see that all its nodes run (flowspec devices), then repeat the request"
             _log.info("ring lost: %s", cause)
             self._tell(ev.RingLost(self._lost))
 

@@ -1,0 +1,77 @@
+"""Whole rings over loopback sockets: real links, real ONNX Runtime, the demo model."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from flowspec_edge.engine.unsplit import UnsplitModel
+from flowspec_edge.node import DEMO_BUNDLE, Bundle, Node, NodeSettings
+from flowspec_edge.ring import open_ring
+from tests.held_out import held_out_prompts
+
+DEMO_MODEL = Path(__file__).parents[2] / "exporter/demo_model"
+GIB = 2**30
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    return held_out_prompts()
+
+
+@pytest.fixture(scope="session")
+def int8_bundle():
+    return Bundle.load(DEMO_BUNDLE)
+
+
+@pytest.fixture(scope="session")
+def fp32_bundle(tmp_path_factory):
+    exporter = pytest.importorskip("exporter.bundle", reason="exporting needs torch: pip install '.[export]'")
+    out = tmp_path_factory.mktemp("fp32") / "bundle"
+    options = exporter.ExportOptions(
+        checkpoint=DEMO_MODEL / "target", drafter=DEMO_MODEL / "eagle", out=out, precision="fp32"
+    )
+    exporter.export_bundle(options)
+    return Bundle.load(out)
+
+
+@pytest.fixture(scope="session", params=["int8", "fp32"])
+def bundle(request):
+    return request.getfixturevalue(f"{request.param}_bundle")
+
+
+@pytest.fixture(scope="session")
+def unsplit(bundle):
+    return UnsplitModel(bundle.directory, bundle.manifest)
+
+
+@contextlib.asynccontextmanager
+async def ring_of(num_nodes, bundle):
+    """A ring over that many nodes in this process, found by address; discovery has tests of its own."""
+    nodes = []
+
+    async def start(name, *, memory_bytes=GIB):
+        settings = NodeSettings(
+            name=name, cluster="test", bundles=(bundle,), memory_bytes=memory_bytes, is_announced=False
+        )
+        nodes.append(await Node.start(settings))
+        return nodes[-1]
+
+    try:
+        serving = [await start(f"node-{number}") for number in range(num_nodes)]
+        origin = await start("origin")
+        async with open_ring(origin, bundle, [node.announcement for node in serving]) as ring:
+            yield ring
+    finally:
+        await asyncio.gather(*(node.close() for node in nodes))
+
+
+async def answer_of(ring, prompt, options, on_trip=None):
+    """All pieces of an answer."""
+    async with contextlib.aclosing(ring.generate(prompt, options, on_trip)) as answer:
+        return [piece async for piece in answer]
+
+
+def tokens_of(pieces):
+    return [token for piece in pieces for token in piece.token_ids]

@@ -1,0 +1,78 @@
+"""The main property on real parts: whatever the ring, the output is the unsplit model's, token for token."""
+
+import asyncio
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.verify import next_token_distribution
+from flowspec_edge.engine.unsplit import UnsplitModel
+from tests.ring.conftest import answer_of, ring_of, tokens_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 4, 8])
+async def test_greedy_output_on_held_out_prompts(num_nodes, bundle, unsplit, prompts):
+    options = GenerateOptions(max_new_tokens=48)
+    async with ring_of(num_nodes, bundle) as ring:
+        assert len(ring.stages) == num_nodes
+        for prompt in prompts:
+            pieces = await answer_of(ring, prompt, options)
+            assert tokens_of(pieces) == list(unsplit.generate(prompt, options))
+
+
+async def test_sampled_output_is_the_same_on_every_ring_and_schedule(int8_bundle, prompts):
+    found = set()
+    for num_nodes in (1, 4):
+        async with ring_of(num_nodes, int8_bundle) as ring:
+            for schedule in ("flowspec", "autoregressive"):
+                options = GenerateOptions(max_new_tokens=64, temperature=1.0, seed=11, schedule=schedule)
+                found.add(tuple(tokens_of(await answer_of(ring, prompts[0], options))))
+    assert len(found) == 1
+    assert len(found.pop()) == 64
+
+
+async def test_sessions_at_the_same_time_do_not_mix(int8_bundle, prompts):
+    options = [GenerateOptions(max_new_tokens=24, temperature=0.8, seed=seed) for seed in range(4)]
+    async with ring_of(3, int8_bundle) as ring:
+        together = await asyncio.gather(*(answer_of(ring, prompts[i], options[i]) for i in range(4)))
+        alone = [await answer_of(ring, prompts[i], options[i]) for i in range(4)]
+    assert [tokens_of(pieces) for pieces in together] == [tokens_of(pieces) for pieces in alone]
+
+
+async def test_the_end_of_the_context_is_reached_and_not_passed(int8_bundle, prompts):
+    max_context = int8_bundle.manifest.geometry.max_context
+    prompt = (prompts[0] * 11)[: max_context - 20]
+    async with ring_of(2, int8_bundle) as ring:
+        pieces = await answer_of(ring, prompt, GenerateOptions(max_new_tokens=128, temperature=1.0, seed=3))
+    assert len(tokens_of(pieces)) == 20
+    assert pieces[-1].finish_reason == "length"
+
+
+async def test_draws_follow_the_targets_distribution(int8_bundle, prompts, monkeypatch):
+    """Chi-square over the second token of a ring, which a draft tree offers, for many seeds and a small vocabulary."""
+    num_draws, num_kept = 600, 6
+    unsplit = UnsplitModel(int8_bundle.directory, int8_bundle.manifest)
+    logits = []
+    original = unsplit._head.logits
+    monkeypatch.setattr(unsplit._head, "logits", lambda hidden: logits.append(original(hidden)) or logits[-1])
+    list(unsplit.generate(prompts[1], GenerateOptions(max_new_tokens=1)))
+    expected = next_token_distribution(logits[-1][0], GenerateOptions(temperature=1.0, top_k=num_kept))
+    counts = Counter()
+    async with ring_of(2, int8_bundle) as ring:
+        for seed in range(num_draws):
+            options = GenerateOptions(max_new_tokens=1, temperature=1.0, top_k=num_kept, seed=seed)
+            counts.update(tokens_of(await answer_of(ring, prompts[1], options)))
+    kept = np.flatnonzero(expected).tolist()
+    assert set(counts) <= set(kept)
+    assert sum(counts.values()) == num_draws
+    assert min(expected[kept]) * num_draws >= 5, "too rare for a chi-square test"
+    statistic = sum((counts[token] - expected[token] * num_draws) ** 2 / (expected[token] * num_draws) for token in kept)
+    assert statistic < CHI_SQUARE_999
+
+
+CHI_SQUARE_999 = 20.52
+"""99.9 % quantile of chi-square with 5 degrees of freedom: six tokens."""

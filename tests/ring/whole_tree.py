@@ -1,0 +1,92 @@
+"""One tree at a time: draft it whole, verify it whole, take the accepted path, repeat. The yardstick of a drafter."""
+
+import numpy as np
+
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.drafting import Drafting, DraftShape
+from flowspec_edge.core.events import ExpandDraft, ExtendDraft, RunForward
+from flowspec_edge.core.generation import TREE_MARGIN
+from flowspec_edge.core.kv_slots import KvSlots
+from flowspec_edge.core.tree import NO_PARENT, Advance, Row, Tree
+from flowspec_edge.core.verify import make_draw
+from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
+from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.stage_runner import StageRunner
+
+
+class WholeTree:
+    """The demo bundle's target and drafter in one process."""
+
+    def __init__(self, bundle, num_nodes, depth, width=10):
+        self.stage = StageRunner(bundle.directory, bundle.manifest, 0, bundle.manifest.geometry.num_layers)
+        self.head = Head(bundle.directory, bundle.manifest)
+        self.drafter = Eagle1Drafter(bundle.directory, bundle.manifest, self.head, k=width)
+        self.eos = bundle.manifest.eos_token_ids
+        self.num_nodes, self.shape = num_nodes, DraftShape(width=width, depth=depth, rows_per_pass=width * width)
+
+    def generate(self, prompt, options: GenerateOptions):
+        """Returns the tokens and how many verifications gave them."""
+        self.tree, self.next_id, self.num_extended, self.moves = Tree(), len(prompt), 0, ()
+        capacity = len(prompt) + options.max_new_tokens + TREE_MARGIN
+        self.slots = KvSlots(capacity)
+        self.stage.open_cache(1, capacity)
+        self.drafter.open(1, capacity)
+        draw = make_draw(options)
+        rows = [Row(i, i - 1 if i else NO_PARENT, token) for i, token in enumerate(prompt)]
+        for row in rows:
+            self.tree.add(row)
+        self.hidden = dict(zip(range(len(rows)), self._forward(rows), strict=True))
+        tokens = [draw(self.head.logits(self.hidden[rows[-1].id][None])[0], len(prompt))]
+        self._root_at(rows[-1].id, tokens[0])
+        num_verifications = 0
+        while len(tokens) < options.max_new_tokens and tokens[-1] not in self.eos:
+            rows = self._draft()
+            hidden = self._forward(rows)
+            self.hidden.update((row.id, hidden[i]) for i, row in enumerate(rows))
+            logits = dict(zip((row.id for row in rows), self.head.logits(hidden), strict=True))
+            num_verifications += 1
+            while self.root in logits and len(tokens) < options.max_new_tokens and tokens[-1] not in self.eos:
+                root = self.tree[self.root]
+                tokens.append(draw(logits[self.root], root.depth + 1))
+                self._root_at(self.root, tokens[-1])
+            self.moves = tuple(self.slots.drop(self.tree.take_dropped()))
+        self.stage.free_cache(1)
+        self.drafter.close(1)
+        return tokens, num_verifications
+
+    def _root_at(self, parent, token):
+        child = self.tree[parent].children.get(token)
+        if child is None:
+            child = self.next_id
+            self.next_id += 1
+            self.tree.add(Row(child, parent, token))
+        self.root = child
+        self.tree.advance(Advance(parent, token))
+
+    def _draft(self):
+        drafting = Drafting(self.tree, self.shape)
+        drafting.restart(self.root)
+        path = self.tree.path(self.root)[self.num_extended + 1 :]
+        rows = tuple(Row(row.id, row.parent, row.token) for row in path)
+        hidden = np.stack([self.hidden[row.parent] for row in rows])
+        self.num_extended = self.tree[self.root].depth
+        draft = self.drafter.run(ExtendDraft(1, rows, self._positions(rows), hidden))
+        self.next_id += len(drafting.merge([self.root], draft.tokens, draft.log_probs, self.next_id))
+        for _ in range(self.shape.depth - 1):
+            frontier = tuple(drafting.frontier(10**6))
+            draft = self.drafter.run(ExpandDraft(1, frontier, self._positions(frontier)))
+            added = drafting.merge([row.id for row in frontier], draft.tokens, draft.log_probs, self.next_id)
+            self.next_id += len(added)
+        best = sorted(drafting.scores, key=lambda id: -drafting.scores[id])[: self.num_nodes]
+        chosen = sorted({self.root, *best})  # parents have the smaller ids
+        return [Row(id, self.tree[id].parent, self.tree[id].token) for id in chosen]
+
+    def _positions(self, rows):
+        return np.array([self.tree[row.id].depth - 1 for row in rows], np.int64)
+
+    def _forward(self, rows):
+        moves, self.moves = self.moves, ()
+        first = self.slots.append(rows)
+        positions = np.array([self.tree[row.id].depth for row in rows], np.int64)
+        mask = self.slots.ancestor_mask(first)
+        return self.stage.run(RunForward(1, tuple(rows), None, moves, first, positions, mask)).copy()
