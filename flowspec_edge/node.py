@@ -36,6 +36,8 @@ DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
 
 DATA_LINK_S = 120.0
 """How long a data link and the stage that expects it wait for each other: the slower of the two may be reading gigabytes."""
+FAILURE_S = 2.0
+"""How long a failed stage keeps its data links open for the origin to end the ring."""
 MEMORY_SHARE = 0.8
 """How much of the memory that is free at the start a node offers; the rest is for caches and the system."""
 
@@ -221,40 +223,48 @@ class StageHost:
             raise ProtocolError(f"peer {self.control.peer}: {type(request).__name__} came where OpenStage was expected")
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"stage {request.start}")
         try:
-            await self._serve(request)
-        except FlowspecError as cause:
-            _log.info("stage [%d, %d): %s", request.start, request.stop, cause)
-            if self.control.is_open:
-                self.control.send(wire.StageFailure(str(cause)))
+            async with contextlib.AsyncExitStack() as links:
+                try:
+                    await self._serve(request, links)
+                except FlowspecError as cause:
+                    await self._report(cause)
         finally:
             self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def _serve(self, request: wire.OpenStage) -> None:
+    async def _report(self, cause: FlowspecError) -> None:
+        """Tell the origin, and give it time to end the ring: data links that close first would put the blame on this node."""
+        _log.info("%s", cause)
+        if self.control.is_open:
+            self.control.send(wire.StageFailure(str(cause)))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAILURE_S):
+                    await self.control.wait_closed()
+
+    async def _serve(self, request: wire.OpenStage, links: contextlib.AsyncExitStack) -> None:
         bundle = self.node.bundle(request.bundle)
         geometry = bundle.manifest.geometry
         blocks = [b for b in bundle.manifest.blocks if request.start <= b.start and b.stop <= request.stop]
         self._core = Stage(is_last=request.stop == geometry.num_layers)
         self._max_capacity = geometry.max_context + TREE_MARGIN
-        with self.node.reserve(memory_bytes := stage_memory_bytes(blocks)):
-            began = time.monotonic()
-            loop = asyncio.get_running_loop()
-            self._runner = await loop.run_in_executor(self._executor, self._load, bundle, request, blocks)
-            load_ms = round((time.monotonic() - began) * 1000)
-            self._ahead, _ = await open_link(
-                request.next_host,
-                request.next_port,
-                self.node.hello(wire.DATA, f"{request.ring}/{request.hop + 1}"),
-                node=request.next_node,
-            )
-            try:
-                self.control.send(wire.StageOpened(request.ring, memory_bytes, load_ms))
-                await run_until_first_ends(self._read_control(), self._work(f"{request.ring}/{request.hop}"))
-            finally:
-                await self._ahead.close()
+        memory_bytes = stage_memory_bytes(blocks)
+        links.enter_context(self.node.reserve(memory_bytes))
+        began = time.monotonic()
+        loop = asyncio.get_running_loop()
+        self._runner = await loop.run_in_executor(self._executor, self._load, bundle, request, blocks)
+        load_ms = round((time.monotonic() - began) * 1000)
+        self._ahead, _ = await open_link(
+            request.next_host,
+            request.next_port,
+            self.node.hello(wire.DATA, f"{request.ring}/{request.hop + 1}"),
+            node=request.next_node,
+        )
+        links.push_async_callback(self._ahead.close)
+        self.control.send(wire.StageOpened(request.ring, memory_bytes, load_ms))
+        await run_until_first_ends(self._read_control(), self._work(f"{request.ring}/{request.hop}", links))
 
-    async def _work(self, hop_behind: str) -> None:
-        async with self.node.data_link(hop_behind) as self._behind:
-            await run_until_first_ends(self._read_chunks(), self._read_credits(), self._run_forwards())
+    async def _work(self, hop_behind: str, links: contextlib.AsyncExitStack) -> None:
+        self._behind = await links.enter_async_context(self.node.data_link(hop_behind))
+        await run_until_first_ends(self._read_chunks(), self._read_credits(), self._run_forwards())
 
     def _load(self, bundle: Bundle, request: wire.OpenStage, blocks: list[BlockEntry]) -> StageRunner:
         verify_digests(bundle.directory, list(blocks))

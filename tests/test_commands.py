@@ -74,7 +74,7 @@ async def test_the_demo_stops_its_nodes_on_ctrl_c():
         while not (await process.stdout.readline()).startswith(b"prompt"):
             pass
         process.send_signal(signal.SIGINT)
-        out, err = await process.communicate()
+        _, err = await process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in err.decode()
     cluster = "local-"

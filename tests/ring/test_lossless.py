@@ -70,7 +70,9 @@ async def test_draws_follow_the_targets_distribution(int8_bundle, prompts, monke
     assert set(counts) <= set(kept)
     assert sum(counts.values()) == num_draws
     assert min(expected[kept]) * num_draws >= 5, "too rare for a chi-square test"
-    statistic = sum((counts[token] - expected[token] * num_draws) ** 2 / (expected[token] * num_draws) for token in kept)
+    statistic = sum(
+        (counts[token] - expected[token] * num_draws) ** 2 / (expected[token] * num_draws) for token in kept
+    )
     assert statistic < CHI_SQUARE_999
 
 
