@@ -1,0 +1,83 @@
+"""The client against a real `flowspec serve`, and the README's example as it stands there."""
+
+import asyncio
+import contextlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowspec_edge import Client
+from flowspec_edge.demo import node_processes
+from flowspec_edge.node import DEMO_BUNDLE
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@contextlib.asynccontextmanager
+async def serving(*options):
+    """`flowspec serve` in a process of its own; gives its URL."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "flowspec_edge", "serve", *options), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(60):
+            line = (await process.stdout.readline()).decode()
+        yield re.search(r"http://[\d.]+:\d+", line).group()
+    finally:
+        process.terminate()
+        async with asyncio.timeout(10):
+            assert await process.wait() == 0
+
+
+def test_the_client_imports_neither_numpy_nor_onnxruntime():
+    code = "import sys; from flowspec_edge import Client; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "aiohttp" in found
+    assert not {"numpy", "onnxruntime", "zeroconf", "msgpack"} & set(found)
+
+
+@pytest.mark.slow
+async def test_a_served_ring_answers_cancels_and_survives_a_lost_node():
+    async with (
+        node_processes(2, DEMO_BUNDLE) as (cluster, nodes),
+        serving("--port", "0", "--cluster", cluster, "--no-layers", "--wait", "2") as url,
+        Client(url) as client,
+        asyncio.timeout(60),
+    ):
+        answer = await client.complete("def main(", max_new_tokens=24, temperature=0.6, seed=2)
+        assert len(answer.token_ids) == answer.statistics["completion_tokens"] == 24
+        again = await client.complete(
+            "def main(", max_new_tokens=24, temperature=0.6, seed=2, schedule="autoregressive"
+        )
+        assert again.text == answer.text
+        stopped = await client.complete(
+            "def main(", max_new_tokens=24, temperature=0.6, seed=2, stop=[answer.text[9:12]]
+        )
+        assert stopped.finish_reason == "stop"
+        assert answer.text.startswith(stopped.text)
+        assert answer.text[9:12] not in stopped.text
+        cancelled = client.generate("def main(", max_new_tokens=900, temperature=1.0)
+        await anext(cancelled)
+        await cancelled.aclose()
+        nodes[0].kill()
+        await nodes[0].process.wait()
+        # Whoever asks first may meet the loss; after that a ring of those that are left answers.
+        with contextlib.suppress(Exception):
+            await client.complete("x", max_new_tokens=1)
+        assert len((await client.complete("def main(", max_new_tokens=4)).token_ids) == 4
+
+
+@pytest.mark.slow
+async def test_the_readmes_example_runs(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    cluster = ("--cluster", "readme-example")
+    async with serving("--port", "0", *cluster) as url:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", example.replace("http://127.0.0.1:8008", url)), stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+    assert process.returncode == 0
+    assert "tokens_per_s" in out.decode()
