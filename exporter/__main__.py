@@ -51,11 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "int8-storage", "int8"),
-        default="int8-storage",
-        help="fp32: the checkpoint's weights as they are. int8-storage (default): 8-bit weights in the files, a quarter "
-        "of the size, unpacked to float32 when loaded. int8: 8 bits in memory and arithmetic too, the fastest and "
-        "smallest; rounding then lets a near tie between two tokens depend on which drafts were verified beside it",
+        choices=("fp32", "int8"),
+        default="int8",
+        help="int8 (default): 8-bit weights in the files, a quarter of the size, unpacked to float32 when loaded. "
+        "fp32: the checkpoint's weights as they are",
     )
     parser.add_argument(
         "--block-size",

@@ -19,6 +19,7 @@ from flowspec_edge.manifest import (
     LOGITS,
     PRESENT_KEY,
     PRESENT_VALUE,
+    SLOT_MARGIN,
     TOP_LOG_PROBS,
     TOP_TOKENS,
 )
@@ -43,7 +44,7 @@ class RotaryAttention(torch.autograd.Function):
         past_value: torch.Tensor,
         seqlens_k: torch.Tensor,  # int32 [1]
         total: torch.Tensor,  # int32 []
-        cos: torch.Tensor,  # [max_context, head_dim / 2]
+        cos: torch.Tensor,  # [max_context + SLOT_MARGIN, head_dim / 2]
         sin: torch.Tensor,
         position_ids: torch.Tensor,  # [1, rows]
         attention_bias: torch.Tensor,  # [1, 1, rows, total]
@@ -234,10 +235,10 @@ class Head(nn.Module):
 
 
 def rotary_tables(shape: LayerShape) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of every position: two float32 tables [max_context, head_dim / 2]."""
+    """Cosines and sines by position: two float32 tables [max_context + SLOT_MARGIN, head_dim / 2]."""
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device="cpu") / shape.head_dim
     frequencies = 1.0 / shape.rope_theta**exponents
-    angles = torch.outer(torch.arange(shape.max_context, dtype=torch.float32, device="cpu"), frequencies)
+    angles = torch.outer(torch.arange(shape.max_context + SLOT_MARGIN, dtype=torch.float32, device="cpu"), frequencies)
     return angles.cos(), angles.sin()
 
 

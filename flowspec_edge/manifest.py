@@ -28,6 +28,10 @@ FORMAT = "flowspec-bundle"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
+SLOT_MARGIN = 1024
+"""Rotary tables have this many rows more than ``max_context``: the attention operator wants a row for each cache slot in
+use, draft rows included, although no position ever passes the context."""
+
 # Inputs and outputs of a layer block and of the drafter.
 HIDDEN = "hidden"  # float32 [1, rows, hidden_size]
 HIDDEN_OUT = "hidden_out"  # float32 [1, rows, hidden_size]
@@ -61,10 +65,11 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockEntry(FileEntry):
-    """The layers ``[start, stop)`` in one ONNX file."""
+    """The layers ``[start, stop)`` in one ONNX file; its matrices take ``memory_bytes`` once they are loaded."""
 
     start: int
     stop: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

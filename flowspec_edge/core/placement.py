@@ -9,7 +9,7 @@ from flowspec_edge.errors import PlacementError
 from flowspec_edge.manifest import BlockEntry
 
 WEIGHT_FACTOR = 1.2
-"""Loaded weights take this much of their file's size: ONNX Runtime packs them anew (x86, onnxruntime 1.32)."""
+"""Loading takes this much of the weights' size: ONNX Runtime packs them anew (x86, onnxruntime 1.32)."""
 RUNTIME_BYTES = 60 * 2**20
 """What ONNX Runtime and Python take beside the weights (x86, onnxruntime 1.32)."""
 
@@ -62,7 +62,7 @@ def spread_layers(blocks: Sequence[BlockEntry], offers: Sequence[NodeOffer]) -> 
 
 def stage_memory_bytes(blocks: Sequence[BlockEntry]) -> int:
     """What a stage of these blocks needs on its node."""
-    return int(sum(block.num_bytes for block in blocks) * WEIGHT_FACTOR) + RUNTIME_BYTES
+    return int(sum(block.memory_bytes for block in blocks) * WEIGHT_FACTOR) + RUNTIME_BYTES
 
 
 def _mib(num_bytes: int) -> str:

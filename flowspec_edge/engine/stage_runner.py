@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from flowspec_edge.core.events import Floats, RunForward
 from flowspec_edge.engine.graphs import CachedGraph, KvCache, Step, as_ort_value, load_graph, pad_rows
-from flowspec_edge.errors import PlacementError
+from flowspec_edge.errors import PlacementError, StageFailedError
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, Manifest
 
 
@@ -50,9 +50,16 @@ class StageRunner:
         self._caches: dict[int, KvCache] = {}
 
     def open_cache(self, session: int, capacity: int) -> None:
-        """Make room for ``capacity`` slots, the reserved one included."""
+        """Make room for ``capacity`` slots, the reserved one included.
+
+        Raises:
+            StageFailedError: there is not enough memory.
+        """
         geometry = self._geometry
-        self._caches[session] = KvCache(self._num_layers, geometry.num_kv_heads, capacity, geometry.head_dim)
+        try:
+            self._caches[session] = KvCache(self._num_layers, geometry.num_kv_heads, capacity, geometry.head_dim)
+        except MemoryError as cause:
+            raise StageFailedError(f"no memory for a KV cache of {capacity} slots ({cause}); ask for fewer tokens") from cause
 
     def free_cache(self, session: int) -> None:
         self._caches.pop(session, None)

@@ -20,9 +20,6 @@ from flowspec_edge.engine.stage_runner import load_embedding
 from flowspec_edge.errors import BundleError
 from flowspec_edge.manifest import FEATURE, TOKEN_EMBEDDING, Manifest
 
-DRAFT_CAPACITY_MARGIN = 1024
-"""Slots beyond the session's capacity, for the rows of one drafting round: passes x rows per pass, and a half to spare."""
-
 EXTEND_ROWS = 256
 """Verified pairs per pass, so that a long prompt does not need a mask of its length squared."""
 
@@ -49,8 +46,10 @@ class Eagle1Drafter:
         self._sessions: dict[int, _DraftSession] = {}
 
     def open(self, session: int, capacity: int) -> None:
-        """Make a cache for a session whose stages hold ``capacity`` slots."""
-        capacity += DRAFT_CAPACITY_MARGIN
+        """Make a cache for a session whose stages hold ``capacity`` slots.
+
+        The stages' room for draft rows is more than enough here: one round expands at most ``width`` rows per pass.
+        """
         cache = KvCache(1, self._entry.num_kv_heads, capacity, self._entry.head_dim)
         self._sessions[session] = _DraftSession(cache, capacity)
 
