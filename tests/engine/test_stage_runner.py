@@ -1,0 +1,122 @@
+"""A stage computes the same rows however they are cut: by chunk, by layer range, in a tree or in a chain."""
+
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+
+from flowspec_edge.core.tree import Row
+from flowspec_edge.engine.graphs import as_ort_value
+from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.errors import BundleError, PlacementError, StageFailedError
+from flowspec_edge.manifest import SLOT_MARGIN
+from tests.engine.conftest import NUM_LAYERS, Session, make_chain
+
+TREE = [-1, -1, -1, 0, 0, 1, 3, 3, 5, 6]  # parents by place, counted from the tree's first row; -1 is the chain's last
+
+
+def make_tree(chain, tokens):
+    first = len(chain)
+    return [Row(first + i, first + parent, tokens[i]) for i, parent in enumerate(TREE)]
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 8, 16, 32])
+def test_a_rows_bits_do_not_depend_on_its_chunk(whole, bundle, tokens, num_rows):
+    chain = make_chain(tokens)
+    expected = Session(whole).run(chain)
+    session = Session(whole)
+    found = np.concatenate([session.run(chain[i : i + num_rows]) for i in range(0, len(chain), num_rows)])
+    np.testing.assert_array_equal(found, expected)
+    head = Head(bundle.directory, bundle.manifest)
+    parts = [head.logits(found[i : i + num_rows]) for i in range(0, len(found), num_rows)]
+    np.testing.assert_array_equal(np.concatenate(parts), head.logits(expected))
+
+
+@pytest.mark.parametrize("cuts", [(1,), (4,), (7,), (2, 5), (1, 2, 3, 4, 5, 6, 7)])
+def test_any_split_of_the_layers_gives_the_same_bits(whole, bundle, tokens, cuts):
+    bounds = [0, *cuts, NUM_LAYERS]
+    stages = [StageRunner(bundle.directory, bundle.manifest, start, stop) for start, stop in itertools.pairwise(bounds)]
+    chain = make_chain(tokens[:20])
+    tree = make_tree(chain, tokens[20:])
+    split, unsplit = Session(*stages), Session(whole)
+    for rows in (chain, tree[:4], tree[4:5], tree[5:]):
+        np.testing.assert_array_equal(split.run(rows), unsplit.run(rows))
+
+
+def test_each_row_of_a_tree_is_what_its_path_gives_as_a_chain(whole, tokens):
+    chain = make_chain(tokens[:20])
+    tree = make_tree(chain, tokens[20:])
+    session = Session(whole)
+    session.run(chain)
+    found = session.run(tree)
+    for place in range(len(tree)):
+        path, parent = [], place
+        while parent >= 0:
+            path.append(tokens[20 + parent])
+            parent = TREE[parent]
+        alone = Session(whole).run(make_chain([*tokens[:20], *reversed(path)]))
+        np.testing.assert_allclose(found[place], alone[-1], atol=2e-4)
+
+
+def test_the_first_chunk_has_its_positions(whole, tokens):
+    """The attention operator ignores position ids while its cache is empty; the reserved slot keeps it from being so."""
+    chain = make_chain(tokens[:6])
+    siblings = [Row(0, 2**32 - 1, tokens[0]), Row(1, 0, tokens[1]), Row(2, 0, tokens[2]), Row(3, 2, tokens[3])]
+    first = Session(whole).run(siblings)
+    later = Session(whole)
+    expected = np.concatenate([later.run(siblings[:1]), later.run(siblings[1:])])
+    np.testing.assert_array_equal(first, expected)
+    assert not np.allclose(first[2], Session(whole).run(chain)[2], atol=1e-2)
+
+
+def test_a_compacted_cache_is_as_good_as_a_new_one(whole, tokens):
+    chain = make_chain(tokens[:20])
+    tree = make_tree(chain, tokens[20:])
+    session = Session(whole)
+    session.run(chain)
+    session.run(tree)
+    kept = {20, 23, 26, 29}  # the path 0 -> 3 -> 6 -> 9 of the tree
+    session.drop([row.id for row in tree if row.id not in kept])
+    found = session.run([Row(40, 29, tokens[50])])
+    path = [*tokens[:20], *(tokens[20 + id - 20] for id in sorted(kept)), tokens[50]]
+    alone = Session(whole).run(make_chain(path))
+    np.testing.assert_allclose(found[0], alone[-1], atol=2e-4)
+
+
+def test_slots_may_run_past_the_context_while_positions_do_not(whole, bundle, tokens):
+    max_context = bundle.manifest.geometry.max_context
+    session = Session(whole, capacity=max_context + SLOT_MARGIN - 2)
+    chain = make_chain((tokens * 20)[: max_context - 1])
+    for start in range(0, len(chain), 128):
+        session.run(chain[start : start + 128])
+    for start in range(max_context, max_context + 512, 128):
+        leaves = [Row(start + i, chain[-1].id, tokens[i % 64]) for i in range(128)]
+        found = session.run(leaves)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[0], found[64], atol=2e-4)  # the same token at the same place
+
+
+def test_a_view_with_gaps_is_refused():
+    with pytest.raises(StageFailedError, match="has gaps"):
+        as_ort_value(np.zeros((4, 8), np.float32)[:, ::2])
+
+
+def test_a_range_that_is_not_of_whole_blocks_is_refused(bundle):
+    with pytest.raises(PlacementError, match=r"layers \[3, 9\) cannot be cut"):
+        StageRunner(bundle.directory, bundle.manifest, 3, 9)
+
+
+def test_a_block_that_is_no_graph_is_named(bundle, tmp_path):
+    broken = shutil.copytree(bundle.directory, tmp_path / "broken")
+    (broken / "blocks/layers-002-003.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"layers-002-003\.onnx: not a graph"):
+        StageRunner(broken, bundle.manifest, 2, 3)
+
+
+def test_a_forward_that_fails_is_a_failed_stage(whole, tokens):
+    session = Session(whole, capacity=8)
+    session.slots.capacity = 100  # the slots believe in more room than the cache has
+    with pytest.raises(StageFailedError, match=r"layers \[0, 1\) failed"):
+        session.run(make_chain(tokens[:20]))

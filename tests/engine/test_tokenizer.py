@@ -1,0 +1,43 @@
+"""Text streams out as early as it is certain, and stop strings never show."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
+from flowspec_edge.errors import BundleError
+from flowspec_edge.node import DEMO_BUNDLE
+
+TOKENIZER = Tokenizer(DEMO_BUNDLE / "tokenizer.json")
+
+
+def stream(text, stop=()):
+    """The pieces given token by token, and what finish adds."""
+    out = TextStream(TOKENIZER, stop)
+    return [out.feed((token,)) for token in TOKENIZER.encode(text)] + [out.finish()]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40))
+def test_the_pieces_make_the_text(text):
+    assert "".join(stream(text)) == TOKENIZER.decode(TOKENIZER.encode(text))
+
+
+def test_an_unfinished_character_waits_for_its_last_byte():
+    pieces = stream("é✓")
+    assert all("�" not in piece for piece in pieces)
+    assert "".join(pieces) == "é✓"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("ab\n ", max_size=30), st.lists(st.text("ab\n", min_size=1, max_size=3), min_size=1, max_size=3))
+def test_the_text_ends_before_the_first_stop_string(text, stop):
+    cuts = [at for string in stop if (at := text.find(string)) >= 0]
+    assert "".join(stream(text, tuple(stop))) == text[: min(cuts, default=len(text))]
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{}")
+    with pytest.raises(BundleError, match=r"tokenizer\.json: not a tokenizer"):
+        Tokenizer(path)
