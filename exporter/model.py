@@ -17,6 +17,8 @@ SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM",)
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
+HEAD_DIM_MULTIPLE = 16
+"""GroupQueryAttention refuses other head sizes (onnxruntime 1.32, CPU)."""
 
 # transformers' own defaults for a LlamaConfig that leaves a field out.
 _DEFAULT_RMS_NORM_EPS = 1e-6
@@ -240,8 +242,11 @@ def read_layer_shape(path: Path, config: dict[str, Any], max_context: int | None
         raise CheckpointError(
             f"{path}: num_attention_heads {num_heads} is not a multiple of {num_kv_heads} key-value heads"
         )
-    if head_dim % 2:
-        raise CheckpointError(f"{path}: head_dim {head_dim} is odd; rotary embedding needs an even one")
+    if head_dim % HEAD_DIM_MULTIPLE:
+        raise CheckpointError(
+            f"{path}: head_dim {head_dim} is not a multiple of {HEAD_DIM_MULTIPLE}; the attention operator of ONNX Runtime "
+            "takes no other, so this model cannot be exported"
+        )
     own_context = _positive_int(path, config, "max_position_embeddings", _DEFAULT_MAX_CONTEXT)
     if max_context is not None and not 1 <= max_context <= own_context:
         raise CheckpointError(

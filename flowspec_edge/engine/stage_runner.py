@@ -59,7 +59,9 @@ class StageRunner:
         try:
             self._caches[session] = KvCache(self._num_layers, geometry.num_kv_heads, capacity, geometry.head_dim)
         except MemoryError as cause:
-            raise StageFailedError(f"no memory for a KV cache of {capacity} slots ({cause}); ask for fewer tokens") from cause
+            raise StageFailedError(
+                f"no memory for a KV cache of {capacity} slots ({cause}); ask for fewer tokens"
+            ) from cause
 
     def free_cache(self, session: int) -> None:
         self._caches.pop(session, None)
