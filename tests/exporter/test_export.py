@@ -145,8 +145,8 @@ def test_a_broken_checkpoint_is_refused_and_nothing_written(tmp_path, text):
 
 def test_a_head_for_another_model_is_refused(tmp_path):
     save_checkpoint(tmp_path / "target")
-    save_eagle(tmp_path / "eagle", hidden_size=32)
-    with pytest.raises(CheckpointError, match="the drafter's hidden_size is 32, the target's is 64"):
+    save_eagle(tmp_path / "eagle", hidden_size=128)
+    with pytest.raises(CheckpointError, match="the drafter's hidden_size is 128, the target's is 64"):
         export(tmp_path, drafter=tmp_path / "eagle")
 
 
