@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import ifaddr
 from zeroconf import InterfaceChoice, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
@@ -41,18 +43,17 @@ class Announcer:
 
     @classmethod
     async def start(cls, announcement: Announcement) -> Announcer:
-        """Announce a node that listens already; a host of 0.0.0.0 stands for all addresses of this machine.
+        """Announce a node that listens already; for a host of 0.0.0.0, this machine's address is.
 
         Raises:
             NodeUnavailableError: no network interface can be used for mDNS.
         """
-        addresses = _addresses_of(announcement.host)
         info = AsyncServiceInfo(
             SERVICE_TYPE,
             # The node's name is in the record; that of the record is at most 63 bytes long and has no dots.
             f"{announcement.node.replace('.', '-').encode()[:55].decode(errors='ignore')}-{announcement.port}.{SERVICE_TYPE}",
             port=announcement.port,
-            addresses=[socket.inet_aton(address) for address in addresses],
+            addresses=[socket.inet_aton(_address_of(announcement.host))],
             properties={
                 "node": announcement.node,
                 "cluster": announcement.cluster,
@@ -207,17 +208,19 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost" or ipaddress.ip_address(host).is_loopback
 
 
-def _addresses_of(host: str) -> list[str]:
+def _address_of(host: str) -> str:
+    """The IPv4 address to announce for a listener on ``host``."""
     if host == "localhost":
-        return ["127.0.0.1"]
+        return "127.0.0.1"
     if host != "0.0.0.0":
-        return [host]
-    # Which address a packet to the network leaves from; connecting a UDP socket sends nothing.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("224.0.0.251", 5353))
-        except OSError as cause:
-            raise NodeUnavailableError(
-                f"this machine has no address to announce ({cause}); give it one, or name it with --host"
-            ) from cause
-        return [str(probe.getsockname()[0])]
+        return host
+    # The address that packets to the rest of the world leave from; connecting a UDP socket sends nothing.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+    # A LAN without router: any address will do.
+    addresses = [ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips if isinstance(ip.ip, str)]
+    for address in addresses:
+        if not ipaddress.ip_address(address).is_loopback:
+            return address
+    raise NodeUnavailableError("this machine has no network address to announce; give it one, or leave out --host")
