@@ -35,7 +35,6 @@ exit status: 0 done, 1 failed (the last line says why and what to do), 2 wrong a
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 DEFAULT_CLUSTER = "flowspec"
-DEFAULT_PORT = 7757
 DEFAULT_API_PORT = 8008
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
 SEARCH_S = 5.0

@@ -156,7 +156,7 @@ class Node:
                 f"the data link {name} was not opened within {DATA_LINK_S:.0f} s; is the node before stuck?"
             ) from None
         finally:
-            del self._data_links[name]
+            self._data_links.pop(name, None)
         try:
             yield link
         finally:
@@ -196,7 +196,15 @@ class Node:
         if arrival.done():
             raise ProtocolError(f"peer {link.peer}: a second data link {name}")
         arrival.set_result(link)
-        await link.wait_closed()
+        closed = asyncio.create_task(link.wait_closed(), name=f"end of {name}")
+        try:
+            await asyncio.wait({closed}, timeout=DATA_LINK_S)
+            if self._data_links.get(name) is arrival:
+                del self._data_links[name]
+                raise ProtocolError(f"peer {link.peer}: nobody here expected the data link {name}")
+            await closed
+        finally:
+            closed.cancel()
 
 
 @dataclass(slots=True)

@@ -226,6 +226,8 @@ class Ring:
                         self._engine.drafter.close(session)
                     self._broadcast(wire.CloseSession(session))
                 case ev.EmitTokens(session) | ev.ReportTrip(session) | ev.FinishGeneration(session):
+                    if isinstance(action, ev.FinishGeneration) and action.error is not None:
+                        self._lost = action.error  # a ring that failed once is not trusted again
                     if session in self._answers:
                         self._answers[session].put_nowait(action)
         self._arm_timer()

@@ -1,0 +1,108 @@
+"""What a node does with links that are not as they should be."""
+
+import pytest
+
+from flowspec_edge import node as nodes
+from flowspec_edge.core import wire
+from flowspec_edge.core.tree import NO_PARENT, Row
+from flowspec_edge.errors import LinkLostError, PlacementError, StageFailedError
+from flowspec_edge.net.link import open_link
+from flowspec_edge.node import Node, NodeSettings
+from flowspec_edge.ring import open_ring
+from tests.ring.conftest import GIB
+
+
+@pytest.fixture
+async def node(int8_bundle):
+    settings = NodeSettings(
+        name="pi-hall", cluster="test", bundles=(int8_bundle,), memory_bytes=GIB, is_announced=False
+    )
+    node = await Node.start(settings)
+    yield node
+    await node.close()
+
+
+def hello(purpose=wire.CONTROL, ring="ring-1"):
+    return wire.Hello("pi-attic", "0.1.0", wire.PROTOCOL_VERSION, purpose, ring)
+
+
+async def asked(node, served, **changes):
+    """A control link on which a stage was asked for, and the node's answer."""
+    request = {
+        **{"ring": "ring-1", "hop": 0, "bundle": served.digest, "start": 0, "stop": 8},
+        **{"next_node": "pi-hall", "next_host": "127.0.0.1", "next_port": node.port},
+        **changes,
+    }
+    link, _ = await open_link("127.0.0.1", node.port, hello())
+    link.send(wire.OpenStage(**request))
+    return link, await link.receive()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"bundle": "0" * 64}, "has no bundle 000000000000; start it with --bundle"),
+        ({"start": 2, "stop": 99}, r"layers \[2, 99\) cannot be cut"),
+        ({"next_node": "pi-cellar"}, "answers pi-hall instead"),
+        ({"next_port": 1}, "cannot be reached"),
+    ],
+)
+async def test_a_stage_that_cannot_be_opened_says_why(node, int8_bundle, changes, text):
+    link, answer = await asked(node, int8_bundle, **changes)
+    assert isinstance(answer, wire.StageFailure)
+    with pytest.raises(StageFailedError, match=text):
+        raise StageFailedError(answer.reason)
+    await link.close()
+
+
+async def test_a_session_larger_than_the_model_can_use_is_refused(node, int8_bundle):
+    link, answer = await asked(node, int8_bundle)
+    assert isinstance(answer, wire.StageOpened)
+    data, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "ring-1/0"))
+    link.send(wire.OpenSession(1, 2**40))
+    failure = await link.receive()
+    assert "a session of 1099511627776 rows exceeds" in failure.reason
+    await data.close()
+    await link.close()
+
+
+async def test_a_chunk_without_credit_ends_the_stage(node, int8_bundle):
+    link, _ = await asked(node, int8_bundle)
+    data, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "ring-1/0"))
+    link.send(wire.OpenSession(1, 100))
+    assert await link.receive() == wire.SessionOpened(1)
+    for number in range(9):
+        data.send(wire.ChunkMessage(number, 1, (Row(number, number - 1 if number else NO_PARENT, 5),), 1, None))
+    failure = await link.receive()
+    assert "a chunk without credit" in failure.reason
+    await data.close()
+    await link.close()
+
+
+async def test_a_nodes_memory_is_taken_and_given_back(node, int8_bundle):
+    link, _ = await asked(node, int8_bundle)
+    other, welcome = await open_link("127.0.0.1", node.port, hello())
+    assert welcome.free_memory_bytes < GIB
+    await other.close()
+    await link.close()
+    while node._reserved_bytes:
+        other, _ = await open_link("127.0.0.1", node.port, hello())
+        await other.close()
+
+
+async def test_a_data_link_that_nobody_expects_is_closed(node, monkeypatch):
+    monkeypatch.setattr(nodes, "DATA_LINK_S", 0.05)
+    link, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "no-ring/0"))
+    with pytest.raises(LinkLostError, match="nobody here expected the data link no-ring/0"):
+        await link.receive()
+    await link.close()
+
+
+async def test_a_model_that_does_not_fit_is_refused_before_anything_is_loaded(node, int8_bundle):
+    small = await Node.start(
+        NodeSettings(name="pi-zero", cluster="test", bundles=(int8_bundle,), memory_bytes=GIB // 16, is_announced=False)
+    )
+    with pytest.raises(PlacementError, match="add a node"):
+        async with open_ring(node, int8_bundle, [small.announcement]):
+            pass
+    await small.close()
