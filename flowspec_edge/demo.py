@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.display import TripDisplay, print_ring, print_statistics, ring_table
@@ -90,7 +91,7 @@ async def node_processes(num_nodes: int, bundle: Path, *options: str) -> AsyncIt
     nodes: list[NodeProcess] = []
 
     async def start(number: int) -> None:
-        nodes.append(await NodeProcess.start(f"{cluster}-node-{number}", cluster, bundle, *options))
+        nodes.append(await NodeProcess.start(f"{cluster}-node-{number:02}", cluster, bundle, *options))
 
     starts = [asyncio.create_task(start(number)) for number in range(1, num_nodes + 1)]
     try:
@@ -140,6 +141,18 @@ async def run_demo(
                 pieces = await _answer(ring, prompt, options, display)
         finally:
             await node.close()
+    return await _report(bundle, prompt, options, pieces, stages, display)
+
+
+async def _report(
+    bundle: Bundle,
+    prompt: str,
+    options: GenerateOptions,
+    pieces: list[Piece],
+    stages: list[dict[str, Any]],
+    display: TripDisplay | None,
+) -> int:
+    """Print what was done, as JSON where there is no display; 1 where the text is not the unsplit model's."""
     text = "".join(piece.text for piece in pieces)
     tokens = [token for piece in pieces for token in piece.token_ids]
     statistics = pieces[-1].statistics
@@ -148,7 +161,7 @@ async def run_demo(
     if options.stop:  # the unsplit model knows no stop strings
         unsplit = unsplit[: len(tokens)]
     is_identical = tokens == unsplit
-    if is_json:
+    if display is None:
         report = {
             "nodes": len(stages),
             "prompt": prompt,
@@ -167,10 +180,7 @@ async def run_demo(
     else:
         print(f"\n{prompt}{text}\n")
         print_statistics(statistics)
-        if display is not None and display.first_token_s is not None:
-            print(
-                f"from the command to the first token {display.first_token_s:.1f} s, in all {time.monotonic() - began:.1f} s"
-            )
+        print(f"from the command to the first token {display.first_token_s:.1f} s, in all {display.total_s:.1f} s")
         print("identical to the unsplit model: " + ("yes, token for token" if is_identical else "NO"))
     return 0 if is_identical else 1
 

@@ -55,7 +55,7 @@ class TripDisplay:
     """A line per trip as it happens: what came back, was accepted, pruned and drafted meanwhile, and the text it gave."""
 
     def __init__(self, began: float) -> None:
-        self.first_token_s: float | None = None
+        self.first_token_s = 0.0
         """Seconds from ``began`` (time.monotonic) to the first token."""
         self._began = began
         self._num_trips = 0
@@ -63,10 +63,15 @@ class TripDisplay:
         self._is_colored = sys.stdout.isatty()
         print(" ".join(f"{column:>9}" for column in COLUMNS) + "  text", flush=True)
 
+    @property
+    def total_s(self) -> float:
+        """Seconds from ``began`` until now."""
+        return time.monotonic() - self._began
+
     def take_text(self, text: str) -> None:
         """The text that the trip reported next has brought."""
-        if self.first_token_s is None:
-            self.first_token_s = time.monotonic() - self._began
+        if not self.first_token_s:
+            self.first_token_s = self.total_s
         self._text += text
 
     def show_trip(self, trip: ReportTrip) -> None:

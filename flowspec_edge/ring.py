@@ -104,9 +104,9 @@ class Ring:
     async def generate(
         self, prompt: str | Sequence[int], options: GenerateOptions, on_trip: OnTrip | None = None
     ) -> AsyncGenerator[Piece, None]:
-        """Pieces of the continuation of a text or of token ids, as they become final; the last one has the finish reason and the statistics.
+        """Pieces of the continuation of a text or of token ids, as they become final.
 
-        Closing the generator cancels the generation.
+        The last piece has the finish reason and the statistics. Closing the generator cancels the generation.
 
         Raises:
             RequestError: the prompt does not fit, or an option is not known.
@@ -120,35 +120,28 @@ class Ring:
         text = TextStream(self._engine.tokenizer, options.stop)
         clock = _Clock(len(prompt_ids))
         self._answers[session] = answers
+
+        def last_piece(reason: str) -> Piece:
+            return Piece(text=text.finish(), token_ids=[], finish_reason=reason, statistics=clock.report(statistics))
+
         try:
             self._tell(ev.PromptSubmitted(session, prompt_ids, options))
             statistics = self._core.statistics(session)
             while True:
                 match await answers.get():
                     case ev.EmitTokens(_, tokens):
-                        piece, used = "", 0
-                        while used < len(tokens) and not text.is_stopped:
-                            piece += text.feed(tokens[used : used + 1])
-                            used += 1
-                        clock.count(used)
+                        piece, num_taken = text.take(tokens)
+                        clock.count(num_taken)
+                        yield Piece(text=piece, token_ids=list(tokens[:num_taken]))
                         if text.is_stopped:
-                            yield Piece(text=piece, token_ids=list(tokens[:used]))
-                            yield Piece(
-                                text="", token_ids=[], finish_reason="stop", statistics=clock.report(statistics)
-                            )
+                            yield last_piece("stop")
                             return
-                        yield Piece(text=piece, token_ids=list(tokens))
                     case ev.ReportTrip() as trip if on_trip is not None:
                         on_trip(trip)
                     case ev.FinishGeneration(_, "failed", error):
                         raise StageFailedError(error or "the ring was lost")
                     case ev.FinishGeneration(_, reason):
-                        yield Piece(
-                            text=text.finish(),
-                            token_ids=[],
-                            finish_reason=reason,
-                            statistics=clock.report(statistics),
-                        )
+                        yield last_piece(reason)
                         return
         finally:
             del self._answers[session]
@@ -167,9 +160,11 @@ class Ring:
                 ),
             )
         except FlowspecError as cause:
-            self._lost = f"{cause}; see that all its nodes run (flowspec devices), then repeat the request"
             _log.info("ring lost: %s", cause)
-            self._tell(ev.RingLost(self._lost))
+            self._tell(ev.RingLost(f"{cause}; see that all its nodes run (flowspec devices), then repeat the request"))
+        except Exception:  # a bug: nobody may wait for what will not come
+            _log.exception("ring lost")
+            self._tell(ev.RingLost("the origin failed, which is a bug in flowspec-edge; its log has the details"))
 
     async def _read_control(self, stage: RingStage, control: Link) -> None:
         while True:
@@ -206,6 +201,8 @@ class Ring:
             self._tell(await loop.run_in_executor(self._executor, self._engine.run, job))
 
     def _tell(self, event: ev.OriginEvent) -> None:
+        if isinstance(event, ev.RingLost):
+            self._lost = event.reason
         for action in self._core.handle(event, time.monotonic()):
             match action:
                 case ev.SendChunk(session, rows, num_wanted, hidden):

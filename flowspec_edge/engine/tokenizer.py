@@ -56,6 +56,15 @@ class TextStream:
             self._num_read = len(self._tokens)
         return self._give(self._certain_length())
 
+    def take(self, tokens: tuple[int, ...]) -> tuple[str, int]:
+        """Feed tokens one by one up to a stop string; the certain text, and how many of the tokens it took."""
+        text = ""
+        for num_taken, token in enumerate(tokens):
+            if self.is_stopped:
+                return text, num_taken
+            text += self.feed((token,))
+        return text, len(tokens)
+
     def finish(self) -> str:
         """What was held back; an unfinished character comes as U+FFFD."""
         if self.is_stopped:
