@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flowspec_edge import __version__
+from flowspec_edge.bench.arguments import add_bench, add_trace
 from flowspec_edge.errors import FlowspecError, RequestError
 
 DESCRIPTION = """\
@@ -29,6 +30,7 @@ examples:
   flowspec generate 'def main(argv):'         spread the model over the nodes found and stream the text
   flowspec serve                              the same behind an OpenAI-compatible HTTP API
   flowspec devices                            who is there
+  flowspec bench --virtual                    what to expect of boards, without the boards
 
 exit status: 0 done, 1 failed (the last line says why and what to do), 2 wrong arguments, 130 interrupted.
 """
@@ -89,6 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bundle(demo)
     demo.add_argument("--json", action="store_true", help="print one JSON object instead of the display")
     demo.set_defaults(run=_demo)
+
+    bench = add_bench(commands)
+    _add_bundle(bench)
+    bench.set_defaults(run=_bench)
+
+    trace = add_trace(commands)
+    _add_bundle(trace)
+    trace.set_defaults(run=_trace)
     return parser
 
 
@@ -298,6 +308,45 @@ async def _demo(options: argparse.Namespace) -> int:
         prompt=options.prompt,
         options=_generate_options(options),
         is_json=options.json,
+    )
+
+
+async def _bench(options: argparse.Namespace) -> int:
+    from flowspec_edge.bench.commands import run_calibration, run_virtual
+    from flowspec_edge.bench.compare import default_processes
+
+    bundle = _bundle(options)
+    if options.calibrate:
+        if options.threads < 1:
+            raise RequestError(f"--threads is {options.threads}; it must be at least 1")
+        return await run_calibration(bundle=bundle, num_threads=options.threads, is_json=options.json)
+    return await run_virtual(
+        bundle=bundle,
+        testbeds=options.testbed,
+        schedules=options.schedules,
+        prompts=options.prompts,
+        temperatures=options.temperature,
+        num_prompts=options.num_prompts,
+        max_new_tokens=options.max_new_tokens,
+        num_processes=default_processes() if options.processes is None else options.processes,
+        is_ablation=options.ablate,
+        is_json=options.json,
+        plot=options.plot,
+    )
+
+
+async def _trace(options: argparse.Namespace) -> int:
+    from flowspec_edge.bench.commands import run_trace
+
+    return await run_trace(
+        bundle=_bundle(options),
+        testbed=options.testbed,
+        schedule=options.schedule,
+        prompt_set=options.prompt_set,
+        number=options.index,
+        temperature=options.temperature,
+        max_new_tokens=options.max_new_tokens,
+        out=options.out,
     )
 
 

@@ -45,3 +45,17 @@ class RequestError(FlowspecError):
 
 class NodeUnavailableError(FlowspecError):
     """No node, or no origin, could be found or reached."""
+
+
+class TestbedError(FlowspecError):
+    """A description of boards and network cannot be used: a key is missing, unknown or out of range."""
+
+    __test__ = False  # pytest: a name, not a test
+
+
+class LosslessError(FlowspecError):
+    """A schedule wrote something else than the target does. Never the user's fault: a bug, with the prompt that shows it."""
+
+
+class BenchError(FlowspecError):
+    """A comparison cannot be run as asked, or one of its processes was lost."""

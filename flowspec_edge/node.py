@@ -12,12 +12,13 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flowspec_edge import __version__
 from flowspec_edge.core import events as ev
@@ -77,6 +78,31 @@ class NodeSettings:
     is_announced: bool = True
 
 
+class Runner(Protocol):
+    """Runs a stage's layers. See ``StageRunner``."""
+
+    def open_cache(self, session: int, capacity: int) -> None: ...
+
+    def free_cache(self, session: int) -> None: ...
+
+    def run(self, forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> ev.Floats: ...
+
+
+class Board:
+    """What a node runs on: it computes and sends as fast as it can. An emulated one takes its own time (bench/emulate.py)."""
+
+    def pace(self, runner: StageRunner, stage: int) -> Runner:
+        """The runner to use for stage ``stage`` of a ring."""
+        return runner
+
+    def send(self, link: Link, message: wire.Message) -> None:
+        """Raises what ``Link.send`` does."""
+        link.send(message)
+
+    def close(self) -> None:
+        """Its node has ended."""
+
+
 def unique_name() -> str:
     """This machine's name and process id."""
     return f"{socket.gethostname()}-{os.getpid()}"
@@ -93,8 +119,9 @@ def available_memory_bytes() -> int:
 class Node:
     """Listens, announces itself, and hosts stages. Made by :meth:`start`."""
 
-    def __init__(self, settings: NodeSettings) -> None:
+    def __init__(self, settings: NodeSettings, board: Board) -> None:
         self.settings = settings
+        self.board = board
         self._bundles = {bundle.digest: bundle for bundle in settings.bundles}
         self._data_links: dict[str, asyncio.Future[Link]] = {}
         self._reserved_bytes = 0
@@ -102,13 +129,13 @@ class Node:
         self._announcer: Announcer | None = None
 
     @classmethod
-    async def start(cls, settings: NodeSettings) -> Node:
+    async def start(cls, settings: NodeSettings, board: Board | None = None) -> Node:
         """Listen and, if wanted, announce.
 
         Raises:
             NodeUnavailableError: the address cannot be listened on.
         """
-        node = cls(settings)
+        node = cls(settings, board or Board())
         node._server = await LinkServer.start(settings.host, settings.port, node._welcome, node._take_link)
         if settings.is_announced:
             try:
@@ -124,6 +151,7 @@ class Node:
             await self._announcer.close()
         if self._server is not None:
             await self._server.close()
+        self.board.close()
 
     @property
     def port(self) -> int:
@@ -215,11 +243,12 @@ class StageHost:
     control: Link
     _ahead: Link = field(init=False)
     _behind: Link = field(init=False)
-    _runner: StageRunner = field(init=False)
+    _runner: Runner = field(init=False)
     _core: Stage = field(init=False)
     _max_capacity: int = field(init=False)
     _executor: ThreadPoolExecutor = field(init=False)
-    _forwards: asyncio.Queue[ev.RunForward] = field(default_factory=asyncio.Queue)
+    _forwards: asyncio.Queue[tuple[ev.RunForward, threading.Event]] = field(default_factory=asyncio.Queue)
+    _cancelled: threading.Event = field(default_factory=threading.Event)  # of the newest forward, which has its own
     _num_sent: int = 0
 
     async def run(self) -> None:
@@ -274,22 +303,25 @@ class StageHost:
         self._behind = await links.enter_async_context(self.node.data_link(hop_behind))
         await run_until_first_ends(self._read_chunks(), self._read_credits(), self._run_forwards())
 
-    def _load(self, bundle: Bundle, request: wire.OpenStage, blocks: list[BlockEntry]) -> StageRunner:
+    def _load(self, bundle: Bundle, request: wire.OpenStage, blocks: list[BlockEntry]) -> Runner:
         verify_digests(bundle.directory, list(blocks))
         num_threads = self.node.settings.num_threads
-        return StageRunner(bundle.directory, bundle.manifest, request.start, request.stop, num_threads=num_threads)
+        runner = StageRunner(bundle.directory, bundle.manifest, request.start, request.stop, num_threads=num_threads)
+        return self.node.board.pace(runner, request.hop)
 
     async def _read_control(self) -> None:
         async for message in self.control:
             match message:
-                case wire.OpenSession(session, capacity):
+                case wire.OpenSession(session, capacity, cancels):
                     if capacity > self._max_capacity:
                         raise ProtocolError(
                             f"a session of {capacity} rows exceeds the {self._max_capacity} that this model can use"
                         )
-                    self._tell(ev.SessionRequested(session, capacity))
+                    self._tell(ev.SessionRequested(session, capacity, cancels))
                 case wire.AdvanceSession(session, at, to):
                     self._tell(ev.AdvanceArrived(session, at, to))
+                case wire.BeginTurn(session, turn):
+                    self._tell(ev.TurnBegan(session, turn))
                 case wire.CloseSession(session):
                     self._tell(ev.SessionEnded(session))
                 case _:
@@ -302,7 +334,11 @@ class StageHost:
                 raise ProtocolError(
                     f"peer {self._behind.peer}: {type(message).__name__} came where a chunk was expected"
                 )
-            self._tell(ev.ChunkArrived(message.session, message.rows, message.num_wanted, message.hidden))
+            self._tell(
+                ev.ChunkArrived(
+                    message.session, message.rows, message.num_wanted, message.hidden, message.turn, message.passages
+                )
+            )
 
     async def _read_credits(self) -> None:
         while True:
@@ -314,8 +350,8 @@ class StageHost:
     async def _run_forwards(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            forward = await self._forwards.get()
-            hidden = await loop.run_in_executor(self._executor, self._runner.run, forward)
+            forward, cancelled = await self._forwards.get()
+            hidden = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set)
             self._tell(ev.ForwardFinished(hidden))
 
     def _tell(self, event: ev.StageEvent) -> None:
@@ -323,16 +359,23 @@ class StageHost:
             match action:
                 case ev.OpenCache(session, capacity):
                     self._runner.open_cache(session, capacity)
-                    self.control.send(wire.SessionOpened(session))
+                    self._send(self.control, wire.SessionOpened(session))
                 case ev.FreeCache(session):
                     self._runner.free_cache(session)
                 case ev.RunForward():
-                    self._forwards.put_nowait(action)
-                case ev.SendChunk(session, rows, num_wanted, hidden):
-                    self._ahead.send(wire.ChunkMessage(self._num_sent, session, rows, num_wanted, hidden))
+                    self._cancelled = threading.Event()
+                    self._forwards.put_nowait((action, self._cancelled))
+                case ev.CancelForward():
+                    self._cancelled.set()
+                case ev.SendChunk(session, rows, num_wanted, hidden, turn, passages):
+                    chunk = wire.ChunkMessage(self._num_sent, session, rows, num_wanted, hidden, turn, passages)
+                    self._send(self._ahead, chunk)
                     self._num_sent += 1
                 case ev.GrantCredit(num_chunks):
-                    self._behind.send(wire.Credit(num_chunks))
+                    self._send(self._behind, wire.Credit(num_chunks))
+
+    def _send(self, link: Link, message: wire.Message) -> None:
+        self.node.board.send(link, message)
 
 
 async def ask_nodes(found: Sequence[Announcement], cluster: str) -> list[dict[str, Any]]:

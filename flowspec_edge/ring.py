@@ -37,7 +37,7 @@ from flowspec_edge.errors import (
 )
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.link import Link, open_link
-from flowspec_edge.node import Bundle, Node
+from flowspec_edge.node import Board, Bundle, Node
 from flowspec_edge.tasks import run_until_first_ends
 
 STAGE_OPEN_S = 300.0
@@ -67,30 +67,43 @@ class OriginEngine:
         self.head = Head(directory, manifest, num_threads=num_threads)
         self.drafter: Drafter | None = None
         if manifest.drafter is not None:
-            self.drafter = Eagle1Drafter(directory, manifest, self.head, k=shape.width, num_threads=num_threads)
+            self.drafter = Eagle1Drafter(directory, manifest, self.head, k=shape.children, num_threads=num_threads)
 
-    def run(self, job: ev.RunHead | ev.ExtendDraft | ev.ExpandDraft) -> ev.HeadFinished | ev.DraftFinished:
+    def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         if isinstance(job, ev.RunHead):
             return ev.HeadFinished(self.head.logits(job.hidden))
         assert self.drafter is not None, "the core drafts only where there is a drafter"
         return self.drafter.run(job)
 
 
+LoadEngine = Callable[[Bundle, int, DraftShape], OriginEngine]
+"""Makes the engine of a bundle, with that many threads."""
+
+
 class Ring:
     """Opened stages of one bundle. Made by :func:`open_ring`."""
 
-    def __init__(self, engine: OriginEngine, bundle: Bundle, stages: list[RingStage], controls: list[Link]) -> None:
+    def __init__(
+        self,
+        engine: OriginEngine,
+        bundle: Bundle,
+        stages: list[RingStage],
+        controls: list[Link],
+        board: Board | None = None,
+    ) -> None:
         self.stages = stages
         self._engine = engine
+        self._board = board or Board()
         self._controls = controls
         manifest = bundle.manifest
         self._limits = TargetLimits(manifest.geometry.max_context, frozenset(manifest.eos_token_ids))
         self._core = Origin(num_stages=len(stages), limits=self._limits, has_drafter=engine.drafter is not None)
         self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
         self._sessions = itertools.count(1)
-        self._jobs: asyncio.Queue[ev.RunHead | ev.ExtendDraft | ev.ExpandDraft] = asyncio.Queue()
+        self._jobs: asyncio.Queue[ev.RunHead | ev.RunDraft] = asyncio.Queue()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="origin")
         self._timer: asyncio.TimerHandle | None = None
+        self._deadline: float | None = None  # that the timer was last set for
         self._num_sent = 0
         self._lost: str | None = None
         self._ahead: Link
@@ -192,7 +205,7 @@ class Ring:
                 raise ProtocolError(
                     f"peer {self._behind.peer}: hidden rows were expected, not {type(message).__name__}"
                 )
-            self._tell(ev.ChunkReturned(message.session, message.rows, message.hidden))
+            self._tell(ev.ChunkReturned(message.session, message.rows, message.hidden, message.passages))
 
     async def _compute(self) -> None:
         loop = asyncio.get_running_loop()
@@ -200,24 +213,27 @@ class Ring:
             job = await self._jobs.get()
             self._tell(await loop.run_in_executor(self._executor, self._engine.run, job))
 
-    def _tell(self, event: ev.OriginEvent) -> None:
+    def _tell(self, event: ev.OriginEvent, not_before: float = 0.0) -> None:
         if isinstance(event, ev.RingLost):
             self._lost = event.reason
-        for action in self._core.handle(event, time.monotonic()):
+        for action in self._core.handle(event, max(time.monotonic(), not_before)):
             match action:
-                case ev.SendChunk(session, rows, num_wanted, hidden):
-                    self._send(self._ahead, wire.ChunkMessage(self._num_sent, session, rows, num_wanted, hidden))
+                case ev.SendChunk(session, rows, num_wanted, hidden, turn, passages):
+                    chunk = wire.ChunkMessage(self._num_sent, session, rows, num_wanted, hidden, turn, passages)
+                    self._send(self._ahead, chunk)
                     self._num_sent += 1
                 case ev.GrantCredit(num_chunks):
                     self._send(self._behind, wire.Credit(num_chunks))
                 case ev.BroadcastAdvance(session, at, to):
                     self._broadcast(wire.AdvanceSession(session, at, to))
-                case ev.RunHead() | ev.ExtendDraft() | ev.ExpandDraft():
+                case ev.BroadcastTurn(session, turn):
+                    self._broadcast(wire.BeginTurn(session, turn))
+                case ev.RunHead() | ev.RunDraft():
                     self._jobs.put_nowait(action)
-                case ev.OpenSessions(session, capacity):
+                case ev.OpenSessions(session, capacity, cancels):
                     if self._engine.drafter is not None:
                         self._engine.drafter.open(session, capacity)
-                    self._broadcast(wire.OpenSession(session, capacity))
+                    self._broadcast(wire.OpenSession(session, capacity, cancels))
                 case ev.CloseSessions(session):
                     if self._engine.drafter is not None:
                         self._engine.drafter.close(session)
@@ -236,16 +252,21 @@ class Ring:
     def _send(self, link: Link, message: wire.Message) -> None:
         # A link that has ended is noticed by its reader, which ends the ring; here nothing is left to do.
         with contextlib.suppress(LinkLostError, ProtocolError):
-            link.send(message)
+            self._board.send(link, message)
 
     def _arm_timer(self) -> None:
+        """Each deadline is told once: one that has passed and still stands waits for another event."""
+        deadline = self._core.next_deadline()
+        if deadline == self._deadline:
+            return
         if self._timer is not None:
             self._timer.cancel()
-        deadline = self._core.next_deadline()
-        self._timer = None
+            self._timer = None
+        self._deadline = deadline
         if deadline is not None:
             delay = max(deadline - time.monotonic(), 0)
-            self._timer = asyncio.get_running_loop().call_later(delay, self._tell, ev.DeadlinePassed())
+            # Timers may be early by the clock's resolution; the core is told a time at which the deadline has passed.
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tell, ev.DeadlinePassed(), deadline)
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -289,7 +310,9 @@ class _Clock:
 
 
 @contextlib.asynccontextmanager
-async def open_ring(node: Node, bundle: Bundle, found: Sequence[Announcement]) -> AsyncIterator[Ring]:
+async def open_ring(
+    node: Node, bundle: Bundle, found: Sequence[Announcement], load_engine: LoadEngine = OriginEngine
+) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
     ``node`` is the origin's own listener, to which the last stage returns.
@@ -306,7 +329,7 @@ async def open_ring(node: Node, bundle: Bundle, found: Sequence[Announcement]) -
         addresses = {announcement.node: announcement for announcement in found}
         links = [controls[plan.node] for plan in plans]
         loop = asyncio.get_running_loop()
-        engine = loop.run_in_executor(None, OriginEngine, bundle, node.settings.num_threads, DraftShape())
+        engine = loop.run_in_executor(None, load_engine, bundle, node.settings.num_threads, DraftShape())
         try:
             opened = await _open_stages(node, bundle, name, plans, links, addresses)
         finally:
@@ -315,7 +338,7 @@ async def open_ring(node: Node, bundle: Bundle, found: Sequence[Announcement]) -
             RingStage(plan, addresses[plan.node].host, addresses[plan.node].port, message.load_ms)
             for plan, message in zip(plans, opened, strict=True)
         ]
-        ring = Ring(engine.result(), bundle, stages, links)
+        ring = Ring(engine.result(), bundle, stages, links, node.board)
         closing.callback(ring._stop)
         first = addresses[plans[0].node]
         ring._ahead, _ = await open_link(first.host, first.port, node.hello(wire.DATA, f"{name}/0"), node=first.node)

@@ -1,7 +1,8 @@
 """A ring without sockets or ONNX: the real cores over pretend links, with a model that any wrong mask or slot would betray.
 
 The pretend stage keeps (token, position) in a cache addressed by slots, as a real one does, and hashes what the mask lets a
-row see. Its hidden row is thus right exactly if the cache, the moves, the mask and the positions are.
+row see. Its hidden row is thus right exactly if the cache, the moves, the mask and the positions are. A forward that was
+cancelled leaves rubbish in its slots.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import numpy as np
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.generation import TargetLimits
+from flowspec_edge.core.generation import TREE_MARGIN, TargetLimits
 from flowspec_edge.core.origin import Origin
-from flowspec_edge.core.stage import Stage
+from flowspec_edge.core.stage import CREDITS_PER_HOP, Stage
+from flowspec_edge.core.tree import NO_PARENT
 from flowspec_edge.core.verify import make_draw
 
 VOCAB = 13
 EOS = 0
+RUBBISH = (VOCAB, -1)
 
 
 def path_hash(tokens: list[int]) -> float:
@@ -48,22 +51,35 @@ def unsplit(prompt: tuple[int, ...], options: GenerateOptions, max_context: int 
 
 
 class FakeStage:
-    """A stage core with a pretend cache."""
+    """A stage core with a pretend cache. A cancelled forward gives up, or ends before it has noticed."""
 
-    def __init__(self, *, is_first: bool, is_last: bool) -> None:
+    def __init__(self, rng: random.Random, *, is_first: bool, is_last: bool) -> None:
+        self.rng = rng
         self.core = Stage(is_last=is_last)
         self.is_first = is_first
         self.caches: dict[int, np.ndarray] = {}  # [capacity, (token, position)]
         self.job: ev.RunForward | None = None
+        self.is_cancelled = False
+        self.num_cancelled = 0
+
+    def cancel(self, session: int) -> None:
+        assert self.job is not None and self.job.session == session, "there is nothing to cancel"
+        assert not self.is_cancelled, "a forward is cancelled once"
+        self.is_cancelled = True
+        self.num_cancelled += 1
 
     def run(self) -> ev.ForwardFinished:
         job, self.job = self.job, None
+        gives_up, self.is_cancelled = self.is_cancelled and self.rng.random() < 0.7, False
         if job.session not in self.caches:  # closed while running
             return ev.ForwardFinished(np.zeros((len(job.rows), 1), np.float32))
         cache = self.caches[job.session]
         for move in job.moves:
             cache[move.target : move.target + move.length] = cache[move.source : move.source + move.length].copy()
         stop = job.first_slot + len(job.rows)
+        if gives_up:
+            cache[job.first_slot : stop] = RUBBISH
+            return ev.ForwardFinished(np.zeros((len(job.rows), 1), np.float32))
         cache[job.first_slot : stop] = [(row.token, at) for row, at in zip(job.rows, job.positions, strict=True)]
         out = np.zeros((len(job.rows), 1), np.float32)
         for index in range(len(job.rows)):
@@ -77,30 +93,34 @@ class FakeStage:
 
 
 class FakeDrafter:
-    """Guesses the target's likeliest token with probability ``skill``; its features are token paths."""
+    """Guesses the target's likeliest token with probability ``skill``; its features are token paths.
+
+    It remembers what a real one does: the paths of drafted rows and of the last verified one.
+    """
 
     def __init__(self, rng: random.Random, skill: float, k: int = 4) -> None:
         self.rng, self.skill, self.k = rng, skill, k
-        self.stable: dict[int, list[int]] = {}
         self.paths: dict[int, dict[int, list[int]]] = {}  # per session, by draft id
 
-    def run(self, job: ev.ExtendDraft | ev.ExpandDraft, prompt: tuple[int, ...]) -> ev.DraftFinished:
-        if isinstance(job, ev.ExtendDraft):
-            path = self.stable.setdefault(job.session, [prompt[0]])
-            for row, position, hidden in zip(job.rows, job.positions, job.hidden, strict=True):
-                assert position == len(path) - 1
-                assert hidden[0] == path_hash(path), "the drafter got another row's hidden state"
-                path.append(row.token)
-            self.paths[job.session] = {job.rows[-1].id: list(path)}
-            rows = job.rows[-1:]
-        else:
-            rows = job.rows
-            paths = self.paths[job.session]
-            for row in rows:
-                paths[row.id] = [*paths[row.parent], row.token]
+    def open(self, session: int, prompt: tuple[int, ...]) -> None:
+        self.paths[session] = {0: [prompt[0]]}
+
+    def run(self, job: ev.RunDraft) -> ev.DraftFinished:
+        if job.session not in self.paths:  # cancelled meanwhile
+            return ev.DraftFinished(np.zeros((0, self.k), np.int64), np.zeros((0, self.k), np.float32))
+        paths = self.paths[job.session]
+        for id in job.dropped:
+            paths.pop(id, None)
+        for index, (row, position) in enumerate(zip(job.rows, job.positions, strict=True)):
+            assert position == len(paths[row.parent]) - 1
+            paths[row.id] = [*paths[row.parent], row.token]
+            if index < len(job.hidden):
+                assert job.hidden[index][0] == path_hash(paths.pop(row.parent)), "another row's hidden state"
+        assert len(paths) <= TREE_MARGIN, "more drafted rows than the drafter has room for"
+        rows = job.rows[max(len(job.hidden) - 1, 0) :]
         tokens = []
         for row in rows:
-            best = int(np.argmax(logits_of(path_hash(self.paths[job.session][row.id]))))
+            best = int(np.argmax(logits_of(path_hash(paths[row.id]))))
             others = [token for token in range(VOCAB) if token != best]
             self.rng.shuffle(others)
             guesses = others[: self.k]
@@ -120,13 +140,16 @@ class Answer:
 
 
 class FakeRing:
-    """Origin and stages; messages in FIFO queues per hop and per control link, taken in an order that ``rng`` chooses."""
+    """Origin and stages; messages in FIFO queues per hop and per control link, taken in an order that ``rng`` chooses.
+
+    Time passes by small steps between deliveries. Where nothing is left to deliver it leaps to the origin's deadline.
+    """
 
     def __init__(self, num_stages: int, rng: random.Random, skill: float = 0.7, max_context: int = 512) -> None:
         limits = TargetLimits(max_context=max_context, eos_token_ids=frozenset({EOS}))
         self.rng = rng
         self.origin = Origin(num_stages=num_stages, limits=limits, has_drafter=True)
-        self.stages = [FakeStage(is_first=i == 0, is_last=i == num_stages - 1) for i in range(num_stages)]
+        self.stages = [FakeStage(rng, is_first=i == 0, is_last=i == num_stages - 1) for i in range(num_stages)]
         self.hops: list[deque] = [
             deque() for _ in range(num_stages + 1)
         ]  # hop i ends at stage i, the last at the origin
@@ -136,24 +159,38 @@ class FakeRing:
         self.lane: ev.OriginAction | None = None
         self.answers: dict[int, Answer] = {}
         self.prompts: dict[int, tuple[int, ...]] = {}
+        self.sent: dict[int, set[int]] = {}  # per session, draft ids
         self.now = 0.0
-        self.num_chunks_sent = 0
+        self.told_deadline: float | None = None
 
     def submit(self, session: int, prompt: tuple[int, ...], options: GenerateOptions) -> Answer:
         self.prompts[session] = prompt
+        self.sent[session] = set()
         self.answers[session] = Answer()
         self.tell_origin(ev.PromptSubmitted(session, prompt, options))
         return self.answers[session]
 
     def run(self, max_steps: int = 200_000) -> None:
-        """Deliver until nothing is left to deliver."""
+        """Deliver until nothing is left to deliver, and no deadline to wait for."""
         for _ in range(max_steps):
-            choices = self._choices()
-            if not choices:
+            if not self.step():
                 self.check()
+                cores = [self.origin, *(stage.core for stage in self.stages)]
+                assert all(core._credits == CREDITS_PER_HOP for core in cores), "a credit was lost"
                 return
-            self.rng.choice(choices)()
         raise AssertionError("the ring does not come to rest")
+
+    def step(self) -> bool:
+        """Let one thing happen; False where nothing is left to happen."""
+        choices = self._choices()
+        deadline = self.origin.next_deadline()
+        if deadline is not None and deadline != self.told_deadline and (deadline <= self.now or not choices):
+            choices.append(functools.partial(self._pass, deadline))
+        if not choices:
+            return False
+        self.now += self.rng.choice((0.0, 0.0, 0.001, 0.01))
+        self.rng.choice(choices)()
+        return True
 
     def check(self) -> None:
         self.origin.check()
@@ -161,21 +198,27 @@ class FakeRing:
             stage.core.check()
 
     def tell_origin(self, event: ev.OriginEvent) -> None:
-        self.now += 0.001
         for action in self.origin.handle(event, self.now):
             match action:
-                case ev.OpenSessions(session, capacity):
+                case ev.OpenSessions(session, capacity, cancels):
+                    self.drafter.open(session, self.prompts[session])
                     for control in self.controls:
-                        control.append(ev.SessionRequested(session, capacity))
-                case ev.SendChunk():
-                    self.num_chunks_sent += 1
+                        control.append(ev.SessionRequested(session, capacity, cancels))
+                case ev.SendChunk(session, rows):
+                    for row in rows:
+                        assert row.id not in self.sent[session], "a row is sent once"
+                        assert row.parent == NO_PARENT or row.parent in self.sent[session], "parents go before children"
+                        self.sent[session].add(row.id)
                     self.hops[0].append(action)
                 case ev.GrantCredit(num_chunks):
                     self.credits[-1].append(num_chunks)
                 case ev.BroadcastAdvance(session, at, to):
                     for control in self.controls:
                         control.append(ev.AdvanceArrived(session, at, to))
-                case ev.RunHead() | ev.ExtendDraft() | ev.ExpandDraft():
+                case ev.BroadcastTurn(session, turn):
+                    for control in self.controls:
+                        control.append(ev.TurnBegan(session, turn))
+                case ev.RunHead() | ev.RunDraft():
                     assert self.lane is None, "the compute lane takes one job at a time"
                     self.lane = action
                 case ev.EmitTokens(session, tokens):
@@ -185,6 +228,7 @@ class FakeRing:
                 case ev.FinishGeneration(session, reason, error):
                     self.answers[session].reason, self.answers[session].error = reason, error
                 case ev.CloseSessions(session):
+                    del self.drafter.paths[session]
                     for control in self.controls:
                         control.append(ev.SessionEnded(session))
 
@@ -200,6 +244,8 @@ class FakeRing:
                 case ev.RunForward():
                     assert stage.job is None
                     stage.job = action
+                case ev.CancelForward(session):
+                    stage.cancel(session)
                 case ev.SendChunk():
                     self.hops[index + 1].append(action)
                 case ev.GrantCredit(num_chunks):
@@ -225,9 +271,11 @@ class FakeRing:
     def _deliver_chunk(self, index: int) -> None:
         chunk = self.hops[index].popleft()
         if index < len(self.stages):
-            self.tell_stage(index, ev.ChunkArrived(chunk.session, chunk.rows, chunk.num_wanted, chunk.hidden))
+            assert len(chunk.passages) == index
+            arrived = (chunk.session, chunk.rows, chunk.num_wanted, chunk.hidden, chunk.turn, chunk.passages)
+            self.tell_stage(index, ev.ChunkArrived(*arrived))
         else:
-            self.tell_origin(ev.ChunkReturned(chunk.session, chunk.rows, chunk.hidden))
+            self.tell_origin(ev.ChunkReturned(chunk.session, chunk.rows, chunk.hidden, chunk.passages))
 
     def _deliver_credit(self, index: int) -> None:
         event = ev.CreditArrived(self.credits[index].popleft())
@@ -241,4 +289,9 @@ class FakeRing:
         if isinstance(job, ev.RunHead):
             self.tell_origin(ev.HeadFinished(np.stack([logits_of(row[0]) for row in job.hidden])))
         else:
-            self.tell_origin(self.drafter.run(job, self.prompts[job.session]))
+            self.tell_origin(self.drafter.run(job))
+
+    def _pass(self, deadline: float) -> None:
+        self.told_deadline = deadline
+        self.now = max(self.now, deadline)
+        self.tell_origin(ev.DeadlinePassed())

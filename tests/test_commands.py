@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from flowspec_edge.core.schedules import SCHEDULES
 from flowspec_edge.demo import node_processes
 from flowspec_edge.node import DEMO_BUNDLE
 
@@ -172,7 +173,7 @@ async def test_wrong_options(arguments, text):
 async def test_an_unknown_schedule_is_refused_with_the_known_ones():
     async with node_processes(1, DEMO_BUNDLE) as (cluster, _):
         result = await run("generate", "x", "--cluster", cluster, "--nodes", "1", "--schedule", "fastest")
-        assert_refused(result, "autoregressive, flowspec")
+        assert_refused(result, ", ".join(SCHEDULES))
 
 
 @pytest.mark.parametrize("command", [(), ("node",), ("generate",), ("devices",), ("serve",), ("demo",)])

@@ -10,6 +10,7 @@ Tensors pass through untouched: hidden rows are [rows, hidden_size] float32, log
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,20 +26,35 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class SessionRequested:
-    """The origin asks for a cache of ``capacity`` rows."""
+    """The origin asks for a cache of ``capacity`` rows; ``cancels`` says whether forwards over dead rows are given up."""
 
     session: int
     capacity: int
+    cancels: bool = True
+
+
+class Passage(NamedTuple):
+    """What a chunk met at one stage: rows run, seconds it waited for its start, seconds its forward took."""
+
+    num_rows: int
+    waited_s: float
+    ran_s: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkArrived:
-    """Rows from the hop before; ``hidden`` is None at the first stage, which embeds the tokens."""
+    """Rows from the hop before; ``hidden`` is None at the first stage, which embeds the tokens.
+
+    ``passages`` has one entry per stage passed. The forward may begin in turn ``turn`` of the session and not before;
+    0 asks for no turn.
+    """
 
     session: int
     rows: tuple[Row, ...]
     num_wanted: int
     hidden: Floats | None
+    turn: int = 0
+    passages: tuple[Passage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +66,19 @@ class AdvanceArrived:
     to: int
 
 
+@dataclass(frozen=True, slots=True)
+class TurnBegan:
+    """Straight from the origin: chunks of this turn may run. Only the ``lockstep`` schedule has turns."""
+
+    session: int
+    turn: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ForwardFinished:
-    """The layers ran over the chunk that ``RunForward`` named."""
+    """The layers ran over the chunk that ``RunForward`` named, or gave up since ``CancelForward`` came; then the values
+    do not matter.
+    """
 
     hidden: Floats
 
@@ -71,7 +97,9 @@ class SessionEnded:
     session: int
 
 
-StageEvent = SessionRequested | ChunkArrived | AdvanceArrived | ForwardFinished | CreditArrived | SessionEnded
+StageEvent = (
+    SessionRequested | ChunkArrived | AdvanceArrived | TurnBegan | ForwardFinished | CreditArrived | SessionEnded
+)
 
 # --------------------------------------------------------------------- a stage: actions
 
@@ -100,14 +128,23 @@ class RunForward:
     mask: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True)
+class CancelForward:
+    """No row of the running chunk lives any more: end its forward as soon as that can be done."""
+
+    session: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SendChunk:
-    """Send rows to the hop ahead; ``hidden`` belongs to them row by row."""
+    """Send rows to the hop ahead; ``hidden`` belongs to them row by row. See ``ChunkArrived``."""
 
     session: int
     rows: tuple[Row, ...]
     num_wanted: int
     hidden: Floats | None
+    turn: int = 0
+    passages: tuple[Passage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +159,7 @@ class FreeCache:
     session: int
 
 
-StageAction = OpenCache | RunForward | SendChunk | GrantCredit | FreeCache
+StageAction = OpenCache | RunForward | CancelForward | SendChunk | GrantCredit | FreeCache
 
 # -------------------------------------------------------------------- the origin: events
 
@@ -150,6 +187,7 @@ class ChunkReturned:
     session: int
     rows: tuple[Row, ...]
     hidden: Floats
+    passages: tuple[Passage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,7 +199,7 @@ class HeadFinished:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DraftFinished:
-    """The likeliest next tokens of the rows that ``ExtendDraft`` (its last pair only) or ``ExpandDraft`` named.
+    """The likeliest next tokens of the last verified pair, if ``RunDraft`` had any, and of each drafted row.
 
     ``tokens`` and ``log_probs`` are [rows, k].
     """
@@ -206,10 +244,11 @@ OriginEvent = (
 
 @dataclass(frozen=True, slots=True)
 class OpenSessions:
-    """Ask every stage for a cache of ``capacity`` rows."""
+    """Ask every stage for a cache of ``capacity`` rows. See ``SessionRequested``."""
 
     session: int
     capacity: int
+    cancels: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +260,14 @@ class BroadcastAdvance:
     to: int
 
 
+@dataclass(frozen=True, slots=True)
+class BroadcastTurn:
+    """Tell every stage directly: chunks of this turn may run."""
+
+    session: int
+    turn: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RunHead:
     """Logits of these hidden rows, please."""
@@ -230,25 +277,20 @@ class RunHead:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ExtendDraft:
-    """Give the drafter verified pairs: the hidden row at each position and the token that followed it.
+class RunDraft:
+    """One pass of the drafter, over verified pairs and drafted rows together.
 
-    Its cache keeps them and forgets everything drafted since the last verified pair. The last pair is the root's.
+    A pair is a token's row and the target's hidden row of the position before it, which is where the pair stands. The first
+    ``len(hidden)`` rows are verified pairs, a chain that ends at the root; the others are drafted rows, whose features the
+    drafter remembers by their parents' draft ids from an earlier pass. A row that the drafter has seen before is run anew in
+    its place. ``dropped`` rows are forgotten first. ``positions`` is [rows], ``hidden`` [verified, hidden_size].
     """
 
     session: int
     rows: tuple[Row, ...]
     positions: NDArray[np.int64]
     hidden: Floats
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExpandDraft:
-    """One pass of the drafter over drafted rows, whose features it remembers by their parents' draft ids."""
-
-    session: int
-    rows: tuple[Row, ...]
-    positions: NDArray[np.int64]
+    dropped: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,9 +334,9 @@ OriginAction = (
     | SendChunk
     | GrantCredit
     | BroadcastAdvance
+    | BroadcastTurn
     | RunHead
-    | ExtendDraft
-    | ExpandDraft
+    | RunDraft
     | EmitTokens
     | ReportTrip
     | FinishGeneration

@@ -10,25 +10,30 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.acceptance import Acceptance
 from flowspec_edge.core.drafting import Drafting, DraftShape
 from flowspec_edge.core.events import (
     BroadcastAdvance,
+    BroadcastTurn,
     DraftFinished,
     EmitTokens,
-    ExpandDraft,
-    ExtendDraft,
     FinishGeneration,
     Floats,
     OriginAction,
+    Passage,
     ReportTrip,
+    RunDraft,
     RunHead,
     SendChunk,
 )
+from flowspec_edge.core.lookup import Lookup
+from flowspec_edge.core.pipeline import Flight, Pipeline, RingCosts
 from flowspec_edge.core.schedules import make_schedule
 from flowspec_edge.core.tree import NO_PARENT, Advance, Row, Tree
 from flowspec_edge.core.verify import make_draw
@@ -71,7 +76,7 @@ class GenerationStatistics:
 
 
 class Generation:
-    """The origin's side of one session."""
+    """The origin's side of one session. Schedules read its public attributes and choose; nothing else changes them."""
 
     def __init__(
         self,
@@ -80,7 +85,8 @@ class Generation:
         options: GenerateOptions,
         *,
         limits: TargetLimits,
-        num_stages: int,
+        costs: RingCosts,
+        acceptance: Acceptance,
         has_drafter: bool,
         shape: DraftShape,
     ) -> None:
@@ -95,64 +101,71 @@ class Generation:
         self.session = session
         self.statistics = GenerationStatistics()
         self.is_finished = False
+        self.num_stages = len(costs.stages)
         self._limits = limits
         self._draw = make_draw(options)
-        self._schedule = make_schedule(options.schedule, num_stages)
+        self._schedule = make_schedule(options.schedule, self.num_stages)
         self._drafts = self._schedule.uses_drafter and has_drafter
         self._num_left = min(options.max_new_tokens, room)
         self.capacity = len(prompt) + self._num_left + TREE_MARGIN
 
-        self._tree = Tree()
+        self.tree = Tree()
         rows = [Row(id, id - 1 if id else NO_PARENT, token) for id, token in enumerate(prompt)]
         for row in rows:
-            self._tree.add(row)
+            self.tree.add(row)
         self._next_id = len(rows)
-        self._root = rows[-1].id
+        self.root = rows[-1].id
         self._num_prompt = len(rows)
         self._prefill = deque(tuple(rows[i : i + PREFILL_ROWS]) for i in range(0, len(rows), PREFILL_ROWS))
-        self._sent: set[int] = {row.id for row in rows}  # prompt rows leave by themselves
-        self._in_flight: deque[set[int]] = deque()  # living rows of each chunk that has not come back
+        self.sent: set[int] = {row.id for row in rows}  # prompt rows leave by themselves
+        self.pipeline = Pipeline(costs)
         self._returned: deque[tuple[tuple[Row, ...], Floats]] = deque()  # waiting for the head
         self._head_rows: list[Row] = []  # what the running head works on
         self._hidden: dict[int, Floats] = {}  # normed hidden row per returned row, until the drafter has taken it
         self._logits: dict[int, Floats] = {}
-        self._drafting = Drafting(self._tree, shape)
-        self._drafting.restart(self._root)
+        self.drafting = Drafting(
+            self.tree,
+            shape,
+            acceptance=acceptance if self._schedule.is_calibrated else None,
+            lookup=Lookup(prompt) if self._schedule.uses_lookup else None,
+        )
         self._num_extended = 0  # how many rows from the first on the drafter has taken as verified pairs
-        self._draft_rows: list[int] | None = None  # what the running pass works on; None when none runs or it is stale
+        self._draft_rows: list[int] = []  # what the running pass works on
+        self._num_pass_rows = 0
+        self._computing_since = 0.0
+        self._undrafted: list[int] = []  # rows that died and that the drafter has not been told of
         self._num_trip_drafted = 0
 
     # ------------------------------------------------------------------ what the ring brings
 
-    def take_returned(self, rows: tuple[Row, ...], hidden: Floats) -> None:
+    def take_returned(self, rows: tuple[Row, ...], hidden: Floats, passages: tuple[Passage, ...], now: float) -> None:
         """Hidden rows came back from the last stage."""
-        returned = {row.id for row in rows}
         if self._drafts:
-            self._hidden.update((row.id, hidden[index]) for index, row in enumerate(rows) if row.id in self._tree)
-        for chunk in self._in_flight:
-            if not returned.isdisjoint(chunk):
-                self._in_flight.remove(chunk)
-                break
+            self._hidden.update((row.id, hidden[index]) for index, row in enumerate(rows) if row.id in self.tree)
+        self.pipeline.take_returned({row.id for row in rows}, passages, now)
         self._returned.append((rows, hidden))
+        self._drop_returned()
 
-    def take_logits(self, logits: Floats) -> list[OriginAction]:
+    def take_logits(self, logits: Floats, now: float) -> list[OriginAction]:
         """The head has finished: walk from the root, emit, prune."""
         self._logits.update((row.id, logits[index]) for index, row in enumerate(self._head_rows))
         num_returned, self._head_rows = len(self._head_rows), []
+        self.pipeline.costs.head.add(num_returned, now - self._computing_since)
         tokens: list[int] = []
         advance: Advance | None = None
         reason: str | None = None
-        while reason is None and self._root in self._logits:
-            token = self._draw(self._logits[self._root], self._tree[self._root].depth + 1)
-            advance = Advance(self._root, token)
+        while reason is None and self.root in self._logits:
+            token = self._draw(self._logits[self.root], self.tree[self.root].depth + 1)
+            advance = Advance(self.root, token)
             tokens.append(token)
             reason = self._step(token)
         self.statistics.num_trips += 1
         if advance is None:
             return [self._report(num_returned, 0, 0)]
-        num_pruned = self._prune(advance)
+        num_pruned = self._prune(advance, tokens, now)
         self.statistics.num_tokens += len(tokens)
         self.statistics.num_verifications += 1
+        self._schedule.take_verified(self, len(tokens), now)
         actions: list[OriginAction] = [
             EmitTokens(self.session, tuple(tokens)),
             self._report(num_returned, len(tokens), num_pruned),
@@ -162,73 +175,155 @@ class Generation:
             return [*actions, FinishGeneration(self.session, reason)]
         return [BroadcastAdvance(self.session, *advance), *actions]
 
-    def take_draft(self, draft: DraftFinished) -> None:
-        """A pass of the drafter has finished; a stale one is forgotten."""
-        parents, self._draft_rows = self._draft_rows, None
-        if parents is None:
-            return
-        added = self._drafting.merge(parents, draft.tokens, draft.log_probs, self._next_id)
+    def take_draft(self, draft: DraftFinished, now: float) -> None:
+        """A pass of the drafter has finished."""
+        parents, self._draft_rows = self._draft_rows, []
+        self.pipeline.costs.draft.add(self._num_pass_rows, now - self._computing_since)
+        added = self.drafting.merge(parents, draft.tokens, draft.log_probs, self._next_id)
         self._next_id += len(added)
         self._num_trip_drafted += len(added)
 
     # ------------------------------------------------------------------ what the origin may do next
 
-    def next_chunk(self) -> SendChunk | None:
-        """The next chunk to send, or None: the prompt, then the root alone, then what the schedule chooses."""
+    def next_turn(self, *, has_credit: bool) -> BroadcastTurn | None:
+        """The next turn, where the schedule has turns and everything of the last one is done."""
+        if self._prefill:
+            return None
+        turn = self._schedule.next_turn(self, has_credit)
+        return None if turn is None else BroadcastTurn(self.session, turn)
+
+    def next_chunk(self, now: float) -> SendChunk | None:
+        """The next chunk to send, or None: the prompt, then what the schedule chooses."""
         if self._prefill:
             rows = self._prefill.popleft()
             num_wanted = len(rows) if self._drafts else int(not self._prefill)
             if num_wanted:
-                self._in_flight.append({row.id for row in rows})
+                self.pipeline.send(Flight({row.id for row in rows}, now))
             return SendChunk(self.session, rows, num_wanted, None)
-        if self._root not in self._sent:
-            return self._send([self._root])
-        if self._drafts and self._root >= self._num_prompt:
-            chosen = self._schedule.choose_rows(self._unsent(), self._drafting, len(self._in_flight))
-            if chosen:
-                return self._send(chosen)
-        return None
+        chosen = self._schedule.choose_rows(self, now)
+        return self._send(chosen, now) if chosen else None
 
-    def next_head(self) -> RunHead | None:
+    def next_deadline(self, now: float) -> float | None:
+        """When ``next_chunk`` may have something to send though nothing has happened."""
+        return None if self._prefill else self._schedule.next_time(self, now)
+
+    def next_head(self, now: float) -> RunHead | None:
         """Logits for returned rows that the walk may still reach."""
+        if not self._schedule.may_verify(self):
+            return None
+        rows: list[Row] = []
+        hidden: list[Floats] = []
         while self._returned:
-            rows, hidden = self._returned.popleft()
-            kept = [index for index, row in enumerate(rows) if self._is_open(row.id)]
-            if kept:
-                self._head_rows = [rows[index] for index in kept]
-                return RunHead(self.session, hidden[kept])
-        return None
+            returned, values = self._returned.popleft()
+            kept = [index for index, row in enumerate(returned) if self._is_open(row.id)]
+            rows += [returned[index] for index in kept]
+            hidden += [values[kept]]
+        if not rows:
+            return None
+        self._head_rows, self._computing_since = rows, now
+        return RunHead(self.session, np.concatenate(hidden))
 
-    def next_draft(self) -> ExtendDraft | ExpandDraft | None:
+    def next_draft(self, now: float) -> RunDraft | None:
         """The next pass of the drafter, or None."""
-        if not self._drafts or self._root < self._num_prompt:
+        if not self._drafts or self.root < self._num_prompt:
             return None
-        if self._num_extended < self._tree[self._root].depth:
-            return self._extend()
-        if not self._schedule.wants_pass(len(self._unsent()), self._drafting, len(self._in_flight)):
+        drafted = self._schedule.choose_pass(self, now)
+        if drafted is None:
             return None
-        frontier = self._drafting.frontier(self._max_depth())
-        if not frontier:
-            return None
-        self._draft_rows = [row.id for row in frontier]
+        verified = self._unextended()
+        rows = [*verified, *(id for id in drafted if id != self.root)]
+        assert rows, "a pass over nothing"
+        hidden = [self._hidden.pop(self.tree[id].parent) for id in verified]
+        self._num_extended += len(verified)
+        self._draft_rows = rows[max(len(verified) - 1, 0) :]
+        self._num_pass_rows, self._computing_since = len(rows), now
+        dropped, self._undrafted = tuple(self._undrafted), []
         self.statistics.num_draft_passes += 1
-        return ExpandDraft(self.session, tuple(frontier), self._positions(frontier))
+        return RunDraft(
+            self.session,
+            tuple(Row(id, self.tree[id].parent, self.tree[id].token) for id in rows),
+            np.array([self.tree[id].depth - 1 for id in rows], np.int64),
+            np.stack(hidden) if hidden else np.zeros((0, 0), np.float32),
+            dropped,
+        )
 
     def check(self) -> None:
         """Assert the invariants."""
-        self._tree.check()
-        assert set(self._drafting.scores) <= {row.id for row in self._tree}
-        assert self.is_finished or self._root in self._tree
-        for chunk in self._in_flight:
-            assert all(id in self._tree for id in chunk)
+        self.tree.check()
+        assert set(self.drafting.scores) <= {row.id for row in self.tree}
+        assert self.is_finished or self.root in self.tree
+        for flight in self.pipeline.flights:
+            assert all(id in self.tree for id in flight.living)
+
+    # ------------------------------------------------------------------ what schedules ask
+
+    @property
+    def cancels(self) -> bool:
+        """Whether stages give up forwards over dead rows."""
+        return self._schedule.cancels
+
+    @property
+    def num_unextended(self) -> int:
+        """Verified rows that the drafter has not taken yet."""
+        return self.tree[self.root].depth - self._num_extended
+
+    @property
+    def max_depth(self) -> int:
+        """The deepest position whose logits can still matter: that of the last token but one."""
+        return self.tree[self.root].depth + self._num_left - 1
+
+    @property
+    def num_living_sent(self) -> int:
+        """Draft rows that the stages hold."""
+        return sum(id in self.sent for id in self.drafting.scores)
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether head or drafter work for this session, or returned rows wait for them."""
+        return bool(self.is_verifying or self._draft_rows)
+
+    @property
+    def is_verifying(self) -> bool:
+        """Whether returned rows wait for the head or are with it."""
+        return bool(self._returned or self._head_rows)
+
+    def unsent(self, min_score: float = float("-inf")) -> Iterator[int]:
+        """Drafted rows that may be sent, best first, parents before children."""
+        tree, scores, sent, max_depth = self.tree, self.drafting.scores, self.sent, self.max_depth
+        root = self.root
+        ready = [
+            (-score, id)
+            for id, score in scores.items()
+            if score >= min_score and id not in sent and ((parent := tree[id].parent) == root or parent in sent)
+        ]
+        heapq.heapify(ready)
+        while ready:
+            _, id = heapq.heappop(ready)
+            row = tree[id]
+            if row.depth > max_depth:
+                continue
+            yield id
+            for child in row.children.values():
+                if scores[child] >= min_score:
+                    heapq.heappush(ready, (-scores[child], child))
 
     # ------------------------------------------------------------------ inside
 
+    def _unextended(self) -> list[int]:
+        """Draft ids of those rows, in order."""
+        path = []
+        row = self.tree[self.root]
+        while row.depth > self._num_extended:
+            path.append(row.id)
+            row = self.tree[row.parent]
+        return path[::-1]
+
     def _step(self, token: int) -> str | None:
         """The token after the root is known: make it the root. Returns why the text ends here, if it does."""
-        child = self._tree[self._root].children.get(token)
+        self.drafting.observe(self.root, token)
+        child = self.tree[self.root].children.get(token)
         self._num_left -= 1
-        if child is not None and child in self._sent:
+        if child is not None and child in self.sent:
             self.statistics.num_rows_useful += 1
         if token in self._limits.eos_token_ids:
             return "stop"
@@ -237,82 +332,48 @@ class Generation:
         if child is None:
             child = self._next_id
             self._next_id += 1
-            self._tree.add(Row(child, self._root, token))
-        self._root = child
+            self.tree.add(Row(child, self.root, token))
+        self.root = child
         return None
 
-    def _prune(self, advance: Advance) -> int:
-        self._tree.advance(advance)
-        dropped = self._tree.take_dropped()
+    def _prune(self, advance: Advance, tokens: list[int], now: float) -> int:
+        self.tree.advance(advance)
+        dropped = self.tree.take_dropped()
         num_pruned = 0
         for id in dropped:
-            num_pruned += id in self._sent
+            num_pruned += id in self.sent
             self._hidden.pop(id, None)
             self._logits.pop(id, None)
-            self._sent.discard(id)
-        gone = set(dropped)
+            self.sent.discard(id)
         # A chunk without a living row will not come back.
-        self._in_flight = deque(living for chunk in self._in_flight if (living := chunk - gone))
+        self.pipeline.prune(set(dropped), now)
         for id in [id for id in self._logits if not self._is_open(id)]:
             del self._logits[id]
-        self._drafting.restart(self._root)
-        self._draft_rows = None
+        self._drop_returned()
+        self.drafting.forget(dropped)
+        self._undrafted += dropped
+        self._next_id += len(self.drafting.move_root(self.root, tokens, self._next_id))
         return num_pruned
+
+    def _drop_returned(self) -> None:
+        self._returned = deque(
+            (rows, hidden) for rows, hidden in self._returned if any(self._is_open(row.id) for row in rows)
+        )
 
     def _is_open(self, id: int) -> bool:
         """Whether the row lives and is the root or below it: the walk may still reach it."""
-        row = self._tree.get(id)
-        return row is not None and row.depth >= self._tree[self._root].depth
+        row = self.tree.get(id)
+        return row is not None and row.depth >= self.tree[self.root].depth
 
-    def _extend(self) -> ExtendDraft:
-        """Pairs of a position's hidden row and the token behind it, for all positions the drafter has not seen."""
-        path = []
-        row = self._tree[self._root]
-        while row.depth > self._num_extended:
-            path.append(row)
-            row = self._tree[row.parent]
-        path.reverse()
-        rows = [Row(row.id, row.parent, row.token) for row in path]
-        hidden = np.stack([self._hidden.pop(row.parent) for row in rows])  # [rows, hidden_size]
-        self._num_extended = self._tree[self._root].depth
-        self._draft_rows = [self._root]
-        self.statistics.num_draft_passes += 1
-        return ExtendDraft(self.session, tuple(rows), self._positions(rows), hidden)
-
-    def _positions(self, rows: list[Row]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        """A pair stands at the position of its hidden row, one before its token. [rows]"""
-        return np.array([self._tree[row.id].depth - 1 for row in rows], np.int64)
-
-    def _max_depth(self) -> int:
-        """The deepest position whose logits can still matter: that of the last token but one."""
-        return self._tree[self._root].depth + self._num_left - 1
-
-    def _unsent(self) -> list[int]:
-        """Drafted rows that may be sent, best first, parents before children."""
-        tree, scores, max_depth = self._tree, self._drafting.scores, self._max_depth()
-        ready = [
-            (-score, id)
-            for id, score in scores.items()
-            if id not in self._sent and tree[id].parent in self._sent and tree[id].depth <= max_depth
-        ]
-        heapq.heapify(ready)
-        ordered = []
-        while ready:
-            _, id = heapq.heappop(ready)
-            ordered.append(id)
-            if tree[id].depth < max_depth:
-                for child in tree[id].children.values():
-                    heapq.heappush(ready, (-scores[child], child))
-        return ordered
-
-    def _send(self, ids: list[int]) -> SendChunk:
-        rows = tuple(Row(id, self._tree[id].parent, self._tree[id].token) for id in ids)
-        self._sent.update(ids)
-        self._in_flight.append(set(ids))
+    def _send(self, ids: list[int], now: float) -> SendChunk:
+        rows = tuple(Row(id, self.tree[id].parent, self.tree[id].token) for id in ids)
+        self.sent.update(ids)
+        turn = self._schedule.turn
+        self.pipeline.send(Flight(set(ids), now, turn))
         self.statistics.num_rows_sent += len(ids)
-        return SendChunk(self.session, rows, len(rows), None)
+        return SendChunk(self.session, rows, len(rows), None, turn)
 
     def _report(self, num_returned: int, num_accepted: int, num_pruned: int) -> ReportTrip:
         num_drafted, self._num_trip_drafted = self._num_trip_drafted, 0
-        num_in_flight = sum(len(chunk) for chunk in self._in_flight)
+        num_in_flight = sum(len(flight.living) for flight in self.pipeline.flights)
         return ReportTrip(self.session, num_returned, num_accepted, num_pruned, num_drafted, num_in_flight)

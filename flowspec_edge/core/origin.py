@@ -5,8 +5,10 @@ Generations take turns for both. The head runs before the drafter: a verified to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from flowspec_edge.core.acceptance import Acceptance
 from flowspec_edge.core.drafting import DraftShape
 from flowspec_edge.core.events import (
     ChunkReturned,
@@ -23,9 +25,12 @@ from flowspec_edge.core.events import (
     OriginEvent,
     PromptSubmitted,
     RingLost,
+    RunDraft,
+    RunHead,
     StageReady,
 )
 from flowspec_edge.core.generation import Generation, GenerationStatistics, TargetLimits
+from flowspec_edge.core.pipeline import RingCosts
 from flowspec_edge.core.stage import CREDITS_PER_HOP
 
 PROGRESS_TIMEOUT_S = 60.0
@@ -50,7 +55,10 @@ class Origin:
         self._has_drafter = has_drafter
         self._shape = shape or DraftShape()
         self._credits = CREDITS_PER_HOP
+        self._costs = RingCosts(num_stages)
+        self._acceptance = Acceptance()
         self._running: dict[int, _Running] = {}  # in order of turns
+        self._now = 0.0
         self._computing: int | None = None  # the session the compute lane works for
 
     def handle(self, event: OriginEvent, now: float) -> list[OriginAction]:
@@ -59,6 +67,7 @@ class Origin:
         Raises:
             RequestError: the prompt does not fit, or names an unknown schedule; nothing has been started.
         """
+        self._now = now
         actions: list[OriginAction] = []
         match event:
             case PromptSubmitted():
@@ -66,19 +75,19 @@ class Origin:
             case StageReady(session):
                 if session in self._running:
                     self._running[session].num_stages_missing -= 1
-            case ChunkReturned(session, rows, hidden):
+            case ChunkReturned(session, rows, hidden, passages):
                 actions.append(GrantCredit(1))
                 if session in self._running:
                     self._running[session].progress_at = now
-                    self._running[session].generation.take_returned(rows, hidden)
+                    self._running[session].generation.take_returned(rows, hidden, passages, now)
             case HeadFinished(logits):
                 if (generation := self._computed()) is not None:
-                    actions += generation.take_logits(logits)
+                    actions += generation.take_logits(logits, now)
                     if generation.is_finished:
                         self._close(generation.session, actions)
             case DraftFinished():
                 if (generation := self._computed()) is not None:
-                    generation.take_draft(event)
+                    generation.take_draft(event, now)
             case CreditArrived(num_chunks):
                 self._credits += num_chunks
             case GenerationCancelled(session):
@@ -91,14 +100,18 @@ class Origin:
                     if running.progress_at + PROGRESS_TIMEOUT_S <= now:
                         reason = f"nothing came back from the ring for {PROGRESS_TIMEOUT_S:.0f} s; check its nodes"
                         self._finish(session, "failed", reason, actions)
-        self._send_chunks(actions)
-        self._compute(actions)
+        self._begin_turns(actions)
+        self._send_chunks(now, actions)
+        self._begin_turns(actions)  # a chunk that gets no credit must not hold up those that wait for turns
+        self._compute(now, actions)
         return actions
 
     def next_deadline(self) -> float | None:
         """When to send ``DeadlinePassed`` unless something happens before."""
-        times = [running.progress_at for running in self._running.values()]
-        return min(times) + PROGRESS_TIMEOUT_S if times else None
+        times = [running.progress_at + PROGRESS_TIMEOUT_S for running in self._running.values()]
+        if self._credits:
+            times += [at for generation in self._turns() if (at := generation.next_deadline(self._now)) is not None]
+        return min(times, default=None)
 
     def statistics(self, session: int) -> GenerationStatistics:
         """Live counts of a running generation."""
@@ -116,12 +129,13 @@ class Origin:
             event.prompt,
             event.options,
             limits=self._limits,
-            num_stages=self._num_stages,
+            costs=self._costs,
+            acceptance=self._acceptance,
             has_drafter=self._has_drafter,
             shape=self._shape,
         )
         self._running[event.session] = _Running(generation, self._num_stages, now)
-        actions.append(OpenSessions(event.session, generation.capacity))
+        actions.append(OpenSessions(event.session, generation.capacity, generation.cancels))
 
     def _computed(self) -> Generation | None:
         """The generation whose computation has finished, unless it is gone."""
@@ -141,22 +155,31 @@ class Origin:
     def _turns(self) -> list[Generation]:
         return [running.generation for running in self._running.values() if not running.num_stages_missing]
 
-    def _send_chunks(self, actions: list[OriginAction]) -> None:
+    def _begin_turns(self, actions: list[OriginAction]) -> None:
+        for generation in self._turns():
+            while (turn := generation.next_turn(has_credit=self._credits > 0)) is not None:
+                actions.append(turn)
+
+    def _send_chunks(self, now: float, actions: list[OriginAction]) -> None:
         sending = True
         while sending and self._credits:
             sending = False
             for generation in self._turns():
-                chunk = generation.next_chunk() if self._credits else None
+                chunk = generation.next_chunk(now) if self._credits else None
                 if chunk is not None:
                     self._credits -= 1
                     actions.append(chunk)
                     self._running[generation.session] = self._running.pop(generation.session)  # to the end of the turns
                     sending = True
 
-    def _compute(self, actions: list[OriginAction]) -> None:
+    def _compute(self, now: float, actions: list[OriginAction]) -> None:
         if self._computing is not None:
             return
-        for job in (Generation.next_head, Generation.next_draft):
+        jobs: tuple[Callable[[Generation], RunHead | RunDraft | None], ...] = (
+            lambda generation: generation.next_head(now),
+            lambda generation: generation.next_draft(now),
+        )
+        for job in jobs:
             for generation in self._turns():
                 action = job(generation)
                 if action is not None:

@@ -8,23 +8,27 @@ chunk arrives, when it starts, and before it is sent on; a chunk without a livin
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flowspec_edge.core.events import (
     AdvanceArrived,
+    CancelForward,
     ChunkArrived,
     CreditArrived,
     ForwardFinished,
     FreeCache,
     GrantCredit,
     OpenCache,
+    Passage,
     RunForward,
     SendChunk,
     SessionEnded,
     SessionRequested,
     StageAction,
     StageEvent,
+    TurnBegan,
 )
 from flowspec_edge.core.kv_slots import KvSlots
 from flowspec_edge.core.tree import Advance, Tree
@@ -38,9 +42,25 @@ MAX_SESSIONS = 64
 
 
 class _Session:
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, cancels: bool) -> None:
         self.tree = Tree()
         self.slots = KvSlots(capacity)
+        self.cancels = cancels
+        self.turn = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    chunk: ChunkArrived
+    arrived_at: float
+
+
+@dataclass(slots=True)
+class _Running:
+    chunk: ChunkArrived
+    waited_s: float
+    began_at: float
+    is_cancelled: bool = False
 
 
 class Stage:
@@ -49,8 +69,8 @@ class Stage:
     def __init__(self, *, is_last: bool) -> None:
         self._is_last = is_last
         self._sessions: dict[int, _Session] = {}
-        self._waiting: deque[ChunkArrived] = deque()
-        self._running: ChunkArrived | None = None
+        self._waiting: deque[_Waiting] = deque()
+        self._running: _Running | None = None
         self._credits = CREDITS_PER_HOP
 
     def handle(self, event: StageEvent, now: float) -> list[StageAction]:
@@ -62,26 +82,31 @@ class Stage:
         """
         actions: list[StageAction] = []
         match event:
-            case SessionRequested(session, capacity):
+            case SessionRequested(session, capacity, cancels):
                 if session in self._sessions or len(self._sessions) >= MAX_SESSIONS:
                     raise ProtocolError(f"session {session} is open already, or {MAX_SESSIONS} are (MAX_SESSIONS)")
-                self._sessions[session] = _Session(capacity)
+                self._sessions[session] = _Session(capacity, cancels)
                 actions.append(OpenCache(session, capacity))
             case ChunkArrived():
                 if len(self._waiting) >= CREDITS_PER_HOP:
                     raise ProtocolError(f"a chunk without credit: {CREDITS_PER_HOP} wait here (CREDITS_PER_HOP)")
-                self._waiting.append(event)
+                self._waiting.append(_Waiting(_select(event, self._added(event)), now))
             case AdvanceArrived(session, at, to):
                 if session in self._sessions:
                     self._sessions[session].tree.advance(Advance(at, to))
+            case TurnBegan(session, turn):
+                if session in self._sessions:
+                    self._sessions[session].turn = turn
             case ForwardFinished(hidden):
-                self._send_on(hidden, actions)
+                self._send_on(hidden, now, actions)
             case CreditArrived(num_chunks):
                 self._credits += num_chunks
             case SessionEnded(session):
                 if self._sessions.pop(session, None) is not None:
                     actions.append(FreeCache(session))
-        self._start_next(actions)
+        self._cancel_dead(actions)
+        self._drop_dead(actions)
+        self._start_next(now, actions)
         return actions
 
     def next_deadline(self) -> float | None:
@@ -96,20 +121,43 @@ class Stage:
             session.tree.check()
             session.slots.check()
 
-    def _start_next(self, actions: list[StageAction]) -> None:
-        while self._running is None and self._waiting and self._credits > 0:
-            chunk = self._waiting.popleft()
-            actions.append(GrantCredit(1))
-            session = self._sessions.get(chunk.session)
-            if session is None:  # closed while the chunk was on its way
-                continue
-            kept = [index for index, row in enumerate(chunk.rows) if session.tree.add(row)]
-            # An Advance that waited for one of these rows may have pruned others of them.
-            kept = [index for index in kept if chunk.rows[index].id in session.tree]
-            if kept:
-                self._running = _select(chunk, kept)
-                self._credits -= 1
-                actions.append(self._forward(session, self._running))
+    def _start_next(self, now: float, actions: list[StageAction]) -> None:
+        if self._running is not None or not self._waiting or not self._credits:
+            return
+        chunk, arrived_at = self._waiting[0].chunk, self._waiting[0].arrived_at
+        session = self._sessions[chunk.session]
+        if session.turn >= chunk.turn:
+            self._waiting.popleft()
+            self._running = _Running(chunk, now - arrived_at, now)
+            self._credits -= 1
+            actions += [GrantCredit(1), self._forward(session, chunk)]
+
+    def _drop_dead(self, actions: list[StageAction]) -> None:
+        """Of what waits only living rows stay, so that no dead chunk takes up room until its turn comes."""
+        for waiting in list(self._waiting):
+            waiting.chunk = _select(waiting.chunk, self._living(waiting.chunk))
+            if not waiting.chunk.rows:
+                self._waiting.remove(waiting)
+                actions.append(GrantCredit(1))
+
+    def _cancel_dead(self, actions: list[StageAction]) -> None:
+        running = self._running
+        if running is None or running.is_cancelled or self._living(running.chunk):
+            return
+        session = self._sessions.get(running.chunk.session)
+        if session is None or session.cancels:
+            running.is_cancelled = True
+            actions.append(CancelForward(running.chunk.session))
+
+    def _added(self, chunk: ChunkArrived) -> list[int]:
+        """Take the rows into the session's tree, if it is still open; which of them it took, by place."""
+        session = self._sessions.get(chunk.session)
+        return [index for index, row in enumerate(chunk.rows) if session is not None and session.tree.add(row)]
+
+    def _living(self, chunk: ChunkArrived) -> list[int]:
+        """Which rows of the chunk live, by place."""
+        session = self._sessions.get(chunk.session)
+        return [index for index, row in enumerate(chunk.rows) if session is not None and row.id in session.tree]
 
     def _forward(self, session: _Session, chunk: ChunkArrived) -> RunForward:
         moves = tuple(session.slots.drop(session.tree.take_dropped()))
@@ -118,18 +166,22 @@ class Stage:
         mask = session.slots.ancestor_mask(first)
         return RunForward(chunk.session, chunk.rows, chunk.hidden, moves, first, positions, mask)
 
-    def _send_on(self, hidden: np.ndarray[tuple[int, ...], np.dtype[np.float32]], actions: list[StageAction]) -> None:
-        chunk, self._running = self._running, None
-        assert chunk is not None, "a forward finished that nobody started"
-        session = self._sessions.get(chunk.session)
+    def _send_on(
+        self, hidden: np.ndarray[tuple[int, ...], np.dtype[np.float32]], now: float, actions: list[StageAction]
+    ) -> None:
+        running, self._running = self._running, None
+        assert running is not None, "a forward finished that nobody started"
+        chunk = running.chunk
         first_kept = len(chunk.rows) - chunk.num_wanted if self._is_last else 0
-        rows = enumerate(chunk.rows[first_kept:], first_kept)
-        kept = [index for index, row in rows if session is not None and row.id in session.tree]
+        kept = [index for index in self._living(chunk) if index >= first_kept]
         if not kept:
             self._credits += 1  # nothing leaves, so the credit taken at the start is free again
             return
-        chunk = _select(ChunkArrived(chunk.session, chunk.rows, chunk.num_wanted, hidden), kept)
-        actions.append(SendChunk(chunk.session, chunk.rows, chunk.num_wanted, chunk.hidden))
+        passage = Passage(len(chunk.rows), running.waited_s, now - running.began_at)
+        out = _select(replace(chunk, hidden=hidden), kept)
+        turn = chunk.turn + 1 if chunk.turn else 0
+        passages = (*chunk.passages, passage)
+        actions.append(SendChunk(out.session, out.rows, out.num_wanted, out.hidden, turn, passages))
 
 
 def _select(chunk: ChunkArrived, kept: list[int]) -> ChunkArrived:
@@ -137,9 +189,9 @@ def _select(chunk: ChunkArrived, kept: list[int]) -> ChunkArrived:
     if len(kept) == len(chunk.rows):
         return chunk
     first_wanted = len(chunk.rows) - chunk.num_wanted
-    return ChunkArrived(
-        chunk.session,
-        tuple(chunk.rows[index] for index in kept),
-        sum(index >= first_wanted for index in kept),
-        None if chunk.hidden is None else chunk.hidden[kept],
+    return replace(
+        chunk,
+        rows=tuple(chunk.rows[index] for index in kept),
+        num_wanted=sum(index >= first_wanted for index in kept),
+        hidden=None if chunk.hidden is None else chunk.hidden[kept],
     )

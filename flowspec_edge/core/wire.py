@@ -17,16 +17,21 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from flowspec_edge.core.events import Passage
 from flowspec_edge.core.tree import Row
 from flowspec_edge.errors import ProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 MAX_HEADER_BYTES = 65536
 """A chunk of 512 rows has a header of about 8 KB; nothing else comes near."""
 MAX_TAIL_BYTES = 16 * 2**20
 """512 rows of 8192 float32: the largest chunk of the widest model we know."""
 MAX_CHUNK_ROWS = 512
+MAX_PASSAGES = 256
+"""One per stage: twice as many as the deepest model we know has layers."""
+MAX_PASSAGE_S = 3600.0
+"""Far longer than an origin waits before it takes its ring for lost."""
 MAX_TEXT = 4096
 
 CONTROL, DATA = "control", "data"
@@ -81,10 +86,11 @@ class StageOpened:
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """Origin to stage: make a KV cache of ``capacity`` rows for this session."""
+    """Origin to stage: make a KV cache of ``capacity`` rows for this session. See ``SessionRequested`` in core/events.py."""
 
     session: int
     capacity: int
+    cancels: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,14 @@ class AdvanceSession:
     session: int
     at: int
     to: int
+
+
+@dataclass(frozen=True, slots=True)
+class BeginTurn:
+    """Origin to every stage, directly: chunks of this turn may run."""
+
+    session: int
+    turn: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +139,7 @@ class ChunkMessage:
     """One chunk on one hop. ``hidden`` is [rows, hidden_size] float32, or None on the hop to the first stage.
 
     ``number`` counts the chunks of this hop from 0: a gap means that something was lost. ``num_wanted`` is how many of
-    the last rows the origin needs hidden rows of.
+    the last rows the origin needs hidden rows of. ``turn`` and ``passages`` are those of ``core/events.py``.
     """
 
     number: int
@@ -133,6 +147,8 @@ class ChunkMessage:
     rows: tuple[Row, ...]
     num_wanted: int
     hidden: NDArray[np.float32] | None
+    turn: int = 0
+    passages: tuple[Passage, ...] = ()
 
 
 Message = (
@@ -143,6 +159,7 @@ Message = (
     | OpenSession
     | SessionOpened
     | AdvanceSession
+    | BeginTurn
     | CloseSession
     | StageFailure
     | Credit
@@ -157,6 +174,7 @@ _PLAIN: tuple[type[Any], ...] = (
     OpenSession,
     SessionOpened,
     AdvanceSession,
+    BeginTurn,
     CloseSession,
     StageFailure,
     Credit,
@@ -165,6 +183,7 @@ _BY_NAME: dict[str, type[Any]] = {kind.__name__: kind for kind in _PLAIN}
 _CHECKS: dict[Any, Callable[[Any], bool]] = {
     str: lambda value: isinstance(value, str) and len(value) <= MAX_TEXT,
     int: lambda value: type(value) is int and 0 <= value < 2**63,
+    bool: lambda value: type(value) is bool,
     list[str]: lambda value: isinstance(value, list) and all(isinstance(v, str) and len(v) <= MAX_TEXT for v in value),
 }
 _FIELDS: dict[type[Any], list[tuple[str, Any]]] = {
@@ -183,7 +202,8 @@ def encode(message: Message) -> tuple[bytes, memoryview | None]:
     table = np.array(message.rows, _U32).reshape(-1, 3).T.tobytes()  # ids, then parents, then tokens
     hidden = message.hidden
     width = 0 if hidden is None else hidden.shape[1]
-    header = msgpack.packb(["Chunk", message.number, message.session, message.num_wanted, table, width])
+    numbers = (message.number, message.session, message.num_wanted)
+    header = msgpack.packb(["Chunk", *numbers, table, width, message.turn, message.passages])
     if hidden is None:
         return header, None
     if sys.byteorder == "big" or hidden.dtype != _F32 or not hidden.flags.c_contiguous:
@@ -241,7 +261,7 @@ def _unpack(header: bytes) -> list[Any]:
 
 
 def _chunk_shape(values: list[Any]) -> tuple[int, int]:
-    if len(values) != 6 or not isinstance(values[4], bytes) or not all(type(values[i]) is int for i in (1, 2, 3, 5)):
+    if len(values) != 8 or not isinstance(values[4], bytes) or not all(type(values[i]) is int for i in (1, 2, 3, 5)):
         raise ProtocolError("a chunk header with wrong fields")
     num_rows, remainder = divmod(len(values[4]), 3 * _U32.itemsize)
     if remainder or not 0 < num_rows <= MAX_CHUNK_ROWS:
@@ -259,4 +279,23 @@ def _decode_chunk(values: list[Any], tail: bytes | bytearray | memoryview | None
     hidden = None if tail is None or not width else np.frombuffer(tail, _F32).reshape(num_rows, width)
     ids, parents, tokens = np.frombuffer(values[4], _U32).reshape(3, num_rows).tolist()
     rows = tuple(Row(*row) for row in zip(ids, parents, tokens, strict=True))
-    return ChunkMessage(values[1], values[2], rows, values[3], hidden)
+    if not _CHECKS[int](values[6]):
+        raise ProtocolError(f"a chunk's turn is {values[6]!r:.80}, not a valid int")
+    return ChunkMessage(values[1], values[2], rows, values[3], hidden, values[6], _decode_passages(values[7]))
+
+
+def _decode_passages(values: Any) -> tuple[Passage, ...]:
+    if not isinstance(values, list) or len(values) > MAX_PASSAGES:
+        raise ProtocolError(
+            f"a chunk's passages are {values!r:.80}, not a list of at most {MAX_PASSAGES} (MAX_PASSAGES)"
+        )
+    for value in values:
+        if not isinstance(value, list) or len(value) != 3 or type(value[0]) is not int:
+            raise ProtocolError(f"a chunk with the passage {value!r:.80}, not rows and two times")
+        if not 0 < value[0] <= MAX_CHUNK_ROWS or not all(_is_time(seconds) for seconds in value[1:]):
+            raise ProtocolError(f"a chunk with the passage {value!r:.80}: out of range")
+    return tuple(Passage(*value) for value in values)
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) is float and 0 <= value <= MAX_PASSAGE_S

@@ -75,6 +75,11 @@ class KvCache:
         for source, target, length in moves:
             self._stack[:, :, :, target : target + length] = self._stack[:, :, :, source : source + length]
 
+    def gather(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy single slots; all are read before any is written."""
+        if sources:
+            self._stack[:, :, :, targets] = self._stack[:, :, :, sources]
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

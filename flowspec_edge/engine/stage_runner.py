@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +67,10 @@ class StageRunner:
     def free_cache(self, session: int) -> None:
         self._caches.pop(session, None)
 
-    def run(self, forward: RunForward) -> Floats:
+    def run(self, forward: RunForward, is_cancelled: Callable[[], bool] = lambda: False) -> Floats:
         """Move cache rows, run the layers, and return the rows' hidden states, [rows, hidden_size]; normed if last.
+
+        ``is_cancelled`` is asked before each block; where it says so, the rest is left out and the values mean nothing.
 
         Raises:
             StageFailedError: ONNX Runtime refused the run.
@@ -84,6 +87,8 @@ class StageRunner:
             rows = self._embedding[[row.token for row in forward.rows]].astype(np.float32)
         hidden = as_ort_value(pad_rows(rows))
         for start, stop, block in self._blocks:
+            if is_cancelled():
+                return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
             hidden = block.run({HIDDEN: hidden}, step, cache.values[2 * start : 2 * stop])
         if self._final_norm is not None:
             binding = self._final_norm.io_binding()

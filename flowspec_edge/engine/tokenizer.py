@@ -72,22 +72,24 @@ class TextStream:
         before = self._tokenizer.decode(self._tokens[max(self._num_read - 4, 0) : self._num_read])
         self._text += self._tokenizer.decode(self._tokens[max(self._num_read - 4, 0) :])[len(before) :]
         self._num_read = len(self._tokens)
-        self._certain_length()
-        return self._give(len(self._text))
+        return self._give(self._certain_length(is_end=True))
 
-    def _certain_length(self) -> int:
-        starts = [at for stop in self._stop if (at := self._text.find(stop)) >= 0]
-        if starts:
-            self.is_stopped = True
-            self._text = self._text[: min(starts)]
-            return len(self._text)
+    def _certain_length(self, *, is_end: bool = False) -> int:
+        """How much of the text cannot change any more; cuts it where a stop string begins before all that could still be one."""
+        text = self._text
         held = 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(self._text)), held, -1):
-                if self._text.endswith(stop[:length]):
+        for stop in () if is_end else self._stop:
+            for length in range(min(len(stop) - 1, len(text)), held, -1):
+                if text.endswith(stop[:length]):
                     held = length
                     break
-        return len(self._text) - held
+        certain = len(text) - held
+        first = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=len(text) + 1)
+        if first > certain:
+            return certain
+        self.is_stopped = True
+        self._text = text[:first]
+        return first
 
     def _give(self, stop: int) -> str:
         start, self._num_given = self._num_given, max(stop, self._num_given)

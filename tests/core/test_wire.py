@@ -1,5 +1,7 @@
 """Bytes in, messages out; everything a peer may send wrong is a ProtocolError."""
 
+import math
+
 import msgpack
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowspec_edge.core import wire
+from flowspec_edge.core.events import Passage
 from flowspec_edge.core.tree import Row
 from flowspec_edge.errors import ProtocolError
 
@@ -19,6 +22,7 @@ PLAIN = [
     wire.OpenSession(7, 512),
     wire.SessionOpened(7),
     wire.AdvanceSession(7, 3, 42),
+    wire.BeginTurn(7, 12),
     wire.CloseSession(7),
     wire.StageFailure("out of memory"),
     wire.Credit(2),
@@ -32,14 +36,20 @@ def test_plain_messages_come_back_equal(message):
     assert wire.decode(header) == message
 
 
-@given(st.lists(st.tuples(U32, U32, U32), min_size=1, max_size=40), st.integers(1, 8))
-def test_chunks_come_back_equal(rows, width):
+SECONDS = st.floats(0, wire.MAX_PASSAGE_S)
+PASSAGES = st.lists(st.builds(Passage, st.integers(1, wire.MAX_CHUNK_ROWS), SECONDS, SECONDS), max_size=9).map(tuple)
+
+
+@given(st.lists(st.tuples(U32, U32, U32), min_size=1, max_size=40), st.integers(1, 8), st.integers(0, 2**40), PASSAGES)
+def test_chunks_come_back_equal(rows, width, turn, passages):
     hidden = np.arange(len(rows) * width, dtype=np.float32).reshape(len(rows), width)
-    sent = wire.ChunkMessage(5, 7, tuple(Row(*row) for row in rows), 1, hidden)
+    sent = wire.ChunkMessage(5, 7, tuple(Row(*row) for row in rows), 1, hidden, turn, passages)
     header, tail = wire.encode(sent)
     assert wire.num_tail_bytes(header) == len(tail) == hidden.nbytes
     got = wire.decode(header, bytes(tail))
     assert (got.number, got.session, got.rows, got.num_wanted) == (5, 7, sent.rows, 1)
+    assert (got.turn, got.passages) == (turn, passages)
+    assert all(type(passage) is Passage for passage in got.passages)
     np.testing.assert_array_equal(got.hidden, hidden)
 
 
@@ -49,7 +59,18 @@ def test_a_view_with_gaps_is_sent_whole():
     np.testing.assert_array_equal(wire.decode(header, bytes(tail)).hidden, hidden)
 
 
-CHUNK = ["Chunk", 0, 1, 1, np.zeros(3, "<u4").tobytes(), 4]
+def test_the_largest_chunk_has_a_header_within_the_limit():
+    rows = tuple(Row(2**32 - 1, 2**32 - 1, 2**32 - 1) for _ in range(wire.MAX_CHUNK_ROWS))
+    passages = (Passage(wire.MAX_CHUNK_ROWS, 0.1, 0.1),) * wire.MAX_PASSAGES
+    header, _ = wire.encode(wire.ChunkMessage(2**63, 2**63, rows, 1, None, 2**63 - 1, passages))
+    assert wire.decode(header).passages == passages
+
+
+CHUNK = ["Chunk", 0, 1, 1, np.zeros(3, "<u4").tobytes(), 4, 0, []]
+
+
+def chunk(turn=0, passages=()):
+    return msgpack.packb([*CHUNK[:6], turn, passages])
 
 
 @pytest.mark.parametrize(
@@ -63,9 +84,26 @@ CHUNK = ["Chunk", 0, 1, 1, np.zeros(3, "<u4").tobytes(), 4]
         (msgpack.packb(["Credit", -1]), None, "Credit.num_chunks is -1"),
         (msgpack.packb(["Hello", "x" * 5000, "1", 1, "data", ""]), None, "Hello.node"),
         (msgpack.packb(CHUNK), bytes(15), "tail of 15 bytes"),
-        (msgpack.packb([*CHUNK[:4], b"", 4]), None, "a chunk of 0 rows"),
+        (msgpack.packb(CHUNK[:6]), bytes(16), "wrong fields"),
+        (msgpack.packb([*CHUNK[:4], b"", *CHUNK[5:]]), None, "a chunk of 0 rows"),
         (msgpack.packb([*CHUNK[:3], 9, *CHUNK[4:]]), bytes(16), "wants 9 back"),
-        (msgpack.packb([*CHUNK[:5], -4]), bytes(16), "width -4"),
+        (msgpack.packb([*CHUNK[:5], -4, *CHUNK[6:]]), bytes(16), "width -4"),
+        (msgpack.packb(["BeginTurn", 1, -1]), None, "BeginTurn.turn is -1"),
+        (chunk(turn=-1), bytes(16), "turn is -1"),
+        (chunk(turn=True), bytes(16), "turn is True"),
+        (chunk(turn=2**63), bytes(16), "turn is 9223372036854775808"),
+        (chunk(passages=7), bytes(16), "passages are 7, not a list"),
+        (chunk(passages=[[1, 0.0, 0.0]] * 257), bytes(16), "at most 256"),
+        (chunk(passages=["abc"]), bytes(16), "not rows and two times"),
+        (chunk(passages=[[1, 0.0]]), bytes(16), "not rows and two times"),
+        (chunk(passages=[[1.0, 0.0, 0.0]]), bytes(16), "not rows and two times"),
+        (chunk(passages=[[0, 0.0, 0.0]]), bytes(16), "out of range"),
+        (chunk(passages=[[513, 0.0, 0.0]]), bytes(16), "out of range"),
+        (chunk(passages=[[1, -1.0, 0.0]]), bytes(16), "out of range"),
+        (chunk(passages=[[1, 0.0, math.nan]]), bytes(16), "out of range"),
+        (chunk(passages=[[1, math.inf, 0.0]]), bytes(16), "out of range"),
+        (chunk(passages=[[1, 0.0, 1e9]]), bytes(16), "out of range"),
+        (chunk(passages=[[1, 0.0, "soon"]]), bytes(16), "out of range"),
         (bytes(70000), None, "exceeds the 65536-byte limit"),
     ],
 )
@@ -77,7 +115,7 @@ def test_what_a_peer_may_send_wrong(header, tail, text):
 def test_an_oversized_tail_is_refused_before_it_comes():
     rows = np.zeros((wire.MAX_CHUNK_ROWS, 3), "<u4").tobytes()
     with pytest.raises(ProtocolError, match="MAX_TAIL_BYTES"):
-        wire.num_tail_bytes(msgpack.packb(["Chunk", 0, 1, 1, rows, 2**20]))
+        wire.num_tail_bytes(msgpack.packb([*CHUNK[:4], rows, 2**20, *CHUNK[6:]]))
 
 
 @given(st.binary(max_size=200), st.binary(max_size=64))

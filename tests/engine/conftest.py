@@ -34,7 +34,7 @@ class Session:
         for stage in stages:
             stage.open_cache(1, capacity)
 
-    def run(self, rows):
+    def run(self, rows, **options):
         """Hidden rows after the last stage."""
         for row in rows:
             self.depths[row.id] = self.depths.get(row.parent, -1) + 1
@@ -44,7 +44,8 @@ class Session:
         moves, self.moves = self.moves, ()
         hidden = None
         for stage in self.stages:
-            hidden = stage.run(RunForward(1, tuple(rows), hidden, moves, first, positions, mask)).copy()
+            forward = RunForward(1, tuple(rows), hidden, moves, first, positions, mask)
+            hidden = stage.run(forward, **options).copy()
         return hidden
 
     def drop(self, ids):

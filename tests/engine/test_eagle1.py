@@ -1,13 +1,17 @@
-"""The draft head: verified pairs stay, drafted ones are forgotten."""
+"""The draft head: a row's draft depends on its path alone, however and how often it was run."""
 
 import numpy as np
 import pytest
 
-from flowspec_edge.core.events import ExpandDraft, ExtendDraft
+from flowspec_edge.core.events import RunDraft
 from flowspec_edge.core.tree import Row
-from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
+from flowspec_edge.engine.drafters.eagle1 import PASS_ROWS, Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from tests.engine.conftest import Session, make_chain
+
+NO_HIDDEN = np.zeros((0, 0), np.float32)
+TOLERANCE = {"atol": 1e-4}
+"""Attention sums over slots in their order, which depends on when a row was run."""
 
 
 @pytest.fixture
@@ -24,46 +28,95 @@ def pairs(whole, tokens):
     return chain[1:], Session(whole).run(chain)[:-1]
 
 
-def extend(drafter, pairs, start, stop):
+def verify(drafter, pairs, start, stop, drafted=(), dropped=()):
+    """One pass over pairs ``start`` to ``stop`` and over drafted rows, each given with its position."""
     rows, hidden = pairs
-    positions = np.arange(start, stop)
-    return drafter.run(ExtendDraft(1, tuple(rows[start:stop]), positions, hidden[start:stop]))
+    positions = np.array([*range(start, stop), *(at for _, at in drafted)])
+    hidden = hidden[start:stop] if stop > start else NO_HIDDEN
+    return drafter.run(RunDraft(1, (*rows[start:stop], *(row for row, _ in drafted)), positions, hidden, dropped))
 
 
-def test_extending_in_parts_is_extending_at_once(drafter, pairs):
-    whole = extend(drafter, pairs, 0, 29)
+def draft(drafter, *drafted, dropped=()):
+    return verify(drafter, ((), NO_HIDDEN), 0, 0, drafted, dropped)
+
+
+def test_pairs_in_parts_are_pairs_at_once(drafter, pairs):
+    whole = verify(drafter, pairs, 0, 29)
     drafter.open(1, 200)
     for start, stop in ((0, 10), (10, 11), (11, 29)):
-        parts = extend(drafter, pairs, start, stop)
+        parts = verify(drafter, pairs, start, stop)
     np.testing.assert_array_equal(parts.tokens, whole.tokens)
     np.testing.assert_array_equal(parts.log_probs, whole.log_probs)
     assert whole.tokens.shape == (1, 5)
     assert (np.diff(whole.log_probs) <= 0).all()
 
 
-def test_drafted_rows_are_forgotten_at_the_next_verified_pair(drafter, pairs):
-    extend(drafter, pairs, 0, 20)
-    parent = pairs[0][19]
-    for id in (100, 101):
-        drafter.run(ExpandDraft(1, (Row(id, parent.id, id),), np.array([20])))
-    with_drafts = extend(drafter, pairs, 20, 29)
+def test_the_last_pair_comes_before_the_drafted_rows_in_the_answer(drafter, pairs):
+    verify(drafter, pairs, 0, 20)
+    taken = pairs[0][20]
+    draft(drafter, (taken, 20))
+    both = verify(drafter, pairs, 20, 21, [(Row(100, taken.id, 7), 21)])
+    assert both.tokens.shape == (2, 5)
     drafter.open(1, 200)
-    extend(drafter, pairs, 0, 20)
-    without = extend(drafter, pairs, 20, 29)
-    np.testing.assert_array_equal(with_drafts.log_probs, without.log_probs)
+    alone = verify(drafter, pairs, 0, 21)
+    np.testing.assert_allclose(both.log_probs[0], alone.log_probs[0], **TOLERANCE)
+
+
+def test_a_drafted_row_that_is_verified_is_as_if_it_had_never_been_drafted(drafter, pairs):
+    verify(drafter, pairs, 0, 20)
+    draft(drafter, (pairs[0][20], 20))
+    draft(drafter, (pairs[0][21], 21))
+    drafted_before = verify(drafter, pairs, 20, 29)
+    drafter.open(1, 200)
+    np.testing.assert_allclose(drafted_before.log_probs, verify(drafter, pairs, 0, 29).log_probs, **TOLERANCE)
+
+
+def test_dropped_rows_leave_no_trace_and_their_slots_are_used_anew(drafter, pairs):
+    verify(drafter, pairs, 0, 20)
+    last = pairs[0][19]
+    for id in range(100, 600):
+        draft(drafter, (Row(id, last.id, id), 20), dropped=(id - 1,))
+    with_drafts = verify(drafter, pairs, 20, 29, dropped=(599,))
+    drafter.open(1, 200)
+    np.testing.assert_allclose(with_drafts.log_probs, verify(drafter, pairs, 0, 29).log_probs, **TOLERANCE)
+
+
+def test_a_row_that_is_run_again_is_the_same_row(drafter, pairs):
+    verify(drafter, pairs, 0, 20)
+    row = (Row(100, pairs[0][19].id, 7), 20)
+    first = draft(drafter, row)
+    np.testing.assert_allclose(draft(drafter, row).log_probs, first.log_probs, **TOLERANCE)
 
 
 def test_siblings_do_not_see_each_other(drafter, pairs):
-    extend(drafter, pairs, 0, 20)
-    parent = pairs[0][19]
-    siblings = tuple(Row(100 + i, parent.id, 300 + i) for i in range(4))
-    together = drafter.run(ExpandDraft(1, siblings, np.full(4, 20)))
-    drafter.open(1, 200)
-    extend(drafter, pairs, 0, 20)
-    alone = [drafter.run(ExpandDraft(1, (row,), np.array([20]))).log_probs[0] for row in siblings]
-    np.testing.assert_allclose(together.log_probs, np.stack(alone), atol=1e-4)
+    verify(drafter, pairs, 0, 20)
+    siblings = [(Row(100 + i, pairs[0][19].id, 300 + i), 20) for i in range(4)]
+    together = draft(drafter, *siblings)
+    alone = []
+    for sibling in siblings:
+        drafter.open(1, 200)
+        verify(drafter, pairs, 0, 20)
+        alone.append(draft(drafter, sibling).log_probs[0])
+    np.testing.assert_allclose(together.log_probs, np.stack(alone), **TOLERANCE)
+
+
+def test_a_long_text_leaves_masks_of_living_rows_only(bundle, whole, tokens):
+    drafter = Eagle1Drafter(bundle.directory, bundle.manifest, Head(bundle.directory, bundle.manifest), k=5)
+    capacity = PASS_ROWS + 200
+    chain = make_chain((tokens * 10)[: PASS_ROWS + 100])
+    pairs = chain[1:], Session(whole, capacity=capacity).run(chain)[:-1]
+    drafter.open(1, capacity)
+    verify(drafter, pairs, 0, len(chain) - 20)
+    draft(drafter, (Row(1000, chain[-20].id, 7), len(chain) - 20))
+    session = drafter._sessions[1]
+    assert set(session.seen) == set(session.features) == {chain[-20].id, 1000}
+    in_parts = verify(drafter, pairs, len(chain) - 20, len(chain) - 1, dropped=(1000,))
+    assert set(session.seen) == set(session.features) == {chain[-1].id}
+    drafter.open(1, capacity)
+    at_once = verify(drafter, pairs, 0, len(chain) - 1)
+    np.testing.assert_allclose(in_parts.log_probs, at_once.log_probs, **TOLERANCE)
 
 
 def test_a_closed_session_drafts_nothing(drafter, pairs):
     drafter.close(1)
-    assert extend(drafter, pairs, 0, 3).tokens.shape == (0, 5)
+    assert verify(drafter, pairs, 0, 3).tokens.shape == (0, 5)

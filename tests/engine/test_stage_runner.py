@@ -85,6 +85,29 @@ def test_a_compacted_cache_is_as_good_as_a_new_one(whole, tokens):
     np.testing.assert_allclose(found[0], alone[-1], atol=2e-4)
 
 
+@pytest.mark.parametrize("num_blocks", [0, 3])
+def test_a_cancelled_forward_ends_between_blocks_and_spoils_nothing(whole, tokens, num_blocks):
+    chain = make_chain(tokens[:20])
+    tree = make_tree(chain, tokens[20:])
+    dead = [row.id for row in tree if row.id not in {20, 23, 26, 29}]  # off the path 0 -> 3 -> 6 -> 9 of the tree
+
+    def pruned():
+        session = Session(whole)
+        session.run(chain)
+        session.run(tree)
+        session.drop(dead)
+        return session
+
+    session = pruned()
+    answers = [False] * num_blocks + [True]
+    given_up = session.run([Row(40, 23, tokens[50])], is_cancelled=lambda: answers.pop(0))
+    assert not answers, "it ended before it was told to"
+    assert given_up.shape == (1, whole._geometry.hidden_size)
+    session.drop([40])
+    found = session.run([Row(41, 29, tokens[51])])
+    np.testing.assert_array_equal(found, pruned().run([Row(41, 29, tokens[51])]))
+
+
 def test_slots_may_run_past_the_context_while_positions_do_not(whole, bundle, tokens):
     max_context = bundle.manifest.geometry.max_context
     session = Session(whole, capacity=max_context + SLOT_MARGIN - 2)

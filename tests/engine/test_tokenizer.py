@@ -1,7 +1,7 @@
 """Text streams out as early as it is certain, and stop strings never show."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
@@ -30,6 +30,7 @@ def test_an_unfinished_character_waits_for_its_last_byte():
 
 
 @settings(max_examples=200, deadline=None)
+@example("aba", ["b", "aba"])
 @given(st.text("ab\n ", max_size=30), st.lists(st.text("ab\n", min_size=1, max_size=3), min_size=1, max_size=3))
 def test_the_text_ends_before_the_first_stop_string(text, stop):
     cuts = [at for string in stop if (at := text.find(string)) >= 0]

@@ -72,5 +72,5 @@ async def test_nobody_there_says_what_to_start(cluster):
 async def test_fewer_than_asked_for_are_named(cluster):
     announcer = await Announcer.start(make_announcement(cluster))
     with pytest.raises(NodeUnavailableError, match=r"1 of 2 nodes .*pi\.1.*--nodes"):
-        await find_nodes(cluster, num_nodes=2, is_loopback=True, timeout_s=1)
+        await find_nodes(cluster, num_nodes=2, is_loopback=True, timeout_s=3)
     await announcer.close()

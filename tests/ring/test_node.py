@@ -1,15 +1,24 @@
-"""What a node does with links that are not as they should be."""
+"""What a node does with links that are not as they should be, and with forwards that nobody needs any more."""
 
+import asyncio
+import threading
+import time
+
+import numpy as np
 import pytest
 
 from flowspec_edge import node as nodes
 from flowspec_edge.core import wire
+from flowspec_edge.core.events import Passage
 from flowspec_edge.core.tree import NO_PARENT, Row
 from flowspec_edge.errors import LinkLostError, PlacementError, StageFailedError
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import Node, NodeSettings
 from flowspec_edge.ring import open_ring
 from tests.ring.conftest import GIB
+
+WAIT_S = 30.0
+"""A bound on waiting in another thread; nothing takes this long unless it has failed."""
 
 
 @pytest.fixture
@@ -75,6 +84,54 @@ async def test_a_chunk_without_credit_ends_the_stage(node, int8_bundle):
         data.send(wire.ChunkMessage(number, 1, (Row(number, number - 1 if number else NO_PARENT, 5),), 1, None))
     failure = await link.receive()
     assert "a chunk without credit" in failure.reason
+    await data.close()
+    await link.close()
+
+
+async def test_a_cancel_ends_the_forward_it_was_meant_for_and_not_the_next(node, int8_bundle, monkeypatch):
+    began = threading.Event()
+    seen = []
+
+    class Runner(nodes.StageRunner):
+        def run(self, forward, is_cancelled):
+            if forward.session == 1:
+                began.set()
+                deadline = time.monotonic() + WAIT_S
+                while not is_cancelled() and time.monotonic() < deadline:
+                    time.sleep(0.001)
+            seen.append((forward.session, is_cancelled()))
+            return np.zeros((len(forward.rows), 8), np.float32)
+
+    monkeypatch.setattr(nodes, "StageRunner", Runner)
+    link, _ = await asked(node, int8_bundle)
+    data, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "ring-1/0"))
+    async with node.data_link("ring-1/1") as returned:
+        for session in (1, 2):
+            link.send(wire.OpenSession(session, 100))
+            assert await link.receive() == wire.SessionOpened(session)
+            data.send(wire.ChunkMessage(session - 1, session, (Row(0, NO_PARENT, 5),), 1, None))
+        assert await asyncio.to_thread(began.wait, WAIT_S)
+        link.send(wire.CloseSession(1))
+        chunk = await returned.receive()
+    assert (chunk.session, seen) == (2, [(1, True), (2, False)])
+    await data.close()
+    await link.close()
+
+
+async def test_a_chunk_runs_in_its_turn_and_tells_of_its_passage(node, int8_bundle):
+    link, _ = await asked(node, int8_bundle)
+    data, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "ring-1/0"))
+    async with node.data_link("ring-1/1") as returned:
+        link.send(wire.OpenSession(1, 100))
+        assert await link.receive() == wire.SessionOpened(1)
+        earlier = Passage(4, 0.5, 0.25)
+        data.send(wire.ChunkMessage(0, 1, (Row(0, NO_PARENT, 5),), 1, None, 2, (earlier,)))
+        link.send(wire.BeginTurn(1, 2))
+        assert await data.receive() == wire.Credit(1)
+        chunk = await returned.receive()
+    assert chunk.turn == 3
+    assert chunk.passages[0] == earlier
+    assert (chunk.passages[1].num_rows, len(chunk.passages)) == (1, 2)
     await data.close()
     await link.close()
 

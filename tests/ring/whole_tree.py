@@ -4,7 +4,7 @@ import numpy as np
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.drafting import Drafting, DraftShape
-from flowspec_edge.core.events import ExpandDraft, ExtendDraft, RunForward
+from flowspec_edge.core.events import RunDraft, RunForward
 from flowspec_edge.core.generation import TREE_MARGIN
 from flowspec_edge.core.kv_slots import KvSlots
 from flowspec_edge.core.tree import NO_PARENT, Advance, Row, Tree
@@ -22,11 +22,13 @@ class WholeTree:
         self.head = Head(bundle.directory, bundle.manifest)
         self.drafter = Eagle1Drafter(bundle.directory, bundle.manifest, self.head, k=width)
         self.eos = bundle.manifest.eos_token_ids
-        self.num_nodes, self.shape = num_nodes, DraftShape(width=width, depth=depth, rows_per_pass=width * width)
+        self.num_nodes, self.depth = num_nodes, depth
+        self.shape = DraftShape(width=width, children=width, rows_per_pass=width * width)
 
     def generate(self, prompt, options: GenerateOptions):
         """Returns the tokens and how many verifications gave them."""
-        self.tree, self.next_id, self.num_extended, self.moves = Tree(), len(prompt), 0, ()
+        self.tree, self.next_id, self.num_extended = Tree(), len(prompt), 0
+        self.moves, self.dropped = (), ()
         capacity = len(prompt) + options.max_new_tokens + TREE_MARGIN
         self.slots = KvSlots(capacity)
         self.stage.open_cache(1, capacity)
@@ -49,7 +51,8 @@ class WholeTree:
                 root = self.tree[self.root]
                 tokens.append(draw(logits[self.root], root.depth + 1))
                 self._root_at(self.root, tokens[-1])
-            self.moves = tuple(self.slots.drop(self.tree.take_dropped()))
+            self.dropped = tuple(self.tree.take_dropped())
+            self.moves = tuple(self.slots.drop(self.dropped))
         self.stage.free_cache(1)
         self.drafter.close(1)
         return tokens, num_verifications
@@ -65,24 +68,23 @@ class WholeTree:
 
     def _draft(self):
         drafting = Drafting(self.tree, self.shape)
-        drafting.restart(self.root)
-        path = self.tree.path(self.root)[self.num_extended + 1 :]
-        rows = tuple(Row(row.id, row.parent, row.token) for row in path)
-        hidden = np.stack([self.hidden[row.parent] for row in rows])
+        path = [row.id for row in self.tree.path(self.root)[self.num_extended + 1 :]]
+        hidden = np.stack([self.hidden[self.tree[id].parent] for id in path])
         self.num_extended = self.tree[self.root].depth
-        draft = self.drafter.run(ExtendDraft(1, rows, self._positions(rows), hidden))
-        self.next_id += len(drafting.merge([self.root], draft.tokens, draft.log_probs, self.next_id))
-        for _ in range(self.shape.depth - 1):
-            frontier = tuple(drafting.frontier(10**6))
-            draft = self.drafter.run(ExpandDraft(1, frontier, self._positions(frontier)))
-            added = drafting.merge([row.id for row in frontier], draft.tokens, draft.log_probs, self.next_id)
-            self.next_id += len(added)
+        self._run_pass(drafting, path, hidden, self.dropped)
+        for _ in range(self.depth - 1):
+            frontier = drafting.frontier(self.shape.width, 10**6)
+            self._run_pass(drafting, frontier, np.zeros((0, 0), np.float32))
         best = sorted(drafting.scores, key=lambda id: -drafting.scores[id])[: self.num_nodes]
         chosen = sorted({self.root, *best})  # parents have the smaller ids
         return [Row(id, self.tree[id].parent, self.tree[id].token) for id in chosen]
 
-    def _positions(self, rows):
-        return np.array([self.tree[row.id].depth - 1 for row in rows], np.int64)
+    def _run_pass(self, drafting, ids, hidden, dropped=()):
+        rows = tuple(Row(id, self.tree[id].parent, self.tree[id].token) for id in ids)
+        positions = np.array([self.tree[id].depth - 1 for id in ids], np.int64)
+        draft = self.drafter.run(RunDraft(1, rows, positions, hidden, dropped))
+        parents = ids[max(len(hidden) - 1, 0) :]
+        self.next_id += len(drafting.merge(parents, draft.tokens, draft.log_probs, self.next_id))
 
     def _forward(self, rows):
         moves, self.moves = self.moves, ()

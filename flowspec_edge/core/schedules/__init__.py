@@ -1,34 +1,32 @@
 """Schedules: small policies over one machinery, chosen by name.
 
-The machinery (``core/generation.py``) sends the prompt and every new root by itself, at once. A schedule decides the rest:
-which draft rows form the next chunk, and whether another pass of the drafter is wanted.
+The machinery (``core/generation.py``) sends the prompt, verifies, prunes and emits. A schedule decides which rows form the next
+chunk and when it leaves, what the drafter runs next, and whether returned rows may be verified yet.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from flowspec_edge.core.drafting import Drafting
+from flowspec_edge.core.schedules.ablations import ABLATIONS
 from flowspec_edge.core.schedules.autoregressive import Autoregressive
+from flowspec_edge.core.schedules.base import Schedule
 from flowspec_edge.core.schedules.flowspec import Flowspec
+from flowspec_edge.core.schedules.pipedec import Pipedec
+from flowspec_edge.core.schedules.rounds import Chunked, Lockstep, Pruned
 from flowspec_edge.errors import RequestError
 
-
-class Schedule(Protocol):
-    """``num_in_flight`` counts chunks with a living row that have not come back; ``unsent`` are sendable rows, best first."""
-
-    uses_drafter: bool
-
-    def choose_rows(self, unsent: list[int], drafting: Drafting, num_in_flight: int) -> list[int]:
-        """Draft ids of the next chunk, parents before children; empty to wait."""
-        ...
-
-    def wants_pass(self, num_unsent: int, drafting: Drafting, num_in_flight: int) -> bool:
-        """Whether the drafter shall make another pass in this round."""
-        ...
+SCHEDULES: dict[str, type[Schedule]] = {
+    "autoregressive": Autoregressive,
+    "chunked": Chunked,
+    "pruned": Pruned,
+    "pipedec": Pipedec,
+    "lockstep": Lockstep,
+    "flowspec": Flowspec,
+}
 
 
-SCHEDULES: dict[str, type[Autoregressive] | type[Flowspec]] = {"autoregressive": Autoregressive, "flowspec": Flowspec}
+def ablation_names() -> list[str]:
+    """Schedules that are ``flowspec`` without one thing: for comparison, not for use."""
+    return list(ABLATIONS)
 
 
 def make_schedule(name: str, num_stages: int) -> Schedule:
@@ -37,6 +35,7 @@ def make_schedule(name: str, num_stages: int) -> Schedule:
     Raises:
         RequestError: there is no such schedule.
     """
-    if name not in SCHEDULES:
-        raise RequestError(f"schedule {name!r} is not known; choose one of {', '.join(sorted(SCHEDULES))}")
-    return SCHEDULES[name](num_stages)
+    made = SCHEDULES.get(name) or ABLATIONS.get(name)
+    if made is None:
+        raise RequestError(f"schedule {name!r} is not known; choose one of {', '.join(SCHEDULES)}")
+    return made(num_stages)

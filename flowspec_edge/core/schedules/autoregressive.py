@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from flowspec_edge.core.drafting import Drafting
+from typing import TYPE_CHECKING, ClassVar
+
+from flowspec_edge.core.schedules.base import Schedule
+
+if TYPE_CHECKING:
+    from flowspec_edge.core.generation import Generation
 
 
-class Autoregressive:
-    uses_drafter = False
+class Autoregressive(Schedule):
+    uses_drafter: ClassVar[bool] = False
 
-    def __init__(self, num_stages: int) -> None:
-        pass
-
-    def choose_rows(self, unsent: list[int], drafting: Drafting, num_in_flight: int) -> list[int]:
-        return []
-
-    def wants_pass(self, num_unsent: int, drafting: Drafting, num_in_flight: int) -> bool:
-        return False
+    def choose_rows(self, generation: Generation, now: float) -> list[int]:
+        return [] if generation.root in generation.sent else [generation.root]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from flowspec_edge.core.events import DraftFinished, ExpandDraft, ExtendDraft
+from flowspec_edge.core.events import DraftFinished, RunDraft
 
 
 class Drafter(Protocol):
@@ -14,4 +14,4 @@ class Drafter(Protocol):
 
     def close(self, session: int) -> None: ...
 
-    def run(self, job: ExtendDraft | ExpandDraft) -> DraftFinished: ...
+    def run(self, job: RunDraft) -> DraftFinished: ...

@@ -1,7 +1,9 @@
 """An EAGLE-1 draft head: one decoder layer that predicts the target's next feature from a feature and a token.
 
-The pair (hidden row at position i, token i+1) stands at position i. Verified pairs stay in the head's own cache; drafted ones
-are forgotten when the next verified pair comes. (Li et al., EAGLE, arXiv 2401.15077, section 3.)
+The pair (hidden row at position i, token i+1) stands at position i. A verified pair has the target's own hidden row; a drafted
+one has the feature that the head predicted for its parent. Both keep a cache slot for as long as their row lives, and a row
+that is run again is written in its place: so the head's view of a token can be refreshed when the target has verified what
+stands before it, while what was drafted below it stays usable. (Li et al., EAGLE, arXiv 2401.15077, section 3.)
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flowspec_edge.core.events import DraftFinished, ExpandDraft, ExtendDraft, Floats
-from flowspec_edge.core.kv_slots import KvSlots
+from flowspec_edge.core.events import DraftFinished, Floats, RunDraft
+from flowspec_edge.core.kv_slots import FIRST_SLOT
 from flowspec_edge.core.tree import Row
 from flowspec_edge.engine.graphs import CachedGraph, KvCache, Step, as_ort_value, pad_rows
 from flowspec_edge.engine.head import Head
@@ -20,16 +22,74 @@ from flowspec_edge.engine.stage_runner import load_embedding
 from flowspec_edge.errors import BundleError
 from flowspec_edge.manifest import FEATURE, TOKEN_EMBEDDING, Manifest
 
-EXTEND_ROWS = 256
-"""Verified pairs per pass, so that a long prompt does not need a mask of its length squared."""
+PASS_ROWS = 256
+"""Rows per run of the graph, so that a long prompt does not need a mask of its length squared."""
 
 
 class _DraftSession:
+    """Slots by draft id. New values are computed behind all slots in use, then moved home.
+
+    ``seen`` and ``features`` serve a row's children, so they are kept for drafted rows and the last verified one only.
+    """
+
     def __init__(self, cache: KvCache, capacity: int) -> None:
         self.cache = cache
-        self.slots = KvSlots(capacity)
-        self.drafted: list[int] = []
+        self.capacity = capacity
+        self.num_slots = FIRST_SLOT  # in use or free for reuse
+        self.free: list[int] = []
+        self.home: dict[int, int] = {}
+        self.seen: dict[int, NDArray[np.bool_]] = {}  # per row: itself and its ancestors, [capacity] by slot
         self.features: dict[int, Floats] = {}  # predicted feature per row, to expand its children from
+
+    def forget(self, ids: tuple[int, ...]) -> None:
+        for id in ids:
+            if id in self.home:
+                self.free.append(self.home.pop(id))
+                del self.seen[id], self.features[id]
+
+    def verify(self, rows: tuple[Row, ...]) -> None:
+        """These rows are verified: of their parents no other child will come."""
+        for row in rows:
+            self.seen.pop(row.parent, None)
+            self.features.pop(row.parent, None)
+
+    def mask(self, rows: tuple[Row, ...]) -> NDArray[np.bool_]:
+        """Who may look at whom while ``rows`` stand behind all slots: [rows, slots in use + rows]."""
+        base = self.num_slots
+        mask = np.zeros((len(rows), base + len(rows)), np.bool_)  # [rows, slots]
+        place = {row.id: index for index, row in enumerate(rows)}
+        for index, row in enumerate(rows):
+            above = place.get(row.parent)
+            if above is not None and above < index:
+                mask[index] = mask[above]
+            else:
+                mask[index, :base] = self._seen_by(row.parent)[:base]
+            mask[index, base + index] = True
+        return mask
+
+    def settle(self, rows: tuple[Row, ...], features: Floats) -> None:
+        """Move what was just computed to each row's own slot."""
+        sources, targets = [], []
+        base = self.num_slots
+        for index, row in enumerate(rows):
+            slot = self.home.get(row.id)
+            if slot is None:
+                slot = self.free.pop() if self.free else self.num_slots
+                if slot == self.num_slots:
+                    self.num_slots += 1
+                seen = self._seen_by(row.parent).copy()
+                seen[slot] = True
+                self.seen[row.id] = seen
+                self.home[row.id] = slot
+            if slot != base + index:
+                sources.append(base + index)
+                targets.append(slot)
+            self.features[row.id] = features[index]
+        self.cache.gather(sources, targets)
+
+    def _seen_by(self, parent: int) -> NDArray[np.bool_]:
+        """The text's first token is in no pair, so the first pair sees nobody."""
+        return self.seen[parent] if self.home else np.zeros(self.capacity, np.bool_)
 
 
 class Eagle1Drafter:
@@ -46,45 +106,37 @@ class Eagle1Drafter:
         self._sessions: dict[int, _DraftSession] = {}
 
     def open(self, session: int, capacity: int) -> None:
-        """Make a cache for a session whose stages hold ``capacity`` slots.
-
-        The stages' room for draft rows is more than enough here: one round expands at most ``width`` rows per pass.
-        """
+        """Make a cache for a session whose stages hold ``capacity`` slots: a row that is drafted needs one here as well."""
+        capacity += PASS_ROWS
         cache = KvCache(1, self._entry.num_kv_heads, capacity, self._entry.head_dim)
         self._sessions[session] = _DraftSession(cache, capacity)
 
     def close(self, session: int) -> None:
         self._sessions.pop(session, None)
 
-    def run(self, job: ExtendDraft | ExpandDraft) -> DraftFinished:
-        """One pass. Tokens and log-probabilities are [rows, k]: of the last pair when extending, of all when expanding."""
+    def run(self, job: RunDraft) -> DraftFinished:
+        """One pass. Tokens and log-probabilities are [rows, k]: of the last verified pair, if any, and of drafted rows."""
         session = self._sessions.get(job.session)
         if session is None:  # cancelled meanwhile
             return DraftFinished(np.zeros((0, self._k), np.int64), np.zeros((0, self._k), np.float32))
-        if isinstance(job, ExtendDraft):
-            features = self._extend(session, job)
-        else:
-            inputs = np.stack([session.features[row.parent] for row in job.rows])  # [rows, hidden_size]
-            session.drafted += [row.id for row in job.rows]
-            features = self._forward(session, job.rows, inputs, job.positions)
-            session.features.update(zip((row.id for row in job.rows), features, strict=True))
-        return DraftFinished(*self._head.top(features, self._k))
-
-    def _extend(self, session: _DraftSession, job: ExtendDraft) -> Floats:
-        session.slots.drop(session.drafted)  # the newest slots: nothing moves
-        session.drafted = []
-        for first in range(0, len(job.rows), EXTEND_ROWS):
-            part = slice(first, first + EXTEND_ROWS)
-            features = self._forward(session, job.rows[part], job.hidden[part], job.positions[part])
-        session.features = {job.rows[-1].id: features[-1]}
-        return features[-1:]
+        session.forget(job.dropped)
+        num_verified = len(job.hidden)
+        drafted = [session.features[row.parent] for row in job.rows[num_verified:]]
+        inputs = np.stack([*job.hidden, *drafted])  # [rows, hidden_size]
+        features = []
+        for first in range(0, len(job.rows), PASS_ROWS):
+            part = slice(first, first + PASS_ROWS)
+            features.append(self._forward(session, job.rows[part], inputs[part], job.positions[part]))
+            session.verify(job.rows[:num_verified][part])
+        wanted = np.concatenate(features)[max(num_verified - 1, 0) :]
+        return DraftFinished(*self._head.top(wanted, self._k))
 
     def _forward(
         self, session: _DraftSession, rows: tuple[Row, ...], features: Floats, positions: NDArray[np.int64]
     ) -> Floats:
-        first = session.slots.append(rows)
-        step = Step.from_mask(session.slots.ancestor_mask(first), positions)
+        step = Step.from_mask(session.mask(rows), positions)
         embedded = self._embedding[[row.token for row in rows]].astype(np.float32)
         inputs = {TOKEN_EMBEDDING: as_ort_value(pad_rows(embedded)), FEATURE: as_ort_value(pad_rows(features))}
-        out = self._graph.run(inputs, step, session.cache.values)
-        return out.numpy()[0, : len(rows)]  # type: ignore[no-any-return]
+        out = self._graph.run(inputs, step, session.cache.values).numpy()[0, : len(rows)].copy()
+        session.settle(rows, out)
+        return out  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Measuring schedules: the real cores and the real model, on simulated time."""

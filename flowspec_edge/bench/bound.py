@@ -1,0 +1,116 @@
+"""What a ring could reach at best with a drafter: Little's law over the draft rows under way.
+
+A token comes back one trip after its row left. So in the time of one trip a ring gives at most what a draft tree of as many
+rows as are under way is worth: ``tau(rows under way) / trip``. ``tau(n)`` is the acceptance length of the drafter's best tree
+of ``n`` rows, its root and the bonus token included, counted here on the target's own text with nothing to hurry; ``trip`` is
+the time of one trip that waits for nobody, at the mean size of the run's chunks, the head included.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from flowspec_edge.bench.tape import Tape
+from flowspec_edge.core import events as ev
+from flowspec_edge.core.tree import Row
+from flowspec_edge.engine.drafters import Drafter
+
+SESSION = 1
+ROOTS_STRIDE = 2
+"""Every second root is enough: a thousand trees a testbed's table."""
+PASS_ROWS = 24
+MAX_PASSES = 10
+"""Levels of a tree; the score below ends most trees before."""
+MIN_SCORE = math.log(0.001)
+"""A row this unlikely is not expanded: it does not change tau."""
+
+
+def accepted_places(tape: Tape, drafter: Drafter, roots: Sequence[int]) -> list[tuple[int, ...]]:
+    """For every second of the ``roots``, given by position: which rows of its tree follow the text, as their places in score
+    order, from 1 on; the root's own place is 0.
+    """
+    tokens = tape.tokens
+    drafter.open(SESSION, len(tokens) + MAX_PASSES * PASS_ROWS)
+    places: list[tuple[int, ...]] = []
+    num_extended = 0
+    dropped: tuple[int, ...] = ()
+    next_id = len(tokens)  # a text row's draft id is its position; a drafted one is never named twice
+    for root in roots[::ROOTS_STRIDE]:
+        verified = range(num_extended + 1, root + 1)
+        tree = _Tree(tape, root, next_id)
+        rows = [Row(i, i - 1, tokens[i]) for i in verified]
+        hidden = tape.hidden[[i - 1 for i in verified]]
+        parents: Sequence[int] = [root]
+        for _ in range(MAX_PASSES):
+            positions = np.array([tree.depth(row.id) - 1 for row in rows], np.int64)
+            tree.add(parents, drafter.run(ev.RunDraft(SESSION, tuple(rows), positions, hidden, dropped)))
+            dropped = ()
+            rows = tree.frontier()
+            if not rows:
+                break
+            parents = [row.id for row in rows]
+            hidden = np.zeros((0, 0), np.float32)
+        path = tree.accepted()
+        if root + len(path) + 1 < len(tokens):  # or the text ends before the tree does
+            places.append(path)
+        next_id, dropped, num_extended = tree.next_id, tree.expanded, root
+    drafter.close(SESSION)
+    return places
+
+
+def tau(places: Sequence[Sequence[int]], num_rows: float) -> float:
+    """Mean tokens that trees of ``num_rows`` rows bring, the root's bonus included; between whole numbers, a line."""
+    if not places:
+        return 1.0
+    whole = int(num_rows)
+    below, above = (sum(place < n for path in places for place in path) / len(places) for n in (whole, whole + 1))
+    return 1 + below + (above - below) * (num_rows - whole)
+
+
+class _Tree:
+    """One draft tree below a root of the text."""
+
+    def __init__(self, tape: Tape, root: int, first_id: int) -> None:
+        self._tokens = tape.tokens
+        self._root = root
+        self.next_id = first_id
+        self._rows: dict[int, tuple[int, int, float, int]] = {}  # parent, token, score, depth
+        self._unexpanded: list[tuple[float, int]] = []
+        self.expanded: tuple[int, ...] = ()
+
+    def depth(self, id: int) -> int:
+        return self._rows[id][3] if id in self._rows else id
+
+    def add(self, parents: Sequence[int], drafted: ev.DraftFinished) -> None:
+        for index, parent in enumerate(parents):
+            base = self._rows[parent][2] if parent in self._rows else 0.0
+            for token, log_prob in zip(drafted.tokens[index].tolist(), drafted.log_probs[index].tolist(), strict=True):
+                score = base + log_prob
+                if score >= MIN_SCORE:
+                    self._rows[self.next_id] = (parent, token, score, self.depth(parent) + 1)
+                    heapq.heappush(self._unexpanded, (-score, self.next_id))
+                    self.next_id += 1
+
+    def frontier(self) -> list[Row]:
+        """The likeliest rows that are not expanded yet; they are now."""
+        best = [heapq.heappop(self._unexpanded)[1] for _ in range(min(PASS_ROWS, len(self._unexpanded)))]
+        self.expanded += tuple(best)
+        return [Row(id, self._rows[id][0], self._rows[id][1]) for id in best]
+
+    def accepted(self) -> tuple[int, ...]:
+        """Places, in score order, of the rows that follow the text."""
+        order = sorted(self._rows, key=lambda id: (-self._rows[id][2], id))
+        place = {id: number for number, id in enumerate(order, 1)}
+        children = {(parent, token): id for id, (parent, token, _, _) in self._rows.items()}
+        path = []
+        at: int | None = self._root
+        for token in self._tokens[self._root + 1 :]:
+            at = children.get((at, token)) if at is not None else None
+            if at is None:
+                break
+            path.append(place[at])
+        return tuple(path)

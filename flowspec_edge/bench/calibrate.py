@@ -1,0 +1,174 @@
+"""What a bundle costs on this device: the figures of a testbed, measured here and now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from flowspec_edge.bench.testbed import DRAFT_PASS_ROWS
+from flowspec_edge.core import events as ev
+from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots
+from flowspec_edge.core.tree import NO_PARENT, Row
+from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
+from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.node import Bundle
+
+CHUNK_SIZES = (1, 2, 4, 8, 16, 32, 64)
+NUM_PAST = 128
+"""Rows in the cache before a chunk: a prompt's worth."""
+NUM_REPEATS = 15
+"""Medians of so many: a scheduler's hiccup does not count."""
+SESSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Measured milliseconds. ``fixed_ms`` and ``row_ms`` are per layer; ``forward_ms`` is of all layers, by chunk size."""
+
+    bundle: str
+    num_threads: int
+    num_layers: int
+    hidden_size: int
+    fixed_ms: float
+    row_ms: float
+    head_ms: float
+    draft_pass_ms: float | None
+    draft_row_ms: float | None
+    forward_ms: dict[int, float]
+
+
+def calibrate(bundle: Bundle, *, num_threads: int, say: Callable[[str], None] = lambda line: None) -> Calibration:
+    """Measure; ``say`` is told what is measured next.
+
+    Raises:
+        BundleError: the bundle cannot be loaded.
+    """
+    geometry = bundle.manifest.geometry
+    forward_ms = {}
+    with_stage = _StageUnderTest(bundle, num_threads)
+    for num_rows in CHUNK_SIZES:
+        say(f"{geometry.num_layers} layers, chunks of {num_rows}")
+        forward_ms[num_rows] = _median_ms(lambda num_rows=num_rows: with_stage.run(num_rows))  # type: ignore[misc]
+    fixed, slope = fit_line(list(forward_ms), list(forward_ms.values()))
+    say("head")
+    head = Head(bundle.directory, bundle.manifest, num_threads=num_threads)
+    rows = np.zeros((16, geometry.hidden_size), np.float32)
+    head_ms = _median_ms(lambda: head.logits(rows))
+    draft_pass_ms = draft_row_ms = None
+    if bundle.manifest.drafter is not None:
+        say("draft head")
+        draft_pass_ms = _median_ms(_draft_pass(bundle, head, DRAFT_PASS_ROWS, num_threads))
+        wide_ms = _median_ms(_draft_pass(bundle, head, 4 * DRAFT_PASS_ROWS, num_threads))
+        draft_row_ms = max(wide_ms - draft_pass_ms, 0.0) / (3 * DRAFT_PASS_ROWS)
+    return Calibration(
+        bundle=bundle.manifest.name,
+        num_threads=num_threads,
+        num_layers=geometry.num_layers,
+        hidden_size=geometry.hidden_size,
+        fixed_ms=fixed / geometry.num_layers,
+        row_ms=slope / geometry.num_layers,
+        head_ms=head_ms,
+        draft_pass_ms=draft_pass_ms,
+        draft_row_ms=draft_row_ms,
+        forward_ms=forward_ms,
+    )
+
+
+def fit_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
+    """Least squares of ``time = a + b * size``, each sample weighed by its own time; neither below 0.
+
+    Weighing keeps the relative error even: small chunks are what most schedules send.
+    """
+    x, y = np.array(sizes, np.float64), np.array(times, np.float64)
+    a, b = np.linalg.lstsq(np.stack([np.ones_like(x), x], axis=1) / y[:, None], np.ones_like(y), rcond=None)[0]
+    if b < 0:
+        return float(np.median(y)), 0.0
+    if a < 0:
+        return 0.0, float(np.median(y / x))
+    return float(a), float(b)
+
+
+def format_testbed(calibration: Calibration, source: str) -> str:
+    """A testbed file of this device alone, to cut and paste from: a stage of fewer layers takes its share."""
+    layers = calibration.num_layers
+    lines = [
+        f'summary = "{calibration.bundle} on this device"',
+        "",
+        "[network]",
+        "hop_ms = 1.0  # half of what ping says between two boards",
+        "rate_mbit_per_s = 1000  # what iperf3 says",
+        'source = "not measured: put in your own"',
+        "",
+        "[model]",
+        f"hidden_size = {calibration.hidden_size}",
+        "bytes_per_value = 4  # hidden rows travel as float32",
+        f'source = "bundle {calibration.bundle}"',
+        "",
+        "[origin]",
+        f"head_ms = {calibration.head_ms:.3f}",
+        f"draft_pass_ms = {calibration.draft_pass_ms or 0:.3f}",
+        f"draft_row_ms = {calibration.draft_row_ms or 0:.4f}",
+        f'source = "{source}"',
+        "",
+        "[[stages]]",
+        'device = "this device"',
+        f"num_layers = {layers}",
+        f"fixed_ms = {calibration.fixed_ms * layers:.3f}  # {calibration.fixed_ms:.4f} a layer",
+        f"row_ms = {calibration.row_ms * layers:.4f}  # {calibration.row_ms:.5f} a layer",
+        f'source = "{source}"',
+    ]
+    return "\n".join(lines)
+
+
+class _StageUnderTest:
+    """All layers as one stage, with a prompt in its cache."""
+
+    def __init__(self, bundle: Bundle, num_threads: int) -> None:
+        self._stage = StageRunner(
+            bundle.directory, bundle.manifest, 0, bundle.manifest.geometry.num_layers, num_threads=num_threads
+        )
+        self._slots = KvSlots(NUM_PAST + max(CHUNK_SIZES) + FIRST_SLOT)
+        self._stage.open_cache(SESSION, self._slots.capacity)
+        self._run([Row(id, id - 1 if id else NO_PARENT, 1) for id in range(NUM_PAST)])
+
+    def run(self, num_rows: int) -> None:
+        """A chain of so many rows, which is forgotten afterwards."""
+        rows = [Row(id, id - 1, 1) for id in range(NUM_PAST, NUM_PAST + num_rows)]
+        self._run(rows)
+        self._slots.drop([row.id for row in rows])
+
+    def _run(self, rows: list[Row]) -> None:
+        first = self._slots.append(rows)
+        mask = self._slots.ancestor_mask(first)
+        positions = np.array([row.id for row in rows], np.int64)
+        self._stage.run(ev.RunForward(SESSION, tuple(rows), None, (), first, positions, mask))
+
+
+def _draft_pass(bundle: Bundle, head: Head, num_rows: int, num_threads: int) -> Callable[[], object]:
+    """A pass over so many children of one verified row; every call runs them anew."""
+    drafter = Eagle1Drafter(bundle.directory, bundle.manifest, head, k=DRAFT_PASS_ROWS, num_threads=num_threads)
+    drafter.open(SESSION, NUM_PAST + num_rows)
+    verified = tuple(Row(id, id - 1, 1) for id in range(1, NUM_PAST))
+    hidden = np.zeros((len(verified), bundle.manifest.geometry.hidden_size), np.float32)
+    positions = np.arange(len(verified), dtype=np.int64)
+    drafter.run(ev.RunDraft(SESSION, verified, positions, hidden, ()))
+    children = tuple(Row(NUM_PAST + number, NUM_PAST - 1, number) for number in range(num_rows))
+    job = ev.RunDraft(
+        SESSION, children, np.full(num_rows, NUM_PAST - 1, np.int64), np.zeros((0, hidden.shape[1]), np.float32), ()
+    )
+    return lambda: drafter.run(job)
+
+
+def _median_ms(run: Callable[[], object]) -> float:
+    run()  # the first run allocates
+    times = []
+    for _ in range(NUM_REPEATS):
+        began = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - began) * 1000)
+    return median(times)

@@ -1,0 +1,208 @@
+"""What ``flowspec bench`` and ``flowspec trace`` do, once their options are read."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowspec_edge.bench.ablation import ablation_names, add_shares, format_shares
+from flowspec_edge.bench.calibrate import calibrate, format_testbed
+from flowspec_edge.bench.charts import draw_bars
+from flowspec_edge.bench.compare import YARDSTICK, Bench, Plan, Task, run_tasks
+from flowspec_edge.bench.progress import Progress
+from flowspec_edge.bench.prompts import choose_sets, load_prompts
+from flowspec_edge.bench.report import build_report, format_report
+from flowspec_edge.bench.tensor_parallel import MODELLED
+from flowspec_edge.bench.testbed import Testbed, known_testbeds, load_testbed
+from flowspec_edge.bench.timeline import Timeline, draw_timeline
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.schedules import SCHEDULES, make_schedule
+from flowspec_edge.errors import BenchError, RequestError
+from flowspec_edge.node import Bundle
+
+QUICK_PROMPTS = 2
+"""Of each set, where only a glance is wanted."""
+
+
+async def run_virtual(
+    *,
+    bundle: Bundle,
+    testbeds: str,
+    schedules: str,
+    prompts: str,
+    temperatures: str,
+    num_prompts: int | None,
+    max_new_tokens: int,
+    num_processes: int,
+    is_ablation: bool,
+    is_json: bool,
+    plot: Path | None,
+) -> int:
+    """Compare schedules on the virtual clock and print the tables. Returns an exit status.
+
+    Raises:
+        FlowspecError: a name is not known, a number is out of range, or a run failed.
+    """
+    names = _schedule_names(schedules, is_ablation)
+    chosen = tuple(_load_testbeds(testbeds))
+    plan = Plan(
+        testbeds=chosen,
+        schedules=tuple(name for name in names if name not in MODELLED),
+        max_new_tokens=max_new_tokens,
+    )
+    tasks = _tasks(prompts, _numbers("--temperature", temperatures), num_prompts, plan)
+    if num_processes < 1:
+        raise RequestError(f"--processes is {num_processes}; it must be at least 1")
+    if plot is not None:
+        _make_folder(plot)
+    progress = Progress(f"{len(plan.schedules)} schedules on {len(chosen)} testbed(s)", len(tasks))
+    try:
+        outcomes = await run_tasks(plan, tasks, bundle, num_processes=num_processes, on_finish=progress.step)
+    finally:
+        progress.close()
+    reports = [build_report(testbed, outcomes, names, max_new_tokens) for testbed in chosen]
+    for report in reports:
+        if is_ablation:
+            add_shares(report)
+        if plot is not None:
+            path = plot / f"{report['testbed']}.svg"
+            _write(path, draw_bars(report))
+            print(f"drawn: {path}", file=sys.stderr)
+    if is_json:
+        print(json.dumps(reports[0] if len(reports) == 1 else reports))
+    else:
+        print("\n\n".join(format_report(report) + (format_shares(report) if is_ablation else "") for report in reports))
+    return 0
+
+
+async def run_calibration(*, bundle: Bundle, num_threads: int, is_json: bool) -> int:
+    """Measure this device and print a testbed of it. Returns an exit status."""
+    say = print if sys.stderr.isatty() else lambda *line, **_: None
+    found = await asyncio.to_thread(
+        calibrate, bundle, num_threads=num_threads, say=lambda line: say(f"measuring: {line}", file=sys.stderr)
+    )
+    if is_json:
+        print(json.dumps(dataclasses.asdict(found)))
+    else:
+        threads = f"{num_threads} thread{'s' if num_threads > 1 else ''}"
+        print(
+            format_testbed(
+                found, f"flowspec bench --calibrate on {platform.machine()}, {threads}, {time.strftime('%Y-%m-%d')}"
+            )
+        )
+    return 0
+
+
+async def run_trace(
+    *,
+    bundle: Bundle,
+    testbed: str,
+    schedule: str,
+    prompt_set: str,
+    number: int,
+    temperature: float,
+    max_new_tokens: int,
+    out: Path,
+) -> int:
+    """Draw one generation. Returns an exit status.
+
+    Raises:
+        FlowspecError: a name is not known, a number is out of range, or the file cannot be written.
+    """
+    board = load_testbed(testbed)
+    make_schedule(schedule, len(board.stages))
+    if out.suffix.lower() != ".svg":
+        raise RequestError(
+            f"--out is {out}; give a name that ends in .svg (rsvg-convert or a browser makes a PNG of it)"
+        )
+    texts = choose_sets([prompt_set])[prompt_set]
+    if not 0 <= number < len(texts):
+        raise RequestError(f"--index is {number}; set {prompt_set!r} has prompts 0 to {len(texts) - 1}")
+    task = Task(prompt_set=prompt_set, seed=number, temperature=temperature, text=texts[number])
+    options = GenerateOptions(max_new_tokens=max_new_tokens, temperature=temperature, seed=number, schedule=schedule)
+    picture = await asyncio.to_thread(_trace, bundle, board, task, options)
+    _write(out, picture)
+    print(f"drawn: {out}", file=sys.stderr)
+    return 0
+
+
+def _trace(bundle: Bundle, testbed: Testbed, task: Task, options: GenerateOptions) -> str:
+    bench = Bench(bundle)
+    tape = bench.record(task, options)
+    timeline = Timeline()
+    answer = bench.play(testbed, tape, options, timeline)
+    heading = f"{options.schedule} on {testbed.name}  ({task.prompt_set} {task.seed}, temperature {task.temperature:g})"
+    return draw_timeline(timeline, testbed, tape, answer, heading)
+
+
+def _schedule_names(text: str, is_ablation: bool) -> list[str]:
+    """The schedules to show, in the order of the paper's table; the yardstick is always among them."""
+    every = [*MODELLED, *SCHEDULES]
+    if is_ablation:
+        return [YARDSTICK, "flowspec", *ablation_names()]
+    if text == "all":
+        return every
+    wanted = _names("--schedules", text)
+    for name in wanted:
+        if name not in MODELLED:
+            make_schedule(name, 1)  # raises where there is none
+    return [name for name in every if name in {*wanted, YARDSTICK}] + [name for name in wanted if name not in every]
+
+
+def _load_testbeds(text: str) -> Sequence[Testbed]:
+    return [load_testbed(name) for name in (known_testbeds() if text == "all" else _names("--testbed", text))]
+
+
+def _tasks(prompts: str, temperatures: Sequence[float], num_prompts: int | None, plan: Plan) -> list[Task]:
+    """Prompt by prompt, so that the first outcomes of all sets come early."""
+    is_quick = prompts == "quick"
+    names = list(load_prompts()) if prompts in ("quick", "all") else _names("--prompts", prompts)
+    sets = choose_sets(names)
+    limit = QUICK_PROMPTS if is_quick and num_prompts is None else num_prompts
+    if limit is not None and limit < 1:
+        raise RequestError(f"--num-prompts is {limit}; it must be at least 1")
+    tasks = [
+        Task(prompt_set=name, seed=seed, temperature=temperature, text=text)
+        for temperature in temperatures
+        for name, texts in sets.items()
+        for seed, text in enumerate(texts[:limit])
+    ]
+    tasks[0].options(plan)  # raises where the number of tokens is out of range
+    return tasks
+
+
+def _names(option: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise RequestError(f"{option} is {text!r}; give names with commas between them, or all")
+    return list(dict.fromkeys(names))
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError as cause:
+        raise RequestError(f"{option} is {text!r}; give numbers with commas between them, as in 0,0.6,1") from cause
+    for number in numbers:
+        GenerateOptions(temperature=number)  # raises where it is out of range
+    return sorted(set(numbers))
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise BenchError(f"{path}: no folder can be made here ({cause.strerror})") from cause
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as cause:
+        raise BenchError(f"{path}: cannot be written ({cause.strerror})") from cause

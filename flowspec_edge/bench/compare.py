@@ -1,0 +1,270 @@
+"""Running schedules against each other on the virtual clock: every prompt, temperature, testbed and schedule, on all cores.
+
+A task is one prompt at one temperature. Its process records what the target says once, and plays it to every schedule on every
+testbed. Tasks know nothing of each other, so the figures do not depend on how many processes there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate, groupby
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+from flowspec_edge.bench.bound import accepted_places
+from flowspec_edge.bench.remembered_drafts import RememberedDrafts
+from flowspec_edge.bench.tape import Tape, TapeRecorder
+from flowspec_edge.bench.testbed import Testbed
+from flowspec_edge.bench.virtual_clock import Observer, VirtualAnswer, VirtualRing
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.drafting import DraftShape
+from flowspec_edge.core.generation import TargetLimits
+from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
+from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.tokenizer import Tokenizer
+from flowspec_edge.errors import BenchError, LosslessError
+from flowspec_edge.node import Bundle
+
+YARDSTICK = "chunked"
+"""The schedule that others are compared with; it is part of every plan."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is compared: names as the user gave them, all of them known."""
+
+    testbeds: tuple[Testbed, ...]
+    schedules: tuple[str, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One prompt at one temperature. ``seed`` is the prompt's place in its set, from 0."""
+
+    prompt_set: str
+    seed: int
+    temperature: float
+    text: str
+
+    def options(self, plan: Plan) -> GenerateOptions:
+        return GenerateOptions(max_new_tokens=plan.max_new_tokens, temperature=self.temperature, seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Sums over generations. ``num_decoded`` tokens came after the first ones, in ``decode_s`` seconds of simulated time;
+    the other fields are those of ``VirtualAnswer`` and ``GenerationStatistics``.
+    """
+
+    num_generations: int = 0
+    num_decoded: int = 0
+    decode_s: float = 0.0
+    num_tokens: int = 0
+    num_verifications: int = 0
+    num_rows_sent: int = 0
+    num_rows_useful: int = 0
+    num_draft_passes: int = 0
+    row_seconds: float = 0.0
+    num_forwards: int = 0
+    num_forward_rows: int = 0
+
+    @classmethod
+    def from_answer(cls, answer: VirtualAnswer) -> Figures:
+        statistics = answer.statistics
+        return cls(
+            num_generations=1,
+            num_decoded=answer.num_decoded,
+            decode_s=answer.decode_s,
+            num_tokens=statistics.num_tokens,
+            num_verifications=statistics.num_verifications,
+            num_rows_sent=statistics.num_rows_sent,
+            num_rows_useful=statistics.num_rows_useful,
+            num_draft_passes=statistics.num_draft_passes,
+            row_seconds=answer.row_seconds,
+            num_forwards=answer.num_forwards,
+            num_forward_rows=answer.num_forward_rows,
+        )
+
+    def __add__(self, other: Figures) -> Figures:
+        return Figures(**{name: getattr(self, name) + getattr(other, name) for name in FIELDS})
+
+
+FIELDS = tuple(field.name for field in fields(Figures))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one task: figures by testbed and schedule, and what the bound is made of."""
+
+    task: Task
+    is_looping: bool
+    places: list[tuple[int, ...]] = field(default_factory=list)
+    figures: dict[tuple[str, str], Figures] = field(default_factory=dict)
+
+
+class Bench:
+    """A bundle in this process: target, drafter and tokenizer."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        directory, manifest = bundle.directory, bundle.manifest
+        self._tokenizer = Tokenizer(directory / manifest.tokenizer.file)
+        self._recorder = TapeRecorder(bundle)
+        self._limits = TargetLimits(manifest.geometry.max_context, frozenset(manifest.eos_token_ids))
+        self._drafter: RememberedDrafts | None = None
+        if manifest.drafter is not None:
+            head = Head(directory, manifest)
+            self._drafter = RememberedDrafts(Eagle1Drafter(directory, manifest, head, k=DraftShape().children))
+
+    def record(self, task: Task, options: GenerateOptions) -> Tape:
+        """What the target writes after the task's prompt. Play one tape before you record the next.
+
+        Raises:
+            BenchError: the prompt leaves no room in the model's context.
+        """
+        prompt = self._tokenizer.encode(task.text)
+        if not 0 < len(prompt) < self._limits.max_context:
+            limit = self._limits.max_context
+            raise BenchError(
+                f"{_name(task)} has {len(prompt)} tokens; the bundle's context allows 1 to {limit - 1}: take another bundle"
+            )
+        if self._drafter is not None:
+            self._drafter.forget()
+        return self._recorder.record(prompt, options)
+
+    def play(
+        self, testbed: Testbed, tape: Tape, options: GenerateOptions, observer: Observer | None = None
+    ) -> VirtualAnswer:
+        """One generation on simulated time.
+
+        Raises:
+            RequestError: there is no such schedule.
+            LosslessError: the schedule wrote another text than the target.
+        """
+        ring = VirtualRing(testbed, tape, self._drafter, self._limits, observer=observer)
+        answer = ring.generate(options)
+        _compare_texts(answer.tokens, tape.continuation, f"{options.schedule} on {testbed.name}")
+        return answer
+
+    def run(self, plan: Plan, task: Task, is_stopping: Callable[[], bool] = lambda: False) -> Outcome | None:
+        """Every schedule on every testbed; None where it was told to stop meanwhile."""
+        options = task.options(plan)
+        tape = self.record(task, options)
+        outcome = Outcome(task, tape.is_looping)
+        for testbed in plan.testbeds:
+            for schedule in plan.schedules:
+                if is_stopping():
+                    return None
+                try:
+                    answer = self.play(testbed, tape, replace(options, schedule=schedule))
+                except LosslessError as error:
+                    raise LosslessError(f"{_name(task)} at temperature {task.temperature:g}: {error}") from error
+                outcome.figures[testbed.name, schedule] = Figures.from_answer(answer)
+                if schedule == YARDSTICK and not outcome.places and self._drafter is not None:
+                    outcome.places.extend(accepted_places(tape, self._drafter, _roots(tape, answer)))
+        return outcome
+
+
+def _name(task: Task) -> str:
+    return f"prompt {task.seed} of set {task.prompt_set!r}"
+
+
+def _roots(tape: Tape, answer: VirtualAnswer) -> list[int]:
+    """Positions of the last token of each verification but the last: where the next tree began."""
+    ends = accumulate(len(list(tokens)) for _, tokens in groupby(answer.token_times_s))
+    return [tape.num_prompt + end - 1 for end in ends][:-1]
+
+
+def _compare_texts(written: Sequence[int], expected: Sequence[int], who: str) -> None:
+    for place, (token, right) in enumerate(zip(written, expected, strict=False)):
+        if token != right:
+            raise LosslessError(f"{who} wrote token {token} at place {place}, the target {right}; this is a bug")
+    if len(written) != len(expected):
+        raise LosslessError(f"{who} wrote {len(written)} tokens, the target {len(expected)}; this is a bug")
+
+
+# ---------------------------------------------------------------------- processes
+
+
+class _Process:
+    """What a process holds."""
+
+    bench: Bench
+    stopping: Event
+
+
+def default_processes() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _start_process(directory: Path, stopping: Event) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _Process.bench = Bench(Bundle.load(directory))
+    _Process.stopping = stopping
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run_task(plan: Plan, task: Task) -> Outcome | None:
+    if _Process.stopping.is_set():
+        return None
+    return _Process.bench.run(plan, task, _Process.stopping.is_set)
+
+
+async def run_tasks(
+    plan: Plan, tasks: Sequence[Task], bundle: Bundle, *, num_processes: int, on_finish: Callable[[], None]
+) -> list[Outcome]:
+    """Outcomes in the order of the tasks. ``on_finish`` is called after each. Cancelling it ends the processes.
+
+    Raises:
+        BenchError: a process was lost.
+        FlowspecError: a task failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    stopping = context.Event()
+    pool = ProcessPoolExecutor(
+        min(num_processes, len(tasks)),
+        mp_context=context,
+        initializer=_start_process,
+        initargs=(bundle.directory, stopping),
+    )
+    loop = asyncio.get_running_loop()
+
+    # Ctrl-C reaches the whole process group, but the parent ends its processes in order: they inherit the blocked signal.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        running = [asyncio.ensure_future(loop.run_in_executor(pool, _run_task, plan, task)) for task in tasks]
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for one in running:
+        one.add_done_callback(lambda one: None if one.cancelled() or one.exception() else on_finish())
+    outcomes: list[Outcome] = []
+    try:
+        for outcome in await asyncio.gather(*running):
+            assert outcome is not None, "only a cancelled run stops its processes"
+            outcomes.append(outcome)
+        return outcomes
+    except BrokenProcessPool as cause:
+        raise BenchError(
+            "a process ended before its work was done; was it killed, or is memory short? Try --processes 1"
+        ) from cause
+    finally:
+        for one in running:
+            one.cancel()
+        stopping.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+        await asyncio.gather(*running, return_exceptions=True)

@@ -1,0 +1,198 @@
+"""Descriptions of boards and networks to compare schedules on: costs, units and sources, one TOML file each.
+
+A file has the tables ``[model]``, ``[network]``, ``[origin]`` and one or more ``[[stages]]``; units are in the names of the
+keys. Every table says in ``source`` where its values come from: measured, published, or modelled and how.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowspec_edge.errors import TestbedError
+
+TESTBEDS = Path(__file__).parent / "testbeds"
+DRAFT_PASS_ROWS = 10
+"""Rows of a pass of the draft head that ``draft_pass_ms`` covers: the width of the paper's drafts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCost:
+    """A forward over ``n`` rows takes ``fixed_ms + n * row_ms``; ``num_layers`` is how many it runs one after another."""
+
+    fixed_ms: float
+    row_ms: float
+    num_layers: int
+    device: str = ""
+
+    def forward_ms(self, num_rows: float) -> float:
+        return self.fixed_ms + num_rows * self.row_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Testbed:
+    """Devices and network.
+
+    Every hop takes ``hop_ms`` and its bytes at ``rate_mbit_per_s``, one chunk after another; ``hidden_bytes`` is one hidden
+    row on the wire. Small messages (credits, Advances) take ``hop_ms``. The origin's one compute lane takes ``head_ms`` per
+    run of the head, and ``draft_pass_ms`` per pass of the draft head over up to ten rows, ``draft_row_ms`` for each beyond.
+    """
+
+    name: str
+    stages: tuple[StageCost, ...]
+    hop_ms: float
+    rate_mbit_per_s: float
+    hidden_bytes: int
+    head_ms: float
+    draft_pass_ms: float
+    draft_row_ms: float
+    summary: str = ""
+
+    @property
+    def num_layers(self) -> int:
+        return sum(stage.num_layers for stage in self.stages)
+
+    def forward_ms(self, stage: int, num_rows: int) -> float:
+        return self.stages[stage].forward_ms(num_rows)
+
+    def transfer_ms(self, num_bytes: float) -> float:
+        """Time on the wire, without the hop's latency."""
+        return num_bytes * 8 / (self.rate_mbit_per_s * 1000)
+
+    def draft_ms(self, num_rows: int) -> float:
+        return self.draft_pass_ms + max(num_rows - DRAFT_PASS_ROWS, 0) * self.draft_row_ms
+
+    def trip_ms(self, num_rows: float) -> float:
+        """From the origin around the ring and through the head, without any waiting, for a chunk of ``num_rows``."""
+        num_stages = len(self.stages)
+        forwards = sum(stage.forward_ms(num_rows) for stage in self.stages)
+        transfers = num_stages * self.transfer_ms(num_rows * self.hidden_bytes)
+        return forwards + (num_stages + 1) * self.hop_ms + transfers + self.head_ms
+
+
+def known_testbeds() -> list[str]:
+    """The testbeds that come with the package, the paper's own boards first."""
+    return sorted(
+        (path.stem for path in TESTBEDS.glob("*.toml")), key=lambda name: (not name.startswith("jetson"), name)
+    )
+
+
+def load_testbed(name: str) -> Testbed:
+    """A testbed of the package by its name, or any by the path of its file (a name that ends in ``.toml``).
+
+    Raises:
+        TestbedError: there is none, or its file is not what this module describes.
+    """
+    path = Path(name) if name.endswith(".toml") else TESTBEDS / f"{name}.toml"
+    try:
+        return parse_testbed(path.read_text(encoding="utf-8"), path.stem, str(path))
+    except OSError as cause:
+        if name.endswith(".toml"):
+            raise TestbedError(f"testbed {name}: cannot be read ({cause.strerror})") from cause
+        known = ", ".join(known_testbeds())
+        raise TestbedError(
+            f"testbed {name!r} is not known; choose one of {known}, or the path of a .toml file"
+        ) from cause
+
+
+def parse_testbed(text: str, name: str, where: str) -> Testbed:
+    """From the text of a file; ``where`` names it in errors.
+
+    Raises:
+        TestbedError: the text is not TOML; a key is missing or unknown; a value has the wrong type or sign.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as cause:
+        raise TestbedError(f"{where}: not a TOML file ({cause})") from cause
+    root = _Table(data, where, "")
+    summary = root.text("summary")
+    model, network, origin = root.table("model"), root.table("network"), root.table("origin")
+    stages = [stage for entry in root.tables("stages") for stage in _stages(entry)]
+    root.finish()
+    testbed = Testbed(
+        name=name,
+        summary=summary,
+        stages=tuple(stages),
+        hop_ms=network.number("hop_ms"),
+        rate_mbit_per_s=network.number("rate_mbit_per_s", is_positive=True),
+        hidden_bytes=model.count("hidden_size") * model.count("bytes_per_value"),
+        head_ms=origin.number("head_ms"),
+        draft_pass_ms=origin.number("draft_pass_ms"),
+        draft_row_ms=origin.number("draft_row_ms"),
+    )
+    for table in (model, network, origin):
+        table.text("source")
+        table.finish()
+    return testbed
+
+
+def _stages(entry: _Table) -> list[StageCost]:
+    stage = StageCost(
+        device=entry.text("device"),
+        num_layers=entry.count("num_layers"),
+        fixed_ms=entry.number("fixed_ms", is_positive=True),
+        row_ms=entry.number("row_ms"),
+    )
+    count = entry.count("count") if "count" in entry else 1
+    entry.text("source")
+    entry.finish()
+    return [stage] * count
+
+
+class _Table:
+    """One table of a file: values are taken out by name and kind, and none may be left."""
+
+    def __init__(self, values: dict[str, Any], where: str, name: str) -> None:
+        self._values = dict(values)
+        self._known: list[str] = []
+        self._where = f"{where}: [{name}]" if name else where
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def text(self, key: str) -> str:
+        value = self._take(key)
+        if not isinstance(value, str) or not value.strip():
+            raise TestbedError(f"{self._where}: {key} is {value!r}; it must be a text")
+        return value
+
+    def number(self, key: str, *, is_positive: bool = False) -> float:
+        value = self._take(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise TestbedError(f"{self._where}: {key} is {value!r}; it must be a number of at least 0")
+        if is_positive and not value:
+            raise TestbedError(f"{self._where}: {key} is {value!r}; it must be above 0")
+        return float(value)
+
+    def count(self, key: str) -> int:
+        value = self._take(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise TestbedError(f"{self._where}: {key} is {value!r}; it must be a whole number of at least 1")
+        return value
+
+    def table(self, key: str) -> _Table:
+        value = self._take(key)
+        if not isinstance(value, dict):
+            raise TestbedError(f"{self._where}: {key} must be a table, [{key}]")
+        return _Table(value, self._where, key)
+
+    def tables(self, key: str) -> Sequence[_Table]:
+        value = self._take(key)
+        if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
+            raise TestbedError(f"{self._where}: {key} must be one or more tables, [[{key}]]")
+        return [_Table(entry, self._where, f"{key} {number}") for number, entry in enumerate(value)]
+
+    def finish(self) -> None:
+        """Refuse what nobody asked for: a misspelt key must not be a silent default."""
+        for key in self._values:
+            raise TestbedError(f"{self._where}: key {key!r} is not known; the keys here are {', '.join(self._known)}")
+
+    def _take(self, key: str) -> Any:
+        self._known.append(key)
+        if key not in self._values:
+            raise TestbedError(f"{self._where}: {key} is missing")
+        return self._values.pop(key)

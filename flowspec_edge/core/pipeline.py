@@ -1,0 +1,174 @@
+"""What the origin knows of its ring: measured costs, and from them when each stage will be free.
+
+Every chunk that comes back tells how long each stage let it wait and ran it. From these follow a line per stage,
+``a + b n`` seconds for ``n`` rows, and one for the hops. With them the origin follows the chunks that are under way, and finds
+the latest moment at which the next one may leave without a bubble at the stage that paces the ring: a chunk that leaves
+earlier only waits in a queue, with rows chosen when less was known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from flowspec_edge.core.events import Passage
+
+FORGETTING = 0.98
+"""Weight of the past at each new sample: a throttling board is noticed within some fifty chunks."""
+SLOWING = 1.02
+"""How much the quickest trip of a single row may grow with every slower one: boards get hot, and cool down."""
+
+
+class LineFit:
+    """Least squares of ``y = fixed + slope * n`` with both at least 0, over samples that fade."""
+
+    def __init__(self) -> None:
+        self.fixed = self.slope = 0.0
+        self._weight = self._n = self._y = self._nn = self._ny = 0.0
+
+    @property
+    def has_samples(self) -> bool:
+        return self._weight > 0
+
+    def add(self, n: float, y: float) -> None:
+        self._weight = self._weight * FORGETTING + 1
+        self._n = self._n * FORGETTING + n
+        self._y = self._y * FORGETTING + y
+        self._nn = self._nn * FORGETTING + n * n
+        self._ny = self._ny * FORGETTING + n * y
+        spread = self._nn * self._weight - self._n**2
+        self.slope = self._y / self._n / 2  # while all samples have one size: half of the time, until better is known
+        if spread > 1e-9 * self._nn * self._weight:
+            self.slope = min(max((self._ny * self._weight - self._n * self._y) / spread, 0.0), self._y / self._n)
+        self.fixed = (self._y - self.slope * self._n) / self._weight
+
+    def at(self, n: float) -> float:
+        return self.fixed + self.slope * n
+
+
+@dataclass(slots=True)
+class Flight:
+    """A chunk that has not come back: its living rows, and when each stage is expected to start and end it."""
+
+    living: set[int]
+    sent_at: float
+    turn: int = 0
+    starts: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+
+
+class RingCosts:
+    """What the stages, hops and the origin's own computations of one ring take, as measured."""
+
+    def __init__(self, num_stages: int) -> None:
+        self.stages = [LineFit() for _ in range(num_stages)]
+        self.hops = LineFit()  # all hops of a trip together, over the mean number of rows per hop
+        self.head = LineFit()
+        self.draft = LineFit()
+        self._single_trip_s = 0.0  # a chunk of one row, when nothing kept it waiting; 0 where none was seen
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a chunk has come back yet."""
+        return self.hops.has_samples
+
+    @property
+    def seconds_per_row(self) -> float:
+        """What one more row adds to the trip of its chunk."""
+        return sum(stage.slope for stage in self.stages) + self.hops.slope
+
+    @property
+    def plain_token_s(self) -> float:
+        """A token's time without speculation: a single row's trip, and the head."""
+        return self._single_trip_s + self.head.fixed
+
+    def interval_s(self, num_rows: float) -> float:
+        """How long the slowest stage is busy with a chunk."""
+        return max([stage.fixed + stage.slope * num_rows for stage in self.stages])
+
+    def hop_s(self, num_rows: int) -> float:
+        """One hop; the first one of a trip carries no hidden rows."""
+        return self.hops.fixed / (len(self.stages) + 1) + self.hops.slope * num_rows / len(self.stages)
+
+    def add_trip(self, trip_s: float, passages: Sequence[Passage]) -> None:
+        """Learn from a chunk that came back ``trip_s`` after it was sent."""
+        if len(passages) != len(self.stages):
+            return
+        if passages[0].num_rows == 1:
+            slowed_s = self._single_trip_s * SLOWING or trip_s
+            self._single_trip_s = min(trip_s, slowed_s)
+        for stage, passage in zip(self.stages, passages, strict=True):
+            stage.add(passage.num_rows, passage.ran_s)
+        on_the_way = trip_s - sum(passage.waited_s + passage.ran_s for passage in passages)
+        self.hops.add(sum(passage.num_rows for passage in passages) / len(passages), max(on_the_way, 0.0))
+
+
+class Pipeline:
+    """The chunks of one session under way, and when each stage will be done with them."""
+
+    def __init__(self, costs: RingCosts) -> None:
+        self.costs = costs
+        self.flights: list[Flight] = []
+        self._free_at = [0.0] * len(costs.stages)
+
+    def take_returned(self, ids: set[int], passages: Sequence[Passage], now: float) -> None:
+        """A chunk came back: forget its flight, unless that was given up before, and learn from it."""
+        for flight in self.flights:
+            if not ids.isdisjoint(flight.living):
+                self.flights.remove(flight)
+                self.costs.add_trip(now - flight.sent_at, passages)
+                return
+
+    def send(self, flight: Flight) -> None:
+        self.flights.append(flight)
+        self._follow(flight)
+
+    def prune(self, gone: set[int], now: float) -> None:
+        """Rows died: what has not started yet gets shorter, what is dead ends."""
+        if not gone:
+            return
+        hop_s = self.costs.hop_s(0)
+        self._free_at = [0.0] * len(self._free_at)
+        for flight in self.flights:
+            flight.living -= gone
+            if not flight.living:
+                for stage, (start, end) in enumerate(zip(flight.starts, flight.ends, strict=True)):
+                    if start <= now:
+                        self._free_at[stage] = max(self._free_at[stage], min(end, now + hop_s))
+        self.flights = [flight for flight in self.flights if flight.living]
+        for flight in self.flights:
+            self._follow(flight, now)
+
+    def send_at(self, num_rows: int) -> float:
+        """The latest time at which a chunk may leave the origin and find no stage idle for want of it."""
+        costs = self.costs
+        if not costs.is_measured:
+            return 0.0
+        away = costs.hop_s(0)
+        latest = self._free_at[0] - away
+        for stage, free_at in zip(costs.stages, self._free_at[1:], strict=False):
+            away += stage.at(num_rows) + costs.hop_s(num_rows)
+            latest = max(latest, free_at - away)
+        return latest
+
+    def returns_at(self) -> float | None:
+        """When the next chunk is expected back."""
+        if not self.flights or not self.costs.is_measured:
+            return None
+        return self.flights[0].ends[-1] + self.costs.hop_s(len(self.flights[0].living))
+
+    def _follow(self, flight: Flight, now: float = -1.0) -> None:
+        num_rows = len(flight.living)
+        arrives = flight.sent_at + self.costs.hop_s(0)
+        starts, ends = [], []
+        for number, stage in enumerate(self.costs.stages):
+            if number < len(flight.starts) and flight.starts[number] <= now:
+                start, end = flight.starts[number], flight.ends[number]
+            else:
+                start = max(arrives, self._free_at[number])
+                end = start + stage.at(num_rows)
+            starts.append(start)
+            ends.append(end)
+            self._free_at[number] = end
+            arrives = end + self.costs.hop_s(num_rows)
+        flight.starts, flight.ends = starts, ends

@@ -1,0 +1,80 @@
+"""``flowspec bench`` and ``flowspec trace`` as commands: one sentence where something is wrong, and the files they write."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from flowspec_edge.bench.testbed import parse_testbed
+from flowspec_edge.cli import main
+
+BENCH = ("bench", "--virtual")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((*BENCH, "--testbed", "nope"), "choose one of"),
+        ((*BENCH, "--schedules", "fast"), "schedule 'fast' is not known"),
+        ((*BENCH, "--schedules", "chunked,"), "--schedules is 'chunked,'"),
+        ((*BENCH, "--prompts", "poems"), "choose quick, all, or some of functions"),
+        ((*BENCH, "--temperature", "warm"), "as in 0,0.6,1"),
+        ((*BENCH, "--temperature", "-1"), "temperature is -1.0"),
+        ((*BENCH, "--num-prompts", "0"), "--num-prompts is 0"),
+        ((*BENCH, "--max-new-tokens", "0"), "max_new_tokens is 0"),
+        ((*BENCH, "--processes", "0"), "--processes is 0"),
+        (("bench", "--calibrate", "--threads", "0"), "--threads is 0"),
+        (("trace", "--out", "x.png"), "ends in .svg"),
+        (("trace", "--out", "x.svg", "--index", "99"), "prompts 0 to 23"),
+        (("trace", "--out", "x.svg", "--schedule", "galaxy"), "schedule 'galaxy' is not known"),
+        (("trace", "--out", "/nowhere/x.svg", "--max-new-tokens", "2"), "/nowhere/x.svg: cannot be written"),
+    ],
+)
+def test_wrong_options_are_one_sentence(arguments, said, capsys):
+    assert main(arguments) == 1
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert len(printed) == 1
+    assert printed[0].startswith(f"flowspec {arguments[0]}: ") and said in printed[0]
+
+
+def test_a_mode_must_be_chosen(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench"])
+    assert "--virtual --calibrate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("schedule", ["flowspec", "lockstep"])
+def test_trace_draws_every_stage(schedule, tmp_path):
+    out = tmp_path / "trace.svg"
+    arguments = ["trace", "--schedule", schedule, "--testbed", "mixed", "--max-new-tokens", "12", "--out", str(out)]
+    assert main(arguments) == 0
+    picture = out.read_text()
+    ElementTree.fromstring(picture)
+    for text in ("origin", "stage 0", "stage 3", "layers [20, 24)", schedule):
+        assert text in picture
+
+
+@pytest.mark.slow
+def test_bench_prints_the_same_digits_twice_and_draws(tmp_path, capsys):
+    arguments = [*BENCH, "--testbed", "mixed", "--prompts", "functions,tables", "--num-prompts", "1", "--json"]
+    arguments += ["--max-new-tokens", "12", "--plot", str(tmp_path)]
+    printed = []
+    for _ in range(2):
+        assert main(arguments) == 0
+        printed.append(capsys.readouterr())
+    assert printed[0].out == printed[1].out
+    report = json.loads(printed[0].out)
+    schedules = {"mega-lm", "galaxy", "autoregressive", "chunked", "pruned", "pipedec", "lockstep", "flowspec"}
+    assert {row["schedule"] for row in report["rows"]} == schedules == set(report["mean"])
+    assert "2 of 2 prompts" in printed[0].err
+    ElementTree.fromstring((tmp_path / "mixed.svg").read_text())
+
+
+@pytest.mark.slow
+def test_calibration_prints_a_testbed(capsys):
+    assert main(["bench", "--calibrate"]) == 0
+    testbed = parse_testbed(capsys.readouterr().out, "here", "here")
+    assert testbed.stages[0].num_layers == 8
+    assert testbed.stages[0].fixed_ms > 0
+    assert main(["bench", "--calibrate", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) >= {"fixed_ms", "row_ms", "head_ms", "draft_pass_ms", "forward_ms"}
