@@ -16,6 +16,7 @@ from typing import Any
 
 from flowspec_edge import __version__
 from flowspec_edge.bench.arguments import add_bench, add_trace
+from flowspec_edge.core.schedules import SCHEDULES
 from flowspec_edge.errors import FlowspecError, RequestError
 
 DESCRIPTION = """\
@@ -59,6 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
     node.add_argument("--port", type=int, default=0, help="port to listen on (default: any free one)")
     node.add_argument("--json", action="store_true", help="print the node's name and address as one JSON object")
     node.add_argument("--until-stdin-closes", action="store_true", help="end when standard input does; for scripts")
+    node.add_argument(
+        "--emulate",
+        metavar="TESTBED",
+        help="compute and send at the pace of a testbed's board, and print as JSON, at the end of each session, the seconds "
+        "that its computing should have taken and those that it took longer (see flowspec bench --emulate)",
+    )
     node.set_defaults(run=_node)
 
     generate = commands.add_parser("generate", help="stream a continuation of a prompt from the nodes found")
@@ -133,7 +140,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generation(parser: argparse.ArgumentParser, *, temperature: float, seed: int) -> None:
-    parser.add_argument("--schedule", default="flowspec", help="flowspec (default) or autoregressive")
+    parser.add_argument("--schedule", default="flowspec", help=f"one of {', '.join(SCHEDULES)} (default: flowspec)")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--temperature", type=float, default=temperature, metavar="T", help="0 is greedy (default: %(default)s)"
@@ -182,9 +189,16 @@ def _run(command: Coroutine[Any, Any, int]) -> int:
 
 
 async def _node(options: argparse.Namespace) -> int:
-    from flowspec_edge.node import Node
+    from flowspec_edge.node import Board, Node
 
-    node = await Node.start(_settings(options, is_announced=True))
+    board = Board()
+    if options.emulate is not None:
+        from flowspec_edge.bench.emulate import tell_lateness
+        from flowspec_edge.bench.emulated_board import EmulatedBoard
+        from flowspec_edge.bench.testbed import load_testbed
+
+        board = EmulatedBoard(load_testbed(options.emulate), tell_lateness)
+    node = await Node.start(_settings(options, is_announced=True), board)
     try:
         if options.json:
             print(json.dumps({"node": node.settings.name, "host": node.settings.host, "port": node.port}), flush=True)
@@ -312,7 +326,7 @@ async def _demo(options: argparse.Namespace) -> int:
 
 
 async def _bench(options: argparse.Namespace) -> int:
-    from flowspec_edge.bench.commands import run_calibration, run_virtual
+    from flowspec_edge.bench.commands import run_calibration, run_emulated, run_virtual
     from flowspec_edge.bench.compare import default_processes
 
     bundle = _bundle(options)
@@ -320,6 +334,19 @@ async def _bench(options: argparse.Namespace) -> int:
         if options.threads < 1:
             raise RequestError(f"--threads is {options.threads}; it must be at least 1")
         return await run_calibration(bundle=bundle, num_threads=options.threads, is_json=options.json)
+    if options.emulate:
+        if options.ablate or options.plot is not None:
+            raise RequestError("--ablate and --plot go with --virtual, not with --emulate")
+        return await run_emulated(
+            bundle=bundle,
+            testbeds=options.testbed,
+            schedules=options.schedules,
+            prompts=options.prompts,
+            temperatures=options.temperature,
+            num_prompts=options.num_prompts,
+            max_new_tokens=options.max_new_tokens,
+            is_json=options.json,
+        )
     return await run_virtual(
         bundle=bundle,
         testbeds=options.testbed,

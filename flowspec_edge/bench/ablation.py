@@ -5,22 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from flowspec_edge.bench.report import format_table
-from flowspec_edge.core import schedules
-from flowspec_edge.errors import BenchError
 
 WHOLE = "flowspec"
-
-
-def ablation_names() -> list[str]:
-    """Schedules that are ``flowspec`` without one thing.
-
-    Raises:
-        BenchError: this version has none.
-    """
-    names = list(getattr(schedules, "ablation_names", list)())
-    if not names:
-        raise BenchError("this version has no variants of flowspec to compare it with; leave --ablate out")
-    return names
 
 
 def add_shares(report: dict[str, Any]) -> None:

@@ -9,11 +9,16 @@ from typing import Any
 from flowspec_edge.bench.testbed import known_testbeds
 
 DEFAULT_TESTBED = "jetson4-7b-fp16-1gbit"
+EMULATED_SCHEDULES = "autoregressive,chunked,pipedec,flowspec"
+VIRTUAL_TOKENS, EMULATED_TOKENS = 96, 48
+"""What runs in real time is short by default: with these, about three minutes on a testbed."""
 
 BENCH_DESCRIPTION = """\
 Compare schedules on boards that need not be there. --virtual runs the real cores on simulated time: the texts and what is
 accepted come from the real model and its draft head on this machine, and how long each step takes from a testbed, a file
-that describes boards and network. The same command prints the same digits.
+that describes boards and network. The same command prints the same digits. --emulate runs the same generations in real time:
+node processes on this machine, real sockets and forwards, each held to the testbed's time; it prints how far from the virtual
+clock they are, and how late this machine was.
 """
 
 BENCH_EPILOG = """\
@@ -21,6 +26,7 @@ examples:
   flowspec bench --virtual                                 a glance: two prompts of each set, greedy, the paper's boards
   flowspec bench --virtual --prompts all --temperature 0,0.6,1        the paper's table, whole
   flowspec bench --virtual --testbed all --schedules chunked,flowspec --plot plots
+  flowspec bench --emulate                                 four schedules in real time, beside the virtual clock
   flowspec bench --calibrate > mine.toml                   what this device costs; edit, then --testbed mine.toml
 
 schedules: autoregressive, chunked, pruned, pipedec, lockstep, flowspec; mega-lm and galaxy are modelled, not run
@@ -45,6 +51,7 @@ def add_bench(commands: Any) -> argparse.ArgumentParser:
     )
     mode = bench.add_mutually_exclusive_group(required=True)
     mode.add_argument("--virtual", action="store_true", help="run schedules on simulated time")
+    mode.add_argument("--emulate", action="store_true", help="run schedules in real time, on processes of this machine")
     mode.add_argument("--calibrate", action="store_true", help="measure a bundle on this device, print it as a testbed")
     bench.add_argument(
         "--testbed",
@@ -54,25 +61,33 @@ def add_bench(commands: Any) -> argparse.ArgumentParser:
     )
     bench.add_argument(
         "--schedules",
-        default="all",
         metavar="NAME[,NAME]",
-        help="schedules (default: all); chunked is always run, as the yardstick",
+        help=f"schedules (default: all; emulated: {EMULATED_SCHEDULES}); --virtual always runs chunked, its yardstick",
     )
     bench.add_argument(
         "--prompts",
         default="quick",
         metavar="SET[,SET]",
-        help="prompt sets, all, or quick: two prompts of each set (default: %(default)s)",
+        help="prompt sets, all, or quick: two prompts of each set, emulated one (default: %(default)s)",
     )
     bench.add_argument("--temperature", default="0", metavar="T[,T]", help="0 is greedy (default: %(default)s)")
     bench.add_argument(
-        "--max-new-tokens", type=int, default=96, metavar="N", help="length of each text (default: %(default)s)"
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help=f"length of each text (default: {VIRTUAL_TOKENS}, emulated: {EMULATED_TOKENS})",
     )
     bench.add_argument("--num-prompts", type=int, metavar="N", help="only the first N prompts of each set")
-    bench.add_argument("--processes", type=int, metavar="N", help="processes (default: the cores there are)")
+    bench.add_argument(
+        "--processes", type=int, metavar="N", help="processes of --virtual (default: the cores there are)"
+    )
     bench.add_argument("--threads", type=int, default=1, help="threads for --calibrate (default: %(default)s)")
-    bench.add_argument("--ablate", action="store_true", help="compare flowspec with itself less one mechanism each")
-    bench.add_argument("--plot", type=Path, metavar="DIR", help="draw each testbed's figures to DIR/TESTBED.svg")
+    bench.add_argument(
+        "--ablate", action="store_true", help="compare flowspec with itself less one mechanism each; with --virtual"
+    )
+    bench.add_argument(
+        "--plot", type=Path, metavar="DIR", help="draw each testbed's figures to DIR/TESTBED.svg; with --virtual"
+    )
     bench.add_argument(
         "--json", action="store_true", help="print one JSON object, or a list where there are more testbeds"
     )

@@ -11,10 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowspec_edge.bench.ablation import ablation_names, add_shares, format_shares
+from flowspec_edge.bench.ablation import add_shares, format_shares
+from flowspec_edge.bench.arguments import EMULATED_SCHEDULES, EMULATED_TOKENS, VIRTUAL_TOKENS
 from flowspec_edge.bench.calibrate import calibrate, format_testbed
 from flowspec_edge.bench.charts import draw_bars
 from flowspec_edge.bench.compare import YARDSTICK, Bench, Plan, Task, run_tasks
+from flowspec_edge.bench.emulate import compare_with_virtual, emulated_boards, format_comparison
 from flowspec_edge.bench.progress import Progress
 from flowspec_edge.bench.prompts import choose_sets, load_prompts
 from flowspec_edge.bench.report import build_report, format_report
@@ -22,11 +24,11 @@ from flowspec_edge.bench.tensor_parallel import MODELLED
 from flowspec_edge.bench.testbed import Testbed, known_testbeds, load_testbed
 from flowspec_edge.bench.timeline import Timeline, draw_timeline
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.schedules import SCHEDULES, make_schedule
+from flowspec_edge.core.schedules import SCHEDULES, ablation_names, make_schedule
 from flowspec_edge.errors import BenchError, RequestError
 from flowspec_edge.node import Bundle
 
-QUICK_PROMPTS = 2
+QUICK_PROMPTS, QUICK_EMULATED_PROMPTS = 2, 1
 """Of each set, where only a glance is wanted."""
 
 
@@ -34,11 +36,11 @@ async def run_virtual(
     *,
     bundle: Bundle,
     testbeds: str,
-    schedules: str,
+    schedules: str | None,
     prompts: str,
     temperatures: str,
     num_prompts: int | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     num_processes: int,
     is_ablation: bool,
     is_json: bool,
@@ -49,14 +51,14 @@ async def run_virtual(
     Raises:
         FlowspecError: a name is not known, a number is out of range, or a run failed.
     """
-    names = _schedule_names(schedules, is_ablation)
-    chosen = tuple(_load_testbeds(testbeds))
+    names = _schedule_names(schedules or "all", is_ablation)
+    chosen = tuple(load_testbed(name) for name in _testbed_names(testbeds))
     plan = Plan(
         testbeds=chosen,
         schedules=tuple(name for name in names if name not in MODELLED),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=VIRTUAL_TOKENS if max_new_tokens is None else max_new_tokens,
     )
-    tasks = _tasks(prompts, _numbers("--temperature", temperatures), num_prompts, plan)
+    tasks = _tasks(prompts, _numbers("--temperature", temperatures), num_prompts, plan, QUICK_PROMPTS)
     if num_processes < 1:
         raise RequestError(f"--processes is {num_processes}; it must be at least 1")
     if plot is not None:
@@ -66,7 +68,7 @@ async def run_virtual(
         outcomes = await run_tasks(plan, tasks, bundle, num_processes=num_processes, on_finish=progress.step)
     finally:
         progress.close()
-    reports = [build_report(testbed, outcomes, names, max_new_tokens) for testbed in chosen]
+    reports = [build_report(testbed, outcomes, names, plan.max_new_tokens) for testbed in chosen]
     for report in reports:
         if is_ablation:
             add_shares(report)
@@ -78,6 +80,52 @@ async def run_virtual(
         print(json.dumps(reports[0] if len(reports) == 1 else reports))
     else:
         print("\n\n".join(format_report(report) + (format_shares(report) if is_ablation else "") for report in reports))
+    return 0
+
+
+async def run_emulated(
+    *,
+    bundle: Bundle,
+    testbeds: str,
+    schedules: str | None,
+    prompts: str,
+    temperatures: str,
+    num_prompts: int | None,
+    max_new_tokens: int | None,
+    is_json: bool,
+) -> int:
+    """Run schedules on emulated boards in real time, and print how far from the virtual clock they are. Returns an exit status.
+
+    Raises:
+        FlowspecError: a name is not known, a number is out of range, or a run failed.
+    """
+    names = list(SCHEDULES) if schedules == "all" else _names("--schedules", schedules or EMULATED_SCHEDULES)
+    for name in names:
+        make_schedule(name, 1)  # raises where there is none
+    chosen = {name: load_testbed(name) for name in _testbed_names(testbeds)}
+    plan = Plan(
+        testbeds=tuple(chosen.values()),
+        schedules=tuple(names),
+        max_new_tokens=EMULATED_TOKENS if max_new_tokens is None else max_new_tokens,
+    )
+    tasks = _tasks(prompts, _numbers("--temperature", temperatures), num_prompts, plan, QUICK_EMULATED_PROMPTS)
+    bench = await asyncio.to_thread(Bench, bundle)
+    progress = Progress("in real time", len(chosen) * len(tasks) * len(names), "generations")
+    reports = {}
+    try:
+        for name, testbed in chosen.items():
+            async with emulated_boards(testbed, name, bundle) as boards:
+                reports[testbed] = await compare_with_virtual(boards, bench, plan, tasks, progress.step)
+    finally:
+        progress.close()
+    if is_json:
+        found = [
+            {"testbed": testbed.name, "max_new_tokens": plan.max_new_tokens, "rows": rows}
+            for testbed, rows in reports.items()
+        ]
+        print(json.dumps(found[0] if len(found) == 1 else found))
+    else:
+        print("\n\n".join(format_comparison(testbed, rows) for testbed, rows in reports.items()))
     return 0
 
 
@@ -155,16 +203,18 @@ def _schedule_names(text: str, is_ablation: bool) -> list[str]:
     return [name for name in every if name in {*wanted, YARDSTICK}] + [name for name in wanted if name not in every]
 
 
-def _load_testbeds(text: str) -> Sequence[Testbed]:
-    return [load_testbed(name) for name in (known_testbeds() if text == "all" else _names("--testbed", text))]
+def _testbed_names(text: str) -> Sequence[str]:
+    return known_testbeds() if text == "all" else _names("--testbed", text)
 
 
-def _tasks(prompts: str, temperatures: Sequence[float], num_prompts: int | None, plan: Plan) -> list[Task]:
+def _tasks(
+    prompts: str, temperatures: Sequence[float], num_prompts: int | None, plan: Plan, num_quick: int
+) -> list[Task]:
     """Prompt by prompt, so that the first outcomes of all sets come early."""
     is_quick = prompts == "quick"
     names = list(load_prompts()) if prompts in ("quick", "all") else _names("--prompts", prompts)
     sets = choose_sets(names)
-    limit = QUICK_PROMPTS if is_quick and num_prompts is None else num_prompts
+    limit = num_quick if is_quick and num_prompts is None else num_prompts
     if limit is not None and limit < 1:
         raise RequestError(f"--num-prompts is {limit}; it must be at least 1")
     tasks = [

@@ -151,7 +151,7 @@ class Bench:
         """
         ring = VirtualRing(testbed, tape, self._drafter, self._limits, observer=observer)
         answer = ring.generate(options)
-        _compare_texts(answer.tokens, tape.continuation, f"{options.schedule} on {testbed.name}")
+        check_text(answer.tokens, tape.continuation, f"{options.schedule} on {testbed.name}")
         return answer
 
     def run(self, plan: Plan, task: Task, is_stopping: Callable[[], bool] = lambda: False) -> Outcome | None:
@@ -183,7 +183,8 @@ def _roots(tape: Tape, answer: VirtualAnswer) -> list[int]:
     return [tape.num_prompt + end - 1 for end in ends][:-1]
 
 
-def _compare_texts(written: Sequence[int], expected: Sequence[int], who: str) -> None:
+def check_text(written: Sequence[int], expected: Sequence[int], who: str) -> None:
+    """Raises LosslessError where ``who`` wrote something else than the target."""
     for place, (token, right) in enumerate(zip(written, expected, strict=False)):
         if token != right:
             raise LosslessError(f"{who} wrote token {token} at place {place}, the target {right}; this is a bug")

@@ -1,208 +1,37 @@
-"""Boards that are not there, in real time: node processes of this machine that take the time a testbed says.
+"""Schedules on boards that are not there, in real time: node processes of this machine that keep to a testbed's times.
 
-Everything but time is real: processes, sockets, messages and forwards are those of any ring. A forward is run and then waited
-out, so is each pass of head and drafter at the origin, and a message is held back until the testbed's link would have brought
-it. What this machine needs beyond that is late, and counted: where it is more than a little, the figures are not the testbed's.
+Everything but time is real: processes, sockets, messages and forwards are those of any ring. Each generation is compared with
+the same one on the virtual clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import heapq
-import itertools
 import json
-import os
-import struct
 import time
-import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from flowspec_edge.bench.testbed import StageCost, Testbed
-from flowspec_edge.bench.virtual_clock import ROW_BYTES, VirtualAnswer
+from flowspec_edge.bench.compare import Bench, Plan, Task, check_text
+from flowspec_edge.bench.emulated_board import EmulatedBoard, Lateness, PacedEngine
+from flowspec_edge.bench.report import format_table
+from flowspec_edge.bench.testbed import Testbed
+from flowspec_edge.bench.virtual_clock import TimedAnswer
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core import events as ev
-from flowspec_edge.core import wire
-from flowspec_edge.core.drafting import DraftShape
 from flowspec_edge.demo import DEMO_SEARCH_S, NodeProcess, node_processes
-from flowspec_edge.engine.stage_runner import StageRunner
-from flowspec_edge.errors import BenchError, LinkLostError, NodeUnavailableError, ProtocolError, StageFailedError
+from flowspec_edge.errors import BenchError, NodeUnavailableError
 from flowspec_edge.net.discovery import Announcement, find_nodes
-from flowspec_edge.net.link import Link
-from flowspec_edge.node import Board, Bundle, Node, NodeSettings, Runner, unique_name
-from flowspec_edge.ring import OriginEngine, Ring, open_ring
+from flowspec_edge.node import Bundle, Node, NodeSettings, unique_name
+from flowspec_edge.ring import Ring, open_ring
 
 TOLD_S = 5.0
 """How long a node may take to say how late it was; it says so when its session ends."""
-TIMER_ABSTIME = 1
-"""TFD_TIMER_ABSTIME of Linux's sys/timerfd.h; Python has it from 3.13 on."""
-
-
-@dataclass(slots=True)
-class Lateness:
-    """``asked_s``: what the testbed says that computing takes; ``late_s``: what it took beyond that."""
-
-    asked_s: float = 0.0
-    late_s: float = 0.0
-
-    @property
-    def share(self) -> float:
-        return self.late_s / self.asked_s if self.asked_s else 0.0
-
-    def __add__(self, other: Lateness) -> Lateness:
-        return Lateness(self.asked_s + other.asked_s, self.late_s + other.late_s)
-
-    def wait(self, began: float, asked_s: float) -> None:
-        """On the thread that computes: until ``asked_s`` after ``began``, which is a time of ``time.monotonic``."""
-        _sleep_until(began + asked_s)
-        self.asked_s += asked_s
-        self.late_s += time.monotonic() - began - asked_s
-
-
-def _sleep_until(deadline: float) -> None:
-    while (left := deadline - time.monotonic()) > 0:
-        time.sleep(left)
-
-
-class PacedRunner:
-    """A stage's runner whose forwards last as long as ``cost`` says. ``on_end`` is told, per session, how well that was kept."""
-
-    def __init__(self, runner: Runner, cost: StageCost, on_end: Callable[[Lateness], None]) -> None:
-        self._runner, self._cost, self._on_end = runner, cost, on_end
-        self._lateness = Lateness()
-
-    def open_cache(self, session: int, capacity: int) -> None:
-        self._lateness = Lateness()
-        self._runner.open_cache(session, capacity)
-
-    def free_cache(self, session: int) -> None:
-        self._runner.free_cache(session)
-        self._on_end(self._lateness)
-
-    def run(self, forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> ev.Floats:
-        """A forward that is given up ends behind the layer that runs then."""
-        began = time.monotonic()
-        hidden = self._runner.run(forward, is_cancelled)
-        whole_s = self._cost.forward_ms(len(forward.rows)) / 1000
-        layer_s = self._cost.fixed_ms / self._cost.num_layers / 1000
-        asked_s = 0.0
-        for number in itertools.count(1):
-            asked_s = min(number * layer_s, whole_s)
-            _sleep_until(began + asked_s)
-            if asked_s == whole_s or is_cancelled():
-                break
-        self._lateness.wait(began, asked_s)
-        return hidden
-
-
-class PacedEngine(OriginEngine):
-    """Head and drafter that take the testbed's time."""
-
-    def __init__(self, bundle: Bundle, testbed: Testbed) -> None:
-        super().__init__(bundle, num_threads=1, shape=DraftShape())
-        self._testbed = testbed
-        self.lateness = Lateness()
-
-    def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
-        began = time.monotonic()
-        finished = super().run(job)
-        asked_ms = self._testbed.head_ms if isinstance(job, ev.RunHead) else self._testbed.draft_ms(len(job.rows))
-        self.lateness.wait(began, asked_ms / 1000)
-        return finished
-
-
-class Wire:
-    """One direction of a link on the testbed's network: when messages arrive, in their order.
-
-    Chunks follow each other on the wire, each for as long as its bytes take; small messages take the latency alone.
-    """
-
-    def __init__(self, testbed: Testbed) -> None:
-        self._testbed = testbed
-        self._free_at = self._last_at = 0.0
-
-    def arrival(self, message: wire.Message, now: float) -> float:
-        """When a message that is sent now arrives."""
-        testbed, leaves_at = self._testbed, now
-        if isinstance(message, wire.ChunkMessage):
-            num_bytes = len(message.rows) * (ROW_BYTES + (testbed.hidden_bytes if message.hidden is not None else 0))
-            leaves_at = self._free_at = max(now, self._free_at) + testbed.transfer_ms(num_bytes) / 1000
-        self._last_at = max(leaves_at + testbed.hop_ms / 1000, self._last_at)
-        return self._last_at
-
-
-class PreciseTimer:
-    """Calls back on the event loop at a time of its clock, about 0.1 ms late; the loop's own timers are up to 1.1 ms late,
-    since epoll counts whole milliseconds (x86, Linux 6, Python 3.11).
-    """
-
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._file = self._checked(self._libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
-        self._callback = callback
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._file, self._expire)
-
-    def set(self, at: float) -> None:
-        """Instead of the time that was set before."""
-        seconds, nanoseconds = divmod(int(at * 1e9), 10**9)
-        setting = struct.pack("@4l", 0, 0, seconds, nanoseconds)  # struct itimerspec: no period, then the time
-        self._checked(self._libc.timerfd_settime(self._file, TIMER_ABSTIME, setting, None))
-
-    def close(self) -> None:
-        self._loop.remove_reader(self._file)
-        os.close(self._file)
-
-    def _expire(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # set anew meanwhile
-            os.read(self._file, 8)
-            self._callback()
-
-    @staticmethod
-    def _checked(result: int) -> int:
-        if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return result
-
-
-class EmulatedBoard(Board):
-    """Any one of a testbed's boards: which one, the ring says. ``on_end`` is told how well a session's times were kept."""
-
-    def __init__(self, testbed: Testbed, on_end: Callable[[Lateness], None] = lambda _: None) -> None:
-        self._testbed, self._on_end = testbed, on_end
-        self._wires: weakref.WeakKeyDictionary[Link, Wire] = weakref.WeakKeyDictionary()
-        self._held: list[tuple[float, int, Link, wire.Message]] = []  # a heap
-        self._numbers = itertools.count()
-        self._timer: PreciseTimer | None = None
-
-    def pace(self, runner: StageRunner, stage: int) -> Runner:
-        name, stages = self._testbed.name, self._testbed.stages
-        if stage >= len(stages):
-            raise StageFailedError(f"testbed {name} has {len(stages)} stages; this would be number {stage + 1}")
-        return PacedRunner(runner, stages[stage], self._on_end)
-
-    def send(self, link: Link, message: wire.Message) -> None:
-        """Hold the message back for as long as the testbed's network takes."""
-        at = self._wires.setdefault(link, Wire(self._testbed)).arrival(message, time.monotonic())
-        heapq.heappush(self._held, (at, next(self._numbers), link, message))
-        self._timer = self._timer or PreciseTimer(self._release)
-        self._timer.set(self._held[0][0])
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.close()
-            self._timer = None
-
-    def _release(self) -> None:
-        while self._held and self._held[0][0] <= time.monotonic():
-            _, _, link, message = heapq.heappop(self._held)
-            with contextlib.suppress(LinkLostError, ProtocolError):  # the link's reader tells of its end
-                link.send(message)
-        if self._held and self._timer is not None:
-            self._timer.set(self._held[0][0])
+LATE_LIMIT = 0.05
+"""Computing that took this share longer than the testbed says: half of what the clocks may differ by is this machine's fault."""
+AGREEMENT = 0.1
+"""How far from the virtual clock a valid figure may be without an explanation."""
 
 
 def tell_lateness(lateness: Lateness) -> None:
@@ -224,7 +53,7 @@ async def _told_lateness(node: NodeProcess) -> Lateness:
 
 
 @dataclass(slots=True)
-class EmulatedAnswer(VirtualAnswer):
+class EmulatedAnswer(TimedAnswer):
     """One generation in real time.
 
     ``origin_s`` is the processor time of the origin's event loop after the first tokens: planning, packing and sending, which
@@ -242,13 +71,14 @@ class Emulation:
         self,
         testbed: Testbed,
         bundle: Bundle,
+        engine: PacedEngine,
         node: Node,
         processes: Sequence[NodeProcess],
         found: Sequence[Announcement],
     ) -> None:
-        self._testbed, self._bundle = testbed, bundle
+        self.testbed = testbed
+        self._bundle, self._engine = bundle, engine
         self._node, self._processes, self._found = node, processes, found
-        self._engine = PacedEngine(bundle, testbed)
 
     async def generate(self, prompt: Sequence[int], options: GenerateOptions) -> EmulatedAnswer:
         """One generation on a ring of its own, which has learned nothing before, as on the virtual clock.
@@ -259,9 +89,9 @@ class Emulation:
         """
         self._engine.lateness = Lateness()
         async with open_ring(self._node, self._bundle, self._found, lambda *_: self._engine) as ring:
-            if len(ring.stages) != len(self._testbed.stages):
+            if len(ring.stages) != len(self.testbed.stages):
                 raise BenchError(
-                    f"testbed {self._testbed.name} has {len(self._testbed.stages)} stages; this bundle can be cut into "
+                    f"testbed {self.testbed.name} has {len(self.testbed.stages)} stages; this bundle can be cut into "
                     f"{len(ring.stages)}"
                 )
             answer = await time_answer(ring, prompt, options)
@@ -292,11 +122,108 @@ async def emulated_boards(testbed: Testbed, source: str, bundle: Bundle) -> Asyn
         NodeUnavailableError: a process did not start, or was not found.
     """
     num_nodes = len(testbed.stages)
+    engine = await asyncio.to_thread(PacedEngine, bundle, testbed)
     async with node_processes(num_nodes, bundle.directory, "--emulate", source) as (cluster, processes):
         found = await find_nodes(cluster, num_nodes=num_nodes, is_loopback=True, timeout_s=DEMO_SEARCH_S)
         settings = NodeSettings(name=unique_name(), cluster=cluster, bundles=(bundle,), is_announced=False)
         node = await Node.start(settings, EmulatedBoard(testbed))
         try:
-            yield Emulation(testbed, bundle, node, processes, found)
+            yield Emulation(testbed, bundle, engine, node, processes, found)
         finally:
             await node.close()
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Sums over generations with one schedule at one temperature."""
+
+    schedule: str
+    temperature: float
+    num_prompts: int = 0
+    num_decoded: int = 0
+    emulated_s: float = 0.0
+    virtual_s: float = 0.0
+    origin_s: float = 0.0
+    lateness: Lateness = field(default_factory=Lateness)
+
+    def add(self, emulated: EmulatedAnswer, virtual: TimedAnswer) -> None:
+        self.num_prompts += 1
+        self.num_decoded += emulated.num_decoded
+        self.emulated_s += emulated.decode_s
+        self.virtual_s += virtual.decode_s
+        self.origin_s += emulated.origin_s
+        self.lateness += emulated.lateness
+
+    def to_row(self) -> dict[str, Any]:
+        """``difference`` is that of tokens/s to the virtual clock; ``late`` and ``origin`` are shares of time."""
+        has_decoded = self.num_decoded > 0
+        emulated = self.num_decoded / self.emulated_s if has_decoded else 0.0
+        virtual = self.num_decoded / self.virtual_s if has_decoded else 0.0
+        return {
+            "schedule": self.schedule,
+            "temperature": self.temperature,
+            "num_prompts": self.num_prompts,
+            "tokens_per_s": emulated,
+            "virtual_tokens_per_s": virtual,
+            "difference": emulated / virtual - 1 if has_decoded else 0.0,
+            "late": self.lateness.share,
+            "origin": self.origin_s / self.emulated_s if has_decoded else 0.0,
+        }
+
+
+async def compare_with_virtual(
+    boards: Emulation, bench: Bench, plan: Plan, tasks: Sequence[Task], on_finish: Callable[[], None]
+) -> list[dict[str, Any]]:
+    """Every schedule on every task, on the boards and on the virtual clock; ``on_finish`` is called after each.
+
+    Raises:
+        LosslessError: a schedule wrote another text than the target.
+        FlowspecError: a run failed.
+    """
+    sums: dict[tuple[str, float], Comparison] = {}
+    for task in tasks:
+        options = task.options(plan)
+        tape = await asyncio.to_thread(bench.record, task, options)
+        for schedule in plan.schedules:
+            chosen = replace(options, schedule=schedule)
+            virtual = await asyncio.to_thread(bench.play, boards.testbed, tape, chosen)
+            emulated = await boards.generate(tape.prompt, chosen)
+            check_text(emulated.tokens, tape.continuation, f"{schedule} on emulated {boards.testbed.name}")
+            key = (schedule, task.temperature)
+            sums.setdefault(key, Comparison(*key)).add(emulated, virtual)
+            on_finish()
+    return [comparison.to_row() for comparison in sums.values()]
+
+
+def format_comparison(testbed: Testbed, rows: Sequence[dict[str, Any]]) -> str:
+    """A table, and below it what is wrong with its figures, if anything is."""
+    header = ["schedule", "temperature", "prompts", "emulated", "virtual", "difference", "late", "origin"]
+    lines = [
+        [
+            row["schedule"],
+            f"{row['temperature']:g}",
+            str(row["num_prompts"]),
+            *(f"{row[name]:.2f}" for name in ("tokens_per_s", "virtual_tokens_per_s")),
+            f"{row['difference']:+.1%}",
+            *(f"{row[name]:.1%}" for name in ("late", "origin")),
+        ]
+        for row in rows
+    ]
+    parts = [f"### {testbed.name}, emulated: tokens/s in real time", format_table(header, lines), *_remarks(rows)]
+    return "\n\n".join(parts)
+
+
+def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
+    remarks = []
+    late = [row["schedule"] for row in rows if row["late"] > LATE_LIMIT]
+    if late:
+        remarks.append(
+            f"Not valid: {', '.join(late)}. Computing took over {LATE_LIMIT:.0%} longer than the testbed says, because this "
+            "machine is too slow or was busy; end what else runs here, or take a slower testbed."
+        )
+    if any(abs(row["difference"]) > AGREEMENT for row in rows):
+        remarks.append(
+            f"More than {AGREEMENT:.0%} apart: the virtual clock leaves out what the origin's own code takes (origin: its share "
+            "of the time) and what messages between processes of one machine take beyond the testbed's latency."
+        )
+    return remarks

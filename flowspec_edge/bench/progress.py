@@ -9,10 +9,10 @@ PLAIN_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts of ``num_tasks`` things that are all about as long."""
+    """Counts of ``num_tasks`` things that are all about as long; ``noun`` is what they are."""
 
-    def __init__(self, what: str, num_tasks: int) -> None:
-        self._what, self._num_tasks = what, num_tasks
+    def __init__(self, what: str, num_tasks: int, noun: str = "prompts") -> None:
+        self._what, self._num_tasks, self._noun = what, num_tasks, noun
         self._num_done = 0
         self._began = self._shown_at = time.monotonic()
         self._is_rewritten = sys.stderr.isatty()
@@ -36,6 +36,6 @@ class Progress:
             print(file=sys.stderr)
 
     def _show(self, state: str) -> None:
-        line = f"{self._what}: {self._num_done} of {self._num_tasks} prompts, {state}"
+        line = f"{self._what}: {self._num_done} of {self._num_tasks} {self._noun}, {state}"
         start, end = ("\r\033[K", "") if self._is_rewritten else ("", "\n")
         print(start + line, end=end, file=sys.stderr, flush=True)

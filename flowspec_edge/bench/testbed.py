@@ -28,6 +28,10 @@ class StageCost:
     num_layers: int
     device: str = ""
 
+    def layer_ms(self, num_rows: float) -> float:
+        """How long a forward that is given up goes on at most: until the layer that runs has ended."""
+        return self.forward_ms(num_rows) / self.num_layers
+
     def forward_ms(self, num_rows: float) -> float:
         return self.fixed_ms + num_rows * self.row_ms
 

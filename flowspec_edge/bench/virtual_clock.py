@@ -34,21 +34,11 @@ SESSION = 1
 
 
 @dataclass(slots=True)
-class VirtualAnswer:
-    """What one generation gave, and when: seconds of simulated time at which each token was final.
-
-    ``busy_s`` is per stage, the origin's compute lane last. ``row_seconds`` counts living draft rows under way: sent, not back
-    and not pruned, times the seconds for which they were. ``num_forwards`` and ``num_forward_rows`` are those of all stages, the
-    prompt's left out.
-    """
+class TimedAnswer:
+    """What one generation gave, and the time in seconds at which each token was final."""
 
     tokens: list[int] = field(default_factory=list)
     token_times_s: list[float] = field(default_factory=list)
-    statistics: GenerationStatistics = field(default_factory=GenerationStatistics)
-    busy_s: list[float] = field(default_factory=list)
-    row_seconds: float = 0.0
-    num_forwards: int = 0
-    num_forward_rows: int = 0
 
     @property
     def decode_s(self) -> float:
@@ -63,6 +53,22 @@ class VirtualAnswer:
     @property
     def tokens_per_s(self) -> float:
         return self.num_decoded / self.decode_s if self.decode_s else 0.0
+
+
+@dataclass(slots=True)
+class VirtualAnswer(TimedAnswer):
+    """An answer in simulated time.
+
+    ``busy_s`` is per stage, the origin's compute lane last. ``row_seconds`` counts living draft rows under way: sent, not back
+    and not pruned, times the seconds for which they were. ``num_forwards`` and ``num_forward_rows`` are those of all stages, the
+    prompt's left out.
+    """
+
+    statistics: GenerationStatistics = field(default_factory=GenerationStatistics)
+    busy_s: list[float] = field(default_factory=list)
+    row_seconds: float = 0.0
+    num_forwards: int = 0
+    num_forward_rows: int = 0
 
 
 class Observer(Protocol):
@@ -278,8 +284,7 @@ class VirtualRing:
         """A forward ends behind the layer that runs now."""
         running = self._running[number]
         assert running is not None
-        cost = self._testbed.stages[number]
-        layer_ms = cost.fixed_ms / cost.num_layers
+        layer_ms = self._testbed.stages[number].layer_ms(len(running.rows))
         passed_ms = (self._clock.now_s - running.began_s) * 1000
         end = running.end = next(self._ends)
         finished = ev.ForwardFinished(np.zeros((0, 1), np.float32))

@@ -156,7 +156,7 @@ class Drafting:
                 self._score(child, edge, base + self._log_chance(edge))
         proposals.sort()
         added: list[Row] = []
-        for negative_score, parent, token, edge in proposals[: self.shape.rows_per_pass]:
+        for negative_score, parent, token, edge in proposals[: max(self.shape.rows_per_pass, 5 * len(parents) // 2)]:
             added.append(self._add(Row(next_id + len(added), parent, token), edge, -negative_score))
         return added + self._look_up([row.id for row in added], next_id + len(added))
 

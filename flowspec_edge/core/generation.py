@@ -203,9 +203,9 @@ class Generation:
         chosen = self._schedule.choose_rows(self, now)
         return self._send(chosen, now) if chosen else None
 
-    def next_deadline(self, now: float) -> float | None:
+    def next_deadline(self) -> float | None:
         """When ``next_chunk`` may have something to send though nothing has happened."""
-        return None if self._prefill else self._schedule.next_time(self, now)
+        return None if self._prefill else self._schedule.next_time()
 
     def next_head(self, now: float) -> RunHead | None:
         """Logits for returned rows that the walk may still reach."""

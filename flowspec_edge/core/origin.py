@@ -58,7 +58,6 @@ class Origin:
         self._costs = RingCosts(num_stages)
         self._acceptance = Acceptance()
         self._running: dict[int, _Running] = {}  # in order of turns
-        self._now = 0.0
         self._computing: int | None = None  # the session the compute lane works for
 
     def handle(self, event: OriginEvent, now: float) -> list[OriginAction]:
@@ -67,7 +66,6 @@ class Origin:
         Raises:
             RequestError: the prompt does not fit, or names an unknown schedule; nothing has been started.
         """
-        self._now = now
         actions: list[OriginAction] = []
         match event:
             case PromptSubmitted():
@@ -110,7 +108,7 @@ class Origin:
         """When to send ``DeadlinePassed`` unless something happens before."""
         times = [running.progress_at + PROGRESS_TIMEOUT_S for running in self._running.values()]
         if self._credits:
-            times += [at for generation in self._turns() if (at := generation.next_deadline(self._now)) is not None]
+            times += [at for generation in self._turns() if (at := generation.next_deadline()) is not None]
         return min(times, default=None)
 
     def statistics(self, session: int) -> GenerationStatistics:

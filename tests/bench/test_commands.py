@@ -40,7 +40,7 @@ def test_wrong_options_are_one_sentence(arguments, said, capsys):
 def test_a_mode_must_be_chosen(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["bench"])
-    assert "--virtual --calibrate" in capsys.readouterr().err
+    assert "--virtual --emulate --calibrate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("schedule", ["flowspec", "lockstep"])

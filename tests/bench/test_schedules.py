@@ -5,7 +5,7 @@ import pytest
 
 from flowspec_edge.bench.compare import Bench, Task
 from flowspec_edge.bench.prompts import load_prompts
-from flowspec_edge.bench.testbed import load_testbed, known_testbeds
+from flowspec_edge.bench.testbed import known_testbeds, load_testbed
 from flowspec_edge.bench.virtual_clock import VirtualRing
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.drafting import DraftShape
@@ -14,6 +14,7 @@ from flowspec_edge.core.generation import TargetLimits
 from flowspec_edge.core.schedules import SCHEDULES
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
+from tests.bench.conftest import make_tape
 
 NUM_TOKENS = 64
 
@@ -39,9 +40,7 @@ def limits(bundle):
 def tokens_per_s(testbed, schedule, tapes, drafter_for, limits):
     """Over all texts, each of which comes out as the target has it."""
     options = GenerateOptions(max_new_tokens=NUM_TOKENS, temperature=0.6, schedule=schedule)
-    answers = [
-        VirtualRing(load_testbed(testbed), tape, drafter_for(tape), limits).generate(options) for tape in tapes
-    ]
+    answers = [VirtualRing(load_testbed(testbed), tape, drafter_for(tape), limits).generate(options) for tape in tapes]
     assert [answer.tokens for answer in answers] == [list(tape.continuation) for tape in tapes]
     return sum(answer.num_decoded for answer in answers) / sum(answer.decode_s for answer in answers)
 
@@ -96,3 +95,15 @@ def test_a_drafter_that_is_always_wrong_costs_nothing(tapes, limits, testbed):
         tokens_per_s(testbed, schedule, tapes, WrongDrafter, limits) for schedule in ("autoregressive", "flowspec")
     )
     assert speculating >= 0.99 * plain
+
+
+def test_text_that_repeats_itself_needs_no_draft_head(two_stages):
+    tape = make_tape(6, [1, 2, 3, 4, 1, 2, *([3, 4, 1, 2] * 12)])
+    limits = TargetLimits(max_context=256, eos_token_ids=frozenset())
+    seconds = {}
+    for schedule in ("autoregressive", "flowspec"):
+        options = GenerateOptions(max_new_tokens=48, schedule=schedule)
+        answer = VirtualRing(two_stages, tape, None, limits).generate(options)
+        assert answer.tokens == list(tape.continuation)
+        seconds[schedule] = answer.decode_s
+    assert seconds["flowspec"] < 0.7 * seconds["autoregressive"]

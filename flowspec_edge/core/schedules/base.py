@@ -37,8 +37,8 @@ class Schedule:
         """Whether returned rows may be verified now."""
         return True
 
-    def next_time(self, generation: Generation, now: float) -> float | None:
-        """When to ask again though nothing has happened."""
+    def next_time(self) -> float | None:
+        """When to ask for rows again though nothing has happened, if the last answer was to wait."""
         return None
 
     def next_turn(self, generation: Generation, has_credit: bool) -> int | None:

@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from flowspec_edge.core.generation import Generation
 
 MAX_CHUNK_ROWS = 128
+LEAD_S = 0.002
+"""A chunk leaves this much before its time: timers are late, and choosing it takes a moment as well."""
 MAX_LIVING_ROWS = 400
 """Draft rows that stages hold for one session; less than the margin of their caches."""
 MAX_TREE_ROWS = 400
 """Draft rows, sent or not, beyond which nothing is drafted; less than the margin of the drafter's cache."""
+PASS_SLACK = 0.1
+"""How much longer a pass of the drafter may take for rows beyond the shape's width."""
+MAX_PASS_ROWS = 24
 MIN_CHANCE = 0.001
 """Rows less likely than this are neither sent nor expanded."""
 
@@ -44,24 +49,26 @@ class Flowspec(Schedule):
     def __init__(self, num_stages: int) -> None:
         super().__init__(num_stages)
         self._payoff = Payoff()
+        self._ask_at = math.inf
 
     def take_verified(self, generation: Generation, num_tokens: int, now: float) -> None:
         self._payoff.count(num_tokens, now, generation.pipeline.costs.plain_token_s)
 
     def choose_rows(self, generation: Generation, now: float) -> list[int]:
         rows, entry = self._rows_worth_sending(generation)
-        return rows if rows and self._leaves_at(generation, rows, entry, now) <= now else []
+        self._ask_at = self._leaves_at(generation, rows, entry, now) if rows else math.inf
+        return rows if self._ask_at <= now else []
 
-    def next_time(self, generation: Generation, now: float) -> float | None:
-        rows, entry = self._rows_worth_sending(generation)
-        at = self._leaves_at(generation, rows, entry, now) if rows else math.inf
-        return at if at < math.inf else None
+    def next_time(self) -> float | None:
+        return self._ask_at if self._ask_at < math.inf else None
 
     def choose_pass(self, generation: Generation, now: float) -> list[int] | None:
         if not self._payoff.is_on:
             return None
         drafting, pipeline = generation.drafting, generation.pipeline
         width = drafting.shape.width
+        if (row_s := pipeline.costs.draft.slope) > 0:  # rows that cost nearly nothing come along
+            width = min(width + int(PASS_SLACK * pipeline.costs.draft.at(width) / row_s), MAX_PASS_ROWS)
         if not generation.num_unextended:
             if len(drafting.scores) > MAX_TREE_ROWS:
                 return None
@@ -94,7 +101,7 @@ class Flowspec(Schedule):
 
     def _is_worth_adding(self, generation: Generation, num_rows: int, chance: float, entry: float) -> bool:
         costs = generation.pipeline.costs
-        return chance * costs.interval_s(num_rows + 1) >= entry * costs.seconds_per_row
+        return chance * costs.interval_s(1) >= entry * costs.seconds_per_row
 
     def _leaves_at(self, generation: Generation, rows: list[int], entry: float, now: float) -> float:
         """When the chunk should leave, or be thought of anew; infinity if something else must happen first."""
@@ -103,7 +110,7 @@ class Flowspec(Schedule):
             return now
         if generation.is_verifying and entry < 0.5:
             return math.inf
-        at = pipeline.send_at(len(rows))
+        at = pipeline.send_at(len(rows)) - LEAD_S
         returns_at = pipeline.returns_at()
         if returns_at is not None:
             known_at = returns_at + pipeline.costs.head.at(1)
