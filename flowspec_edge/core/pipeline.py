@@ -80,7 +80,7 @@ class RingCosts:
     @property
     def plain_token_s(self) -> float:
         """A token's time without speculation: a single row's trip, and the head."""
-        return self._single_trip_s + self.head.fixed
+        return (self._single_trip_s or sum(stage.at(1) for stage in self.stages) + self.hops.at(1)) + self.head.at(1)
 
     def interval_s(self, num_rows: float) -> float:
         """How long the slowest stage is busy with a chunk."""

@@ -147,3 +147,13 @@ def test_an_unmeasured_ring_waits_for_nothing():
     pipeline.send(Flight({1}, 5.0))
     assert pipeline.send_at(1) <= 5.0
     assert pipeline.returns_at() is None
+
+
+def test_a_plain_token_takes_a_single_rows_quickest_trip_and_until_one_was_seen_what_the_lines_say():
+    costs = RingCosts(1)
+    for num_rows in (4, 8):
+        costs.add_trip(0.012 + 0.001 * num_rows, [Passage(num_rows, 0.0, 0.010 + 0.001 * num_rows)])
+    assert costs.plain_token_s == exactly(0.013)
+    costs.add_trip(0.020, [Passage(1, 0.007, 0.011)])
+    costs.add_trip(0.014, [Passage(1, 0.001, 0.011)])
+    assert costs.plain_token_s == exactly(0.014)
