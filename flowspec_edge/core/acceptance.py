@@ -16,13 +16,13 @@ from flowspec_edge.core.lookup import MAX_MATCH
 NUM_BINS = 24
 BIN_WIDTH = 0.4
 """Bins of draft log-probability, 0.4 wide: from 1 down to e**-9.6."""
-PRIOR_WEIGHT = 6.0
+PRIOR_WEIGHT = 80.0
 """How many observations it takes to count as much as what is assumed without any."""
-MATCH_PRIOR = (0.0, 0.1, 0.3, 0.45, 0.55, 0.6, 0.65, 0.7, 0.8)
-"""Chance of a token that followed the same 1, 2, ... tokens before; measured on source code."""
+MATCH_PRIOR = (0.0, 0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.75)
+"""Chance of a token that followed the same 1, 2, ... tokens before; a little less than measured on source code."""
 MAX_CHANCE = 0.98
-FORGETTING = 0.995
-"""Weight of the past at each verification: a text that turns into a table is noticed within some hundred tokens."""
+FORGETTING = 0.999
+"""Weight of the past at each verification: a text that turns into a table is noticed within some thousand tokens."""
 MAX_WEIGHT = 1e9
 
 
