@@ -25,7 +25,7 @@ OPTIONS = st.builds(
 PROMPTS = st.lists(st.integers(1, 12), min_size=1, max_size=200).map(tuple)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 6), PROMPTS, OPTIONS, st.floats(0, 1), st.integers(0, 2**32))
 def test_output_equals_the_unsplit_models(num_stages, prompt, options, skill, seed):
     ring = FakeRing(num_stages, random.Random(seed), skill)
@@ -36,7 +36,7 @@ def test_output_equals_the_unsplit_models(num_stages, prompt, options, skill, se
     assert not any(stage.caches for stage in ring.stages)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(PROMPTS, OPTIONS), min_size=2, max_size=6), st.integers(0, 2**32))
 def test_sessions_share_the_ring_without_mixing(requests, seed):
     ring = FakeRing(3, random.Random(seed))

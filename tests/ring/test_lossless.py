@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 4, 8])
 async def test_greedy_output_on_held_out_prompts(num_nodes, bundle, unsplit, prompts):
-    options = GenerateOptions(max_new_tokens=48)
+    options = GenerateOptions(max_new_tokens=32)
     async with ring_of(num_nodes, bundle) as ring:
         assert len(ring.stages) == num_nodes
         for prompt in prompts:
