@@ -57,7 +57,6 @@ class Drafting:
         self._lookup = lookup
         self.shape = shape
         self.scores: dict[int, float] = {}  # log-probability from the root, per drafted row
-        self.root = 0
         self.passes = 0  # since the last restart
         self._edges: dict[int, Edge] = {}
         self._ran: dict[int, int] = {}  # per row: the number of the pass that ran it last
@@ -86,7 +85,6 @@ class Drafting:
         """The text went on by ``text``, and scores count from ``root`` now. Returns rows that the text itself proposes,
         numbered from ``next_id``.
         """
-        self.root = root
         scores: dict[int, float] = {}
         for row in self._tree.descendants(root):
             edge = self._edges.get(row.id)

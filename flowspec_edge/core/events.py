@@ -68,7 +68,7 @@ class AdvanceArrived:
 
 @dataclass(frozen=True, slots=True)
 class TurnBegan:
-    """Straight from the origin: chunks of this turn may run. Only the ``lockstep`` schedule has turns."""
+    """Straight from the origin: chunks of this turn may run. Only ``lockstep`` and ``pipedec`` have turns."""
 
     session: int
     turn: int

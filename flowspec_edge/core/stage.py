@@ -1,4 +1,5 @@
-"""A stage: takes chunks, drops what is dead, runs its layers, sends on. It never waits for the origin.
+"""A stage: takes chunks, drops what is dead, runs its layers, sends on. It waits for the origin only where a
+schedule has turns.
 
 One chunk runs at a time, in the order of arrival, whichever session it belongs to. It starts when the hop ahead has credit;
 at that moment its sender gets a credit back, so at most ``CREDITS_PER_HOP`` chunks wait here. Dead rows are dropped when a
