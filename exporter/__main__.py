@@ -11,7 +11,7 @@ from pathlib import Path
 from flowspec_edge.errors import FlowspecError
 
 DESCRIPTION = """\
-Turn a Hugging Face Llama checkpoint, and the EAGLE-1 draft head trained for it, into a bundle: the directory that
+Turn a Hugging Face checkpoint, and the EAGLE-1 draft head trained for it, into a bundle: the directory that
 `flowspec node` serves. The bundle is cut by layers, so that each board loads only its own.
 
 Every exported file is compared with the torch model on real text before the bundle appears; the differences are kept
@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT_DIR",
-        help="directory with config.json, tokenizer.json and the safetensors of a LlamaForCausalLM",
+        help="directory with config.json, tokenizer.json and safetensors of a Llama, TinyLlama, SmolLM, Vicuna, Mistral, "
+        "Qwen2, Qwen2.5 or Qwen3 model",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="directory to write; must not exist")
     parser.add_argument(
@@ -68,8 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-context",
         type=int,
         metavar="TOKENS",
-        help="longest prompt and output together; lower it for models with long contexts, whose position tables are "
-        "kept in every file (default: the model's own limit)",
+        help="longest prompt and output together (default: the model's own limit)",
+    )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pytorch_model.bin where there are no safetensors, with torch's weights_only",
     )
     parser.add_argument("--force", action="store_true", help="replace the bundle that is already at --out")
     parser.add_argument("--json", action="store_true", help="print the parity report on stdout as JSON")
@@ -105,6 +110,7 @@ def _export(options: argparse.Namespace) -> None:
             block_size=options.block_size,
             name=options.name,
             max_context=options.max_context,
+            allow_pickle=options.allow_pickle,
             force=options.force,
         ),
         say=lambda line: print(line, file=sys.stderr, flush=True),

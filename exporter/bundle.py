@@ -55,7 +55,8 @@ class ExportOptions:
     Attributes:
         precision: ``fp32``, or ``int8`` for 8-bit weights in the files; see :mod:`exporter.quantize`.
         block_size: layers per ONNX file; a device serves whole files.
-        max_context: tokens of context to keep rotary tables for; the model's own limit when None.
+        max_context: tokens of context to allow; the model's own limit when None.
+        allow_pickle: read ``pytorch_model.bin`` where there are no safetensors.
         force: replace a bundle that is already at ``out``.
     """
 
@@ -66,6 +67,7 @@ class ExportOptions:
     block_size: int = 1
     name: str | None = None
     max_context: int | None = None
+    allow_pickle: bool = False
     force: bool = False
 
 
@@ -79,8 +81,10 @@ def export_bundle(options: ExportOptions, say: Say = lambda line: None) -> Manif
     """
     began = time.monotonic()
     _check_out(options)
-    checkpoint = load_checkpoint(options.checkpoint, options.max_context)
-    draft_head = load_draft_head(options.drafter, checkpoint.geometry) if options.drafter else None
+    checkpoint = load_checkpoint(options.checkpoint, options.max_context, allow_pickle=options.allow_pickle)
+    draft_head = None
+    if options.drafter is not None:
+        draft_head = load_draft_head(options.drafter, checkpoint.geometry, allow_pickle=options.allow_pickle)
     with _written_aside(options) as directory:
         manifest = _Assembly(options, checkpoint, directory, say).assemble(draft_head)
         manifest.write(directory)
@@ -175,6 +179,7 @@ class _Assembly:
             num_heads=shape.num_heads,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
+            rope_frequencies=list(shape.rope_frequencies),
         )
         return entry, error
 

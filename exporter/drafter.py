@@ -6,18 +6,21 @@ Source: Li et al., "EAGLE: Speculative Sampling Requires Rethinking Feature Unce
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from exporter.model import LayerShape, TensorFiles, read_json, read_layer_shape
+from exporter.config import FAMILIES, LayerShape, positive_int, read_layer_shape
 from exporter.stage_module import LayerBlock, with_weights
+from exporter.tensors import TensorFiles, read_json
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import Geometry
 
 KIND = "eagle1"
+EMBEDDING = "embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -50,48 +53,65 @@ class EagleDrafter(LayerBlock):
         position_ids: torch.Tensor,
         seqlens_k: torch.Tensor,
         total_sequence_length: torch.Tensor,
+        rotary_cos: torch.Tensor,
+        rotary_sin: torch.Tensor,
         past_key: Sequence[torch.Tensor],
         past_value: Sequence[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         hidden = self.fc(torch.cat((token_embedding, feature), dim=-1))  # [1, rows, hidden_size]
         return super().forward(
-            hidden, attention_bias, position_ids, seqlens_k, total_sequence_length, past_key, past_value
+            hidden,
+            attention_bias,
+            position_ids,
+            seqlens_k,
+            total_sequence_length,
+            rotary_cos,
+            rotary_sin,
+            past_key,
+            past_value,
         )
 
 
-def load_draft_head(directory: Path, target: Geometry) -> DraftHead:
+def load_draft_head(directory: Path, target: Geometry, *, allow_pickle: bool = False) -> DraftHead:
     """Read an EAGLE-1 head in its published layout. Its own copy of the embedding, if any, is left aside.
 
     Raises:
-        CheckpointError: not an EAGLE-1 head, or made for a target of another hidden size.
+        CheckpointError: not an EAGLE-1 head, or made for a target of another hidden size or vocabulary.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such drafter directory")
     path = directory / "config.json"
     config = read_json(path)
-    tensors = TensorFiles(directory)
+    tensors = TensorFiles(directory, allow_pickle=allow_pickle)
     if "d2t" in tensors or any(name.startswith("midlayer.") for name in tensors.names()):
         raise CheckpointError(f"{directory}: this is an EAGLE-3 head, which is not supported yet; supported: EAGLE-1")
-    own = read_layer_shape(path, config)
-    if own.hidden_size != target.hidden_size:
+    family = replace(FAMILIES["LlamaForCausalLM"], qkv_bias=bool(config.get("qkv_bias", False)))
+    shape = read_layer_shape(path, config, family)
+    _refuse_other_target(path, config, shape, target)
+    hidden = shape.hidden_size
+    sizes = {"fc.weight": (hidden, 2 * hidden), "fc.bias": (hidden,), EMBEDDING: (target.vocab_size, hidden)}
+    sizes |= {f"layers.0.{name}": size for name, size in shape.tensor_shapes().items()}
+    del sizes["layers.0.input_layernorm.weight"]
+    for name in tensors.names():
+        if name not in sizes:
+            raise CheckpointError(f"{directory}: has {name}, so it is not an EAGLE-1 head (one layer, no input norm)")
+    for name in ("fc.bias", EMBEDDING):  # not in every head
+        if name not in tensors:
+            del sizes[name]
+    weights = {name: tensors.read(name, size) for name, size in sizes.items()}
+    weights.pop(EMBEDDING, None)
+    return DraftHead(directory, shape, {name: weight.float() for name, weight in weights.items()})
+
+
+def _refuse_other_target(path: Path, config: dict[str, Any], shape: LayerShape, target: Geometry) -> None:
+    if shape.hidden_size != target.hidden_size:
         raise CheckpointError(
-            f"{path}: the drafter's hidden_size is {own.hidden_size}, the target's is {target.hidden_size}; "
+            f"{path}: the drafter's hidden_size is {shape.hidden_size}, the target's is {target.hidden_size}; "
             "use the head trained for this target"
         )
-    if own.max_context < target.max_context:
+    vocab_size = positive_int(path, config, "vocab_size")
+    if vocab_size != target.vocab_size:
         raise CheckpointError(
-            f"{path}: the drafter's max_position_embeddings is {own.max_context}, the target's context is "
-            f"{target.max_context}; pass --max-context {own.max_context}"
+            f"{path}: the drafter's vocab_size is {vocab_size}, the target's is {target.vocab_size}; "
+            "use the head trained for this target"
         )
-    for name in ("layers.0.input_layernorm.weight", "layers.1.self_attn.q_proj.weight"):
-        if name in tensors:
-            raise CheckpointError(f"{directory}: has {name}, so it is not an EAGLE-1 head (one layer, no input norm)")
-    shape = read_layer_shape(path, config, target.max_context)
-    hidden = shape.hidden_size
-    weights = {"fc.weight": tensors.read("fc.weight", (hidden, 2 * hidden)).float()}
-    if "fc.bias" in tensors:
-        weights["fc.bias"] = tensors.read("fc.bias", (hidden,)).float()
-    for name, size in shape.tensor_shapes().items():
-        if name != "input_layernorm.weight":
-            weights[f"layers.0.{name}"] = tensors.read(f"layers.0.{name}", size).float()
-    return DraftHead(directory, shape, weights)

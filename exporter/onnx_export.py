@@ -17,8 +17,8 @@ from optimum.exporters.onnx.convert import AtolError, OutputMatchError, ShapeErr
 from optimum.utils import NormalizedConfig
 from torch import nn
 
-from exporter.model import LayerShape
-from exporter.stage_module import FinalNorm, Head, LayerBlock
+from exporter.config import LayerShape
+from exporter.stage_module import FinalNorm, Head, LayerBlock, rotary_tables
 from flowspec_edge.errors import CheckpointError, ParityError
 from flowspec_edge.manifest import (
     ATTENTION_BIAS,
@@ -31,6 +31,8 @@ from flowspec_edge.manifest import (
     POSITION_IDS,
     PRESENT_KEY,
     PRESENT_VALUE,
+    ROTARY_COS,
+    ROTARY_SIN,
     SEQLENS_K,
     TOKEN_EMBEDDING,
     TOP_K,
@@ -103,6 +105,7 @@ def block_spec(block: LayerBlock) -> GraphSpec:
     inputs[POSITION_IDS] = {1: "rows"}
     inputs[SEQLENS_K] = {}
     inputs[TOTAL_LENGTH] = {}
+    inputs[ROTARY_COS] = inputs[ROTARY_SIN] = {0: "positions"}
     for prefix in (PAST_KEY, PAST_VALUE):
         inputs.update({f"{prefix}.{i}": {2: "capacity"} for i in layers})
     outputs: Axes = {HIDDEN_OUT: {1: "rows"}}
@@ -164,6 +167,7 @@ def _block_dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...])
     dummies[POSITION_IDS] = torch.tensor([[0, 1, 1]]) + min(3, max(shape.max_context - 2, 0))
     dummies[SEQLENS_K] = torch.tensor([total - 1], dtype=torch.int32)
     dummies[TOTAL_LENGTH] = torch.tensor(total, dtype=torch.int32)
+    dummies[ROTARY_COS], dummies[ROTARY_SIN] = rotary_tables(shape, total + 1)
     for name in (PAST_KEY, PAST_VALUE):
         dummies[name] = [_random(1, shape.num_kv_heads, total, shape.head_dim) for _ in range(num_layers)]
     return dummies

@@ -15,6 +15,8 @@ import onnxruntime
 import torch
 from torch import nn
 
+from exporter.config import LayerShape
+from exporter.stage_module import rotary_tables
 from flowspec_edge.errors import ParityError
 from flowspec_edge.manifest import (
     ATTENTION_BIAS,
@@ -27,6 +29,8 @@ from flowspec_edge.manifest import (
     POSITION_IDS,
     PRESENT_KEY,
     PRESENT_VALUE,
+    ROTARY_COS,
+    ROTARY_SIN,
     SEQLENS_K,
     TOKEN_EMBEDDING,
     TOP_K,
@@ -116,10 +120,11 @@ def ancestor_bias(parents: Sequence[int], start: int, stop: int) -> np.ndarray:
 class OnnxGraph:
     """An exported block or drafter on ONNX Runtime, its caches updated in place."""
 
-    def __init__(self, path: Path, capacity: int) -> None:
+    def __init__(self, path: Path, capacity: int, shape: LayerShape) -> None:
         self.session = open_session(path)
         self._caches: dict[str, onnxruntime.OrtValue] = {}
         self._memory: list[np.ndarray] = []
+        self._rotary = _rotary_inputs(shape, capacity)
         for graph_input in self.session.get_inputs():
             if graph_input.name.startswith((f"{PAST_KEY}.", f"{PAST_VALUE}.")):
                 _, num_kv_heads, _, head_dim = graph_input.shape
@@ -130,7 +135,7 @@ class OnnxGraph:
     def run(self, rows: Mapping[str, np.ndarray], step: Step) -> np.ndarray:
         """Hidden rows after the graph: [1, rows, hidden_size]."""
         binding = self.session.io_binding()
-        for name, array in {**rows, **step.inputs()}.items():
+        for name, array in {**rows, **self._rotary, **step.inputs()}.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name, cache in self._caches.items():
             binding.bind_ortvalue_input(name, cache)
@@ -151,9 +156,11 @@ class TorchGraph:
         self._layers = range(module.start, module.stop)
         self._keys = [torch.zeros(size) for _ in self._layers]
         self._values = [torch.zeros(size) for _ in self._layers]
+        self._rotary = _rotary_inputs(shape, capacity)
 
     def run(self, rows: Mapping[str, np.ndarray], step: Step) -> np.ndarray:
-        inputs = {name: torch.from_numpy(np.asarray(array)) for name, array in {**rows, **step.inputs()}.items()}
+        arrays = {**rows, **self._rotary, **step.inputs()}
+        inputs = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
         with torch.no_grad():
             outputs = self.module(**inputs, past_key=self._keys, past_value=self._values)
         self._keys = [outputs[f"{PRESENT_KEY}.{i}"] for i in self._layers]
@@ -189,7 +196,7 @@ class ChainCheck:
     def check_block(self, module: nn.Module, path: Path) -> None:
         """Compare one block on torch's rows, and take both sets of rows through it."""
         reference = TorchGraph(module, self.capacity)
-        alone, chained = OnnxGraph(path, self.capacity), OnnxGraph(path, self.capacity)
+        alone, chained = (OnnxGraph(path, self.capacity, module.shape) for _ in range(2))
         found, expected = [], []
         for i, step in enumerate(self.steps):
             found.append(alone.run({HIDDEN: self.expected[i]}, step))
@@ -233,7 +240,7 @@ class ChainCheck:
 
     def check_drafter(self, module: nn.Module, path: Path) -> float:
         """Compare the drafter on pairs of a token and its parent's feature, at the parent's position."""
-        reference, graph = TorchGraph(module, self.capacity), OnnxGraph(path, self.capacity)
+        reference, graph = TorchGraph(module, self.capacity), OnnxGraph(path, self.capacity, module.shape)
         features = np.concatenate([rows[0] for rows in self.expected])  # [all rows, hidden_size]
         found, expected = [], []
         for step in self.steps:
@@ -272,6 +279,11 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _rotary_inputs(shape: LayerShape, capacity: int) -> Arrays:
+    cos, sin = rotary_tables(shape, capacity)
+    return {ROTARY_COS: cos.numpy(), ROTARY_SIN: sin.numpy()}
 
 
 def _step(token_ids: Sequence[int], parents: Sequence[int], start: int, stop: int, compared: int) -> Step:

@@ -13,13 +13,12 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from exporter.model import LayerShape
+from exporter.config import LayerShape
 from flowspec_edge.manifest import (
     HIDDEN_OUT,
     LOGITS,
     PRESENT_KEY,
     PRESENT_VALUE,
-    SLOT_MARGIN,
     TOP_LOG_PROBS,
     TOP_TOKENS,
 )
@@ -44,7 +43,7 @@ class RotaryAttention(torch.autograd.Function):
         past_value: torch.Tensor,
         seqlens_k: torch.Tensor,  # int32 [1]
         total: torch.Tensor,  # int32 []
-        cos: torch.Tensor,  # [max_context + SLOT_MARGIN, head_dim / 2]
+        cos: torch.Tensor,  # [at least total, head_dim / 2]
         sin: torch.Tensor,
         position_ids: torch.Tensor,  # [1, rows]
         attention_bias: torch.Tensor,  # [1, 1, rows, total]
@@ -125,20 +124,31 @@ class RmsNorm(nn.Module):
         return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
 
+class HeadNorm(RmsNorm):
+    """RmsNorm over each head by itself; rows are [1, rows, heads * head_dim]."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = x.reshape(-1, x.shape[-1] // self.weight.shape[0], self.weight.shape[0])  # [rows, heads, head_dim]
+        return super().forward(heads).reshape(1, -1, x.shape[-1])
+
+
 class Attention(nn.Module):
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
         q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
-        self.q_proj = nn.Linear(shape.hidden_size, q_size, bias=False)
-        self.k_proj = nn.Linear(shape.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(shape.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(q_size, shape.hidden_size, bias=False)
+        self.q_proj = nn.Linear(shape.hidden_size, q_size, bias=shape.qkv_bias)
+        self.k_proj = nn.Linear(shape.hidden_size, kv_size, bias=shape.qkv_bias)
+        self.v_proj = nn.Linear(shape.hidden_size, kv_size, bias=shape.qkv_bias)
+        self.o_proj = nn.Linear(q_size, shape.hidden_size, bias=shape.output_bias)
+        # Each head's queries and keys are normed before they are rotated; the operator cannot do that on CPUs.
+        self.q_norm = HeadNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
 
     def forward(
         self, x: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor, step: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        projected = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        projected = self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x)), self.v_proj(x)
         attended, key, value = RotaryAttention.apply(
             *projected, past_key, past_value, *step, self.num_heads, self.num_kv_heads
         )
@@ -148,9 +158,9 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=shape.mlp_bias)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=shape.mlp_bias)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=shape.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = self.gate_proj(x)
@@ -158,7 +168,7 @@ class FeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One Llama layer. EAGLE's single layer has no input norm."""
+    """One layer of a supported family. EAGLE-1's single layer has no input norm."""
 
     def __init__(self, shape: LayerShape, *, has_input_norm: bool = True) -> None:
         super().__init__()
@@ -184,9 +194,6 @@ class LayerBlock(nn.Module):
         self.config = PretrainedConfig()  # optimum's export reads and sets fields of it
         self.shape, self.start, self.stop = shape, start, stop
         self.layers = nn.ModuleList(DecoderLayer(shape, has_input_norm=has_input_norm) for _ in range(start, stop))
-        cos, sin = rotary_tables(shape)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
 
     def forward(
         self,
@@ -195,10 +202,12 @@ class LayerBlock(nn.Module):
         position_ids: torch.Tensor,
         seqlens_k: torch.Tensor,
         total_sequence_length: torch.Tensor,
+        rotary_cos: torch.Tensor,
+        rotary_sin: torch.Tensor,
         past_key: Sequence[torch.Tensor],
         past_value: Sequence[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        step = (seqlens_k, total_sequence_length, self.cos, self.sin, position_ids, attention_bias)
+        step = (seqlens_k, total_sequence_length, rotary_cos, rotary_sin, position_ids, attention_bias)
         keys, values = [], []
         for layer, layer_key, layer_value in zip(self.layers, past_key, past_value, strict=True):
             hidden, key, value = layer(hidden, layer_key, layer_value, step)
@@ -234,11 +243,9 @@ class Head(nn.Module):
         return {LOGITS: logits, TOP_LOG_PROBS: top_log_probs, TOP_TOKENS: top_tokens}
 
 
-def rotary_tables(shape: LayerShape) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines by position: two float32 tables [max_context + SLOT_MARGIN, head_dim / 2]."""
-    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device="cpu") / shape.head_dim
-    frequencies = 1.0 / shape.rope_theta**exponents
-    angles = torch.outer(torch.arange(shape.max_context + SLOT_MARGIN, dtype=torch.float32, device="cpu"), frequencies)
+def rotary_tables(shape: LayerShape, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines by position: two float32 tables [num_positions, head_dim / 2]."""
+    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), torch.tensor(shape.rope_frequencies))
     return angles.cos(), angles.sin()
 
 

@@ -25,12 +25,8 @@ from typing import Any
 from flowspec_edge.errors import BundleError
 
 FORMAT = "flowspec-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
-
-SLOT_MARGIN = 1024
-"""Rotary tables have this many rows more than ``max_context``: the attention operator wants a row for each cache slot in
-use, draft rows included, although no position ever passes the context."""
 
 # Inputs and outputs of a layer block and of the drafter.
 HIDDEN = "hidden"  # float32 [1, rows, hidden_size]
@@ -41,6 +37,8 @@ ATTENTION_BIAS = (
 POSITION_IDS = "position_ids"  # int64 [1, rows]
 SEQLENS_K = "seqlens_k"  # int32 [1] = total - 1
 TOTAL_LENGTH = "total_sequence_length"  # int32 [] = slots in use after this step
+# Cosines and sines by position, float32 [slots, head_dim / 2]: the operator wants a row for each cache slot in use.
+ROTARY_COS, ROTARY_SIN = "rotary_cos", "rotary_sin"
 TOKEN_EMBEDDING = "token_embedding"  # drafter only: float32 [1, rows, hidden_size]
 FEATURE = "feature"  # drafter only: float32 [1, rows, hidden_size]
 # The cache of layer i: past_key.i, past_value.i -> present_key.i, present_value.i,
@@ -80,11 +78,15 @@ class DrafterEntry(FileEntry):
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    rope_frequencies: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Shapes of the target model. ``max_context`` counts tokens, prompt and output together."""
+    """Shapes of the target model. ``max_context`` counts tokens, prompt and output together.
+
+    ``rope_frequencies`` are radians per position of each pair of a head's values, [head_dim / 2], scaling included.
+    """
 
     num_layers: int
     hidden_size: int
@@ -95,7 +97,7 @@ class Geometry:
     vocab_size: int
     max_context: int
     rms_norm_eps: float
-    rope_theta: float
+    rope_frequencies: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +181,12 @@ def load_manifest(directory: Path) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError(f"{path}: not a {FORMAT} manifest; make one with flowspec-export")
     version = data.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if isinstance(version, int) and version < FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: format version {version} is older than {FORMAT_VERSION}, the only one this flowspec-edge reads; "
+            "export the bundle again with flowspec-export"
+        )
+    if version != FORMAT_VERSION:
         raise BundleError(
             f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest this flowspec-edge reads; "
             "upgrade with pip install --upgrade flowspec-edge"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from flowspec_edge.core.events import Floats, RunForward
 from flowspec_edge.engine.graphs import CachedGraph, KvCache, Step, as_ort_value, load_graph, pad_rows
+from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.errors import PlacementError, StageFailedError
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, Manifest
 
@@ -48,6 +49,7 @@ class StageRunner:
         self._embedding = load_embedding(directory, manifest) if start == 0 else None
         is_last = stop == manifest.geometry.num_layers
         self._final_norm = load_graph(directory / manifest.final_norm.file, num_threads) if is_last else None
+        self._rotary = RotaryTables(manifest.geometry.rope_frequencies)
         self._caches: dict[int, KvCache] = {}
 
     def open_cache(self, session: int, capacity: int) -> None:
@@ -58,6 +60,7 @@ class StageRunner:
         """
         geometry = self._geometry
         try:
+            self._rotary.reach(capacity + 1)
             self._caches[session] = KvCache(self._num_layers, geometry.num_kv_heads, capacity, geometry.head_dim)
         except MemoryError as cause:
             raise StageFailedError(
@@ -89,7 +92,7 @@ class StageRunner:
         for start, stop, block in self._blocks:
             if is_cancelled():
                 return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
-            hidden = block.run({HIDDEN: hidden}, step, cache.values[2 * start : 2 * stop])
+            hidden = block.run({HIDDEN: hidden, **self._rotary.inputs}, step, cache.values[2 * start : 2 * stop])
         if self._final_norm is not None:
             binding = self._final_norm.io_binding()
             binding.bind_ortvalue_input(HIDDEN, hidden)

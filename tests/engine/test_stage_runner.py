@@ -11,7 +11,6 @@ from flowspec_edge.engine.graphs import as_ort_value
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import BundleError, PlacementError, StageFailedError
-from flowspec_edge.manifest import SLOT_MARGIN
 from tests.engine.conftest import NUM_LAYERS, Session, make_chain
 
 TREE = [-1, -1, -1, 0, 0, 1, 3, 3, 5, 6]  # parents by place, counted from the tree's first row; -1 is the chain's last
@@ -110,7 +109,7 @@ def test_a_cancelled_forward_ends_between_blocks_and_spoils_nothing(whole, token
 
 def test_slots_may_run_past_the_context_while_positions_do_not(whole, bundle, tokens):
     max_context = bundle.manifest.geometry.max_context
-    session = Session(whole, capacity=max_context + SLOT_MARGIN - 2)
+    session = Session(whole, capacity=max_context + 1024)
     chain = make_chain((tokens * 20)[: max_context - 1])
     for start in range(0, len(chain), 128):
         session.run(chain[start : start + 128])

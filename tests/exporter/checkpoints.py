@@ -1,12 +1,12 @@
-"""Small checkpoints of random weights in the exact published layout, and the EAGLE-1 heads that go with them."""
+"""Small checkpoints of random weights in the exact published layouts, and the EAGLE-1 heads that go with them."""
 
 import json
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 DEMO_MODEL = Path(__file__).parents[2] / "exporter/demo_model"
 VOCAB = 2048  # the demo model's tokenizer serves them all
@@ -23,22 +23,94 @@ SHAPE = {
     "rope_theta": 10000.0,
     "bos_token_id": 1,
     "eos_token_id": 0,
+    "tie_word_embeddings": False,
+}
+
+LLAMA3_ROPE = {  # so that with heads of 16 each of the three bands of wavelengths has a frequency
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_type": "llama3",
 }
 
 
-def save_checkpoint(directory, *, max_shard_size="5GB", **changes):
-    """A ``LlamaForCausalLM`` as transformers saves it; returns the model."""
+def save_checkpoint(directory, config_class=LlamaConfig, *, max_shard_size="5GB", **changes):
+    """A checkpoint as transformers saves it; returns the model."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "tie_word_embeddings": False, **changes})).eval()
+    model = AutoModelForCausalLM.from_config(config_class(**{**SHAPE, **changes})).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # random norms too, so that none can be left out unseen
+        for parameter in model.parameters():  # random norms and biases too, so that none can be left out unseen
             parameter.add_(torch.randn_like(parameter) * 0.05)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     shutil.copy(DEMO_MODEL / "target/tokenizer.json", directory)
     return model
 
 
-def save_eagle(directory, *, has_bias=True, hidden_size=64, **changes):
+def edit_config(directory, *absent, **changes):
+    """Set fields of ``config.json`` and take others out."""
+    path = directory / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in config.items() if name not in absent}))
+
+
+def save_llama1(directory):
+    """As converted in 2023: no grouped heads in the config, rotary buffers beside the weights."""
+    save_checkpoint(directory, num_key_value_heads=4)
+    edit_config(
+        directory, "num_key_value_heads", "rope_theta", "rope_scaling", "attention_bias", "mlp_bias", "head_dim"
+    )
+    path = directory / "model.safetensors"
+    inverse = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(8) for layer in range(3)}
+    save_file({**load_file(path), **inverse}, path, metadata={"format": "pt"})
+
+
+def save_pickled(directory, num_shards, **changes):
+    """``pytorch_model.bin``, in parts where there are several."""
+    save_checkpoint(directory, **changes)
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    if num_shards == 1:
+        torch.save(tensors, directory / "pytorch_model.bin")
+        return
+    names = [f"pytorch_model-{part:05d}-of-{num_shards:05d}.bin" for part in range(1, num_shards + 1)]
+    weight_map = {name: names[place % num_shards] for place, name in enumerate(tensors)}
+    for shard in names:
+        torch.save({name: tensors[name] for name, owner in weight_map.items() if owner == shard}, directory / shard)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def save_vicuna_16k(directory):
+    save_pickled(
+        directory, 2, num_key_value_heads=4, rope_scaling={"type": "linear", "factor": 4.0}, max_position_embeddings=24
+    )
+    edit_config(directory, max_sequence_length=96)
+
+
+FAMILIES = {
+    "Llama 1": save_llama1,
+    "Llama 2 70B": lambda directory: save_checkpoint(directory, max_shard_size="200KB"),
+    "Llama 3.1": lambda directory: save_checkpoint(directory, rope_theta=5e5, rope_scaling=LLAMA3_ROPE),
+    "Llama 3.2": lambda directory: save_checkpoint(
+        directory, rope_theta=5e5, rope_scaling=LLAMA3_ROPE, head_dim=32, tie_word_embeddings=True
+    ),
+    "Llama with biases": lambda directory: save_checkpoint(directory, attention_bias=True, mlp_bias=True),
+    "TinyLlama": lambda directory: save_checkpoint(directory, num_attention_heads=4, num_key_value_heads=1),
+    "SmolLM": lambda directory: save_checkpoint(
+        directory, hidden_size=96, num_attention_heads=3, num_key_value_heads=1, tie_word_embeddings=True
+    ),
+    "Vicuna": lambda directory: save_pickled(directory, 1, num_key_value_heads=4),
+    "Vicuna 16k": save_vicuna_16k,
+    "Mistral 0.1": lambda directory: save_checkpoint(directory, MistralConfig, sliding_window=96),
+    "Mistral Nemo": lambda directory: save_checkpoint(directory, MistralConfig, sliding_window=None, head_dim=32),
+    "Qwen2.5": lambda directory: save_checkpoint(directory, Qwen2Config, rope_theta=1e6),
+    "Qwen2 0.5B": lambda directory: save_checkpoint(directory, Qwen2Config, tie_word_embeddings=True),
+    "Qwen3": lambda directory: save_checkpoint(directory, Qwen3Config, head_dim=48, rope_theta=1e6),
+}
+
+
+def save_eagle(directory, *, has_bias=True, hidden_size=64, pickled=False, **changes):
     """An EAGLE-1 head as published: fc, one layer without input norm, a copy of the embedding."""
     directory.mkdir()
     config = {
@@ -53,7 +125,7 @@ def save_eagle(directory, *, has_bias=True, hidden_size=64, **changes):
     kv_size = hidden_size // 2
     sizes = {
         "fc.weight": (hidden_size, 2 * hidden_size),
-        "embed_tokens.weight": (VOCAB, hidden_size),
+        "embed_tokens.weight": (config["vocab_size"], hidden_size),
         "layers.0.self_attn.q_proj.weight": (hidden_size, hidden_size),
         "layers.0.self_attn.k_proj.weight": (kv_size, hidden_size),
         "layers.0.self_attn.v_proj.weight": (kv_size, hidden_size),
@@ -65,6 +137,14 @@ def save_eagle(directory, *, has_bias=True, hidden_size=64, **changes):
     }
     if has_bias:
         sizes["fc.bias"] = (hidden_size,)
+    if config.get("qkv_bias"):  # heads for Qwen2
+        sizes |= {
+            f"layers.0.self_attn.{name}_proj.bias": (sizes[f"layers.0.self_attn.{name}_proj.weight"][0],)
+            for name in "qkv"
+        }
     tensors = {name: torch.randn(*size) * 0.1 for name, size in sizes.items()}
-    save_file(tensors, directory / "model.safetensors")
+    if pickled:
+        torch.save(tensors, directory / "pytorch_model.bin")
+    else:
+        save_file(tensors, directory / "model.safetensors")
     return tensors

@@ -1,4 +1,4 @@
-"""What is exported computes what transformers computes, and what cannot be exported is refused with one clear sentence."""
+"""What is exported computes what transformers computes, family by family."""
 
 import json
 import shutil
@@ -12,27 +12,22 @@ torch = pytest.importorskip("torch", reason="exporting needs torch: pip install 
 
 import itertools
 
+from transformers import AutoModelForCausalLM, MistralConfig
+
 from exporter import bundle as exporting
 from exporter.__main__ import main
 from exporter.bundle import ExportOptions, export_bundle
 from flowspec_edge.core.tree import Row
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
-from flowspec_edge.errors import BundleError, CheckpointError, ParityError
+from flowspec_edge.errors import CheckpointError, ParityError
 from flowspec_edge.manifest import load_manifest, verify_digests
 from flowspec_edge.node import DEMO_BUNDLE
 from tests.engine.conftest import Session, make_chain
-from tests.exporter.checkpoints import DEMO_MODEL, save_checkpoint, save_eagle
+from tests.exporter.checkpoints import DEMO_MODEL, FAMILIES, save_checkpoint, save_eagle
 
 pytestmark = pytest.mark.slow
 
-LAYOUTS = {
-    "untied": {},
-    "tied": {"tie_word_embeddings": True},
-    "own head_dim": {"head_dim": 48},
-    "one kv head": {"num_key_value_heads": 1, "rope_theta": 500.0},
-    "shards": {"max_shard_size": "200KB"},
-}
 PARENTS = [-1, -1, 0, 0, 1, 3]  # of a small tree, counted from its first row; -1 is the chain's last
 
 
@@ -41,16 +36,21 @@ def export(tmp_path, drafter=None, **options):
     return export_bundle(options)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("block_size", [1, 2])
-def test_the_chain_is_transformers_model(tmp_path, layout, block_size):
-    model = save_checkpoint(tmp_path / "target", **LAYOUTS[layout])
-    manifest = export(tmp_path, precision="fp32", block_size=block_size)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_chain_is_transformers_model(tmp_path, family):
+    FAMILIES[family](tmp_path / "target")
+    block_size = 2 if family == "Qwen3" else 1
+    manifest = export(tmp_path, precision="fp32", block_size=block_size, allow_pickle="Vicuna" in family)
     verify_digests(tmp_path / "out", manifest.files())
-    bounds = [block.start for block in manifest.blocks] + [3]
-    assert bounds == [*list(range(0, 3, block_size)), 3]
-    stages = [StageRunner(tmp_path / "out", manifest, a, b) for a, b in itertools.pairwise(bounds)]
-    head = Head(tmp_path / "out", manifest)
+    assert [block.start for block in manifest.blocks] == list(range(0, 3, block_size))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "target").eval()
+    for bounds in ([0, 3], [0, 2, 3]):
+        _compare_chain(model, tmp_path / "out", manifest, bounds)
+
+
+def _compare_chain(model, directory, manifest, bounds):
+    stages = [StageRunner(directory, manifest, a, b) for a, b in itertools.pairwise(bounds)]
+    head = Head(directory, manifest)
     tokens = np.random.default_rng(0).integers(2, 2048, 40).tolist()
     session = Session(*stages)
     chain = make_chain(tokens[:20])
@@ -71,13 +71,50 @@ def _logits(model, tokens):
         return model(torch.tensor([tokens])).logits[0].numpy()
 
 
-@pytest.mark.parametrize("has_bias", [True, False])
-def test_an_eagle_head_is_exported_and_compared(tmp_path, has_bias):
+HEADS = {
+    "with a bias": {},
+    "without a bias, pickled": {"has_bias": False, "pickled": True},
+    "for Qwen2": {"qkv_bias": True, "architectures": ["Qwen2ForCausalLM"]},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_an_eagle_head_is_exported_and_compared(tmp_path, head):
     save_checkpoint(tmp_path / "target")
-    save_eagle(tmp_path / "eagle", has_bias=has_bias)
-    manifest = export(tmp_path, drafter=tmp_path / "eagle", precision="fp32")
+    save_eagle(tmp_path / "eagle", **HEADS[head])
+    manifest = export(tmp_path, drafter=tmp_path / "eagle", precision="fp32", allow_pickle="pickled" in head)
     assert manifest.drafter.kind == "eagle1"
     assert 0 < manifest.parity.drafter_error < 1e-4
+
+
+@pytest.mark.parametrize("source", ["file", "list", "config"])
+def test_the_chat_template_and_special_tokens_are_carried_over(tmp_path, source):
+    target = tmp_path / "target"
+    save_checkpoint(target)
+    template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": template}]
+    config = {
+        "file": {"chat_template": "older"},
+        "list": {"chat_template": named},
+        "config": {"chat_template": template},
+    }
+    (target / "tokenizer_config.json").write_text(json.dumps(config[source]))
+    if source == "file":
+        (target / "chat_template.jinja").write_text(template)
+    (target / "generation_config.json").write_text(json.dumps({"bos_token_id": 3, "eos_token_id": [5, 7]}))
+    manifest = export(tmp_path, precision="fp32", block_size=3)
+    assert load_manifest(tmp_path / "out") == manifest
+    assert (manifest.chat_template, manifest.bos_token_id, manifest.eos_token_ids) == (template, 3, [5, 7])
+
+
+def test_a_shorter_context_makes_a_sliding_window_harmless(tmp_path):
+    save_checkpoint(tmp_path / "target", MistralConfig, sliding_window=40)
+    with pytest.raises(CheckpointError, match="sliding_window 40 is below the context of 96 tokens.*--max-context 40"):
+        export(tmp_path, precision="fp32")
+    manifest = export(tmp_path, precision="fp32", max_context=40, block_size=3)
+    assert manifest.geometry.max_context == 40
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "target").eval()
+    _compare_chain(model, tmp_path / "out", manifest, [0, 3])
 
 
 def test_int8_files_are_a_quarter_and_agree_with_their_weights(tmp_path):
@@ -85,8 +122,7 @@ def test_int8_files_are_a_quarter_and_agree_with_their_weights(tmp_path):
     int8 = export(tmp_path, precision="int8")
     shutil.rmtree(tmp_path / "out")
     fp32 = export(tmp_path, precision="fp32")
-    tables = 2 * 32 * (96 + 1024) * 4  # rotary rows, the same in both
-    assert int8.blocks[0].num_bytes - tables < 0.3 * (fp32.blocks[0].num_bytes - tables)
+    assert int8.blocks[0].num_bytes < 0.3 * fp32.blocks[0].num_bytes
     assert int8.blocks[0].memory_bytes == fp32.blocks[0].memory_bytes
     assert int8.parity.chain_error < 1e-4
 
@@ -105,49 +141,6 @@ def test_the_demo_bundle_is_what_its_checkpoint_gives(tmp_path):
     chain = make_chain(range(2, 66))
     rows = [Session(StageRunner(d, m, 0, 8)).run(chain) for d, m in ((tmp_path / "out", fresh), (DEMO_BUNDLE, shipped))]
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
-
-
-def edit_config(directory, **changes):
-    path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:5000])
-
-
-BROKEN = {
-    "config.json is missing": lambda target: (target / "config.json").unlink(),
-    "architecture GPT2LMHeadModel is not supported; supported: LlamaForCausalLM": lambda target: edit_config(
-        target, architectures=["GPT2LMHeadModel"]
-    ),
-    "not readable as safetensors": lambda target: truncate(target / "model.safetensors"),
-    "mlp.gate_proj.weight has shape [96, 64], expected [100, 64]": lambda target: edit_config(
-        target, intermediate_size=100
-    ),
-    "model.layers.3": lambda target: edit_config(target, num_hidden_layers=4),
-    "rope_scaling 'llama3' is not supported": lambda target: edit_config(target, rope_scaling={"rope_type": "llama3"}),
-    "tokenizer.json is missing": lambda target: (target / "tokenizer.json").unlink(),
-    "not readable as a tokenizer": lambda target: (target / "tokenizer.json").write_text("{}"),
-    "head_dim 24 is not a multiple of 16": lambda target: edit_config(target, head_dim=24),
-}
-
-
-@pytest.mark.parametrize("text", BROKEN)
-def test_a_broken_checkpoint_is_refused_and_nothing_written(tmp_path, text):
-    save_checkpoint(tmp_path / "target")
-    BROKEN[text](tmp_path / "target")
-    with pytest.raises(CheckpointError) as caught:
-        export(tmp_path)
-    assert text in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]
-
-
-def test_a_head_for_another_model_is_refused(tmp_path):
-    save_checkpoint(tmp_path / "target")
-    save_eagle(tmp_path / "eagle", hidden_size=128)
-    with pytest.raises(CheckpointError, match="the drafter's hidden_size is 128, the target's is 64"):
-        export(tmp_path, drafter=tmp_path / "eagle")
 
 
 def test_a_block_that_differs_is_named_and_nothing_written(tmp_path, monkeypatch):
@@ -171,20 +164,6 @@ def test_a_block_that_differs_is_named_and_nothing_written(tmp_path, monkeypatch
     with pytest.raises(ParityError, match=r"layers-001-002\.onnx: layers \[1, 2\): error .* exceeds the tolerance"):
         export(tmp_path, precision="fp32")
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
-
-
-def test_where_it_writes(tmp_path):
-    save_checkpoint(tmp_path / "target")
-    (tmp_path / "out").mkdir()
-    with pytest.raises(BundleError, match="exists already"):
-        export(tmp_path)
-    with pytest.raises(BundleError, match="is not a bundle"):
-        export(tmp_path, force=True)
-    (tmp_path / "out").rmdir()
-    export(tmp_path)
-    before = (tmp_path / "out/manifest.json").read_text()
-    export(tmp_path, force=True, name="another")
-    assert (tmp_path / "out/manifest.json").read_text() != before
 
 
 def test_the_command(tmp_path, capsys):

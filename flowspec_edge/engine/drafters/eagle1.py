@@ -18,6 +18,7 @@ from flowspec_edge.core.kv_slots import FIRST_SLOT
 from flowspec_edge.core.tree import Row
 from flowspec_edge.engine.graphs import CachedGraph, KvCache, Step, as_ort_value, pad_rows
 from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.engine.stage_runner import load_embedding
 from flowspec_edge.errors import BundleError
 from flowspec_edge.manifest import FEATURE, TOKEN_EMBEDDING, Manifest
@@ -100,6 +101,7 @@ class Eagle1Drafter:
             raise BundleError(f"{directory}: this bundle has no EAGLE-1 head")
         self._entry = manifest.drafter
         self._graph = CachedGraph(directory / self._entry.file, 0, 1, num_threads)
+        self._rotary = RotaryTables(self._entry.rope_frequencies)
         self._embedding = load_embedding(directory, manifest)
         self._head = head
         self._k = k
@@ -108,6 +110,7 @@ class Eagle1Drafter:
     def open(self, session: int, capacity: int) -> None:
         """Make a cache for a session whose stages hold ``capacity`` slots: a row that is drafted needs one here as well."""
         capacity += PASS_ROWS
+        self._rotary.reach(capacity + 1)
         cache = KvCache(1, self._entry.num_kv_heads, capacity, self._entry.head_dim)
         self._sessions[session] = _DraftSession(cache, capacity)
 
@@ -137,6 +140,10 @@ class Eagle1Drafter:
         step = Step.from_mask(session.mask(rows), positions)
         embedded = self._embedding[[row.token for row in rows]].astype(np.float32)
         inputs = {TOKEN_EMBEDDING: as_ort_value(pad_rows(embedded)), FEATURE: as_ort_value(pad_rows(features))}
-        out = self._graph.run(inputs, step, session.cache.values).numpy()[0, : len(rows)].copy()
+        out = (
+            self._graph.run({**inputs, **self._rotary.inputs}, step, session.cache.values)
+            .numpy()[0, : len(rows)]
+            .copy()
+        )
         session.settle(rows, out)
         return out  # type: ignore[no-any-return]

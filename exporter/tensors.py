@@ -1,0 +1,165 @@
+"""The files of a checkpoint directory: JSON, and tensors that are read one by one with their shape and type checked."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from flowspec_edge.errors import CheckpointError
+
+SAFE = "model.safetensors"
+PICKLED = "pytorch_model.bin"
+
+
+class TensorFiles:
+    """The tensors of one directory: ``model.safetensors`` or its shards; with ``allow_pickle`` also ``pytorch_model.bin``.
+
+    Pickled files are read by torch's restricted unpickler (``weights_only``), and mapped from disk where their format
+    allows it.
+    """
+
+    def __init__(self, directory: Path, *, allow_pickle: bool = False) -> None:
+        self.directory = directory
+        self._pickled: dict[Path, dict[str, torch.Tensor]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._file_of = self._locate(allow_pickle)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def names(self) -> list[str]:
+        return sorted(self._file_of)
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises CheckpointError where the tensor is missing or of another shape; reads no values."""
+        path = self._file_of.get(name)
+        if path is None:
+            raise CheckpointError(f"{self.directory}: tensor {name} is missing, expected shape {list(shape)}")
+        found = self._shapes[name]
+        if found != shape:
+            raise CheckpointError(
+                f"{path}: tensor {name} has shape {list(found)}, expected {list(shape)} from config.json"
+            )
+
+    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """One tensor of weights in its stored type.
+
+        Raises:
+            CheckpointError: the tensor is missing, unreadable, of another shape, or not of floats.
+        """
+        found = self._read(name, shape)
+        if not found.is_floating_point():
+            raise CheckpointError(
+                f"{self._file_of[name]}: tensor {name} is of type {found.dtype}; only float16, bfloat16 and float32 "
+                "weights are read"
+            )
+        return found
+
+    def read_integers(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """One table of whole numbers as int64. Raises CheckpointError as :meth:`read` does."""
+        found = self._read(name, shape)
+        if found.is_floating_point():
+            raise CheckpointError(
+                f"{self._file_of[name]}: tensor {name} is of type {found.dtype}, expected whole numbers"
+            )
+        return found.long()
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        self.check(name, shape)
+        path = self._file_of[name]
+        if path in self._pickled:
+            return self._pickled[path][name]
+        try:
+            with _open_safetensors(path) as file:
+                found: torch.Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as cause:
+            raise CheckpointError(
+                f"{path}: tensor {name} is not readable ({cause}); download the file again"
+            ) from cause
+        return found
+
+    def _locate(self, allow_pickle: bool) -> dict[str, Path]:
+        for name in (SAFE, PICKLED):
+            index, single = self.directory / f"{name}.index.json", self.directory / name
+            if not index.is_file() and not single.is_file():
+                continue
+            if name == PICKLED and not allow_pickle:
+                raise CheckpointError(
+                    f"{self.directory}: has only pickled weights ({name}), which can carry programs; convert them to "
+                    "safetensors, or pass --allow-pickle to read them with torch's weights_only"
+                )
+            files = _read_shard_names(index) if index.is_file() else {single: None}
+            return {tensor: path for path, wanted in files.items() for tensor in self._present(path, index, wanted)}
+        raise CheckpointError(f"{self.directory}: no {SAFE} or {SAFE}.index.json")
+
+    def _present(self, path: Path, index: Path, wanted: set[str] | None) -> list[str]:
+        """The tensors in a file; those that the index promises must be among them."""
+        if path.name.endswith(".safetensors"):
+            with _open_safetensors(path) as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        else:
+            self._pickled[path] = _load_pickled(path)
+            shapes = {name: tuple(tensor.shape) for name, tensor in self._pickled[path].items()}
+        self._shapes.update(shapes)
+        present = set(shapes)
+        missing = sorted((wanted or set()) - present)
+        if missing:
+            raise CheckpointError(f"{path}: tensor {missing[0]} is missing, though {index.name} says it is here")
+        return sorted(present if wanted is None else wanted)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; :class:`CheckpointError` where there is none."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent}: {path.name} is missing")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise CheckpointError(f"{path}: not readable as JSON ({cause})") from cause
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def _read_shard_names(index: Path) -> dict[Path, set[str] | None]:
+    """Which tensors an index promises in which file."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{index}: has no weight_map; download the checkpoint again")
+    shards: dict[Path, set[str] | None] = {}
+    for shard in sorted(set(weight_map.values())):
+        path = index.parent / shard
+        if path.parent != index.parent or not path.is_file():
+            raise CheckpointError(f"{index}: names {shard}, which is missing; download the checkpoint again")
+        shards[path] = {name for name, owner in weight_map.items() if owner == shard}
+    return shards
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as cause:
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size} bytes, not readable as safetensors ({cause}); download it again"
+        ) from cause
+
+
+def _load_pickled(path: Path) -> dict[str, torch.Tensor]:
+    problem = ""
+    for maps_file in (True, False):  # files in torch's format of before 1.6 cannot be mapped
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=maps_file)
+        except pickle.UnpicklingError:
+            problem = "it holds other things than tensors, or is no torch file"
+        except Exception as cause:  # torch.load raises half a dozen unrelated types for a damaged file
+            problem = " ".join(str(cause).split())[:300]
+        else:
+            if isinstance(found, dict) and all(isinstance(value, torch.Tensor) for value in found.values()):
+                return found
+            problem = "it holds other things than named tensors"
+    raise CheckpointError(f"{path}: {path.stat().st_size} bytes, not readable as weights ({problem})")

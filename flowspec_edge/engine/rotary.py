@@ -1,0 +1,35 @@
+"""Cosines and sines of the rotary embedding: one pair of tables for all layers of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime as ort
+
+from flowspec_edge.engine.graphs import as_ort_value
+from flowspec_edge.manifest import ROTARY_COS, ROTARY_SIN
+
+
+class RotaryTables:
+    """Tables that reach as far as the longest session asked for so far, [slots, head_dim / 2] float32.
+
+    Angles are float32 products, as models were trained with; cosines and sines of them are taken in float64 and rounded
+    once, so that every processor has the same bits.
+    """
+
+    def __init__(self, frequencies: Sequence[float]) -> None:
+        self._frequencies = np.array(frequencies, np.float32)
+        self._num_slots = 0
+        self.inputs: dict[str, ort.OrtValue] = {}
+
+    def reach(self, num_slots: int) -> None:
+        """Make the tables at least this long. Tables in use by a running graph stay as they are."""
+        if num_slots <= self._num_slots:
+            return
+        angles = np.outer(np.arange(num_slots, dtype=np.float32), self._frequencies)  # [slots, head_dim / 2]
+        self.inputs = {
+            name: as_ort_value(function(angles, dtype=np.float64).astype(np.float32))
+            for name, function in ((ROTARY_COS, np.cos), (ROTARY_SIN, np.sin))
+        }
+        self._num_slots = num_slots

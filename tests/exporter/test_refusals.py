@@ -1,0 +1,192 @@
+"""What cannot be exported is refused with one clear sentence, and nothing is left behind."""
+
+import json
+import resource
+import shutil
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
+
+from safetensors.torch import load_file, save_file
+
+from exporter.bundle import ExportOptions, export_bundle
+from flowspec_edge.errors import BundleError, CheckpointError
+from tests.exporter.checkpoints import edit_config, save_checkpoint, save_eagle, save_pickled
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint in shards, to break copies of."""
+    directory = tmp_path_factory.mktemp("saved") / "target"
+    save_checkpoint(directory, max_shard_size="300KB")
+    return directory
+
+
+@pytest.fixture
+def target(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "target")
+
+
+def export(tmp_path, drafter=None, **options):
+    return export_bundle(
+        ExportOptions(checkpoint=tmp_path / "target", drafter=drafter, out=tmp_path / "out", **options)
+    )
+
+
+def shard_of(target, tensor):
+    return target / json.loads((target / "model.safetensors.index.json").read_text())["weight_map"][tensor]
+
+
+def truncate(path, num_bytes=5000):
+    path.write_bytes(path.read_bytes()[:num_bytes])
+
+
+def change_tensors(path, **changes):
+    """Replace tensors of a file by what a function makes of them; None takes one out."""
+    tensors = load_file(path)
+    for name, change in changes.items():
+        tensor = tensors.pop(name)
+        if change is not None:
+            tensors[name] = change(tensor)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}
+
+BROKEN = {
+    "config.json is missing": lambda target: (target / "config.json").unlink(),
+    "config.json: not readable as JSON": lambda target: truncate(target / "config.json", 40),
+    "architecture GPT2LMHeadModel is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, "
+    "Qwen3ForCausalLM": lambda target: edit_config(target, architectures=["GPT2LMHeadModel"]),
+    "hidden_act 'gelu' is not supported": lambda target: edit_config(target, hidden_act="gelu"),
+    "already quantised": lambda target: edit_config(target, quantization_config={"quant_method": "awq"}),
+    "hidden_size is None, expected a positive integer": lambda target: edit_config(target, "hidden_size"),
+    "head_dim 24 is not a multiple of 16": lambda target: edit_config(target, head_dim=24),
+    "rope type 'yarn' is not supported; supported: default, linear, llama3": lambda target: edit_config(
+        target, rope_scaling={"type": "yarn", "factor": 4.0}
+    ),
+    "factor is None, expected a positive number": lambda target: edit_config(target, rope_scaling={"type": "linear"}),
+    "original_max_position_embeddings is None": lambda target: edit_config(target, rope_scaling=ROPE),
+    "high_freq_factor 4.0 is not above low_freq_factor 4.0": lambda target: edit_config(
+        target, rope_scaling={**ROPE, "original_max_position_embeddings": 32}
+    ),
+    "lm_head.weight is missing and config.json does not set": lambda target: drop_from_index(target, "lm_head.weight"),
+    "mlp.gate_proj.weight has shape [96, 64], expected [100, 64]": lambda target: edit_config(
+        target, intermediate_size=100
+    ),
+    f"{DOWN} has shape [64, 95], expected [64, 96]": lambda target: change_tensors(
+        shard_of(target, DOWN), **{DOWN: lambda tensor: tensor[:, 1:].contiguous()}
+    ),
+    f"{DOWN} is of type torch.int8": lambda target: change_tensors(
+        shard_of(target, DOWN), **{DOWN: lambda tensor: tensor.to(torch.int8)}
+    ),
+    f"{DOWN} is missing, though model.safetensors.index.json says": lambda target: change_tensors(
+        shard_of(target, DOWN), **{DOWN: None}
+    ),
+    "not readable as safetensors": lambda target: truncate(shard_of(target, DOWN)),
+    "which is missing; download the checkpoint again": lambda target: shard_of(target, DOWN).unlink(),
+    "tensor model.layers.3.input_layernorm.weight is missing": lambda target: edit_config(target, num_hidden_layers=4),
+    "tensor model.layers.2.input_layernorm.weight has no place": lambda target: edit_config(
+        target, num_hidden_layers=2
+    ),
+    "self_attn.q_norm.weight is missing": lambda target: edit_config(
+        target, architectures=["Qwen3ForCausalLM"], head_dim=16
+    ),
+    "tokenizer.json is missing": lambda target: (target / "tokenizer.json").unlink(),
+    "not readable as a tokenizer": lambda target: (target / "tokenizer.json").write_text("{}"),
+    "is outside the model's vocabulary of 1000": lambda target: edit_vocabulary(target, 1000),
+}
+
+
+def drop_from_index(target, tensor):
+    path = target / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    del index["weight_map"][tensor]
+    path.write_text(json.dumps(index))
+
+
+def edit_vocabulary(target, size):
+    edit_config(target, vocab_size=size)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        change_tensors(shard_of(target, name), **{name: lambda tensor: tensor[:size].contiguous()})
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_checkpoint_is_refused_and_nothing_written(target, tmp_path, text):
+    BROKEN[text](target)
+    with pytest.raises(CheckpointError) as caught:
+        export(tmp_path)
+    assert text in str(caught.value)
+    assert str(target) in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+HEADS = {
+    "the drafter's hidden_size is 128, the target's is 64": {"hidden_size": 128},
+    "the drafter's vocab_size is 1024, the target's is 2048": {"vocab_size": 1024},
+    "tensor layers.0.mlp.gate_proj.weight has shape [96, 64], expected [80, 64]": {"intermediate_size": 80},
+    "tensor layers.0.self_attn.q_proj.bias is missing": {"attention_bias": True},
+}
+
+
+@pytest.mark.parametrize("text", HEADS)
+def test_a_head_for_another_model_is_refused(target, tmp_path, text):
+    save_eagle(tmp_path / "eagle", **HEADS[text])
+    with pytest.raises(CheckpointError) as caught:
+        export(tmp_path, drafter=tmp_path / "eagle")
+    assert text in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pickled_weights_need_a_flag_and_may_hold_nothing_but_tensors(tmp_path):
+    save_pickled(tmp_path / "target", 2)
+    with pytest.raises(CheckpointError, match="has only pickled weights.*--allow-pickle"):
+        export(tmp_path)
+    shard = tmp_path / "target/pytorch_model-00002-of-00002.bin"
+    torch.save({"tensor": Unpickled()}, shard)
+    with pytest.raises(CheckpointError, match="pytorch_model-00002-of-00002.bin: .* not readable as weights"):
+        export(tmp_path, allow_pickle=True)
+    assert not Unpickled.ran
+    truncate(shard, 1000)
+    with pytest.raises(CheckpointError, match="1000 bytes, not readable as weights"):
+        export(tmp_path, allow_pickle=True)
+
+
+class Unpickled:
+    """Tells when it was built from a file."""
+
+    ran = False
+
+    def __reduce__(self):
+        return (setattr, (Unpickled, "ran", True))
+
+
+@pytest.mark.parametrize("limit_bytes", [60_000, 150_000, 300_000])
+def test_a_full_disk_leaves_nothing_behind(target, tmp_path, limit_bytes):
+    """A limit on the size of files fails a write in the middle, as a full disk does: of the tokenizer, of a graph, of the
+    embedding."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        with pytest.raises(BundleError, match="out: could not be written"):
+            export(tmp_path, precision="fp32")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_where_it_writes(target, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BundleError, match="exists already"):
+        export(tmp_path)
+    with pytest.raises(BundleError, match="is not a bundle"):
+        export(tmp_path, force=True)
+    (tmp_path / "out").rmdir()
+    export(tmp_path)
+    before = (tmp_path / "out/manifest.json").read_text()
+    export(tmp_path, force=True, name="another")
+    assert (tmp_path / "out/manifest.json").read_text() != before
