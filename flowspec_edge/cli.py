@@ -15,6 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from flowspec_edge import __version__
+from flowspec_edge.access import (
+    DEFAULT_CLUSTER,
+    Access,
+    add_key,
+    api_text,
+    open_access,
+    open_api_access,
+    run_key,
+    welcome_text,
+)
 from flowspec_edge.bench.arguments import add_bench, add_trace
 from flowspec_edge.core.schedules import SCHEDULES
 from flowspec_edge.errors import FlowspecError, RequestError
@@ -27,7 +37,7 @@ whoever asks streams a tree of draft tokens around the ring, so that one request
 EPILOG = """\
 examples:
   flowspec demo                               four nodes on this machine answer a prompt
-  flowspec node                               serve layers of the demo model (on each board)
+  flowspec node                               serve layers of the demo model; the first prints the line for the other boards
   flowspec generate 'def main(argv):'         spread the model over the nodes found and stream the text
   flowspec serve                              the same behind an OpenAI-compatible HTTP API
   flowspec devices                            who is there
@@ -37,9 +47,7 @@ exit status: 0 done, 1 failed (the last line says why and what to do), 2 wrong a
 """
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-DEFAULT_CLUSTER = "flowspec"
 DEFAULT_API_PORT = 8008
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
 SEARCH_S = 5.0
 """How long to look for nodes. All of a LAN answer within 1.5 s of the last start (zeroconf 0.154)."""
 SETTLE_S = 1.5
@@ -88,6 +96,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_network(serve)
     _add_search(serve)
     serve.add_argument("--port", type=int, default=DEFAULT_API_PORT, help="port of the HTTP API (default: %(default)s)")
+    serve.add_argument(
+        "--api-host",
+        metavar="HOST",
+        help="address of the HTTP API (default: --host where it is given, else this machine only); beyond this machine "
+        "clients need the API key, which the first such start prints",
+    )
+    serve.add_argument("--plain-http", action="store_true", help="serve the API beyond this machine without encryption")
     serve.add_argument("--no-layers", action="store_true", help="serve no layers here: answer requests only")
     serve.set_defaults(run=_serve)
 
@@ -98,6 +113,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bundle(demo)
     demo.add_argument("--json", action="store_true", help="print one JSON object instead of the display")
     demo.set_defaults(run=_demo)
+
+    add_key(commands).set_defaults(run=run_key)
 
     bench = add_bench(commands)
     _add_bundle(bench)
@@ -124,11 +141,13 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", default=DEFAULT_CLUSTER, help="only nodes of the same label find each other")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument(
+        "--host", help="address to listen on (default: all of this machine's with a cluster key, 127.0.0.1 without)"
+    )
     parser.add_argument(
         "--insecure",
         action="store_true",
-        help="allow a --host beyond this machine: everyone on that network can then use the node and read its traffic",
+        help="do without key and encryption: everyone on the network of --host can use the node and read its traffic",
     )
 
 
@@ -198,7 +217,12 @@ async def _node(options: argparse.Namespace) -> int:
         from flowspec_edge.bench.testbed import load_testbed
 
         board = EmulatedBoard(load_testbed(options.emulate), tell_lateness)
-    node = await Node.start(_settings(options, is_announced=True), board)
+    access = _access(options, makes_key=True)
+    if access.new_key is not None:
+        print(
+            welcome_text(access.new_key, options.cluster), file=sys.stderr if options.json else sys.stdout, flush=True
+        )
+    node = await Node.start(_settings(options, access, is_announced=True), board)
     try:
         if options.json:
             print(json.dumps({"node": node.settings.name, "host": node.settings.host, "port": node.port}), flush=True)
@@ -239,8 +263,9 @@ async def _generate(options: argparse.Namespace) -> int:
 
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     wanted = _generate_options(options)
-    settings = _settings(options, is_announced=False)
-    found = await _search(options)
+    access = _access(options)
+    settings = _settings(options, access, is_announced=False)
+    found = await _search(options, access)
     node = await Node.start(settings)
     try:
         async with open_ring(node, settings.bundles[0], found) as ring:
@@ -273,7 +298,8 @@ async def _generate(options: argparse.Namespace) -> int:
 async def _devices(options: argparse.Namespace) -> int:
     from flowspec_edge.node import ask_nodes
 
-    devices = await ask_nodes(await _search(options), options.cluster)
+    access = _access(options)
+    devices = await ask_nodes(await _search(options, access), options.cluster, access.credentials)
     if options.json:
         print(json.dumps(devices))
         return 0
@@ -286,20 +312,28 @@ async def _devices(options: argparse.Namespace) -> int:
 
 
 async def _serve(options: argparse.Namespace) -> int:
+    from flowspec_edge.net.addresses import LOOPBACK
     from flowspec_edge.net.http_api import build_app
     from flowspec_edge.net.server import serve_app
     from flowspec_edge.node import Node
     from flowspec_edge.service import GenerationService
 
     api_port, options.port = options.port, 0
-    settings = _settings(options, is_announced=not options.no_layers)
+    access = _access(options)
+    api = open_api_access(
+        options.api_host or options.host or LOOPBACK, is_insecure=options.insecure, is_plain=options.plain_http
+    )
+    settings = _settings(options, access, is_announced=not options.no_layers)
     node = await Node.start(settings)
     try:
-        async with GenerationService.start(node, settings.bundles[0], lambda: _search(options)) as service:
-            app = await serve_app(build_app(service), options.host, api_port, cancels_on_disconnect=True)
+        async with GenerationService.start(node, settings.bundles[0], lambda: _search(options, access)) as service:
+            tls = api.credentials.public if api.credentials else None
+            app = await serve_app(build_app(service, api.key), api.host, api_port, tls=tls, cancels_on_disconnect=True)
             try:
+                if api.is_new:
+                    print(api_text(api), flush=True)
                 print(
-                    f"model {service.model} at http://{options.host}:{app.port}/v1/completions, "
+                    f"model {service.model} at {api.scheme}://{api.host}:{app.port}/v1/completions, "
                     f"node {settings.name}, cluster {options.cluster}. Ctrl-C ends it.",
                     flush=True,
                 )
@@ -377,7 +411,11 @@ async def _trace(options: argparse.Namespace) -> int:
     )
 
 
-async def _search(options: argparse.Namespace) -> list[Any]:
+def _access(options: argparse.Namespace, *, makes_key: bool = False) -> Access:
+    return open_access(options.host, is_insecure=options.insecure, makes_key=makes_key)
+
+
+async def _search(options: argparse.Namespace, access: Access) -> list[Any]:
     """The nodes of the cluster.
 
     Raises:
@@ -387,8 +425,9 @@ async def _search(options: argparse.Namespace) -> list[Any]:
 
     return await find_nodes(
         options.cluster,
+        access.fingerprint,
         num_nodes=options.nodes,
-        is_loopback=options.host in LOOPBACK_HOSTS,
+        is_loopback=access.is_loopback,
         timeout_s=options.wait,
         settle_s=SETTLE_S,
     )
@@ -400,21 +439,16 @@ def _bundle(options: argparse.Namespace) -> Any:
     return Bundle.load(options.bundle or DEMO_BUNDLE)
 
 
-def _settings(options: argparse.Namespace, *, is_announced: bool) -> Any:
+def _settings(options: argparse.Namespace, access: Access, *, is_announced: bool) -> Any:
     from flowspec_edge.node import NodeSettings, available_memory_bytes, unique_name
 
-    if options.host not in LOOPBACK_HOSTS and not options.insecure:
-        raise RequestError(
-            f"--host {options.host} lets everyone on that network use this node; add --insecure if that is what you want, "
-            "or leave --host out to stay on this machine"
-        )
-    if options.insecure:
-        print("flowspec: --insecure: everyone on this network can use this node and read its traffic", file=sys.stderr)
     memory = getattr(options, "memory", None)
     return NodeSettings(
         name=getattr(options, "name", None) or unique_name(),
         cluster=options.cluster,
-        host=options.host,
+        host=access.host,
+        credentials=access.credentials,
+        is_insecure=access.is_insecure,
         port=getattr(options, "port", 0),
         bundles=(_bundle(options),),
         memory_bytes=available_memory_bytes() if memory is None else memory * 2**20,

@@ -11,8 +11,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
@@ -60,17 +63,40 @@ class Answer:
 
 
 class Client:
-    """A connection to one ``flowspec serve``. Leaving the ``async with`` block cancels what still runs."""
+    """A connection to one ``flowspec serve``. Leaving the ``async with`` block cancels what still runs.
 
-    def __init__(self, url: str = "http://127.0.0.1:8008") -> None:
+    A server beyond this machine wants its ``api_key`` (flowspec key show --api, where it serves). Its certificate follows
+    from that key, so with ``https://`` no other server is trusted and no file is needed.
+    """
+
+    def __init__(self, url: str = "http://127.0.0.1:8008", *, api_key: str | None = None) -> None:
         self._url = url.rstrip("/")
+        self._api_key = api_key
         self._session: aiohttp.ClientSession | None = None
         self._answers: list[Answer] = []
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
-        self._session = aiohttp.ClientSession(timeout=timeout, read_bufsize=MAX_EVENT_BYTES)
+        self._session = aiohttp.ClientSession(
+            timeout=timeout,
+            read_bufsize=MAX_EVENT_BYTES,
+            headers={} if self._api_key is None else {"Authorization": f"Bearer {self._api_key.strip()}"},
+            connector=aiohttp.TCPConnector(ssl=await self._trust()),
+        )
         return self
+
+    async def _trust(self) -> ssl.SSLContext | bool:
+        """Whom to trust: the holder of the API key alone, or without one whomever this machine trusts.
+
+        Raises:
+            KeyTextError: the API key is mistyped.
+        """
+        if self._api_key is None or not self._url.startswith("https://"):
+            return True
+        from flowspec_edge.net.auth import trust_key
+
+        with ThreadPoolExecutor(1) as thread:
+            return await asyncio.get_running_loop().run_in_executor(thread, trust_key, self._api_key)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -146,6 +172,10 @@ class Client:
                     if line.strip() == b"data: [DONE]":
                         return
                     yield _piece_from(json.loads(line.removeprefix(b"data: ")))
+        except aiohttp.ClientConnectorCertificateError as cause:
+            raise NodeUnavailableError(
+                f"{self._url} does not hold the API key given; compare it with: flowspec key show --api, where it serves"
+            ) from cause
         except aiohttp.ClientConnectorError as cause:
             raise NodeUnavailableError(
                 f"nothing answers at {self._url} ({cause.strerror or cause}); start one with: flowspec serve"

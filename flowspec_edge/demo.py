@@ -17,6 +17,7 @@ from flowspec_edge.display import TripDisplay, print_ring, print_statistics, rin
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import NodeUnavailableError
+from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.net.discovery import find_nodes
 from flowspec_edge.node import Bundle, Node, NodeSettings, unique_name
 from flowspec_edge.ring import Ring, open_ring
@@ -45,7 +46,8 @@ class NodeProcess:
         """
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "flowspec_edge", "node", "--name", name, "--cluster", cluster),
-            *("--bundle", str(bundle), "--threads", "1", "--until-stdin-closes", "--json", *options),
+            *("--bundle", str(bundle), "--threads", "1", "--until-stdin-closes", "--json"),
+            *("--host", LOOPBACK, *options),  # this machine only, so no key
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -47,6 +47,10 @@ class NodeUnavailableError(FlowspecError):
     """No node, or no origin, could be found or reached."""
 
 
+class OtherKeyError(NodeUnavailableError):
+    """A peer has another cluster key, or only one of the two has any."""
+
+
 class TestbedError(FlowspecError):
     """A description of boards and network cannot be used: a key is missing, unknown or out of range."""
 
@@ -59,3 +63,15 @@ class LosslessError(FlowspecError):
 
 class BenchError(FlowspecError):
     """A comparison cannot be run as asked, or one of its processes was lost."""
+
+
+class KeyTextError(FlowspecError):
+    """A key is not one: mistyped, cut off, or of another kind. The text never repeats the key."""
+
+
+class ClusterKeyError(FlowspecError):
+    """There is no cluster key where one is needed, or its file cannot be used."""
+
+
+class StateError(FlowspecError):
+    """What a node keeps between runs cannot be read or written."""

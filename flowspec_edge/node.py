@@ -27,8 +27,17 @@ from flowspec_edge.core.generation import TREE_MARGIN
 from flowspec_edge.core.placement import stage_memory_bytes
 from flowspec_edge.core.stage import Stage
 from flowspec_edge.engine.stage_runner import StageRunner
-from flowspec_edge.errors import FlowspecError, LinkLostError, NodeUnavailableError, ProtocolError, StageFailedError
+from flowspec_edge.errors import (
+    ClusterKeyError,
+    FlowspecError,
+    LinkLostError,
+    NodeUnavailableError,
+    ProtocolError,
+    StageFailedError,
+)
 from flowspec_edge.manifest import BlockEntry, Manifest, bundle_digest, load_manifest, verify_digests
+from flowspec_edge.net.addresses import is_loopback
+from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.discovery import Announcement, Announcer
 from flowspec_edge.net.link import Link, LinkServer, open_link
 from flowspec_edge.tasks import run_until_first_ends
@@ -65,7 +74,7 @@ class NodeSettings:
     """``cluster`` is the label that nodes must share to find each other; memory is what the node offers, in bytes.
 
     ``num_threads`` run one stage. An ``announced`` node is found by others and serves layers; one that is not only takes
-    in what returns from its own rings.
+    in what returns from its own rings. Beyond loopback it needs ``credentials``, or has to be told to be insecure.
     """
 
     name: str
@@ -76,6 +85,8 @@ class NodeSettings:
     memory_bytes: int = 0
     num_threads: int = 1
     is_announced: bool = True
+    credentials: Credentials | None = None
+    is_insecure: bool = False
 
 
 class Runner(Protocol):
@@ -133,10 +144,18 @@ class Node:
         """Listen and, if wanted, announce.
 
         Raises:
+            ClusterKeyError: the address can be reached from other machines, and there is no key.
             NodeUnavailableError: the address cannot be listened on.
         """
+        if not (is_loopback(settings.host) or settings.credentials or settings.is_insecure):
+            raise ClusterKeyError(
+                f"node {settings.name}: {settings.host} is open to the network, and there is no cluster key; make one with "
+                "flowspec key new, or copy the one of another board with flowspec key set"
+            )
         node = cls(settings, board or Board())
-        node._server = await LinkServer.start(settings.host, settings.port, node._welcome, node._take_link)
+        node._server = await LinkServer.start(
+            settings.host, settings.port, node._welcome, node._take_link, credentials=settings.credentials
+        )
         if settings.is_announced:
             try:
                 node._announcer = await Announcer.start(node.announcement)
@@ -162,7 +181,12 @@ class Node:
     def announcement(self) -> Announcement:
         settings = self.settings
         return Announcement(
-            node=settings.name, host=settings.host, port=self.port, cluster=settings.cluster, version=__version__
+            node=settings.name,
+            host=settings.host,
+            port=self.port,
+            cluster=settings.cluster,
+            version=__version__,
+            fingerprint=settings.credentials.fingerprint if settings.credentials else "",
         )
 
     def hello(self, purpose: str, ring: str) -> wire.Hello:
@@ -294,6 +318,7 @@ class StageHost:
             request.next_port,
             self.node.hello(wire.DATA, f"{request.ring}/{request.hop + 1}"),
             node=request.next_node,
+            credentials=self.node.settings.credentials,
         )
         links.push_async_callback(self._ahead.close)
         self.control.send(wire.StageOpened(request.ring, memory_bytes, load_ms))
@@ -378,14 +403,16 @@ class StageHost:
         self.node.board.send(link, message)
 
 
-async def ask_nodes(found: Sequence[Announcement], cluster: str) -> list[dict[str, Any]]:
+async def ask_nodes(
+    found: Sequence[Announcement], cluster: str, credentials: Credentials | None = None
+) -> list[dict[str, Any]]:
     """What each node found says of itself: JSON objects with name, address, version, free memory and state."""
     hello = wire.Hello(unique_name(), __version__, wire.PROTOCOL_VERSION, wire.CONTROL, "")
 
     async def ask(peer: Announcement) -> dict[str, Any]:
         device = {"node": peer.node, "address": f"{peer.host}:{peer.port}", "version": peer.version, "cluster": cluster}
         try:
-            link, welcome = await open_link(peer.host, peer.port, hello, node=peer.node)
+            link, welcome = await open_link(peer.host, peer.port, hello, node=peer.node, credentials=credentials)
         except NodeUnavailableError as cause:
             return {**device, "free_memory_bytes": None, "bundles": [], "state": str(cause)}
         await link.close()

@@ -341,7 +341,8 @@ async def open_ring(
         ring = Ring(engine.result(), bundle, stages, links, node.board)
         closing.callback(ring._stop)
         first = addresses[plans[0].node]
-        ring._ahead, _ = await open_link(first.host, first.port, node.hello(wire.DATA, f"{name}/0"), node=first.node)
+        hello, credentials = node.hello(wire.DATA, f"{name}/0"), node.settings.credentials
+        ring._ahead, _ = await open_link(first.host, first.port, hello, node=first.node, credentials=credentials)
         closing.push_async_callback(ring._ahead.close)
         ring._behind = await closing.enter_async_context(node.data_link(f"{name}/{len(stages)}"))
         running = asyncio.create_task(ring._run(), name=f"ring {name}")
@@ -356,9 +357,10 @@ async def _welcomed(
     node: Node, bundle: Bundle, found: Sequence[Announcement], ring: str, closing: contextlib.AsyncExitStack
 ) -> tuple[dict[str, Link], list[NodeOffer]]:
     """Control links to the nodes that answer and have the bundle, and what they offer, in the order found."""
-    hello = node.hello(wire.CONTROL, ring)
+    hello, credentials = node.hello(wire.CONTROL, ring), node.settings.credentials
     answers = await asyncio.gather(
-        *(open_link(peer.host, peer.port, hello, node=peer.node) for peer in found), return_exceptions=True
+        *(open_link(peer.host, peer.port, hello, node=peer.node, credentials=credentials) for peer in found),
+        return_exceptions=True,
     )
     links: dict[str, Link] = {}
     offers: list[NodeOffer] = []

@@ -162,7 +162,7 @@ async def test_a_damaged_block_is_named_by_the_node_that_loads_it(tmp_path):
         (("generate", "x", "--temperature", "-1"), "temperature is -1.0"),
         (("generate", "x", "--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("demo", "--nodes", "0"), "--nodes is 0"),
-        (("node", "--host", "0.0.0.0"), "--insecure"),
+        (("generate", "x", "--host", "0.0.0.0"), "no cluster key"),
         (("node", "--host", "203.0.113.7", "--insecure"), "cannot listen on 203.0.113.7"),
     ],
 )
@@ -185,7 +185,7 @@ async def test_help_teaches(command):
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 async def test_a_node_ends_in_order(ending):
-    process = await start("node", "--cluster", "ending")
+    process = await start("node", "--cluster", "ending", "--host", "127.0.0.1")
     async with asyncio.timeout(COMMAND_S):
         assert b"serves on 127.0.0.1" in await process.stdout.readline()
         process.send_signal(ending)

@@ -15,6 +15,7 @@ from zeroconf import InterfaceChoice, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from flowspec_edge.errors import NodeUnavailableError
+from flowspec_edge.net import addresses
 
 SERVICE_TYPE = "_flowspec._tcp.local."
 RECORD_MS = 3000
@@ -25,13 +26,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
-    """A node as its record describes it. ``cluster`` is the label that nodes must share to find each other."""
+    """A node as its record describes it. ``cluster`` is the label that nodes must share to find each other.
+
+    ``fingerprint`` says which cluster key the node has, without telling the key; it is empty where there is none.
+    """
 
     node: str
     host: str
     port: int
     cluster: str
     version: str
+    fingerprint: str = ""
 
 
 class Announcer:
@@ -58,9 +63,10 @@ class Announcer:
                 "node": announcement.node,
                 "cluster": announcement.cluster,
                 "version": announcement.version,
+                "key": announcement.fingerprint,
             },
         )
-        zeroconf = _open_zeroconf(is_loopback=_is_loopback(announcement.host))
+        zeroconf = _open_zeroconf(is_loopback=addresses.is_loopback(announcement.host))
         try:
             # Record names are unique by address and port, so probing for a rival would only cost time.
             await (await zeroconf.async_register_service(info, cooperating_responders=True))
@@ -78,23 +84,23 @@ class Announcer:
 class Browser:
     """Listens for the nodes of one cluster. Made by :meth:`start`."""
 
-    def __init__(self, zeroconf: AsyncZeroconf, cluster: str) -> None:
+    def __init__(self, zeroconf: AsyncZeroconf, cluster: str, fingerprint: str) -> None:
         self._zeroconf = zeroconf
-        self._cluster = cluster
+        self._cluster = (cluster, fingerprint)
         self._found: dict[str, Announcement] = {}  # by record name
         self._asking: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._browser: AsyncServiceBrowser | None = None
 
     @classmethod
-    async def start(cls, cluster: str, *, is_loopback: bool) -> Browser:
+    async def start(cls, cluster: str, fingerprint: str = "", *, is_loopback: bool) -> Browser:
         """Begin to listen, on loopback alone or on every interface.
 
         Raises:
             NodeUnavailableError: no network interface can be used for mDNS.
         """
         zeroconf = _open_zeroconf(is_loopback=is_loopback)
-        browser = cls(zeroconf, cluster)
+        browser = cls(zeroconf, cluster, fingerprint)
         browser._browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE_TYPE, handlers=[browser._take_change])
         return browser
 
@@ -139,13 +145,19 @@ class Browser:
         announcement = _announcement_from(info)
         if announcement is None:
             _log.debug("mDNS record %s is not a node's", name)
-        elif announcement.cluster == self._cluster:
+        elif (announcement.cluster, announcement.fingerprint) == self._cluster:
             self._found[name] = announcement
             self._changed.set()
 
 
 async def find_nodes(
-    cluster: str, *, num_nodes: int | None = None, is_loopback: bool, timeout_s: float, settle_s: float = 0.0
+    cluster: str,
+    fingerprint: str = "",
+    *,
+    num_nodes: int | None = None,
+    is_loopback: bool,
+    timeout_s: float,
+    settle_s: float = 0.0,
 ) -> list[Announcement]:
     """Look for the nodes of a cluster until ``num_nodes`` are found, or, where it is not said how many there are, for
     ``settle_s`` more after the first.
@@ -153,7 +165,7 @@ async def find_nodes(
     Raises:
         NodeUnavailableError: after ``timeout_s`` there is none, or there are fewer than ``num_nodes``.
     """
-    browser = await Browser.start(cluster, is_loopback=is_loopback)
+    browser = await Browser.start(cluster, fingerprint, is_loopback=is_loopback)
     try:
         found = await browser.wait_for(lambda nodes: len(nodes) >= (num_nodes or 1), timeout_s)
         if found and num_nodes is None:
@@ -201,11 +213,8 @@ def _announcement_from(info: AsyncServiceInfo) -> Announcement | None:
         port=info.port,
         cluster=texts["cluster"],
         version=texts.get("version", "unknown"),
+        fingerprint=texts.get("key", ""),
     )
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or ipaddress.ip_address(host).is_loopback
 
 
 def _address_of(host: str) -> str:

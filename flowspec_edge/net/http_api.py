@@ -15,9 +15,11 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.errors import FlowspecError, RequestError
+from flowspec_edge.net.auth import is_same_key
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """A prompt of a million tokens."""
@@ -36,14 +38,33 @@ class TextGenerator(Protocol):
     def generate(self, prompt: str, options: GenerateOptions) -> AsyncGenerator[Piece, None]: ...
 
 
-def build_app(generator: TextGenerator) -> web.Application:
-    """Routes ``POST /v1/completions``, ``GET /v1/models`` and ``GET /health``; serve it with ``cancels_on_disconnect``."""
+def build_app(generator: TextGenerator, api_key: str | None = None) -> web.Application:
+    """Routes ``POST /v1/completions``, ``GET /v1/models`` and ``GET /health``; serve it with ``cancels_on_disconnect``.
+
+    With ``api_key`` every request needs ``Authorization: Bearer`` and that key, as OpenAI's clients send it.
+    """
     api = _Api(generator)
-    app = web.Application(client_max_size=MAX_REQUEST_BYTES)
+    app = web.Application(
+        client_max_size=MAX_REQUEST_BYTES, middlewares=[] if api_key is None else [_wanting_key(api_key)]
+    )
     app.router.add_post("/v1/completions", api.complete)
     app.router.add_get("/v1/models", api.list_models)
     app.router.add_get("/health", api.report_health)
     return app
+
+
+def _wanting_key(api_key: str) -> Middleware:
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and is_same_key(given.strip(), api_key):
+            return await handler(request)
+        return _refuse(
+            401,
+            "the API key is missing or wrong; send `Authorization: Bearer KEY` (flowspec key show --api, where it serves)",
+        )
+
+    return check
 
 
 class _Api:

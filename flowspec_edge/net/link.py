@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -11,9 +12,11 @@ import aiohttp
 from aiohttp import web
 
 from flowspec_edge.core import wire
-from flowspec_edge.errors import FlowspecError, LinkLostError, NodeUnavailableError, ProtocolError
+from flowspec_edge.errors import FlowspecError, LinkLostError, NodeUnavailableError, OtherKeyError, ProtocolError
+from flowspec_edge.net.addresses import LOOPBACK
+from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.connection import CLOSE_S, MAX_FRAME_BYTES, Link
-from flowspec_edge.net.server import LOOPBACK, ServedApp, serve_app
+from flowspec_edge.net.server import ServedApp, serve_app
 
 __all__ = ["Link", "LinkServer", "LinkTimeouts", "open_link"]
 
@@ -36,11 +39,20 @@ DEFAULT_TIMEOUTS = LinkTimeouts()
 
 
 async def open_link(
-    host: str, port: int, hello: wire.Hello, *, node: str = "", timeouts: LinkTimeouts = DEFAULT_TIMEOUTS
+    host: str,
+    port: int,
+    hello: wire.Hello,
+    *,
+    node: str = "",
+    credentials: Credentials | None = None,
+    timeouts: LinkTimeouts = DEFAULT_TIMEOUTS,
 ) -> tuple[Link, wire.Welcome]:
     """Connect to a peer; it counts as joined only after its Welcome. ``node`` is its expected name, where known.
 
+    Without ``credentials`` nothing is encrypted, and only nodes without a key answer.
+
     Raises:
+        OtherKeyError: the peer has another cluster key, or only one of the two has any.
         NodeUnavailableError: nothing answers in time, the peer refuses (another protocol version), or it is not ``node``.
     """
     peer, address = node or "(not yet known)", f"{host}:{port}"
@@ -48,7 +60,7 @@ async def open_link(
     link: Link | None = None
     try:
         async with asyncio.timeout(timeouts.connect_s):
-            link = await _connect(session, host, port, hello, peer, timeouts)
+            link = await _connect(session, (host, port), hello, peer, credentials, timeouts)
             link.send(hello)
             welcome = await link.receive()
         if not isinstance(welcome, wire.Welcome):
@@ -59,6 +71,8 @@ async def open_link(
         return link, welcome
     except BaseException as cause:
         await (link.close() if link is not None else session.close())
+        if link is None and (mismatch := _key_mismatch(cause)):
+            raise OtherKeyError(f"peer {peer} at {address} {mismatch}") from cause
         if isinstance(cause, (LinkLostError, ProtocolError)):
             raise NodeUnavailableError(f"peer {peer} at {address} refused the link: {cause}") from cause
         if isinstance(cause, (OSError, aiohttp.ClientError)):  # OSError includes TimeoutError
@@ -70,11 +84,34 @@ async def open_link(
         raise
 
 
+def _key_mismatch(cause: BaseException | None) -> str | None:
+    """What is wrong with the keys, where that is why a link could not be opened."""
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError) or "ALERT" in (getattr(cause, "reason", None) or ""):
+            return "has another cluster key; give both the same one: flowspec key show there, flowspec key set here"
+        if isinstance(cause, ssl.SSLError):
+            return "does not encrypt: it was started with --insecure, or runs something else; start it with the cluster key"
+        if isinstance(cause, aiohttp.ServerDisconnectedError):  # what a TLS listener does to a request in the clear
+            return (
+                "closed the connection at once, as a node with a cluster key does where there is none; copy its key: "
+                "flowspec key show there, flowspec key set here"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 async def _connect(
-    session: aiohttp.ClientSession, host: str, port: int, hello: wire.Hello, peer: str, timeouts: LinkTimeouts
+    session: aiohttp.ClientSession,
+    address: tuple[str, int],
+    hello: wire.Hello,
+    peer: str,
+    credentials: Credentials | None,
+    timeouts: LinkTimeouts,
 ) -> Link:
+    host, port = address
     websocket = await session.ws_connect(
-        f"http://{f'[{host}]' if ':' in host else host}:{port}/link/{hello.purpose}",
+        f"{'https' if credentials else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/link/{hello.purpose}",
+        ssl=credentials.client if credentials else True,
         heartbeat=_heartbeat_s(hello.purpose, timeouts),
         compress=0,
         max_msg_size=MAX_FRAME_BYTES,
@@ -109,10 +146,13 @@ class LinkServer:
         welcome: Callable[[], wire.Welcome],
         on_link: Callable[[Link], Awaitable[None]],
         *,
+        credentials: Credentials | None = None,
         timeouts: LinkTimeouts = DEFAULT_TIMEOUTS,
         app: web.Application | None = None,
     ) -> LinkServer:
         """Listen on ``host:port`` (port 0: any free one). ``app`` may bring further routes for the same port.
+
+        With ``credentials`` every route is encrypted, and for holders of the cluster key alone.
 
         Raises:
             NodeUnavailableError: the address cannot be listened on.
@@ -121,7 +161,8 @@ class LinkServer:
         app = app or web.Application()
         for purpose in (wire.CONTROL, wire.DATA):
             app.router.add_get(f"/link/{purpose}", server._accept)
-        server._served = await serve_app(app, host or LOOPBACK, port)
+        tls = credentials.server if credentials else None
+        server._served = await serve_app(app, host or LOOPBACK, port, tls=tls)
         return server
 
     @property

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
+
 from aiohttp import web
 
 from flowspec_edge.errors import NodeUnavailableError
+from flowspec_edge.net.addresses import LOOPBACK
+from flowspec_edge.net.auth import HANDSHAKE_S
 
-LOOPBACK = "127.0.0.1"
 SHUTDOWN_S = 2.0
 """How long requests in progress may go on after close; aiohttp's own 60 s would hold up an exit."""
 
@@ -24,8 +28,37 @@ class ServedApp:
         await self._runner.cleanup()
 
 
+class _Site(web.BaseSite):
+    """aiohttp's TCPSite gives a handshake 60 s."""
+
+    def __init__(self, runner: web.AppRunner, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+        super().__init__(runner, ssl_context=tls)
+        self._address = (host, port)
+
+    @property
+    def name(self) -> str:
+        host, port = self._address
+        return f"{'https' if self._ssl_context else 'http'}://{host}:{port}"
+
+    async def start(self) -> None:
+        await super().start()
+        assert self._runner.server is not None
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.server,
+            *self._address,
+            ssl=self._ssl_context,
+            ssl_handshake_timeout=HANDSHAKE_S if self._ssl_context else None,
+            backlog=self._backlog,
+        )
+
+
 async def serve_app(
-    app: web.Application, host: str = LOOPBACK, port: int = 0, *, cancels_on_disconnect: bool = False
+    app: web.Application,
+    host: str = LOOPBACK,
+    port: int = 0,
+    *,
+    tls: ssl.SSLContext | None = None,
+    cancels_on_disconnect: bool = False,
 ) -> ServedApp:
     """Listen on ``host:port``. With ``cancels_on_disconnect`` a request's task is cancelled when its client leaves.
 
@@ -37,7 +70,7 @@ async def serve_app(
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await _Site(runner, host, port, tls).start()
     except OSError as cause:
         await runner.cleanup()
         raise NodeUnavailableError(

@@ -9,7 +9,9 @@ import pytest
 
 from flowspec_edge.client import Client
 from flowspec_edge.config import Piece
-from flowspec_edge.errors import LinkLostError, NodeUnavailableError, RequestError, StageFailedError
+from flowspec_edge.core.key_text import API_PREFIX, format_key
+from flowspec_edge.errors import KeyTextError, LinkLostError, NodeUnavailableError, RequestError, StageFailedError
+from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.http_api import build_app
 from flowspec_edge.net.server import serve_app
 
@@ -47,13 +49,13 @@ class ScriptedGenerator:
 
 
 @contextlib.asynccontextmanager
-async def serving(script):
+async def serving(script, api_key=None, tls=None):
     """The scripted generator, a client, and the base URL."""
     generator = ScriptedGenerator(script)
-    served = await serve_app(build_app(generator), cancels_on_disconnect=True)
-    url = f"http://127.0.0.1:{served.port}"
+    served = await serve_app(build_app(generator, api_key), tls=tls, cancels_on_disconnect=True)
+    url = f"{'https' if tls else 'http'}://127.0.0.1:{served.port}"
     try:
-        async with Client(url) as client, asyncio.timeout(10):
+        async with Client(url, api_key=api_key) as client, asyncio.timeout(10):
             yield generator, client, url
     finally:
         await served.close()
@@ -182,3 +184,42 @@ async def test_a_server_that_is_lost_midway_or_not_there():
     async with Client(url) as client:
         with pytest.raises(NodeUnavailableError, match="flowspec serve"):
             await client.complete("x")
+
+
+SECRET = bytes(range(20))
+API_KEY, OTHER_API_KEY = format_key(SECRET, API_PREFIX), format_key(bytes(20), API_PREFIX)
+
+
+@pytest.mark.parametrize(
+    "header", [None, "Bearer", "Bearer ", f"Bearer {OTHER_API_KEY}", f"Basic {API_KEY}", "Bearer \xe9"]
+)
+async def test_without_the_api_key_nothing_is_served(header):
+    headers = {} if header is None else {"Authorization": header}
+    async with serving(PIECES, API_KEY) as (generator, _, url), aiohttp.ClientSession(headers=headers) as session:
+        for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/health"), ("GET", "/x")):
+            async with session.request(method, url + path, json={"prompt": "x"}) as response:
+                assert response.status == 401
+                assert "flowspec key show --api" in (await response.json())["error"]["message"]
+        assert not generator.asked
+
+
+async def test_the_api_key_opens_as_openais_clients_send_it():
+    async with serving(PIECES, API_KEY) as (_, client, url):
+        assert (await client.complete("x", max_new_tokens=2)).text == "ab\n"
+        async with Client(url) as stranger:
+            with pytest.raises(RequestError, match="API key is missing or wrong"):
+                await stranger.complete("x")
+
+
+async def test_with_tls_the_api_key_tells_the_client_whom_to_trust():
+    async with serving(PIECES, API_KEY, derive_credentials(SECRET, API_PREFIX).public) as (generator, client, url):
+        assert (await client.complete("x", max_new_tokens=2)).text == "ab\n"
+        generator.asked.clear()
+        for wrong in (OTHER_API_KEY, None):
+            async with Client(url, api_key=wrong) as stranger:
+                with pytest.raises(NodeUnavailableError, match="API key"):
+                    await stranger.complete("x")
+        assert not generator.asked
+    with pytest.raises(KeyTextError, match="mistyped"):
+        async with Client(url, api_key=API_KEY[:-1] + "q"):
+            pass

@@ -1,0 +1,185 @@
+"""One cluster key makes one cluster: key -> scrypt -> Ed25519 seed -> the same certificate on every node.
+
+Each side shows that certificate, wants to see it, and trusts no other, so whoever does not hold the key is refused in the
+handshake, before any handler runs. TLS 1.3 alone: it hides the certificates as well. A side that connects finishes first
+there, so a peer counts as joined only after its Welcome (``link.py``).
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import hmac
+import os
+import secrets
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowspec_edge.core.key_text import API_PREFIX, CLUSTER_PREFIX, KEY_BYTES, format_key, parse_key
+from flowspec_edge.errors import ClusterKeyError, KeyTextError
+from flowspec_edge.state import read_private, state_directory, write_private
+
+HANDSHAKE_S = 5.0
+"""A handshake takes 2 ms on x86 and some 20 ms on the smallest board; a socket that stays silent is closed after this."""
+
+_SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 2**15, 8, 1
+"""118 ms and 32 MiB on x86. The key is random, so this only stands behind the 160 bits."""
+_KEY_FILES = {CLUSTER_PREFIX: "cluster.key", API_PREFIX: "api.key"}
+_NAMES = {CLUSTER_PREFIX: "flowspec cluster", API_PREFIX: "flowspec api"}
+# A board without a battery-backed clock starts in 1970; the certificate's dates must never be what keeps it out.
+_NOT_BEFORE = datetime.datetime(1950, 1, 1, tzinfo=datetime.UTC)
+_NOT_AFTER = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a key becomes. ``fingerprint`` names the cluster in public and tells nothing about the key.
+
+    ``server`` and ``client`` want the other side's certificate; ``public`` is a server that does not.
+    """
+
+    fingerprint: str
+    certificate: bytes  # PEM
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    public: ssl.SSLContext
+
+
+def derive_credentials(secret: bytes, prefix: str = CLUSTER_PREFIX) -> Credentials:
+    """The same for the same key, on every machine; blocks for some 0.1 s."""
+    seed, public = _stretch(secret, _NAMES[prefix])
+    certificate, private_key = _certificate_of(seed, _NAMES[prefix])
+    return Credentials(
+        fingerprint=public.hex(),
+        certificate=certificate,
+        server=_context(ssl.PROTOCOL_TLS_SERVER, certificate, private_key, ssl.CERT_REQUIRED),
+        client=_context(ssl.PROTOCOL_TLS_CLIENT, certificate, private_key, ssl.CERT_REQUIRED),
+        public=_context(ssl.PROTOCOL_TLS_SERVER, certificate, private_key, ssl.CERT_NONE),
+    )
+
+
+def _stretch(secret: bytes, purpose: str) -> tuple[bytes, bytes]:
+    """The seed of the private key, and the fingerprint. Keys of another length are refused."""
+    if len(secret) != KEY_BYTES:
+        raise KeyTextError(f"a key of {len(secret)} bytes; keys have {KEY_BYTES} (flowspec key new makes one)")
+    stretched = hashlib.scrypt(
+        secret, salt=f"{purpose} 1".encode(), n=_SCRYPT_N, r=_SCRYPT_R, p=_SCRYPT_P, maxmem=2**26, dklen=40
+    )
+    return stretched[:32], stretched[32:]
+
+
+def _certificate_of(seed: bytes, name: str) -> tuple[bytes, bytes]:
+    """Certificate and private key, as PEM. Ed25519 signs without chance, so the same seed gives the same bytes."""
+    # Only a node with a key needs this library, and it takes a small board a while to load.
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.x509.oid import NameOID
+
+    private_key = Ed25519PrivateKey.from_private_bytes(seed)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(private_key.public_key())
+        .serial_number(1)
+        .not_valid_before(_NOT_BEFORE)
+        .not_valid_after(_NOT_AFTER)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("flowspec")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(private_key, None)
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM), private_key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _context(kind: int, certificate: bytes, private_key: bytes | None, verify: ssl.VerifyMode) -> ssl.SSLContext:
+    context = ssl.SSLContext(kind)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # boards change their addresses; the certificate alone says who is who
+    context.verify_mode = verify
+    if verify is ssl.CERT_REQUIRED:
+        context.load_verify_locations(cadata=certificate.decode())
+    if private_key is not None:
+        # The ssl module reads files only; this one has no name and never touches a disk.
+        descriptor = os.memfd_create("flowspec certificate", os.MFD_CLOEXEC)
+        with open(descriptor, "wb") as file:
+            file.write(certificate + private_key)
+            file.flush()
+            context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    return context
+
+
+def trust_key(api_key: str) -> ssl.SSLContext:
+    """For users of the HTTP API: trust the server that holds this key, and no other.
+
+    Raises:
+        KeyTextError: it is not a key.
+    """
+    seed, _ = _stretch(parse_key(api_key, API_PREFIX), _NAMES[API_PREFIX])
+    certificate, _ = _certificate_of(seed, _NAMES[API_PREFIX])
+    return _context(ssl.PROTOCOL_TLS_CLIENT, certificate, None, ssl.CERT_REQUIRED)
+
+
+def is_same_key(given: str, wanted: str) -> bool:
+    """Whether two texts are equal, in a time that does not tell where they differ."""
+    return hmac.compare_digest(given.encode(), wanted.encode())
+
+
+def key_path(prefix: str = CLUSTER_PREFIX) -> Path:
+    """Where the cluster key, or the key of the HTTP API, is kept."""
+    return state_directory() / _KEY_FILES[prefix]
+
+
+def load_key(prefix: str = CLUSTER_PREFIX) -> bytes | None:
+    """The key kept on this machine, or None.
+
+    Raises:
+        StateError: its file cannot be read, or others may read it.
+        ClusterKeyError: the file holds no key.
+    """
+    path = key_path(prefix)
+    text = read_private(path)
+    if text is None:
+        return None
+    try:
+        return parse_key(text, prefix)
+    except KeyTextError as cause:
+        raise ClusterKeyError(f"{path}: {cause}; or make another one with: flowspec key new") from cause
+
+
+def make_key(prefix: str = CLUSTER_PREFIX) -> tuple[bytes, bool]:
+    """The key kept here, and whether it was made just now, because there was none.
+
+    Raises:
+        StateError: it cannot be kept.
+    """
+    known = load_key(prefix)
+    if known is not None:
+        return known, False
+    secret = secrets.token_bytes(KEY_BYTES)
+    if write_private(key_path(prefix), format_key(secret, prefix) + "\n", is_new=True):
+        return secret, True
+    made_meanwhile = load_key(prefix)
+    assert made_meanwhile is not None, "whoever was faster has written it whole"
+    return made_meanwhile, False
+
+
+def replace_key(secret: bytes | None = None, prefix: str = CLUSTER_PREFIX) -> tuple[bytes, Path | None]:
+    """Keep this key from now on, or a new one; and where the one before is kept, if there was another.
+
+    Raises:
+        StateError: it cannot be written.
+    """
+    path, kept = key_path(prefix), None
+    secret = secret or secrets.token_bytes(KEY_BYTES)
+    text = format_key(secret, prefix) + "\n"
+    before = read_private(path)
+    if before is not None and before != text:
+        kept = path.with_name(path.name + ".old")
+        write_private(kept, before)
+    write_private(path, text)
+    return secret, kept

@@ -1,0 +1,80 @@
+"""What a node keeps between runs: small files that only their owner may read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from flowspec_edge.errors import StateError
+
+STATE_VARIABLE = "FLOWSPEC_HOME"
+_PRIVATE = 0o600
+
+
+def state_directory() -> Path:
+    """``$FLOWSPEC_HOME``, or ``flowspec`` where the user's configuration lives (XDG Base Directory Specification)."""
+    if chosen := os.environ.get(STATE_VARIABLE):
+        return Path(chosen)
+    if configuration := os.environ.get("XDG_CONFIG_HOME"):
+        return Path(configuration) / "flowspec"
+    try:
+        return Path.home() / ".config" / "flowspec"
+    except RuntimeError as cause:
+        raise StateError(
+            f"this user has no home directory to keep the cluster key in; set {STATE_VARIABLE} to a directory"
+        ) from cause
+
+
+def read_private(path: Path) -> str | None:
+    """The text of a file, or None where there is none.
+
+    Raises:
+        StateError: it cannot be read, or others may read it.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            if status.st_mode & 0o077:
+                raise StateError(
+                    f"{path} can be read by others (mode {status.st_mode & 0o777:04o}); mend it with: chmod 600 {path}"
+                )
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as cause:
+        raise StateError(f"{path} cannot be read ({cause}); mend or remove it") from cause
+
+
+def write_private(path: Path, text: str, *, is_new: bool = False) -> bool:
+    """Write a file of mode 0600 whole or not at all. With ``is_new`` a file that exists stays; False where one did.
+
+    Raises:
+        StateError: it cannot be written: no permission, no space.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            if not is_new:
+                draft.replace(path)
+                return True
+            try:
+                os.link(draft, path)  # of two processes that start at once, one wins
+            except FileExistsError:
+                return False
+            return True
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                draft.unlink()
+    except OSError as cause:
+        raise StateError(
+            f"{path} cannot be written ({cause.strerror or cause}); free the space or mend the permission, "
+            f"or set {STATE_VARIABLE} to a directory of your own"
+        ) from cause
