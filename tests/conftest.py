@@ -3,6 +3,7 @@
 import pytest
 
 from flowspec_edge.state import STATE_VARIABLE
+from tests.lan import why_not
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +12,10 @@ def state(tmp_path_factory, monkeypatch):
     directory = tmp_path_factory.mktemp("state")
     monkeypatch.setenv(STATE_VARIABLE, str(directory))
     return directory
+
+
+@pytest.fixture(scope="session")
+def lan_is_possible():
+    """Skips where hosts with addresses of their own cannot be made."""
+    if reason := why_not():
+        pytest.skip(reason)

@@ -1,0 +1,189 @@
+"""A LAN on this machine: hosts with addresses of their own (network namespaces), a switch between them, and what it hears.
+
+Needs root and iproute2. No default route, as on a LAN without router.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+
+CLONE_NEWNET = 0x40000000
+SO_RCVBUFFORCE = 33
+SUBNET = "10.83.0."
+
+
+def why_not():
+    """Why there can be no such LAN here, or nothing."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None or shutil.which("bridge") is None:
+        return "network namespaces need iproute2"
+    probe = f"fsp{os.getpid()}"
+    if subprocess.run(["ip", "netns", "add", probe], capture_output=True).returncode:
+        return "this kernel, or this container, allows no network namespaces"
+    subprocess.run(["ip", "netns", "del", probe], check=True)
+    return None
+
+
+def ip(*arguments, inside=None):
+    where = ("-n", inside) if inside else ()
+    subprocess.run(["ip", *where, *arguments], check=True, capture_output=True, text=True)
+
+
+class Lan:
+    """Hosts 0, 1, ... at 10.83.0.1, 10.83.0.2, ..."""
+
+    def __init__(self, num_hosts):
+        self.num_hosts = num_hosts
+        self._prefix = f"fs{os.getpid()}-"
+        self.switch = f"{self._prefix}switch"
+        self.processes = []
+
+    def host(self, number):
+        return f"{self._prefix}{number}"
+
+    def address(self, number):
+        return f"{SUBNET}{number + 1}"
+
+    def build(self):
+        ip("netns", "add", self.switch)
+        ip("link", "add", "name", "switch", "type", "bridge", inside=self.switch)
+        ip("link", "set", "switch", "up", inside=self.switch)
+        for number in range(self.num_hosts):
+            host, port = self.host(number), f"port{number}"
+            ip("netns", "add", host)
+            ip("link", "add", "eth0", "netns", host, "type", "veth", "peer", "name", port, "netns", self.switch)
+            ip("link", "set", port, "master", "switch", "up", inside=self.switch)
+            ip("address", "add", f"{self.address(number)}/24", "dev", "eth0", inside=host)
+            for name in ("lo", "eth0"):
+                ip("link", "set", name, "up", inside=host)
+
+    def remove(self):
+        for name in (self.switch, *map(self.host, range(self.num_hosts))):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+    def on_host(self, number, *command):
+        """Run a command there and wait for it."""
+        return subprocess.run(
+            ["ip", "netns", "exec", self.host(number), *command], check=True, capture_output=True, text=True
+        )
+
+    def isolate_clients(self):
+        """As an access point with client isolation: nobody hears anybody."""
+        for number in range(self.num_hosts):
+            self._set_port(number, "isolated", "on")
+
+    def drop_multicast(self):
+        """As a switch or access point that forwards no multicast."""
+        for number in range(self.num_hosts):
+            self._set_port(number, "mcast_flood", "off")
+
+    def _set_port(self, number, *setting):
+        command = ["bridge", "-n", self.switch, "link", "set", "dev", f"port{number}", *setting]
+        subprocess.run(command, check=True, capture_output=True)
+
+    async def start(self, number, *arguments, env=None):
+        """``flowspec`` on a host, as a process."""
+        process = await asyncio.create_subprocess_exec(
+            *("ip", "netns", "exec", self.host(number), sys.executable, "-m", "flowspec_edge", *arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **(env or {})},
+        )
+        self.processes.append(process)
+        return process
+
+    async def run(self, number, *arguments, env=None):
+        """Exit status, standard output, standard error."""
+        process = await self.start(number, *arguments, env=env)
+        out, err = await process.communicate()
+        return process.returncode, out.decode(), err.decode()
+
+    async def start_node(self, number, *arguments, env=None):
+        """A node that serves by the time this returns, and what it said of itself."""
+        options = ("--name", f"pi-{number}", "--threads", "1", "--json", "--until-stdin-closes", *arguments)
+        process = await self.start(number, "node", *options, env=env)
+        line = await process.stdout.readline()
+        assert line, (await process.stderr.read()).decode()
+        return process, json.loads(line)
+
+    async def stop(self):
+        for process in self.processes:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+        for process in self.processes:
+            await process.communicate()
+
+
+@contextlib.asynccontextmanager
+async def lan_of(num_hosts):
+    lan = Lan(num_hosts)
+    try:
+        lan.build()
+        yield lan
+    finally:
+        await lan.stop()
+        lan.remove()
+
+
+class Capture:
+    """Every frame that the switch forwards; a thread of its own takes them."""
+
+    def __init__(self, lan):
+        self.frames = []
+        self._is_done = threading.Event()
+        self._socket = None
+        opened = threading.Event()
+        self._thread = threading.Thread(target=self._listen, args=(lan.switch, opened))
+        self._thread.start()
+        assert opened.wait(10)
+
+    def _listen(self, namespace, opened):
+        with open(f"/run/netns/{namespace}") as file:
+            libc = ctypes.CDLL(None, use_errno=True)
+            assert libc.setns(file.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as sniffer:  # ETH_P_ALL
+            sniffer.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 2**26)
+            sniffer.settimeout(0.1)
+            opened.set()
+            while not self._is_done.is_set():
+                with contextlib.suppress(TimeoutError):
+                    frame, address = sniffer.recvfrom(2**17)
+                    if address[0].startswith("port") and address[2] == socket.PACKET_OUTGOING:
+                        self.frames.append(frame)
+
+    def close(self):
+        self._is_done.set()
+        self._thread.join()
+
+    def streams(self):
+        """What went over each TCP connection, by direction."""
+        streams = defaultdict(bytearray)
+        for frame in self.frames:
+            if frame[12:14] != b"\x08\x00" or frame[23] != 6:  # IPv4, TCP
+                continue
+            start = 14 + (frame[14] & 15) * 4
+            (length,) = struct.unpack(">H", frame[16:18])
+            payload = frame[start + (frame[start + 12] >> 4) * 4 : 14 + length if length else None]
+            streams[frame[26:34] + frame[start : start + 4]] += payload
+        return [bytes(stream) for stream in streams.values()]
+
+
+@contextlib.contextmanager
+def captured(lan):
+    capture = Capture(lan)
+    try:
+        yield capture
+    finally:
+        capture.close()
