@@ -67,7 +67,7 @@ class OriginEngine:
         self.head = Head(directory, manifest, num_threads=num_threads)
         self.drafter: Drafter | None = None
         if manifest.drafter is not None:
-            self.drafter = Eagle1Drafter(directory, manifest, self.head, k=shape.children, num_threads=num_threads)
+            self.drafter = Eagle1Drafter(directory, manifest, self.head, k=shape.proposals, num_threads=num_threads)
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         if isinstance(job, ev.RunHead):
@@ -96,7 +96,9 @@ class Ring:
         self._board = board or Board()
         self._controls = controls
         manifest = bundle.manifest
-        self._limits = TargetLimits(manifest.geometry.max_context, frozenset(manifest.eos_token_ids))
+        self._limits = TargetLimits(
+            manifest.geometry.max_context, manifest.geometry.vocab_size, frozenset(manifest.eos_token_ids)
+        )
         self._core = Origin(num_stages=len(stages), limits=self._limits, has_drafter=engine.drafter is not None)
         self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
         self._sessions = itertools.count(1)

@@ -21,7 +21,7 @@ from flowspec_edge.core.generation import TREE_MARGIN, TargetLimits
 from flowspec_edge.core.origin import Origin
 from flowspec_edge.core.stage import CREDITS_PER_HOP, Stage
 from flowspec_edge.core.tree import NO_PARENT
-from flowspec_edge.core.verify import make_draw
+from flowspec_edge.core.verify import Sampler
 
 VOCAB = 13
 EOS = 0
@@ -41,10 +41,10 @@ def logits_of(hidden: float) -> np.ndarray:
 
 def unsplit(prompt: tuple[int, ...], options: GenerateOptions, max_context: int = 512) -> list[int]:
     """What the model writes on its own: no ring, no tree."""
-    draw = make_draw(options)
+    sampler = Sampler(options, VOCAB)
     tokens = list(prompt)
     while len(tokens) - len(prompt) < options.max_new_tokens and len(tokens) < max_context:
-        tokens.append(draw(logits_of(path_hash(tokens)), len(tokens)))
+        tokens.append(sampler.draw(logits_of(path_hash(tokens)), len(tokens)))
         if tokens[-1] == EOS:
             break
     return tokens[len(prompt) :]
@@ -146,7 +146,7 @@ class FakeRing:
     """
 
     def __init__(self, num_stages: int, rng: random.Random, skill: float = 0.7, max_context: int = 512) -> None:
-        limits = TargetLimits(max_context=max_context, eos_token_ids=frozenset({EOS}))
+        limits = TargetLimits(max_context=max_context, vocab_size=VOCAB, eos_token_ids=frozenset({EOS}))
         self.rng = rng
         self.origin = Origin(num_stages=num_stages, limits=limits, has_drafter=True)
         self.stages = [FakeStage(rng, is_first=i == 0, is_last=i == num_stages - 1) for i in range(num_stages)]

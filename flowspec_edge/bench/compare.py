@@ -118,11 +118,13 @@ class Bench:
         directory, manifest = bundle.directory, bundle.manifest
         self._tokenizer = Tokenizer(directory / manifest.tokenizer.file)
         self._recorder = TapeRecorder(bundle)
-        self._limits = TargetLimits(manifest.geometry.max_context, frozenset(manifest.eos_token_ids))
+        self._limits = TargetLimits(
+            manifest.geometry.max_context, manifest.geometry.vocab_size, frozenset(manifest.eos_token_ids)
+        )
         self._drafter: RememberedDrafts | None = None
         if manifest.drafter is not None:
             head = Head(directory, manifest)
-            self._drafter = RememberedDrafts(Eagle1Drafter(directory, manifest, head, k=DraftShape().children))
+            self._drafter = RememberedDrafts(Eagle1Drafter(directory, manifest, head, k=DraftShape().proposals))
 
     def record(self, task: Task, options: GenerateOptions) -> Tape:
         """What the target writes after the task's prompt. Play one tape before you record the next.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from flowspec_edge.core.acceptance import Acceptance, Edge
 from flowspec_edge.core.lookup import MAX_MATCH, Lookup
 from flowspec_edge.core.tree import NO_PARENT, Row, Tree
+from flowspec_edge.core.verify import Sampler
 
 MIN_LOOKUP_MATCH = 2
 """One matching token alone is no reason for a new row; it counts for a token that is drafted anyway."""
@@ -33,11 +34,12 @@ REFRESH_SCORE = math.log(0.3)
 
 @dataclass(frozen=True, slots=True)
 class DraftShape:
-    """How a draft tree grows: rows per pass of the drafter, each with ``children`` proposals, of which the pass adds the
-    likeliest ``rows_per_pass``.
+    """How a draft tree grows: rows per pass of the drafter, each with its likeliest ``proposals``, of which up to ``children``
+    may become rows, and of those the likeliest ``rows_per_pass`` of the pass.
     """
 
     width: int = 10
+    proposals: int = 64
     children: int = 10
     rows_per_pass: int = 40
 
@@ -46,13 +48,20 @@ class Drafting:
     """Scores of one session's drafted rows, and the drafter's state.
 
     Without ``acceptance`` the draft's own probabilities are taken for the chance of acceptance; without ``lookup`` the text
-    itself proposes nothing.
+    itself proposes nothing; without ``sampler`` the draft does not know the noise that the target will be sampled with.
     """
 
     def __init__(
-        self, tree: Tree, shape: DraftShape, *, acceptance: Acceptance | None = None, lookup: Lookup | None = None
+        self,
+        tree: Tree,
+        shape: DraftShape,
+        *,
+        acceptance: Acceptance | None = None,
+        lookup: Lookup | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         self._tree = tree
+        self._sampler = sampler
         self._acceptance = acceptance
         self._lookup = lookup
         self.shape = shape
@@ -131,7 +140,7 @@ class Drafting:
         self.passes += 1
         self._num_passes += 1
         proposals: list[tuple[float, int, int, Edge]] = []
-        for parent, row_tokens, row_log_probs in zip(parents, tokens.tolist(), log_probs.tolist(), strict=True):
+        for parent, row_tokens, row_log_probs in zip(parents, tokens, log_probs, strict=True):
             row = self._tree.get(parent)
             if row is None:
                 continue
@@ -141,7 +150,9 @@ class Drafting:
             base = self.scores.get(parent, 0.0)
             matches = self._matches(parent)
             known = {token: child for token, child in row.children.items() if child in self._edges}
-            for token, log_prob in zip(row_tokens, row_log_probs, strict=True):
+            ranked = self._rank(row_tokens, row_log_probs, row.depth + 1)
+            least = ranked[-1][1]
+            for token, log_prob in ranked[: self.shape.children] + [one for one in ranked[self.shape.children:] if one[0] in known]:
                 edge = Edge(log_prob, matches.get(token, 0))
                 score = base + self._log_chance(edge)
                 if token in row.children:
@@ -150,13 +161,23 @@ class Drafting:
                 else:
                     proposals.append((-score, parent, token, edge))
             for token, child in known.items():  # the draft does not see them among its likeliest
-                edge = Edge(min(row_log_probs) - 1, matches.get(token, 0))
+                edge = Edge(least - 1, matches.get(token, 0))
                 self._score(child, edge, base + self._log_chance(edge))
         proposals.sort()
         added: list[Row] = []
         for negative_score, parent, token, edge in proposals[: max(self.shape.rows_per_pass, 5 * len(parents) // 2)]:
             added.append(self._add(Row(next_id + len(added), parent, token), edge, -negative_score))
         return added + self._look_up([row.id for row in added], next_id + len(added))
+
+    def _rank(
+        self, tokens: NDArray[np.int64], log_probs: NDArray[np.float32], position: int
+    ) -> list[tuple[int, float]]:
+        """What the draft proposes for a position, the likeliest first."""
+        if self._sampler is not None:
+            log_probs = self._sampler.foresee(tokens, log_probs, position)
+            order = np.argsort(-log_probs, kind="stable")
+            tokens, log_probs = tokens[order], log_probs[order]
+        return list(zip(tokens.tolist(), log_probs.tolist(), strict=True))
 
     def _runnable(self, max_depth: int, min_score: float) -> Iterable[tuple[int, bool]]:
         """Rows that the drafter can run, the most worthwhile first, and whether it is for the first time."""

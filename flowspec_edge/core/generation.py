@@ -36,7 +36,7 @@ from flowspec_edge.core.lookup import Lookup
 from flowspec_edge.core.pipeline import Flight, Pipeline, RingCosts
 from flowspec_edge.core.schedules import make_schedule
 from flowspec_edge.core.tree import NO_PARENT, Advance, Row, Tree
-from flowspec_edge.core.verify import make_draw
+from flowspec_edge.core.verify import Sampler
 from flowspec_edge.errors import RequestError
 
 PREFILL_ROWS = 128
@@ -48,9 +48,10 @@ TREE_MARGIN = 512
 
 @dataclass(frozen=True, slots=True)
 class TargetLimits:
-    """What the origin must know of the model: context length in tokens, the ids that end a text."""
+    """What the origin must know of the model: context length in tokens, size of the vocabulary, the ids that end a text."""
 
     max_context: int
+    vocab_size: int
     eos_token_ids: frozenset[int]
 
 
@@ -103,7 +104,7 @@ class Generation:
         self.is_finished = False
         self.num_stages = len(costs.stages)
         self._limits = limits
-        self._draw = make_draw(options)
+        self._sampler = Sampler(options, limits.vocab_size)
         self._schedule = make_schedule(options.schedule, self.num_stages)
         self._drafts = self._schedule.uses_drafter and has_drafter
         self._num_left = min(options.max_new_tokens, room)
@@ -128,6 +129,7 @@ class Generation:
             shape,
             acceptance=acceptance if self._schedule.is_calibrated else None,
             lookup=Lookup(prompt) if self._schedule.uses_lookup else None,
+            sampler=self._sampler if self._schedule.is_coupled else None,
         )
         self._num_extended = 0  # how many rows from the first on the drafter has taken as verified pairs
         self._draft_rows: list[int] = []  # what the running pass works on
@@ -155,7 +157,7 @@ class Generation:
         advance: Advance | None = None
         reason: str | None = None
         while reason is None and self.root in self._logits:
-            token = self._draw(self._logits[self.root], self.tree[self.root].depth + 1)
+            token = self._sampler.draw(self._logits[self.root], self.tree[self.root].depth + 1)
             advance = Advance(self.root, token)
             tokens.append(token)
             reason = self._step(token)

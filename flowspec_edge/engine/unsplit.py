@@ -12,7 +12,7 @@ from flowspec_edge.core.events import RunForward
 from flowspec_edge.core.generation import PREFILL_ROWS
 from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots
 from flowspec_edge.core.tree import NO_PARENT, Row
-from flowspec_edge.core.verify import make_draw
+from flowspec_edge.core.verify import Sampler
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.manifest import Manifest
@@ -29,7 +29,7 @@ class UnsplitModel:
     def generate(self, prompt: list[int], options: GenerateOptions) -> Iterator[int]:
         """The continuation of ``prompt``, token by token, until an end of sequence, the limit, or the context's end."""
         limit = min(options.max_new_tokens, self._manifest.geometry.max_context - len(prompt))
-        draw = make_draw(options)
+        sampler = Sampler(options, self._manifest.geometry.vocab_size)
         slots = KvSlots(len(prompt) + limit + FIRST_SLOT)
         self._stage.open_cache(0, slots.capacity)
         try:
@@ -39,7 +39,7 @@ class UnsplitModel:
                     part = range(num_run, min(num_run + PREFILL_ROWS, len(tokens)))
                     hidden = self._run(slots, [Row(i, i - 1 if i else NO_PARENT, tokens[i]) for i in part])
                     num_run = part.stop
-                tokens.append(draw(self._head.logits(hidden[-1:])[0], len(tokens)))
+                tokens.append(sampler.draw(self._head.logits(hidden[-1:])[0], len(tokens)))
                 yield tokens[-1]
                 if tokens[-1] in self._manifest.eos_token_ids:
                     return

@@ -171,7 +171,7 @@ def test_remembered_drafts_are_the_drafters_own_and_run_once(bench, bundle):
     drafts = RememberedDrafts(watched)
     task = Task(prompt_set="functions", seed=0, temperature=0.0, text=load_prompts()["functions"][0])
     tape = bench.record(task, GenerateOptions(max_new_tokens=24))
-    limits = TargetLimits(1024, frozenset(bundle.manifest.eos_token_ids))
+    limits = TargetLimits(1024, bundle.manifest.geometry.vocab_size, frozenset(bundle.manifest.eos_token_ids))
 
     def play(drafter, schedule):
         ring = VirtualRing(load_testbed("mixed"), tape, drafter, limits)

@@ -34,7 +34,11 @@ def tapes(bench: Bench):
 
 @pytest.fixture(scope="module")
 def limits(bundle):
-    return TargetLimits(bundle.manifest.geometry.max_context, frozenset(bundle.manifest.eos_token_ids))
+    return TargetLimits(
+        bundle.manifest.geometry.max_context,
+        bundle.manifest.geometry.vocab_size,
+        frozenset(bundle.manifest.eos_token_ids),
+    )
 
 
 def tokens_per_s(testbed, schedule, tapes, drafter_for, limits):
@@ -49,7 +53,7 @@ def tokens_per_s(testbed, schedule, tapes, drafter_for, limits):
 def rates(bundle, tapes, limits):
     """Tokens/s of every schedule on a testbed."""
     head = Head(bundle.directory, bundle.manifest)
-    drafter = Eagle1Drafter(bundle.directory, bundle.manifest, head, k=DraftShape().children)
+    drafter = Eagle1Drafter(bundle.directory, bundle.manifest, head, k=DraftShape().proposals)
     return lambda testbed: {
         schedule: tokens_per_s(testbed, schedule, tapes, lambda tape: drafter, limits) for schedule in SCHEDULES
     }
@@ -99,7 +103,7 @@ def test_a_drafter_that_is_always_wrong_costs_nothing(tapes, limits, testbed):
 
 def test_text_that_repeats_itself_needs_no_draft_head(two_stages):
     tape = make_tape(6, [1, 2, 3, 4, 1, 2, *([3, 4, 1, 2] * 12)])
-    limits = TargetLimits(max_context=256, eos_token_ids=frozenset())
+    limits = TargetLimits(max_context=256, vocab_size=13, eos_token_ids=frozenset())
     seconds = {}
     for schedule in ("autoregressive", "flowspec"):
         options = GenerateOptions(max_new_tokens=48, schedule=schedule)

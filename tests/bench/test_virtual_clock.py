@@ -15,7 +15,7 @@ from flowspec_edge.core.schedules import SCHEDULES
 from flowspec_edge.engine.unsplit import UnsplitModel
 from tests.bench.conftest import make_tape
 
-LIMITS = TargetLimits(max_context=256, eos_token_ids=frozenset())
+LIMITS = TargetLimits(max_context=256, vocab_size=13, eos_token_ids=frozenset())
 
 
 def run_plain(testbed, num_tokens=6):

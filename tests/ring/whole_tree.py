@@ -8,7 +8,7 @@ from flowspec_edge.core.events import RunDraft, RunForward
 from flowspec_edge.core.generation import TREE_MARGIN
 from flowspec_edge.core.kv_slots import KvSlots
 from flowspec_edge.core.tree import NO_PARENT, Advance, Row, Tree
-from flowspec_edge.core.verify import make_draw
+from flowspec_edge.core.verify import Sampler
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -21,6 +21,7 @@ class WholeTree:
         self.stage = StageRunner(bundle.directory, bundle.manifest, 0, bundle.manifest.geometry.num_layers)
         self.head = Head(bundle.directory, bundle.manifest)
         self.drafter = Eagle1Drafter(bundle.directory, bundle.manifest, self.head, k=width)
+        self.vocab_size = bundle.manifest.geometry.vocab_size
         self.eos = bundle.manifest.eos_token_ids
         self.num_nodes, self.depth = num_nodes, depth
         self.shape = DraftShape(width=width, children=width, rows_per_pass=width * width)
@@ -33,7 +34,7 @@ class WholeTree:
         self.slots = KvSlots(capacity)
         self.stage.open_cache(1, capacity)
         self.drafter.open(1, capacity)
-        draw = make_draw(options)
+        draw = Sampler(options, self.vocab_size).draw
         rows = [Row(i, i - 1 if i else NO_PARENT, token) for i, token in enumerate(prompt)]
         for row in rows:
             self.tree.add(row)

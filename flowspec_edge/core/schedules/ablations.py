@@ -61,6 +61,12 @@ class WithoutLookup(Flowspec):
     uses_lookup: ClassVar[bool] = False
 
 
+class WithoutCoupling(Flowspec):
+    """Drafts know nothing of the noise that the target will be sampled with; at temperature 0 there is none."""
+
+    is_coupled: ClassVar[bool] = False
+
+
 class WithoutCancelling(Flowspec):
     """A forward over rows that have died runs to its end."""
 
@@ -125,6 +131,7 @@ ABLATIONS: dict[str, type[Schedule]] = {
     "flowspec-without-just-in-time": WithoutJustInTime,
     "flowspec-without-chunk-control": WithoutChunkControl,
     "flowspec-without-calibration": WithoutCalibration,
+    "flowspec-without-coupling": WithoutCoupling,
     "flowspec-without-cancelling": WithoutCancelling,
     "flowspec-without-lookup": WithoutLookup,
     "flowspec-without-tree": WithoutTree,

@@ -16,6 +16,8 @@ class Schedule:
     """Whether repetitions of the text are drafts as well."""
     is_calibrated: ClassVar[bool] = False
     """Whether scores are chances of acceptance as observed, or the drafter's own probabilities."""
+    is_coupled: ClassVar[bool] = False
+    """Whether drafts are ranked by the very noise that the target will be sampled with."""
 
     cancels: ClassVar[bool] = False
     """Whether a stage gives up a forward none of whose rows lives any more."""

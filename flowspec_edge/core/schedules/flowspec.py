@@ -45,6 +45,7 @@ class Flowspec(Schedule):
     cancels: ClassVar[bool] = True
     is_calibrated: ClassVar[bool] = True
     uses_lookup: ClassVar[bool] = True
+    is_coupled: ClassVar[bool] = True
 
     def __init__(self, num_stages: int) -> None:
         super().__init__(num_stages)
