@@ -17,6 +17,7 @@ import numpy as np
 from flowspec_edge.bench.tape import Tape
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.tree import Row
+from flowspec_edge.core.verify import Sampler
 from flowspec_edge.engine.drafters import Drafter
 
 SESSION = 1
@@ -29,9 +30,11 @@ MIN_SCORE = math.log(0.001)
 """A row this unlikely is not expanded: it does not change tau."""
 
 
-def accepted_places(tape: Tape, drafter: Drafter, roots: Sequence[int]) -> list[tuple[int, ...]]:
+def accepted_places(
+    tape: Tape, drafter: Drafter, roots: Sequence[int], sampler: Sampler | None = None
+) -> list[tuple[int, ...]]:
     """For every second of the ``roots``, given by position: which rows of its tree follow the text, as their places in score
-    order, from 1 on; the root's own place is 0.
+    order, from 1 on; the root's own place is 0. With the text's ``sampler``, drafts are ranked by its noise.
     """
     tokens = tape.tokens
     drafter.open(SESSION, len(tokens) + MAX_PASSES * PASS_ROWS)
@@ -41,7 +44,7 @@ def accepted_places(tape: Tape, drafter: Drafter, roots: Sequence[int]) -> list[
     next_id = len(tokens)  # a text row's draft id is its position; a drafted one is never named twice
     for root in roots[::ROOTS_STRIDE]:
         verified = range(num_extended + 1, root + 1)
-        tree = _Tree(tape, root, next_id)
+        tree = _Tree(tape, root, next_id, sampler)
         rows = [Row(i, i - 1, tokens[i]) for i in verified]
         hidden = tape.hidden[[i - 1 for i in verified]]
         parents: Sequence[int] = [root]
@@ -74,7 +77,8 @@ def tau(places: Sequence[Sequence[int]], num_rows: float) -> float:
 class _Tree:
     """One draft tree below a root of the text."""
 
-    def __init__(self, tape: Tape, root: int, first_id: int) -> None:
+    def __init__(self, tape: Tape, root: int, first_id: int, sampler: Sampler | None) -> None:
+        self._sampler = sampler
         self._tokens = tape.tokens
         self._root = root
         self.next_id = first_id
@@ -88,10 +92,13 @@ class _Tree:
     def add(self, parents: Sequence[int], drafted: ev.DraftFinished) -> None:
         for index, parent in enumerate(parents):
             base = self._rows[parent][2] if parent in self._rows else 0.0
-            for token, log_prob in zip(drafted.tokens[index].tolist(), drafted.log_probs[index].tolist(), strict=True):
+            tokens, log_probs, depth = drafted.tokens[index], drafted.log_probs[index], self.depth(parent) + 1
+            if self._sampler is not None:
+                log_probs = self._sampler.foresee(tokens, log_probs, depth)
+            for token, log_prob in zip(tokens.tolist(), log_probs.tolist(), strict=True):
                 score = base + log_prob
                 if score >= MIN_SCORE:
-                    self._rows[self.next_id] = (parent, token, score, self.depth(parent) + 1)
+                    self._rows[self.next_id] = (parent, token, score, depth)
                     heapq.heappush(self._unexpanded, (-score, self.next_id))
                     self.next_id += 1
 

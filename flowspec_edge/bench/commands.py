@@ -24,7 +24,7 @@ from flowspec_edge.bench.tensor_parallel import MODELLED
 from flowspec_edge.bench.testbed import Testbed, known_testbeds, load_testbed
 from flowspec_edge.bench.timeline import Timeline, draw_timeline
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.schedules import SCHEDULES, ablation_names, make_schedule
+from flowspec_edge.core.schedules import SCHEDULES, ablation_names, find_schedule
 from flowspec_edge.errors import BenchError, RequestError
 from flowspec_edge.node import Bundle
 
@@ -101,7 +101,7 @@ async def run_emulated(
     """
     names = list(SCHEDULES) if schedules == "all" else _names("--schedules", schedules or EMULATED_SCHEDULES)
     for name in names:
-        make_schedule(name, 1)  # raises where there is none
+        find_schedule(name)  # raises where there is none
     chosen = {name: load_testbed(name) for name in _testbed_names(testbeds)}
     plan = Plan(
         testbeds=tuple(chosen.values()),
@@ -164,7 +164,7 @@ async def run_trace(
         FlowspecError: a name is not known, a number is out of range, or the file cannot be written.
     """
     board = load_testbed(testbed)
-    make_schedule(schedule, len(board.stages))
+    find_schedule(schedule)
     if out.suffix.lower() != ".svg":
         raise RequestError(
             f"--out is {out}; give a name that ends in .svg (rsvg-convert or a browser makes a PNG of it)"
@@ -199,7 +199,7 @@ def _schedule_names(text: str, is_ablation: bool) -> list[str]:
     wanted = _names("--schedules", text)
     for name in wanted:
         if name not in MODELLED:
-            make_schedule(name, 1)  # raises where there is none
+            find_schedule(name)  # raises where there is none
     return [name for name in every if name in {*wanted, YARDSTICK}] + [name for name in wanted if name not in every]
 
 

@@ -27,6 +27,7 @@ from flowspec_edge.bench.virtual_clock import Observer, VirtualAnswer, VirtualRi
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.drafting import DraftShape
 from flowspec_edge.core.generation import TargetLimits
+from flowspec_edge.core.verify import Sampler
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.tokenizer import Tokenizer
@@ -103,11 +104,13 @@ FIELDS = tuple(field.name for field in fields(Figures))
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one task: figures by testbed and schedule, and what the bound is made of."""
+    """What became of one task: figures by testbed and schedule, and what the bound is made of, without and with coupled
+    drafts.
+    """
 
     task: Task
     is_looping: bool
-    places: list[tuple[int, ...]] = field(default_factory=list)
+    places: dict[bool, list[tuple[int, ...]]] = field(default_factory=dict)
     figures: dict[tuple[str, str], Figures] = field(default_factory=dict)
 
 
@@ -171,7 +174,11 @@ class Bench:
                     raise LosslessError(f"{_name(task)} at temperature {task.temperature:g}: {error}") from error
                 outcome.figures[testbed.name, schedule] = Figures.from_answer(answer)
                 if schedule == YARDSTICK and not outcome.places and self._drafter is not None:
-                    outcome.places.extend(accepted_places(tape, self._drafter, _roots(tape, answer)))
+                    roots = _roots(tape, answer)
+                    sampler = Sampler(options, self._limits.vocab_size)
+                    outcome.places[False] = outcome.places[True] = accepted_places(tape, self._drafter, roots)
+                    if options.temperature:
+                        outcome.places[True] = accepted_places(tape, self._drafter, roots, sampler)
         return outcome
 
 

@@ -11,6 +11,7 @@ from flowspec_edge.bench.bound import tau
 from flowspec_edge.bench.compare import YARDSTICK, Figures, Outcome
 from flowspec_edge.bench.tensor_parallel import MODELLED, model_figures
 from flowspec_edge.bench.testbed import Testbed
+from flowspec_edge.core.schedules import find_schedule
 
 LOOPING = "looping"
 """The column of outputs that repeat themselves: everything is easy there, so they count in no set and in no mean."""
@@ -52,7 +53,6 @@ def build_report(testbed: Testbed, outcomes: Sequence[Outcome], schedules: Seque
 def _column(
     testbed: Testbed, outcomes: Sequence[Outcome], schedules: Sequence[str], column: str, temperature: float
 ) -> Iterable[Row]:
-    places = [path for outcome in outcomes for path in outcome.places]
     chunked = _total(testbed, outcomes, YARDSTICK)
     for schedule in schedules:
         is_modelled = schedule in MODELLED
@@ -73,6 +73,8 @@ def _column(
         if not is_modelled and figures.decode_s:
             in_flight = figures.row_seconds / figures.decode_s
             chunk_rows = figures.num_forward_rows / max(figures.num_forwards, 1)
+            is_coupled = find_schedule(schedule).is_coupled
+            places = [path for outcome in outcomes for path in outcome.places.get(is_coupled, ())]
             bound = tau(places, in_flight) / testbed.trip_ms(chunk_rows) * 1000
             row |= {
                 "bound_tokens_per_s": bound,

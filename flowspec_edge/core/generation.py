@@ -34,7 +34,7 @@ from flowspec_edge.core.events import (
 )
 from flowspec_edge.core.lookup import Lookup
 from flowspec_edge.core.pipeline import Flight, Pipeline, RingCosts
-from flowspec_edge.core.schedules import make_schedule
+from flowspec_edge.core.schedules import find_schedule
 from flowspec_edge.core.tree import NO_PARENT, Advance, Row, Tree
 from flowspec_edge.core.verify import Sampler
 from flowspec_edge.errors import RequestError
@@ -105,7 +105,7 @@ class Generation:
         self.num_stages = len(costs.stages)
         self._limits = limits
         self._sampler = Sampler(options, limits.vocab_size)
-        self._schedule = make_schedule(options.schedule, self.num_stages)
+        self._schedule = find_schedule(options.schedule)(self.num_stages)
         self._drafts = self._schedule.uses_drafter and has_drafter
         self._num_left = min(options.max_new_tokens, room)
         self.capacity = len(prompt) + self._num_left + TREE_MARGIN

@@ -44,7 +44,7 @@ def outcome_of(prompt_set, testbed, rates, *, is_looping=False, temperature=0.0)
         )
         for schedule, rate in rates.items()
     }
-    return Outcome(task, is_looping, [(1, 5), (3,)], figures)
+    return Outcome(task, is_looping, {False: [(1, 5), (3,)], True: [(1, 4), (2,)]}, figures)
 
 
 @pytest.fixture

@@ -29,13 +29,13 @@ def ablation_names() -> list[str]:
     return list(ABLATIONS)
 
 
-def make_schedule(name: str, num_stages: int) -> Schedule:
-    """The schedule of that name for a ring of ``num_stages``.
+def find_schedule(name: str) -> type[Schedule]:
+    """The schedule of that name.
 
     Raises:
-        RequestError: there is no such schedule.
+        RequestError: there is none.
     """
-    made = SCHEDULES.get(name) or ABLATIONS.get(name)
-    if made is None:
+    found = SCHEDULES.get(name) or ABLATIONS.get(name)
+    if found is None:
         raise RequestError(f"schedule {name!r} is not known; choose one of {', '.join(SCHEDULES)}")
-    return made(num_stages)
+    return found
