@@ -90,12 +90,13 @@ class _Tree:
         return self._rows[id][3] if id in self._rows else id
 
     def add(self, parents: Sequence[int], drafted: ev.DraftFinished) -> None:
-        for index, parent in enumerate(parents):
+        tokens, log_probs = drafted.tokens, drafted.log_probs
+        depths = [self.depth(parent) + 1 for parent in parents]
+        if self._sampler is not None:
+            log_probs = self._sampler.foresee(tokens, log_probs, depths)
+        for index, (parent, depth) in enumerate(zip(parents, depths, strict=True)):
             base = self._rows[parent][2] if parent in self._rows else 0.0
-            tokens, log_probs, depth = drafted.tokens[index], drafted.log_probs[index], self.depth(parent) + 1
-            if self._sampler is not None:
-                log_probs = self._sampler.foresee(tokens, log_probs, depth)
-            for token, log_prob in zip(tokens.tolist(), log_probs.tolist(), strict=True):
+            for token, log_prob in zip(tokens[index].tolist(), log_probs[index].tolist(), strict=True):
                 score = base + log_prob
                 if score >= MIN_SCORE:
                     self._rows[self.next_id] = (parent, token, score, depth)

@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flowspec_edge.core.lookup import MAX_MATCH
 
 NUM_BINS = 24
@@ -18,8 +21,8 @@ BIN_WIDTH = 0.4
 """Bins of draft log-probability, 0.4 wide: from 1 down to e**-9.6."""
 PRIOR_WEIGHT = 80.0
 """How many observations it takes to count as much as what is assumed without any."""
-MATCH_PRIOR = (0.0, 0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.75)
-"""Chance of a token that followed the same 1, 2, ... tokens before; a little less than measured on source code."""
+MATCH_PRIOR = (0.0, 0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.75)
+"""Chance of a token that followed the same 2, 3, ... tokens before (the first two places are void); a little less than measured on source code."""
 MAX_CHANCE = 0.98
 FORGETTING = 0.999
 """Weight of the past at each verification: a text that turns into a table is noticed within some thousand tokens."""
@@ -80,6 +83,14 @@ class Acceptance:
                     prior_weight,
                 )
         return math.log(min(max(chance, 1e-9), MAX_CHANCE))
+
+    def log_chances(self, draft_log_probs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """``log_chance`` of many drafts that nothing else speaks for, of any shape."""
+        prior_weight = PRIOR_WEIGHT * self._weight
+        bins = np.clip(-draft_log_probs / BIN_WIDTH, 0, NUM_BINS - 1).astype(np.int64)
+        hits, trials = np.array(self._by_draft.hits)[bins], np.array(self._by_draft.trials)[bins]
+        chances = (hits + prior_weight * np.exp(draft_log_probs.astype(np.float64))) / (trials + prior_weight)
+        return np.log(np.clip(chances, 1e-9, MAX_CHANCE))  # type: ignore[no-any-return]
 
     def observe(self, children: list[tuple[Edge, bool]]) -> None:
         """What became of the drafted children of one verified row: what spoke for each, and whether it was taken."""

@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 
 from flowspec_edge.core.acceptance import Acceptance, Edge
 from flowspec_edge.core.lookup import MAX_MATCH, Lookup
-from flowspec_edge.core.tree import NO_PARENT, Row, Tree
+from flowspec_edge.core.tree import NO_PARENT, Row, Tree, TreeRow
 from flowspec_edge.core.verify import Sampler
 
-MIN_LOOKUP_MATCH = 2
-"""One matching token alone is no reason for a new row; it counts for a token that is drafted anyway."""
 LOOKUP_ROWS = 24
 """New rows from the text itself at a time."""
 LOOKUP_SEEDS = 8
@@ -139,45 +137,67 @@ class Drafting:
         """
         self.passes += 1
         self._num_passes += 1
-        proposals: list[tuple[float, int, int, Edge]] = []
-        for parent, row_tokens, row_log_probs in zip(parents, tokens, log_probs, strict=True):
-            row = self._tree.get(parent)
-            if row is None:
-                continue
-            self._ran[parent] = self._num_passes
-            if row.is_committed:
-                continue
-            base = self.scores.get(parent, 0.0)
-            matches = self._matches(parent)
-            known = {token: child for token, child in row.children.items() if child in self._edges}
-            ranked = self._rank(row_tokens, row_log_probs, row.depth + 1)
-            least = ranked[-1][1]
-            for token, log_prob in ranked[: self.shape.children] + [one for one in ranked[self.shape.children:] if one[0] in known]:
-                edge = Edge(log_prob, matches.get(token, 0))
-                score = base + self._log_chance(edge)
-                if token in row.children:
-                    known.pop(token, None)
-                    self._score(row.children[token], edge, score)
-                else:
-                    proposals.append((-score, parent, token, edge))
-            for token, child in known.items():  # the draft does not see them among its likeliest
-                edge = Edge(least - 1, matches.get(token, 0))
-                self._score(child, edge, base + self._log_chance(edge))
-        proposals.sort()
+        self._ran.update((parent, self._num_passes) for parent in parents if parent in self._tree)
+        living = [index for index, parent in enumerate(parents) if self._has_open_end(parent)]
+        if not living:
+            return []
+        rows = [self._tree[parents[index]] for index in living]
+        tokens, log_probs = self._rank(tokens[living], log_probs[living], [row.depth + 1 for row in rows])
+        matches = [self._matches(row) for row in rows]
+        scores = self._score_proposals(rows, tokens, log_probs, matches)  # [rows, children]
         added: list[Row] = []
-        for negative_score, parent, token, edge in proposals[: max(self.shape.rows_per_pass, 5 * len(parents) // 2)]:
-            added.append(self._add(Row(next_id + len(added), parent, token), edge, -negative_score))
+        num_added = max(self.shape.rows_per_pass, 5 * len(parents) // 2)
+        for place in np.argsort(-scores, axis=None, kind="stable")[:num_added].tolist():
+            index, column = divmod(place, scores.shape[1])
+            if scores[index, column] == -np.inf:
+                break
+            row = Row(next_id + len(added), rows[index].id, int(tokens[index, column]))
+            edge = Edge(float(log_probs[index, column]), matches[index].get(row.token, 0))
+            added.append(self._add(row, edge, float(scores[index, column])))
         return added + self._look_up([row.id for row in added], next_id + len(added))
 
+    def _has_open_end(self, id: int) -> bool:
+        row = self._tree.get(id)
+        return row is not None and not row.is_committed
+
     def _rank(
-        self, tokens: NDArray[np.int64], log_probs: NDArray[np.float32], position: int
-    ) -> list[tuple[int, float]]:
-        """What the draft proposes for a position, the likeliest first."""
-        if self._sampler is not None:
-            log_probs = self._sampler.foresee(tokens, log_probs, position)
-            order = np.argsort(-log_probs, kind="stable")
-            tokens, log_probs = tokens[order], log_probs[order]
-        return list(zip(tokens.tolist(), log_probs.tolist(), strict=True))
+        self, tokens: NDArray[np.int64], log_probs: NDArray[np.float32], positions: Sequence[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """What the draft proposes for each of these positions, the likeliest first: both [rows, k]."""
+        if self._sampler is None:
+            return tokens, log_probs
+        log_probs = self._sampler.foresee(tokens, log_probs, positions)
+        order = np.argsort(-log_probs, axis=1, kind="stable")
+        return np.take_along_axis(tokens, order, 1), np.take_along_axis(log_probs, order, 1)
+
+    def _score_proposals(
+        self,
+        rows: Sequence[TreeRow],
+        tokens: NDArray[np.int64],
+        log_probs: NDArray[np.float32],
+        matches: Sequence[dict[int, int]],
+    ) -> NDArray[np.float64]:
+        """Scores [rows, children] of what may become a row; children that exist take theirs, and stand there as minus infinity."""
+        best = log_probs[:, : self.shape.children]
+        chances = best.astype(np.float64) if self._acceptance is None else self._acceptance.log_chances(best)
+        bases = [self.scores.get(row.id, 0.0) for row in rows]
+        scores: NDArray[np.float64] = chances + np.array(bases)[:, None]
+        for index, (row, base, matched) in enumerate(zip(rows, bases, matches, strict=True)):
+            if not matched and not row.children:
+                continue
+            columns = {token: column for column, token in enumerate(tokens[index].tolist())}
+            for token in {**matched, **row.children}:
+                column = columns.get(token)
+                # What the draft does not see among its likeliest is less likely than all that it sees.
+                log_prob = float(log_probs[index, -1] - 1 if column is None else log_probs[index, column])
+                edge = Edge(log_prob, matched.get(token, 0))
+                score = base + self._log_chance(edge)
+                child = row.children.get(token)
+                if child is not None:
+                    self._score(child, edge, score)
+                if column is not None and column < scores.shape[1]:
+                    scores[index, column] = score if child is None else -np.inf
+        return scores
 
     def _runnable(self, max_depth: int, min_score: float) -> Iterable[tuple[int, bool]]:
         """Rows that the drafter can run, the most worthwhile first, and whether it is for the first time."""
@@ -207,22 +227,23 @@ class Drafting:
         while ready and len(added) < LOOKUP_ROWS:
             negative_score, id = heapq.heappop(ready)
             row = self._tree[id]
-            token, match = next(iter(self._matches(id).items()), (0, 0))
-            edge = Edge(None, match)
-            if match < MIN_LOOKUP_MATCH or row.is_committed or token in row.children:
+            token, match = next(iter(self._matches(row).items()), (0, 0))
+            if not match or row.is_committed or token in row.children:
                 continue
+            edge = Edge(None, match)
             score = -negative_score + self._log_chance(edge)
             if score >= LOOKUP_MIN_SCORE:
                 added.append(self._add(Row(next_id + len(added), id, token), edge, score))
                 heapq.heappush(ready, (-score, added[-1].id))
         return added
 
-    def _matches(self, id: int) -> dict[int, int]:
+    def _matches(self, row: TreeRow) -> dict[int, int]:
         """What the text proposes after a row: token -> length of the match, the longest first."""
-        if self._lookup is None:
+        if self._lookup is None or row.parent == NO_PARENT:
+            return {}
+        if not self._lookup.has(self._tree[row.parent].token, row.token):
             return {}
         path: list[int] = []
-        row = self._tree[id]
         while len(path) < MAX_MATCH:
             path.append(row.token)
             if row.parent == NO_PARENT:

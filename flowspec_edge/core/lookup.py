@@ -1,6 +1,6 @@
 """Drafts from the text itself: what followed the last time that the same few tokens stood there.
 
-Prompt and output of one session are indexed by token. Code, tables and edits repeat themselves; where they do, a
+Prompt and output of one session are indexed by pairs of tokens. Code, tables and edits repeat themselves; where they do, a
 continuation costs no pass of a drafter and may leave with its root. (Saxena, Prompt Lookup Decoding, 2023.)
 """
 
@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+MIN_MATCH = 2
+"""One matching token alone says little, and nearly every token has one."""
 MAX_MATCH = 8
 """Longer matches are not told apart."""
 MAX_PROPOSALS = 3
 MAX_PLACES = 24
-"""How many earlier places of a token are compared, the latest first."""
+"""How many earlier places of a pair are compared, the latest first."""
 
 
 class Lookup:
@@ -21,14 +23,19 @@ class Lookup:
 
     def __init__(self, text: Sequence[int]) -> None:
         self._text: list[int] = []
-        self._places: defaultdict[int, list[int]] = defaultdict(list)  # token -> positions right after it
+        self._places: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # pair -> positions right after it
         self.extend(text)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """The text goes on."""
         for token in tokens:
+            if self._text:
+                self._places[self._text[-1], token].append(len(self._text) + 1)
             self._text.append(token)
-            self._places[token].append(len(self._text))
+
+    def has(self, before: int, token: int) -> bool:
+        """Whether the text holds this pair: only then is there anything to propose after it."""
+        return (before, token) in self._places
 
     def proposals(self, path: Sequence[int]) -> dict[int, int]:
         """Next tokens after ``path``, and how many tokens before each of them match: the longest match first, then the latest.
@@ -36,11 +43,13 @@ class Lookup:
         ``path`` is a text that need not be in the index itself: its last ``MAX_MATCH`` tokens count.
         """
         text, found = self._text, dict[int, int]()
-        for place in reversed(self._places.get(path[-1], ())[-MAX_PLACES:]):
+        if len(path) < MIN_MATCH:
+            return found
+        for place in reversed(self._places.get((path[-2], path[-1]), ())[-MAX_PLACES:]):
             if place == len(text):
                 continue
             longest = min(MAX_MATCH, place, len(path))
-            length = 1
+            length = MIN_MATCH
             while length < longest and text[place - 1 - length] == path[-1 - length]:
                 length += 1
             if length > found.get(text[place], 0):

@@ -12,6 +12,7 @@ without it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -43,24 +44,25 @@ class Sampler:
         times = self._race(position)[kept] / probabilities[kept]
         return int(kept[np.argmin(times)])
 
-    def foresee(self, tokens: NDArray[np.int64], log_probs: Floats, position: int) -> Floats:
-        """Log-chances that each of a draft's ``tokens`` [k] will be drawn at ``position``, given its noise.
+    def foresee(self, tokens: NDArray[np.int64], log_probs: Floats, positions: Sequence[int]) -> Floats:
+        """Log-chances [rows, k] that each of a draft's ``tokens`` [rows, k] will be drawn, given the noise at its row's position.
 
-        ``log_probs`` [k] are the draft's own, at temperature 1. They err by about as much as a Gumbel variable scatters, or the
-        draft would be sure of itself; at temperature ``t`` the target's ranking is ``log_prob + t * noise``.
+        ``log_probs`` [rows, k] are the draft's own, at temperature 1. They err by about as much as a Gumbel variable scatters, or
+        the draft would be sure of itself; at temperature ``t`` the target's ranking is ``log_prob + t * noise``.
         """
         temperature = self._options.temperature
-        if temperature == 0:
+        if temperature == 0 or not len(positions):
             return log_probs
-        noise = -np.log(self._race(position)[tokens])
+        times = np.stack([self._race(position)[row] for position, row in zip(positions, tokens, strict=True)])
+        noise = -np.log(times)
         if self._options.top_k or self._options.top_p < 1:  # luck does not help a token that is cut off
-            is_kept = next_token_distribution(log_probs, self._options) > 0
+            is_kept = np.stack([next_token_distribution(row, self._options) > 0 for row in log_probs])
             noise = np.where(is_kept, noise, np.minimum(noise, 0))
         ranks = log_probs + temperature * noise
-        rest = max(1 - float(np.exp(log_probs).sum()), 0)
-        highest = ranks.max()
-        total = highest + np.log(np.exp(ranks - highest).sum() + rest * np.exp(-highest))
-        return (ranks - total).astype(np.float32)  # type: ignore[no-any-return]
+        rest = np.maximum(1 - np.exp(log_probs).sum(axis=1, keepdims=True), 0)
+        highest = ranks.max(axis=1, keepdims=True)
+        totals = highest + np.log(np.exp(ranks - highest).sum(axis=1, keepdims=True) + rest * np.exp(-highest))
+        return (ranks - totals).astype(np.float32)  # type: ignore[no-any-return]
 
     def _run_race(self, position: int) -> Floats:
         """Exponential times [vocab_size]; drawn in double precision, for none may be 0."""

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,6 +64,14 @@ def test_siblings_are_counted_each_for_itself():
         acceptance.observe([(DRAFTED, number % 5 == 0), (UNLIKELY, number % 5 != 0)])
     assert chance(acceptance, DRAFTED) == pytest.approx(0.2, abs=0.04)
     assert chance(acceptance, UNLIKELY) == pytest.approx(0.8, abs=0.08)
+
+
+@given(st.lists(st.tuples(EDGES, st.booleans()), max_size=30), st.lists(st.floats(-200, 0, width=32), min_size=1))
+def test_many_chances_at_once_are_those_of_each(children, log_probs):
+    acceptance = Acceptance()
+    acceptance.observe(children)
+    many = acceptance.log_chances(np.array(log_probs, np.float32))
+    assert many.tolist() == pytest.approx([acceptance.log_chance(Edge(log_prob)) for log_prob in log_probs])
 
 
 @given(st.lists(st.tuples(EDGES, st.booleans()), max_size=30), EDGES)

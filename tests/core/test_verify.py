@@ -16,6 +16,11 @@ CHI_SQUARE_999 = {5: 20.52, 39: 72.05}
 """99.9 % quantiles by degrees of freedom."""
 
 
+def foreseen(sampler, position):
+    """Log-chances of all tokens at a position, as a draft that equals the target sees them."""
+    return sampler.foresee(TOKENS[None], LOG_PROBS[TOKENS][None], [position])[0]
+
+
 @pytest.mark.parametrize(("top_k", "num_free"), [(0, 39), (6, 5)])
 def test_draws_follow_the_distribution(top_k, num_free):
     options = GenerateOptions(temperature=2.0, top_k=top_k, seed=11)
@@ -42,15 +47,15 @@ def test_a_draw_depends_on_seed_and_position_alone():
 def test_a_draft_that_equals_the_target_foresees_every_draw(temperature):
     sampler = Sampler(GenerateOptions(temperature=temperature, seed=5), VOCAB)
     for position in range(200):
-        foreseen = sampler.foresee(TOKENS, LOG_PROBS[TOKENS], position)
-        assert TOKENS[np.argmax(foreseen)] == sampler.draw(LOGITS, position)
-        assert np.exp(foreseen).sum() < 1 + 1e-5
+        chances = foreseen(sampler, position)
+        assert TOKENS[np.argmax(chances)] == sampler.draw(LOGITS, position)
+        assert np.exp(chances).sum() < 1 + 1e-5
 
 
 def test_luck_does_not_help_a_token_that_is_cut_off():
     def share_in_first_three(options):
         sampler = Sampler(options, VOCAB)
-        best = [np.argmax(sampler.foresee(TOKENS, LOG_PROBS[TOKENS], position)) for position in range(200)]
+        best = [np.argmax(foreseen(sampler, position)) for position in range(200)]
         return np.mean(np.array(best) < 3)
 
     assert share_in_first_three(GenerateOptions(temperature=8.0)) < 0.3
