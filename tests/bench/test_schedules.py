@@ -55,7 +55,8 @@ def rates(bundle, tapes, limits):
     head = Head(bundle.directory, bundle.manifest)
     drafter = Eagle1Drafter(bundle.directory, bundle.manifest, head, k=DraftShape().proposals)
     return lambda testbed: {
-        schedule: tokens_per_s(testbed, schedule, tapes, lambda tape: drafter, limits) for schedule in SCHEDULES
+        schedule: tokens_per_s(testbed, schedule, tapes, lambda tape: drafter, limits)
+        for schedule in [*SCHEDULES, "flowspec-without-coupling"]
     }
 
 
@@ -65,6 +66,7 @@ def test_flowspec_leads_on_boards_where_rows_are_cheap(rates, testbed):
     assert rate["flowspec"] > 1.6 * rate["chunked"]
     assert rate["flowspec"] > max(rate["lockstep"], rate["pipedec"], rate["pruned"])
     assert rate["lockstep"] > rate["chunked"] > rate["autoregressive"]
+    assert rate["flowspec"] > rate["flowspec-without-coupling"]
 
 
 def test_flowspec_leads_where_every_row_costs_and_trees_do_not_pay(rates):
