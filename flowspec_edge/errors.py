@@ -51,6 +51,14 @@ class OtherKeyError(NodeUnavailableError):
     """A peer has another cluster key, or only one of the two has any."""
 
 
+class FetchError(FlowspecError):
+    """Weights could not be fetched: no source has them, all were lost, or those that are left sent something else."""
+
+
+class CacheError(FlowspecError):
+    """The weight cache cannot hold what it should: its limit or the disk is full, or its directory cannot be used."""
+
+
 class TestbedError(FlowspecError):
     """A description of boards and network cannot be used: a key is missing, unknown or out of range."""
 
