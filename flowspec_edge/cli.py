@@ -26,6 +26,7 @@ from flowspec_edge.access import (
     welcome_text,
 )
 from flowspec_edge.bench.arguments import add_bench, add_trace
+from flowspec_edge.cache_commands import add_cache, add_cache_options, cache_from
 from flowspec_edge.core.schedules import SCHEDULES
 from flowspec_edge.errors import FlowspecError, RequestError
 
@@ -41,6 +42,7 @@ examples:
   flowspec generate 'def main(argv):'         spread the model over the nodes found and stream the text
   flowspec serve                              the same behind an OpenAI-compatible HTTP API
   flowspec devices                            who is there
+  flowspec cache list                         which weights this machine has fetched and kept
   flowspec bench --virtual                    what to expect of boards, without the boards
 
 exit status: 0 done, 1 failed (the last line says why and what to do), 2 wrong arguments, 130 interrupted.
@@ -115,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     add_key(commands).set_defaults(run=run_key)
+    add_cache(commands)
 
     bench = add_bench(commands)
     _add_bundle(bench)
@@ -137,6 +140,7 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory", type=int, metavar="MIB", help="memory to offer (default: four fifths of what is free)"
     )
+    add_cache_options(parser)
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -208,6 +212,7 @@ def _run(command: Coroutine[Any, Any, int]) -> int:
 
 
 async def _node(options: argparse.Namespace) -> int:
+    from flowspec_edge.fetch_display import FetchDisplay
     from flowspec_edge.node import Board, Node
 
     board = Board()
@@ -223,6 +228,7 @@ async def _node(options: argparse.Namespace) -> int:
             welcome_text(access.new_key, options.cluster), file=sys.stderr if options.json else sys.stdout, flush=True
         )
     node = await Node.start(_settings(options, access, is_announced=True), board)
+    node.on_fetch = FetchDisplay().show_own
     try:
         if options.json:
             print(json.dumps({"node": node.settings.name, "host": node.settings.host, "port": node.port}), flush=True)
@@ -258,6 +264,7 @@ async def _until_interrupted() -> None:
 
 async def _generate(options: argparse.Namespace) -> int:
     from flowspec_edge.display import print_statistics, ring_table
+    from flowspec_edge.fetch_display import FetchDisplay
     from flowspec_edge.node import Node
     from flowspec_edge.ring import open_ring
 
@@ -268,7 +275,7 @@ async def _generate(options: argparse.Namespace) -> int:
     found = await _search(options, access)
     node = await Node.start(settings)
     try:
-        async with open_ring(node, settings.bundles[0], found) as ring:
+        async with open_ring(node, settings.bundles[0], found, on_fetch=FetchDisplay().show_stage) as ring:
             pieces = []
             async with contextlib.aclosing(ring.generate(prompt, wanted)) as answer:
                 async for piece in answer:
@@ -312,6 +319,7 @@ async def _devices(options: argparse.Namespace) -> int:
 
 
 async def _serve(options: argparse.Namespace) -> int:
+    from flowspec_edge.fetch_display import FetchDisplay
     from flowspec_edge.net.addresses import LOOPBACK
     from flowspec_edge.net.http_api import build_app
     from flowspec_edge.net.server import serve_app
@@ -325,8 +333,13 @@ async def _serve(options: argparse.Namespace) -> int:
     )
     settings = _settings(options, access, is_announced=not options.no_layers)
     node = await Node.start(settings)
+    fetches = FetchDisplay()
+    node.on_fetch = fetches.show_own
     try:
-        async with GenerationService.start(node, settings.bundles[0], lambda: _search(options, access)) as service:
+        opening = GenerationService.start(
+            node, settings.bundles[0], lambda: _search(options, access), fetches.show_stage
+        )
+        async with opening as service:
             tls = api.credentials.public if api.credentials else None
             app = await serve_app(build_app(service, api.key), api.host, api_port, tls=tls, cancels_on_disconnect=True)
             try:
@@ -454,6 +467,7 @@ def _settings(options: argparse.Namespace, access: Access, *, is_announced: bool
         memory_bytes=available_memory_bytes() if memory is None else memory * 2**20,
         num_threads=getattr(options, "threads", None) or len(os.sched_getaffinity(0)),
         is_announced=is_announced,
+        cache=cache_from(options) if is_announced else None,
     )
 
 

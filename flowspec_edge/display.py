@@ -16,7 +16,7 @@ COLUMNS = ("trip", "rows back", "accepted", "pruned", "drafted", "in flight")
 
 
 def ring_table(stages: Sequence[RingStage]) -> list[dict[str, Any]]:
-    """The stages of a ring in order, as JSON objects: node, address, layer range ``[start, stop)``, loading time."""
+    """The stages of a ring in order, as JSON objects: node, address, layer range ``[start, stop)``, loading time, bytes fetched."""
     return [
         {
             "node": stage.plan.node,
@@ -24,6 +24,7 @@ def ring_table(stages: Sequence[RingStage]) -> list[dict[str, Any]]:
             "start": stage.plan.start,
             "stop": stage.plan.stop,
             "load_ms": stage.load_ms,
+            "fetched_bytes": stage.fetched_bytes,
         }
         for stage in stages
     ]

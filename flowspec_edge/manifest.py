@@ -18,8 +18,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flowspec_edge.errors import BundleError
@@ -27,6 +28,9 @@ from flowspec_edge.errors import BundleError
 FORMAT = "flowspec-bundle"
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+MAX_NAME = 200
+"""Characters of a file's name in a bundle, directories included."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # Inputs and outputs of a layer block and of the drafter.
 HIDDEN = "hidden"  # float32 [1, rows, hidden_size]
@@ -144,6 +148,15 @@ class Manifest:
         parts: list[FileEntry] = [self.tokenizer, self.embedding, *self.blocks, self.final_norm, self.head]
         return [*parts, self.drafter] if self.drafter else parts
 
+    def stage_files(self, start: int, stop: int) -> list[FileEntry]:
+        """What a device needs to serve layers ``[start, stop)``: their blocks, and what the first and the last stage add."""
+        files: list[FileEntry] = [block for block in self.blocks if start <= block.start and block.stop <= stop]
+        if start == 0:
+            files.append(self.embedding)
+        if stop == self.geometry.num_layers:
+            files.append(self.final_norm)
+        return files
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
@@ -175,8 +188,26 @@ def load_manifest(directory: Path) -> Manifest:
             f"{directory}: no model bundle here ({MANIFEST_NAME} is missing); make one with flowspec-export"
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as cause:
+        raise BundleError(f"{path}: not readable as JSON ({cause}); export the bundle again") from cause
+    manifest = parse_manifest(text, path)
+    for entry in manifest.files():
+        _check_size(directory, entry)
+    return manifest
+
+
+def parse_manifest(text: str, path: Path) -> Manifest:
+    """Check the text of a manifest: format, version, fields, file names, and that the blocks cover every layer.
+
+    ``path`` is what errors name. The files themselves need not be there.
+
+    Raises:
+        BundleError: it is broken, incomplete or newer than this version reads.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as cause:
         raise BundleError(f"{path}: not readable as JSON ({cause}); export the bundle again") from cause
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError(f"{path}: not a {FORMAT} manifest; make one with flowspec-export")
@@ -194,7 +225,7 @@ def load_manifest(directory: Path) -> Manifest:
     manifest = _from_dict(path, data)
     _check_layers(path, manifest)
     for entry in manifest.files():
-        _check_size(directory, entry)
+        _check_entry(path, entry)
     return manifest
 
 
@@ -239,6 +270,19 @@ def _check_layers(path: Path, manifest: Manifest) -> None:
         layer = block.stop
     if layer != manifest.geometry.num_layers:
         raise BundleError(f"{path}: blocks cover {layer} layers, the model has {manifest.geometry.num_layers}")
+
+
+def _check_entry(path: Path, entry: FileEntry) -> None:
+    """A manifest may come from a peer: what it names is written into directories and asked of others."""
+    name = PurePosixPath(entry.file) if isinstance(entry.file, str) else PurePosixPath()
+    if not name.parts or name.is_absolute() or ".." in name.parts or "\0" in str(name) or len(str(name)) > MAX_NAME:
+        raise BundleError(
+            f"{path}: names the file {entry.file!r:.80}, which lies outside the bundle or is no file name"
+        )
+    if not isinstance(entry.sha256, str) or not _SHA256.fullmatch(entry.sha256):
+        raise BundleError(f"{path}: {entry.file} has the sha256 {entry.sha256!r:.80}, expected 64 hex digits")
+    if type(entry.num_bytes) is not int or entry.num_bytes < 1:
+        raise BundleError(f"{path}: {entry.file} has {entry.num_bytes!r:.80} bytes, expected at least 1")
 
 
 def _check_size(directory: Path, entry: FileEntry) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from flowspec_edge import __version__
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.fetching import Source
 from flowspec_edge.core.generation import TREE_MARGIN
 from flowspec_edge.core.placement import stage_memory_bytes
 from flowspec_edge.core.stage import Stage
@@ -33,19 +34,23 @@ from flowspec_edge.errors import (
     LinkLostError,
     NodeUnavailableError,
     ProtocolError,
-    StageFailedError,
 )
-from flowspec_edge.manifest import BlockEntry, Manifest, bundle_digest, load_manifest, verify_digests
 from flowspec_edge.net.addresses import is_loopback
 from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.discovery import Announcement, Announcer
 from flowspec_edge.net.link import Link, LinkServer, open_link
+from flowspec_edge.net.weight_server import WeightServer
+from flowspec_edge.supply import Bundle as Bundle
+from flowspec_edge.supply import FetchProgress, OnFetch, StageRequest, WeightSupply
 from flowspec_edge.tasks import run_until_first_ends
+from flowspec_edge.weight_cache import WeightCache
 
 DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
 
 DATA_LINK_S = 120.0
 """How long a data link and the stage that expects it wait for each other: the slower of the two may be reading gigabytes."""
+PROGRESS_S = 0.25
+"""How often an origin is told how far a fetch is: as often as a display needs."""
 FAILURE_S = 2.0
 """How long a failed stage keeps its data links open for the origin to end the ring."""
 MEMORY_SHARE = 0.8
@@ -54,27 +59,13 @@ MEMORY_SHARE = 0.8
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """A bundle on this node's disk."""
-
-    directory: Path
-    manifest: Manifest
-    digest: str
-
-    @classmethod
-    def load(cls, directory: Path) -> Bundle:
-        """Raises BundleError where there is none that this version can read."""
-        manifest = load_manifest(directory)
-        return cls(directory, manifest, bundle_digest(manifest))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
     """``cluster`` is the label that nodes must share to find each other; memory is what the node offers, in bytes.
 
     ``num_threads`` run one stage. An ``announced`` node is found by others and serves layers; one that is not only takes
-    in what returns from its own rings. Beyond loopback it needs ``credentials``, or has to be told to be insecure.
+    in what returns from its own rings. Beyond loopback it needs ``credentials``, or has to be told to be insecure. Without a
+    ``cache`` it fetches no weights and serves its own bundles alone.
     """
 
     name: str
@@ -87,6 +78,7 @@ class NodeSettings:
     is_announced: bool = True
     credentials: Credentials | None = None
     is_insecure: bool = False
+    cache: WeightCache | None = None
 
 
 class Runner(Protocol):
@@ -133,7 +125,12 @@ class Node:
     def __init__(self, settings: NodeSettings, board: Board) -> None:
         self.settings = settings
         self.board = board
-        self._bundles = {bundle.digest: bundle for bundle in settings.bundles}
+        self.on_fetch: OnFetch = lambda progress: None
+        tls = settings.credentials.client if settings.credentials else None
+        self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
+        self.supply = WeightSupply(settings.bundles, settings.cache, self._files, tls)
+        self.weights = WeightServer(self.supply.find)
+        self._expected: set[str] = set()
         self._data_links: dict[str, asyncio.Future[Link]] = {}
         self._reserved_bytes = 0
         self._server: LinkServer | None = None
@@ -154,7 +151,12 @@ class Node:
             )
         node = cls(settings, board or Board())
         node._server = await LinkServer.start(
-            settings.host, settings.port, node._welcome, node._take_link, credentials=settings.credentials
+            settings.host,
+            settings.port,
+            node._welcome,
+            node._take_link,
+            credentials=settings.credentials,
+            app=node.weights.build_app(),
         )
         if settings.is_announced:
             try:
@@ -170,6 +172,8 @@ class Node:
             await self._announcer.close()
         if self._server is not None:
             await self._server.close()
+        self.weights.close()
+        self._files.shutdown(wait=False, cancel_futures=True)
         self.board.close()
 
     @property
@@ -193,7 +197,7 @@ class Node:
         return wire.Hello(self.settings.name, __version__, wire.PROTOCOL_VERSION, purpose, ring)
 
     @contextlib.asynccontextmanager
-    async def data_link(self, name: str) -> AsyncIterator[Link]:
+    async def data_link(self, name: str, timeout_s: float | None = DATA_LINK_S) -> AsyncIterator[Link]:
         """The incoming data link of that name, as soon as the peer has opened it.
 
         Raises:
@@ -201,11 +205,11 @@ class Node:
         """
         arrival = self._arrival(name)
         try:
-            async with asyncio.timeout(DATA_LINK_S):
+            async with asyncio.timeout(timeout_s):
                 link = await asyncio.shield(arrival)
         except TimeoutError:
             raise LinkLostError(
-                f"the data link {name} was not opened within {DATA_LINK_S:.0f} s; is the node before stuck?"
+                f"the data link {name} was not opened within {timeout_s or 0:.0f} s; is the node before stuck?"
             ) from None
         finally:
             self._data_links.pop(name, None)
@@ -223,18 +227,19 @@ class Node:
         finally:
             self._reserved_bytes -= num_bytes
 
-    def bundle(self, digest: str) -> Bundle:
-        """Raises StageFailedError where this node has no such bundle."""
+    @contextlib.contextmanager
+    def expect(self, name: str) -> Iterator[None]:
+        """A data link of that name will be taken, however long that may be from now."""
+        self._expected.add(name)
         try:
-            return self._bundles[digest]
-        except KeyError:
-            raise StageFailedError(
-                f"node {self.settings.name}: has no bundle {digest[:12]}; start it with --bundle and the same directory"
-            ) from None
+            yield
+        finally:
+            self._expected.discard(name)
+            self._data_links.pop(name, None)
 
     def _welcome(self) -> wire.Welcome:
         free = max(self.settings.memory_bytes - self._reserved_bytes, 0)
-        return wire.Welcome(self.settings.name, __version__, free, list(self._bundles))
+        return wire.Welcome(self.settings.name, __version__, free, self.supply.digests, self.supply.can_fetch)
 
     def _arrival(self, name: str) -> asyncio.Future[Link]:
         return self._data_links.setdefault(name, asyncio.get_running_loop().create_future())
@@ -251,7 +256,7 @@ class Node:
         closed = asyncio.create_task(link.wait_closed(), name=f"end of {name}")
         try:
             await asyncio.wait({closed}, timeout=DATA_LINK_S)
-            if self._data_links.get(name) is arrival:
+            if self._data_links.get(name) is arrival and name not in self._expected:
                 del self._data_links[name]
                 raise ProtocolError(f"peer {link.peer}: nobody here expected the data link {name}")
             await closed
@@ -274,6 +279,8 @@ class StageHost:
     _forwards: asyncio.Queue[tuple[ev.RunForward, threading.Event]] = field(default_factory=asyncio.Queue)
     _cancelled: threading.Event = field(default_factory=threading.Event)  # of the newest forward, which has its own
     _num_sent: int = 0
+    _fetched_bytes: int = 0
+    _told_at: float = 0.0
 
     async def run(self) -> None:
         """Serve until the origin closes the control link. Whatever else ends the stage is told to the origin."""
@@ -302,16 +309,14 @@ class StageHost:
                     await self.control.wait_closed()
 
     async def _serve(self, request: wire.OpenStage, links: contextlib.AsyncExitStack) -> None:
-        bundle = self.node.bundle(request.bundle)
+        links.enter_context(self.node.expect(f"{request.ring}/{request.hop}"))
+        bundle, memory_bytes = await self._supplied(request, links)
         geometry = bundle.manifest.geometry
-        blocks = [b for b in bundle.manifest.blocks if request.start <= b.start and b.stop <= request.stop]
         self._core = Stage(is_last=request.stop == geometry.num_layers)
         self._max_capacity = geometry.max_context + TREE_MARGIN
-        memory_bytes = stage_memory_bytes(blocks)
-        links.enter_context(self.node.reserve(memory_bytes))
         began = time.monotonic()
         loop = asyncio.get_running_loop()
-        self._runner = await loop.run_in_executor(self._executor, self._load, bundle, request, blocks)
+        self._runner = await loop.run_in_executor(self._executor, self._load, bundle, request)
         load_ms = round((time.monotonic() - began) * 1000)
         self._ahead, _ = await open_link(
             request.next_host,
@@ -321,15 +326,49 @@ class StageHost:
             credentials=self.node.settings.credentials,
         )
         links.push_async_callback(self._ahead.close)
-        self.control.send(wire.StageOpened(request.ring, memory_bytes, load_ms))
+        self.control.send(wire.StageOpened(request.ring, memory_bytes, load_ms, self._fetched_bytes))
         await run_until_first_ends(self._read_control(), self._work(f"{request.ring}/{request.hop}", links))
 
+    async def _supplied(self, request: wire.OpenStage, links: contextlib.AsyncExitStack) -> tuple[Bundle, int]:
+        """The stage's weights, fetched where they are missing, and the memory that is reserved for them.
+
+        An origin that leaves meanwhile ends that.
+        """
+        sources = tuple(Source.from_text(text) for text in request.sources)
+        wanted = StageRequest(request.bundle, request.start, request.stop, sources)
+        supply = self.node.supply
+        supplied: list[tuple[Bundle, int]] = []
+
+        async def gather() -> None:
+            manifest = await supply.manifest(wanted)
+            blocks = [b for b in manifest.blocks if request.start <= b.start and b.stop <= request.stop]
+            memory_bytes = stage_memory_bytes(blocks)
+            links.enter_context(self.node.reserve(memory_bytes))
+            bundle = await links.enter_async_context(supply.stage(wanted, manifest, self._tell_progress))
+            supplied.append((bundle, memory_bytes))
+
+        async def watch() -> None:
+            await self.control.wait_closed()
+            raise LinkLostError(f"peer {self.control.peer}: left before the weights of its stage were here")
+
+        await run_until_first_ends(gather(), watch())
+        return supplied[0]
+
+    def _tell_progress(self, progress: FetchProgress) -> None:
+        self.node.on_fetch(progress)
+        self._fetched_bytes = progress.num_bytes
+        now = time.monotonic()
+        is_due = progress.report is not None or now - self._told_at >= PROGRESS_S
+        if is_due and self.control.is_open:
+            self._told_at = now
+            self.control.send(wire.StageProgress(self.control.hello.ring, progress.num_bytes, progress.total_bytes))
+
     async def _work(self, hop_behind: str, links: contextlib.AsyncExitStack) -> None:
-        self._behind = await links.enter_async_context(self.node.data_link(hop_behind))
+        # The node before may still be fetching; the origin knows how long to wait for it, and ends the ring if it must.
+        self._behind = await links.enter_async_context(self.node.data_link(hop_behind, None))
         await run_until_first_ends(self._read_chunks(), self._read_credits(), self._run_forwards())
 
-    def _load(self, bundle: Bundle, request: wire.OpenStage, blocks: list[BlockEntry]) -> Runner:
-        verify_digests(bundle.directory, list(blocks))
+    def _load(self, bundle: Bundle, request: wire.OpenStage) -> Runner:
         num_threads = self.node.settings.num_threads
         runner = StageRunner(bundle.directory, bundle.manifest, request.start, request.stop, num_threads=num_threads)
         return self.node.board.pace(runner, request.hop)

@@ -21,6 +21,7 @@ from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.drafting import DraftShape
+from flowspec_edge.core.fetching import Source
 from flowspec_edge.core.generation import GenerationStatistics, TargetLimits
 from flowspec_edge.core.origin import Origin
 from flowspec_edge.core.placement import NodeOffer, StagePlan, spread_layers
@@ -43,19 +44,25 @@ from flowspec_edge.tasks import run_until_first_ends
 STAGE_OPEN_S = 300.0
 """How long a stage may take to load its layers: 8 GB from an SD card at 40 MB/s takes 200 s."""
 
+MAX_SOURCES = 64
+"""Nodes to name as sources of weights: four times the largest ring, and 64 names of 60 bytes fit into a message."""
+
 OnTrip = Callable[[ev.ReportTrip], None]
+OnFetch = Callable[[StagePlan, int, int], None]
+"""Told, while rings open, of a stage's weights how many bytes came and how many were missing."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RingStage:
-    """One stage of an opened ring; ``load_ms`` is what the node took to load its layers."""
+    """One stage of an opened ring; ``load_ms`` is what the node took to load its layers, of which it fetched so many bytes."""
 
     plan: StagePlan
     host: str
     port: int
     load_ms: int
+    fetched_bytes: int = 0
 
 
 class OriginEngine:
@@ -313,11 +320,15 @@ class _Clock:
 
 @contextlib.asynccontextmanager
 async def open_ring(
-    node: Node, bundle: Bundle, found: Sequence[Announcement], load_engine: LoadEngine = OriginEngine
+    node: Node,
+    bundle: Bundle,
+    found: Sequence[Announcement],
+    load_engine: LoadEngine = OriginEngine,
+    on_fetch: OnFetch = lambda plan, num_bytes, total_bytes: None,
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
-    ``node`` is the origin's own listener, to which the last stage returns.
+    ``node`` is the origin's own listener, to which the last stage returns; nodes fetch from it what they lack.
 
     Raises:
         NodeUnavailableError: no node that was found can be reached, or none of them has the bundle.
@@ -331,13 +342,16 @@ async def open_ring(
         addresses = {announcement.node: announcement for announcement in found}
         links = [controls[plan.node] for plan in plans]
         loop = asyncio.get_running_loop()
+        closing.enter_context(node.expect(f"{name}/{len(plans)}"))
         engine = loop.run_in_executor(None, load_engine, bundle, node.settings.num_threads, DraftShape())
         try:
-            opened = await _open_stages(node, bundle, name, plans, links, addresses)
+            opened = await _open_stages(node, bundle, name, plans, links, addresses, on_fetch)
         finally:
             await asyncio.wait({engine})
         stages = [
-            RingStage(plan, addresses[plan.node].host, addresses[plan.node].port, message.load_ms)
+            RingStage(
+                plan, addresses[plan.node].host, addresses[plan.node].port, message.load_ms, message.fetched_bytes
+            )
             for plan, message in zip(plans, opened, strict=True)
         ]
         ring = Ring(engine.result(), bundle, stages, links, node.board)
@@ -375,8 +389,11 @@ async def _welcomed(
             raise answer
         link, welcome = answer
         closing.push_async_callback(link.close)
-        if bundle.digest not in welcome.bundles:
-            refusals.append(f"node {welcome.node} does not have this bundle; start it with --bundle {bundle.directory}")
+        if bundle.digest not in welcome.bundles and not welcome.can_fetch:
+            refusals.append(
+                f"node {welcome.node} does not have this bundle and may not fetch it; start it with --bundle "
+                f"{bundle.directory}, or without --no-cache"
+            )
             continue
         links[welcome.node] = link
         offers.append(NodeOffer(welcome.node, welcome.free_memory_bytes))
@@ -394,6 +411,7 @@ async def _open_stages(
     plans: list[StagePlan],
     links: list[Link],
     addresses: dict[str, Announcement],
+    on_fetch: OnFetch,
 ) -> list[wire.StageOpened]:
     for hop, (plan, link) in enumerate(zip(plans, links, strict=True)):
         if hop + 1 < len(plans):
@@ -401,10 +419,16 @@ async def _open_stages(
             name, host, port = ahead.node, ahead.host, ahead.port
         else:
             name, host, port = node.settings.name, link.local_host, node.port
-        link.send(wire.OpenStage(ring, hop, bundle.digest, plan.start, plan.stop, name, host, port))
+        sources = [Source(node.settings.name, link.local_host, node.port)]
+        sources += [Source(peer.node, peer.host, peer.port) for peer in addresses.values() if peer.node != plan.node]
+        texts = [source.to_text() for source in sources[:MAX_SOURCES]]
+        link.send(wire.OpenStage(ring, hop, bundle.digest, plan.start, plan.stop, name, host, port, texts))
 
     async def opened(plan: StagePlan, link: Link) -> wire.StageOpened:
-        message = await link.receive()
+        message = await _receive(plan, link)
+        while isinstance(message, wire.StageProgress):
+            on_fetch(plan, message.num_bytes, message.total_bytes)
+            message = await _receive(plan, link)
         if isinstance(message, wire.StageFailure):
             raise StageFailedError(f"node {plan.node}, layers [{plan.start}, {plan.stop}): {message.reason}")
         if not isinstance(message, wire.StageOpened):
@@ -413,14 +437,19 @@ async def _open_stages(
 
     waiting = [asyncio.create_task(opened(plan, link)) for plan, link in zip(plans, links, strict=True)]
     try:
-        async with asyncio.timeout(STAGE_OPEN_S):
-            return await asyncio.gather(*waiting)
-    except TimeoutError:
-        late = [plan.node for plan, task in zip(plans, waiting, strict=True) if not task.done()]
-        raise StageFailedError(
-            f"node {', '.join(late)}: layers were not loaded within {STAGE_OPEN_S:.0f} s; is the disk stuck?"
-        ) from None
+        return await asyncio.gather(*waiting)
     finally:
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
+
+
+async def _receive(plan: StagePlan, link: Link) -> wire.Message:
+    """The next message of a stage that opens; a node that fetches says so often."""
+    try:
+        async with asyncio.timeout(STAGE_OPEN_S):
+            return await link.receive()
+    except TimeoutError:
+        raise StageFailedError(
+            f"node {plan.node}: layers [{plan.start}, {plan.stop}) were not loaded within {STAGE_OPEN_S:.0f} s; is the disk stuck?"
+        ) from None

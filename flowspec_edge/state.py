@@ -27,6 +27,20 @@ def state_directory() -> Path:
         ) from cause
 
 
+def cache_directory() -> Path:
+    """Where large files that can be fetched again are kept: in ``$FLOWSPEC_HOME``, or beside the user's other caches."""
+    if chosen := os.environ.get(STATE_VARIABLE):
+        return Path(chosen) / "weights"
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "flowspec" / "weights"
+    try:
+        return Path.home() / ".cache" / "flowspec" / "weights"
+    except RuntimeError as cause:
+        raise StateError(
+            f"this user has no home directory to keep weights in; set {STATE_VARIABLE} to a directory, or choose --cache DIR"
+        ) from cause
+
+
 def read_private(path: Path) -> str | None:
     """The text of a file, or None where there is none.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 import msgpack
@@ -21,7 +21,7 @@ from flowspec_edge.core.events import Passage
 from flowspec_edge.core.tree import Row
 from flowspec_edge.errors import ProtocolError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 MAX_HEADER_BYTES = 65536
 """A chunk of 512 rows has a header of about 8 KB; nothing else comes near."""
@@ -50,19 +50,23 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The answer to Hello: who is here, what it may hold (bytes), and the digests of the bundles it can read."""
+    """The answer to Hello: who is here, what it may hold (bytes), the digests of the bundles that lie here, and whether it
+    can fetch others.
+    """
 
     node: str
     version: str
     free_memory_bytes: int
     bundles: list[str]
+    can_fetch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class OpenStage:
     """Origin to node: serve layers ``[start, stop)`` of a bundle in this ring, and connect to the next hop.
 
-    Chunks come in over the data link of hop ``hop`` and leave over that of ``hop + 1``, which this node opens.
+    Chunks come in over the data link of hop ``hop`` and leave over that of ``hop + 1``, which this node opens. ``sources``
+    are nodes that weights may be fetched from (``core/fetching.py``: ``Source.to_text``).
     """
 
     ring: str
@@ -73,15 +77,26 @@ class OpenStage:
     next_node: str
     next_host: str
     next_port: int
+    sources: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class StageProgress:
+    """Node to origin: of the weights that were missing for the stage, so many bytes have come."""
+
+    ring: str
+    num_bytes: int
+    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class StageOpened:
-    """Node to origin: the layers are loaded and the hop to the next node stands."""
+    """Node to origin: the layers are loaded and the hop to the next node stands. ``fetched_bytes`` came from other nodes."""
 
     ring: str
     memory_bytes: int
     load_ms: int
+    fetched_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +170,7 @@ Message = (
     Hello
     | Welcome
     | OpenStage
+    | StageProgress
     | StageOpened
     | OpenSession
     | SessionOpened
@@ -170,6 +186,7 @@ _PLAIN: tuple[type[Any], ...] = (
     Hello,
     Welcome,
     OpenStage,
+    StageProgress,
     StageOpened,
     OpenSession,
     SessionOpened,
@@ -239,9 +256,11 @@ def decode(header: bytes, tail: bytes | bytearray | memoryview | None = None) ->
     fields = _FIELDS[kind]
     if len(values) != len(fields) + 1:
         raise ProtocolError(f"{name} with {len(values) - 1} fields instead of {len(fields)}")
-    for (field, hint), value in zip(fields, values[1:], strict=True):
+    for (name_of_field, hint), value in zip(fields, values[1:], strict=True):
         if not _CHECKS[hint](value):
-            raise ProtocolError(f"{name}.{field} is {value!r:.80}, not a valid {getattr(hint, '__name__', hint)}")
+            raise ProtocolError(
+                f"{name}.{name_of_field} is {value!r:.80}, not a valid {getattr(hint, '__name__', hint)}"
+            )
     message: Message = kind(*values[1:])
     return message
 
