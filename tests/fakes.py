@@ -7,6 +7,7 @@ cancelled leaves rubbish in its slots.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import zlib
@@ -53,8 +54,9 @@ def unsplit(prompt: tuple[int, ...], options: GenerateOptions, max_context: int 
 class FakeStage:
     """A stage core with a pretend cache. A cancelled forward gives up, or ends before it has noticed."""
 
-    def __init__(self, rng: random.Random, *, is_first: bool, is_last: bool) -> None:
+    def __init__(self, rng: random.Random, *, is_first: bool, is_last: bool, taps: tuple[int, ...] = ()) -> None:
         self.rng = rng
+        self.taps = taps
         self.core = Stage(is_last=is_last)
         self.is_first = is_first
         self.caches: dict[int, np.ndarray] = {}  # [capacity, (token, position)]
@@ -89,7 +91,9 @@ class FakeStage:
             out[index] = path_hash(by_position[:, 0].tolist())
             if not self.is_first:
                 assert job.hidden[index] == out[index], "hidden rows and tree rows got out of step"
-        return ev.ForwardFinished(out)
+        if not job.is_tapped:
+            return ev.ForwardFinished(out)
+        return ev.ForwardFinished(out, {tap: np.hstack([out, np.full_like(out, tap)]) for tap in self.taps})
 
 
 class FakeDrafter:
@@ -98,8 +102,8 @@ class FakeDrafter:
     It remembers what a real one does: the paths of drafted rows and of the last verified one.
     """
 
-    def __init__(self, rng: random.Random, skill: float, k: int = 4) -> None:
-        self.rng, self.skill, self.k = rng, skill, k
+    def __init__(self, rng: random.Random, skill: float, taps: tuple[int, ...] = (), k: int = 4) -> None:
+        self.rng, self.skill, self.taps, self.k = rng, skill, taps, k
         self.paths: dict[int, dict[int, list[int]]] = {}  # per session, by draft id
 
     def open(self, session: int, prompt: tuple[int, ...]) -> None:
@@ -115,7 +119,9 @@ class FakeDrafter:
             assert position == len(paths[row.parent]) - 1
             paths[row.id] = [*paths[row.parent], row.token]
             if index < len(job.hidden):
-                assert job.hidden[index][0] == path_hash(paths.pop(row.parent)), "another row's hidden state"
+                value = np.float32(path_hash(paths.pop(row.parent)))
+                expected = [part for tap in self.taps for part in (value, tap)] or [value]
+                assert job.hidden[index].tolist() == expected, "another row's hidden state"
         assert len(paths) <= TREE_MARGIN, "more drafted rows than the drafter has room for"
         rows = job.rows[max(len(job.hidden) - 1, 0) :]
         tokens = []
@@ -145,17 +151,31 @@ class FakeRing:
     Time passes by small steps between deliveries. Where nothing is left to deliver it leaps to the origin's deadline.
     """
 
-    def __init__(self, num_stages: int, rng: random.Random, skill: float = 0.7, max_context: int = 512) -> None:
+    def __init__(
+        self,
+        num_stages: int,
+        rng: random.Random,
+        skill: float = 0.7,
+        max_context: int = 512,
+        taps: tuple[int, ...] = (),
+    ) -> None:
         limits = TargetLimits(max_context=max_context, vocab_size=VOCAB, eos_token_ids=frozenset({EOS}))
         self.rng = rng
-        self.origin = Origin(num_stages=num_stages, limits=limits, has_drafter=True)
-        self.stages = [FakeStage(rng, is_first=i == 0, is_last=i == num_stages - 1) for i in range(num_stages)]
+        self.origin = Origin(num_stages=num_stages, limits=limits, has_drafter=True, taps=taps)
+        owned: list[list[int]] = [[] for _ in range(num_stages)]
+        for tap in taps:
+            rng.choice(owned).append(tap)
+        self.stages = [
+            FakeStage(rng, is_first=i == 0, is_last=i == num_stages - 1, taps=tuple(owned[i]))
+            for i in range(num_stages)
+        ]
+        self.tapped: list[deque] = [deque() for _ in range(num_stages)]  # from stage i straight to the origin
         self.hops: list[deque] = [
             deque() for _ in range(num_stages + 1)
         ]  # hop i ends at stage i, the last at the origin
         self.credits: list[deque] = [deque() for _ in range(num_stages + 1)]  # backwards on hop i
         self.controls: list[deque] = [deque() for _ in range(num_stages)]
-        self.drafter = FakeDrafter(rng, skill)
+        self.drafter = FakeDrafter(rng, skill, taps)
         self.lane: ev.OriginAction | None = None
         self.answers: dict[int, Answer] = {}
         self.prompts: dict[int, tuple[int, ...]] = {}
@@ -200,10 +220,10 @@ class FakeRing:
     def tell_origin(self, event: ev.OriginEvent) -> None:
         for action in self.origin.handle(event, self.now):
             match action:
-                case ev.OpenSessions(session, capacity, cancels):
+                case ev.OpenSessions(session):
                     self.drafter.open(session, self.prompts[session])
                     for control in self.controls:
-                        control.append(ev.SessionRequested(session, capacity, cancels))
+                        control.append(ev.SessionRequested(*dataclasses.astuple(action)))
                 case ev.SendChunk(session, rows):
                     for row in rows:
                         assert row.id not in self.sent[session], "a row is sent once"
@@ -250,6 +270,8 @@ class FakeRing:
                     self.hops[index + 1].append(action)
                 case ev.GrantCredit(num_chunks):
                     self.credits[index].append(num_chunks)
+                case ev.SendTapped():
+                    self.tapped[index].append(action)
 
     def _choices(self) -> list:
         choices = []
@@ -262,6 +284,8 @@ class FakeRing:
         for index, control in enumerate(self.controls):
             if control:
                 choices.append(lambda index=index: self.tell_stage(index, self.controls[index].popleft()))
+            if self.tapped[index]:
+                choices.append(lambda index=index: self._deliver_tapped(index))
             if self.stages[index].job:
                 choices.append(lambda index=index: self.tell_stage(index, self.stages[index].run()))
         if self.lane is not None:
@@ -276,6 +300,10 @@ class FakeRing:
             self.tell_stage(index, ev.ChunkArrived(*arrived))
         else:
             self.tell_origin(ev.ChunkReturned(chunk.session, chunk.rows, chunk.hidden, chunk.passages))
+
+    def _deliver_tapped(self, index: int) -> None:
+        rows = self.tapped[index].popleft()
+        self.tell_origin(ev.TappedArrived(rows.session, rows.layer, rows.ids, rows.hidden))
 
     def _deliver_credit(self, index: int) -> None:
         event = ev.CreditArrived(self.credits[index].popleft())

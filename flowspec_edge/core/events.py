@@ -9,7 +9,8 @@ Tensors pass through untouched: hidden rows are [rows, hidden_size] float32, log
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -26,11 +27,17 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class SessionRequested:
-    """The origin asks for a cache of ``capacity`` rows; ``cancels`` says whether forwards over dead rows are given up."""
+    """The origin asks for a cache of ``capacity`` rows; ``cancels`` says whether forwards over dead rows are given up.
+
+    ``is_tapped``: its drafter wants the hidden rows that enter the bundle's tapped layers, of verified rows alone. The first
+    ``num_prompt`` rows are verified from the start.
+    """
 
     session: int
     capacity: int
     cancels: bool = True
+    is_tapped: bool = False
+    num_prompt: int = 0
 
 
 class Passage(NamedTuple):
@@ -77,10 +84,11 @@ class TurnBegan:
 @dataclass(frozen=True, slots=True, eq=False)
 class ForwardFinished:
     """The layers ran over the chunk that ``RunForward`` named, or gave up since ``CancelForward`` came; then the values
-    do not matter.
+    do not matter. ``tapped`` has the rows that entered each tapped layer of this stage, where ``RunForward`` asked for them.
     """
 
     hidden: Floats
+    tapped: Mapping[int, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +124,8 @@ class OpenCache:
 class RunForward:
     """Run the layers over ``rows``: first move cache rows, then write slots from ``first_slot`` on.
 
-    ``mask`` is [rows, first_slot + rows], True where a row may look; ``positions`` is [rows].
+    ``mask`` is [rows, first_slot + rows], True where a row may look; ``positions`` is [rows]. ``is_tapped``: see
+    ``SessionRequested``.
     """
 
     session: int
@@ -126,6 +135,7 @@ class RunForward:
     first_slot: int
     positions: NDArray[np.int64]
     mask: NDArray[np.bool_]
+    is_tapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +164,22 @@ class GrantCredit:
     num_chunks: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SendTapped:
+    """Send the origin, directly, the hidden rows of verified rows as they entered ``layer``: [ids, hidden_size]."""
+
+    session: int
+    layer: int
+    ids: tuple[int, ...]
+    hidden: Floats
+
+
 @dataclass(frozen=True, slots=True)
 class FreeCache:
     session: int
 
 
-StageAction = OpenCache | RunForward | CancelForward | SendChunk | GrantCredit | FreeCache
+StageAction = OpenCache | RunForward | CancelForward | SendChunk | GrantCredit | SendTapped | FreeCache
 
 # -------------------------------------------------------------------- the origin: events
 
@@ -188,6 +208,16 @@ class ChunkReturned:
     rows: tuple[Row, ...]
     hidden: Floats
     passages: tuple[Passage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TappedArrived:
+    """Straight from a stage: hidden rows of verified rows as they entered ``layer``, [ids, hidden_size]."""
+
+    session: int
+    layer: int
+    ids: tuple[int, ...]
+    hidden: Floats
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -231,6 +261,7 @@ OriginEvent = (
     PromptSubmitted
     | StageReady
     | ChunkReturned
+    | TappedArrived
     | HeadFinished
     | DraftFinished
     | CreditArrived
@@ -249,6 +280,8 @@ class OpenSessions:
     session: int
     capacity: int
     cancels: bool = True
+    is_tapped: bool = False
+    num_prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +316,8 @@ class RunDraft:
     A pair is a token's row and the target's hidden row of the position before it, which is where the pair stands. The first
     ``len(hidden)`` rows are verified pairs, a chain that ends at the root; the others are drafted rows, whose features the
     drafter remembers by their parents' draft ids from an earlier pass. A row that the drafter has seen before is run anew in
-    its place. ``dropped`` rows are forgotten first. ``positions`` is [rows], ``hidden`` [verified, hidden_size].
+    its place. ``dropped`` rows are forgotten first. ``positions`` is [rows], ``hidden`` [verified, hidden_size]; where the
+    drafter taps layers, each row of ``hidden`` is the rows of all of them, one behind the other.
     """
 
     session: int

@@ -37,7 +37,7 @@ from flowspec_edge.core.pipeline import Flight, Pipeline, RingCosts
 from flowspec_edge.core.schedules import find_schedule
 from flowspec_edge.core.tree import NO_PARENT, Advance, Row, Tree
 from flowspec_edge.core.verify import Sampler
-from flowspec_edge.errors import RequestError
+from flowspec_edge.errors import ProtocolError, RequestError
 
 PREFILL_ROWS = 128
 """Rows of a prefill chunk: large enough to amortise a forward, small enough to keep every stage busy on a long prompt."""
@@ -90,6 +90,7 @@ class Generation:
         acceptance: Acceptance,
         has_drafter: bool,
         shape: DraftShape,
+        taps: tuple[int, ...] = (),
     ) -> None:
         room = limits.max_context - len(prompt)
         if not prompt:
@@ -107,6 +108,8 @@ class Generation:
         self._sampler = Sampler(options, limits.vocab_size)
         self._schedule = find_schedule(options.schedule)(self.num_stages)
         self._drafts = self._schedule.uses_drafter and has_drafter
+        self._taps = taps if self._drafts else ()
+        self._tapped: dict[int, dict[int, Floats]] = {}  # per verified row, by layer, until all layers have come
         self._num_left = min(options.max_new_tokens, room)
         self.capacity = len(prompt) + self._num_left + TREE_MARGIN
 
@@ -122,7 +125,8 @@ class Generation:
         self.pipeline = Pipeline(costs)
         self._returned: deque[tuple[tuple[Row, ...], Floats]] = deque()  # waiting for the head
         self._head_rows: list[Row] = []  # what the running head works on
-        self._hidden: dict[int, Floats] = {}  # normed hidden row per returned row, until the drafter has taken it
+        # What the drafter wants of each row until it has taken it: the normed hidden row, or those of the tapped layers.
+        self._hidden: dict[int, Floats] = {}
         self._logits: dict[int, Floats] = {}
         self.drafting = Drafting(
             self.tree,
@@ -142,11 +146,26 @@ class Generation:
 
     def take_returned(self, rows: tuple[Row, ...], hidden: Floats, passages: tuple[Passage, ...], now: float) -> None:
         """Hidden rows came back from the last stage."""
-        if self._drafts:
+        if self._drafts and not self._taps:
             self._hidden.update((row.id, hidden[index]) for index, row in enumerate(rows) if row.id in self.tree)
         self.pipeline.take_returned({row.id for row in rows}, passages, now)
         self._returned.append((rows, hidden))
         self._drop_returned()
+
+    def take_tapped(self, layer: int, ids: tuple[int, ...], hidden: Floats) -> None:
+        """Hidden rows came from the stage that owns a tapped layer.
+
+        Raises:
+            ProtocolError: nobody asked for them, or one came twice.
+        """
+        for id, values in zip(ids, hidden, strict=True):
+            rows = self._tapped.setdefault(id, {})
+            if layer not in self._taps or layer in rows or id not in self.tree or id in self._hidden:
+                raise ProtocolError(f"session {self.session}: row {id} of layer {layer} came unasked, or twice")
+            rows[layer] = values
+            if len(rows) == len(self._taps):
+                self._hidden[id] = np.concatenate([rows[tap] for tap in self._taps])
+                del self._tapped[id]
 
     def take_logits(self, logits: Floats, now: float) -> list[OriginAction]:
         """The head has finished: walk from the root, emit, prune."""
@@ -198,7 +217,7 @@ class Generation:
         """The next chunk to send, or None: the prompt, then what the schedule chooses."""
         if self._prefill:
             rows = self._prefill.popleft()
-            num_wanted = len(rows) if self._drafts else int(not self._prefill)
+            num_wanted = len(rows) if self._drafts and not self._taps else int(not self._prefill)
             if num_wanted:
                 self.pipeline.send(Flight({row.id for row in rows}, now))
             return SendChunk(self.session, rows, num_wanted, None)
@@ -232,7 +251,7 @@ class Generation:
         drafted = self._schedule.choose_pass(self, now)
         if drafted is None:
             return None
-        verified = self._unextended()
+        verified = self._unextended() if self.num_unextended else []
         rows = [*verified, *(id for id in drafted if id != self.root)]
         assert rows, "a pass over nothing"
         hidden = [self._hidden.pop(self.tree[id].parent) for id in verified]
@@ -265,9 +284,14 @@ class Generation:
         return self._schedule.cancels
 
     @property
+    def is_tapped(self) -> bool:
+        """Whether stages send hidden rows of tapped layers."""
+        return bool(self._taps)
+
+    @property
     def num_unextended(self) -> int:
-        """Verified rows that the drafter has not taken yet."""
-        return self.tree[self.root].depth - self._num_extended
+        """Verified rows that the drafter has not taken yet, and can take."""
+        return 0 if self._is_awaiting_tapped else self.tree[self.root].depth - self._num_extended
 
     @property
     def max_depth(self) -> int:
@@ -281,8 +305,8 @@ class Generation:
 
     @property
     def is_computing(self) -> bool:
-        """Whether head or drafter work for this session, or returned rows wait for them."""
-        return bool(self.is_verifying or self._draft_rows)
+        """Whether head or drafter work for this session, or returned rows wait for them, or the drafter for tapped rows."""
+        return bool(self.is_verifying or self._draft_rows or self._is_awaiting_tapped)
 
     @property
     def is_verifying(self) -> bool:
@@ -310,6 +334,16 @@ class Generation:
                     heapq.heappush(ready, (-scores[child], child))
 
     # ------------------------------------------------------------------ inside
+
+    @property
+    def _is_awaiting_tapped(self) -> bool:
+        """Whether the drafter cannot take the verified rows before their tapped rows are here. They come in any order."""
+        root = self.tree[self.root]
+        if not self._taps or self.root < self._num_prompt or root.depth == self._num_extended:
+            return False
+        return root.parent not in self._hidden or any(
+            self.tree[id].parent not in self._hidden for id in self._unextended()
+        )
 
     def _unextended(self) -> list[int]:
         """Draft ids of those rows, in order."""

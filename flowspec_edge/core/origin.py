@@ -28,6 +28,7 @@ from flowspec_edge.core.events import (
     RunDraft,
     RunHead,
     StageReady,
+    TappedArrived,
 )
 from flowspec_edge.core.generation import Generation, GenerationStatistics, TargetLimits
 from flowspec_edge.core.pipeline import RingCosts
@@ -45,14 +46,23 @@ class _Running:
 
 
 class Origin:
-    """All generations of one ring of ``num_stages`` stages."""
+    """All generations of one ring of ``num_stages`` stages. ``taps`` are the layers whose hidden rows the drafter wants, if
+    it wants others than the last stage's.
+    """
 
     def __init__(
-        self, *, num_stages: int, limits: TargetLimits, has_drafter: bool, shape: DraftShape | None = None
+        self,
+        *,
+        num_stages: int,
+        limits: TargetLimits,
+        has_drafter: bool,
+        shape: DraftShape | None = None,
+        taps: tuple[int, ...] = (),
     ) -> None:
         self._num_stages = num_stages
         self._limits = limits
         self._has_drafter = has_drafter
+        self._taps = taps
         self._shape = shape or DraftShape()
         self._credits = CREDITS_PER_HOP
         self._costs = RingCosts(num_stages)
@@ -78,6 +88,9 @@ class Origin:
                 if session in self._running:
                     self._running[session].progress_at = now
                     self._running[session].generation.take_returned(rows, hidden, passages, now)
+            case TappedArrived(session, layer, ids, hidden):
+                if session in self._running:
+                    self._running[session].generation.take_tapped(layer, ids, hidden)
             case HeadFinished(logits):
                 if (generation := self._computed()) is not None:
                     actions += generation.take_logits(logits, now)
@@ -131,9 +144,18 @@ class Origin:
             acceptance=self._acceptance,
             has_drafter=self._has_drafter,
             shape=self._shape,
+            taps=self._taps,
         )
         self._running[event.session] = _Running(generation, self._num_stages, now)
-        actions.append(OpenSessions(event.session, generation.capacity, generation.cancels))
+        actions.append(
+            OpenSessions(
+                event.session,
+                generation.capacity,
+                generation.cancels,
+                generation.is_tapped,
+                len(event.prompt),
+            )
+        )
 
     def _computed(self) -> Generation | None:
         """The generation whose computation has finished, unless it is gone."""

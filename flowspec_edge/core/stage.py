@@ -9,6 +9,7 @@ chunk arrives, when it starts, and before it is sent on; a chunk without a livin
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from flowspec_edge.core.events import (
     CancelForward,
     ChunkArrived,
     CreditArrived,
+    Floats,
     ForwardFinished,
     FreeCache,
     GrantCredit,
@@ -25,6 +27,7 @@ from flowspec_edge.core.events import (
     Passage,
     RunForward,
     SendChunk,
+    SendTapped,
     SessionEnded,
     SessionRequested,
     StageAction,
@@ -43,11 +46,25 @@ MAX_SESSIONS = 64
 
 
 class _Session:
-    def __init__(self, capacity: int, cancels: bool) -> None:
+    def __init__(self, request: SessionRequested) -> None:
         self.tree = Tree()
-        self.slots = KvSlots(capacity)
-        self.cancels = cancels
+        self.slots = KvSlots(request.capacity)
+        self.cancels = request.cancels
+        self.is_tapped = request.is_tapped
+        self.num_prompt = request.num_prompt
         self.turn = 0
+        self.tapped: dict[int, dict[int, Floats]] = {}  # per living row that nobody knows to be verified: by layer
+
+    def take_verified(self) -> dict[int, dict[int, Floats]]:
+        """Tapped rows that have become verified; those of dead rows are forgotten."""
+        verified: dict[int, dict[int, Floats]] = {}
+        for id in list(self.tapped):
+            row = self.tree.get(id)
+            if row is None:
+                del self.tapped[id]
+            elif id < self.num_prompt or row.is_committed:
+                verified[id] = self.tapped.pop(id)
+        return verified
 
 
 @dataclass(slots=True, eq=False)
@@ -83,10 +100,10 @@ class Stage:
         """
         actions: list[StageAction] = []
         match event:
-            case SessionRequested(session, capacity, cancels):
+            case SessionRequested(session, capacity):
                 if session in self._sessions or len(self._sessions) >= MAX_SESSIONS:
                     raise ProtocolError(f"session {session} is open already, or {MAX_SESSIONS} are (MAX_SESSIONS)")
-                self._sessions[session] = _Session(capacity, cancels)
+                self._sessions[session] = _Session(event)
                 actions.append(OpenCache(session, capacity))
             case ChunkArrived():
                 if len(self._waiting) >= CREDITS_PER_HOP:
@@ -98,13 +115,15 @@ class Stage:
             case TurnBegan(session, turn):
                 if session in self._sessions:
                     self._sessions[session].turn = turn
-            case ForwardFinished(hidden):
+            case ForwardFinished(hidden, tapped):
+                self._keep_tapped(tapped)
                 self._send_on(hidden, now, actions)
             case CreditArrived(num_chunks):
                 self._credits += num_chunks
             case SessionEnded(session):
                 if self._sessions.pop(session, None) is not None:
                     actions.append(FreeCache(session))
+        self._send_tapped(actions)
         self._cancel_dead(actions)
         self._drop_dead(actions)
         self._start_next(now, actions)
@@ -165,11 +184,26 @@ class Stage:
         first = session.slots.append(chunk.rows)
         positions = np.array([session.tree[row.id].depth for row in chunk.rows], np.int64)  # [rows]
         mask = session.slots.ancestor_mask(first)
-        return RunForward(chunk.session, chunk.rows, chunk.hidden, moves, first, positions, mask)
+        return RunForward(chunk.session, chunk.rows, chunk.hidden, moves, first, positions, mask, session.is_tapped)
 
-    def _send_on(
-        self, hidden: np.ndarray[tuple[int, ...], np.dtype[np.float32]], now: float, actions: list[StageAction]
-    ) -> None:
+    def _keep_tapped(self, tapped: Mapping[int, Floats]) -> None:
+        """Rows that live are kept until they are known to be verified."""
+        if not tapped or self._running is None:
+            return
+        chunk = self._running.chunk
+        for index in self._living(chunk):
+            rows = {layer: hidden[index] for layer, hidden in tapped.items()}
+            self._sessions[chunk.session].tapped[chunk.rows[index].id] = rows
+
+    def _send_tapped(self, actions: list[StageAction]) -> None:
+        """Whichever comes last, the forward or the Advance, sends a row, so each is sent once, in any order of the two."""
+        for number, session in self._sessions.items():
+            verified = session.take_verified() if session.tapped else {}
+            for layer in next(iter(verified.values()), {}):
+                hidden = np.stack([rows[layer] for rows in verified.values()])
+                actions.append(SendTapped(number, layer, tuple(verified), hidden))
+
+    def _send_on(self, hidden: Floats, now: float, actions: list[StageAction]) -> None:
         running, self._running = self._running, None
         assert running is not None, "a forward finished that nobody started"
         chunk = running.chunk

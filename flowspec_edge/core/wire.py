@@ -106,6 +106,8 @@ class OpenSession:
     session: int
     capacity: int
     cancels: bool = True
+    is_tapped: bool = False
+    num_prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,16 @@ class ChunkMessage:
     passages: tuple[Passage, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TappedRows:
+    """Stage to origin, directly: hidden rows of verified rows as they entered ``layer``, [ids, hidden_size] float32."""
+
+    session: int
+    layer: int
+    ids: tuple[int, ...]
+    hidden: NDArray[np.float32]
+
+
 Message = (
     Hello
     | Welcome
@@ -180,6 +192,7 @@ Message = (
     | StageFailure
     | Credit
     | ChunkMessage
+    | TappedRows
 )
 
 _PLAIN: tuple[type[Any], ...] = (
@@ -213,6 +226,10 @@ _F32 = np.dtype("<f4")
 
 def encode(message: Message) -> tuple[bytes, memoryview | None]:
     """The header's bytes, and the tail as a flat view of bytes where the message has one."""
+    if isinstance(message, TappedRows):
+        ids = np.array(message.ids, _U32).tobytes()
+        header = msgpack.packb(["Tapped", message.session, message.layer, ids, message.hidden.shape[1]])
+        return header, _tail_of(message.hidden)
     if not isinstance(message, ChunkMessage):
         values = [getattr(message, name) for name, _ in _FIELDS[type(message)]]
         return msgpack.packb([type(message).__name__, *values]), None
@@ -223,17 +240,21 @@ def encode(message: Message) -> tuple[bytes, memoryview | None]:
     header = msgpack.packb(["Chunk", *numbers, table, width, message.turn, message.passages])
     if hidden is None:
         return header, None
+    return header, _tail_of(hidden)
+
+
+def _tail_of(hidden: NDArray[np.float32]) -> memoryview:
     if sys.byteorder == "big" or hidden.dtype != _F32 or not hidden.flags.c_contiguous:
         hidden = np.ascontiguousarray(hidden, _F32)
-    return header, hidden.data.cast("B")
+    return hidden.data.cast("B")
 
 
 def num_tail_bytes(header: bytes) -> int:
     """How many bytes follow this header. Raises ProtocolError where that breaks a limit."""
     values = _unpack(header)
-    if values[0] != "Chunk":
+    if values[0] not in ("Chunk", "Tapped"):
         return 0
-    num_rows, width = _chunk_shape(values)
+    num_rows, width = _chunk_shape(values) if values[0] == "Chunk" else _tapped_shape(values)
     num_bytes = num_rows * width * _F32.itemsize
     if num_bytes > MAX_TAIL_BYTES:
         raise ProtocolError(f"a chunk of {num_bytes} bytes exceeds the {MAX_TAIL_BYTES}-byte limit (MAX_TAIL_BYTES)")
@@ -250,6 +271,8 @@ def decode(header: bytes, tail: bytes | bytearray | memoryview | None = None) ->
     name = values[0]
     if name == "Chunk":
         return _decode_chunk(values, tail)
+    if name == "Tapped":
+        return _decode_tapped(values, tail)
     kind = _BY_NAME.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ProtocolError(f"a message of unknown type {name!r:.80}; does the peer run another version?")
@@ -301,6 +324,26 @@ def _decode_chunk(values: list[Any], tail: bytes | bytearray | memoryview | None
     if not _CHECKS[int](values[6]):
         raise ProtocolError(f"a chunk's turn is {values[6]!r:.80}, not a valid int")
     return ChunkMessage(values[1], values[2], rows, values[3], hidden, values[6], _decode_passages(values[7]))
+
+
+def _tapped_shape(values: list[Any]) -> tuple[int, int]:
+    if len(values) != 5 or not isinstance(values[3], bytes) or not all(_CHECKS[int](values[i]) for i in (1, 2, 4)):
+        raise ProtocolError("a header of tapped rows with wrong fields")
+    num_rows, remainder = divmod(len(values[3]), _U32.itemsize)
+    if remainder or not 0 < num_rows <= MAX_CHUNK_ROWS or not values[4]:
+        raise ProtocolError(
+            f"{num_rows} tapped rows of width {values[4]}; between 1 and {MAX_CHUNK_ROWS} are allowed (MAX_CHUNK_ROWS)"
+        )
+    return num_rows, values[4]
+
+
+def _decode_tapped(values: list[Any], tail: bytes | bytearray | memoryview | None) -> TappedRows:
+    num_rows, width = _tapped_shape(values)
+    found = 0 if tail is None else len(tail)
+    if tail is None or found != num_rows * width * _F32.itemsize:
+        raise ProtocolError(f"{num_rows} tapped rows of {width} floats with a tail of {found} bytes")
+    ids = tuple(np.frombuffer(values[3], _U32).tolist())
+    return TappedRows(values[1], values[2], ids, np.frombuffer(tail, _F32).reshape(num_rows, width))
 
 
 def _decode_passages(values: Any) -> tuple[Passage, ...]:

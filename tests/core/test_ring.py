@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.origin import PROGRESS_TIMEOUT_S
 from flowspec_edge.core.schedules import SCHEDULES, ablation_names
-from flowspec_edge.errors import RequestError
+from flowspec_edge.errors import ProtocolError, RequestError
 from tests.fakes import FakeRing, unsplit
 
 OPTIONS = st.builds(
@@ -34,6 +35,37 @@ def test_output_equals_the_unsplit_models(num_stages, prompt, options, skill, se
     assert answer.tokens == unsplit(prompt, options)
     assert answer.reason in ("stop", "length")
     assert not any(stage.caches for stage in ring.stages)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5), PROMPTS, OPTIONS, st.floats(0, 1), st.integers(0, 2**32))
+def test_tapped_rows_reach_the_drafter_from_whichever_stages_own_them(num_stages, prompt, options, skill, seed):
+    """The fake drafter compares each row with its path; they come in any order, and from one stage or from three."""
+    ring = FakeRing(num_stages, random.Random(seed), skill, taps=(2, 4, 5))
+    answer = ring.submit(1, prompt, options)
+    ring.run()
+    assert answer.tokens == unsplit(prompt, options)
+    assert not any(ring.tapped)
+
+
+def test_drafts_from_tapped_rows_speed_up_as_much_as_others():
+    for taps in ((), (2, 4, 5)):
+        ring = FakeRing(3, random.Random(1), skill=1.0, taps=taps)
+        answer = ring.submit(1, (1, 2, 3), GenerateOptions(max_new_tokens=60))
+        ring.run()
+        assert len(answer.trips) < len(answer.tokens)
+
+
+def test_rows_that_nobody_asked_for_are_refused():
+    ring = FakeRing(2, random.Random(1), taps=(2, 4))
+    ring.submit(1, (1, 2, 3), GenerateOptions())
+    row = np.zeros((1, 2), np.float32)
+    for id, layer in ((0, 3), (9, 2)):
+        with pytest.raises(ProtocolError, match=f"row {id} of layer {layer} came unasked"):
+            ring.tell_origin(ev.TappedArrived(1, layer, (id,), row))
+    ring.tell_origin(ev.TappedArrived(1, 2, (0,), row))
+    with pytest.raises(ProtocolError, match="or twice"):
+        ring.tell_origin(ev.TappedArrived(1, 2, (0,), row))
 
 
 @settings(max_examples=30, deadline=None)

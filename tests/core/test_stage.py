@@ -209,3 +209,50 @@ def test_more_chunks_than_credits_are_refused(stage):
         stage.arrive(Row(id, id - 1 if id else NO_PARENT, 5))
     with pytest.raises(ProtocolError, match="a chunk without credit"):
         stage.arrive(Row(9, 8, 5))
+
+
+class TappedDriver(Driver):
+    """A stage whose layers 2 and 4 are tapped, and a prompt of one row."""
+
+    def __init__(self):
+        super().__init__()
+        self.tell(ev.SessionRequested(2, 100, True, True, 1))
+
+    def run(self, *rows):
+        (forward,) = [
+            action for action in self.arrive(*rows, session=2) if isinstance(action, ev.RunForward) and action.is_tapped
+        ]
+        hidden = np.array([[row.id] for row in forward.rows], np.float32)
+        return self.tell(ev.ForwardFinished(hidden, {2: hidden + 0.2, 4: hidden + 0.4}))
+
+
+def tapped(actions):
+    return [(a.layer, a.ids, a.hidden.ravel().tolist()) for a in actions if isinstance(a, ev.SendTapped)]
+
+
+def test_tapped_rows_of_the_prompt_are_sent_at_once_and_others_when_they_are_verified():
+    stage = TappedDriver()
+    assert tapped(stage.run(ROOT)) == [(2, (0,), [pytest.approx(0.2)]), (4, (0,), [pytest.approx(0.4)])]
+    stage.tell(ev.CreditArrived(2))
+    assert tapped(stage.run(LEFT, RIGHT)) == []
+    assert tapped(stage.tell(ev.AdvanceArrived(2, 0, 7))) == [], "the root's successor is not verified by that"
+    assert tapped(stage.run(BELOW_RIGHT)) == []
+    assert tapped(stage.tell(ev.AdvanceArrived(2, 3, 9))) == [
+        (2, (2, 3), [pytest.approx(2.2), pytest.approx(3.2)]),
+        (4, (2, 3), [pytest.approx(2.4), pytest.approx(3.4)]),
+    ]
+
+
+def test_an_advance_before_the_forwards_end_sends_the_same_tapped_rows():
+    stage = TappedDriver()
+    stage.run(ROOT)
+    stage.tell(ev.CreditArrived(2))
+    stage.tell(ev.AdvanceArrived(2, 2, 8))
+    assert [ids for _, ids, _ in tapped(stage.run(LEFT, RIGHT))] == [(2,), (2,)]
+    assert tapped(stage.tell(ev.AdvanceArrived(2, 2, 8))) == [], "each row is sent once"
+
+
+def test_a_session_that_wants_no_tapped_rows_gets_none(stage):
+    (forward,) = [action for action in stage.arrive(ROOT) if isinstance(action, ev.RunForward)]
+    assert not forward.is_tapped
+    assert tapped(stage.finish(ROOT)) == []

@@ -20,6 +20,7 @@ PLAIN = [
     wire.OpenStage("r1", 0, "abc", 0, 4, "pi-hall", "127.0.0.1", 4711),
     wire.StageOpened("r1", 1000, 20),
     wire.OpenSession(7, 512),
+    wire.OpenSession(7, 512, False, True, 20),
     wire.SessionOpened(7),
     wire.AdvanceSession(7, 3, 42),
     wire.BeginTurn(7, 12),
@@ -51,6 +52,41 @@ def test_chunks_come_back_equal(rows, width, turn, passages):
     assert (got.turn, got.passages) == (turn, passages)
     assert all(type(passage) is Passage for passage in got.passages)
     np.testing.assert_array_equal(got.hidden, hidden)
+
+
+@given(st.lists(U32, min_size=1, max_size=40), st.integers(1, 8), st.integers(0, 2**31))
+def test_tapped_rows_come_back_equal(ids, width, layer):
+    hidden = np.arange(len(ids) * width, dtype=np.float32).reshape(len(ids), width)
+    header, tail = wire.encode(wire.TappedRows(7, layer, tuple(ids), hidden))
+    assert wire.num_tail_bytes(header) == len(tail) == hidden.nbytes
+    got = wire.decode(header, bytes(tail))
+    assert (got.session, got.layer, got.ids) == (7, layer, tuple(ids))
+    np.testing.assert_array_equal(got.hidden, hidden)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["Tapped", 7, 2, b"", 4],
+        ["Tapped", 7, 2, b"12345", 4],
+        ["Tapped", 7, 2, bytes(4 * (wire.MAX_CHUNK_ROWS + 1)), 4],
+        ["Tapped", 7, 2, bytes(4), 0],
+        ["Tapped", 7, -1, bytes(4), 4],
+        ["Tapped", 7, 2, bytes(4), wire.MAX_TAIL_BYTES],
+        ["Tapped", 7, 2, "ids", 4],
+        ["Tapped", 7, 2, bytes(4)],
+    ],
+)
+def test_tapped_rows_that_break_a_rule_are_refused(values):
+    with pytest.raises(ProtocolError):
+        wire.num_tail_bytes(msgpack.packb(values))
+
+
+def test_tapped_rows_without_their_tail_are_refused():
+    header, tail = wire.encode(wire.TappedRows(7, 2, (1,), np.ones((1, 4), np.float32)))
+    for wrong in (None, bytes(tail)[:-4]):
+        with pytest.raises(ProtocolError, match="1 tapped rows of 4 floats with a tail of"):
+            wire.decode(header, wrong)
 
 
 def test_a_view_with_gaps_is_sent_whole():
