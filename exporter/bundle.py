@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -18,9 +19,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from exporter.drafter import KIND, DraftHead, load_draft_head
+from exporter.drafter import DraftHead, load_draft_head
+from exporter.eagle3 import Eagle3Head
 from exporter.model import Checkpoint, load_checkpoint
-from exporter.onnx_export import GraphSpec, block_spec, export_graph, final_norm_spec, head_spec
+from exporter.onnx_export import GraphSpec, block_spec, export_graph, final_norm_spec, fuse_spec, head_spec, top_spec
 from exporter.parity import PROBE_TEXT, ChainCheck, probe_steps
 from exporter.quantize import BITS, quantize_graph
 from exporter.stage_module import build_block, build_final_norm, build_head
@@ -103,14 +105,16 @@ class _Assembly:
         token_ids = _probe_tokens(checkpoint)
         self.check = ChainCheck(probe_steps(token_ids, checkpoint.geometry.max_context), self.embedding, TOLERANCE)
 
-    def assemble(self, draft_head: DraftHead | None) -> Manifest:
+    def assemble(self, draft_head: DraftHead | Eagle3Head | None) -> Manifest:
         checkpoint, check = self.checkpoint, self.check
         shutil.copyfile(checkpoint.tokenizer_path, self.directory / "tokenizer.json")
         np.save(self.directory / "embedding.npy", self.embedding)
-        blocks = list(self._blocks())
+        blocks = list(self._blocks(draft_head.taps if draft_head else ()))
         final_norm, chain_error = self._final_norm()
         head, head_error = self._head()
         drafter, drafter_error = self._drafter(draft_head) if draft_head else (None, None)
+        if drafter is None:
+            self.say("no draft head: drafts come from repetitions in the text alone")
         parity = Parity(
             tolerance=check.tolerance,
             chain_error=chain_error,
@@ -138,11 +142,12 @@ class _Assembly:
             made_with=_versions(),
         )
 
-    def _blocks(self) -> Iterator[BlockEntry]:
+    def _blocks(self, taps: tuple[int, ...]) -> Iterator[BlockEntry]:
+        """Files of ``block_size`` layers, and one more cut before each layer whose rows the drafter wants."""
         num_layers = self.checkpoint.geometry.num_layers
         (self.directory / "blocks").mkdir()
-        for start in range(0, num_layers, self.options.block_size):
-            stop = min(start + self.options.block_size, num_layers)
+        cuts = sorted({*range(0, num_layers, self.options.block_size), *taps, num_layers})
+        for start, stop in itertools.pairwise(cuts):
             block = build_block(self.checkpoint.layer_shape, start, stop, self.checkpoint.layers(start, stop))
             name = f"blocks/layers-{start:03d}-{stop:03d}.onnx"
             path = self._write(block, block_spec(block), name)
@@ -167,19 +172,28 @@ class _Assembly:
         self.say(f"head: error {error:.1e}")
         return self._entry(path.name), error
 
-    def _drafter(self, draft_head: DraftHead) -> tuple[DrafterEntry, float]:
+    def _drafter(self, draft_head: DraftHead | Eagle3Head) -> tuple[DrafterEntry, float]:
         drafter = draft_head.build()
         path = self._write(drafter, block_spec(drafter), "drafter.onnx")
         error = self.check.check_drafter(drafter, path)
-        self.say(f"drafter ({KIND}): error {error:.1e}")
+        parts: dict[str, FileEntry] = {}
+        if isinstance(draft_head, Eagle3Head):
+            fuse, top = draft_head.build_fuse(), draft_head.build_top()
+            fuse_path = self._write(fuse, fuse_spec(fuse), "fuse.onnx")
+            top_path = self._write(top, top_spec(top), "draft_top.onnx")
+            error = max(error, self.check.check_fuse(fuse, fuse_path), self.check.check_top(top, top_path))
+            parts = {"fuse": self._entry(fuse_path.name), "top": self._entry(top_path.name)}
+        self.say(f"drafter ({draft_head.kind}): error {error:.1e}")
         shape = draft_head.shape
         entry = DrafterEntry(
             **describe_file(self.directory, path.name),
-            kind=KIND,
+            kind=draft_head.kind,
             num_heads=shape.num_heads,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
             rope_frequencies=list(shape.rope_frequencies),
+            taps=list(draft_head.taps),
+            **parts,
         )
         return entry, error
 

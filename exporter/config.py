@@ -47,7 +47,8 @@ _DEFAULT_ROPE_THETA = 10000.0
 class LayerShape:
     """Everything that shapes one decoder layer and its rotary tables.
 
-    ``rope_frequencies`` are radians per position of each pair of a head's values, [head_dim / 2].
+    ``rope_frequencies`` are radians per position of each pair of a head's values, [head_dim / 2]. ``attention_inputs`` is how
+    many rows of ``hidden_size`` the attention reads at once: two in EAGLE-3.
     """
 
     hidden_size: int
@@ -62,6 +63,7 @@ class LayerShape:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    attention_inputs: int = 1
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of one layer's tensors by their name below ``layers.N.``."""
@@ -79,9 +81,10 @@ class LayerShape:
         """Name, output size, input size and whether it has a bias, of each projection."""
         hidden, inner = self.hidden_size, self.intermediate_size
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        yield "self_attn.q_proj", q_size, hidden, self.qkv_bias
-        yield "self_attn.k_proj", kv_size, hidden, self.qkv_bias
-        yield "self_attn.v_proj", kv_size, hidden, self.qkv_bias
+        num_in = hidden * self.attention_inputs
+        yield "self_attn.q_proj", q_size, num_in, self.qkv_bias
+        yield "self_attn.k_proj", kv_size, num_in, self.qkv_bias
+        yield "self_attn.v_proj", kv_size, num_in, self.qkv_bias
         yield "self_attn.o_proj", hidden, q_size, self.output_bias
         yield "mlp.gate_proj", inner, hidden, self.mlp_bias
         yield "mlp.up_proj", inner, hidden, self.mlp_bias

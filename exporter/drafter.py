@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from exporter.config import FAMILIES, LayerShape, positive_int, read_layer_shape
+from exporter.eagle3 import Eagle3Head, is_eagle3, read_eagle3
 from exporter.stage_module import LayerBlock, with_weights
 from exporter.tensors import TensorFiles, read_json
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import Geometry
 
-KIND = "eagle1"
 EMBEDDING = "embed_tokens.weight"
 
 
@@ -30,6 +30,9 @@ class DraftHead:
     directory: Path
     shape: LayerShape
     weights: dict[str, torch.Tensor]
+
+    kind: ClassVar[str] = "eagle1"
+    taps: ClassVar[tuple[int, ...]] = ()
 
     def build(self) -> EagleDrafter:
         with torch.device("meta"):
@@ -72,29 +75,32 @@ class EagleDrafter(LayerBlock):
         )
 
 
-def load_draft_head(directory: Path, target: Geometry, *, allow_pickle: bool = False) -> DraftHead:
-    """Read an EAGLE-1 head in its published layout. Its own copy of the embedding, if any, is left aside.
+def load_draft_head(directory: Path, target: Geometry, *, allow_pickle: bool = False) -> DraftHead | Eagle3Head:
+    """Read an EAGLE-1 or EAGLE-3 head in its published layout. Its own copy of the embedding, if any, is left aside.
 
     Raises:
-        CheckpointError: not an EAGLE-1 head, or made for a target of another hidden size or vocabulary.
+        CheckpointError: neither of them, or made for a target of another hidden size or vocabulary.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such drafter directory")
     path = directory / "config.json"
     config = read_json(path)
     tensors = TensorFiles(directory, allow_pickle=allow_pickle)
-    if "d2t" in tensors or any(name.startswith("midlayer.") for name in tensors.names()):
-        raise CheckpointError(f"{directory}: this is an EAGLE-3 head, which is not supported yet; supported: EAGLE-1")
     family = replace(FAMILIES["LlamaForCausalLM"], qkv_bias=bool(config.get("qkv_bias", False)))
     shape = read_layer_shape(path, config, family)
     _refuse_other_target(path, config, shape, target)
+    if is_eagle3(tensors):
+        return read_eagle3(path, config, tensors, replace(shape, attention_inputs=2), target)
     hidden = shape.hidden_size
     sizes = {"fc.weight": (hidden, 2 * hidden), "fc.bias": (hidden,), EMBEDDING: (target.vocab_size, hidden)}
     sizes |= {f"layers.0.{name}": size for name, size in shape.tensor_shapes().items()}
     del sizes["layers.0.input_layernorm.weight"]
     for name in tensors.names():
         if name not in sizes:
-            raise CheckpointError(f"{directory}: has {name}, so it is not an EAGLE-1 head (one layer, no input norm)")
+            raise CheckpointError(
+                f"{directory}: has {name}, so it is neither an EAGLE-1 head (one layer, no input norm) "
+                "nor an EAGLE-3 head (midlayer)"
+            )
     for name in ("fc.bias", EMBEDDING):  # not in every head
         if name not in tensors:
             del sizes[name]

@@ -121,6 +121,19 @@ def head_spec(head: Head) -> GraphSpec:
     return GraphSpec(inputs, outputs, lambda: {HIDDEN: _random(3, hidden_size), TOP_K: torch.tensor([4])})
 
 
+def top_spec(top: nn.Module) -> GraphSpec:
+    """Of EAGLE-3's own head: like the target's, without logits."""
+    hidden_size = top.lm_head.in_features
+    outputs: Axes = {TOP_LOG_PROBS: {0: "rows", 1: "top"}, TOP_TOKENS: {0: "rows", 1: "top"}}
+    dummies = {HIDDEN: _random(3, hidden_size), TOP_K: torch.tensor([4])}
+    return GraphSpec({HIDDEN: {0: "rows"}, TOP_K: {}}, outputs, lambda: dummies)
+
+
+def fuse_spec(fuse: nn.Module) -> GraphSpec:
+    size = fuse.fc.in_features
+    return GraphSpec({HIDDEN: {1: "rows"}}, {HIDDEN_OUT: {1: "rows"}}, lambda: {HIDDEN: _random(1, 3, size)})
+
+
 def final_norm_spec(norm: FinalNorm) -> GraphSpec:
     size = norm.norm.weight.shape[0]
     return GraphSpec({HIDDEN: {1: "rows"}}, {HIDDEN_OUT: {1: "rows"}}, lambda: {HIDDEN: _random(1, 3, size)})

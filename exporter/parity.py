@@ -252,6 +252,26 @@ class ChainCheck:
         self._enforce(f"{path.name}: the drafter", error)
         return error
 
+    def check_fuse(self, module: nn.Module, path: Path) -> float:
+        """Compare what fuses tapped rows, on torch's normed rows beside themselves."""
+        rows = np.concatenate([np.concatenate([rows] * 3, axis=-1) for rows in self.expected], axis=1)
+        with torch.no_grad():
+            expected = module(torch.from_numpy(rows))[HIDDEN_OUT].numpy()
+        error = relative_error([open_session(path).run([HIDDEN_OUT], {HIDDEN: rows})[0]], [expected])
+        self._enforce(f"{path.name}: the fuse", error)
+        return error
+
+    def check_top(self, module: nn.Module, path: Path, top: int = 8) -> float:
+        """Compare the log-probabilities of a head that gives nothing else, likeliest first."""
+        rows = np.concatenate([rows[0] for rows in self.expected])
+        k = np.array([min(top, module.lm_head.out_features)], dtype=np.int64)
+        found = open_session(path).run([TOP_LOG_PROBS], {HIDDEN: rows, TOP_K: k})[0]
+        with torch.no_grad():
+            expected = module(torch.from_numpy(rows), torch.from_numpy(k))[TOP_LOG_PROBS].numpy()
+        error = relative_error([found], [expected])
+        self._enforce(f"{path.name}: the drafter's head", error)
+        return error
+
     def _compared(self, rows: np.ndarray, step: Step) -> np.ndarray:
         return rows[:, : step.num_compared]
 

@@ -137,9 +137,10 @@ class Attention(nn.Module):
         super().__init__()
         q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
-        self.q_proj = nn.Linear(shape.hidden_size, q_size, bias=shape.qkv_bias)
-        self.k_proj = nn.Linear(shape.hidden_size, kv_size, bias=shape.qkv_bias)
-        self.v_proj = nn.Linear(shape.hidden_size, kv_size, bias=shape.qkv_bias)
+        num_in = shape.hidden_size * shape.attention_inputs
+        self.q_proj = nn.Linear(num_in, q_size, bias=shape.qkv_bias)
+        self.k_proj = nn.Linear(num_in, kv_size, bias=shape.qkv_bias)
+        self.v_proj = nn.Linear(num_in, kv_size, bias=shape.qkv_bias)
         self.o_proj = nn.Linear(q_size, shape.hidden_size, bias=shape.output_bias)
         # Each head's queries and keys are normed before they are rotated; the operator cannot do that on CPUs.
         self.q_norm = HeadNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()

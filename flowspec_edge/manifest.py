@@ -8,7 +8,7 @@ A bundle is a directory::
     blocks/*.onnx       consecutive layer blocks, one file each
     final_norm.onnx     hidden -> normed, run by the last stage
     head.onnx           normed -> logits and the k likeliest tokens with their log-probabilities
-    drafter.onnx        optional: the draft head
+    drafter.onnx        optional: the draft head; of EAGLE-3 also fuse.onnx (tapped rows -> feature) and draft_top.onnx
 
 Graph inputs and outputs are named by the constants below, so that exporter and engine agree by import.
 """
@@ -76,13 +76,24 @@ class BlockEntry(FileEntry):
 
 @dataclass(frozen=True, kw_only=True)
 class DrafterEntry(FileEntry):
-    """The draft head. ``kind`` is ``eagle1``: fc(concat(embedding, feature)), one decoder layer, the target's head."""
+    """The draft head.
+
+    ``eagle1``: fc(concat(embedding, feature)), one decoder layer, the target's head. ``eagle3``: one decoder layer over both,
+    whose features of verified rows are fused from the hidden rows that enter the layers ``taps``, and a head of its own, whose
+    tokens are the target's.
+    """
 
     kind: str
     num_heads: int
     num_kv_heads: int
     head_dim: int
     rope_frequencies: list[float]
+    taps: list[int] = dataclasses.field(default_factory=list)
+    fuse: FileEntry | None = None
+    top: FileEntry | None = None
+
+    def files(self) -> list[FileEntry]:
+        return [self, *(entry for entry in (self.fuse, self.top) if entry is not None)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +157,7 @@ class Manifest:
     def files(self) -> list[FileEntry]:
         """Every file of the bundle but the manifest itself."""
         parts: list[FileEntry] = [self.tokenizer, self.embedding, *self.blocks, self.final_norm, self.head]
-        return [*parts, self.drafter] if self.drafter else parts
+        return [*parts, *self.drafter.files()] if self.drafter else parts
 
     def stage_files(self, start: int, stop: int) -> list[FileEntry]:
         """What a device needs to serve layers ``[start, stop)``: their blocks, and what the first and the last stage add."""
@@ -254,10 +265,15 @@ def _from_dict(path: Path, data: dict[str, Any]) -> Manifest:
         for name in ("tokenizer", "embedding", "final_norm", "head"):
             fields[name] = FileEntry(**data[name])
         fields["blocks"] = [BlockEntry(**block) for block in data["blocks"]]
-        fields["drafter"] = DrafterEntry(**data["drafter"]) if data["drafter"] else None
+        fields["drafter"] = _drafter_from_dict(data["drafter"]) if data["drafter"] else None
         return Manifest(**fields)
     except (KeyError, TypeError) as cause:
         raise BundleError(f"{path}: field missing or unknown ({cause}); export the bundle again") from cause
+
+
+def _drafter_from_dict(data: dict[str, Any]) -> DrafterEntry:
+    parts = {name: FileEntry(**data[name]) for name in ("fuse", "top") if data.get(name)}
+    return DrafterEntry(**{**data, **parts})
 
 
 def _check_layers(path: Path, manifest: Manifest) -> None:
@@ -270,6 +286,9 @@ def _check_layers(path: Path, manifest: Manifest) -> None:
         layer = block.stop
     if layer != manifest.geometry.num_layers:
         raise BundleError(f"{path}: blocks cover {layer} layers, the model has {manifest.geometry.num_layers}")
+    for tap in manifest.drafter.taps if manifest.drafter else ():
+        if tap not in {block.start for block in manifest.blocks}:
+            raise BundleError(f"{path}: the drafter taps layer {tap}, where no block begins; export the bundle again")
 
 
 def _check_entry(path: Path, entry: FileEntry) -> None:

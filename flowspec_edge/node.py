@@ -88,7 +88,12 @@ class Runner(Protocol):
 
     def free_cache(self, session: int) -> None: ...
 
-    def run(self, forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> ev.Floats: ...
+    def run(
+        self,
+        forward: ev.RunForward,
+        is_cancelled: Callable[[], bool],
+        tapped: dict[int, ev.Floats] | None = None,
+    ) -> ev.Floats: ...
 
 
 class Board:
@@ -376,12 +381,12 @@ class StageHost:
     async def _read_control(self) -> None:
         async for message in self.control:
             match message:
-                case wire.OpenSession(session, capacity, cancels):
+                case wire.OpenSession(session, capacity, cancels, is_tapped, num_prompt):
                     if capacity > self._max_capacity:
                         raise ProtocolError(
                             f"a session of {capacity} rows exceeds the {self._max_capacity} that this model can use"
                         )
-                    self._tell(ev.SessionRequested(session, capacity, cancels))
+                    self._tell(ev.SessionRequested(session, capacity, cancels, is_tapped, num_prompt))
                 case wire.AdvanceSession(session, at, to):
                     self._tell(ev.AdvanceArrived(session, at, to))
                 case wire.BeginTurn(session, turn):
@@ -415,8 +420,10 @@ class StageHost:
         loop = asyncio.get_running_loop()
         while True:
             forward, cancelled = await self._forwards.get()
-            hidden = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set)
-            self._tell(ev.ForwardFinished(hidden))
+            tapped: dict[int, ev.Floats] = {}
+            wanted = tapped if forward.is_tapped else None
+            hidden = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set, wanted)
+            self._tell(ev.ForwardFinished(hidden, tapped))
 
     def _tell(self, event: ev.StageEvent) -> None:
         for action in self._core.handle(event, time.monotonic()):
@@ -437,6 +444,8 @@ class StageHost:
                     self._num_sent += 1
                 case ev.GrantCredit(num_chunks):
                     self._send(self._behind, wire.Credit(num_chunks))
+                case ev.SendTapped(session, layer, ids, hidden):
+                    self._send(self.control, wire.TappedRows(session, layer, ids, hidden))
 
     def _send(self, link: Link, message: wire.Message) -> None:
         self.node.board.send(link, message)

@@ -26,7 +26,7 @@ from flowspec_edge.core.generation import GenerationStatistics, TargetLimits
 from flowspec_edge.core.origin import Origin
 from flowspec_edge.core.placement import NodeOffer, StagePlan, spread_layers
 from flowspec_edge.engine.drafters import Drafter
-from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
+from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
 from flowspec_edge.errors import (
@@ -74,7 +74,7 @@ class OriginEngine:
         self.head = Head(directory, manifest, num_threads=num_threads)
         self.drafter: Drafter | None = None
         if manifest.drafter is not None:
-            self.drafter = Eagle1Drafter(directory, manifest, self.head, k=shape.proposals, num_threads=num_threads)
+            self.drafter = load_drafter(directory, manifest, self.head, k=shape.proposals, num_threads=num_threads)
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         if isinstance(job, ev.RunHead):
@@ -106,7 +106,12 @@ class Ring:
         self._limits = TargetLimits(
             manifest.geometry.max_context, manifest.geometry.vocab_size, frozenset(manifest.eos_token_ids)
         )
-        self._core = Origin(num_stages=len(stages), limits=self._limits, has_drafter=engine.drafter is not None)
+        self._core = Origin(
+            num_stages=len(stages),
+            limits=self._limits,
+            has_drafter=engine.drafter is not None,
+            taps=tuple(manifest.drafter.taps) if manifest.drafter is not None else (),
+        )
         self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
         self._sessions = itertools.count(1)
         self._jobs: asyncio.Queue[ev.RunHead | ev.RunDraft] = asyncio.Queue()
@@ -193,6 +198,8 @@ class Ring:
             match await control.receive():
                 case wire.SessionOpened(session):
                     self._tell(ev.StageReady(session))
+                case wire.TappedRows(session, layer, ids, hidden):
+                    self._tell(ev.TappedArrived(session, layer, ids, hidden))
                 case wire.StageFailure(reason):
                     raise StageFailedError(
                         f"node {stage.plan.node}, layers [{stage.plan.start}, {stage.plan.stop}): {reason}"
@@ -239,10 +246,10 @@ class Ring:
                     self._broadcast(wire.BeginTurn(session, turn))
                 case ev.RunHead() | ev.RunDraft():
                     self._jobs.put_nowait(action)
-                case ev.OpenSessions(session, capacity, cancels):
+                case ev.OpenSessions(session, capacity, cancels, is_tapped, num_prompt):
                     if self._engine.drafter is not None:
                         self._engine.drafter.open(session, capacity)
-                    self._broadcast(wire.OpenSession(session, capacity, cancels))
+                    self._broadcast(wire.OpenSession(session, capacity, cancels, is_tapped, num_prompt))
                 case ev.CloseSessions(session):
                     if self._engine.drafter is not None:
                         self._engine.drafter.close(session)

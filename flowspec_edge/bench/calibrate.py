@@ -13,7 +13,7 @@ from flowspec_edge.bench.testbed import DRAFT_PASS_ROWS
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots
 from flowspec_edge.core.tree import NO_PARENT, Row
-from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
+from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.node import Bundle
@@ -151,10 +151,12 @@ class _StageUnderTest:
 
 def _draft_pass(bundle: Bundle, head: Head, num_rows: int, num_threads: int) -> Callable[[], object]:
     """A pass over so many children of one verified row; every call runs them anew."""
-    drafter = Eagle1Drafter(bundle.directory, bundle.manifest, head, k=DRAFT_PASS_ROWS, num_threads=num_threads)
+    entry = bundle.manifest.drafter
+    assert entry is not None, "asked only of bundles with a draft head"
+    drafter = load_drafter(bundle.directory, bundle.manifest, head, k=DRAFT_PASS_ROWS, num_threads=num_threads)
     drafter.open(SESSION, NUM_PAST + num_rows)
     verified = tuple(Row(id, id - 1, 1) for id in range(1, NUM_PAST))
-    hidden = np.zeros((len(verified), bundle.manifest.geometry.hidden_size), np.float32)
+    hidden = np.zeros((len(verified), max(len(entry.taps), 1) * bundle.manifest.geometry.hidden_size), np.float32)
     positions = np.arange(len(verified), dtype=np.int64)
     drafter.run(ev.RunDraft(SESSION, verified, positions, hidden, ()))
     children = tuple(Row(NUM_PAST + number, NUM_PAST - 1, number) for number in range(num_rows))

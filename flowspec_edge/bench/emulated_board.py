@@ -74,10 +74,15 @@ class PacedRunner:
         self._runner.free_cache(session)
         self._on_end(self._lateness)
 
-    def run(self, forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> ev.Floats:
+    def run(
+        self,
+        forward: ev.RunForward,
+        is_cancelled: Callable[[], bool],
+        tapped: dict[int, ev.Floats] | None = None,
+    ) -> ev.Floats:
         """A forward that is given up ends behind the layer that runs then."""
         began = time.monotonic()
-        hidden = self._runner.run(forward, is_cancelled)
+        hidden = self._runner.run(forward, is_cancelled, tapped)
         whole_s = self._cost.forward_ms(len(forward.rows)) / 1000
         layer_s = self._cost.layer_ms(len(forward.rows)) / 1000
         asked_s = 0.0
@@ -119,8 +124,12 @@ class Wire:
     def arrival(self, message: wire.Message, now: float) -> float:
         """When a message that is sent now arrives."""
         testbed, leaves_at = self._testbed, now
+        num_bytes = 0
         if isinstance(message, wire.ChunkMessage):
             num_bytes = len(message.rows) * (ROW_BYTES + (testbed.hidden_bytes if message.hidden is not None else 0))
+        elif isinstance(message, wire.TappedRows):
+            num_bytes = len(message.ids) * testbed.hidden_bytes
+        if num_bytes:
             leaves_at = self._free_at = max(now, self._free_at) + testbed.transfer_ms(num_bytes) / 1000
         self._last_at = max(leaves_at + testbed.hop_ms / 1000, self._last_at)
         return self._last_at

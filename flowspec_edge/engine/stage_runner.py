@@ -37,7 +37,8 @@ class StageRunner:
             cuts = ", ".join(str(block.start) for block in manifest.blocks)
             raise PlacementError(f"layers [{start}, {stop}) cannot be cut from this bundle; its blocks begin at {cuts}")
         self._geometry = manifest.geometry
-        self._num_layers = stop - start
+        self._start, self._num_layers = start, stop - start
+        self._taps = frozenset(manifest.drafter.taps if manifest.drafter else ())
         self._blocks = [
             (
                 block.start - start,
@@ -70,10 +71,16 @@ class StageRunner:
     def free_cache(self, session: int) -> None:
         self._caches.pop(session, None)
 
-    def run(self, forward: RunForward, is_cancelled: Callable[[], bool] = lambda: False) -> Floats:
+    def run(
+        self,
+        forward: RunForward,
+        is_cancelled: Callable[[], bool] = lambda: False,
+        tapped: dict[int, Floats] | None = None,
+    ) -> Floats:
         """Move cache rows, run the layers, and return the rows' hidden states, [rows, hidden_size]; normed if last.
 
         ``is_cancelled`` is asked before each block; where it says so, the rest is left out and the values mean nothing.
+        ``tapped`` takes in the rows that enter each layer of this range that the drafter taps, [rows, hidden_size].
 
         Raises:
             StageFailedError: ONNX Runtime refused the run.
@@ -92,6 +99,8 @@ class StageRunner:
         for start, stop, block in self._blocks:
             if is_cancelled():
                 return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
+            if tapped is not None and self._start + start in self._taps:
+                tapped[self._start + start] = hidden.numpy()[0, :num_rows].copy()
             hidden = block.run({HIDDEN: hidden, **self._rotary.inputs}, step, cache.values[2 * start : 2 * stop])
         if self._final_norm is not None:
             binding = self._final_norm.io_binding()

@@ -148,3 +148,44 @@ def save_eagle(directory, *, has_bias=True, hidden_size=64, pickled=False, **cha
     else:
         save_file(tensors, directory / "model.safetensors")
     return tensors
+
+
+EAGLE3_DRAFTED = 512
+
+
+def save_eagle3(directory, *, hidden_size=64, head_dim=32, num_layers=8, **changes):
+    """An EAGLE-3 head as published: three layers fused, attention over embedding and feature, a vocabulary of its own."""
+    directory.mkdir()
+    config = {
+        **SHAPE,
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": hidden_size,
+        "head_dim": head_dim,
+        "num_hidden_layers": 1,
+        "draft_vocab_size": EAGLE3_DRAFTED,
+        **changes,
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(3)
+    q_size, kv_size = 4 * head_dim, 2 * head_dim
+    sizes = {
+        "midlayer.self_attn.q_proj.weight": (q_size, 2 * hidden_size),
+        "midlayer.self_attn.k_proj.weight": (kv_size, 2 * hidden_size),
+        "midlayer.self_attn.v_proj.weight": (kv_size, 2 * hidden_size),
+        "midlayer.self_attn.o_proj.weight": (hidden_size, q_size),
+        "midlayer.mlp.gate_proj.weight": (96, hidden_size),
+        "midlayer.mlp.up_proj.weight": (96, hidden_size),
+        "midlayer.mlp.down_proj.weight": (hidden_size, 96),
+        "midlayer.hidden_norm.weight": (hidden_size,),
+        "midlayer.input_layernorm.weight": (hidden_size,),
+        "midlayer.post_attention_layernorm.weight": (hidden_size,),
+        "norm.weight": (hidden_size,),
+        "fc.weight": (hidden_size, 3 * hidden_size),
+        "lm_head.weight": (EAGLE3_DRAFTED, hidden_size),
+    }
+    tensors = {name: torch.randn(*size) * 0.3 for name, size in sizes.items()}
+    drafted = torch.randperm(VOCAB)[:EAGLE3_DRAFTED].sort().values
+    tensors["d2t"] = drafted - torch.arange(EAGLE3_DRAFTED)
+    tensors["t2d"] = torch.zeros(VOCAB, dtype=torch.bool).index_fill(0, drafted, True)
+    save_file(tensors, directory / "model.safetensors")
+    return tensors

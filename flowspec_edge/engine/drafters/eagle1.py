@@ -96,9 +96,11 @@ class _DraftSession:
 class Eagle1Drafter:
     """The draft head of a bundle. It shares the target's embedding and head."""
 
+    kind = "eagle1"
+
     def __init__(self, directory: Path, manifest: Manifest, head: Head, *, k: int, num_threads: int = 1) -> None:
-        if manifest.drafter is None or manifest.drafter.kind != "eagle1":
-            raise BundleError(f"{directory}: this bundle has no EAGLE-1 head")
+        if manifest.drafter is None or manifest.drafter.kind != self.kind:
+            raise BundleError(f"{directory}: this bundle has no draft head of kind {self.kind}")
         self._entry = manifest.drafter
         self._graph = CachedGraph(directory / self._entry.file, 0, 1, num_threads)
         self._rotary = RotaryTables(self._entry.rope_frequencies)
@@ -125,14 +127,22 @@ class Eagle1Drafter:
         session.forget(job.dropped)
         num_verified = len(job.hidden)
         drafted = [session.features[row.parent] for row in job.rows[num_verified:]]
-        inputs = np.stack([*job.hidden, *drafted])  # [rows, hidden_size]
+        inputs = np.stack([*self._features_of(job.hidden), *drafted])  # [rows, hidden_size]
         features = []
         for first in range(0, len(job.rows), PASS_ROWS):
             part = slice(first, first + PASS_ROWS)
             features.append(self._forward(session, job.rows[part], inputs[part], job.positions[part]))
             session.verify(job.rows[:num_verified][part])
         wanted = np.concatenate(features)[max(num_verified - 1, 0) :]
-        return DraftFinished(*self._head.top(wanted, self._k))
+        return DraftFinished(*self._propose(wanted))
+
+    def _propose(self, features: Floats) -> tuple[NDArray[np.int64], Floats]:
+        """The likeliest tokens after each feature and their log-probabilities, both [rows, k]."""
+        return self._head.top(features, self._k)
+
+    def _features_of(self, hidden: Floats) -> Floats:
+        """Features of verified rows, [rows, hidden_size], from what ``RunDraft`` brings of them."""
+        return hidden
 
     def _forward(
         self, session: _DraftSession, rows: tuple[Row, ...], features: Floats, positions: NDArray[np.int64]

@@ -1,0 +1,194 @@
+"""The EAGLE-3 draft head in its published layout: fc over three fused layers, one decoder layer, a norm and a small head.
+
+Source: Li et al., "EAGLE-3: Scaling up Inference Acceleration of Large Language Models via Training-Time Test", section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from exporter.config import LayerShape, positive_int
+from exporter.stage_module import Attention, FeedForward, LayerBlock, RmsNorm, TopLogProbs, with_weights
+from exporter.tensors import TensorFiles
+from flowspec_edge.errors import CheckpointError
+from flowspec_edge.manifest import HIDDEN_OUT, PRESENT_KEY, PRESENT_VALUE, TOP_LOG_PROBS, TOP_TOKENS, Geometry
+
+EMBEDDING = "embed_tokens.weight"
+NUM_TAPS = 3
+
+
+@dataclass(frozen=True)
+class Eagle3Head:
+    """An EAGLE-3 head read from disk. ``target_tokens`` is the target's id of each draft token, [draft_vocab_size]."""
+
+    shape: LayerShape
+    weights: dict[str, torch.Tensor]
+    target_tokens: torch.Tensor
+    taps: tuple[int, ...]
+
+    kind: ClassVar[str] = "eagle3"
+
+    def build(self) -> LayerBlock:
+        with torch.device("meta"):
+            drafter = Eagle3Layer(self.shape)
+        with_weights(drafter, self._part("midlayer."))
+        return drafter
+
+    def build_fuse(self) -> nn.Module:
+        with torch.device("meta"):
+            fuse = Fuse(self.shape.hidden_size)
+        return with_weights(fuse, self._part("fc."))
+
+    def build_top(self) -> nn.Module:
+        with torch.device("meta"):
+            top = DraftTop(self.shape, len(self.target_tokens))
+        return with_weights(top, {**self._part("norm."), **self._part("lm_head."), "target_tokens": self.target_tokens})
+
+    def _part(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {name: weight for name, weight in self.weights.items() if name.startswith(prefix)}
+
+
+class MidLayer(nn.Module):
+    """A decoder layer whose attention reads the normed embedding beside the normed feature."""
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.hidden_norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.input_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.mlp = FeedForward(shape)
+
+    def forward(
+        self,
+        embedding: torch.Tensor,
+        feature: torch.Tensor,
+        past_key: torch.Tensor,
+        past_value: torch.Tensor,
+        step: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x = torch.cat(
+            (self.input_layernorm(embedding), self.hidden_norm(feature)), dim=-1
+        )  # [1, rows, 2 * hidden_size]
+        attended, key, value = self.self_attn(x, past_key, past_value, step)
+        x = feature + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), key, value
+
+
+class Eagle3Layer(LayerBlock):
+    """Maps the next token's embedding and a row's feature to the feature of the row after it."""
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__(shape, 0, 0)
+        self.stop = 1
+        self.midlayer = MidLayer(shape)
+
+    def forward(  # type: ignore[override]
+        self,
+        token_embedding: torch.Tensor,
+        feature: torch.Tensor,
+        attention_bias: torch.Tensor,
+        position_ids: torch.Tensor,
+        seqlens_k: torch.Tensor,
+        total_sequence_length: torch.Tensor,
+        rotary_cos: torch.Tensor,
+        rotary_sin: torch.Tensor,
+        past_key: Sequence[torch.Tensor],
+        past_value: Sequence[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        step = (seqlens_k, total_sequence_length, rotary_cos, rotary_sin, position_ids, attention_bias)
+        hidden, key, value = self.midlayer(token_embedding, feature, past_key[0], past_value[0], step)
+        return {HIDDEN_OUT: hidden, f"{PRESENT_KEY}.0": key, f"{PRESENT_VALUE}.0": value}
+
+
+class Fuse(nn.Module):
+    """Tapped rows, one behind the other, to a feature: [1, rows, 3 * hidden_size] to [1, rows, hidden_size]."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.config = PretrainedConfig()
+        self.fc = nn.Linear(NUM_TAPS * hidden_size, hidden_size, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {HIDDEN_OUT: self.fc(hidden)}
+
+
+class DraftTop(nn.Module):
+    """Features to the ``k`` likeliest draft tokens, by the target's ids, and their log-probabilities."""
+
+    target_tokens: torch.Tensor
+
+    def __init__(self, shape: LayerShape, num_tokens: int) -> None:
+        super().__init__()
+        self.config = PretrainedConfig()
+        self.norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.lm_head = nn.Linear(shape.hidden_size, num_tokens, bias=False)
+        self.register_buffer("target_tokens", torch.empty(num_tokens, dtype=torch.int64))
+
+    def forward(self, hidden: torch.Tensor, k: torch.Tensor) -> dict[str, torch.Tensor]:
+        log_probs, draft_tokens = TopLogProbs.apply(self.lm_head(self.norm(hidden)), k)
+        return {TOP_LOG_PROBS: log_probs, TOP_TOKENS: self.target_tokens[draft_tokens]}
+
+
+def is_eagle3(tensors: TensorFiles) -> bool:
+    return any(name.startswith("midlayer.") for name in tensors.names())
+
+
+def read_eagle3(
+    path: Path, config: dict[str, Any], tensors: TensorFiles, shape: LayerShape, target: Geometry
+) -> Eagle3Head:
+    """Read the tensors of an EAGLE-3 head. Its own copy of the embedding, if any, is left aside.
+
+    Raises:
+        CheckpointError: a tensor is missing or of another shape, or the head is for another kind of target.
+    """
+    hidden = shape.hidden_size
+    num_tokens = positive_int(path, config, "draft_vocab_size", target.vocab_size)
+    sizes: dict[str, tuple[int, ...]] = {f"midlayer.{name}": size for name, size in shape.tensor_shapes().items()}
+    sizes |= {"midlayer.hidden_norm.weight": (hidden,), "fc.weight": (hidden, NUM_TAPS * hidden)}
+    sizes |= {"norm.weight": (hidden,), "lm_head.weight": (num_tokens, hidden)}
+    known = {EMBEDDING, "d2t", "t2d", *sizes}
+    for name in tensors.names():
+        if name not in known:
+            raise CheckpointError(f"{tensors.directory}: tensor {name} has no place in an EAGLE-3 head of one layer")
+    weights = {name: tensors.read(name, size).float() for name, size in sizes.items()}
+    return Eagle3Head(
+        shape, weights, _read_target_tokens(tensors, num_tokens, target), _choose_taps(path, config, target)
+    )
+
+
+def _read_target_tokens(tensors: TensorFiles, num_tokens: int, target: Geometry) -> torch.Tensor:
+    """``d2t`` has, for each draft token, how far the target's id is above its own; ``t2d`` says which ids are drafted."""
+    tokens = torch.arange(num_tokens)
+    if num_tokens == target.vocab_size and "d2t" not in tensors:
+        return tokens
+    tokens = tokens + tensors.read_integers("d2t", (num_tokens,))
+    if int(tokens.min()) < 0 or int(tokens.max()) >= target.vocab_size or len(tokens.unique()) != num_tokens:
+        raise CheckpointError(
+            f"{tensors.directory}: d2t leads to tokens {int(tokens.min())} to {int(tokens.max())}, or to one twice; the "
+            f"target has {target.vocab_size}; use the head trained for this target"
+        )
+    if "t2d" in tensors:
+        drafted = tensors.read_integers("t2d", (target.vocab_size,)).bool()
+        if not torch.equal(drafted.nonzero().flatten(), tokens.sort().values):
+            raise CheckpointError(f"{tensors.directory}: t2d and d2t name different tokens; download the head again")
+    return tokens
+
+
+def _choose_taps(path: Path, config: dict[str, Any], target: Geometry) -> tuple[int, ...]:
+    """The layers whose inputs are fused: the published ones, or those of the config, which counts outputs."""
+    named = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
+    taps = [layer + 1 for layer in named] if named else [2, target.num_layers // 2, target.num_layers - 3]
+    if len(taps) != NUM_TAPS or sorted(set(taps)) != taps or taps[0] < 1 or taps[-1] >= target.num_layers:
+        raise CheckpointError(
+            f"{path}: an EAGLE-3 head fuses the rows that enter three layers, here {taps}, which a target of "
+            f"{target.num_layers} layers does not have"
+        )
+    return tuple(taps)

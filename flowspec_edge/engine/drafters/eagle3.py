@@ -1,0 +1,57 @@
+"""An EAGLE-3 draft head: features of verified rows are fused from three layers of the target, and its vocabulary is its own.
+
+It stands and moves like an EAGLE-1 head: the pair (hidden rows at position i, token i+1) is at position i, and what the one
+decoder layer makes of it is the feature of the pair's children. Two things differ. The hidden rows are those that enter a low, a
+middle and a high layer; one matrix fuses them. And tokens come from a norm and a head over the target's most frequent tokens,
+whose ids the graph turns into the target's. (Li et al., EAGLE-3, arXiv 2503.01840, section 3.)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowspec_edge.core.events import Floats
+from flowspec_edge.engine.drafters import Drafter
+from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
+from flowspec_edge.engine.graphs import load_graph, pad_rows
+from flowspec_edge.engine.head import Head
+from flowspec_edge.errors import BundleError
+from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, TOP_K, TOP_LOG_PROBS, TOP_TOKENS, Manifest
+
+
+class Eagle3Drafter(Eagle1Drafter):
+    """The draft head of a bundle. It shares the target's embedding alone."""
+
+    kind = "eagle3"
+
+    def __init__(self, directory: Path, manifest: Manifest, head: Head, *, k: int, num_threads: int = 1) -> None:
+        super().__init__(directory, manifest, head, k=k, num_threads=num_threads)
+        if self._entry.fuse is None or self._entry.top is None:
+            raise BundleError(f"{directory}: the EAGLE-3 head lacks its fuse or its top; export the bundle again")
+        self._fuse = load_graph(directory / self._entry.fuse.file, num_threads)
+        self._top = load_graph(directory / self._entry.top.file, num_threads)
+
+    def _features_of(self, hidden: Floats) -> Floats:
+        if not len(hidden):
+            return hidden
+        (features,) = self._fuse.run([HIDDEN_OUT], {HIDDEN: pad_rows(hidden)})
+        return features[0, : len(hidden)]  # type: ignore[no-any-return]
+
+    def _propose(self, features: Floats) -> tuple[NDArray[np.int64], Floats]:
+        inputs = {HIDDEN: pad_rows(features)[0], TOP_K: np.array([self._k], np.int64)}
+        tokens, log_probs = self._top.run([TOP_TOKENS, TOP_LOG_PROBS], inputs)
+        return tokens[: len(features)], log_probs[: len(features)]
+
+
+def load_drafter(directory: Path, manifest: Manifest, head: Head, *, k: int, num_threads: int = 1) -> Drafter:
+    """The drafter of a bundle that has a draft head, with ``k`` proposals a row. Raises BundleError for an unknown kind."""
+    assert manifest.drafter is not None, "asked only of bundles with a draft head"
+    kinds = {kind.kind: kind for kind in (Eagle1Drafter, Eagle3Drafter)}
+    if manifest.drafter.kind not in kinds:
+        raise BundleError(
+            f"{directory}: a draft head of kind {manifest.drafter.kind!r}; this flowspec-edge knows {', '.join(kinds)}"
+        )
+    return kinds[manifest.drafter.kind](directory, manifest, head, k=k, num_threads=num_threads)

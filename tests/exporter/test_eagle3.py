@@ -1,0 +1,207 @@
+"""An EAGLE-3 head in its published layout drafts what a plain torch model of it drafts, alone and at the origin of a ring."""
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
+
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from exporter.bundle import ExportOptions, export_bundle
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.events import RunDraft
+from flowspec_edge.core.tree import Row
+from flowspec_edge.engine.drafters.eagle3 import load_drafter
+from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.unsplit import UnsplitModel
+from flowspec_edge.errors import CheckpointError
+from flowspec_edge.node import Bundle
+from tests.exporter.checkpoints import SHAPE, edit_config, save_checkpoint, save_eagle3
+from tests.ring.conftest import answer_of, ring_of, tokens_of
+
+pytestmark = pytest.mark.slow
+
+TAPS = (2, 4, 5)  # of 8 layers, as published: 2, half, and three from the end
+K = 6
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Target and head on disk."""
+    directory = tmp_path_factory.mktemp("eagle3")
+    save_checkpoint(directory / "target", num_hidden_layers=8)
+    save_eagle3(directory / "head")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def bundle(saved):
+    out = saved / "out"
+    options = ExportOptions(
+        checkpoint=saved / "target", drafter=saved / "head", out=out, precision="fp32", block_size=3
+    )
+    export_bundle(options)
+    return Bundle.load(out)
+
+
+class Reference:
+    """The published head in plain torch, over a whole path at once."""
+
+    def __init__(self, saved):
+        self.weights = load_file(saved / "head/model.safetensors")
+        model = AutoModelForCausalLM.from_pretrained(saved / "target").eval()
+        self.model, self.embed = model, model.get_input_embeddings()
+
+    def tapped(self, tokens):
+        """What enters the tapped layers: [tokens, 3 * hidden_size]."""
+        with torch.no_grad():
+            states = self.model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
+        return torch.cat([states[tap][0] for tap in TAPS], dim=-1)
+
+    def draft(self, tokens, num_verified):
+        """Log-probabilities of target tokens after the last one; pairs from ``num_verified`` on have drafted features."""
+        with torch.no_grad():
+            features = self.tapped(tokens[:num_verified]) @ self.weights["fc.weight"].T
+            for length in range(num_verified, len(tokens)):
+                out = self._layer(self.embed(torch.tensor(tokens[1 : length + 1])), features)
+                features = torch.cat([features, out[-1:]])
+            logits = self._norm(features[-1], "norm") @ self.weights["lm_head.weight"].T
+        full = torch.full((SHAPE["vocab_size"],), float("-inf"))
+        full[torch.arange(len(logits)) + self.weights["d2t"]] = logits.log_softmax(-1)
+        return full.numpy()
+
+    def _norm(self, x, name):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + SHAPE["rms_norm_eps"]) * self.weights[f"{name}.weight"]
+
+    def _layer(self, embedded, features):
+        w = {name.removeprefix("midlayer."): value for name, value in self.weights.items()}
+        x = torch.cat(
+            [self._norm(embedded, "midlayer.input_layernorm"), self._norm(features, "midlayer.hidden_norm")], -1
+        )
+        q, k, v = (
+            (x @ w[f"self_attn.{name}_proj.weight"].T).view(len(x), -1, 32).transpose(0, 1) for name in "qkv"
+        )  # [heads, rows, head_dim]
+        angles = torch.outer(torch.arange(len(x)).float(), 10000.0 ** (-torch.arange(0, 32, 2) / 32))
+        q, k = (self._rotate(part, angles.cos(), angles.sin()) for part in (q, k))
+        k, v = k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        hidden = features + attended.transpose(0, 1).reshape(len(x), -1) @ w["self_attn.o_proj.weight"].T
+        normed = self._norm(hidden, "midlayer.post_attention_layernorm")
+        gated = torch.nn.functional.silu(normed @ w["mlp.gate_proj.weight"].T) * (normed @ w["mlp.up_proj.weight"].T)
+        return hidden + gated @ w["mlp.down_proj.weight"].T
+
+    @staticmethod
+    def _rotate(x, cos, sin):
+        first, second = x.chunk(2, -1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+@pytest.fixture(scope="module")
+def reference(saved):
+    return Reference(saved)
+
+
+def check_draft(tokens, log_probs, expected):
+    """The likeliest ones, with their probabilities."""
+    np.testing.assert_allclose(log_probs, np.sort(expected)[::-1][: len(log_probs)], atol=2e-4)
+    np.testing.assert_allclose(log_probs, expected[tokens], atol=2e-4)
+
+
+def test_the_bundle_says_what_it_taps_and_cuts_there(bundle):
+    drafter = bundle.manifest.drafter
+    assert (drafter.kind, tuple(drafter.taps)) == ("eagle3", TAPS)
+    assert [block.start for block in bundle.manifest.blocks] == [0, 2, 3, 4, 5, 6]
+    assert {"drafter.onnx", "fuse.onnx", "draft_top.onnx"} <= {entry.file for entry in bundle.manifest.files()}
+
+
+def test_verified_and_drafted_rows_are_the_published_models(bundle, reference):
+    drafter = load_drafter(bundle.directory, bundle.manifest, Head(bundle.directory, bundle.manifest), k=K)
+    drafter.open(1, 200)
+    tokens = np.random.default_rng(1).integers(2, 2048, 14).tolist()
+    hidden = reference.tapped(tokens).numpy()
+    pairs = tuple(Row(id, id - 1, tokens[id]) for id in range(1, 10))
+
+    def run(rows, positions, hidden=None):
+        hidden = np.zeros((0, 0), np.float32) if hidden is None else hidden
+        return drafter.run(RunDraft(1, tuple(rows), np.array(positions), hidden, ()))
+
+    run(pairs[:6], range(6), hidden[:6])
+    root = run(pairs[6:], range(6, 9), hidden[6:9])
+    check_draft(root.tokens[0], root.log_probs[0], reference.draft(tokens[:10], 9))
+    children = [Row(20, 9, tokens[10]), Row(21, 9, tokens[11])]
+    level = run(children, [9, 9])
+    below = run([Row(22, 21, tokens[12])], [10])
+    paths = ([tokens[10]], [tokens[11]], [tokens[11], tokens[12]])
+    found = [*zip(level.tokens, level.log_probs, strict=True), (below.tokens[0], below.log_probs[0])]
+    for path, draft in zip(paths, found, strict=True):
+        check_draft(*draft, reference.draft(tokens[:10] + path, 9))
+
+
+@pytest.mark.parametrize("num_nodes", [1, 3])
+@pytest.mark.parametrize("schedule", ["flowspec", "lockstep"])
+async def test_a_ring_brings_the_tapped_rows_together_and_stays_lossless(bundle, reference, num_nodes, schedule):
+    unsplit = UnsplitModel(bundle.directory, bundle.manifest)
+    prompt = np.random.default_rng(2).integers(2, 2048, 20).tolist()
+    for temperature in (0.0, 1.0):
+        options = GenerateOptions(max_new_tokens=24, temperature=temperature, seed=5, schedule=schedule)
+        async with ring_of(num_nodes, bundle) as ring:
+            jobs = []
+            run = ring._engine.drafter.run
+            ring._engine.drafter.run = lambda job, run=run, jobs=jobs: jobs.append(job) or run(job)
+            tokens = tokens_of(await answer_of(ring, prompt, options))
+        assert tokens == list(unsplit.generate(prompt, options))
+        hidden = np.concatenate([job.hidden for job in jobs if len(job.hidden)])
+        assert len(hidden) >= len(prompt), "the drafter never ran"
+        np.testing.assert_allclose(hidden, reference.tapped((prompt + tokens)[: len(hidden)]).numpy(), atol=1e-4)
+
+
+def change(head, **changes):
+    tensors = load_file(head / "model.safetensors")
+    save_file(
+        {**tensors, **{name: function(tensors[name]) for name, function in changes.items()}}, head / "model.safetensors"
+    )
+
+
+def shifted(d2t):
+    d2t[-1] += 4000
+    return d2t
+
+
+WRONG = {
+    "the drafter's hidden_size is 128, the target's is 64": lambda head: edit_config(head, hidden_size=128),
+    "the drafter's vocab_size is 1000, the target's is 2048": lambda head: edit_config(head, vocab_size=1000),
+    "tensor lm_head.weight has shape [512, 64], expected [500, 64]": lambda head: edit_config(
+        head, draft_vocab_size=500
+    ),
+    "d2t leads to tokens": lambda head: change(head, d2t=shifted),
+    "t2d and d2t name different tokens": lambda head: change(head, t2d=lambda t2d: t2d.roll(1)),
+    "tensor d2t is of type torch.float32, expected whole numbers": lambda head: change(
+        head, d2t=lambda d2t: d2t.float()
+    ),
+    "fuses the rows that enter three layers, here [2, 5, 9]": lambda head: edit_config(
+        head, eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 4, 8]}
+    ),
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_head_that_does_not_fit_is_refused(saved, tmp_path, text):
+    head = tmp_path / "head"
+    head.mkdir()
+    for path in (saved / "head").iterdir():
+        (head / path.name).write_bytes(path.read_bytes())
+    WRONG[text](head)
+    with pytest.raises(CheckpointError) as caught:
+        export_bundle(ExportOptions(checkpoint=saved / "target", drafter=head, out=tmp_path / "out"))
+    assert text in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_of_too_few_layers_is_refused(saved, tmp_path):
+    save_checkpoint(tmp_path / "target", num_hidden_layers=6)
+    with pytest.raises(CheckpointError, match=r"here \[2, 3, 3\], which a target of 6 layers does not have"):
+        export_bundle(ExportOptions(checkpoint=tmp_path / "target", drafter=saved / "head", out=tmp_path / "out"))
+    assert json.loads((saved / "head/config.json").read_text())["num_hidden_layers"] == 1
