@@ -292,6 +292,7 @@ async def _generate(options: argparse.Namespace) -> int:
                     "finish_reason": last.finish_reason,
                     **last.statistics,
                     "ring": ring_table(ring.stages),
+                    "drafts": settings.bundles[0].manifest.drafts,
                 }
                 print(json.dumps(report))
             else:

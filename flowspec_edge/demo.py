@@ -137,7 +137,7 @@ async def run_demo(
             async with open_ring(node, bundle, found) as ring:
                 stages = ring_table(ring.stages)
                 if not is_json:
-                    print_ring(stages)
+                    print_ring(stages, bundle.manifest.drafts)
                     print(f"\nprompt:\n{prompt}\n")
                 display = None if is_json else TripDisplay(began)
                 pieces = await _answer(ring, prompt, options, display)

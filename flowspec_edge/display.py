@@ -30,9 +30,10 @@ def ring_table(stages: Sequence[RingStage]) -> list[dict[str, Any]]:
     ]
 
 
-def print_ring(stages: Sequence[dict[str, Any]], file: TextIO | None = None) -> None:
-    """Draw the ring: origin, each stage with its layers, and back."""
+def print_ring(stages: Sequence[dict[str, Any]], drafts: str, file: TextIO | None = None) -> None:
+    """Draw the ring: origin, where its ``drafts`` come from, each stage with its layers, and back."""
     print("  origin: tokenizer, draft tree, verify", file=file)
+    print(f"    drafts: {drafts}", file=file)
     for stage in stages:
         layers = f"layers [{stage['start']}, {stage['stop']})"
         print(f"    -> {stage['node']}  {layers}  {stage['address']}  loaded in {stage['load_ms']} ms", file=file)

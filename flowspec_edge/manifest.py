@@ -168,6 +168,13 @@ class Manifest:
             files.append(self.final_norm)
         return files
 
+    @property
+    def drafts(self) -> str:
+        """Where drafts come from, for users."""
+        if self.drafter is None:
+            return "repetitions of the text alone (this bundle has no draft head)"
+        return f"{self.drafter.kind} head, repetitions of the text"
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 

@@ -421,8 +421,8 @@ class StageHost:
         while True:
             forward, cancelled = await self._forwards.get()
             tapped: dict[int, ev.Floats] = {}
-            wanted = tapped if forward.is_tapped else None
-            hidden = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set, wanted)
+            wanted = (tapped,) if forward.is_tapped else ()
+            hidden = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set, *wanted)
             self._tell(ev.ForwardFinished(hidden, tapped))
 
     def _tell(self, event: ev.StageEvent) -> None:
