@@ -1,9 +1,10 @@
 """What a ring could reach at best with a drafter: Little's law over the draft rows under way.
 
 A token comes back one trip after its row left. So in the time of one trip a ring gives at most what a draft tree of as many
-rows as are under way is worth: ``tau(rows under way) / trip``. ``tau(n)`` is the acceptance length of the drafter's best tree
-of ``n`` rows, its root and the bonus token included, counted here on the target's own text with nothing to hurry; ``trip`` is
-the time of one trip that waits for nobody, at the mean size of the run's chunks, the head included.
+rows as are under way is worth: ``tau(rows under way) / trip``. ``tau(n)`` (``tokens_of_best_rows`` in core/throughput.py) is
+the acceptance length of the drafter's best tree of ``n`` rows, its root and the bonus token included, counted here on the
+target's own text with nothing to hurry; ``trip`` is the time of one trip that waits for nobody, at the mean size of the run's
+chunks, the head included.
 """
 
 from __future__ import annotations
@@ -63,15 +64,6 @@ def accepted_places(
         next_id, dropped, num_extended = tree.next_id, tree.expanded, root
     drafter.close(SESSION)
     return places
-
-
-def tau(places: Sequence[Sequence[int]], num_rows: float) -> float:
-    """Mean tokens that trees of ``num_rows`` rows bring, the root's bonus included; between whole numbers, a line."""
-    if not places:
-        return 1.0
-    whole = int(num_rows)
-    below, above = (sum(place < n for path in places for place in path) / len(places) for n in (whole, whole + 1))
-    return 1 + below + (above - below) * (num_rows - whole)
 
 
 class _Tree:

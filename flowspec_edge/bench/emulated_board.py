@@ -19,10 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flowspec_edge.bench.testbed import StageCost, Testbed
-from flowspec_edge.bench.virtual_clock import ROW_BYTES
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.drafting import DraftShape
+from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.net.link import Link

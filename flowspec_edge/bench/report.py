@@ -7,11 +7,11 @@ from functools import reduce
 from statistics import fmean
 from typing import Any
 
-from flowspec_edge.bench.bound import tau
 from flowspec_edge.bench.compare import YARDSTICK, Figures, Outcome
 from flowspec_edge.bench.tensor_parallel import MODELLED, model_figures
 from flowspec_edge.bench.testbed import Testbed
 from flowspec_edge.core.schedules import find_schedule
+from flowspec_edge.core.throughput import tokens_of_best_rows as tau
 
 LOOPING = "looping"
 """The column of outputs that repeat themselves: everything is easy there, so they count in no set and in no mean."""

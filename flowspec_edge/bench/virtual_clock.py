@@ -25,11 +25,10 @@ from flowspec_edge.core.generation import GenerationStatistics, TargetLimits
 from flowspec_edge.core.origin import Origin
 from flowspec_edge.core.stage import Stage
 from flowspec_edge.core.tree import NO_PARENT, Advance, Row, Tree
+from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.drafters import Drafter
 from flowspec_edge.errors import StageFailedError
 
-ROW_BYTES = 12
-"""Draft id, parent and token of one row on the wire (core/wire.py)."""
 SESSION = 1
 
 

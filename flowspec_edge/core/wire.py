@@ -33,6 +33,8 @@ MAX_PASSAGES = 256
 MAX_PASSAGE_S = 3600.0
 """Far longer than an origin waits before it takes its ring for lost."""
 MAX_TEXT = 4096
+ROW_BYTES = 12
+"""Draft id, parent and token of one row."""
 
 CONTROL, DATA = "control", "data"
 

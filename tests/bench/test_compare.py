@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 from flowspec_edge.bench import ablation
-from flowspec_edge.bench.bound import tau
 from flowspec_edge.bench.calibrate import fit_line
 from flowspec_edge.bench.charts import draw_bars
 from flowspec_edge.bench.compare import Figures, Outcome, Plan, Task, run_tasks
@@ -20,6 +19,7 @@ from flowspec_edge.bench.testbed import load_testbed
 from flowspec_edge.bench.virtual_clock import VirtualRing
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.generation import TargetLimits
+from flowspec_edge.core.throughput import tokens_of_best_rows as tau
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.errors import BenchError, LosslessError

@@ -12,12 +12,13 @@ import pytest
 from flowspec_edge.bench.emulate import Comparison, EmulatedAnswer, format_comparison, time_answer
 from flowspec_edge.bench.emulated_board import EmulatedBoard, Lateness, PacedEngine, PacedRunner, PreciseTimer, Wire
 from flowspec_edge.bench.testbed import StageCost
-from flowspec_edge.bench.virtual_clock import ROW_BYTES, TimedAnswer
+from flowspec_edge.bench.virtual_clock import TimedAnswer
 from flowspec_edge.cli import main
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.tree import Row
+from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, StageFailedError
 from flowspec_edge.node import Node, NodeSettings

@@ -8,10 +8,11 @@ import pytest
 from flowspec_edge.bench.compare import Bench, Task
 from flowspec_edge.bench.prompts import load_prompts
 from flowspec_edge.bench.testbed import load_testbed
-from flowspec_edge.bench.virtual_clock import ROW_BYTES, VirtualRing
+from flowspec_edge.bench.virtual_clock import VirtualRing
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.generation import TargetLimits
 from flowspec_edge.core.schedules import SCHEDULES
+from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.unsplit import UnsplitModel
 from tests.bench.conftest import make_tape
 

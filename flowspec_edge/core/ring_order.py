@@ -1,0 +1,81 @@
+"""The shortest way around a ring: a dynamic program over subsets (Held and Karp, 1962), whole arrays at a time."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+Integers = NDArray[np.int64]
+
+
+class Paths:
+    """Shortest ways of all subsets of devices, from the origin and back to it.
+
+    Where every order is as long, which is so wherever a switch is all that lies between the devices, there is no table.
+    """
+
+    def __init__(self, hop: Numbers) -> None:
+        is_way = ~np.eye(len(hop), dtype=bool)
+        self._hop = np.where(is_way, hop, np.inf)
+        self._away = self._hop.min(axis=1)
+        self._into = (self._hop - self._away[:, None]).min(axis=0)
+        beyond = np.where(is_way, hop - self._away[:, None] - self._into, 0.0)
+        self.is_flat = bool(np.allclose(beyond, 0.0, atol=1e-9))
+        self._paths = None if self.is_flat else shortest_paths(self._hop)
+
+    def least_ms(self, subsets: Integers, inside: Numbers, last: int | None = None) -> Numbers:
+        """Of each subset the shortest way, with that device at its end if one is given; ``inside`` is [devices, subsets]."""
+        if self._paths is None:
+            ends = self._away + self._into
+            ways: Numbers = np.matmul(ends[:-1], inside) + ends[-1]
+        elif last is not None:
+            ways = self._paths[subsets, last] + self._hop[last, -1]
+        else:
+            ways = (self._paths[subsets] + self._hop[:-1, -1]).min(axis=1)
+        return ways
+
+    def order(self, subset: int, last: int) -> list[int]:
+        """The devices of the shortest way that ends with ``last``."""
+        if self._paths is None:
+            return [*(i for i in range(len(self._hop) - 1) if subset >> i & 1 and i != last), last]
+        return read_order(self._paths, self._hop, last, subset)
+
+
+def shortest_paths(hop: Numbers, joining: Numbers | None = None) -> Numbers:
+    """Per subset and last device, [2**m, m]: the shortest path from the origin through all of the subset.
+
+    ``hop`` is [m + 1, m + 1], the origin last; infinite where there is no way. ``joining[subset, i]`` is added where device
+    ``i`` follows that subset.
+    """
+    m = len(hop) - 1
+    paths = np.full((2**m, m), np.inf)
+    for i in range(m):
+        paths[1 << i, i] = hop[m, i] + (0.0 if joining is None else joining[0, i])
+    for subsets in subsets_by_size(m)[2:]:
+        for i in range(m):
+            whole = subsets[(subsets >> i & 1).astype(bool)]
+            before = whole ^ (1 << i)
+            best = (paths[before] + hop[:m, i]).min(axis=1)
+            paths[whole, i] = best if joining is None else best + joining[before, i]
+    return paths
+
+
+def read_order(paths: Numbers, hop: Numbers, last: int, subset: int) -> list[int]:
+    """The order of the shortest path through the devices of ``subset`` to ``last``."""
+    order = [last]
+    while subset := subset ^ (1 << order[-1]):
+        order.append(int(np.argmin(paths[subset] + hop[:-1, order[-1]])))
+    return order[::-1]
+
+
+@functools.lru_cache(maxsize=20)
+def subsets_by_size(m: int) -> list[NDArray[np.int64]]:
+    """The subsets of ``m`` devices, as bits, by how many devices they have."""
+    subsets = np.arange(2**m, dtype=np.int64)
+    count = sum((subsets >> i & 1 for i in range(m)), np.zeros_like(subsets))
+    order = np.argsort(count, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(count))[:-1])
