@@ -106,10 +106,11 @@ def _best_alone(choices: Choices, search: RingSearch) -> Instead | None:
 
 
 def _one_more(choices: Choices, node: str, ring: FoundRing) -> Instead:
-    """With another device of the kind of ``node``, at the same switch, in addition."""
+    """With another device of the kind of ``node``, at the same switch, beside it and those of the ring."""
     links = choices.links
-    like = next(device for device in choices.devices if device.node == node)
-    ends = dict.fromkeys([*(device.node for device in choices.devices), links.origin])
+    near_ones = [device for i, device in enumerate(choices.devices) if i in ring.order or device.node == node]
+    like = next(device for device in near_ones if device.node == node)
+    ends = dict.fromkeys([*(device.node for device in near_ones), links.origin])
     name = f"another {node}"
     measured: dict[tuple[str, str], Hop] = dict(links.measured)
     near = [links.between(node, end) for end in ends if end != node]
@@ -129,7 +130,7 @@ def _left_out(choices: Choices, search: RingSearch, ring: FoundRing) -> list[Lef
     for i, device in enumerate(choices.devices):
         if i in ring.order:
             continue
-        with_it = search.best_of([*ring.order, i]) if choices.fits[i] else None
+        with_it = search.best_of([*ring.order, i], ring.num_rows) if choices.fits[i] else None
         if not choices.fits[i]:
             least = min(model.memory_bytes(precision, 1) for precision in device.layer)
             reason = f"{mib(device.free_memory_bytes)} free; a stage of the fewest layers needs {mib(least)}"

@@ -22,26 +22,40 @@ class Paths:
         is_way = ~np.eye(len(hop), dtype=bool)
         self._hop = np.where(is_way, hop, np.inf)
         self._away = self._hop.min(axis=1)
-        self._into = (self._hop - self._away[:, None]).min(axis=0)
-        beyond = np.where(is_way, hop - self._away[:, None] - self._into, 0.0)
-        self.is_flat = bool(np.allclose(beyond, 0.0, atol=1e-9))
-        self._paths = None if self.is_flat else shortest_paths(self._hop)
+        with np.errstate(invalid="ignore"):  # where there is no way at all
+            self._into = (self._hop - self._away[:, None]).min(axis=0)
+            beyond = np.where(is_way, hop - self._away[:, None] - self._into, 0.0)
+        self.is_flat = bool(np.isfinite(beyond).all() and np.allclose(beyond, 0.0, atol=1e-9))
+        self._table: Numbers | None = None
+
+    @property
+    def _paths(self) -> Numbers:
+        if self._table is None:
+            self._table = shortest_paths(self._hop)
+        return self._table
+
+    def sum_ms(self, inside: Numbers) -> Numbers:
+        """At least so much for the devices in each column of ``inside``; exact where the order makes no difference."""
+        ends = self._away + self._into
+        ways: Numbers = np.matmul(ends[:-1], inside) + ends[-1]
+        return ways
 
     def least_ms(self, subsets: Integers, inside: Numbers, last: int | None = None) -> Numbers:
         """Of each subset the shortest way, with that device at its end if one is given; ``inside`` is [devices, subsets]."""
-        if self._paths is None:
-            ends = self._away + self._into
-            ways: Numbers = np.matmul(ends[:-1], inside) + ends[-1]
-        elif last is not None:
-            ways = self._paths[subsets, last] + self._hop[last, -1]
+        if self.is_flat:
+            return self.sum_ms(inside)
+        if last is not None:
+            ways: Numbers = self._paths[subsets, last] + float(self._hop[last, -1])
         else:
             ways = (self._paths[subsets] + self._hop[:-1, -1]).min(axis=1)
         return ways
 
-    def order(self, subset: int, last: int) -> list[int]:
-        """The devices of the shortest way that ends with ``last``."""
-        if self._paths is None:
+    def order(self, subset: int, last: int) -> list[int] | None:
+        """The devices of the shortest way that ends with ``last``; None where there is none."""
+        if self.is_flat:
             return [*(i for i in range(len(self._hop) - 1) if subset >> i & 1 and i != last), last]
+        if not np.isfinite(self._paths[subset, last] + self._hop[last, -1]):
+            return None
         return read_order(self._paths, self._hop, last, subset)
 
 
@@ -65,7 +79,7 @@ def shortest_paths(hop: Numbers, joining: Numbers | None = None) -> Numbers:
 
 
 def read_order(paths: Numbers, hop: Numbers, last: int, subset: int) -> list[int]:
-    """The order of the shortest path through the devices of ``subset`` to ``last``."""
+    """The order of the shortest path through the devices of ``subset`` to ``last``, which must be finite."""
     order = [last]
     while subset := subset ^ (1 << order[-1]):
         order.append(int(np.argmin(paths[subset] + hop[:-1, order[-1]])))

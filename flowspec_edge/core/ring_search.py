@@ -19,12 +19,17 @@ import numpy as np
 from flowspec_edge.core.ring_order import Integers, Numbers, Paths, read_order, shortest_paths
 from flowspec_edge.core.ring_problem import EPSILON, TOLERANCE_MS, FoundRing, RingProblem, measure_ring, rate_of
 
+NUM_WIRE_CLASSES = 4
+"""Shortest paths are known for so many classes of links: where a slow wire would set the pace, quicker ones are taken."""
+
 
 class RingSearch:
     """Searches for the best ring, with a device or without; what is known of subsets is kept from one search to the next."""
 
     def __init__(self, problem: RingProblem) -> None:
         self.problem = problem
+        rows = np.unique(problem.row[np.isfinite(problem.row)])
+        self._row_limits = np.unique(rows[np.linspace(0, len(rows) - 1, NUM_WIRE_CLASSES).round().astype(int)])
         self.latency_paths, self.row_paths = Paths(problem.latency), Paths(problem.row)
         own = [*problem.stage.values(), *(last[:, None] for last in problem.last.values()), problem.beside[:, None]]
         self._own = np.concatenate(own, axis=1)
@@ -36,8 +41,8 @@ class RingSearch:
         if not len(subsets):
             return found
         inside = (subsets[None, :] >> np.arange(self.problem.num_devices)[:, None] & 1).astype(np.float64)
-        paths = self.latency_paths.least_ms(subsets, inside), self.row_paths.least_ms(subsets, inside)
-        bounds = [(size.bound(subsets, inside, paths), size) for size in self._sizes.values()]
+        sums = self.latency_paths.sum_ms(inside), self.row_paths.sum_ms(inside)
+        bounds = [(size.bound(subsets, inside, sums), size) for size in self._sizes.values()]
         bounds.sort(key=lambda pair: -float(pair[0].rate.max()))
         bound, size = bounds[0]
         found = size.better(int(subsets[np.argmax(bound.rate)]), found)  # something to compare with
@@ -45,17 +50,23 @@ class RingSearch:
             found = size.search(bound, found)
         return found
 
-    def best_of(self, devices: Collection[int]) -> FoundRing | None:
-        """The best ring of exactly these devices; None where the blocks do not fit, or are fewer than the devices."""
+    def best_of(self, devices: Collection[int], num_rows: int | None = None) -> FoundRing | None:
+        """The best ring of exactly these devices, with chunks of ``num_rows`` if that is given; None where the blocks do not
+        fit, or are fewer than the devices.
+        """
         found = None
-        for size in self._sizes.values():
+        for size in self._sizes.values() if num_rows is None else [self._sizes[num_rows]]:
             found = size.better(sum(1 << i for i in devices), found)
         return found
 
-    def least_path_ms(self, subsets: Integers, inside: Numbers, last: int, num_rows: int) -> Numbers:
-        """At least so many ms for all hops; exact where all links have one rate, or one latency."""
-        latency = self.latency_paths.least_ms(subsets, inside, last)
-        return latency + num_rows * self.row_paths.least_ms(subsets, inside, last)
+    def wire_classes(self, row_ms: Numbers) -> Integers:
+        """Numbers of the narrowest classes that hold all links that take at most so long for a row."""
+        found: Integers = np.searchsorted(self._row_limits, row_ms - TOLERANCE_MS)
+        return np.minimum(found, len(self._row_limits) - 1)
+
+    def within(self, hop: Numbers, wire_class: int) -> Paths:
+        """Shortest ways over links of that class."""
+        return Paths(np.where(self.problem.row <= self._row_limits[wire_class] + TOLERANCE_MS, hop, np.inf))
 
     def _subsets(self) -> Integers:
         """Subsets that can hold all blocks, without those in which a better device could take a worse one's place."""
@@ -125,6 +136,8 @@ class _Size:
         self._slope = np.where(np.isfinite(slope), slope, np.maximum(self._first, 1.0))
         self._by_slope = np.argsort(self._slope, kind="stable")
         self._widest_wire = float(self._wire[np.isfinite(self._wire)].max(initial=0.0))
+        self._is_simple = search.latency_paths.is_flat or search.row_paths.is_flat  # one table serves all sizes
+        self._paths_within: dict[int, Paths] = {}  # by class of links
         self._known_paths: dict[tuple[int, int], tuple[list[int], Numbers, Numbers]] = {}
 
     # ------------------------------------------------------------------ bounds for all subsets at once
@@ -167,6 +180,7 @@ class _Size:
     def _narrowed(self, bound: _Bound, low: float, high: float, rate: float) -> _Bound:
         """What subsets can bring with an interval in this range: those that may beat ``rate``."""
         part = bound.take((bound.interval <= high + TOLERANCE_MS) & (bound.rate > rate * (1 + EPSILON)))
+        part.path = np.maximum(part.path, self._least_path_ms(part.subsets, part.inside, None, high))
         trip = part.once + self._least_ms(part, high) + part.path + self._problem.head
         better = self._problem.rate(self._num_rows, trip, np.maximum(part.interval, low), part.count)
         part.rate = np.minimum(part.rate, better)
@@ -180,7 +194,7 @@ class _Size:
             there = np.flatnonzero(bound.inside[last])
             if len(there):
                 part = bound.take(there)
-                path = self._search.least_path_ms(part.subsets, part.inside, last, self._num_rows)
+                path = self._least_path_ms(part.subsets, part.inside, last, limit)
                 trip = part.once + self._least_ms(part, limit, last) + self._last[last] + path + problem.head
                 here = problem.rate(self._num_rows, trip, np.maximum(part.interval, limit), part.count)
                 rate[there] = np.maximum(rate[there], here)
@@ -192,6 +206,16 @@ class _Size:
                 looked_at.add(subset)
                 found = self.better(subset, found)
         return found
+
+    def _least_path_ms(self, subsets: Integers, inside: Numbers, last: int | None, limit: float) -> Numbers:
+        """At least so many ms for all hops over links that take no longer than about ``limit``."""
+        latency, row = self._search.latency_paths, self._search.row_paths
+        if self._is_simple:
+            return latency.least_ms(subsets, inside, last) + self._num_rows * row.least_ms(subsets, inside, last)
+        wire_class = int(self._search.wire_classes(np.array(limit / self._num_rows)))
+        if wire_class not in self._paths_within:
+            self._paths_within[wire_class] = self._search.within(self._hop, wire_class)
+        return self._paths_within[wire_class].least_ms(subsets, inside, last)
 
     def _least_ms(self, bound: _Bound, limit: float, last: int | None = None) -> Numbers:
         """At least so many ms for the blocks beyond each device's first, none busy for longer than ``limit``."""
@@ -217,7 +241,7 @@ class _Size:
         limits = self._limits(members, 0.0)
         inside = np.array([[subset >> i & 1] for i in range(self._problem.num_devices)], np.float64)
         for last in reversed(members):  # of equal devices the last one is last
-            path = float(self._search.least_path_ms(np.array([subset]), inside, last, self._num_rows)[0])
+            path = self._least_paths_ms(subset, inside, last, limits)
             trips = self._relaxed_ms(members, last, limits) + path + self._problem.head
             rates = self._problem.rate(self._num_rows, trips, limits, len(members))
             for at in np.argsort(-rates, kind="stable"):
@@ -237,6 +261,19 @@ class _Size:
         every: Numbers = np.unique(np.concatenate([value.ravel() for value in values]))
         possible: Numbers = every[np.isfinite(every) & (every >= max(lowest, problem.head) - TOLERANCE_MS)]
         return possible
+
+    def _least_paths_ms(self, subset: int, inside: Numbers, last: int, limits: Numbers) -> Numbers:
+        """At least so many ms for the hops of one subset, for several limits."""
+        if self._is_simple:
+            return np.full(len(limits), self._least_path_ms(np.array([subset]), inside, last, np.inf)[0])
+        classes = self._search.wire_classes(limits / self._num_rows)
+        out = np.zeros(len(limits))
+        for wire_class in np.unique(classes):
+            there = np.flatnonzero(classes == wire_class)
+            members, hop, paths = self._paths(subset, float(limits[there[-1]]))
+            at = members.index(last)
+            out[there] = paths[-1, at] + hop[at, -1]
+        return out
 
     def _relaxed_ms(self, members: list[int], last: int, limits: Numbers) -> Numbers:
         """The forwards of a trip at least, no stage busy for longer than each of the limits; exact where costs are lines."""
@@ -292,6 +329,13 @@ class _Size:
         """The shortest way from the origin through these devices to ``last`` and back; None where links are too slow."""
         if self._search.row_paths.is_flat and limit >= self._widest_wire:  # the latency alone decides
             return self._search.latency_paths.order(subset, last)
+        wire_class = int(self._search.wire_classes(np.array(limit / self._num_rows)))
+        if wire_class in self._paths_within:
+            order = self._paths_within[wire_class].order(subset, last)
+            if order is None or all(
+                self._wire[a, b] <= limit + TOLERANCE_MS for a, b in itertools.pairwise([-1, *order, -1])
+            ):
+                return order
         members, hop, paths = self._paths(subset, limit)
         at = members.index(last)
         if not np.isfinite(paths[-1, at] + hop[at, -1]):
