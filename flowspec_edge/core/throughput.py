@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flowspec_edge.core.schedules import make_schedule
+from flowspec_edge.core.schedules import find_schedule
 from flowspec_edge.core.schedules.pipedec import LEVEL_ROWS
 from flowspec_edge.core.schedules.rounds import TREE_PASSES, TREE_ROWS
 
@@ -87,7 +87,7 @@ class Throughput:
     draft_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        make_schedule(self.schedule, 1)  # raises RequestError where there is none
+        find_schedule(self.schedule)  # raises RequestError where there is none
 
     def chunk_rows(self, num_stages: int) -> tuple[int, ...]:
         """Chunk sizes to try on a ring of so many stages."""
