@@ -26,7 +26,9 @@ from flowspec_edge.access import (
     welcome_text,
 )
 from flowspec_edge.bench.arguments import add_bench, add_trace
+from flowspec_edge.board_settings import board_report, describe_board, use_board
 from flowspec_edge.cache_commands import add_cache, add_cache_options, cache_from
+from flowspec_edge.core.boards import BoardSettings
 from flowspec_edge.core.schedules import SCHEDULES
 from flowspec_edge.errors import FlowspecError, RequestError
 
@@ -136,9 +138,12 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
 def _add_serving(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
     parser.add_argument("--name", help="name that others see (default: host name and process id)")
-    parser.add_argument("--threads", type=int, default=None, help="threads per stage (default: the cores there are)")
+    parser.add_argument("--threads", type=int, default=None, help="threads per stage (default: the board profile's)")
+    parser.add_argument("--memory", type=int, metavar="MIB", help="memory to offer (default: the board profile's)")
     parser.add_argument(
-        "--memory", type=int, metavar="MIB", help="memory to offer (default: four fifths of what is free)"
+        "--board",
+        metavar="NAME",
+        help="board profile to use, or a TOML file (default: recognised; see firmware_configs)",
     )
     add_cache_options(parser)
 
@@ -227,16 +232,20 @@ async def _node(options: argparse.Namespace) -> int:
         print(
             welcome_text(access.new_key, options.cluster), file=sys.stderr if options.json else sys.stdout, flush=True
         )
-    node = await Node.start(_settings(options, access, is_announced=True), board)
+    profile, facts = use_board(options)
+    node = await Node.start(_settings(options, access, is_announced=True, board=profile), board)
     node.on_fetch = FetchDisplay().show_own
     try:
         if options.json:
-            print(json.dumps({"node": node.settings.name, "host": node.settings.host, "port": node.port}), flush=True)
+            report = {"node": node.settings.name, "host": node.settings.host, "port": node.port}
+            print(json.dumps({**report, **board_report(profile)}), flush=True)
         else:
             memory = node.settings.memory_bytes / 2**20
             print(
                 f"node {node.settings.name} serves on {node.settings.host}:{node.port}, cluster {options.cluster}, "
                 f"{memory:.0f} MiB for layers. Ctrl-C ends it.",
+                describe_board(profile, facts),
+                sep="\n",
                 flush=True,
             )
         if options.until_stdin_closes:
@@ -332,7 +341,8 @@ async def _serve(options: argparse.Namespace) -> int:
     api = open_api_access(
         options.api_host or options.host or LOOPBACK, is_insecure=options.insecure, is_plain=options.plain_http
     )
-    settings = _settings(options, access, is_announced=not options.no_layers)
+    profile, _ = use_board(options)
+    settings = _settings(options, access, is_announced=not options.no_layers, board=profile)
     node = await Node.start(settings)
     fetches = FetchDisplay()
     node.on_fetch = fetches.show_own
@@ -453,10 +463,11 @@ def _bundle(options: argparse.Namespace) -> Any:
     return Bundle.load(options.bundle or DEMO_BUNDLE)
 
 
-def _settings(options: argparse.Namespace, access: Access, *, is_announced: bool) -> Any:
+def _settings(
+    options: argparse.Namespace, access: Access, *, is_announced: bool, board: BoardSettings | None = None
+) -> Any:
     from flowspec_edge.node import NodeSettings, available_memory_bytes, unique_name
 
-    memory = getattr(options, "memory", None)
     return NodeSettings(
         name=getattr(options, "name", None) or unique_name(),
         cluster=options.cluster,
@@ -465,8 +476,8 @@ def _settings(options: argparse.Namespace, access: Access, *, is_announced: bool
         is_insecure=access.is_insecure,
         port=getattr(options, "port", 0),
         bundles=(_bundle(options),),
-        memory_bytes=available_memory_bytes() if memory is None else memory * 2**20,
-        num_threads=getattr(options, "threads", None) or len(os.sched_getaffinity(0)),
+        memory_bytes=available_memory_bytes() if board is None else board.memory_bytes,
+        num_threads=len(os.sched_getaffinity(0)) if board is None else board.num_threads,
         is_announced=is_announced,
         cache=cache_from(options) if is_announced else None,
     )

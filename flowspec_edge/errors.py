@@ -59,6 +59,10 @@ class CacheError(FlowspecError):
     """The weight cache cannot hold what it should: its limit or the disk is full, or its directory cannot be used."""
 
 
+class BoardError(FlowspecError):
+    """A board's profile cannot be used: a key is missing, unknown, of the wrong kind or out of range."""
+
+
 class TestbedError(FlowspecError):
     """A description of boards and network cannot be used: a key is missing, unknown or out of range."""
 

@@ -1,0 +1,289 @@
+"""Which board this is, and what follows from that: threads, cores, memory. Texts in, settings out; nothing is read here."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from flowspec_edge.errors import BoardError
+
+PRECISIONS = ("fp32", "fp16", "int8", "w8a8", "int4")
+PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider", "ACLExecutionProvider")
+SMALL_CORES = frozenset({"0xd03", "0xd04", "0xd05", "0xd46", "0xd80"})
+"""CPU parts of Arm's own small cores: Cortex-A53, A35, A55, A510, A520 (Arm technical reference manuals, MIDR_EL1)."""
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardFacts:
+    """What a Linux machine says of itself: /proc/device-tree/model and compatible, /proc/cpuinfo, /proc/meminfo, uname -m."""
+
+    machine: str
+    cpuinfo: str = ""
+    meminfo: str = ""
+    model: str = ""
+    compatible: str = ""
+
+    @property
+    def model_name(self) -> str:
+        """The device tree's model; a container does not see it, but a Raspberry Pi's kernel repeats it in cpuinfo."""
+        return self.model.strip("\0\n ") or _last_value(self.cpuinfo, "Model")
+
+    @property
+    def compatible_names(self) -> list[str]:
+        return [name for name in self.compatible.split("\0") if name.strip()]
+
+    @property
+    def core_parts(self) -> dict[int, str]:
+        """The CPU part of each processor, by its number; empty on x86, whose kernels do not say one."""
+        parts: dict[int, str] = {}
+        number = None
+        for key, value in _entries(self.cpuinfo):
+            if key == "processor" and value.isdigit():
+                number = int(value)
+            elif key == "CPU part" and number is not None:
+                parts[number] = value.lower()
+        return parts
+
+    @property
+    def available_bytes(self) -> int:
+        """What can be had without swapping; 0 where it is not said."""
+        value = _last_value(self.meminfo, "MemAvailable").split()
+        return int(value[0]) * 1024 if value and value[0].isdigit() else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A published measurement of a board: what was measured, in which unit, by whom and when (or when it was seen there)."""
+
+    what: str
+    value: float
+    unit: str
+    source: str
+    date: str = ""
+    seen: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardProfile:
+    """One file of ``firmware_configs``; its README explains the keys.
+
+    ``big_cores`` are processor numbers, empty where all are alike or where cpuinfo is to tell; ``num_threads`` is the most
+    that one stage gains from.
+    """
+
+    name: str
+    title: str
+    models: tuple[str, ...]
+    compatible: tuple[str, ...]
+    machines: tuple[str, ...]
+    num_cores: int
+    big_cores: tuple[int, ...]
+    num_threads: int
+    allows_spinning: bool
+    memory_share: float
+    reserve_mib: int
+    providers: tuple[str, ...]
+    precisions: tuple[str, ...]
+    thermal_zones: tuple[str, ...]
+    limit_c: float
+    limit_source: str
+    figures: tuple[Figure, ...]
+    figures_note: str
+
+    @property
+    def is_generic(self) -> bool:
+        """Whether it is recognised by the processor's kind alone."""
+        return not self.models and not self.compatible
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardSettings:
+    """What a node does on this machine: run on ``cores`` with that many threads per stage, and offer so much memory."""
+
+    profile: BoardProfile | None
+    cores: tuple[int, ...]
+    num_threads: int
+    memory_bytes: int
+
+
+def recognise(facts: BoardFacts, profiles: Sequence[BoardProfile]) -> BoardProfile | None:
+    """The profile that names the model, else one that names what the board is compatible with, else that of the processor's
+    kind, else None. The device tree lists the most particular name first.
+    """
+    here = [profile for profile in profiles if facts.machine in profile.machines]
+    for profile in here:
+        if any(fnmatchcase(facts.model_name, pattern) for pattern in profile.models):
+            return profile
+    for name in facts.compatible_names:
+        for profile in here:
+            if any(fnmatchcase(name, pattern) for pattern in profile.compatible):
+                return profile
+    return next((profile for profile in here if profile.is_generic), None)
+
+
+def settings_for(facts: BoardFacts, profile: BoardProfile | None, usable_cores: Sequence[int]) -> BoardSettings:
+    """``usable_cores`` are the processors that this process may run on; big ones are preferred where there are any."""
+    big = set(profile.big_cores) if profile is not None and profile.big_cores else _big_by_part(facts.core_parts)
+    cores = tuple(sorted(core for core in usable_cores if core in big) or sorted(usable_cores))
+    num_threads = len(cores) if profile is None else min(len(cores), profile.num_threads)
+    available = facts.available_bytes
+    memory = int(available * (0.8 if profile is None else profile.memory_share))
+    if profile is not None:
+        memory = min(memory, available - profile.reserve_mib * MIB)
+    return BoardSettings(profile=profile, cores=cores, num_threads=max(num_threads, 1), memory_bytes=max(memory, 0))
+
+
+def _big_by_part(parts: Mapping[int, str]) -> set[int]:
+    big = {core for core, part in parts.items() if part not in SMALL_CORES}
+    return big or set(parts)
+
+
+def parse_profile(name: str, text: str) -> BoardProfile:
+    """A profile from the text of its file.
+
+    Raises:
+        BoardError: a key is missing, unknown, of the wrong kind or out of range; with the file's name and the key.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as cause:
+        raise BoardError(f"{name}.toml: not readable as TOML ({cause})") from cause
+    reader = _Reader(name, data)
+    profile = BoardProfile(
+        name=name,
+        title=reader.text("", "title"),
+        models=reader.texts("recognise", "models"),
+        compatible=reader.texts("recognise", "compatible"),
+        machines=reader.texts("recognise", "machines"),
+        num_cores=int(reader.number("cpu", "num_cores", 1, 1024)),
+        big_cores=reader.cores("cpu", "big_cores"),
+        num_threads=int(reader.number("cpu", "num_threads", 1, 1024)),
+        allows_spinning=reader.flag("cpu", "allows_spinning"),
+        memory_share=reader.number("memory", "share", 0.1, 1.0),
+        reserve_mib=int(reader.number("memory", "reserve_mib", 0, 65536)),
+        providers=reader.texts("engine", "providers", PROVIDERS),
+        precisions=reader.texts("engine", "precisions", PRECISIONS),
+        thermal_zones=reader.texts("thermal", "zones"),
+        limit_c=reader.number("thermal", "limit_c", 40, 110),
+        limit_source=reader.text("thermal", "limit_source"),
+        figures=reader.figures(),
+        figures_note=reader.text("", "figures_note"),
+    )
+    reader.finish()
+    if any(core >= profile.num_cores for core in profile.big_cores):
+        raise BoardError(f"{name}.toml: cpu.big_cores names a core beyond the {profile.num_cores} there are")
+    if not profile.machines or "CPUExecutionProvider" not in profile.providers or not profile.precisions:
+        raise BoardError(f"{name}.toml: machines, precisions and the CPUExecutionProvider must be named")
+    return profile
+
+
+class _Reader:
+    """Takes keys out of a file's tables, checks them, and knows which are left over."""
+
+    def __init__(self, name: str, data: dict[str, Any]) -> None:
+        self._name = name
+        self._data = data
+
+    def text(self, table: str, key: str) -> str:
+        value = self._take(table, key)
+        if not isinstance(value, str) or not value.strip():
+            raise self._wrong(table, key, value, "a text")
+        return value
+
+    def texts(self, table: str, key: str, known: Sequence[str] | None = None) -> tuple[str, ...]:
+        value = self._take(table, key)
+        if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
+            raise self._wrong(table, key, value, "a list of texts")
+        for text in value:
+            if known is not None and text not in known:
+                raise self._wrong(table, key, text, f"one of {', '.join(known)}")
+        return tuple(value)
+
+    def cores(self, table: str, key: str) -> tuple[int, ...]:
+        value = self._take(table, key)
+        if not isinstance(value, list) or not all(type(core) is int and core >= 0 for core in value):
+            raise self._wrong(table, key, value, "a list of processor numbers")
+        return tuple(value)
+
+    def number(self, table: str, key: str, low: float, high: float) -> float:
+        value = self._take(table, key)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise self._wrong(table, key, value, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def flag(self, table: str, key: str) -> bool:
+        value = self._take(table, key)
+        if type(value) is not bool:
+            raise self._wrong(table, key, value, "true or false")
+        return value
+
+    def figures(self) -> tuple[Figure, ...]:
+        entries = self._data.pop("figures", [])
+        try:
+            figures = tuple(Figure(**entry) for entry in entries)
+        except TypeError as cause:
+            raise BoardError(f"{self._name}.toml: figures: a key is missing or unknown ({cause})") from cause
+        for figure in figures:
+            is_complete = all(isinstance(text, str) for text in (figure.what, figure.unit, figure.source, figure.date))
+            if not is_complete or type(figure.value) not in (int, float) or not figure.source.startswith("https://"):
+                raise BoardError(
+                    f"{self._name}.toml: figures: {figure.what!r:.60} lacks a value or the address of its source"
+                )
+            if not (figure.date or figure.seen):
+                raise BoardError(f"{self._name}.toml: figures: {figure.what!r:.60} has neither date nor seen")
+        return figures
+
+    def finish(self) -> None:
+        """Raises BoardError where a key was not taken: mistyped keys must not be ignored."""
+        left = [key for key, value in self._data.items() if value or not isinstance(value, dict)]
+        if left:
+            inner = self._data[left[0]]
+            more = f".{next(iter(inner))}" if isinstance(inner, dict) else ""
+            raise BoardError(f"{self._name}.toml: unknown key {left[0]}{more}")
+
+    def _take(self, table: str, key: str) -> Any:
+        place = self._data.get(table) if table else self._data
+        if not isinstance(place, dict) or key not in place:
+            raise BoardError(f"{self._name}.toml: {f'{table}.' if table else ''}{key} is missing")
+        return place.pop(key)
+
+    def _wrong(self, table: str, key: str, value: Any, wanted: str) -> BoardError:
+        return BoardError(
+            f"{self._name}.toml: {f'{table}.' if table else ''}{key} is {value!r:.60}; it must be {wanted}"
+        )
+
+
+def _entries(text: str) -> list[tuple[str, str]]:
+    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return [(key.strip(), value.strip()) for key, value in pairs]
+
+
+def _last_value(text: str, key: str) -> str:
+    return next((value for name, value in reversed(_entries(text)) if name == key), "")
+
+
+def describe(settings: BoardSettings, facts: BoardFacts) -> str:
+    """One line for the start of a node."""
+    profile = settings.profile
+    title = "a machine of no known kind" if profile is None else profile.title
+    name = f" ({facts.model_name})" if facts.model_name and profile is not None and not profile.is_generic else ""
+    cores = _ranges(settings.cores)
+    return f"board: {title}{name}; {settings.num_threads} threads on cores {cores}, {settings.memory_bytes // MIB} MiB for layers"
+
+
+def _ranges(cores: Sequence[int]) -> str:
+    """``0-3,6`` for 0, 1, 2, 3, 6."""
+    texts: list[str] = []
+    start = last = None
+    for core in [*cores, None]:
+        if start is not None and core != (last or 0) + 1:
+            texts.append(f"{start}" if start == last else f"{start}-{last}")
+            start = None
+        if start is None:
+            start = core
+        last = core
+    return ",".join(texts)
