@@ -7,7 +7,7 @@
 # key, and
 #   sudo journalctl -u flowspec-node
 # shows the line to run on the others. FLOWSPEC_WHEELS names a directory with wheels (for boards without internet);
-# where there is none, FLOWSPEC_PACKAGE says what pip installs.
+# where there is none, FLOWSPEC_PACKAGE says what pip installs. FLOWSPEC_PYTHON is a Python to prefer.
 set -eu
 
 key="${1:-}"
@@ -34,13 +34,13 @@ if [ -z "$wheels" ]; then # what was copied to the card's boot partition, which 
 fi
 
 python=""
-for candidate in python3.13 python3.12 python3.11 python3; do
+for candidate in "${FLOWSPEC_PYTHON:-}" python3.13 python3.12 python3.11 python3; do
     if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         python="$candidate"
         break
     fi
 done
-[ -n "$python" ] || fail "needs Python 3.11 or newer; install it (on Ubuntu 22.04: uv python install 3.12) and run this again"
+[ -n "$python" ] || fail "needs Python 3.11 or newer, installed for all users; say where with FLOWSPEC_PYTHON=/path/to/python3"
 
 id flowspec >/dev/null 2>&1 ||
     useradd --system --user-group --home-dir "$state" --no-create-home --shell /usr/sbin/nologin flowspec
@@ -48,6 +48,8 @@ install -d -o flowspec -g flowspec -m 0700 "$state"
 
 [ -x "$home/bin/python" ] || "$python" -m venv "$home" ||
     fail "cannot make a virtual environment in $home; install the package python3-venv and run this again"
+runuser -u flowspec -- "$home/bin/python" -c "" ||
+    fail "the user flowspec may not run $python; install Python for all users, remove $home, and run this again"
 if [ -n "$wheels" ]; then
     "$home/bin/pip" install --quiet --no-index --find-links "$wheels" --upgrade flowspec-edge
 else

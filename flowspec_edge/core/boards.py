@@ -272,7 +272,7 @@ def describe(settings: BoardSettings, facts: BoardFacts) -> str:
     title = "a machine of no known kind" if profile is None else profile.title
     name = f" ({facts.model_name})" if facts.model_name and profile is not None and not profile.is_generic else ""
     cores = _ranges(settings.cores)
-    return f"board: {title}{name}; {settings.num_threads} threads on cores {cores}, {settings.memory_bytes // MIB} MiB for layers"
+    return f"board: {title}{name}; {settings.num_threads} threads on cores {cores}, {settings.memory_bytes / MIB:.0f} MiB for layers"
 
 
 def _ranges(cores: Sequence[int]) -> str:

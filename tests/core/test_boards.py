@@ -173,7 +173,7 @@ def test_a_mini_pc_is_recognised_by_its_processor(profiles, name, model, compati
     facts = facts_of(model, compatible, cpuinfo, gib, machine="x86_64")
     settings = settings_for(facts, recognise(facts, profiles), range(4))
     assert (settings.profile.name, settings.cores, settings.num_threads) == (name, (0, 1, 2, 3), 4)
-    assert describe(settings, facts) == "board: x86-64 mini-PC; 4 threads on cores 0-3, 12615 MiB for layers"
+    assert describe(settings, facts) == "board: x86-64 mini-PC; 4 threads on cores 0-3, 12616 MiB for layers"
 
 
 def test_in_a_container_a_raspberry_pi_is_known_by_its_cpuinfo(profiles):
