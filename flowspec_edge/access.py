@@ -7,14 +7,18 @@ import getpass
 import json
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flowspec_edge.core.key_text import API_PREFIX, CLUSTER_PREFIX, format_key, parse_key
-from flowspec_edge.errors import ClusterKeyError
-from flowspec_edge.net.addresses import LOOPBACK, is_loopback
+from flowspec_edge.core.membership import parse_address
+from flowspec_edge.errors import ClusterKeyError, RequestError
+from flowspec_edge.net.addresses import EVERY_INTERFACE, LOOPBACK, NODE_PORT, is_loopback
 from flowspec_edge.net.auth import Credentials, derive_credentials, key_path, load_key, make_key, replace_key
 from flowspec_edge.state import write_private
 
-EVERY_INTERFACE = "0.0.0.0"
+if TYPE_CHECKING:
+    from flowspec_edge.net.directory import Neighbourhood
+
 DEFAULT_CLUSTER = "flowspec"
 INSECURE_WARNING = (
     "--insecure: no key and no encryption. Everyone on this network can use this node, read what it is asked and what it "
@@ -76,6 +80,29 @@ def open_access(host: str | None, *, is_insecure: bool, makes_key: bool = False)
             "another board with flowspec key set, or make the first with flowspec key new (--insecure does without)"
         )
     return Access(host or EVERY_INTERFACE, derive_credentials(secret), new_key=format_key(secret) if is_new else None)
+
+
+def neighbourhood(options: argparse.Namespace, access: Access) -> Neighbourhood:
+    """Where a command looks for nodes: ``--cluster``, ``--peer`` and, on a network, the peers of earlier runs.
+
+    Raises:
+        RequestError: a ``--peer`` is no address.
+    """
+    from flowspec_edge.net.directory import Neighbourhood
+
+    peers = []
+    for text in options.peer:
+        address = parse_address(text, NODE_PORT)
+        if address is None:
+            raise RequestError(f"--peer {text!r:.80} is no address; give HOST or HOST:PORT, as in --peer 192.168.1.20")
+        peers.append(address)
+    return Neighbourhood(
+        cluster=options.cluster,
+        host=access.host,
+        credentials=access.credentials,
+        peers=tuple(peers),
+        remembers=not access.is_loopback,
+    )
 
 
 def join_line(key: str, cluster: str) -> str:

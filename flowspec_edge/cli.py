@@ -20,6 +20,7 @@ from flowspec_edge.access import (
     Access,
     add_key,
     api_text,
+    neighbourhood,
     open_access,
     open_api_access,
     run_key,
@@ -31,6 +32,7 @@ from flowspec_edge.cache_commands import add_cache, add_cache_options, cache_fro
 from flowspec_edge.core.boards import BoardSettings
 from flowspec_edge.core.schedules import SCHEDULES
 from flowspec_edge.errors import FlowspecError, RequestError
+from flowspec_edge.net.addresses import NODE_PORT
 
 DESCRIPTION = """\
 Run one large language model across the boards on your LAN. Every board runs `flowspec node`; they find each other, and
@@ -44,6 +46,7 @@ examples:
   flowspec generate 'def main(argv):'         spread the model over the nodes found and stream the text
   flowspec serve                              the same behind an OpenAI-compatible HTTP API
   flowspec devices                            who is there
+  flowspec doctor                             who is not there, why, and what mends it
   flowspec cache list                         which weights this machine has fetched and kept
   flowspec bench --virtual                    what to expect of boards, without the boards
 
@@ -54,6 +57,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 DEFAULT_API_PORT = 8008
 SEARCH_S = 5.0
 """How long to look for nodes. All of a LAN answer within 1.5 s of the last start (zeroconf 0.154)."""
+DOCTOR_S = 7.0
+"""How long doctor listens: a silent address is given up after 5 s, and what peers tell comes before."""
 SETTLE_S = 1.5
 """How long to go on looking after the first node, where it is not said how many there are."""
 
@@ -94,6 +99,19 @@ def build_parser() -> argparse.ArgumentParser:
     _add_search(devices)
     devices.add_argument("--json", action="store_true", help="print a JSON list")
     devices.set_defaults(run=_devices)
+
+    doctor = commands.add_parser("doctor", help="why boards do not find each other, and the command that mends it")
+    _add_network(doctor)
+    _add_bundle(doctor)
+    doctor.add_argument(
+        "--wait",
+        type=float,
+        default=DOCTOR_S,
+        metavar="S",
+        help="listen this long (default: %(default)s; an address that stays silent takes 5)",
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(run=_doctor)
 
     serve = commands.add_parser("serve", help="an OpenAI-compatible HTTP API over the nodes found, this one included")
     _add_serving(serve)
@@ -150,6 +168,13 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", default=DEFAULT_CLUSTER, help="only nodes of the same label find each other")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help=f"a node to ask for the others, where mDNS does not reach (default port: {NODE_PORT}); repeatable",
+    )
     parser.add_argument(
         "--host", help="address to listen on (default: all of this machine's with a cluster key, 127.0.0.1 without)"
     )
@@ -219,6 +244,7 @@ def _run(command: Coroutine[Any, Any, int]) -> int:
 async def _node(options: argparse.Namespace) -> int:
     from flowspec_edge.fetch_display import FetchDisplay
     from flowspec_edge.node import Board, Node
+    from flowspec_edge.peer_display import PeerDisplay
 
     board = Board()
     if options.emulate is not None:
@@ -233,7 +259,10 @@ async def _node(options: argparse.Namespace) -> int:
             welcome_text(access.new_key, options.cluster), file=sys.stderr if options.json else sys.stdout, flush=True
         )
     profile, facts = use_board(options)
-    node = await Node.start(_settings(options, access, is_announced=True, board=profile), board)
+    settings = _settings(options, access, is_announced=True, board=profile)
+    display = PeerDisplay(settings.neighbourhood, is_quiet=options.json)
+    node = await Node.start(settings, board, display.show)
+    display.port = node.port
     node.on_fetch = FetchDisplay().show_own
     try:
         if options.json:
@@ -326,6 +355,12 @@ async def _devices(options: argparse.Namespace) -> int:
         free_text = "-" if free is None else f"{free / 2**20:.0f} MiB"
         print(f"{device['node']:32} {device['address']:22} {device['version']:8} {free_text:>10}  {device['state']}")
     return 0
+
+
+async def _doctor(options: argparse.Namespace) -> int:
+    from flowspec_edge.doctor import run_doctor
+
+    return await run_doctor(options, _access(options), _bundle(options))
 
 
 async def _serve(options: argparse.Namespace) -> int:
@@ -445,13 +480,14 @@ async def _search(options: argparse.Namespace, access: Access) -> list[Any]:
     Raises:
         NodeUnavailableError: there is none, or fewer than asked for.
     """
-    from flowspec_edge.net.discovery import find_nodes
+    from flowspec_edge.net.directory import find_peers
+    from flowspec_edge.node import unique_name
 
-    return await find_nodes(
-        options.cluster,
-        access.fingerprint,
+    return await find_peers(
+        neighbourhood(options, access),
+        node=f"{unique_name()}-search",  # this process may be one of the nodes
+        version=__version__,
         num_nodes=options.nodes,
-        is_loopback=access.is_loopback,
         timeout_s=options.wait,
         settle_s=SETTLE_S,
     )
@@ -468,6 +504,7 @@ def _settings(
 ) -> Any:
     from flowspec_edge.node import NodeSettings, available_memory_bytes, unique_name
 
+    where = neighbourhood(options, access)
     return NodeSettings(
         name=getattr(options, "name", None) or unique_name(),
         cluster=options.cluster,
@@ -475,6 +512,9 @@ def _settings(
         credentials=access.credentials,
         is_insecure=access.is_insecure,
         port=getattr(options, "port", 0),
+        preferred_port=0 if access.is_loopback or not is_announced else NODE_PORT,
+        peers=where.peers,
+        remembers=where.remembers,
         bundles=(_bundle(options),),
         memory_bytes=available_memory_bytes() if board is None else board.memory_bytes,
         num_threads=len(os.sched_getaffinity(0)) if board is None else board.num_threads,

@@ -12,13 +12,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from flowspec_edge import __version__
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.display import TripDisplay, print_ring, print_statistics, ring_table
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import NodeUnavailableError
 from flowspec_edge.net.addresses import LOOPBACK
-from flowspec_edge.net.discovery import find_nodes
+from flowspec_edge.net.directory import find_peers
 from flowspec_edge.node import Bundle, Node, NodeSettings, unique_name
 from flowspec_edge.ring import Ring, open_ring
 
@@ -130,8 +131,14 @@ async def run_demo(
     say(f"starting {num_nodes} nodes on this machine ...")
     async with node_processes(num_nodes, bundle.directory) as (cluster, _):
         say(f"looking for them by mDNS (cluster {cluster}) ...")
-        found = await find_nodes(cluster, num_nodes=num_nodes, is_loopback=True, timeout_s=DEMO_SEARCH_S)
         settings = NodeSettings(name=unique_name(), cluster=cluster, bundles=(bundle,), is_announced=False)
+        found = await find_peers(
+            settings.neighbourhood,
+            node=settings.name,
+            version=__version__,
+            num_nodes=num_nodes,
+            timeout_s=DEMO_SEARCH_S,
+        )
         node = await Node.start(settings)
         try:
             async with open_ring(node, bundle, found) as ring:

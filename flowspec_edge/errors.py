@@ -51,6 +51,10 @@ class OtherKeyError(NodeUnavailableError):
     """A peer has another cluster key, or only one of the two has any."""
 
 
+class OtherVersionError(NodeUnavailableError):
+    """A peer speaks another version of the protocol."""
+
+
 class FetchError(FlowspecError):
     """Weights could not be fetched: no source has them, all were lost, or those that are left sent something else."""
 

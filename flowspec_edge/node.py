@@ -25,6 +25,7 @@ from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.fetching import Source
 from flowspec_edge.core.generation import TREE_MARGIN
+from flowspec_edge.core.membership import Address
 from flowspec_edge.core.placement import stage_memory_bytes
 from flowspec_edge.core.stage import Stage
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -37,7 +38,8 @@ from flowspec_edge.errors import (
 )
 from flowspec_edge.net.addresses import is_loopback
 from flowspec_edge.net.auth import Credentials
-from flowspec_edge.net.discovery import Announcement, Announcer
+from flowspec_edge.net.directory import Directory, Neighbourhood, Report
+from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.link import Link, LinkServer, open_link
 from flowspec_edge.net.weight_server import WeightServer
 from flowspec_edge.supply import Bundle as Bundle
@@ -65,7 +67,8 @@ class NodeSettings:
 
     ``num_threads`` run one stage. An ``announced`` node is found by others and serves layers; one that is not only takes
     in what returns from its own rings. Beyond loopback it needs ``credentials``, or has to be told to be insecure. Without a
-    ``cache`` it fetches no weights and serves its own bundles alone.
+    ``cache`` it fetches no weights and serves its own bundles alone. Port 0 is ``preferred_port`` where that is free, else any.
+    ``peers`` were typed; a node that ``remembers`` peers looks for those of its earlier runs as well.
     """
 
     name: str
@@ -79,6 +82,19 @@ class NodeSettings:
     credentials: Credentials | None = None
     is_insecure: bool = False
     cache: WeightCache | None = None
+    preferred_port: int = 0
+    peers: tuple[Address, ...] = ()
+    remembers: bool = False
+
+    @property
+    def neighbourhood(self) -> Neighbourhood:
+        return Neighbourhood(
+            cluster=self.cluster,
+            host=self.host,
+            credentials=self.credentials,
+            peers=self.peers,
+            remembers=self.remembers,
+        )
 
 
 class Runner(Protocol):
@@ -139,11 +155,12 @@ class Node:
         self._data_links: dict[str, asyncio.Future[Link]] = {}
         self._reserved_bytes = 0
         self._server: LinkServer | None = None
-        self._announcer: Announcer | None = None
+        self._directory: Directory | None = None
+        self._is_started = asyncio.Event()
 
     @classmethod
-    async def start(cls, settings: NodeSettings, board: Board | None = None) -> Node:
-        """Listen and, if wanted, announce.
+    async def start(cls, settings: NodeSettings, board: Board | None = None, report: Report | None = None) -> Node:
+        """Listen and, if wanted, announce and look for peers; ``report`` is told who comes and goes.
 
         Raises:
             ClusterKeyError: the address can be reached from other machines, and there is no key.
@@ -155,26 +172,37 @@ class Node:
                 "flowspec key new, or copy the one of another board with flowspec key set"
             )
         node = cls(settings, board or Board())
-        node._server = await LinkServer.start(
-            settings.host,
-            settings.port,
-            node._welcome,
-            node._take_link,
-            credentials=settings.credentials,
-            app=node.weights.build_app(),
-        )
+        try:
+            node._server = await node._listen(settings.port or settings.preferred_port)
+        except NodeUnavailableError:
+            if settings.port or not settings.preferred_port:
+                raise
+            node._server = await node._listen(0)  # another node of this machine has it
         if settings.is_announced:
             try:
-                node._announcer = await Announcer.start(node.announcement)
+                node._directory = await Directory.start(
+                    settings.neighbourhood, node=settings.name, port=node.port, version=__version__, report=report
+                )
             except BaseException:
                 await node.close()
                 raise
+        node._is_started.set()
         return node
+
+    async def _listen(self, port: int) -> LinkServer:
+        return await LinkServer.start(
+            self.settings.host,
+            port,
+            self._welcome,
+            self._take_link,
+            credentials=self.settings.credentials,
+            app=self.weights.build_app(),
+        )
 
     async def close(self) -> None:
         """Say goodbye, end every link and stage, stop listening."""
-        if self._announcer is not None:
-            await self._announcer.close()
+        if self._directory is not None:
+            await self._directory.close()
         if self._server is not None:
             await self._server.close()
         self.weights.close()
@@ -246,6 +274,14 @@ class Node:
         free = max(self.settings.memory_bytes - self._reserved_bytes, 0)
         return wire.Welcome(self.settings.name, __version__, free, self.supply.digests, self.supply.can_fetch)
 
+    async def exchange_peers(self, link: Link, told: wire.Peers) -> None:
+        """Take the addresses that a member told, and tell ours. Whoever is faster than our start waits for it."""
+        await self._is_started.wait()
+        known = wire.Peers(0, [])
+        if self._directory is not None:
+            known = self._directory.take_peers(link.peer_host, told)
+        link.send(known)
+
     def _arrival(self, name: str) -> asyncio.Future[Link]:
         return self._data_links.setdefault(name, asyncio.get_running_loop().create_future())
 
@@ -290,6 +326,9 @@ class StageHost:
     async def run(self) -> None:
         """Serve until the origin closes the control link. Whatever else ends the stage is told to the origin."""
         request = await anext(self.control, None)
+        if isinstance(request, wire.Peers):
+            await self.node.exchange_peers(self.control, request)
+            request = await anext(self.control, None)
         if request is None:  # a peer that only wanted to be welcomed
             return
         if not isinstance(request, wire.OpenStage):

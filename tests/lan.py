@@ -71,11 +71,10 @@ class Lan:
         for name in (self.switch, *map(self.host, range(self.num_hosts))):
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
-    def on_host(self, number, *command):
-        """Run a command there and wait for it."""
-        return subprocess.run(
-            ["ip", "netns", "exec", self.host(number), *command], check=True, capture_output=True, text=True
-        )
+    def on_host(self, number, *command, text=""):
+        """Run a command there, with a text on its standard input, and wait for it."""
+        where = ["ip", "netns", "exec", self.host(number)]
+        return subprocess.run([*where, *command], input=text, check=True, capture_output=True, text=True)
 
     def isolate_clients(self):
         """As an access point with client isolation: nobody hears anybody."""
@@ -83,9 +82,17 @@ class Lan:
             self._set_port(number, "isolated", "on")
 
     def drop_multicast(self):
-        """As a switch or access point that forwards no multicast."""
+        """As on a network that forwards no multicast: by nft on every host, or where there is none, by the switch."""
         for number in range(self.num_hosts):
-            self._set_port(number, "mcast_flood", "off")
+            if shutil.which("nft") is None:
+                self._set_port(number, "mcast_flood", "off")
+                continue
+            self.drop_input(number, "ip daddr 224.0.0.0/4")
+
+    def drop_input(self, number, match):
+        """Drop by nft what comes in over a host's network card and matches."""
+        table = f"table inet t {{ chain c {{ type filter hook input priority 0; iifname eth0 {match} drop; }}; }}"
+        self.on_host(number, "nft", "-f", "-", text=table)
 
     def _set_port(self, number, *setting):
         command = ["bridge", "-n", self.switch, "link", "set", "dev", f"port{number}", *setting]
@@ -109,10 +116,11 @@ class Lan:
         out, err = await process.communicate()
         return process.returncode, out.decode(), err.decode()
 
-    async def start_node(self, number, *arguments, env=None):
+    async def start_node(self, number, *arguments, env=None, is_verbose=False):
         """A node that serves by the time this returns, and what it said of itself."""
+        command = ("--verbose", "node") if is_verbose else ("node",)
         options = ("--name", f"pi-{number}", "--threads", "1", "--json", "--until-stdin-closes", *arguments)
-        process = await self.start(number, "node", *options, env=env)
+        process = await self.start(number, *command, *options, env=env)
         line = await process.stdout.readline()
         assert line, (await process.stderr.read()).decode()
         return process, json.loads(line)

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from flowspec_edge import __version__
 from flowspec_edge.bench.compare import Bench, Plan, Task, check_text
 from flowspec_edge.bench.emulated_board import EmulatedBoard, Lateness, PacedEngine
 from flowspec_edge.bench.report import format_table
@@ -22,7 +23,8 @@ from flowspec_edge.bench.virtual_clock import TimedAnswer
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.demo import DEMO_SEARCH_S, NodeProcess, node_processes
 from flowspec_edge.errors import BenchError, NodeUnavailableError
-from flowspec_edge.net.discovery import Announcement, find_nodes
+from flowspec_edge.net.directory import find_peers
+from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node import Bundle, Node, NodeSettings, unique_name
 from flowspec_edge.ring import Ring, open_ring
 
@@ -124,8 +126,14 @@ async def emulated_boards(testbed: Testbed, source: str, bundle: Bundle) -> Asyn
     num_nodes = len(testbed.stages)
     engine = await asyncio.to_thread(PacedEngine, bundle, testbed)
     async with node_processes(num_nodes, bundle.directory, "--emulate", source) as (cluster, processes):
-        found = await find_nodes(cluster, num_nodes=num_nodes, is_loopback=True, timeout_s=DEMO_SEARCH_S)
         settings = NodeSettings(name=unique_name(), cluster=cluster, bundles=(bundle,), is_announced=False)
+        found = await find_peers(
+            settings.neighbourhood,
+            node=settings.name,
+            version=__version__,
+            num_nodes=num_nodes,
+            timeout_s=DEMO_SEARCH_S,
+        )
         node = await Node.start(settings, EmulatedBoard(testbed))
         try:
             yield Emulation(testbed, bundle, engine, node, processes, found)

@@ -18,6 +18,10 @@ ALONE_S = 5.0
 """Nodes of a LAN see each other 1.2 s after the last start (zeroconf 0.154, five hosts); after this something is wrong."""
 REFRESH_S = 15.0
 """How often a peer is greeted again: 2 ms of work, and a board that lost its power is missed soon enough."""
+GOSSIP_S = 0.2
+"""How soon a peer is told of another one that it may not know; what comes meanwhile goes along."""
+GOODBYE_S = 2.0
+"""How soon to ask a node that said goodbye: until then it may still be listening."""
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Pauses after the first, second, ... failure at an address; the last one from then on."""
 TOLD_ATTEMPTS = 4
@@ -148,6 +152,12 @@ class Hint:
     num_failures: int = 0
     failure: Failure | None = None
     node: str = ""  # that answered last
+    told: frozenset[Address] = frozenset()  # that we have told it, or it us
+
+    def hasten(self, then: float) -> None:
+        """Greet it by ``then``, unless that is under way."""
+        if self.next_try < math.inf:
+            self.next_try = min(self.next_try, then)
 
 
 @dataclass(slots=True)
@@ -169,7 +179,7 @@ class Membership:
             case RecordHeard():
                 return self._hear(event)
             case RecordGone(name):
-                return self._miss(name)
+                return self._miss(name, now)
             case AddressLearned(address, source):
                 return self._learn(address, source)
             case PeerAnswered(address, peer, known):
@@ -216,17 +226,15 @@ class Membership:
             actions += self._learn(address, RECORD)
         return actions
 
-    def _miss(self, name: str) -> list[MembershipAction]:
+    def _miss(self, name: str, now: float) -> list[MembershipAction]:
         record = self.records.pop(name, None)
-        actions: list[MembershipAction] = []
         for address in record.addresses if record else ():
             hint = self.hints.get(address)
             if hint is None or RECORD not in hint.sources:
                 continue
             hint.sources.discard(RECORD)
-            if hint.next_try < math.inf:  # has it really left? Anyone may say so.
-                actions += self._greet(address)
-        return actions
+            hint.hasten(now + GOODBYE_S)  # has it really left? Anyone may say so.
+        return []
 
     def _learn(self, address: Address, source: str) -> list[MembershipAction]:
         if address in self.own:
@@ -236,13 +244,14 @@ class Membership:
             if len(self.hints) >= MAX_ADDRESSES:
                 return []
             self.hints[address] = Hint({source})
-            return [GreetPeer(address)]
+            return self._greet(address)
         hint.sources.add(source)
         # News of an address that failed: its board may have come back. TOLD is repeated often, and no news.
         return self._greet(address) if hint.failure and source != TOLD and hint.next_try < math.inf else []
 
     def _greet(self, address: Address) -> list[MembershipAction]:
-        self.hints[address].next_try = math.inf
+        hint = self.hints[address]
+        hint.next_try, hint.told = math.inf, hint.told | set(self.known)
         return [GreetPeer(address)]
 
     def _join(self, address: Address, peer: Peer, known: tuple[Address, ...], now: float) -> list[MembershipAction]:
@@ -256,13 +265,18 @@ class Membership:
         if hint.node and hint.node != peer.node:
             actions += self._lose(address, f"{peer.node} answers at its address now")
         hint.node, hint.failure, hint.num_failures = peer.node, None, 0
-        hint.next_try = now + REFRESH_S
+        hint.told |= set(known)
         before = self.peers.get(peer.node)
         if before is None or before.address == address:
             self.peers[peer.node] = peer
         if before is None:
             self._has_company = True
             actions += [ReportJoined(peer), RememberPeers(self.known)]
+            for other_peer in self.peers.values():
+                if address not in self.hints[other_peer.address].told:
+                    self.hints[other_peer.address].hasten(now + GOSSIP_S)
+        has_news = set(self.known) - hint.told - {address}
+        hint.next_try = now + (GOSSIP_S if has_news else REFRESH_S)
         for other in known[:MAX_TOLD]:
             actions += self._learn(other, TOLD)
         return actions

@@ -21,7 +21,7 @@ from flowspec_edge.core.events import Passage
 from flowspec_edge.core.tree import Row
 from flowspec_edge.errors import ProtocolError
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 5
 
 MAX_HEADER_BYTES = 65536
 """A chunk of 512 rows has a header of about 8 KB; nothing else comes near."""
@@ -61,6 +61,16 @@ class Welcome:
     free_memory_bytes: int
     bundles: list[str]
     can_fetch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Both ways on a fresh control link, the connecting side first: the port at which the sender is reached (0: it serves
+    nobody), and the addresses, ``HOST:PORT``, of the peers it knows.
+    """
+
+    port: int
+    addresses: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +193,7 @@ class TappedRows:
 Message = (
     Hello
     | Welcome
+    | Peers
     | OpenStage
     | StageProgress
     | StageOpened
@@ -200,6 +211,7 @@ Message = (
 _PLAIN: tuple[type[Any], ...] = (
     Hello,
     Welcome,
+    Peers,
     OpenStage,
     StageProgress,
     StageOpened,

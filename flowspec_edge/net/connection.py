@@ -150,6 +150,11 @@ class Link:
         """The address by which the peer at the other end knows this machine."""
         return str(self._transport.get_extra_info("sockname")[0])
 
+    @property
+    def peer_host(self) -> str:
+        """The address that the peer connects from, or answers at."""
+        return str(self._transport.get_extra_info("peername")[0])
+
     def _finish(self, end: FlowspecError) -> None:
         """The first end counts; everyone who waits sees it."""
         self._end = self._end or end

@@ -12,7 +12,14 @@ import aiohttp
 from aiohttp import web
 
 from flowspec_edge.core import wire
-from flowspec_edge.errors import FlowspecError, LinkLostError, NodeUnavailableError, OtherKeyError, ProtocolError
+from flowspec_edge.errors import (
+    FlowspecError,
+    LinkLostError,
+    NodeUnavailableError,
+    OtherKeyError,
+    OtherVersionError,
+    ProtocolError,
+)
 from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.connection import CLOSE_S, MAX_FRAME_BYTES, Link
@@ -35,6 +42,8 @@ class LinkTimeouts:
     heartbeat_s: float = 2.0
 
 
+SPEAKS_PROTOCOL = "speaks protocol"
+"""What every version says when it refuses another one; the refused side knows it by these words."""
 DEFAULT_TIMEOUTS = LinkTimeouts()
 
 
@@ -53,7 +62,8 @@ async def open_link(
 
     Raises:
         OtherKeyError: the peer has another cluster key, or only one of the two has any.
-        NodeUnavailableError: nothing answers in time, the peer refuses (another protocol version), or it is not ``node``.
+        OtherVersionError: the peer speaks another version of the protocol.
+        NodeUnavailableError: nothing answers in time, the peer refuses, or it is not ``node``.
     """
     peer, address = node or "(not yet known)", f"{host}:{port}"
     session = aiohttp.ClientSession()
@@ -74,7 +84,8 @@ async def open_link(
         if link is None and (mismatch := _key_mismatch(cause)):
             raise OtherKeyError(f"peer {peer} at {address} {mismatch}") from cause
         if isinstance(cause, (LinkLostError, ProtocolError)):
-            raise NodeUnavailableError(f"peer {peer} at {address} refused the link: {cause}") from cause
+            kind = OtherVersionError if SPEAKS_PROTOCOL in str(cause) else NodeUnavailableError
+            raise kind(f"peer {peer} at {address} refused the link: {cause}") from cause
         if isinstance(cause, (OSError, aiohttp.ClientError)):  # OSError includes TimeoutError
             why = f"no answer within {timeouts.connect_s:g} s" if isinstance(cause, TimeoutError) else str(cause)
             raise NodeUnavailableError(
@@ -213,7 +224,7 @@ class LinkServer:
         welcome = self._welcome()
         if hello.protocol != wire.PROTOCOL_VERSION:
             raise ProtocolError(
-                f"{hello.node} speaks protocol {hello.protocol}, {welcome.node} speaks {wire.PROTOCOL_VERSION}; "
+                f"{hello.node} {SPEAKS_PROTOCOL} {hello.protocol}, {welcome.node} speaks {wire.PROTOCOL_VERSION}; "
                 "run one flowspec version on both"
             )
         if hello.purpose != link.purpose:

@@ -104,10 +104,12 @@ def test_failures_wait_longer_each_time_and_news_ends_the_wait(members):
 def test_a_goodbye_is_asked_about_not_believed(members):
     members.handle(record("hall", HALL), 0)
     members.handle(answered("hall", HALL), 0)
-    assert members.handle(RecordGone("hall.record"), 1) == [GreetPeer(HALL)]
-    assert members.handle(answered("hall", HALL), 2) == []
+    assert members.handle(RecordGone("hall.record"), 1) == []
+    assert members.next_deadline() == 1 + ms.GOODBYE_S
+    assert members.handle(TimePassed(), 4) == [GreetPeer(HALL)]
+    assert members.handle(answered("hall", HALL), 5) == []
     assert list(members.peers) == ["hall"]
-    assert members.handle(RecordGone("unknown"), 3) == []
+    assert members.handle(RecordGone("unknown"), 6) == []
 
 
 def test_a_node_with_two_addresses_is_one_peer_and_outlives_the_first(members):
@@ -137,6 +139,22 @@ def test_a_namesake_is_no_peer_and_named(members):
     members.handle(AddressLearned(HALL, ms.TYPED), 0)
     assert members.handle(answered("pi-own", HALL), 0) == []
     assert members.hints[HALL].failure.kind == ms.SAME_NAME
+
+
+def test_a_peer_is_told_of_a_later_one_soon_and_once(members):
+    joined(members, "hall", HALL)
+    joined(members, "attic", ATTIC, 1.0)
+    assert members.next_deadline() == 1.0 + ms.GOSSIP_S
+    assert members.handle(TimePassed(), 2) == [GreetPeer(HALL)]
+    members.handle(answered("hall", HALL), 2)
+    assert members.next_deadline() > 10
+
+
+def test_a_peer_that_already_knows_the_later_one_is_left_alone(members):
+    members.handle(AddressLearned(HALL, ms.TYPED), 0)
+    members.handle(answered("hall", HALL, ATTIC), 0)
+    members.handle(answered("attic", ATTIC, HALL), 1)
+    assert members.next_deadline() == ms.REFRESH_S
 
 
 def test_being_alone_is_said_once(members):

@@ -1,0 +1,366 @@
+"""The peers of a node, found and authenticated: ``core/membership.py`` decides, this module greets, listens and remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import socket
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from flowspec_edge.core import membership as ms
+from flowspec_edge.core import wire
+from flowspec_edge.core.membership import Address, Failure, Membership, Peer, parse_address
+from flowspec_edge.errors import (
+    NodeUnavailableError,
+    OtherKeyError,
+    OtherVersionError,
+    ProtocolError,
+    StateError,
+)
+from flowspec_edge.net.addresses import NODE_PORT, is_loopback, local_networks, own_addresses
+from flowspec_edge.net.auth import Credentials
+from flowspec_edge.net.discovery import Announcement, Announcer, Browser
+from flowspec_edge.net.link import DEFAULT_TIMEOUTS, open_link
+from flowspec_edge.state import read_private, state_directory, write_private
+
+WATCH_S = 5.0
+"""How often to look whether this machine's addresses have changed: a cable put in, Wi-Fi that came late."""
+MAX_REMEMBERED_BYTES = 2**16
+
+_KINDS = {
+    errno.ECONNREFUSED: ms.REFUSED,
+    errno.EHOSTUNREACH: ms.NO_ROUTE,
+    errno.ENETUNREACH: ms.NO_ROUTE,
+    errno.EHOSTDOWN: ms.NO_ROUTE,
+    errno.ETIMEDOUT: ms.TIMED_OUT,
+}
+_log = logging.getLogger(__name__)
+
+Report = Callable[[ms.MembershipAction], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbourhood:
+    """Where to look for peers. ``peers`` were typed; ``remembers`` those of earlier runs, and keeps those of this one."""
+
+    cluster: str
+    host: str
+    credentials: Credentials | None = None
+    peers: tuple[Address, ...] = ()
+    remembers: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        return is_loopback(self.host)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.credentials.fingerprint if self.credentials else ""
+
+
+class Directory:
+    """Made by :meth:`start`; use it as an async context, or ``close`` it."""
+
+    def __init__(self, where: Neighbourhood, node: str, port: int, version: str, report: Report | None) -> None:
+        self.where = where
+        self._version, self._port = version, port
+        self._report = report
+        self.membership = Membership(node, where.cluster, where.fingerprint, time.monotonic(), self._own_addresses())
+        self.mdns_error: str | None = None
+        self._events: asyncio.Queue[ms.MembershipEvent] = asyncio.Queue()
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._browser: Browser | None = None
+        self._announcer: Announcer | None = None
+
+    @classmethod
+    async def start(
+        cls, where: Neighbourhood, *, node: str, port: int = 0, version: str, report: Report | None = None
+    ) -> Directory:
+        """Begin to look for peers. A node that listens at ``port`` announces itself and tells its peers of it.
+
+        Where mDNS cannot be used, a warning says so, and the other ways go on.
+        """
+        directory = cls(where, node, port, version, report)
+        await directory._open_mdns()
+        for address in where.peers:
+            directory.tell(ms.AddressLearned(address, ms.TYPED))
+        for address in remembered_peers(where) if where.remembers else ():
+            directory.tell(ms.AddressLearned(address, ms.REMEMBERED))
+        directory._spawn(directory._run(), "directory")
+        if not where.is_local:
+            directory._spawn(directory._watch_addresses(), "addresses")
+        return directory
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Take the announcement back and stop looking."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._close_mdns()
+
+    @property
+    def found(self) -> list[Announcement]:
+        """The peers there are now, by name."""
+        return [
+            Announcement(
+                node=peer.node,
+                host=peer.address.host,
+                port=peer.address.port,
+                cluster=self.where.cluster,
+                version=peer.version,
+                fingerprint=self.where.fingerprint,
+            )
+            for peer in sorted(self.membership.peers.values(), key=lambda peer: peer.node)
+        ]
+
+    async def wait_for(self, is_enough: Callable[[list[Announcement]], bool], timeout_s: float) -> list[Announcement]:
+        """The peers once they are enough, or after ``timeout_s``, whatever there is."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not is_enough(self.found):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        return self.found
+
+    def tell(self, event: ms.MembershipEvent) -> None:
+        self._events.put_nowait(event)
+
+    def take_peers(self, host: str, told: wire.Peers) -> wire.Peers:
+        """A member that connected from ``host`` has told where it and others are; the answer is what we know.
+
+        Raises:
+            ProtocolError: what it told are no addresses.
+        """
+        if not told.port < 65536:
+            raise ProtocolError(f"Peers.port is {told.port}, not a port")
+        for address in ([Address(host, told.port)] if told.port else []) + _parse_told(told):
+            self.tell(ms.AddressLearned(address, ms.TOLD))
+        return self._known()
+
+    def _known(self) -> wire.Peers:
+        return wire.Peers(self._port, [str(address) for address in self.membership.known])
+
+    def _own_addresses(self) -> frozenset[Address]:
+        return frozenset(Address(host, self._port) for host in own_addresses(self.where.host) if self._port)
+
+    async def _run(self) -> None:
+        while True:
+            deadline, now = self.membership.next_deadline(), time.monotonic()
+            event: ms.MembershipEvent = ms.TimePassed()
+            try:
+                async with asyncio.timeout(None if deadline is None else max(deadline - now, 0)):
+                    event = await self._events.get()
+            except TimeoutError:
+                pass
+            for action in self.membership.handle(event, time.monotonic()):
+                self._perform(action)
+            self._changed.set()
+
+    def _perform(self, action: ms.MembershipAction) -> None:
+        match action:
+            case ms.GreetPeer(address):
+                self._spawn(self._greet(address), f"greeting {address}")
+            case ms.RememberPeers(addresses):
+                if self.where.remembers:
+                    self._spawn(self._remember(addresses), "remembering peers")
+            case _:
+                if self._report is not None:
+                    self._report(action)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _greet(self, address: Address) -> None:
+        """One exchange: who is there, and whom each of the two knows."""
+        hello = wire.Hello(self.membership.node, self._version, wire.PROTOCOL_VERSION, wire.CONTROL, "")
+        try:
+            link, welcome = await open_link(address.host, address.port, hello, credentials=self.where.credentials)
+            try:
+                link.send(self._known())
+                async with asyncio.timeout(DEFAULT_TIMEOUTS.connect_s):
+                    answer = await link.receive()
+                if not isinstance(answer, wire.Peers):
+                    raise ProtocolError(f"peer {welcome.node}: {type(answer).__name__} came where Peers was expected")
+                known = tuple(_parse_told(answer))
+            finally:
+                await link.close()
+        except (NodeUnavailableError, ProtocolError, TimeoutError) as cause:
+            text = str(cause) or f"peer at {address} did not say within {DEFAULT_TIMEOUTS.connect_s:g} s whom it knows"
+            self.tell(ms.PeerFailed(address, Failure(failure_kind(cause), text)))
+            return
+        except Exception as cause:  # a link that was lost midway
+            self.tell(ms.PeerFailed(address, Failure(ms.BROKEN, str(cause))))
+            return
+        peer = Peer(welcome.node, address, welcome.version, welcome.free_memory_bytes, tuple(welcome.bundles))
+        self.tell(ms.PeerAnswered(address, peer, known))
+
+    async def _remember(self, addresses: Sequence[Address]) -> None:
+        try:
+            await asyncio.to_thread(remember_peers, self.where, addresses)
+        except StateError as cause:
+            _log.warning("peers are not remembered: %s", cause)
+
+    async def _open_mdns(self) -> None:
+        try:
+            self._browser = await Browser.start(self.tell, is_local=self.where.is_local)
+            if self._port:
+                self._announcer = await Announcer.start(
+                    Announcement(
+                        node=self.membership.node,
+                        host=self.where.host,
+                        port=self._port,
+                        cluster=self.where.cluster,
+                        version=self._version,
+                        fingerprint=self.where.fingerprint,
+                    )
+                )
+            self.mdns_error = None
+        except NodeUnavailableError as cause:
+            self.mdns_error = str(cause)
+            _log.warning("%s", cause)
+
+    async def _close_mdns(self) -> None:
+        if self._announcer is not None:
+            await self._announcer.close()
+        if self._browser is not None:
+            await self._browser.close()
+        self._announcer = self._browser = None
+
+    async def _watch_addresses(self) -> None:
+        before = local_networks()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = local_networks()
+            if now != before:
+                before = now
+                _log.info("addresses of this machine: %s", ", ".join(now) or "none")
+                self.membership.own = self._own_addresses()
+                await self._close_mdns()
+                await self._open_mdns()
+
+
+async def find_peers(
+    where: Neighbourhood,
+    *,
+    node: str,
+    version: str,
+    num_nodes: int | None = None,
+    timeout_s: float,
+    settle_s: float = 0.0,
+) -> list[Announcement]:
+    """Look for the nodes of a cluster until ``num_nodes`` have answered, or, where it is not said how many there are, for
+    ``settle_s`` more after the first.
+
+    Raises:
+        NodeUnavailableError: after ``timeout_s`` none has, or fewer than ``num_nodes``; with what was heard of others.
+    """
+    async with await Directory.start(where, node=node, version=version) as directory:
+        found = await directory.wait_for(lambda nodes: len(nodes) >= (num_nodes or 1), timeout_s)
+        if found and num_nodes is None:
+            found = await directory.wait_for(lambda nodes: False, settle_s)
+        others = _others(directory)
+    place = "on this machine" if where.is_local else "on this network"
+    if not found:
+        raise NodeUnavailableError(
+            f"no node of cluster {where.cluster} found {place} within {timeout_s:g} s{others}; start one with: "
+            f"flowspec node --cluster {where.cluster}"
+        )
+    if num_nodes is not None and len(found) < num_nodes:
+        names = ", ".join(announcement.node for announcement in found)
+        raise NodeUnavailableError(
+            f"{len(found)} of {num_nodes} nodes of cluster {where.cluster} found {place} within {timeout_s:g} s "
+            f"({names}){others}; start the others with flowspec node, or ask for fewer with --nodes"
+        )
+    return found[:num_nodes]
+
+
+def _others(directory: Directory) -> str:
+    """What was heard of and came to nothing, for the end of a sentence."""
+    members = directory.membership
+    names = {
+        record.node
+        for record in members.records.values()
+        # Clusters of other labels on one machine, as tests and demos make them, are meant to be apart.
+        if not members.is_ours(record) and (record.cluster == members.cluster or not directory.where.is_local)
+    }
+    names |= {str(address) for address, hint in members.hints.items() if hint.failure is not None}
+    if not names:
+        return ""
+    listed = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    return f" (heard of but not usable: {listed}; flowspec doctor says why)"
+
+
+def failure_kind(cause: BaseException | None) -> str:
+    """What kept a peer away, from the error and those behind it; see ``Failure``."""
+    if isinstance(cause, OtherKeyError):
+        return ms.OTHER_KEY
+    if isinstance(cause, OtherVersionError):
+        return ms.OTHER_VERSION
+    while cause is not None:
+        behind = getattr(cause, "os_error", cause)  # aiohttp wraps what the socket said
+        if isinstance(behind, TimeoutError):
+            return ms.TIMED_OUT
+        if isinstance(behind, socket.gaierror):
+            return ms.NO_NAME
+        if isinstance(behind, OSError) and behind.errno in _KINDS:
+            return _KINDS[behind.errno]
+        cause = cause.__cause__
+    return ms.BROKEN
+
+
+def _parse_told(told: wire.Peers) -> list[Address]:
+    if len(told.addresses) > ms.MAX_TOLD:
+        raise ProtocolError(f"Peers with {len(told.addresses)} addresses; at most {ms.MAX_TOLD} are told (MAX_TOLD)")
+    parsed = [parse_address(text, NODE_PORT) for text in told.addresses]
+    if None in parsed:
+        raise ProtocolError(f"Peers tell {told.addresses[parsed.index(None)]!r:.80}, which is no address")
+    return [address for address in parsed if address is not None]
+
+
+def _read_all() -> dict[str, list[str]]:
+    text = read_private(state_directory() / "peers.json") or "{}"
+    try:
+        remembered = json.loads(text[:MAX_REMEMBERED_BYTES])
+    except ValueError:
+        return {}  # it is only hints; the next peer that answers writes it anew
+    return remembered if isinstance(remembered, dict) else {}
+
+
+def remembered_peers(where: Neighbourhood) -> Iterable[Address]:
+    """Addresses at which peers of this cluster answered in earlier runs."""
+    try:
+        texts = _read_all().get(f"{where.cluster}/{where.fingerprint}")
+    except StateError as cause:
+        _log.warning("%s", cause)
+        return []
+    parsed = (parse_address(str(text), NODE_PORT) for text in (texts if isinstance(texts, list) else [])[: ms.MAX_TOLD])
+    return [address for address in parsed if address is not None]
+
+
+def remember_peers(where: Neighbourhood, addresses: Sequence[Address]) -> None:
+    """Keep these in front of those kept before, up to MAX_TOLD.
+
+    Raises:
+        StateError: it cannot be written.
+    """
+    everything = _read_all()
+    both = dict.fromkeys([*addresses, *remembered_peers(where)])
+    everything[f"{where.cluster}/{where.fingerprint}"] = [str(address) for address in both][: ms.MAX_TOLD]
+    write_private(state_directory() / "peers.json", json.dumps(everything, indent=1) + "\n")

@@ -1,0 +1,236 @@
+"""Peers over real sockets on loopback: found, authenticated, told of, remembered, lost; and rogues that come to nothing."""
+
+import asyncio
+import contextlib
+import secrets
+import socket
+
+import pytest
+
+from flowspec_edge.core import membership as ms
+from flowspec_edge.core import wire
+from flowspec_edge.core.membership import Address
+from flowspec_edge.errors import NodeUnavailableError, ProtocolError
+from flowspec_edge.net import directory as directories
+from flowspec_edge.net.auth import derive_credentials
+from flowspec_edge.net.directory import Directory, Neighbourhood, find_peers, remember_peers, remembered_peers
+from flowspec_edge.net.discovery import Announcement, Announcer
+from flowspec_edge.net.link import LinkServer
+from tests.net.conftest import make_hello
+
+WAIT_S = 20
+
+
+@pytest.fixture
+def cluster():
+    return f"test-{secrets.token_hex(4)}"
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return derive_credentials(bytes(range(20)))
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return derive_credentials(bytes(20))
+
+
+class Board:
+    """A node's listener and directory, without layers."""
+
+    def __init__(self, name, server, directory, actions):
+        self.name, self.server, self.directory, self.actions = name, server, directory, actions
+
+    @property
+    def address(self):
+        return Address("127.0.0.1", self.server.port)
+
+    def sees(self):
+        return {peer.node for peer in self.directory.found}
+
+    async def until_it_sees(self, *names):
+        wanted = set(names)
+        await self.directory.wait_for(lambda found: {peer.node for peer in found} == wanted, WAIT_S)
+        assert self.sees() == wanted
+
+    async def close(self):
+        await self.directory.close()
+        await self.server.close()
+
+
+@pytest.fixture
+async def start(cluster, monkeypatch):
+    boards = []
+
+    async def start(name, *peers, credentials=None, label=cluster, is_heard=True, protocol=wire.PROTOCOL_VERSION):
+        def welcome():
+            return wire.Welcome(name, "0.1.0", 2**30, [])
+
+        async def take(link):
+            async for message in link:
+                link.send(board.directory.take_peers(link.peer_host, message))
+
+        server = await LinkServer.start("127.0.0.1", 0, welcome, take, credentials=credentials)
+        where = Neighbourhood(cluster=label, host="127.0.0.1", credentials=credentials, peers=peers)
+        actions = []
+        with contextlib.ExitStack() as stack:
+            if not is_heard:
+                stack.enter_context(monkeypatch.context()).setattr(Directory, "_open_mdns", no_mdns)
+            directory = await Directory.start(
+                where, node=name, port=server.port, version="0.1.0", report=actions.append
+            )
+        board = Board(name, server, directory, actions)
+        boards.append(board)
+        return board
+
+    yield start
+    await asyncio.gather(*(board.close() for board in boards))
+
+
+async def no_mdns(directory):
+    """As on a network that drops multicast."""
+
+
+async def test_three_boards_find_each_other_by_mdns(start, ours):
+    hall, attic, shed = [await start(name, credentials=ours) for name in ("hall", "attic", "shed")]
+    await hall.until_it_sees("attic", "shed")
+    await attic.until_it_sees("hall", "shed")
+    await shed.until_it_sees("hall", "attic")
+    await shed.close()
+    await hall.until_it_sees("attic")
+    assert any(isinstance(action, ms.ReportLost) and action.peer.node == "shed" for action in hall.actions)
+
+
+async def test_without_multicast_one_address_is_enough_for_all(start, ours):
+    hall = await start("hall", credentials=ours, is_heard=False)
+    others = [await start(name, hall.address, credentials=ours, is_heard=False) for name in ("attic", "shed", "desk")]
+    everyone = {"hall", "attic", "shed", "desk"}
+    for board in (hall, *others):
+        await board.until_it_sees(*(everyone - {board.name}))
+
+
+async def test_other_labels_and_other_keys_stay_apart_and_are_heard_of(start, ours, theirs, cluster):
+    boards = [
+        await start("ours", credentials=ours),
+        await start("theirs", credentials=theirs),
+        await start("plain"),
+        await start("elsewhere", credentials=ours, label=f"{cluster}-2"),
+    ]
+    for board in boards:
+        records = board.directory.membership.records
+        async with asyncio.timeout(WAIT_S):
+            while {"ours", "theirs", "plain", "elsewhere"} - {record.node for record in records.values()}:
+                await asyncio.sleep(0.01)
+        assert board.sees() == set()
+        assert not board.directory.membership.hints
+
+
+async def test_a_rogue_that_announces_our_fingerprint_is_no_peer(start, ours, theirs, cluster):
+    rogue = await start("rogue", credentials=theirs, label=f"{cluster}-rogue")
+    forged = await Announcer.start(
+        Announcement(
+            node="kitchen",
+            host="127.0.0.1",
+            port=rogue.server.port,
+            cluster=cluster,
+            version="0.1.0",
+            fingerprint=ours.fingerprint,
+        )
+    )
+    hall = await start("hall", credentials=ours)
+    hints = hall.directory.membership.hints
+    async with asyncio.timeout(WAIT_S):
+        while rogue.address not in hints or hints[rogue.address].failure is None:
+            await asyncio.sleep(0.01)
+    assert hints[rogue.address].failure.kind == ms.OTHER_KEY
+    assert hall.sees() == rogue.sees() == set()
+    await forged.close()
+
+
+async def test_looking_finds_those_that_answer_and_says_what_came_to_nothing(start, ours, theirs, cluster):
+    def where(**changes):
+        return Neighbourhood(**{"cluster": cluster, "host": "127.0.0.1", "credentials": ours, **changes})
+
+    async def look(place, **options):
+        return await find_peers(place, node="asker", version="0.1.0", **{"timeout_s": 3, **options})
+
+    with pytest.raises(
+        NodeUnavailableError, match=rf"no node of cluster {cluster} .*flowspec node --cluster {cluster}"
+    ):
+        await look(where(), timeout_s=0.2)
+    hall = await start("hall", credentials=ours)
+    (found,) = await look(where(), settle_s=0.2)
+    assert (found.node, found.host, found.port) == ("hall", "127.0.0.1", hall.server.port)
+    with pytest.raises(NodeUnavailableError, match=r"1 of 2 nodes .*\(hall\).*--nodes"):
+        await look(where(), num_nodes=2)
+    with pytest.raises(NodeUnavailableError, match=r"heard of but not usable: hall; flowspec doctor"):
+        await look(where(credentials=theirs))
+    assert not any(isinstance(action, ms.ReportJoined) for action in hall.actions)  # an asker serves nobody
+
+
+def raise_from(error):
+    try:
+        raise NodeUnavailableError("x") from error
+    except NodeUnavailableError as raised:
+        return raised
+
+
+async def test_what_kept_a_peer_away_has_a_kind(start, ours, theirs, monkeypatch):
+    async def kind_of(address, credentials=ours):
+        where = Neighbourhood(cluster="x", host="127.0.0.1", credentials=credentials, peers=(address,))
+        monkeypatch.setattr(Directory, "_open_mdns", no_mdns)
+        async with await Directory.start(where, node="asker", version="0.1.0") as directory:
+            hint = None
+            async with asyncio.timeout(WAIT_S):
+                while hint is None or hint.failure is None:
+                    await asyncio.sleep(0.01)
+                    hint = directory.membership.hints.get(address)
+            return hint.failure.kind
+
+    hall = await start("hall", credentials=ours)
+    assert await kind_of(hall.address, theirs) == ms.OTHER_KEY
+    assert await kind_of(hall.address, None) == ms.OTHER_KEY
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        assert await kind_of(Address(*unused.getsockname())) == ms.REFUSED
+    with monkeypatch.context() as other:
+        newer, open_link = make_hello(protocol=99), directories.open_link
+        other.setattr(directories, "open_link", lambda host, port, hello, **more: open_link(host, port, newer, **more))
+        assert await kind_of(hall.address) == ms.OTHER_VERSION
+    assert directories.failure_kind(raise_from(TimeoutError())) == ms.TIMED_OUT
+    assert directories.failure_kind(raise_from(socket.gaierror(-2, "unknown"))) == ms.NO_NAME
+    assert directories.failure_kind(raise_from(OSError(113, "No route to host"))) == ms.NO_ROUTE
+    assert directories.failure_kind(raise_from(None)) == ms.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        (wire.Peers(70000, []), "Peers.port is 70000"),
+        (wire.Peers(1, ["nowhere:port"]), "'nowhere:port', which is no address"),
+        (wire.Peers(1, ["a:1"] * 65), "65 addresses; at most 64"),
+    ],
+)
+async def test_what_is_told_is_checked(start, told, text):
+    hall = await start("hall")
+    with pytest.raises(ProtocolError, match=text):
+        hall.directory.take_peers("127.0.0.1", told)
+
+
+def test_peers_are_remembered_by_cluster(state, ours, theirs):
+    where, other = (
+        Neighbourhood(cluster="home", host="0.0.0.0", credentials=c, remembers=True) for c in (ours, theirs)
+    )
+    hall, attic = Address("10.0.0.1", 7361), Address("10.0.0.2", 7361)
+    assert list(remembered_peers(where)) == []
+    remember_peers(where, [hall])
+    remember_peers(where, [attic])
+    remember_peers(other, [Address("10.0.0.3", 1)])
+    assert list(remembered_peers(where)) == [attic, hall]
+    (state / "peers.json").write_text('{"home/' + ours.fingerprint + '": ["x y", 5, "10.0.0.1"]}')
+    assert list(remembered_peers(where)) == [Address("5", 7361), hall]
+    (state / "peers.json").write_text("nonsense")
+    assert list(remembered_peers(where)) == []
+    remember_peers(where, [hall])
+    assert list(remembered_peers(where)) == [hall]
