@@ -21,7 +21,7 @@ from flowspec_edge.core.events import Passage
 from flowspec_edge.core.tree import Row
 from flowspec_edge.errors import ProtocolError
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 4
 
 MAX_HEADER_BYTES = 65536
 """A chunk of 512 rows has a header of about 8 KB; nothing else comes near."""
