@@ -155,7 +155,7 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
 
 def _add_serving(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
-    parser.add_argument("--name", help="name that others see (default: host name and process id)")
+    parser.add_argument("--name", help="name that others see (default: host name and six random digits)")
     parser.add_argument("--threads", type=int, default=None, help="threads per stage (default: the board profile's)")
     parser.add_argument("--memory", type=int, metavar="MIB", help="memory to offer (default: the board profile's)")
     parser.add_argument(
@@ -485,7 +485,7 @@ async def _search(options: argparse.Namespace, access: Access) -> list[Any]:
 
     return await find_peers(
         neighbourhood(options, access),
-        node=f"{unique_name()}-search",  # this process may be one of the nodes
+        node=unique_name(),
         version=__version__,
         num_nodes=options.nodes,
         timeout_s=options.wait,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
+import secrets
 import socket
 import threading
 import time
@@ -128,8 +128,8 @@ class Board:
 
 
 def unique_name() -> str:
-    """This machine's name and process id."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+    """This machine's name and six digits by chance: freshly flashed cards all have one name, and often one process id."""
+    return f"{socket.gethostname()}-{secrets.token_hex(3)}"
 
 
 def available_memory_bytes() -> int:

@@ -26,6 +26,8 @@ class PeerDisplay:
                 self._say(f"joined: {peer.node} at {peer.address}")
             case ms.ReportLost(peer, why):
                 self._say(f"lost: {peer.node} at {peer.address} ({why})")
+            case ms.ReportNamesake(text):
+                print(f"flowspec: {text}", file=sys.stderr, flush=True)
             case ms.ReportAlone():
                 print(f"flowspec: {alone_text(self._where, self.port)}", file=sys.stderr, flush=True)
 

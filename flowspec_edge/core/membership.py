@@ -131,6 +131,13 @@ class ReportLost:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportNamesake:
+    """Another node has this node's name; said once per address."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class RememberPeers:
     addresses: tuple[Address, ...]
 
@@ -140,7 +147,7 @@ class ReportAlone:
     """Nobody has answered for ALONE_S; said once."""
 
 
-MembershipAction = GreetPeer | ReportJoined | ReportLost | RememberPeers | ReportAlone
+MembershipAction = GreetPeer | ReportJoined | ReportLost | ReportNamesake | RememberPeers | ReportAlone
 
 
 @dataclass(slots=True)
@@ -260,7 +267,8 @@ class Membership:
             return []
         if peer.node == self.node:
             why = f"the node at {address} has this node's own name, {peer.node}; give one of the two another --name"
-            return self._fail(address, Failure(SAME_NAME, why), now)
+            is_news = hint.failure is None or hint.failure.kind != SAME_NAME
+            return ([ReportNamesake(why)] if is_news else []) + self._fail(address, Failure(SAME_NAME, why), now)
         actions: list[MembershipAction] = []
         if hint.node and hint.node != peer.node:
             actions += self._lose(address, f"{peer.node} answers at its address now")

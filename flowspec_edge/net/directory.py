@@ -16,6 +16,7 @@ from flowspec_edge.core import membership as ms
 from flowspec_edge.core import wire
 from flowspec_edge.core.membership import Address, Failure, Membership, Peer, parse_address
 from flowspec_edge.errors import (
+    FlowspecError,
     NodeUnavailableError,
     OtherKeyError,
     OtherVersionError,
@@ -201,12 +202,9 @@ class Directory:
                 known = tuple(_parse_told(answer))
             finally:
                 await link.close()
-        except (NodeUnavailableError, ProtocolError, TimeoutError) as cause:
+        except (FlowspecError, OSError) as cause:  # TimeoutError is an OSError
             text = str(cause) or f"peer at {address} did not say within {DEFAULT_TIMEOUTS.connect_s:g} s whom it knows"
             self.tell(ms.PeerFailed(address, Failure(failure_kind(cause), text)))
-            return
-        except Exception as cause:  # a link that was lost midway
-            self.tell(ms.PeerFailed(address, Failure(ms.BROKEN, str(cause))))
             return
         peer = Peer(welcome.node, address, welcome.version, welcome.free_memory_bytes, tuple(welcome.bundles))
         self.tell(ms.PeerAnswered(address, peer, known))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ RECORD_MS = 3000
 MAX_ASKING = 64
 """Records asked for at a time; names heard beyond that are ignored until they are heard again."""
 MAX_LABEL_BYTES = 55
-"""Of a record's name; 63 with the port behind it is what DNS allows."""
+"""Of a record's name; DNS allows 63, and what makes it unique comes behind."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Announcer:
         label = announcement.node.replace(".", "-").encode()[:MAX_LABEL_BYTES].decode(errors="ignore")
         info = AsyncServiceInfo(
             SERVICE_TYPE,
-            f"{label}-{announcement.port}.{SERVICE_TYPE}",  # the node's own name is in the record
+            f"{label}-{secrets.token_hex(3)}.{SERVICE_TYPE}",  # the node's own name is in the record
             port=announcement.port,
             addresses=[socket.inet_aton(address) for address in addresses_to_announce(announcement.host)],
             properties={
@@ -72,7 +73,7 @@ class Announcer:
         )
         zeroconf = _open_zeroconf(is_local=is_loopback(announcement.host))
         try:
-            # Record names are unique by address and port, so probing for a rival would only cost time.
+            # Record names are unique by chance, so probing for a rival would only cost time.
             await (await zeroconf.async_register_service(info, cooperating_responders=True))
         except BaseException:
             await zeroconf.async_close()

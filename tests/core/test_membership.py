@@ -137,7 +137,10 @@ def test_a_board_that_starts_again_under_another_name_replaces_itself(members):
 
 def test_a_namesake_is_no_peer_and_named(members):
     members.handle(AddressLearned(HALL, ms.TYPED), 0)
-    assert members.handle(answered("pi-own", HALL), 0) == []
+    (report,) = members.handle(answered("pi-own", HALL), 0)
+    assert "own name, pi-own; give one of the two another --name" in report.text
+    members.handle(TimePassed(), 10)
+    assert members.handle(answered("pi-own", HALL), 10) == []
     assert members.hints[HALL].failure.kind == ms.SAME_NAME
 
 
