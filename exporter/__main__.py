@@ -21,7 +21,8 @@ in its manifest.json. A bundle that differs by more than the stated tolerance is
 EPILOG = """\
 examples:
   flowspec-export ./tinyllama --drafter ./tinyllama-eagle --out ./tinyllama-int8 --precision int8
-  flowspec-export ./tinyllama --out ./tinyllama-fp32 --block-size 2
+  flowspec-export ./tinyllama --out ./tinyllama-fp32 --precision fp32 --block-size 2
+  flowspec-export ./qwen3-1.7b --out ./qwen3 --also w8a8 int4 --eval-text ./prose.txt
 
 exit status: 0 written, 1 refused (the last line says why), 2 wrong arguments, 130 interrupted.
 """
@@ -52,10 +53,27 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "int8"),
+        choices=("fp32", "fp16", "int8", "w8a8", "int4"),
         default="int8",
-        help="int8 (default): 8-bit weights in the files, a quarter of the size, unpacked to float32 when loaded. "
-        "fp32: the checkpoint's weights as they are",
+        help="of the whole bundle. int8 (default): 8-bit weights in the files, a quarter of the size, unpacked to float32 when "
+        "loaded. fp32: the checkpoint's weights as they are. fp16: matrices of 16 bits. w8a8: 8-bit weights and activations "
+        "of 8 bits per token, the fastest for chunks. int4: 4-bit weights, the smallest. With w8a8 and int4 a near tie between "
+        "two tokens may fall otherwise in a draft tree than without one",
+    )
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        choices=("fp32", "fp16", "int8", "w8a8", "int4"),
+        metavar="PRECISION",
+        help="further precisions of the layers, among which each board may choose (flowspec node --precision)",
+    )
+    parser.add_argument(
+        "--eval-text",
+        type=Path,
+        metavar="FILE",
+        help="UTF-8 text to tell each precision's quality on: error, greedy agreement, perplexity (its first 1024 tokens; "
+        "default: a built-in page of source code)",
     )
     parser.add_argument(
         "--block-size",
@@ -107,6 +125,8 @@ def _export(options: argparse.Namespace) -> None:
             drafter=options.drafter,
             out=options.out,
             precision=options.precision,
+            also=tuple(options.also),
+            eval_text=options.eval_text,
             block_size=options.block_size,
             name=options.name,
             max_context=options.max_context,

@@ -106,6 +106,13 @@ def probe_steps(token_ids: Sequence[int], max_context: int) -> list[Step]:
     return [_step(token_ids, parents, start, stop, compared) for start, stop, compared in bounds]
 
 
+def chain_steps(token_ids: Sequence[int], num_rows: int) -> list[Step]:
+    """A plain text, in chunks of ``num_rows``; a last row by itself is padded as the engine pads it."""
+    parents = list(range(-1, len(token_ids) - 1))
+    starts = range(0, len(token_ids), num_rows)
+    return [_step(token_ids, parents, start, min(start + num_rows, len(parents)), len(parents)) for start in starts]
+
+
 def ancestor_bias(parents: Sequence[int], start: int, stop: int) -> np.ndarray:
     """Bias of the rows ``[start, stop)``: 0 for a row and its ancestors, masked elsewhere; row ``r`` is in slot ``r + 1``."""
     bias = np.full((1, 1, stop - start, stop + 1), MASKED, dtype=np.float32)  # [1, 1, rows, total]
@@ -175,6 +182,7 @@ class ChainCheck:
     steps: list[Step]
     embedding: np.ndarray  # [vocab_size, hidden_size]
     tolerance: float
+    judges_chain: bool = True
     block_errors: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -214,7 +222,8 @@ class ChainCheck:
             self.expected = [module(torch.from_numpy(rows))[HIDDEN_OUT].numpy() for rows in self.expected]
         self.chained = [session.run([HIDDEN_OUT], {HIDDEN: rows})[0] for rows in self.chained]
         error = self._error(self.chained, self.expected)
-        self._enforce("the whole chain of blocks and the final norm", error)
+        if self.judges_chain:
+            self._enforce("the whole chain of blocks and the final norm", error)
         return error
 
     def check_head(self, module: nn.Module, path: Path, top: int = 8) -> float:

@@ -1,4 +1,4 @@
-"""Eight-bit weights in the files, unpacked to float32 when a device loads them.
+"""Weights of 8 bits in the files, unpacked to float32 when a device loads them, and weights of 4 bits multiplied as they are.
 
 Each block of 32 weights along the input axis shares a scale. The arithmetic stays float32, so that rows verified in a tree
 agree with rows of a chain to 1e-6, as they do with the checkpoint's own weights. Rounding activations to 8 bits as well
@@ -21,22 +21,40 @@ import torch
 from onnx import helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
+from exporter.matmuls import parameter_name
 from flowspec_edge.errors import CheckpointError
 
-BITS = 8
 BLOCK_SIZE = 32
-_ZERO_POINT = 128  # of symmetric weights stored unsigned
+INTEGER_ACTIVATIONS = 4
+"""Accuracy level of MatMulNBits at which it multiplies bytes: the only one with fast kernels at 4 bits."""
 
 
-def quantize_graph(path: Path) -> dict[str, torch.Tensor]:
-    """Quantise every weight matrix of an ONNX file in place.
+def store_in_8_bits(path: Path) -> dict[str, torch.Tensor]:
+    """Quantise every weight matrix of an ONNX file in place; sessions unpack them to float32.
 
     Returns:
         The dequantised matrices by torch parameter name, as ``torch.nn.Linear`` keeps them: float32
         [out_features, in_features].
     """
+    model, weights = _quantize(path, 8)
+    _unpack_at_load(model)
+    onnx.save(model, path)
+    return weights
+
+
+def quantize_to_4_bits(path: Path) -> dict[str, torch.Tensor]:
+    """Quantise every weight matrix of an ONNX file in place, to be multiplied as they are. Returns what
+    :func:`store_in_8_bits` does.
+    """
+    model, weights = _quantize(path, 4)
+    onnx.save(model, path)
+    return weights
+
+
+def _quantize(path: Path, bits: int) -> tuple[onnx.ModelProto, dict[str, torch.Tensor]]:
     logging.getLogger("onnxruntime.quantization").setLevel(logging.ERROR)
-    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, bits=BITS)
+    level = INTEGER_ACTIVATIONS if bits == 4 else None
+    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, bits=bits, accuracy_level=level)
     quantizer = MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
     with contextlib.redirect_stdout(io.StringIO()):
         quantizer.process()
@@ -44,10 +62,7 @@ def quantize_graph(path: Path) -> dict[str, torch.Tensor]:
     left_over = [node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
     if left_over:
         raise CheckpointError(f"{path.name}: {left_over[0]} could not be quantised; export with --precision fp32")
-    weights = dequantized_weights(model)
-    _unpack_at_load(model)
-    onnx.save(model, path)
-    return weights
+    return model, dequantized_weights(model)
 
 
 def dequantized_weights(model: onnx.ModelProto) -> dict[str, torch.Tensor]:
@@ -59,11 +74,12 @@ def dequantized_weights(model: onnx.ModelProto) -> dict[str, torch.Tensor]:
             continue
         packed, scales = (numpy_helper.to_array(initializers[name]) for name in node.input[1:3])
         num_in, num_out = _matrix_size(node)
-        levels = packed.reshape(num_out, -1, BLOCK_SIZE).astype(np.float32) - _ZERO_POINT
+        bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
+        if bits == 4:  # the even one of a pair in the lower half
+            packed = np.stack([packed & 15, packed >> 4], axis=-1)
+        levels = packed.reshape(num_out, -1, BLOCK_SIZE).astype(np.float32) - 2 ** (bits - 1)
         matrix = (levels * scales.reshape(num_out, -1, 1)).reshape(num_out, -1)[:, :num_in]
-        # Node names follow the module path: /layers.0/self_attn/q_proj/MatMul_Q8
-        parameter = ".".join(part for part in node.name.split("/")[:-1] if part) + ".weight"
-        weights[parameter] = torch.from_numpy(np.ascontiguousarray(matrix))
+        weights[parameter_name(node)] = torch.from_numpy(np.ascontiguousarray(matrix))
     return weights
 
 

@@ -163,6 +163,12 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="board profile to use, or a TOML file (default: recognised; see firmware_configs)",
     )
+    parser.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="run layers in this precision, one of those that the bundle has; flowspec bench --calibrate says which is the "
+        "fastest here (default: the bundle's own)",
+    )
     add_cache_options(parser)
 
 
@@ -418,6 +424,15 @@ async def _demo(options: argparse.Namespace) -> int:
     )
 
 
+def _chunk_sizes(text: str) -> tuple[int, ...]:
+    from flowspec_edge.core.wire import MAX_CHUNK_ROWS
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= MAX_CHUNK_ROWS for part in parts):
+        raise RequestError(f"--chunk-sizes is {text!r}; give numbers of rows from 1 to {MAX_CHUNK_ROWS}, as in 1,4,16")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
 async def _bench(options: argparse.Namespace) -> int:
     from flowspec_edge.bench.commands import run_calibration, run_emulated, run_virtual
     from flowspec_edge.bench.compare import default_processes
@@ -426,7 +441,12 @@ async def _bench(options: argparse.Namespace) -> int:
     if options.calibrate:
         if options.threads < 1:
             raise RequestError(f"--threads is {options.threads}; it must be at least 1")
-        return await run_calibration(bundle=bundle, num_threads=options.threads, is_json=options.json)
+        return await run_calibration(
+            bundle=bundle,
+            num_threads=options.threads,
+            sizes_in_use=_chunk_sizes(options.chunk_sizes),
+            is_json=options.json,
+        )
     if options.emulate:
         if options.ablate or options.plot is not None:
             raise RequestError("--ablate and --plot go with --virtual, not with --emulate")
@@ -520,6 +540,7 @@ def _settings(
         num_threads=len(os.sched_getaffinity(0)) if board is None else board.num_threads,
         is_announced=is_announced,
         cache=cache_from(options) if is_announced else None,
+        precision=getattr(options, "precision", None),
     )
 
 

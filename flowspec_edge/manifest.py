@@ -133,8 +133,25 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quality:
+    """What a precision makes of ``text``, beside torch with the checkpoint's own weights.
+
+    ``max_error`` is the largest difference of the rows behind the last layer, relative to their RMS; ``greedy_agreement`` the
+    share of positions whose likeliest next token is the same; a perplexity is exp(mean -log p) over the text.
+    """
+
+    precision: str
+    text: str
+    num_tokens: int
+    max_error: float
+    greedy_agreement: float
+    perplexity: float
+    reference_perplexity: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The whole of ``manifest.json``."""
+    """The whole of ``manifest.json``. ``blocks``, head and drafter are of ``precision``; ``alternatives`` has the blocks of others."""
 
     name: str
     architecture: str
@@ -151,17 +168,39 @@ class Manifest:
     drafter: DrafterEntry | None
     parity: Parity
     made_with: dict[str, str]
+    alternatives: dict[str, list[BlockEntry]] = dataclasses.field(default_factory=dict)
+    quality: list[Quality] = dataclasses.field(default_factory=list)
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
     def files(self) -> list[FileEntry]:
         """Every file of the bundle but the manifest itself."""
         parts: list[FileEntry] = [self.tokenizer, self.embedding, *self.blocks, self.final_norm, self.head]
+        parts += [block for blocks in self.alternatives.values() for block in blocks]
         return [*parts, *self.drafter.files()] if self.drafter else parts
 
-    def stage_files(self, start: int, stop: int) -> list[FileEntry]:
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those that a stage may run in, the bundle's own first."""
+        return (self.precision, *self.alternatives)
+
+    def blocks_of(self, start: int, stop: int, precision: str | None = None) -> list[BlockEntry]:
+        """The blocks within layers ``[start, stop)``, in a precision or in the bundle's own.
+
+        Raises:
+            BundleError: the bundle does not have it.
+        """
+        if precision not in (None, *self.precisions):
+            raise BundleError(
+                f"bundle {self.name} has no precision {precision!r}, only {', '.join(self.precisions)}; choose one of them, or "
+                "export it again with --also"
+            )
+        blocks = self.blocks if precision in (None, self.precision) else self.alternatives[str(precision)]
+        return [block for block in blocks if start <= block.start and block.stop <= stop]
+
+    def stage_files(self, start: int, stop: int, precision: str | None = None) -> list[FileEntry]:
         """What a device needs to serve layers ``[start, stop)``: their blocks, and what the first and the last stage add."""
-        files: list[FileEntry] = [block for block in self.blocks if start <= block.start and block.stop <= stop]
+        files: list[FileEntry] = [*self.blocks_of(start, stop, precision)]
         if start == 0:
             files.append(self.embedding)
         if stop == self.geometry.num_layers:
@@ -272,6 +311,11 @@ def _from_dict(path: Path, data: dict[str, Any]) -> Manifest:
         for name in ("tokenizer", "embedding", "final_norm", "head"):
             fields[name] = FileEntry(**data[name])
         fields["blocks"] = [BlockEntry(**block) for block in data["blocks"]]
+        fields["alternatives"] = {
+            precision: [BlockEntry(**block) for block in blocks]
+            for precision, blocks in data.get("alternatives", {}).items()
+        }
+        fields["quality"] = [Quality(**quality) for quality in data.get("quality", [])]
         fields["drafter"] = _drafter_from_dict(data["drafter"]) if data["drafter"] else None
         return Manifest(**fields)
     except (KeyError, TypeError) as cause:
@@ -284,15 +328,18 @@ def _drafter_from_dict(data: dict[str, Any]) -> DrafterEntry:
 
 
 def _check_layers(path: Path, manifest: Manifest) -> None:
-    layer = 0
-    for block in manifest.blocks:
-        if block.start != layer or block.stop <= block.start:
-            raise BundleError(
-                f"{path}: block {block.file} covers layers [{block.start}, {block.stop}), expected to start at {layer}"
-            )
-        layer = block.stop
-    if layer != manifest.geometry.num_layers:
-        raise BundleError(f"{path}: blocks cover {layer} layers, the model has {manifest.geometry.num_layers}")
+    for blocks in (manifest.blocks, *manifest.alternatives.values()):
+        layer = 0
+        for block in blocks:
+            if block.start != layer or block.stop <= block.start:
+                raise BundleError(
+                    f"{path}: block {block.file} covers layers [{block.start}, {block.stop}), expected to start at {layer}"
+                )
+            layer = block.stop
+        if layer != manifest.geometry.num_layers:
+            raise BundleError(f"{path}: blocks cover {layer} layers, the model has {manifest.geometry.num_layers}")
+        if [block.start for block in blocks] != [block.start for block in manifest.blocks]:
+            raise BundleError(f"{path}: the precisions are cut at different layers; export the bundle again")
     for tap in manifest.drafter.taps if manifest.drafter else ():
         if tap not in {block.start for block in manifest.blocks}:
             raise BundleError(f"{path}: the drafter taps layer {tap}, where no block begins; export the bundle again")

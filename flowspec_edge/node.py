@@ -69,6 +69,7 @@ class NodeSettings:
     in what returns from its own rings. Beyond loopback it needs ``credentials``, or has to be told to be insecure. Without a
     ``cache`` it fetches no weights and serves its own bundles alone. Port 0 is ``preferred_port`` where that is free, else any.
     ``peers`` were typed; a node that ``remembers`` peers looks for those of its earlier runs as well.
+    Its stages run in ``precision``, or in their bundle's own.
     """
 
     name: str
@@ -85,6 +86,7 @@ class NodeSettings:
     preferred_port: int = 0
     peers: tuple[Address, ...] = ()
     remembers: bool = False
+    precision: str | None = None
 
     @property
     def neighbourhood(self) -> Neighbourhood:
@@ -379,13 +381,14 @@ class StageHost:
         An origin that leaves meanwhile ends that.
         """
         sources = tuple(Source.from_text(text) for text in request.sources)
-        wanted = StageRequest(request.bundle, request.start, request.stop, sources)
+        precision = self.node.settings.precision
+        wanted = StageRequest(request.bundle, request.start, request.stop, sources, precision)
         supply = self.node.supply
         supplied: list[tuple[Bundle, int]] = []
 
         async def gather() -> None:
             manifest = await supply.manifest(wanted)
-            blocks = [b for b in manifest.blocks if request.start <= b.start and b.stop <= request.stop]
+            blocks = manifest.blocks_of(request.start, request.stop, precision)
             memory_bytes = stage_memory_bytes(blocks)
             links.enter_context(self.node.reserve(memory_bytes))
             bundle = await links.enter_async_context(supply.stage(wanted, manifest, self._tell_progress))
@@ -414,7 +417,14 @@ class StageHost:
 
     def _load(self, bundle: Bundle, request: wire.OpenStage) -> Runner:
         num_threads = self.node.settings.num_threads
-        runner = StageRunner(bundle.directory, bundle.manifest, request.start, request.stop, num_threads=num_threads)
+        runner = StageRunner(
+            bundle.directory,
+            bundle.manifest,
+            request.start,
+            request.stop,
+            num_threads=num_threads,
+            precision=self.node.settings.precision,
+        )
         return self.node.board.pace(runner, request.hop)
 
     async def _read_control(self) -> None:

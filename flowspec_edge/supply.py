@@ -71,12 +71,16 @@ class FetchProgress:
 
 @dataclass(frozen=True, slots=True)
 class StageRequest:
-    """The weights of layers ``[start, stop)`` of the bundle of that digest; ``sources`` are nodes that may have them."""
+    """The weights of layers ``[start, stop)`` of the bundle of that digest; ``sources`` are nodes that may have them.
+
+    They are of the bundle's own precision unless another one is asked for.
+    """
 
     digest: str
     start: int
     stop: int
     sources: tuple[Source, ...] = ()
+    precision: str | None = None
 
 
 OnFetch = Callable[[FetchProgress], None]
@@ -153,7 +157,8 @@ class WeightSupply:
         """
         own = self._bundles.get(request.digest)
         if own is not None:
-            await self._run(verify_digests, own.directory, manifest.stage_files(request.start, request.stop))
+            files = manifest.stage_files(request.start, request.stop, request.precision)
+            await self._run(verify_digests, own.directory, files)
             yield own
             return
         cache = self._fetching(request.digest)
@@ -190,7 +195,9 @@ class _Gathering:
 
     async def gather(self) -> dict[str, Path]:
         """Where each file lies, by sha256."""
-        entries = {e.sha256: e for e in self.manifest.stage_files(self.request.start, self.request.stop)}
+        request = self.request
+        files = self.manifest.stage_files(request.start, request.stop, request.precision)
+        entries = {entry.sha256: entry for entry in files}
         await self._take_what_is_here(entries)
         missing = [entry for sha256, entry in sorted(entries.items()) if sha256 not in self._paths]
         if missing:

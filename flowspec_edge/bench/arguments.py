@@ -52,7 +52,17 @@ def add_bench(commands: Any) -> argparse.ArgumentParser:
     mode = bench.add_mutually_exclusive_group(required=True)
     mode.add_argument("--virtual", action="store_true", help="run schedules on simulated time")
     mode.add_argument("--emulate", action="store_true", help="run schedules in real time, on processes of this machine")
-    mode.add_argument("--calibrate", action="store_true", help="measure a bundle on this device, print it as a testbed")
+    mode.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure a bundle on this device, print it as a testbed, and say which of its precisions is the fastest",
+    )
+    bench.add_argument(
+        "--chunk-sizes",
+        default="1,4,16",
+        metavar="ROWS[,ROWS]",
+        help="compare precisions at these sizes for --calibrate: those in use (default: %(default)s)",
+    )
     bench.add_argument(
         "--testbed",
         default=DEFAULT_TESTBED,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 
@@ -13,12 +14,16 @@ from flowspec_edge.bench.testbed import DRAFT_PASS_ROWS
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots
 from flowspec_edge.core.tree import NO_PARENT, Row
+from flowspec_edge.core.wire import MAX_CHUNK_ROWS
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.manifest import Quality
 from flowspec_edge.node import Bundle
 
 CHUNK_SIZES = (1, 2, 4, 8, 16, 32, 64)
+SIZES_IN_USE = (1, 4, 16)
+"""What a ring runs most: a new root with few children, and chunks of its tree."""
 NUM_PAST = 128
 """Rows in the cache before a chunk: a prompt's worth."""
 NUM_REPEATS = 15
@@ -28,7 +33,11 @@ SESSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Measured milliseconds. ``fixed_ms`` and ``row_ms`` are per layer; ``forward_ms`` is of all layers, by chunk size."""
+    """Measured milliseconds. ``fixed_ms`` and ``row_ms`` are per layer; ``forward_ms`` is of all layers, by chunk size.
+
+    All of these are in the bundle's own precision. ``precision_ms`` has all layers in each precision of the bundle, by the
+    sizes of the chunks in use.
+    """
 
     bundle: str
     num_threads: int
@@ -40,20 +49,32 @@ class Calibration:
     draft_pass_ms: float | None
     draft_row_ms: float | None
     forward_ms: dict[int, float]
+    precision_ms: dict[str, dict[int, float]]
+
+    @property
+    def fastest_precision(self) -> str:
+        """The one with the smallest geometric mean over the chunk sizes in use: each size counts alike."""
+        return min(self.precision_ms, key=lambda name: fmean(math.log(ms) for ms in self.precision_ms[name].values()))
 
 
-def calibrate(bundle: Bundle, *, num_threads: int, say: Callable[[str], None] = lambda line: None) -> Calibration:
-    """Measure; ``say`` is told what is measured next.
+def calibrate(
+    bundle: Bundle,
+    *,
+    num_threads: int,
+    sizes_in_use: Sequence[int] = SIZES_IN_USE,
+    say: Callable[[str], None] = lambda line: None,
+) -> Calibration:
+    """Measure; ``say`` is told what is measured next. Precisions are compared at ``sizes_in_use``.
 
     Raises:
         BundleError: the bundle cannot be loaded.
     """
     geometry = bundle.manifest.geometry
-    forward_ms = {}
-    with_stage = _StageUnderTest(bundle, num_threads)
-    for num_rows in CHUNK_SIZES:
-        say(f"{geometry.num_layers} layers, chunks of {num_rows}")
-        forward_ms[num_rows] = _median_ms(lambda num_rows=num_rows: with_stage.run(num_rows))  # type: ignore[misc]
+    own, *others = bundle.manifest.precisions
+    forward_ms = _forward_ms(bundle, num_threads, own, sorted({*CHUNK_SIZES, *sizes_in_use}), say)
+    precision_ms = {own: {size: forward_ms[size] for size in sizes_in_use}}
+    for precision in others:
+        precision_ms[precision] = _forward_ms(bundle, num_threads, precision, sizes_in_use, say)
     fixed, slope = fit_line(list(forward_ms), list(forward_ms.values()))
     say("head")
     head = Head(bundle.directory, bundle.manifest, num_threads=num_threads)
@@ -76,7 +97,44 @@ def calibrate(bundle: Bundle, *, num_threads: int, say: Callable[[str], None] = 
         draft_pass_ms=draft_pass_ms,
         draft_row_ms=draft_row_ms,
         forward_ms=forward_ms,
+        precision_ms=precision_ms,
     )
+
+
+def _forward_ms(
+    bundle: Bundle, num_threads: int, precision: str, sizes: Sequence[int], say: Callable[[str], None]
+) -> dict[int, float]:
+    """Milliseconds of all layers by chunk size."""
+    stage = _StageUnderTest(bundle, num_threads, precision)
+    times = {}
+    for num_rows in sizes:
+        say(f"{bundle.manifest.geometry.num_layers} layers in {precision}, chunks of {num_rows}")
+        times[num_rows] = _median_ms(lambda num_rows=num_rows: stage.run(num_rows))  # type: ignore[misc]
+    return times
+
+
+def format_precisions(calibration: Calibration, quality: Sequence[Quality]) -> str:
+    """A table of the bundle's precisions, as comments of a testbed file: milliseconds by rows of a chunk, and quality."""
+    by_name = {entry.precision: entry for entry in quality}
+    sizes = list(next(iter(calibration.precision_ms.values())))
+    heads = "".join(f"{size:>5} rows" for size in sizes)
+    lines = [f"# precision {heads}   same token  perplexity"]
+    for name, times in calibration.precision_ms.items():
+        figures = "".join(f"{ms:>10.2f}" for ms in times.values())
+        entry = by_name.get(name)
+        told = f"{entry.greedy_agreement:>13.1%}{entry.perplexity:>12.3f}" if entry else f"{'-':>13}{'-':>12}"
+        lines.append(f"# {name:<10}{figures}{told}")
+    if quality:
+        first = quality[0]
+        lines.append(
+            f"# ms of all layers; quality on {first.num_tokens} tokens of {first.text}, where the checkpoint's own weights have "
+            f"perplexity {first.reference_perplexity:.3f}"
+        )
+    best = calibration.fastest_precision
+    lines.append(
+        f"# fastest on this device for chunks of {', '.join(map(str, sizes))}: {best} (flowspec node --precision {best})"
+    )
+    return "\n".join(lines)
 
 
 def fit_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
@@ -128,11 +186,16 @@ def format_testbed(calibration: Calibration, source: str) -> str:
 class _StageUnderTest:
     """All layers as one stage, with a prompt in its cache."""
 
-    def __init__(self, bundle: Bundle, num_threads: int) -> None:
+    def __init__(self, bundle: Bundle, num_threads: int, precision: str) -> None:
         self._stage = StageRunner(
-            bundle.directory, bundle.manifest, 0, bundle.manifest.geometry.num_layers, num_threads=num_threads
+            bundle.directory,
+            bundle.manifest,
+            0,
+            bundle.manifest.geometry.num_layers,
+            num_threads=num_threads,
+            precision=precision,
         )
-        self._slots = KvSlots(NUM_PAST + max(CHUNK_SIZES) + FIRST_SLOT)
+        self._slots = KvSlots(NUM_PAST + MAX_CHUNK_ROWS + FIRST_SLOT)
         self._stage.open_cache(SESSION, self._slots.capacity)
         self._run([Row(id, id - 1 if id else NO_PARENT, 1) for id in range(NUM_PAST)])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flowspec_edge.bench.ablation import add_shares, format_shares
 from flowspec_edge.bench.arguments import EMULATED_SCHEDULES, EMULATED_TOKENS, VIRTUAL_TOKENS
-from flowspec_edge.bench.calibrate import calibrate, format_testbed
+from flowspec_edge.bench.calibrate import calibrate, format_precisions, format_testbed
 from flowspec_edge.bench.charts import draw_bars
 from flowspec_edge.bench.compare import YARDSTICK, Bench, Plan, Task, run_tasks
 from flowspec_edge.bench.emulate import compare_with_virtual, emulated_boards, format_comparison
@@ -129,15 +129,22 @@ async def run_emulated(
     return 0
 
 
-async def run_calibration(*, bundle: Bundle, num_threads: int, is_json: bool) -> int:
+async def run_calibration(*, bundle: Bundle, num_threads: int, sizes_in_use: Sequence[int], is_json: bool) -> int:
     """Measure this device and print a testbed of it. Returns an exit status."""
     say = print if sys.stderr.isatty() else lambda *line, **_: None
     found = await asyncio.to_thread(
-        calibrate, bundle, num_threads=num_threads, say=lambda line: say(f"measuring: {line}", file=sys.stderr)
+        calibrate,
+        bundle,
+        num_threads=num_threads,
+        sizes_in_use=sizes_in_use,
+        say=lambda line: say(f"measuring: {line}", file=sys.stderr),
     )
     if is_json:
-        print(json.dumps(dataclasses.asdict(found)))
+        quality = [dataclasses.asdict(entry) for entry in bundle.manifest.quality]
+        chosen = {"fastest_precision": found.fastest_precision, "quality": quality}
+        print(json.dumps({**dataclasses.asdict(found), **chosen}))
     else:
+        print(format_precisions(found, bundle.manifest.quality), end="\n\n")
         threads = f"{num_threads} thread{'s' if num_threads > 1 else ''}"
         print(
             format_testbed(

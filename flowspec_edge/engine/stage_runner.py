@@ -28,11 +28,20 @@ class StageRunner:
 
     Raises:
         PlacementError: the range does not fall on the bundle's block boundaries.
-        BundleError: a file is missing or cannot be loaded.
+        BundleError: a file is missing or cannot be loaded, or the bundle does not have the precision.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, start: int, stop: int, *, num_threads: int = 1) -> None:
-        blocks = [block for block in manifest.blocks if start <= block.start and block.stop <= stop]
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        start: int,
+        stop: int,
+        *,
+        num_threads: int = 1,
+        precision: str | None = None,
+    ) -> None:
+        blocks = manifest.blocks_of(start, stop, precision)
         if not blocks or (blocks[0].start, blocks[-1].stop) != (start, stop):
             cuts = ", ".join(str(block.start) for block in manifest.blocks)
             raise PlacementError(f"layers [{start}, {stop}) cannot be cut from this bundle; its blocks begin at {cuts}")

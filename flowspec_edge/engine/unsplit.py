@@ -21,9 +21,12 @@ from flowspec_edge.manifest import Manifest
 class UnsplitModel:
     """A bundle's target without ring, tree or drafter."""
 
-    def __init__(self, directory: Path, manifest: Manifest, *, num_threads: int = 1) -> None:
+    def __init__(
+        self, directory: Path, manifest: Manifest, *, num_threads: int = 1, precision: str | None = None
+    ) -> None:
         self._manifest = manifest
-        self._stage = StageRunner(directory, manifest, 0, manifest.geometry.num_layers, num_threads=num_threads)
+        layers = 0, manifest.geometry.num_layers
+        self._stage = StageRunner(directory, manifest, *layers, num_threads=num_threads, precision=precision)
         self._head = Head(directory, manifest, num_threads=num_threads)
 
     def generate(self, prompt: list[int], options: GenerateOptions) -> Iterator[int]:

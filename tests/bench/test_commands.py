@@ -24,6 +24,8 @@ BENCH = ("bench", "--virtual")
         ((*BENCH, "--max-new-tokens", "0"), "max_new_tokens is 0"),
         ((*BENCH, "--processes", "0"), "--processes is 0"),
         (("bench", "--calibrate", "--threads", "0"), "--threads is 0"),
+        (("bench", "--calibrate", "--chunk-sizes", "4,none"), "--chunk-sizes is '4,none'; give numbers of rows from 1"),
+        (("bench", "--calibrate", "--chunk-sizes", "0"), "--chunk-sizes is '0'; give numbers of rows from 1 to 512"),
         (("trace", "--out", "x.png"), "ends in .svg"),
         (("trace", "--out", "x.svg", "--index", "99"), "prompts 0 to 23"),
         (("trace", "--out", "x.svg", "--schedule", "galaxy"), "schedule 'galaxy' is not known"),

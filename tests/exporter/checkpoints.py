@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 DEMO_MODEL = Path(__file__).parents[2] / "exporter/demo_model"
+torch.set_num_threads(1)  # models this small are slower with more
+
 VOCAB = 2048  # the demo model's tokenizer serves them all
 
 SHAPE = {

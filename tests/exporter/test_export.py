@@ -14,7 +14,7 @@ import itertools
 
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from exporter import bundle as exporting
+from exporter import assembly as exporting
 from exporter.__main__ import main
 from exporter.bundle import ExportOptions, export_bundle
 from flowspec_edge.core.tree import Row

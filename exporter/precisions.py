@@ -1,0 +1,87 @@
+"""The precisions that a bundle may have, and what is asked of each."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from exporter.matmuls import halve_matrices, quantize_per_token
+from exporter.quantize import quantize_to_4_bits, store_in_8_bits
+
+Rewrite = Callable[[Path], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``rewrite`` makes a float32 file one of this precision, in place, and returns the matrices that it stands for.
+
+    ``tolerance`` is the largest error allowed of one block against torch with those matrices, relative to the rows' RMS (see
+    manifest.Parity): where only sums differ in their order, the demo model's whole chain is at 6e-6; where activations are
+    rounded, its worst block is at 0.14 (w8a8) and 0.05 (int4). Such errors say little of a chain, which is judged by the
+    text instead (manifest.Quality).
+    """
+
+    name: str
+    rewrite: Rewrite | None
+    tolerance: float
+    reference: str
+    explained: str
+    is_unpacked: bool = True  # in memory as float32, whatever the file has
+
+    @property
+    def rounds_activations(self) -> bool:
+        return self.tolerance > 1e-2
+
+    def write(self, source: Path, path: Path) -> dict[str, torch.Tensor]:
+        """Make ``path`` of the float32 file ``source``; the matrices that it stands for, where they are others."""
+        shutil.copyfile(source, path)
+        return self.rewrite(path) if self.rewrite is not None else {}
+
+    def memory_bytes(self, module: nn.Module, path: Path) -> int:
+        """What the weights of a block take once they are loaded."""
+        if self.is_unpacked:
+            return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+        return path.stat().st_size
+
+
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision("fp32", None, 1e-4, "the checkpoint's weights in float32", "32-bit weights and arithmetic"),
+        Precision(
+            "fp16",
+            halve_matrices,
+            1e-2,
+            "the weights rounded to float16, in float32",
+            "16-bit matrices, multiplied as such where the processor can, as 32-bit ones elsewhere",
+        ),
+        Precision(
+            "int8",
+            store_in_8_bits,
+            1e-4,
+            "the dequantised 8-bit weights in float32",
+            "8-bit weights in the files, 32-bit in memory and arithmetic",
+        ),
+        Precision(
+            "w8a8",
+            quantize_per_token,
+            0.5,
+            "the dequantised 8-bit weights in float32",
+            "8-bit weights, and activations of 8 bits per token: the fastest for chunks on most processors",
+            is_unpacked=False,
+        ),
+        Precision(
+            "int4",
+            quantize_to_4_bits,
+            0.3,
+            "the dequantised 4-bit weights in float32",
+            "4-bit weights, activations of 8 bits: the smallest",
+            is_unpacked=False,
+        ),
+    )
+}

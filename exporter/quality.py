@@ -1,0 +1,96 @@
+"""What a precision makes of a text: its own chain of blocks beside torch with the checkpoint's weights, token by token."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from exporter.config import LayerShape
+from exporter.parity import OnnxGraph, Step, TorchGraph, chain_steps, open_session, relative_error
+from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, LOGITS, TOP_K, Quality
+
+MAX_TOKENS = 1024
+"""Enough for a perplexity within a few percent of a longer text's; every layer runs once over them in each precision."""
+CHUNK_ROWS = 128
+
+
+class QualityCheck:
+    """Carries the rows of one text through the layers: torch's, and those of each precision's own files."""
+
+    def __init__(self, text: str, token_ids: Sequence[int], embedding: np.ndarray, precisions: Iterable[str]) -> None:
+        self.text = text
+        self._tokens = np.array(token_ids[:MAX_TOKENS], np.int64)
+        self._steps: list[Step] = chain_steps(self._tokens.tolist(), CHUNK_ROWS)
+        self._capacity = len(self._tokens) + 2
+        self._expected = [embedding[step.tokens].astype(np.float32)[None] for step in self._steps]
+        self._found = {precision: list(self._expected) for precision in precisions}
+        self._expected_logits: list[np.ndarray] = []
+
+    def run_reference(self, block: nn.Module) -> None:
+        """Take torch's rows through a block, which has the checkpoint's own weights."""
+        graph = TorchGraph(block, self._capacity)
+        self._expected = [
+            graph.run({HIDDEN: rows}, step) for rows, step in zip(self._expected, self._steps, strict=True)
+        ]
+
+    def run(self, precision: str, path: Path, shape: LayerShape) -> None:
+        """Take a precision's rows through its file of the same block."""
+        graph = OnnxGraph(path, self._capacity, shape)
+        self._found[precision] = [
+            graph.run({HIDDEN: rows}, step) for rows, step in zip(self._found[precision], self._steps, strict=True)
+        ]
+
+    def run_final_norm(self, norm: nn.Module, path: Path) -> None:
+        session = open_session(path)
+        with torch.no_grad():
+            self._expected = [norm(torch.from_numpy(rows))[HIDDEN_OUT].numpy() for rows in self._expected]
+        for precision, chunks in self._found.items():
+            self._found[precision] = [session.run([HIDDEN_OUT], {HIDDEN: rows})[0] for rows in chunks]
+
+    def run_reference_head(self, head: nn.Module) -> None:
+        """Logits by the head with the checkpoint's own weights."""
+        with torch.no_grad():
+            self._expected_logits = [
+                head(torch.from_numpy(rows[0]), torch.tensor([1]))[LOGITS].numpy() for rows in self._expected
+            ]
+
+    def report(self, head_path: Path) -> list[Quality]:
+        """What each precision makes of the text, with the bundle's head."""
+        session = open_session(head_path)
+        k = np.array([1], np.int64)
+        loss = _mean_loss(self._expected_logits, self._tokens)
+        qualities = []
+        for precision, chunks in self._found.items():
+            logits = [session.run([LOGITS], {HIDDEN: rows[0], TOP_K: k})[0] for rows in chunks]
+            agreed = [
+                found.argmax(-1) == expected.argmax(-1)
+                for found, expected in zip(logits, self._expected_logits, strict=True)
+            ]
+            qualities.append(
+                Quality(
+                    precision=precision,
+                    text=self.text,
+                    num_tokens=len(self._tokens),
+                    max_error=relative_error(chunks, self._expected),
+                    greedy_agreement=float(np.concatenate(agreed).mean()),
+                    perplexity=float(np.exp(_mean_loss(logits, self._tokens))),
+                    reference_perplexity=float(np.exp(loss)),
+                )
+            )
+        return qualities
+
+
+def _mean_loss(logits: Sequence[np.ndarray], tokens: np.ndarray) -> float:
+    """Mean negative log-probability of each token but the first, in nats."""
+    losses: list[np.ndarray] = []
+    starts = itertools.accumulate((len(chunk) for chunk in logits), initial=0)
+    for start, chunk in zip(starts, logits, strict=False):
+        following = tokens[start + 1 : start + 1 + len(chunk)]
+        rows = torch.from_numpy(chunk[: len(following)])
+        losses.append(torch.nn.functional.cross_entropy(rows, torch.from_numpy(following), reduction="none").numpy())
+    return float(np.concatenate(losses).astype(np.float64).mean())

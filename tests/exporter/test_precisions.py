@@ -1,0 +1,181 @@
+"""Each precision: what it is worth on a text, and that a row's bits never depend on its chunk."""
+
+import asyncio
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
+
+from exporter.bundle import ExportOptions, export_bundle
+from exporter.precisions import PRECISIONS
+from flowspec_edge.bench.calibrate import calibrate, format_precisions
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.errors import BundleError, CheckpointError, StageFailedError
+from flowspec_edge.manifest import load_manifest
+from flowspec_edge.node import Bundle, Node, NodeSettings
+from flowspec_edge.ring import open_ring
+from tests.engine.conftest import Session, make_chain
+from tests.exporter.checkpoints import save_checkpoint
+from tests.ring.conftest import answer_of, tokens_of
+
+pytestmark = pytest.mark.slow
+
+NUM_LAYERS = 2
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A bundle in every precision; weights large enough for their rounding to matter."""
+    root = tmp_path_factory.mktemp("precisions")
+    save_checkpoint(root / "target", num_hidden_layers=NUM_LAYERS, hidden_size=128, intermediate_size=256, head_dim=64)
+    text = root / "prose.txt"
+    text.write_text("It was the best of times, it was the worst of times, it was the age of wisdom.\n" * 3)
+    others = tuple(precision for precision in PRECISIONS if precision != "w8a8")
+    options = ExportOptions(
+        checkpoint=root / "target", drafter=None, out=root / "out", precision="w8a8", also=others, eval_text=text
+    )
+    export_bundle(options)
+    return root / "out"
+
+
+@pytest.fixture(scope="module")
+def manifest(directory):
+    return load_manifest(directory)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_rows_bits_do_not_depend_on_its_chunk(directory, manifest, precision):
+    tokens = np.random.default_rng(4).integers(2, 2048, 64)
+    stage = StageRunner(directory, manifest, 0, NUM_LAYERS, precision=precision)
+    head = Head(directory, manifest)  # the bundle's own: w8a8
+    chain = make_chain(tokens)
+    expected = Session(stage).run(chain)
+    logits = head.logits(expected)
+    for num_rows in range(1, 65):
+        session = Session(stage)
+        found = np.concatenate([session.run(chain[i : i + num_rows]) for i in range(0, 64, num_rows)])
+        np.testing.assert_array_equal(found, expected)
+        parts = [head.logits(found[i : i + num_rows]) for i in range(0, 64, num_rows)]
+        np.testing.assert_array_equal(np.concatenate(parts), logits)
+
+
+def test_what_is_reported_of_each_precision(manifest):
+    quality = {entry.precision: entry for entry in manifest.quality}
+    assert tuple(quality) == manifest.precisions == ("w8a8", "fp32", "fp16", "int8", "int4")
+    assert {entry.text for entry in manifest.quality} == {"prose.txt"}
+    assert quality["fp32"].max_error < 1e-5
+    assert quality["fp32"].max_error < quality["fp16"].max_error < quality["int8"].max_error < 0.1
+    assert quality["int8"].max_error < quality["w8a8"].max_error < 0.5
+    assert quality["int8"].max_error < quality["int4"].max_error < 2
+    assert quality["fp32"].greedy_agreement > 0.9, "the head alone is of another precision"
+    for entry in manifest.quality:
+        assert entry.num_tokens > 50
+        assert abs(entry.perplexity / entry.reference_perplexity - 1) < 0.1
+
+
+def test_smaller_precisions_have_smaller_files(manifest):
+    sizes = {precision: manifest.blocks_of(0, 1, precision)[0].num_bytes for precision in manifest.precisions}
+    assert sizes["int4"] < 0.6 * sizes["w8a8"]
+    assert sizes["w8a8"] < 0.3 * sizes["fp32"]
+    assert sizes["fp16"] < 0.6 * sizes["fp32"]
+    memory = {precision: manifest.blocks_of(0, 1, precision)[0].memory_bytes for precision in manifest.precisions}
+    assert memory["int8"] == memory["fp32"] > 3 * memory["w8a8"] > 3 * memory["int4"]
+
+
+def test_a_stage_gets_the_files_of_its_precision_alone(manifest):
+    own = {entry.file for entry in manifest.stage_files(0, 1)}
+    assert own == {"blocks/layers-000-001.onnx", "embedding.npy"}
+    other = {entry.file for entry in manifest.stage_files(1, 2, "int4")}
+    assert other == {"blocks/layers-001-002.int4.onnx", "final_norm.onnx"}
+    with pytest.raises(BundleError, match="has no precision 'int3', only w8a8, fp32, fp16, int8, int4"):
+        manifest.blocks_of(0, 1, "int3")
+
+
+def test_precisions_that_are_cut_differently_are_refused(directory, manifest, tmp_path):
+    data = json.loads(manifest.to_json())
+    data["alternatives"]["int4"][0]["stop"] = 2
+    del data["alternatives"]["int4"][1]
+    for entry in manifest.files():
+        (tmp_path / entry.file).parent.mkdir(exist_ok=True)
+        (tmp_path / entry.file).symlink_to(directory / entry.file)
+    (tmp_path / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="cut at different layers"):
+        load_manifest(tmp_path)
+
+
+def test_a_text_that_tells_nothing_is_refused(directory, tmp_path):
+    options = {"checkpoint": directory.parent / "target", "drafter": None, "out": tmp_path / "out"}
+    text = tmp_path / "text"
+    for content, problem in ((b"\xff\xfe\xfa", "not readable as UTF-8"), (b"a", "has 1 tokens")):
+        text.write_bytes(content)
+        with pytest.raises(CheckpointError, match=problem):
+            export_bundle(ExportOptions(**options, eval_text=text))
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_device_is_told_the_fastest_precision_at_the_chunk_sizes_in_use(directory, manifest):
+    found = calibrate(Bundle.load(directory), num_threads=1, sizes_in_use=(1, 8))
+    assert tuple(found.precision_ms) == manifest.precisions
+    assert all(set(times) == {1, 8} and min(times.values()) > 0 for times in found.precision_ms.values())
+    told = dataclasses.replace(found, precision_ms={"w8a8": {1: 4.0, 8: 4.0}, "int4": {1: 3.0, 8: 5.0}})
+    assert told.fastest_precision == "int4"
+    lines = format_precisions(told, manifest.quality).splitlines()
+    assert all(line.startswith("# ") for line in lines), "comments of a testbed file"
+    assert lines[1].split()[:4] == ["#", "w8a8", "4.00", "4.00"]
+    assert lines[-1].endswith("for chunks of 1, 8: int4 (flowspec node --precision int4)")
+
+
+async def test_each_node_runs_its_layers_in_its_own_precision(directory, manifest):
+    """The ring writes what one process with the same precisions writes."""
+    bundle = Bundle.load(directory)
+    nodes = [
+        await Node.start(
+            NodeSettings(
+                name=precision,
+                cluster="test",
+                bundles=(bundle,),
+                memory_bytes=2**30,
+                is_announced=False,
+                precision=precision,
+            )
+        )
+        for precision in ("int4", "fp32")
+    ]
+    origin = await Node.start(NodeSettings(name="origin", cluster="test", bundles=(bundle,), is_announced=False))
+    prompt = np.random.default_rng(3).integers(2, 2048, 12).tolist()
+    try:
+        async with open_ring(origin, bundle, [node.announcement for node in nodes]) as ring:
+            found = tokens_of(
+                await answer_of(ring, prompt, GenerateOptions(max_new_tokens=8, schedule="autoregressive"))
+            )
+    finally:
+        for node in (*nodes, origin):
+            await node.close()
+    stages = [
+        StageRunner(directory, manifest, *range_, precision=p) for range_, p in (((0, 1), "int4"), ((1, 2), "fp32"))
+    ]
+    session, head = Session(*stages), Head(directory, manifest)
+    tokens = list(prompt)
+    hidden = session.run(make_chain(tokens))
+    while len(tokens) < len(prompt) + 8:
+        tokens.append(int(head.logits(hidden[-1:]).argmax()))
+        hidden = session.run(make_chain(tokens[-1:], len(tokens) - 1))
+    assert found == tokens[len(prompt) :]
+
+
+async def test_a_node_whose_precision_the_bundle_lacks_says_so(directory):
+    bundle = Bundle.load(directory)
+    settings = {"cluster": "test", "bundles": (bundle,), "is_announced": False}
+    node = await Node.start(NodeSettings(name="other", memory_bytes=2**30, precision="int3", **settings))
+    origin = await Node.start(NodeSettings(name="origin", **settings))
+    try:
+        with pytest.raises(StageFailedError, match="other.*has no precision 'int3', only w8a8, fp32, fp16, int8, int4"):
+            async with open_ring(origin, bundle, [node.announcement]):
+                pass
+    finally:
+        await asyncio.gather(node.close(), origin.close())
