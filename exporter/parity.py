@@ -37,6 +37,7 @@ from flowspec_edge.manifest import (
     TOP_LOG_PROBS,
     TOP_TOKENS,
     TOTAL_LENGTH,
+    UNPACK_ONCE,
 )
 
 # Added to a score that must not count: exp(MASKED + score) is exactly 0 in float32 for any score below 1e8.
@@ -307,6 +308,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    options.add_session_config_entry(*UNPACK_ONCE)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

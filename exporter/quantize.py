@@ -1,11 +1,9 @@
 """Weights of 8 bits in the files, unpacked to float32 when a device loads them, and weights of 4 bits multiplied as they are.
 
-Each block of 32 weights along the input axis shares a scale. The arithmetic stays float32, so that rows verified in a tree
-agree with rows of a chain to 1e-6, as they do with the checkpoint's own weights. Rounding activations to 8 bits as well
-(MatMulNBits at accuracy level 4) would be three times as fast, but magnifies the last bit: where the slots of a row's
-ancestors lie changes the order of attention's sums, and a difference of 1e-7 there becomes one of 3e-2 behind it, which
-turns near ties between two tokens. Packed weights with float32 activations (accuracy level 1) agree too, and take four
-times as long: 13.1 against 4.1 ms for 16 rows of the demo model's 8 layers (x86, one thread).
+Each block of 32 weights along the input axis shares a scale. At 8 bits the arithmetic stays float32, so that rows verified in a
+tree agree with rows of a chain to 1e-6, as they do with the checkpoint's own weights. Packed 8-bit weights with float32
+activations (MatMulNBits at accuracy level 1) agree too, and take four times as long: 13.1 against 4.1 ms for 16 rows of the demo
+model's 8 layers (x86, one thread). See docs/design.md, "Precision".
 """
 
 from __future__ import annotations
@@ -25,6 +23,8 @@ from exporter.matmuls import parameter_name
 from flowspec_edge.errors import CheckpointError
 
 BLOCK_SIZE = 32
+BLOCKED_OPSET = 21
+"""The first in which DequantizeLinear knows blocks."""
 INTEGER_ACTIVATIONS = 4
 """Accuracy level of MatMulNBits at which it multiplies bytes: the only one with fast kernels at 4 bits."""
 
@@ -84,7 +84,9 @@ def dequantized_weights(model: onnx.ModelProto) -> dict[str, torch.Tensor]:
 
 
 def _unpack_at_load(model: onnx.ModelProto) -> None:
-    """Replace each MatMulNBits by a MatMul with a weight computed from constants alone, which sessions fold once."""
+    """Replace each MatMulNBits by a MatMul with a weight that sessions fold once, in one step: each further one would hold
+    the block's weights in float32 once more while they load.
+    """
     graph = model.graph
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
@@ -94,37 +96,23 @@ def _unpack_at_load(model: onnx.ModelProto) -> None:
             continue
         rows, packed_name, scales_name = node.input[:3]
         num_in, num_out = _matrix_size(node)
-        scales = numpy_helper.to_array(initializers[scales_name]).reshape(num_out, -1, 1)
-        initializers[scales_name].CopyFrom(numpy_helper.from_array(scales, scales_name))
-        levels = (numpy_helper.to_array(initializers[packed_name]).reshape(num_out, -1, BLOCK_SIZE) ^ 0x80).view(
-            np.int8
-        )
+        packed = numpy_helper.to_array(initializers[packed_name]).reshape(num_out, -1)[:, :num_in]
+        levels = np.ascontiguousarray((packed ^ 0x80).view(np.int8).T)  # [in_features, out_features]
+        scales = np.ascontiguousarray(numpy_helper.to_array(initializers[scales_name]).reshape(num_out, -1).T)
         initializers[packed_name].CopyFrom(numpy_helper.from_array(levels, packed_name))
-        name = node.name
-        constants = {
-            f"{name}/padded": [num_out, -1],
-            f"{name}/start": [0],
-            f"{name}/stop": [num_in],
-            f"{name}/axis": [1],
-        }
-        graph.initializer.extend(
-            numpy_helper.from_array(np.array(value, dtype=np.int64), key) for key, value in constants.items()
-        )
-        padded, *bounds = constants
-        steps = [
-            ("Cast", [packed_name], {"to": onnx.TensorProto.FLOAT}),
-            ("Mul", [f"{name}/Cast", scales_name], {}),
-            ("Reshape", [f"{name}/Mul", padded], {}),
-            ("Slice", [f"{name}/Reshape", *bounds], {}),
-            ("Transpose", [f"{name}/Slice"], {"perm": [1, 0]}),
-        ]
+        initializers[scales_name].CopyFrom(numpy_helper.from_array(scales, scales_name))
+        weight = f"{node.name}/weight"
         nodes += [
-            helper.make_node(op_type, inputs, [f"{name}/{op_type}"], name=f"{name}/{op_type}", **attributes)
-            for op_type, inputs, attributes in steps
+            helper.make_node(
+                "DequantizeLinear", [packed_name, scales_name], [weight], name=weight, axis=0, block_size=BLOCK_SIZE
+            ),
+            helper.make_node("MatMul", [rows, weight], node.output, name=node.name),
         ]
-        nodes.append(helper.make_node("MatMul", [rows, f"{name}/Transpose"], node.output, name=name))
     del graph.node[:]
     graph.node.extend(nodes)
+    for opset in model.opset_import:
+        if not opset.domain:
+            opset.version = max(opset.version, BLOCKED_OPSET)
 
 
 def _matrix_size(node: onnx.NodeProto) -> tuple[int, int]:

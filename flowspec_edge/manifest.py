@@ -49,6 +49,9 @@ FEATURE = "feature"  # drafter only: float32 [1, rows, hidden_size]
 # float32 [1, num_kv_heads, capacity, head_dim], updated in place.
 PAST_KEY, PAST_VALUE, PRESENT_KEY, PRESENT_VALUE = "past_key", "past_value", "present_key", "present_value"
 
+UNPACK_ONCE = ("session.disable_quant_qdq", "1")
+"""Setting of ONNX Runtime with which it unpacks 8-bit weights when it loads them, instead of at every run."""
+
 # Inputs and outputs of the head; the final norm maps HIDDEN [1, rows, hidden_size] to HIDDEN_OUT of the same shape.
 TOP_K = "k"  # int64 [1]
 LOGITS = "logits"  # float32 [rows, vocab_size], from HIDDEN [rows, hidden_size]

@@ -17,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowspec_edge.core.kv_slots import SlotMove
+from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.errors import BundleError, StageFailedError
 from flowspec_edge.manifest import (
     ATTENTION_BIAS,
@@ -28,6 +29,7 @@ from flowspec_edge.manifest import (
     PRESENT_VALUE,
     SEQLENS_K,
     TOTAL_LENGTH,
+    UNPACK_ONCE,
 )
 
 Floats = NDArray[np.float32]
@@ -51,8 +53,10 @@ def load_graph(path: Path, num_threads: int) -> ort.InferenceSession:
     options.log_severity_level = 3
     # Spinning threads of one stage would take the cores from its neighbours on the same device.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(*UNPACK_ONCE)
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with frugal_allocation():
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as cause:  # ONNX Runtime raises its own types, none of them exported
         raise BundleError(f"{path}: not a graph that ONNX Runtime {ort.__version__} can load ({cause})") from cause
 

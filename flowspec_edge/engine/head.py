@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from flowspec_edge.core.events import Floats
 from flowspec_edge.engine.graphs import load_graph, pad_rows
+from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.manifest import HIDDEN, LOGITS, TOP_K, TOP_LOG_PROBS, TOP_TOKENS, Manifest
 
 
@@ -16,6 +17,8 @@ class Head:
     """Normed hidden rows in, logits or top-k out. The top-k is taken inside the graph: no vocabulary-sized rows leave it."""
 
     def __init__(self, directory: Path, manifest: Manifest, *, num_threads: int = 1) -> None:
+        if manifest.precision == EXACT_PRECISION:
+            check_integer_products()
         self._session = load_graph(directory / manifest.head.file, num_threads)
 
     def logits(self, hidden: Floats) -> Floats:

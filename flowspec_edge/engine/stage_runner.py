@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from flowspec_edge.core.events import Floats, RunForward
 from flowspec_edge.engine.graphs import CachedGraph, KvCache, Step, as_ort_value, load_graph, pad_rows
+from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.errors import PlacementError, StageFailedError
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, Manifest
@@ -45,6 +46,8 @@ class StageRunner:
         if not blocks or (blocks[0].start, blocks[-1].stop) != (start, stop):
             cuts = ", ".join(str(block.start) for block in manifest.blocks)
             raise PlacementError(f"layers [{start}, {stop}) cannot be cut from this bundle; its blocks begin at {cuts}")
+        if (precision or manifest.precision) == EXACT_PRECISION:
+            check_integer_products()
         self._geometry = manifest.geometry
         self._start, self._num_layers = start, stop - start
         self._taps = frozenset(manifest.drafter.taps if manifest.drafter else ())

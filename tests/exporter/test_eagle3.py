@@ -140,8 +140,7 @@ def test_verified_and_drafted_rows_are_the_published_models(bundle, reference):
         check_draft(*draft, reference.draft(tokens[:10] + path, 9))
 
 
-@pytest.mark.parametrize("num_nodes", [1, 3])
-@pytest.mark.parametrize("schedule", ["flowspec", "lockstep"])
+@pytest.mark.parametrize(("num_nodes", "schedule"), [(3, "flowspec"), (2, "lockstep")])
 async def test_a_ring_brings_the_tapped_rows_together_and_stays_lossless(bundle, reference, num_nodes, schedule):
     unsplit = UnsplitModel(bundle.directory, bundle.manifest)
     prompt = np.random.default_rng(2).integers(2, 2048, 20).tolist()

@@ -118,7 +118,9 @@ def test_a_shorter_context_makes_a_sliding_window_harmless(tmp_path):
 
 
 def test_int8_files_are_a_quarter_and_agree_with_their_weights(tmp_path):
-    save_checkpoint(tmp_path / "target", hidden_size=256, intermediate_size=512, head_dim=64)
+    save_checkpoint(
+        tmp_path / "target", hidden_size=256, intermediate_size=500, head_dim=64
+    )  # 500: a block of 20 at the end
     int8 = export(tmp_path, precision="int8")
     shutil.rmtree(tmp_path / "out")
     fp32 = export(tmp_path, precision="fp32")
@@ -172,7 +174,7 @@ def test_the_command(tmp_path, capsys):
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["parity"]["chain_error"] < 1e-4
-    assert "layers [0, 1) of 3: error" in err
+    assert "layers [0, 1) of 3, int8: error" in err
     assert main(arguments) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("flowspec-export: ")
     assert main([str(tmp_path / "nothing"), "--out", str(tmp_path / "other")]) == 1

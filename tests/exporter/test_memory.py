@@ -1,0 +1,110 @@
+"""What loading and serving a stage takes, measured in processes of their own.
+
+VmHWM is what getrusage calls maxrss, less the peak of the process that started this one, which Linux counts there as well.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
+
+from exporter.config import LayerShape
+from exporter.onnx_export import block_spec, export_graph
+from exporter.precisions import PRECISIONS
+from exporter.stage_module import LayerBlock
+from flowspec_edge.engine.graphs import KvCache
+from flowspec_edge.manifest import BlockEntry, FileEntry, describe_file, load_manifest
+from flowspec_edge.node import DEMO_BUNDLE
+
+pytestmark = pytest.mark.slow
+
+NUM_LAYERS = 3
+SHAPE = LayerShape(
+    hidden_size=1024,
+    intermediate_size=3072,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=64,
+    rms_norm_eps=1e-5,
+    rope_frequencies=tuple(10000.0 ** -(i / 32) for i in range(32)),
+    max_context=512,
+)
+MIB = 2**20
+EMBEDDING_ROWS = 65536  # 256 MiB
+
+MEASURE = """
+import json, re, sys
+from pathlib import Path
+from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.manifest import load_manifest
+
+directory, precision = Path(sys.argv[1]), sys.argv[2]
+manifest = load_manifest(directory)
+stage = StageRunner(directory, manifest, 0, manifest.geometry.num_layers, precision=precision)
+rows = stage._embedding[[5, 40000]]
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+weights = sum(block.memory_bytes for block in manifest.blocks_of(0, manifest.geometry.num_layers, precision))
+print(json.dumps({"peak": peak, "weights": weights, "rows": rows.shape}))
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Random layers of 48 MiB in float32, in several precisions, and a large embedding, most of it a hole in a file."""
+    root = tmp_path_factory.mktemp("memory")
+    (root / "blocks").mkdir()
+    torch.manual_seed(0)
+    layer = LayerBlock(SHAPE, 0, 1)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    blocks = {name: [] for name in ("fp32", "int8", "w8a8")}
+    for start in range(NUM_LAYERS):
+        layer.start, layer.stop = start, start + 1
+        export_graph(layer, block_spec(layer), root / "scratch.onnx")
+        for name, entries in blocks.items():
+            path = root / f"blocks/{start}.{name}.onnx"
+            PRECISIONS[name].write(root / "scratch.onnx", path)
+            memory_bytes = PRECISIONS[name].memory_bytes(layer, path)
+            file = describe_file(root, f"blocks/{path.name}")
+            entries.append(BlockEntry(**file, start=start, stop=start + 1, memory_bytes=memory_bytes))
+    np.lib.format.open_memmap(root / "embedding.npy", "w+", np.float32, (EMBEDDING_ROWS, SHAPE.hidden_size)).flush()
+    demo = load_manifest(DEMO_BUNDLE)
+    for entry in (demo.tokenizer, demo.final_norm, demo.head):
+        (root / entry.file).write_bytes((DEMO_BUNDLE / entry.file).read_bytes())
+    geometry = dataclasses.replace(
+        demo.geometry,
+        num_layers=NUM_LAYERS,
+        hidden_size=SHAPE.hidden_size,
+        vocab_size=EMBEDDING_ROWS,
+        rope_frequencies=list(SHAPE.rope_frequencies),
+    )
+    own = blocks.pop("fp32")
+    embedding = FileEntry(**describe_file(root, "embedding.npy"))
+    manifest = dataclasses.replace(
+        demo, precision="fp32", geometry=geometry, embedding=embedding, blocks=own, alternatives=blocks, drafter=None
+    )
+    manifest.write(root)
+    return root
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "w8a8"])
+def test_loading_peaks_at_little_more_than_the_weights(directory, precision):
+    command = [sys.executable, "-c", MEASURE, str(directory), precision]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert found["rows"] == [2, SHAPE.hidden_size], "the embedding was read"
+    assert found["weights"] > 33 * MIB
+    limit = 1.25 * found["weights"] + 100e6
+    assert found["peak"] <= limit, f"{found['peak'] / MIB:.0f} MiB, the limit is {limit / MIB:.0f} MiB"
+
+
+def test_a_cache_is_one_stack_of_the_sessions_length():
+    cache = KvCache(num_layers=3, num_kv_heads=2, capacity=100, head_dim=16)
+    one = 2 * (100 + 1) * 16 * 4  # one slot more, for the padding of one-row chunks
+    assert cache.num_bytes == 2 * 3 * one
+    addresses = [value.data_ptr() for value in cache.values]
+    assert addresses == [addresses[0] + i * one for i in range(6)]
