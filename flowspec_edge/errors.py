@@ -91,3 +91,7 @@ class ClusterKeyError(FlowspecError):
 
 class StateError(FlowspecError):
     """What a node keeps between runs cannot be read or written."""
+
+
+class TrainingError(FlowspecError):
+    """The demo model cannot be trained or evaluated as asked: text is missing, or a run directory holds something else."""

@@ -1,0 +1,186 @@
+"""How many tokens one verification of one whole draft tree gives: the yardstick of target and head together.
+
+Source of the tree: Li et al., "EAGLE-2" (2024): in each pass the ``WIDTH`` likeliest leaves grow ``WIDTH`` children each;
+the likeliest nodes of all passes, by the product of their probabilities, are verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from exporter.training.network import DraftHead, Layer, Target
+from exporter.training.sampling import draw
+
+WIDTH = 10
+DEPTH = 6
+NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 20, 100, 128
+RUN_TOKENS, LEAST_DISTINCT = 8, 0.7  # a text loops when under 70 % of its runs of 8 tokens are distinct
+
+
+@dataclass(frozen=True)
+class Written:
+    """One text, and how many verifications gave it."""
+
+    tokens: list[int]
+    num_verifications: int
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens per verification, bonus included; the first token comes from the prompt's own pass."""
+        return (len(self.tokens) - 1) / max(1, self.num_verifications)
+
+    @property
+    def is_looping(self) -> bool:
+        runs = [tuple(self.tokens[i : i + RUN_TOKENS]) for i in range(len(self.tokens) - RUN_TOKENS)]
+        return len(set(runs)) < LEAST_DISTINCT * len(runs)
+
+
+class Rows:
+    """A layer stack over committed rows, which are kept, and tree rows, which are kept only when accepted."""
+
+    def __init__(self, layers: list[Layer], target: Target) -> None:
+        self.layers = layers
+        self.cos, self.sin = target.cos, target.sin
+        heads, head_dim = target.shape.num_heads, target.shape.head_dim
+        self.keys = [torch.zeros(1, heads, 0, head_dim) for _ in layers]
+        self.values = [torch.zeros(1, heads, 0, head_dim) for _ in layers]
+
+    def run(self, x: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """``x`` [1, rows, hidden_size] through the layers; ``seen`` [rows, kept + rows] says who attends to whom."""
+        cos, sin = self.cos[positions], self.sin[positions]
+        for i, layer in enumerate(self.layers):
+            q, k, v = layer.self_attn.project(layer.input_layernorm(x) if layer.has_input_norm else x, cos, sin)
+            self.keys[i] = torch.cat((self.keys[i], k), dim=2)
+            self.values[i] = torch.cat((self.values[i], v), dim=2)
+            attended = functional.scaled_dot_product_attention(q, self.keys[i], self.values[i], attn_mask=seen)
+            x = x + layer.self_attn.merge(attended)
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        return x
+
+    def keep(self, slots: list[int]) -> None:
+        self.keys = [key[:, :, slots] for key in self.keys]
+        self.values = [value[:, :, slots] for value in self.values]
+
+    def __len__(self) -> int:
+        return int(self.keys[0].shape[2])
+
+
+@dataclass
+class Node:
+    """A drafted token. Parents stand before their children in every list of nodes."""
+
+    token: int
+    parent: int  # place in the list; -1 for the root's own children
+    depth: int  # 1 for the root's children
+    score: float  # log-probability of the path from the root
+
+
+class Speculation:
+    """One text written by draft trees of ``num_nodes`` nodes."""
+
+    def __init__(self, target: Target, head: DraftHead, num_nodes: int, temperature: float, seed: int) -> None:
+        self.target, self.head, self.num_nodes = target, head, num_nodes
+        self.temperature, self.seed = torch.tensor([temperature]), seed
+        self.verified = Rows(list(target.layers), target)  # type: ignore[arg-type]
+        self.drafted = Rows(list(head.layers), target)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def write(self, prompt: list[int], num_new: int) -> Written:
+        tokens = list(prompt)
+        features = self._verify(tokens, [])
+        new = [self._draw(features[-1], len(tokens))]
+        num_verifications = 0
+        while len(new) < num_new and new[-1] != 0:
+            nodes = self._draft([*prompt, *new], features)
+            rows = self._verify([new[-1]], nodes)
+            num_verifications += 1
+            path = [0]
+            while len(new) < num_new and new[-1] != 0:
+                new.append(self._draw(rows[path[-1]], len(prompt) + len(new)))
+                child = next((i for i, n in enumerate(nodes) if n.parent == path[-1] - 1 and n.token == new[-1]), None)
+                if child is None:
+                    break
+                path.append(child + 1)
+            first = len(self.verified) - len(rows)
+            self.verified.keep([*range(first), *(first + i for i in path)])
+            features = rows[path]
+        return Written(new, num_verifications)
+
+    def _draw(self, feature: torch.Tensor, position: int) -> int:
+        """By seed and position alone, so that the text does not depend on the trees."""
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + position)
+        return int(draw(self.target.logits(feature)[None], self.temperature, generator))
+
+    def _verify(self, chain: list[int], nodes: list[Node]) -> torch.Tensor:
+        """The target's normed rows of a chain and of the tree that hangs from its end: [rows, hidden_size]."""
+        kept, length = len(self.verified), len(chain)
+        tokens = torch.tensor([[*chain, *(node.token for node in nodes)]])
+        positions = [*range(kept, kept + length), *(kept + length - 1 + node.depth for node in nodes)]
+        seen = torch.ones(length + len(nodes), kept + length + len(nodes), dtype=torch.bool).tril(kept)
+        for row, node in enumerate(nodes):
+            seen[length + row, kept + length :] = False
+            if node.parent >= 0:
+                seen[length + row] = seen[length + node.parent]
+            seen[length + row, kept + length + row] = True
+        rows = self.verified.run(self.target.embed_tokens(tokens), torch.tensor(positions), seen)
+        normed: torch.Tensor = self.target.norm(rows)[0]
+        return normed
+
+    def _draft(self, tokens: list[int], features: torch.Tensor) -> list[Node]:
+        """The tree below the last of ``tokens``; ``features`` are those of the tokens just before it."""
+        kept, length = len(self.drafted), len(features)
+        fed = tokens[kept + 1 : kept + 1 + length]
+        seen = torch.ones(length, kept + length, dtype=torch.bool).tril(kept)
+        rows = self._head(torch.tensor(fed), features, torch.arange(kept, kept + length), seen)
+        committed = kept + length
+        nodes: list[Node] = []
+        said: dict[int, torch.Tensor] = {}
+        slots: dict[int, list[int]] = {-1: []}
+        self._grow(nodes, {-1: rows[-1]})
+        for depth in range(1, DEPTH):
+            leaves = sorted((i for i, node in enumerate(nodes) if node.depth == depth), key=lambda i: -nodes[i].score)[
+                :WIDTH
+            ]
+            before = len(self.drafted)
+            seen = torch.zeros(len(leaves), before + len(leaves), dtype=torch.bool)
+            seen[:, :committed] = True
+            for row, leaf in enumerate(leaves):
+                slots[leaf] = [*slots[nodes[leaf].parent], before + row]
+                seen[row, slots[leaf]] = True
+            parents = torch.stack([said.get(nodes[leaf].parent, rows[-1]) for leaf in leaves])
+            place = torch.full((len(leaves),), committed - 1 + depth)
+            out = self._head(torch.tensor([nodes[leaf].token for leaf in leaves]), parents, place, seen)
+            said.update(zip(leaves, out, strict=True))
+            self._grow(nodes, dict(zip(leaves, out, strict=True)))
+        self.drafted.keep(list(range(committed)))
+        return self._best(nodes)
+
+    def _head(
+        self, tokens: torch.Tensor, features: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor
+    ) -> torch.Tensor:
+        x = self.head.fc(torch.cat((self.target.embed_tokens(tokens), features), dim=-1))[None]
+        return self.drafted.run(x, positions, seen)[0]
+
+    def _grow(self, nodes: list[Node], rows: dict[int, torch.Tensor]) -> None:
+        """The ``WIDTH`` likeliest children of each node in ``rows``."""
+        top = self.target.logits(torch.stack(list(rows.values()))).log_softmax(dim=-1).topk(WIDTH)
+        for parent, scores, children in zip(rows, top.values.tolist(), top.indices.tolist(), strict=True):
+            above, depth = (nodes[parent].score, nodes[parent].depth) if parent >= 0 else (0.0, 0)
+            nodes.extend(Node(t, parent, depth + 1, above + s) for t, s in zip(children, scores, strict=True))
+
+    def _best(self, nodes: list[Node]) -> list[Node]:
+        """The likeliest nodes, in order; a parent is never less likely than its child, so none is orphaned."""
+        chosen = sorted(sorted(range(len(nodes)), key=lambda i: (-nodes[i].score, i))[: self.num_nodes])
+        place = {-1: -1} | {i: new for new, i in enumerate(chosen)}
+        return [Node(nodes[i].token, place[nodes[i].parent], nodes[i].depth, nodes[i].score) for i in chosen]
+
+
+def held_out_prompts(tokens: list[int]) -> Iterator[list[int]]:
+    """Prompts of 100 tokens, spread evenly over the held-out stream."""
+    step = len(tokens) // NUM_PROMPTS
+    for start in range(0, step * NUM_PROMPTS, step):
+        yield tokens[start : start + PROMPT_TOKENS]

@@ -1,0 +1,228 @@
+"""The training loop that target and head share: workers, steps, checkpoints, progress, the curve.
+
+A run is a function of its settings: batches follow from seed and step, and gradients are summed in a fixed order. So a
+run that was killed and resumed ends with the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from pickle import UnpicklingError
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from exporter.training.optimizer import MuonAdamW, Rates
+from flowspec_edge.errors import TrainingError
+
+CHECKPOINT_EVERY_S = 180.0  # a kill costs at most this much work
+LOST_WORKER_S = 900.0  # a step takes seconds; on a busy machine a minute
+PROGRESS_EVERY = 10  # steps
+EVALUATIONS = 8  # over a run
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of the processes that share a step. ``number`` 0 writes files and progress."""
+
+    number: int = 0
+    num_workers: int = 1
+
+    def exchange(self, tensor: torch.Tensor) -> None:
+        """Replace ``tensor`` by its sum over all workers.
+
+        Raises:
+            TrainingError: another worker is gone.
+        """
+        if self.num_workers == 1:
+            return
+        try:
+            distributed.all_reduce(tensor)
+        except RuntimeError as cause:
+            raise TrainingError(
+                f"worker {self.number} of {self.num_workers}: another worker is gone ({str(cause).splitlines()[0]}); "
+                "start again with the same --run directory to go on from the last checkpoint"
+            ) from cause
+
+    def join(self, meeting: Path) -> None:
+        """Meet the other workers at the file ``meeting``, which must not exist before."""
+        if self.num_workers > 1:
+            distributed.init_process_group(
+                "gloo",
+                init_method=f"file://{meeting}",
+                rank=self.number,
+                world_size=self.num_workers,
+                timeout=timedelta(seconds=LOST_WORKER_S),
+            )
+
+    def leave(self) -> None:
+        if self.num_workers > 1:
+            distributed.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one part of a run does. ``name`` names its files."""
+
+    name: str
+    num_steps: int
+    tokens_per_step: int
+    micro_batches: int  # per step and worker
+    rates: Rates
+    weight_decay: float = 0.1
+
+
+LossOf = Callable[[int], torch.Tensor]  # of the micro batch with this number, counted over all steps and workers
+Measure = Callable[[], float]
+
+
+class Training:
+    """Trains ``module`` by ``plan``; goes on from the checkpoint that ``directory`` may hold."""
+
+    def __init__(
+        self, module: nn.Module, plan: Plan, directory: Path, worker: Worker, say: Callable[[str], None]
+    ) -> None:
+        self.module, self.plan, self.directory, self.worker, self.say = module, plan, directory, worker, say
+        self.optimizer = MuonAdamW(module, plan.weight_decay, worker.number, worker.num_workers)
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.step, self.cpu_s, self.wall_s = 0, 0.0, 0.0
+        self.curve: list[dict[str, float]] = []
+        self._is_stopping = False
+        self._resume()
+
+    @property
+    def path(self) -> Path:
+        return self.directory / f"{self.plan.name}.pt"
+
+    def run(self, loss_of: LossOf, measure: Measure, num_steps: int | None = None) -> bool:
+        """Train to the plan's end, or for ``num_steps``. True when the plan is done, False when it was stopped."""
+        end = min(self.plan.num_steps, self.step + (num_steps or self.plan.num_steps))
+        every = max(1, self.plan.num_steps // EVALUATIONS)
+        saved = time.monotonic()
+        with self._stop_on_signals():
+            while self.step < end and not self._is_stopping:
+                started, cpu_before = time.monotonic(), time.process_time()
+                loss = self._one_step(loss_of)
+                held_out = measure() if self.step % every == 0 or self.step == self.plan.num_steps else None
+                self._account(time.monotonic() - started, time.process_time() - cpu_before)
+                self._record(loss, held_out)
+                if time.monotonic() - saved > CHECKPOINT_EVERY_S:
+                    self.save()
+                    saved = time.monotonic()
+        self.save()
+        return self.step == self.plan.num_steps
+
+    def _one_step(self, loss_of: LossOf) -> float:
+        """Forward, backward, exchange, update. Returns the mean loss over all workers."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        total, shares = 0.0, self.plan.micro_batches * self.worker.num_workers
+        for i in range(self.plan.micro_batches):
+            loss = loss_of(self.step * shares + self.worker.number * self.plan.micro_batches + i) / shares
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        total = self._exchange_gradients(total)
+        if not total < 1e4:
+            raise TrainingError(
+                f"{self.plan.name}: the loss is {total} at step {self.step}; lower the peak rate ({self.plan.rates.peak})"
+            )
+        self.optimizer.step(self.plan.rates.at(self.step, self.plan.num_steps), self.worker.exchange)
+        self.step += 1
+        return total
+
+    def _exchange_gradients(self, loss: float) -> float:
+        """Sum gradients, loss and the wish to stop over all workers in one message; clip to a norm of 1."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor([loss, float(self._is_stopping)])])
+        self.worker.exchange(flat)
+        body = flat[:-2]
+        body.mul_(1.0 / max(1.0, float(body.norm())))
+        for gradient, part in zip(gradients, body.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+        self._is_stopping = bool(flat[-1] > 0)
+        return float(flat[-2])
+
+    def _account(self, wall_s: float, cpu_s: float) -> None:
+        spent = torch.tensor([cpu_s], dtype=torch.float64)
+        self.worker.exchange(spent)
+        self.cpu_s += float(spent)
+        self.wall_s += wall_s
+
+    def _record(self, loss: float, held_out: float | None) -> None:
+        point = {"step": self.step, "loss": loss, "cpu_s": self.cpu_s, "wall_s": self.wall_s}
+        if held_out is not None:
+            point["held_out"] = held_out
+        self.curve.append(point)
+        if self.step % PROGRESS_EVERY == 0 or held_out is not None:
+            recent = [p["loss"] for p in self.curve[-PROGRESS_EVERY:]]
+            left_s = (self.plan.num_steps - self.step) * self.wall_s / self.step
+            self.say(
+                f"{self.plan.name}: step {self.step} of {self.plan.num_steps}, loss {sum(recent) / len(recent):.3f}"
+                + ("" if held_out is None else f", held out {held_out:.4f}")
+                + f", {self.step * self.plan.tokens_per_step / self.wall_s:.0f} tokens/s"
+                + f", {self.cpu_s / 3600:.2f} CPU h, {left_s / 60:.0f} min left"
+            )
+
+    def save(self) -> None:
+        """Write the checkpoint aside, then rename: a kill leaves the old one or the new one."""
+        if self.worker.number != 0:
+            return
+        aside = self.path.with_suffix(".part")
+        state = {
+            "step": self.step,
+            "cpu_s": self.cpu_s,
+            "wall_s": self.wall_s,
+            "curve": self.curve,
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        try:
+            torch.save(state, aside)
+            os.replace(aside, self.path)
+            (self.directory / f"{self.plan.name}-curve.json").write_text(json.dumps(self.curve))
+        except (OSError, RuntimeError) as cause:  # torch reports a full disk as RuntimeError
+            raise TrainingError(f"{self.path}: the checkpoint cannot be written: {cause}") from cause
+
+    def _resume(self) -> None:
+        if not self.path.exists():
+            return
+        state = read_checkpoint(self.path)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.cpu_s, self.wall_s, self.curve = (state[k] for k in ("step", "cpu_s", "wall_s", "curve"))
+        if self.worker.number == 0:
+            self.say(f"{self.plan.name}: going on from step {self.step} of {self.plan.num_steps}")
+
+    @contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the run after the step, with a checkpoint."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._is_stopping = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, action in before.items():
+                signal.signal(number, action)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as cause:
+        raise TrainingError(
+            f"{path}: not a checkpoint of this trainer ({type(cause).__name__}); delete it to start over"
+        ) from cause
+    return state

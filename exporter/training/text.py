@@ -1,0 +1,273 @@
+"""The training text: Python sources on this machine, cleaned, without copies, without anything that was held out.
+
+Held out are the files of ``exporter/demo_model/val_files.json`` and the benchmark's prompts. Neither they nor copies of
+their parts (any run of ``NGRAM`` words) reach the training text; the projects that the prompts come from are left out
+altogether, and so is whatever has no permissive licence.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from flowspec_edge.errors import TrainingError
+
+PACKAGE = Path(__file__).parents[2]
+DEMO_MODEL = PACKAGE / "exporter/demo_model"
+VAL_FILES = DEMO_MODEL / "val_files.json"
+PROMPTS = PACKAGE / "flowspec_edge/bench/prompts.json"
+END_OF_TEXT = 0
+
+# Where the benchmark's prompts come from (flowspec_edge/bench/PROMPTS.md), and ourselves.
+LEFT_OUT_PROJECTS = frozenset({"aiohttp", "jinja2", "networkx", "sympy", "numpy", "flowspec-edge", "flowspec_edge"})
+PERMISSIVE = re.compile(r"\b(MIT|BSD|Apache|PSF|Python Software Foundation|ISC|0BSD|Zlib|CC0)\b", re.IGNORECASE)
+RESTRICTED = re.compile(r"\b(L?GPL|AGPL|MPL|Mozilla|Proprietary)", re.IGNORECASE)
+FOREIGN = re.compile(r"^\.\.|(^|/)_?(vendor|vendored|extern|third_party)/")  # others' work, under other licences
+WORD = re.compile(r"\w+|[^\w\s]")
+NGRAM = 13  # words that two texts must share in a row to count as copies, as in the GPT-3 paper's appendix C
+MAX_FILE_BYTES = 200_000  # larger sources are mostly generated
+MIN_FILE_BYTES = 200
+MIN_BLOCK_CHARS = 60  # shorter paragraphs repeat by chance
+MAX_LINE_CHARS = 400  # data, not source
+MAX_COPIED = 0.8  # of a file's characters; beyond it the file is a copy of something already taken
+MAX_HELD_OUT = 0.2  # of a file's word runs; beyond it the file is another version of a held-out one
+
+
+@dataclass(frozen=True)
+class TakenFile:
+    source: str
+    path: str
+    sha256: str
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    source: str
+    path: str
+    text: str
+
+    @property
+    def is_test(self) -> bool:
+        return bool(re.search(r"(^|/)(tests?|idlelib/idle_test)/", self.path))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Tokens taken at most, so that no project or kind dominates."""
+
+    per_project: int = 300_000
+    tests: int = 1_500_000
+
+    def of(self, candidate: Candidate) -> tuple[str, int]:
+        """What ``candidate`` counts as, and the limit of that."""
+        if candidate.is_test:
+            return "tests", self.tests
+        is_python = candidate.source in ("stdlib", "topics") or candidate.source.startswith("lib/python")
+        return candidate.source, sys.maxsize if is_python else self.per_project
+
+
+def held_out_texts() -> dict[str, str]:
+    """The held-out files and topics by name, from the standard library that runs this.
+
+    Raises:
+        TrainingError: this Python lacks one of them, so that a loss on the rest would not compare.
+    """
+    texts = {}
+    for name in json.loads(VAL_FILES.read_text()):
+        if name.startswith("topics/"):
+            text = topics.get(name.removeprefix("topics/"))
+        else:
+            path = Path(sysconfig.get_path("stdlib")) / name
+            text = path.read_text(encoding="utf-8") if path.exists() else None
+        if text is None:
+            raise TrainingError(
+                f"{VAL_FILES}: Python {sys.version.split()[0]} has no {name}, which is held out; "
+                "train and evaluate with Python 3.11"
+            )
+        texts[name] = text
+    return texts
+
+
+def prompt_texts() -> list[str]:
+    return [prompt["text"] for prompts in json.loads(PROMPTS.read_text()).values() for prompt in prompts]
+
+
+def ngrams(text: str) -> Iterator[int]:
+    """A hash per run of ``NGRAM`` words."""
+    words = WORD.findall(text)
+    for i in range(len(words) - NGRAM + 1):
+        yield hash(tuple(words[i : i + NGRAM]))
+
+
+class Cleaner:
+    """Takes texts one by one and gives back what of each is new and not held out."""
+
+    def __init__(self, held_out: Iterable[str]) -> None:
+        self._held_out = {ngram for text in held_out for ngram in ngrams(text)}
+        self._seen: set[bytes] = set()
+
+    def clean(self, text: str) -> str | None:
+        """``text`` without copied paragraphs; ``None`` when it is data, or a copy, or copies what was held out."""
+        text = text.replace("\r\n", "\n").replace("\t", "    ").strip("\n") + "\n"
+        if max(map(len, text.split("\n"))) > MAX_LINE_CHARS or not is_prose_or_code(text):
+            return None
+        runs = list(ngrams(text))
+        if sum(run in self._held_out for run in runs) > MAX_HELD_OUT * len(runs):
+            return None
+        kept, copied, tail = [], 0, ""
+        for block in re.split(r"\n{2,}", text):
+            digest = hashlib.blake2b(" ".join(block.split()).encode(), digest_size=12).digest()
+            is_long = len(block) >= MIN_BLOCK_CHARS
+            if (is_long and digest in self._seen) or self.overlaps(tail + " " + block):
+                copied += len(block)
+                continue
+            if is_long:
+                self._seen.add(digest)
+            kept.append(block)
+            tail = " ".join(WORD.findall(tail + " " + block)[1 - NGRAM :])
+        return None if copied > MAX_COPIED * len(text) else "\n\n".join(kept)
+
+    def overlaps(self, text: str) -> bool:
+        """Does ``text`` share a run of ``NGRAM`` words with what was held out?"""
+        return any(ngram in self._held_out for ngram in ngrams(text))
+
+
+def is_prose_or_code(text: str) -> bool:
+    """Not a table of numbers or another script: mostly ASCII letters and white space."""
+    letters = sum(c.isascii() and (c.isalpha() or c.isspace()) for c in text)
+    return letters > 0.6 * len(text)
+
+
+def candidates(extra: Iterable[Path]) -> Iterator[Candidate]:
+    """Every text that could be trained on: standard library, pydoc topics, installed projects, ``extra`` directories."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    held_out = set(json.loads(VAL_FILES.read_text()))
+    yield from (c for c in python_files("stdlib", stdlib) if c.path not in held_out)
+    for name, text in sorted(topics.items()):
+        if f"topics/{name}" not in held_out:
+            yield Candidate("topics", name, text)
+    for directory in extra:
+        if not directory.is_dir():
+            raise TrainingError(f"--text {directory}: no such directory")
+        source = f"{directory.parent.name}/{directory.name}"
+        yield from (c for c in python_files(source, directory) if c.path not in held_out)
+        yield from (c for c in other_topics(directory) if f"topics/{c.path}" not in held_out)
+    for project, root, files in installed_projects():
+        for file in files:
+            text = read_source(root / file)
+            if text is not None:
+                yield Candidate(project, file, text)
+
+
+def python_files(source: str, root: Path) -> Iterator[Candidate]:
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root).as_posix()
+        if not re.search(r"(^|/)(site-packages|dist-packages|lib2to3/tests/data|pydoc_data|bad[^/]*)/", relative):
+            text = read_source(path)
+            if text is not None:
+                yield Candidate(source, relative, text)
+
+
+def other_topics(stdlib: Path) -> Iterator[Candidate]:
+    """pydoc's topics of another Python's standard library, if ``stdlib`` is one."""
+    path = stdlib / "pydoc_data/topics.py"
+    if path.is_file():
+        _, _, literal = path.read_text(encoding="utf-8").partition("topics = ")
+        for name, text in sorted(ast.literal_eval(literal).items()):
+            yield Candidate("topics", name, text)
+
+
+def installed_projects() -> Iterator[tuple[str, Path, list[str]]]:
+    """Name, root and Python files of each installed project with a permissive licence, by name."""
+    by_name = {d.metadata["Name"].lower(): d for d in metadata.distributions() if d.metadata["Name"]}
+    for name in sorted(by_name):
+        distribution = by_name[name]
+        if name not in LEFT_OUT_PROJECTS and is_permissive(distribution.metadata):
+            files = sorted(
+                str(f) for f in distribution.files or () if str(f).endswith(".py") and not FOREIGN.search(str(f))
+            )
+            yield name, Path(str(distribution.locate_file(""))), files
+
+
+def is_permissive(fields: metadata.PackageMetadata) -> bool:
+    """Judged by the licence expression, the classifiers and the first line of the licence field."""
+    stated = [fields.get("License-Expression") or "", (fields.get("License") or "").split("\n")[0]]
+    stated += [c for c in fields.get_all("Classifier") or () if c.startswith("License ::")]
+    text = " ".join(stated)
+    return bool(PERMISSIVE.search(text)) and not RESTRICTED.search(text)
+
+
+def read_source(path: Path) -> str | None:
+    try:
+        if not MIN_FILE_BYTES <= path.stat().st_size <= MAX_FILE_BYTES:
+            return None
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def gather(
+    directory: Path, tokenizer: Tokenizer, found: list[Candidate], limits: Limits, say: Callable[[str], None]
+) -> None:
+    """Write ``files.json`` and ``tokens.npy`` (uint16, one stream, a text's end marked) into ``directory``.
+
+    Raises:
+        TrainingError: nothing in ``found`` is fit to train on.
+    """
+    cleaner = Cleaner([*held_out_texts().values(), *prompt_texts()])
+    room: dict[str, int] = {}
+    streams: list[list[int]] = []
+    taken: list[TakenFile] = []
+    say(f"text: {len(found)} files found; cleaning")
+    for number in np.random.default_rng(0).permutation(len(found)):  # the limits then take a fair part of each project
+        candidate = found[int(number)]
+        kind, most = limits.of(candidate)
+        if room.setdefault(kind, most) <= 0:
+            continue
+        cleaned = cleaner.clean(candidate.text)
+        if cleaned is None:
+            continue
+        ids = tokenizer.encode(cleaned).ids
+        room[kind] -= len(ids)
+        streams.append([END_OF_TEXT, *ids])
+        digest = hashlib.sha256(candidate.text.encode()).hexdigest()
+        taken.append(TakenFile(candidate.source, candidate.path, digest, len(ids)))
+        if len(taken) % 1000 == 0:
+            say(f"text: {len(taken)} files, {sum(map(len, streams)) / 1e6:.1f} M tokens")
+    if not streams:
+        raise TrainingError(f"{directory}: no text found to train on; name directories of Python sources with --text")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "files.json").write_text(json.dumps([asdict(file) for file in taken], indent=0))
+    write_array(directory / "tokens.npy", np.concatenate([np.array(ids, np.uint16) for ids in streams]))
+    say(f"text: {len(taken)} files, {sum(map(len, streams)) / 1e6:.2f} M tokens")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write aside, then rename: ``path`` exists only when it is whole."""
+    aside = path.with_suffix(".part")
+    try:
+        with aside.open("wb") as file:
+            np.save(file, array)
+        os.replace(aside, path)
+    except OSError as cause:
+        raise TrainingError(f"{path}: cannot be written: {cause}") from cause
+
+
+def held_out_tokens(tokenizer: Tokenizer) -> np.ndarray:
+    """The held-out texts as one stream, each after an end-of-text token."""
+    ids = [i for text in held_out_texts().values() for i in (END_OF_TEXT, *tokenizer.encode(text).ids)]
+    return np.array(ids, np.int64)

@@ -1,0 +1,285 @@
+"""The trainer of the demo model: clean text, runs that survive a kill, a loss that trains what drafting meets."""
+
+import json
+import sysconfig
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
+from exporter.train_demo import main
+from exporter.training.acceptance import Rows, Speculation
+from exporter.training.draft_loss import draft_loss, draft_rows
+from exporter.training.network import DraftHead, Shape, Target, initialize, load_head, load_target, save_target
+from exporter.training.optimizer import orthogonalize
+from exporter.training.run import TOKENIZER, Settings, train
+from exporter.training.sampling import continue_texts
+from exporter.training.text import Candidate, Cleaner, Limits, gather, held_out_texts, ngrams, prompt_texts
+from flowspec_edge.errors import TrainingError
+
+pytestmark = pytest.mark.slow
+STDLIB = Path(sysconfig.get_path("stdlib"))
+SHAPE = Shape(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16)
+SOURCES = ("textwrap.py", "shlex.py", "fnmatch.py", "calendar.py", "bisect.py", "heapq.py")
+
+
+def gathered(directory, found, **limits):
+    """The text of a run, and the files it was made of."""
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
+    gather(directory, tokenizer, found, Limits(**limits), lambda line: None)
+    tokens = np.load(directory / "tokens.npy").tolist()
+    return tokenizer.decode(tokens), json.loads((directory / "files.json").read_text())
+
+
+def from_stdlib(name, source="stdlib"):
+    return Candidate(source, name, (STDLIB / name).read_text())
+
+
+# The text
+
+
+def test_held_out_text_never_enters(tmp_path):
+    held_out = held_out_texts()
+    renamed = held_out["netrc.py"].replace("netrc", "login_file").replace("# ", "#  ")
+    function = held_out["asyncio/queues.py"].split("class Queue")[1][:1500]
+    found = [
+        from_stdlib("textwrap.py"),
+        Candidate("copies", "netrc.py", held_out["netrc.py"]),
+        Candidate("copies", "renamed.py", renamed),
+        Candidate("copies", "with_a_part.py", from_stdlib("calendar.py").text + "\n\nclass Queue" + function),
+        Candidate("copies", "a_prompt.py", from_stdlib("heapq.py").text + "\n\n" + max(prompt_texts(), key=len)),
+    ]
+    text, files = gathered(tmp_path, found)
+    assert {file["path"] for file in files} == {"textwrap.py", "with_a_part.py", "a_prompt.py"}
+    kept_out = {run for held in [*held_out.values(), *prompt_texts()] for run in ngrams(held)}
+    assert not kept_out.intersection(ngrams(text))
+    assert "class IllegalMonthError" in text and "def heappushpop" in text  # what is ours to use stayed
+
+
+def test_copies_are_taken_once(tmp_path):
+    one = from_stdlib("textwrap.py")
+    _, files = gathered(tmp_path, [one, replace(one, source="vendored"), from_stdlib("heapq.py")])
+    assert sorted(file["path"] for file in files) == ["heapq.py", "textwrap.py"]
+
+
+def test_limits_and_data_tables(tmp_path):
+    table = Candidate("stdlib", "table.py", "TABLE = [\n" + "    0x1234, 0x5678, 0x9abc,\n" * 200 + "]\n")
+    names = ("textwrap.py", "heapq.py", "bisect.py")
+    _, files = gathered(tmp_path, [table, *(from_stdlib(name, "project") for name in names)], per_project=1)
+    assert len(files) == 1  # the limit is met after the first
+
+
+def test_no_text_is_refused(tmp_path):
+    with pytest.raises(TrainingError, match="--text"):
+        gathered(tmp_path, [])
+
+
+def test_a_run_of_words_is_what_counts():
+    cleaner = Cleaner(["one two three four five six seven eight nine ten eleven twelve thirteen"])
+    assert cleaner.overlaps("zero one two three four five\nsix seven eight nine ten eleven twelve thirteen")
+    assert not cleaner.overlaps("one two three four five six seven eight nine ten eleven twelve fourteen")
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("text")
+    gathered(directory, [from_stdlib(name) for name in SOURCES])
+    return directory / "tokens.npy"
+
+
+def settings(directory, text, **changes):
+    directory.mkdir()
+    (directory / "tokens.npy").symlink_to(text)
+    sizes = {
+        "target_tokens": 24 * 512,
+        "head_tokens": 24 * 512,
+        "own_tokens": 96,
+        "target_peak": 0.03,
+        "head_peak": 0.03,
+        "rows": 64,
+        "windows": 4,
+        "micro_batches": 2,
+        "head_rows": 96,
+        "measured_windows": 8,
+        "num_workers": 1,
+        "is_compiled": False,
+        "shape": SHAPE,
+    }
+    return Settings(directory, **{**sizes, **changes})
+
+
+def run(options, num_steps=None):
+    return train(options, lambda line: None, num_steps)
+
+
+def weights(options):
+    return {
+        part: {name: value for name, value in torch.load(options.directory / f"{part}.pt")["module"].items()}
+        for part in ("target", "head")
+    }
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, text):
+    options = settings(tmp_path_factory.mktemp("runs") / "whole", text)
+    assert run(options)
+    return options
+
+
+def test_losses_fall(whole_run):
+    for part in ("target", "head"):
+        curve = json.loads((whole_run.directory / f"{part}-curve.json").read_text())
+        held_out = [point["held_out"] for point in curve if "held_out" in point]
+        assert held_out[-1] < held_out[0] - 0.3, part
+        assert curve[-1]["cpu_s"] > 0
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, text, whole_run):
+    options = settings(tmp_path / "stopped", text)
+    num_calls = 1
+    while not run(options, num_steps=7):  # several stops in the target, several in the head
+        num_calls += 1
+    assert num_calls > 4
+    for part, wanted in weights(whole_run).items():
+        for name, value in weights(options)[part].items():
+            assert torch.equal(value, wanted[name]), f"{part} {name}"
+
+
+def test_two_workers_learn_what_one_does(tmp_path, text):
+    alone = settings(tmp_path / "alone", text, target_tokens=2048, head_tokens=2048)
+    together = settings(
+        tmp_path / "together", text, target_tokens=2048, head_tokens=2048, num_workers=2, micro_batches=1
+    )
+    assert run(alone) and run(together)
+    for name, value in weights(alone)["target"].items():
+        torch.testing.assert_close(weights(together)["target"][name], value, atol=2e-5, rtol=2e-3)
+
+
+def test_another_run_in_the_directory_is_refused(whole_run):
+    with pytest.raises(TrainingError, match="holds a run with seed = 0, not 1"):
+        run(replace(whole_run, seed=1))
+
+
+def test_a_broken_checkpoint_is_named(tmp_path, text):
+    options = settings(tmp_path / "broken", text)
+    (options.directory / "target.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(TrainingError, match=r"target\.pt: not a checkpoint"):
+        run(options)
+
+
+def test_the_result_is_a_published_layout(whole_run):
+    target = load_target(whole_run.directory / "model/target")
+    reference = LlamaForCausalLM.from_pretrained(whole_run.directory / "model/target", dtype=torch.float32)
+    tokens = torch.randint(2, 2048, (2, 40), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(target.logits(target.features(tokens)), reference(tokens).logits)
+    load_head(whole_run.directory / "model/eagle", target.shape)
+
+
+def test_evaluating_something_else_is_refused(tmp_path, capsys):
+    assert main(["--evaluate", str(tmp_path)]) == 1
+    assert "not the configuration of a demo target" in capsys.readouterr().err
+
+
+# What is trained
+
+
+@pytest.fixture(scope="module")
+def random_model():
+    target, head = Target(SHAPE), DraftHead(SHAPE)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in [*target.parameters(), *head.parameters()]:
+            parameter.normal_(0.3 if parameter.ndim == 1 else 0.0, 0.3, generator=generator)
+    return target.requires_grad_(False), head
+
+
+def test_draft_steps_train_what_drafting_meets(random_model):
+    """Each row of each step equals the row that a draft of that depth computes, one token at a time."""
+    target, head = random_model
+    tokens = torch.randint(2, 2048, (1, 13), generator=torch.Generator().manual_seed(5))
+    num_steps, num_rows = 4, 12
+    with torch.no_grad():
+        features = target.features(tokens)
+        steps = draft_rows(head, target, tokens, features, num_steps)
+        for root in range(num_rows - num_steps + 1):
+            rows = Rows(list(head.layers), target)
+            fed, place = features[:, : root + 1], torch.arange(root + 1)
+            for step in range(num_steps):
+                embedded = target.embed_tokens(tokens[:, place + 1])
+                kept = len(rows)
+                seen = torch.ones(len(place), kept + len(place), dtype=torch.bool).tril(kept)
+                said = rows.run(head.fc(torch.cat((embedded, fed), dim=-1)), place, seen)[:, -1:]
+                torch.testing.assert_close(steps[step][:, root + step], said[:, 0], atol=1e-4, rtol=1e-4)
+                fed, place = said, torch.tensor([root + step + 1])
+
+
+def test_only_the_head_learns_from_the_draft_loss(random_model):
+    target, head = random_model
+    draft_loss(head, target, torch.randint(2, 2048, (2, 17)), 3).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+    assert all(p.grad is None for p in target.parameters())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_trees_change_no_token(random_model, temperature):
+    target, head = random_model
+    prompt = torch.randint(2, 2048, (1, 20), generator=torch.Generator().manual_seed(6))
+    texts = [
+        Speculation(target, head, num_nodes, temperature, seed=1).write(prompt[0].tolist(), 24) for num_nodes in (1, 40)
+    ]
+    assert texts[0].tokens == texts[1].tokens
+    assert texts[1].num_verifications <= texts[0].num_verifications <= 23
+    if temperature == 0:
+        plain = continue_texts(target, prompt, 24, torch.zeros(1), torch.Generator())
+        assert texts[1].tokens == plain[0, 20:].tolist()[: len(texts[1].tokens)]
+
+
+def test_a_perfect_head_is_accepted_to_the_full_depth(random_model, monkeypatch):
+    """With the target's own layer as oracle in the head's place, each verification gives depth + 1 tokens."""
+    target, head = random_model
+    prompt = torch.randint(2, 2048, (1, 20), generator=torch.Generator().manual_seed(7))
+    plain = continue_texts(target, prompt, 29, torch.zeros(1), torch.Generator())[0].tolist()
+    speculation = Speculation(target, head, 60, 0.0, 0)
+
+    def oracle(tokens, features, positions, seen):
+        speculation.drafted.run(torch.zeros(1, len(tokens), SHAPE.hidden_size), positions, seen)
+        wanted = torch.tensor([plain[int(p) + 2] if int(p) + 2 < len(plain) else 0 for p in positions])
+        return target.embed_tokens(wanted) * 50
+
+    monkeypatch.setattr(speculation, "_head", oracle)
+    written = speculation.write(prompt[0].tolist(), 29)
+    assert written.tokens == plain[20:]
+    assert written.num_verifications == 4  # 1 token from the prompt, then 7 per verification
+
+
+def test_orthogonalize_evens_out_singular_values():
+    x = (
+        torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(8))
+        * torch.tensor([1.0, 1e-3, 1e3])[:, None, None]
+    )
+    for matrix in (*orthogonalize(x), *orthogonalize(x.transpose(1, 2))):
+        values = torch.linalg.svdvals(matrix)
+        assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_initial_weights_follow_from_the_seed():
+    one, same, other = Target(SHAPE), Target(SHAPE), Target(SHAPE)
+    for target, seed in ((one, 1), (same, 1), (other, 2)):
+        initialize(target, seed)
+    assert torch.equal(one.embed_tokens.weight, same.embed_tokens.weight)
+    assert not torch.equal(one.embed_tokens.weight, other.embed_tokens.weight)
+
+
+def test_saving_keeps_the_tokenizer(tmp_path):
+    target = Target(SHAPE)
+    initialize(target, 0)
+    save_target(target, tmp_path, TOKENIZER)
+    assert (tmp_path / "tokenizer.json").read_bytes() == TOKENIZER.read_bytes()
