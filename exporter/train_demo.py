@@ -47,8 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start-from", type=Path, metavar="MODEL", help="begin with the weights of MODEL/target and MODEL/eagle"
     )
-    parser.add_argument("--target-tokens", type=float, default=20, metavar="MILLIONS", help="default: 20")
-    parser.add_argument("--head-tokens", type=float, default=4, metavar="MILLIONS", help="default: 4")
+    parser.add_argument("--target-tokens", type=float, default=10, metavar="MILLIONS", help="default: 10")
+    parser.add_argument("--head-tokens", type=float, default=2.5, metavar="MILLIONS", help="default: 2.5")
     parser.add_argument(
         "--own-tokens",
         type=float,

@@ -55,8 +55,14 @@ class Worker:
             ) from cause
 
     def join(self, meeting: Path) -> None:
-        """Meet the other workers at the file ``meeting``, which must not exist before."""
-        if self.num_workers > 1:
+        """Meet the other workers at the file ``meeting``, which must not exist before.
+
+        Raises:
+            TrainingError: another worker did not come.
+        """
+        if self.num_workers == 1:
+            return
+        try:
             distributed.init_process_group(
                 "gloo",
                 init_method=f"file://{meeting}",
@@ -64,6 +70,11 @@ class Worker:
                 world_size=self.num_workers,
                 timeout=timedelta(seconds=LOST_WORKER_S),
             )
+        except RuntimeError as cause:
+            raise TrainingError(
+                f"worker {self.number} of {self.num_workers}: not all workers came within {LOST_WORKER_S:.0f} s "
+                f"({str(cause).splitlines()[0]}); try --workers 1"
+            ) from cause
 
     def leave(self) -> None:
         if self.num_workers > 1:

@@ -45,8 +45,8 @@ class Settings:
     directory: Path
     extra_text: tuple[Path, ...] = ()
     start_from: Path | None = None
-    target_tokens: int = 20_000_000
-    head_tokens: int = 4_000_000
+    target_tokens: int = 10_000_000
+    head_tokens: int = 2_500_000
     own_tokens: int = 400_000
     target_peak: float = 3e-3
     head_peak: float = 3e-3

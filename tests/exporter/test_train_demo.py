@@ -1,6 +1,7 @@
 """The trainer of the demo model: clean text, runs that survive a kill, a loss that trains what drafting meets."""
 
 import json
+import multiprocessing
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,17 @@ def test_two_workers_learn_what_one_does(tmp_path, text):
     assert run(alone) and run(together)
     for name, value in weights(alone)["target"].items():
         torch.testing.assert_close(weights(together)["target"][name], value, atol=2e-5, rtol=2e-3)
+
+
+def test_a_lost_worker_is_named(tmp_path, text):
+    options = settings(tmp_path / "lost", text, num_workers=2, micro_batches=1)
+
+    def kill_the_other(line):
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    with pytest.raises(TrainingError, match="worker 0 of 2: another worker is gone"):
+        train(options, kill_the_other)
 
 
 def test_another_run_in_the_directory_is_refused(whole_run):
