@@ -33,6 +33,7 @@ from flowspec_edge.core.boards import BoardSettings
 from flowspec_edge.core.schedules import SCHEDULES
 from flowspec_edge.errors import FlowspecError, RequestError
 from flowspec_edge.net.addresses import NODE_PORT
+from flowspec_edge.plan_commands import add_plan, add_plan_options, run_testbed_plan, show_plan, wishes_from
 
 DESCRIPTION = """\
 Run one large language model across the boards on your LAN. Every board runs `flowspec node`; they find each other, and
@@ -47,6 +48,7 @@ examples:
   flowspec serve                              the same behind an OpenAI-compatible HTTP API
   flowspec devices                            who is there
   flowspec doctor                             who is not there, why, and what mends it
+  flowspec plan                               who would serve what, and how fast that should be
   flowspec cache list                         which weights this machine has fetched and kept
   flowspec bench --virtual                    what to expect of boards, without the boards
 
@@ -91,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_network(generate)
     _add_search(generate)
     _add_bundle(generate)
+    add_plan_options(generate)
     generate.add_argument("--json", action="store_true", help="print text, tokens and statistics as one JSON object")
     generate.set_defaults(run=_generate)
 
@@ -113,6 +116,11 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=_doctor)
 
+    plan = add_plan(commands)
+    _add_network(plan)
+    _add_search(plan)
+    plan.set_defaults(run=_plan)
+
     serve = commands.add_parser("serve", help="an OpenAI-compatible HTTP API over the nodes found, this one included")
     _add_serving(serve)
     _add_network(serve)
@@ -125,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
         "clients need the API key, which the first such start prints",
     )
     serve.add_argument("--plain-http", action="store_true", help="serve the API beyond this machine without encryption")
+    add_plan_options(serve)
     serve.add_argument("--no-layers", action="store_true", help="serve no layers here: answer requests only")
     serve.set_defaults(run=_serve)
 
@@ -310,16 +319,18 @@ async def _generate(options: argparse.Namespace) -> int:
     from flowspec_edge.display import print_statistics, ring_table
     from flowspec_edge.fetch_display import FetchDisplay
     from flowspec_edge.node import Node
+    from flowspec_edge.plan_display import format_outcome, outcome_report
     from flowspec_edge.ring import open_ring
 
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    wanted = _generate_options(options)
+    wanted, wishes = _generate_options(options), wishes_from(options)
     access = _access(options)
     settings = _settings(options, access, is_announced=False)
     found = await _search(options, access)
     node = await Node.start(settings)
     try:
-        async with open_ring(node, settings.bundles[0], found, on_fetch=FetchDisplay().show_stage) as ring:
+        opening = open_ring(node, settings.bundles[0], found, on_fetch=FetchDisplay().show_stage, wishes=wishes)
+        async with opening as ring:
             pieces = []
             async with contextlib.aclosing(ring.generate(prompt, wanted)) as answer:
                 async for piece in answer:
@@ -328,6 +339,7 @@ async def _generate(options: argparse.Namespace) -> int:
                         print(piece.text, end="", flush=True)
             last = pieces[-1]
             assert last.statistics is not None
+            outcome = ring.outcome(last.statistics)
             if options.json:
                 report = {
                     "prompt": prompt,
@@ -337,11 +349,14 @@ async def _generate(options: argparse.Namespace) -> int:
                     **last.statistics,
                     "ring": ring_table(ring.stages),
                     "drafts": settings.bundles[0].manifest.drafts,
+                    "prediction": outcome_report(outcome) if outcome else None,
                 }
                 print(json.dumps(report))
             else:
                 print()
                 print_statistics(last.statistics, file=sys.stderr)
+                if outcome is not None:
+                    print(format_outcome(outcome), file=sys.stderr)
     finally:
         await node.close()
     return 0
@@ -369,6 +384,25 @@ async def _doctor(options: argparse.Namespace) -> int:
     return await run_doctor(options, _access(options), _bundle(options))
 
 
+async def _plan(options: argparse.Namespace) -> int:
+    if options.testbed is not None:
+        return run_testbed_plan(options.testbed, options.schedule, is_json=options.json)
+    from flowspec_edge.node import Node
+    from flowspec_edge.ring import plan_layers
+
+    access = _access(options)
+    settings = _settings(options, access, is_announced=False)
+    wishes = wishes_from(options)
+    found = await _search(options, access)
+    node = await Node.start(settings)
+    try:
+        plan = await plan_layers(node, settings.bundles[0], found, wishes)
+    finally:
+        await node.close()
+    show_plan(plan, options.schedule, is_json=options.json)
+    return 0
+
+
 async def _serve(options: argparse.Namespace) -> int:
     from flowspec_edge.fetch_display import FetchDisplay
     from flowspec_edge.net.addresses import LOOPBACK
@@ -389,7 +423,7 @@ async def _serve(options: argparse.Namespace) -> int:
     node.on_fetch = fetches.show_own
     try:
         opening = GenerationService.start(
-            node, settings.bundles[0], lambda: _search(options, access), fetches.show_stage
+            node, settings.bundles[0], lambda: _search(options, access), fetches.show_stage, wishes_from(options)
         )
         async with opening as service:
             tls = api.credentials.public if api.credentials else None
@@ -459,6 +493,7 @@ async def _bench(options: argparse.Namespace) -> int:
             num_prompts=options.num_prompts,
             max_new_tokens=options.max_new_tokens,
             is_json=options.json,
+            is_planned=options.planned,
         )
     return await run_virtual(
         bundle=bundle,
@@ -472,6 +507,7 @@ async def _bench(options: argparse.Namespace) -> int:
         is_ablation=options.ablate,
         is_json=options.json,
         plot=options.plot,
+        is_planned=options.planned,
     )
 
 

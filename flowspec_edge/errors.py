@@ -39,6 +39,10 @@ class PlacementError(FlowspecError):
     """The layers cannot be spread over the nodes that were found."""
 
 
+class NotMeasuredError(PlacementError):
+    """A plan needs to know what a layer takes, and no node has measured one yet."""
+
+
 class RequestError(FlowspecError):
     """A request cannot be served as asked: the prompt is too long, or an option is out of range."""
 

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from flowspec_edge import __version__
 from flowspec_edge.core import events as ev
@@ -36,6 +36,7 @@ from flowspec_edge.errors import (
     NodeUnavailableError,
     ProtocolError,
 )
+from flowspec_edge.measuring import Measurements, StageRecorder, answer_measuring
 from flowspec_edge.net.addresses import is_loopback
 from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.directory import Directory, Neighbourhood, Report
@@ -117,6 +118,9 @@ class Runner(Protocol):
 class Board:
     """What a node runs on: it computes and sends as fast as it can. An emulated one takes its own time (bench/emulate.py)."""
 
+    is_measured: ClassVar[bool] = True
+    """Whether what runs here tells what this machine can do."""
+
     def pace(self, runner: StageRunner, stage: int) -> Runner:
         """The runner to use for stage ``stage`` of a ring."""
         return runner
@@ -153,6 +157,7 @@ class Node:
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
         self.supply = WeightSupply(settings.bundles, settings.cache, self._files, tls)
         self.weights = WeightServer(self.supply.find)
+        self.measurements = Measurements(settings.num_threads)
         self._expected: set[str] = set()
         self._data_links: dict[str, asyncio.Future[Link]] = {}
         self._reserved_bytes = 0
@@ -272,9 +277,15 @@ class Node:
             self._expected.discard(name)
             self._data_links.pop(name, None)
 
+    @property
+    def free_bytes(self) -> int:
+        """Of the memory that it offers."""
+        return max(self.settings.memory_bytes - self._reserved_bytes, 0)
+
     def _welcome(self) -> wire.Welcome:
-        free = max(self.settings.memory_bytes - self._reserved_bytes, 0)
-        return wire.Welcome(self.settings.name, __version__, free, self.supply.digests, self.supply.can_fetch)
+        return wire.Welcome(
+            self.settings.name, __version__, self.free_bytes, self.supply.digests, self.supply.can_fetch
+        )
 
     async def exchange_peers(self, link: Link, told: wire.Peers) -> None:
         """Take the addresses that a member told, and tell ours. Whoever is faster than our start waits for it."""
@@ -322,16 +333,14 @@ class StageHost:
     _forwards: asyncio.Queue[tuple[ev.RunForward, threading.Event]] = field(default_factory=asyncio.Queue)
     _cancelled: threading.Event = field(default_factory=threading.Event)  # of the newest forward, which has its own
     _num_sent: int = 0
+    _recorder: StageRecorder | None = None
     _fetched_bytes: int = 0
     _told_at: float = 0.0
 
     async def run(self) -> None:
         """Serve until the origin closes the control link. Whatever else ends the stage is told to the origin."""
-        request = await anext(self.control, None)
-        if isinstance(request, wire.Peers):
-            await self.node.exchange_peers(self.control, request)
-            request = await anext(self.control, None)
-        if request is None:  # a peer that only wanted to be welcomed
+        request = await answer_measuring(self.node, self.control)
+        if request is None:  # a peer that only wanted to be welcomed, or to measure
             return
         if not isinstance(request, wire.OpenStage):
             raise ProtocolError(f"peer {self.control.peer}: {type(request).__name__} came where OpenStage was expected")
@@ -364,6 +373,10 @@ class StageHost:
         loop = asyncio.get_running_loop()
         self._runner = await loop.run_in_executor(self._executor, self._load, bundle, request)
         load_ms = round((time.monotonic() - began) * 1000)
+        if self.node.board.is_measured:
+            precision, num_layers = self.node.settings.precision, request.stop - request.start
+            self._recorder = self.node.measurements.recorder(bundle.manifest, precision, num_layers)
+            links.push_async_callback(self._recorder.finish)
         self._ahead, _ = await open_link(
             request.next_host,
             request.next_port,
@@ -471,7 +484,10 @@ class StageHost:
             forward, cancelled = await self._forwards.get()
             tapped: dict[int, ev.Floats] = {}
             wanted = (tapped,) if forward.is_tapped else ()
+            began = time.monotonic()
             hidden = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set, *wanted)
+            if self._recorder is not None and not cancelled.is_set():
+                self._recorder.add(len(forward.rows), time.monotonic() - began)
             self._tell(ev.ForwardFinished(hidden, tapped))
 
     def _tell(self, event: ev.StageEvent) -> None:

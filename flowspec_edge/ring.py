@@ -24,7 +24,8 @@ from flowspec_edge.core.drafting import DraftShape
 from flowspec_edge.core.fetching import Source
 from flowspec_edge.core.generation import GenerationStatistics, TargetLimits
 from flowspec_edge.core.origin import Origin
-from flowspec_edge.core.placement import NodeOffer, StagePlan, spread_layers
+from flowspec_edge.core.placement import LeftOut, NodeOffer, Plan, StagePlan, spread_layers
+from flowspec_edge.core.prediction import Outcome, hold_against
 from flowspec_edge.engine.drafters import Drafter
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
@@ -33,12 +34,14 @@ from flowspec_edge.errors import (
     FlowspecError,
     LinkLostError,
     NodeUnavailableError,
+    NotMeasuredError,
     ProtocolError,
     StageFailedError,
 )
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.link import Link, open_link
 from flowspec_edge.node import Board, Bundle, Node
+from flowspec_edge.planning import Peer, PlanWishes, keep_placement, make_plan
 from flowspec_edge.tasks import run_until_first_ends
 
 STAGE_OPEN_S = 300.0
@@ -99,6 +102,8 @@ class Ring:
         board: Board | None = None,
     ) -> None:
         self.stages = stages
+        self.plan: Plan | None = None
+        """What the planner expects of it, where it was planned."""
         self._engine = engine
         self._board = board or Board()
         self._controls = controls
@@ -127,6 +132,13 @@ class Ring:
     def is_open(self) -> bool:
         """False once something in the ring was lost."""
         return self._lost is None
+
+    def outcome(self, statistics: dict[str, Any]) -> Outcome | None:
+        """The plan's prediction against a finished generation; None where there was no plan, or the text was short."""
+        if self.plan is None:
+            return None
+        num_tokens = int(statistics["completion_tokens"])
+        return hold_against(self.plan, self._core.costs, float(statistics["tokens_per_s"]), num_tokens)
 
     async def generate(
         self, prompt: str | Sequence[int], options: GenerateOptions, on_trip: OnTrip | None = None
@@ -332,8 +344,11 @@ async def open_ring(
     found: Sequence[Announcement],
     load_engine: LoadEngine = OriginEngine,
     on_fetch: OnFetch = lambda plan, num_bytes, total_bytes: None,
+    wishes: PlanWishes | None = None,
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
+
+    With ``wishes`` they are dealt as the planner says, else equally.
 
     ``node`` is the origin's own listener, to which the last stage returns; nodes fetch from it what they lack.
 
@@ -344,10 +359,15 @@ async def open_ring(
     """
     name = f"{node.settings.name}-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as closing:
-        controls, offers = await _welcomed(node, bundle, found, name, closing)
-        plans = spread_layers(bundle.manifest.blocks, offers)
+        peers, refused = await _welcomed(node, bundle, found, name, closing)
+        planned = await _planned(node, bundle, peers, refused, wishes) if wishes is not None else None
+        if planned is not None:
+            plans = [stage.stage_plan for stage in planned.stages]
+        else:
+            offers = [NodeOffer(name, peer.free_memory_bytes) for name, peer in peers.items()]
+            plans = spread_layers(bundle.manifest.blocks, offers)
         addresses = {announcement.node: announcement for announcement in found}
-        links = [controls[plan.node] for plan in plans]
+        links = [peers[plan.node].link for plan in plans]
         loop = asyncio.get_running_loop()
         closing.enter_context(node.expect(f"{name}/{len(plans)}"))
         engine = loop.run_in_executor(None, load_engine, bundle, node.settings.num_threads, DraftShape())
@@ -362,6 +382,9 @@ async def open_ring(
             for plan, message in zip(plans, opened, strict=True)
         ]
         ring = Ring(engine.result(), bundle, stages, links, node.board)
+        if planned is not None:
+            ring.plan = planned
+            await asyncio.to_thread(keep_placement, bundle.digest, planned)
         closing.callback(ring._stop)
         first = addresses[plans[0].node]
         hello, credentials = node.hello(wire.DATA, f"{name}/0"), node.settings.credentials
@@ -376,39 +399,61 @@ async def open_ring(
             await asyncio.wait({running})
 
 
+async def plan_layers(node: Node, bundle: Bundle, found: Sequence[Announcement], wishes: PlanWishes) -> Plan:
+    """The plan that a ring would be opened with now; nothing is loaded to serve.
+
+    Raises:
+        NodeUnavailableError, PlacementError: as for :func:`open_ring`.
+        NotMeasuredError: no node knows what a layer takes.
+    """
+    async with contextlib.AsyncExitStack() as closing:
+        peers, refused = await _welcomed(node, bundle, found, "", closing)
+        return await make_plan(node, bundle, peers, refused, wishes)
+
+
+async def _planned(
+    node: Node, bundle: Bundle, peers: dict[str, Peer], refused: list[LeftOut], wishes: PlanWishes
+) -> Plan | None:
+    """None, and equal shares, where nothing is known of the nodes; they learn from the session that follows."""
+    try:
+        return await make_plan(node, bundle, peers, refused, wishes)
+    except NotMeasuredError as cause:
+        _log.info("equal shares: %s", cause)
+        return None
+
+
 async def _welcomed(
     node: Node, bundle: Bundle, found: Sequence[Announcement], ring: str, closing: contextlib.AsyncExitStack
-) -> tuple[dict[str, Link], list[NodeOffer]]:
-    """Control links to the nodes that answer and have the bundle, and what they offer, in the order found."""
+) -> tuple[dict[str, Peer], list[LeftOut]]:
+    """The nodes that answer and have the bundle or may fetch it, in the order found, and the others with the reason."""
     hello, credentials = node.hello(wire.CONTROL, ring), node.settings.credentials
     answers = await asyncio.gather(
         *(open_link(peer.host, peer.port, hello, node=peer.node, credentials=credentials) for peer in found),
         return_exceptions=True,
     )
-    links: dict[str, Link] = {}
-    offers: list[NodeOffer] = []
-    refusals: list[str] = []
-    for answer in answers:
+    peers: dict[str, Peer] = {}
+    refused: list[LeftOut] = []
+    for announcement, answer in zip(found, answers, strict=True):
         if isinstance(answer, FlowspecError):
-            refusals.append(str(answer))
+            refused.append(LeftOut(announcement.node, str(answer)))
             continue
         if isinstance(answer, BaseException):
             raise answer
         link, welcome = answer
         closing.push_async_callback(link.close)
         if bundle.digest not in welcome.bundles and not welcome.can_fetch:
-            refusals.append(
+            reason = (
                 f"node {welcome.node} does not have this bundle and may not fetch it; start it with --bundle "
                 f"{bundle.directory}, or without --no-cache"
             )
+            refused.append(LeftOut(welcome.node, reason))
             continue
-        links[welcome.node] = link
-        offers.append(NodeOffer(welcome.node, welcome.free_memory_bytes))
-    for refusal in refusals:
-        _log.warning("%s", refusal)
-    if found and not offers:
-        raise NodeUnavailableError(f"none of the {len(found)} nodes found can serve: {refusals[0]}")
-    return links, offers
+        peers[welcome.node] = Peer(link, announcement, welcome.free_memory_bytes)
+    for out in refused:
+        _log.warning("%s", out.reason)
+    if found and not peers:
+        raise NodeUnavailableError(f"none of the {len(found)} nodes found can serve: {refused[0].reason}")
+    return peers, refused
 
 
 async def _open_stages(

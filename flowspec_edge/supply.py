@@ -114,6 +114,13 @@ class WeightSupply:
     def can_fetch(self) -> bool:
         return self._cache is not None
 
+    def known(self, digest: str) -> tuple[Bundle | None, Manifest | None]:
+        """The bundle of that digest where it is here as a whole, and its manifest where at least that is."""
+        own = self._bundles.get(digest)
+        if own is not None:
+            return own, own.manifest
+        return None, self._cache.manifest(digest) if self._cache is not None else None
+
     def find(self, sha256: str) -> Path | bytes | None:
         """A file that others may have, by its sha256; a manifest is one too, by its bundle's digest."""
         if sha256 in self._own:

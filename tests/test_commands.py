@@ -87,12 +87,13 @@ async def test_the_demo_stops_its_nodes_on_ctrl_c():
 async def test_generate_and_devices_find_the_nodes():
     async with node_processes(2, DEMO_BUNDLE) as (cluster, nodes):
         search = ("--cluster", cluster, "--nodes", "2")
-        status, out, err = await run("generate", "def main(", *search, "--max-new-tokens", "8", "--json")
+        options = (*search, "--max-new-tokens", "8", "--equal-split")
+        status, out, err = await run("generate", "def main(", *options, "--json")
         assert status == 0, err
         report = json.loads(out)
         assert len(report["token_ids"]) == 8
         assert [stage["node"] for stage in report["ring"]] == [node.name for node in nodes]
-        status, streamed, err = await run("generate", "def main(", *search, "--max-new-tokens", "8")
+        status, streamed, err = await run("generate", "def main(", *options)
         assert (status, streamed) == (0, report["text"] + "\n")
         assert "tokens/s" in err
         status, out, _ = await run("devices", *search, "--json")
@@ -103,7 +104,7 @@ async def test_a_node_killed_while_it_serves():
     async with node_processes(3, DEMO_BUNDLE) as (cluster, nodes):
         process = await start(
             *("generate", "def main(", "--cluster", cluster, "--nodes", "3", "--max-new-tokens", "900"),
-            *("--temperature", "1", "--schedule", "autoregressive"),
+            *("--temperature", "1", "--schedule", "autoregressive", "--equal-split"),
         )
         async with asyncio.timeout(COMMAND_S):
             await process.stdout.read(1)
@@ -113,6 +114,26 @@ async def test_a_node_killed_while_it_serves():
         # The others are free again: a ring of two answers.
         status, _, err = await run("generate", "def f(", "--cluster", cluster, "--wait", "3", "--max-new-tokens", "4")
         assert status == 0, err
+
+
+async def test_plan_shows_what_generate_then_does():
+    async with node_processes(2, DEMO_BUNDLE) as (cluster, nodes):
+        search = ("--cluster", cluster, "--nodes", "2")
+        status, out, err = await run("plan", *search, "--json")
+        assert status == 0, err
+        plan = json.loads(out)
+        names = {node.name for node in nodes}
+        served = [stage["node"] for stage in plan["stages"]]
+        assert {*served, *(out["node"] for out in plan["left_out"])} == names
+        assert plan["tokens_per_s"] > 0 and plan["one_board_alone"] and plan["one_more"]
+        status, out, err = await run("generate", "def main(", *search, "--max-new-tokens", "20", "--json")
+        assert status == 0, err
+        report = json.loads(out)
+        assert names >= {stage["node"] for stage in report["ring"]}
+        assert sum(stage["stop"] - stage["start"] for stage in report["ring"]) == 8
+        assert report["prediction"]["predicted_tokens_per_s"] > 0
+        status, out, _ = await run("plan", *search)
+        assert status == 0 and "tokens/s with schedule flowspec" in out and "one board alone" in out
 
 
 async def test_no_nodes_and_too_few():
@@ -161,6 +182,9 @@ async def test_a_damaged_block_is_named_by_the_node_that_loads_it(tmp_path):
     [
         (("generate", "x", "--temperature", "-1"), "temperature is -1.0"),
         (("generate", "x", "--max-new-tokens", "0"), "max_new_tokens is 0"),
+        (("generate", "x", "--context", "0"), "--context is 0"),
+        (("plan", "--testbed", "nowhere"), "choose one of"),
+        (("plan", "--testbed", "unequal", "--schedule", "fastest"), "schedule 'fastest' is not known"),
         (("demo", "--nodes", "0"), "--nodes is 0"),
         (("generate", "x", "--host", "0.0.0.0"), "no cluster key"),
         (("node", "--host", "203.0.113.7", "--insecure"), "cannot listen on 203.0.113.7"),
@@ -176,7 +200,7 @@ async def test_an_unknown_schedule_is_refused_with_the_known_ones():
         assert_refused(result, ", ".join(SCHEDULES))
 
 
-@pytest.mark.parametrize("command", [(), ("node",), ("generate",), ("devices",), ("serve",), ("demo",)])
+@pytest.mark.parametrize("command", [(), ("node",), ("generate",), ("devices",), ("plan",), ("serve",), ("demo",)])
 async def test_help_teaches(command):
     status, out, _ = await run(*command, "--help")
     assert status == 0

@@ -91,6 +91,9 @@ def add_bench(commands: Any) -> argparse.ArgumentParser:
     bench.add_argument(
         "--processes", type=int, metavar="N", help="processes of --virtual (default: the cores there are)"
     )
+    bench.add_argument(
+        "--planned", action="store_true", help="each testbed a second time, with its layers dealt by the planner"
+    )
     bench.add_argument("--threads", type=int, default=1, help="threads for --calibrate (default: %(default)s)")
     bench.add_argument(
         "--ablate", action="store_true", help="compare flowspec with itself less one mechanism each; with --virtual"

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
-
-import numpy as np
+from statistics import fmean
 
 from flowspec_edge.bench.testbed import DRAFT_PASS_ROWS
-from flowspec_edge.core import events as ev
-from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots
-from flowspec_edge.core.tree import NO_PARENT, Row
-from flowspec_edge.core.wire import MAX_CHUNK_ROWS
-from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
-from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.engine.timing import CHUNK_SIZES, StageUnderTest, fit_line, time_draft_ms, time_head_ms
 from flowspec_edge.manifest import Quality
 from flowspec_edge.node import Bundle
 
-CHUNK_SIZES = (1, 2, 4, 8, 16, 32, 64)
 SIZES_IN_USE = (1, 4, 16)
 """What a ring runs most: a new root with few children, and chunks of its tree."""
-NUM_PAST = 128
-"""Rows in the cache before a chunk: a prompt's worth."""
-NUM_REPEATS = 15
-"""Medians of so many: a scheduler's hiccup does not count."""
-SESSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,22 +55,24 @@ def calibrate(
     Raises:
         BundleError: the bundle cannot be loaded.
     """
-    geometry = bundle.manifest.geometry
-    own, *others = bundle.manifest.precisions
+    directory, manifest = bundle.directory, bundle.manifest
+    geometry = manifest.geometry
+    own, *others = manifest.precisions
     forward_ms = _forward_ms(bundle, num_threads, own, sorted({*CHUNK_SIZES, *sizes_in_use}), say)
     precision_ms = {own: {size: forward_ms[size] for size in sizes_in_use}}
     for precision in others:
         precision_ms[precision] = _forward_ms(bundle, num_threads, precision, sizes_in_use, say)
     fixed, slope = fit_line(list(forward_ms), list(forward_ms.values()))
     say("head")
-    head = Head(bundle.directory, bundle.manifest, num_threads=num_threads)
-    rows = np.zeros((16, geometry.hidden_size), np.float32)
-    head_ms = _median_ms(lambda: head.logits(rows))
+    head = Head(directory, manifest, num_threads=num_threads)
+    head_ms = time_head_ms(head, manifest)
     draft_pass_ms = draft_row_ms = None
-    if bundle.manifest.drafter is not None:
+    if manifest.drafter is not None:
         say("draft head")
-        draft_pass_ms = _median_ms(_draft_pass(bundle, head, DRAFT_PASS_ROWS, num_threads))
-        wide_ms = _median_ms(_draft_pass(bundle, head, 4 * DRAFT_PASS_ROWS, num_threads))
+        draft_pass_ms, wide_ms = (
+            time_draft_ms(directory, manifest, head, num_rows, DRAFT_PASS_ROWS, num_threads)
+            for num_rows in (DRAFT_PASS_ROWS, 4 * DRAFT_PASS_ROWS)
+        )
         draft_row_ms = max(wide_ms - draft_pass_ms, 0.0) / (3 * DRAFT_PASS_ROWS)
     return Calibration(
         bundle=bundle.manifest.name,
@@ -105,11 +93,12 @@ def _forward_ms(
     bundle: Bundle, num_threads: int, precision: str, sizes: Sequence[int], say: Callable[[str], None]
 ) -> dict[int, float]:
     """Milliseconds of all layers by chunk size."""
-    stage = _StageUnderTest(bundle, num_threads, precision)
+    num_layers = bundle.manifest.geometry.num_layers
+    stage = StageUnderTest(bundle.directory, bundle.manifest, 0, num_layers, num_threads, precision)
     times = {}
     for num_rows in sizes:
-        say(f"{bundle.manifest.geometry.num_layers} layers in {precision}, chunks of {num_rows}")
-        times[num_rows] = _median_ms(lambda num_rows=num_rows: stage.run(num_rows))  # type: ignore[misc]
+        say(f"{num_layers} layers in {precision}, chunks of {num_rows}")
+        times[num_rows] = stage.time_ms(num_rows)
     return times
 
 
@@ -135,20 +124,6 @@ def format_precisions(calibration: Calibration, quality: Sequence[Quality]) -> s
         f"# fastest on this device for chunks of {', '.join(map(str, sizes))}: {best} (flowspec node --precision {best})"
     )
     return "\n".join(lines)
-
-
-def fit_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
-    """Least squares of ``time = a + b * size``, each sample weighed by its own time; neither below 0.
-
-    Weighing keeps the relative error even: small chunks are what most schedules send.
-    """
-    x, y = np.array(sizes, np.float64), np.array(times, np.float64)
-    a, b = np.linalg.lstsq(np.stack([np.ones_like(x), x], axis=1) / y[:, None], np.ones_like(y), rcond=None)[0]
-    if b < 0:
-        return float(np.median(y)), 0.0
-    if a < 0:
-        return 0.0, float(np.median(y / x))
-    return float(a), float(b)
 
 
 def format_testbed(calibration: Calibration, source: str) -> str:
@@ -181,59 +156,3 @@ def format_testbed(calibration: Calibration, source: str) -> str:
         f'source = "{source}"',
     ]
     return "\n".join(lines)
-
-
-class _StageUnderTest:
-    """All layers as one stage, with a prompt in its cache."""
-
-    def __init__(self, bundle: Bundle, num_threads: int, precision: str) -> None:
-        self._stage = StageRunner(
-            bundle.directory,
-            bundle.manifest,
-            0,
-            bundle.manifest.geometry.num_layers,
-            num_threads=num_threads,
-            precision=precision,
-        )
-        self._slots = KvSlots(NUM_PAST + MAX_CHUNK_ROWS + FIRST_SLOT)
-        self._stage.open_cache(SESSION, self._slots.capacity)
-        self._run([Row(id, id - 1 if id else NO_PARENT, 1) for id in range(NUM_PAST)])
-
-    def run(self, num_rows: int) -> None:
-        """A chain of so many rows, which is forgotten afterwards."""
-        rows = [Row(id, id - 1, 1) for id in range(NUM_PAST, NUM_PAST + num_rows)]
-        self._run(rows)
-        self._slots.drop([row.id for row in rows])
-
-    def _run(self, rows: list[Row]) -> None:
-        first = self._slots.append(rows)
-        mask = self._slots.ancestor_mask(first)
-        positions = np.array([row.id for row in rows], np.int64)
-        self._stage.run(ev.RunForward(SESSION, tuple(rows), None, (), first, positions, mask))
-
-
-def _draft_pass(bundle: Bundle, head: Head, num_rows: int, num_threads: int) -> Callable[[], object]:
-    """A pass over so many children of one verified row; every call runs them anew."""
-    entry = bundle.manifest.drafter
-    assert entry is not None, "asked only of bundles with a draft head"
-    drafter = load_drafter(bundle.directory, bundle.manifest, head, k=DRAFT_PASS_ROWS, num_threads=num_threads)
-    drafter.open(SESSION, NUM_PAST + num_rows)
-    verified = tuple(Row(id, id - 1, 1) for id in range(1, NUM_PAST))
-    hidden = np.zeros((len(verified), max(len(entry.taps), 1) * bundle.manifest.geometry.hidden_size), np.float32)
-    positions = np.arange(len(verified), dtype=np.int64)
-    drafter.run(ev.RunDraft(SESSION, verified, positions, hidden, ()))
-    children = tuple(Row(NUM_PAST + number, NUM_PAST - 1, number) for number in range(num_rows))
-    job = ev.RunDraft(
-        SESSION, children, np.full(num_rows, NUM_PAST - 1, np.int64), np.zeros((0, hidden.shape[1]), np.float32), ()
-    )
-    return lambda: drafter.run(job)
-
-
-def _median_ms(run: Callable[[], object]) -> float:
-    run()  # the first run allocates
-    times = []
-    for _ in range(NUM_REPEATS):
-        began = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - began) * 1000)
-    return median(times)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import platform
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 from flowspec_edge.bench.ablation import add_shares, format_shares
@@ -17,11 +19,12 @@ from flowspec_edge.bench.calibrate import calibrate, format_precisions, format_t
 from flowspec_edge.bench.charts import draw_bars
 from flowspec_edge.bench.compare import YARDSTICK, Bench, Plan, Task, run_tasks
 from flowspec_edge.bench.emulate import compare_with_virtual, emulated_boards, format_comparison
+from flowspec_edge.bench.planned import plan_testbed, replanned
 from flowspec_edge.bench.progress import Progress
 from flowspec_edge.bench.prompts import choose_sets, load_prompts
 from flowspec_edge.bench.report import build_report, format_report
 from flowspec_edge.bench.tensor_parallel import MODELLED
-from flowspec_edge.bench.testbed import Testbed, known_testbeds, load_testbed
+from flowspec_edge.bench.testbed import Testbed, describe_testbed, known_testbeds, load_testbed
 from flowspec_edge.bench.timeline import Timeline, draw_timeline
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.schedules import SCHEDULES, ablation_names, find_schedule
@@ -45,6 +48,7 @@ async def run_virtual(
     is_ablation: bool,
     is_json: bool,
     plot: Path | None,
+    is_planned: bool = False,
 ) -> int:
     """Compare schedules on the virtual clock and print the tables. Returns an exit status.
 
@@ -52,7 +56,7 @@ async def run_virtual(
         FlowspecError: a name is not known, a number is out of range, or a run failed.
     """
     names = _schedule_names(schedules or "all", is_ablation)
-    chosen = tuple(load_testbed(name) for name in _testbed_names(testbeds))
+    chosen = tuple(_with_planned([load_testbed(name) for name in _testbed_names(testbeds)], is_planned))
     plan = Plan(
         testbeds=chosen,
         schedules=tuple(name for name in names if name not in MODELLED),
@@ -93,6 +97,7 @@ async def run_emulated(
     num_prompts: int | None,
     max_new_tokens: int | None,
     is_json: bool,
+    is_planned: bool = False,
 ) -> int:
     """Run schedules on emulated boards in real time, and print how far from the virtual clock they are. Returns an exit status.
 
@@ -102,9 +107,13 @@ async def run_emulated(
     names = list(SCHEDULES) if schedules == "all" else _names("--schedules", schedules or EMULATED_SCHEDULES)
     for name in names:
         find_schedule(name)  # raises where there is none
-    chosen = {name: load_testbed(name) for name in _testbed_names(testbeds)}
+    chosen = tuple(
+        _with_planned(
+            [load_testbed(name) for name in _testbed_names(testbeds)], is_planned, len(bundle.manifest.blocks)
+        )
+    )
     plan = Plan(
-        testbeds=tuple(chosen.values()),
+        testbeds=chosen,
         schedules=tuple(names),
         max_new_tokens=EMULATED_TOKENS if max_new_tokens is None else max_new_tokens,
     )
@@ -113,8 +122,8 @@ async def run_emulated(
     progress = Progress("in real time", len(chosen) * len(tasks) * len(names), "generations")
     reports = {}
     try:
-        for name, testbed in chosen.items():
-            async with emulated_boards(testbed, name, bundle) as boards:
+        for testbed in chosen:
+            async with _described(testbed) as source, emulated_boards(testbed, source, bundle) as boards:
                 reports[testbed] = await compare_with_virtual(boards, bench, plan, tasks, progress.step)
     finally:
         progress.close()
@@ -208,6 +217,27 @@ def _schedule_names(text: str, is_ablation: bool) -> list[str]:
         if name not in MODELLED:
             find_schedule(name)  # raises where there is none
     return [name for name in every if name in {*wanted, YARDSTICK}] + [name for name in wanted if name not in every]
+
+
+def _with_planned(testbeds: Sequence[Testbed], is_planned: bool, num_blocks: int | None = None) -> Iterator[Testbed]:
+    """Each testbed, and behind it, if wanted, the one that the planner makes of its boards.
+
+    Emulated boards hold real layers: of a bundle of ``num_blocks`` blocks, as many parts of the testbed's layers are dealt.
+    """
+    for testbed in testbeds:
+        yield testbed
+        if is_planned:
+            block_layers = max(-(-testbed.num_layers // num_blocks), 1) if num_blocks else 1
+            yield replanned(testbed, plan_testbed(testbed, "flowspec", block_layers=block_layers))
+
+
+@contextlib.asynccontextmanager
+async def _described(testbed: Testbed) -> AsyncIterator[str]:
+    """A file of it, for node processes to read."""
+    with tempfile.TemporaryDirectory(prefix="flowspec-") as folder:
+        path = Path(folder) / f"{testbed.name}.toml"
+        _write(path, describe_testbed(testbed, "made by flowspec bench --emulate"))
+        yield str(path)
 
 
 def _testbed_names(text: str) -> Sequence[str]:

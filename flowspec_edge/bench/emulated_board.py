@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from flowspec_edge.bench.testbed import StageCost, Testbed
 from flowspec_edge.core import events as ev
@@ -172,6 +173,8 @@ class PreciseTimer:
 
 class EmulatedBoard(Board):
     """Any one of a testbed's boards: which one, the ring says. ``on_end`` is told how well a session's times were kept."""
+
+    is_measured: ClassVar[bool] = False
 
     def __init__(self, testbed: Testbed, on_end: Callable[[Lateness], None] = lambda _: None) -> None:
         self._testbed, self._on_end = testbed, on_end

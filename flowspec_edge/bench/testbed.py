@@ -6,6 +6,7 @@ keys. Every table says in ``source`` where its values come from: measured, publi
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +22,16 @@ DRAFT_PASS_ROWS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCost:
-    """A forward over ``n`` rows takes ``fixed_ms + n * row_ms``; ``num_layers`` is how many it runs one after another."""
+    """A forward over ``n`` rows takes ``fixed_ms + n * row_ms``; ``num_layers`` is how many it runs one after another.
+
+    ``memory_bytes`` is what the board may use for its layers, 0 where that is not said.
+    """
 
     fixed_ms: float
     row_ms: float
     num_layers: int
     device: str = ""
+    memory_bytes: int = 0
 
     def layer_ms(self, num_rows: float) -> float:
         """How long a forward that is given up goes on at most: until the layer that runs has ended."""
@@ -43,6 +48,7 @@ class Testbed:
     Every hop takes ``hop_ms`` and its bytes at ``rate_mbit_per_s``, one chunk after another; ``hidden_bytes`` is one hidden
     row on the wire. Small messages (credits, Advances) take ``hop_ms``. The origin's one compute lane takes ``head_ms`` per
     run of the head, and ``draft_pass_ms`` per pass of the draft head over up to ten rows, ``draft_row_ms`` for each beyond.
+    ``layer_bytes`` is a layer's weights in memory, 0 where that is not said.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Testbed:
     draft_pass_ms: float
     draft_row_ms: float
     summary: str = ""
+    layer_bytes: int = 0
 
     @property
     def num_layers(self) -> int:
@@ -127,11 +134,40 @@ def parse_testbed(text: str, name: str, where: str) -> Testbed:
         head_ms=origin.number("head_ms"),
         draft_pass_ms=origin.number("draft_pass_ms"),
         draft_row_ms=origin.number("draft_row_ms"),
+        layer_bytes=model.count("layer_mib") * 2**20 if "layer_mib" in model else 0,
     )
     for table in (model, network, origin):
         table.text("source")
         table.finish()
     return testbed
+
+
+def describe_testbed(testbed: Testbed, source: str) -> str:
+    """The text of a file that describes it."""
+    lines = [
+        f"summary = {json.dumps(testbed.summary or testbed.name)}",
+        "",
+        "[model]",
+        f"hidden_size = {testbed.hidden_bytes}",
+        "bytes_per_value = 1",
+        f"source = {json.dumps(source)}",
+        "",
+        "[network]",
+        f"hop_ms = {testbed.hop_ms!r}",
+        f"rate_mbit_per_s = {testbed.rate_mbit_per_s!r}",
+        f"source = {json.dumps(source)}",
+        "",
+        "[origin]",
+        f"head_ms = {testbed.head_ms!r}",
+        f"draft_pass_ms = {testbed.draft_pass_ms!r}",
+        f"draft_row_ms = {testbed.draft_row_ms!r}",
+        f"source = {json.dumps(source)}",
+    ]
+    for stage in testbed.stages:
+        lines += ["", "[[stages]]", f"device = {json.dumps(stage.device or 'a board')}"]
+        lines += [f"num_layers = {stage.num_layers}", f"fixed_ms = {stage.fixed_ms!r}", f"row_ms = {stage.row_ms!r}"]
+        lines += [f"source = {json.dumps(source)}"]
+    return "\n".join(lines) + "\n"
 
 
 def _stages(entry: _Table) -> list[StageCost]:
@@ -140,6 +176,7 @@ def _stages(entry: _Table) -> list[StageCost]:
         num_layers=entry.count("num_layers"),
         fixed_ms=entry.number("fixed_ms", is_positive=True),
         row_ms=entry.number("row_ms"),
+        memory_bytes=entry.count("memory_mib") * 2**20 if "memory_mib" in entry else 0,
     )
     count = entry.count("count") if "count" in entry else 1
     entry.text("source")

@@ -124,6 +124,11 @@ class Origin:
             times += [at for generation in self._turns() if (at := generation.next_deadline()) is not None]
         return min(times, default=None)
 
+    @property
+    def costs(self) -> RingCosts:
+        """What the ring costs, as far as it has shown."""
+        return self._costs
+
     def statistics(self, session: int) -> GenerationStatistics:
         """Live counts of a running generation."""
         return self._running[session].generation.statistics

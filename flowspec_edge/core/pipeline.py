@@ -30,6 +30,11 @@ class LineFit:
     def has_samples(self) -> bool:
         return self._weight > 0
 
+    @property
+    def mean_size(self) -> float:
+        """Of the samples; 1 where there are none."""
+        return self._n / self._weight if self._weight else 1.0
+
     def add(self, n: float, y: float) -> None:
         self._weight = self._weight * FORGETTING + 1
         self._n = self._n * FORGETTING + n

@@ -138,7 +138,10 @@ class ModelNeeds:
         widest = max(block.stop - block.start for block in blocks)
         return cls(
             blocks=tuple((block.start, block.stop) for block in blocks),
-            block_bytes={manifest.precision: max(block.memory_bytes for block in blocks)},
+            block_bytes={
+                precision: max(block.memory_bytes for block in manifest.blocks_of(0, blocks[-1].stop, precision))
+                for precision in manifest.precisions
+            },
             kv_bytes=kv_cache_bytes(manifest.geometry, widest, num_tokens),
             row_bytes=manifest.geometry.hidden_size * 4,
             head_ms=head_ms,
@@ -190,13 +193,17 @@ class Instead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A ring and what it is expected to bring with chunks of ``num_rows``; see core/throughput.py for trip and interval."""
+    """A ring and what it is expected to bring with chunks of ``num_rows``; see core/throughput.py for trip and interval.
+
+    ``head_ms`` is the part of the trip that the origin itself takes.
+    """
 
     stages: tuple[PlannedStage, ...]
     num_rows: int
     trip_ms: float
     interval_ms: float
     tokens_per_s: float
+    head_ms: float = 0.0
     left_out: tuple[LeftOut, ...] = ()
     alone: Instead | None = None
     one_more: Instead | None = None

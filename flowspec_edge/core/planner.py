@@ -56,6 +56,7 @@ def plan_ring(devices: Sequence[Device], links: Links, model: ModelNeeds, throug
         trip_ms=ring.trip_ms,
         interval_ms=ring.interval_ms,
         tokens_per_s=ring.tokens_per_s,
+        head_ms=model.head_ms,
         left_out=(*_left_out(choices, search, ring), *beyond),
         alone=alone,
         one_more=_one_more(choices, like, ring),
@@ -126,11 +127,14 @@ def _one_more(choices: Choices, node: str, ring: FoundRing) -> Instead:
 def _left_out(choices: Choices, search: RingSearch, ring: FoundRing) -> list[LeftOut]:
     """Who is not in the ring, and why."""
     model = choices.model
+    same_size = ring.num_rows in choices.throughput.chunk_rows(len(ring.order) + 1)
     found = []
     for i, device in enumerate(choices.devices):
         if i in ring.order:
             continue
-        with_it = search.best_of([*ring.order, i], ring.num_rows) if choices.fits[i] else None
+        with_it = None
+        if choices.fits[i]:
+            with_it = search.best_of([*ring.order, i], ring.num_rows if same_size else None)
         if not choices.fits[i]:
             least = min(model.memory_bytes(precision, 1) for precision in device.layer)
             reason = f"{mib(device.free_memory_bytes)} free; a stage of the fewest layers needs {mib(least)}"

@@ -21,7 +21,7 @@ from flowspec_edge.core.events import Passage
 from flowspec_edge.core.tree import Row
 from flowspec_edge.errors import ProtocolError
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 MAX_HEADER_BYTES = 65536
 """A chunk of 512 rows has a header of about 8 KB; nothing else comes near."""
@@ -33,6 +33,8 @@ MAX_PASSAGES = 256
 MAX_PASSAGE_S = 3600.0
 """Far longer than an origin waits before it takes its ring for lost."""
 MAX_TEXT = 4096
+MAX_PROBE_BYTES = 32768
+"""Of one message that measures a link."""
 ROW_BYTES = 12
 """Draft id, parent and token of one row."""
 
@@ -157,6 +159,56 @@ class StageFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureLayers:
+    """Origin to node, before a plan: what does a layer of this bundle take there?"""
+
+    bundle: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayersMeasured:
+    """Node to origin: ``curves`` by precision (``core/measured.py``), none where the node has no layers to measure with.
+
+    A board that is hot, or slower than its curve for another reason, takes ``slowdown_permille`` thousandths of its curve.
+    """
+
+    curves: list[str]
+    slowdown_permille: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureLink:
+    """Origin to node, before a plan: how long does a message take from there to that peer?"""
+
+    node: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMeasured:
+    """Node to origin: one way's latency, and the rate; 0 where the wire was quicker than could be measured."""
+
+    latency_ns: int
+    bytes_per_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Node to node: bytes to measure a link with. Whoever gets one that ``is_answered`` says how many have come."""
+
+    payload: bytes
+    is_answered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeAnswer:
+    """How many bytes of probes have come on this link."""
+
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Credit:
     """Backwards on a data link: the receiver has room for ``num_chunks`` more."""
 
@@ -203,6 +255,12 @@ Message = (
     | BeginTurn
     | CloseSession
     | StageFailure
+    | MeasureLayers
+    | LayersMeasured
+    | MeasureLink
+    | LinkMeasured
+    | Probe
+    | ProbeAnswer
     | Credit
     | ChunkMessage
     | TappedRows
@@ -221,6 +279,12 @@ _PLAIN: tuple[type[Any], ...] = (
     BeginTurn,
     CloseSession,
     StageFailure,
+    MeasureLayers,
+    LayersMeasured,
+    MeasureLink,
+    LinkMeasured,
+    Probe,
+    ProbeAnswer,
     Credit,
 )
 _BY_NAME: dict[str, type[Any]] = {kind.__name__: kind for kind in _PLAIN}
@@ -228,6 +292,7 @@ _CHECKS: dict[Any, Callable[[Any], bool]] = {
     str: lambda value: isinstance(value, str) and len(value) <= MAX_TEXT,
     int: lambda value: type(value) is int and 0 <= value < 2**63,
     bool: lambda value: type(value) is bool,
+    bytes: lambda value: type(value) is bytes and len(value) <= MAX_PROBE_BYTES,
     list[str]: lambda value: isinstance(value, list) and all(isinstance(v, str) and len(v) <= MAX_TEXT for v in value),
 }
 _FIELDS: dict[type[Any], list[tuple[str, Any]]] = {

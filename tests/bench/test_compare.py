@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 from flowspec_edge.bench import ablation
-from flowspec_edge.bench.calibrate import fit_line
 from flowspec_edge.bench.charts import draw_bars
 from flowspec_edge.bench.compare import Figures, Outcome, Plan, Task, run_tasks
 from flowspec_edge.bench.prompts import choose_sets, load_prompts
@@ -22,6 +21,7 @@ from flowspec_edge.core.generation import TargetLimits
 from flowspec_edge.core.throughput import tokens_of_best_rows as tau
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.timing import fit_line
 from flowspec_edge.errors import BenchError, LosslessError
 from tests.bench.conftest import make_tape
 

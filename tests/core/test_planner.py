@@ -212,6 +212,7 @@ def test_the_plan_follows_the_schedule(schedule):
     devices = [make_device("quick", 4.0), *(make_device(n, 5.0) for n in "abc")]
     plan = plan_ring(devices, LAN, make_model(32), Throughput(schedule, TYPICAL_DRAFTS, 5.0))
     assert (len(plan.stages) == 1) == (schedule == "autoregressive")
+    assert all("would slow the ring" in out.reason for out in plan.left_out)
 
 
 def test_bytes_of_a_cache():

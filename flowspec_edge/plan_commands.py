@@ -1,0 +1,101 @@
+"""``flowspec plan``: how a model would be spread over boards, and what that should bring. Loads nothing to serve."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from flowspec_edge.core.schedules import SCHEDULES
+from flowspec_edge.errors import RequestError
+
+EPILOG = """\
+examples:
+  flowspec plan                            the demo model on the boards found
+  flowspec plan ./tinyllama-int8           another bundle
+  flowspec plan --testbed unequal          boards that are only described (see flowspec bench --help)
+  flowspec plan --testbed mine.toml --json
+
+Each node measures once what a layer of such a model takes it, and keeps that. Links are measured with at most 1 MB per pair
+of nodes, and again after a day. USED counts weights, caches for --context tokens and the runtime.
+"""
+
+
+def add_plan(commands: Any) -> argparse.ArgumentParser:
+    """The command's own arguments."""
+    plan: argparse.ArgumentParser = commands.add_parser(
+        "plan",
+        help="show who would serve which layers, what that should bring, and who is left out and why",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="model bundle (default: the demo model)")
+    plan.add_argument("--testbed", metavar="NAME", help="plan for the boards of a testbed instead of those found")
+    plan.add_argument("--schedule", default="flowspec", help=f"one of {', '.join(SCHEDULES)} (default: flowspec)")
+    _add_context(plan)
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+    return plan
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """What commands that open a ring let the user say of its plan."""
+    _add_context(parser)
+    parser.add_argument(
+        "--equal-split",
+        action="store_true",
+        help="equal shares for all nodes found, instead of what flowspec plan shows",
+    )
+
+
+def _add_context(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="tokens of a session to leave memory for in the plan (default: all that the model allows)",
+    )
+
+
+def wishes_from(options: argparse.Namespace) -> Any:
+    """What a ring is planned for; None for equal shares.
+
+    Raises:
+        RequestError: a number is out of range, or the schedule is not known.
+    """
+    from flowspec_edge.core.schedules import find_schedule
+    from flowspec_edge.planning import PlanWishes
+
+    if options.context is not None and options.context < 1:
+        raise RequestError(f"--context is {options.context}; it must be at least 1")
+    if getattr(options, "equal_split", False):
+        return None
+    schedule = getattr(options, "schedule", "flowspec")
+    find_schedule(schedule)
+    if not sys.stderr.isatty():
+        return PlanWishes(schedule=schedule, num_tokens=options.context)
+    return PlanWishes(
+        schedule=schedule, num_tokens=options.context, say=lambda line: print(line, file=sys.stderr, flush=True)
+    )
+
+
+def run_testbed_plan(name: str, schedule: str, *, is_json: bool) -> int:
+    """Plan for described boards and print it. Returns an exit status.
+
+    Raises:
+        TestbedError: there is no such testbed.
+        PlacementError: its boards' memory is too small.
+    """
+    from flowspec_edge.bench.planned import plan_testbed
+    from flowspec_edge.bench.testbed import load_testbed
+
+    show_plan(plan_testbed(load_testbed(name), schedule), schedule, is_json=is_json)
+    return 0
+
+
+def show_plan(plan: Any, schedule: str, *, is_json: bool) -> None:
+    """Print it."""
+    from flowspec_edge.plan_display import format_plan, plan_report
+
+    print(json.dumps(plan_report(plan, schedule)) if is_json else format_plan(plan, schedule))

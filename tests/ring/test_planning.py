@@ -1,0 +1,187 @@
+"""Plans from what real nodes measure, and rings that are opened with them."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+
+import pytest
+
+from flowspec_edge import measuring, planning
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core import wire
+from flowspec_edge.core.placement import LoadedLayers, TimeLine
+from flowspec_edge.engine.unsplit import UnsplitModel
+from flowspec_edge.errors import NotMeasuredError
+from flowspec_edge.net.link import open_link
+from flowspec_edge.node import Board, Node, NodeSettings
+from flowspec_edge.planning import PlanWishes, load_placement
+from flowspec_edge.ring import open_ring, plan_layers
+from tests.ring.conftest import GIB, answer_of, tokens_of
+
+WISHES = PlanWishes(num_tokens=256)
+
+
+@contextlib.asynccontextmanager
+async def nodes_of(bundle, names=("attic", "cellar", "hall"), *, memory_bytes=GIB, board=None):
+    """Serving nodes in this process, and an origin."""
+    nodes = []
+    try:
+        for name in [*names, "origin"]:
+            settings = NodeSettings(
+                name=name, cluster="test", bundles=(bundle,), memory_bytes=memory_bytes, is_announced=False
+            )
+            nodes.append(await Node.start(settings, board() if board else None))
+        yield nodes[:-1], nodes[-1]
+    finally:
+        await asyncio.gather(*(node.close() for node in nodes))
+
+
+@pytest.fixture
+def quick_curve(monkeypatch):
+    """Each node says at once that a layer takes it 400 ms; how often is counted."""
+    measured = []
+
+    def measure(self, bundle, precision, free_bytes):
+        measured.append(bundle.manifest.name)
+        return TimeLine(400.0, 1.0)
+
+    monkeypatch.setattr(measuring.Measurements, "_measure", measure)
+    monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
+    return measured
+
+
+def found_of(nodes):
+    return [node.announcement for node in nodes]
+
+
+async def test_a_plan_from_what_nodes_and_links_really_take(int8_bundle, state):
+    async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+    assert sum(stage.stop - stage.start for stage in plan.stages) == 8
+    assert all(0 < stage.time.at(2) < 1000 for stage in plan.stages)
+    assert plan.tokens_per_s > 0 and 0 < plan.head_ms < plan.trip_ms
+    (curve,) = (state / "curves").glob("*.json")
+    kept = json.loads(curve.read_text())
+    assert kept["how"] == "measured" and kept["fixed_ms"] > 0
+    links = json.loads((state / "links.json").read_text())
+    assert len(links) == 3 and ["attic", "cellar"] in [link[:2] for link in links]
+    assert all(0 < latency_ns < 10**9 for _, _, latency_ns, *_ in links)
+    assert curve.stat().st_mode & 0o077 == 0
+
+
+async def test_what_is_known_is_not_measured_again(int8_bundle, quick_curve, monkeypatch):
+    async with nodes_of(int8_bundle) as (serving, origin):
+        first = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        assert quick_curve, "the first time"
+        quick_curve.clear()
+
+        async def never(*arguments):
+            raise AssertionError("a link was measured again")
+
+        monkeypatch.setattr(planning, "measure_link", never)
+        monkeypatch.setattr(measuring, "measure_link", never)
+        again = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+    assert again == first and not quick_curve
+    assert len(first.stages) == 3, "slow layers want all boards"
+
+
+async def test_a_ring_serves_what_was_planned_and_writes_the_unsplit_models_text(int8_bundle, quick_curve, prompts):
+    options = GenerateOptions(max_new_tokens=24)
+    async with nodes_of(int8_bundle) as (serving, origin):
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        async with open_ring(origin, int8_bundle, found_of(serving), wishes=WISHES) as ring:
+            pieces = await answer_of(ring, prompts[0], options)
+            outcome = ring.outcome(pieces[-1].statistics)
+    unsplit = UnsplitModel(int8_bundle.directory, int8_bundle.manifest)
+    assert tokens_of(pieces) == list(unsplit.generate(prompts[0], options))
+    assert [stage.plan for stage in ring.stages] == [stage.stage_plan for stage in plan.stages]
+    assert ring.plan == plan
+    assert outcome.difference > 0.2
+    assert "quicker than measured" in outcome.cause
+    kept = load_placement(int8_bundle.digest)
+    assert kept == {stage.node: LoadedLayers(stage.start, stage.stop, "int8") for stage in plan.stages}
+
+
+async def test_a_node_without_layers_learns_from_its_first_session(int8_bundle, prompts, monkeypatch, state):
+    monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
+    async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
+        for node in serving:
+            monkeypatch.setattr(node.supply, "known", lambda digest: (None, int8_bundle.manifest))
+        with pytest.raises(NotMeasuredError, match="none of the 2 nodes"):
+            await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        async with open_ring(origin, int8_bundle, found_of(serving), wishes=WISHES) as ring:
+            assert ring.plan is None and len(ring.stages) == 2, "equal shares"
+            await answer_of(ring, prompts[0], GenerateOptions(max_new_tokens=32))
+        async with asyncio.timeout(10):
+            while not list((state / "curves").glob("*.json")):
+                await asyncio.sleep(0.01)
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+    assert json.loads(next((state / "curves").glob("*.json")).read_text())["how"] == "learned"
+    assert plan.stages
+
+
+class UnmeasuredBoard(Board):
+    is_measured = False
+
+
+async def test_an_emulated_board_tells_no_curve(int8_bundle, state):
+    async with nodes_of(int8_bundle, ("attic",), board=UnmeasuredBoard) as (serving, origin):
+        with pytest.raises(NotMeasuredError):
+            await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+    assert not (state / "curves").exists()
+
+
+async def test_nodes_that_cannot_serve_are_named(int8_bundle, quick_curve):
+    async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
+        gone = dataclasses.replace(serving[0].announcement, node="cellar", port=1)
+        plan = await plan_layers(origin, int8_bundle, [serving[0].announcement, gone], WISHES)
+    assert [stage.node for stage in plan.stages] == ["attic"]
+    (out,) = plan.left_out
+    assert out.node == "cellar" and "cannot be reached" in out.reason
+
+
+async def test_a_link_is_measured_with_at_most_a_mebibyte(int8_bundle, monkeypatch):
+    sent = []
+    encode = wire.encode
+    monkeypatch.setattr(
+        wire,
+        "encode",
+        lambda message: (
+            (sent.append(len(message.payload)) if isinstance(message, wire.Probe) else None) or encode(message)
+        ),
+    )
+    async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
+        found = await measuring.measure_link(origin, "attic", "127.0.0.1", serving[0].port)
+    assert found.latency_ns > 0
+    assert 2**16 <= sum(sent) <= 2**20
+
+
+async def test_a_link_that_cannot_be_measured_is_a_reason_and_no_end(int8_bundle):
+    async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
+        link, _ = await open_link("127.0.0.1", serving[0].port, origin.hello(wire.CONTROL, ""), node="attic")
+        link.send(wire.MeasureLink("cellar", "127.0.0.1", 1))
+        answer = await link.receive()
+        assert isinstance(answer, wire.StageFailure) and "cannot be reached" in answer.reason
+        link.send(wire.Probe(b"123", True))
+        assert await link.receive() == wire.ProbeAnswer(3)
+        await link.close()
+
+
+async def test_files_that_are_broken_are_measured_anew(int8_bundle, quick_curve, state):
+    async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
+        await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        for path in [*(state / "curves").glob("*.json"), state / "links.json"]:
+            path.write_text('{"fixed_ms": "soon"}')
+        (state / "placements").mkdir(exist_ok=True)
+        quick_curve.clear()
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+    assert quick_curve and plan.stages
+
+
+async def test_a_node_that_cannot_measure_is_left_out_with_its_reason(int8_bundle, quick_curve):
+    async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
+        serving[1].settings = dataclasses.replace(serving[1].settings, precision="int3")
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+    (out,) = plan.left_out
+    assert out.node == "cellar" and "has no precision 'int3'" in out.reason
