@@ -25,8 +25,8 @@ from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import BlockEntry, DrafterEntry, FileEntry, Manifest, Parity, describe_file
 
 MADE_WITH = ("flowspec-edge", "torch", "optimum", "optimum-onnx", "transformers", "onnx", "onnxruntime")
-SCRATCH = "float32.onnx"
-"""A file that others are made of; it is gone at the end."""
+SCRATCH = "scratch"
+"""Directory of the float32 file that others are made of; it is gone at the end."""
 
 Say = Callable[[str], None]
 
@@ -79,7 +79,7 @@ class Assembly:
                 f"{entry.precision} on {entry.num_tokens} tokens of {entry.text}: error {entry.max_error:.1e}, same token "
                 f"{entry.greedy_agreement:.1%}, perplexity {entry.perplexity:.3f} (torch: {entry.reference_perplexity:.3f})"
             )
-        (self.directory / SCRATCH).unlink()
+        shutil.rmtree(self.directory / SCRATCH)
         parity = Parity(
             tolerance=check.tolerance,
             chain_error=chain_error,
@@ -117,21 +117,21 @@ class Assembly:
         blocks: dict[str, list[BlockEntry]] = {precision.name: [] for precision in self.precisions}
         for start, stop in itertools.pairwise(cuts):
             block = build_block(self.checkpoint.layer_shape, start, stop, self.checkpoint.layers(start, stop))
-            export_graph(block, block_spec(block), self.directory / SCRATCH)
+            name = f"blocks/layers-{start:03d}-{stop:03d}"
+            float32 = self._export(block, block_spec(block), f"{name}.onnx")
             self.quality.run_reference(block)
             own_weights = block.state_dict()
             for precision in self.precisions:
-                suffix = "" if precision is self.own else f".{precision.name}"
-                name = f"blocks/layers-{start:03d}-{stop:03d}{suffix}.onnx"
-                path = self.directory / name
-                block.load_state_dict({**own_weights, **precision.write(self.directory / SCRATCH, path)}, assign=True)
+                file = f"{name}.onnx" if precision is self.own else f"{name}.{precision.name}.onnx"
+                path = self.directory / file
+                block.load_state_dict({**own_weights, **precision.write(float32, path)}, assign=True)
                 check = self.checks[precision.name]
                 check.check_block(block, path)
                 self.quality.run(precision.name, path, block.shape)
                 self.say(
                     f"layers [{start}, {stop}) of {num_layers}, {precision.name}: error {check.block_errors[-1]:.1e}"
                 )
-                entry = describe_file(self.directory, name)
+                entry = describe_file(self.directory, file)
                 memory_bytes = precision.memory_bytes(block, path)
                 blocks[precision.name].append(BlockEntry(**entry, start=start, stop=stop, memory_bytes=memory_bytes))
         return blocks
@@ -184,10 +184,18 @@ class Assembly:
     def _write(self, module: nn.Module, spec: GraphSpec, name: str) -> Path:
         """Export a graph in the bundle's own precision, and give ``module`` the weights that it now stands for."""
         path = self.directory / name
-        export_graph(module, spec, self.directory / SCRATCH)
-        weights = self.own.write(self.directory / SCRATCH, path)
+        weights = self.own.write(self._export(module, spec, name), path)
         unexpected = module.load_state_dict(weights, strict=False, assign=True).unexpected_keys
         assert not unexpected, unexpected
+        return path
+
+    def _export(self, module: nn.Module, spec: GraphSpec, name: str) -> Path:
+        """The float32 file of that name, and files beside it where it is large; the next one takes its place."""
+        scratch = self.directory / SCRATCH
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        path = scratch / Path(name).name
+        export_graph(module, spec, path)
         return path
 
     def _entry(self, name: str) -> FileEntry:

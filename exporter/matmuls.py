@@ -1,4 +1,4 @@
-"""Rewrites every weight matrix of an ONNX file: float16, or 8-bit weights with activations of 8 bits per token.
+"""Rewrites every weight matrix of an ONNX file into another file: float16, or 8-bit weights with activations of 8 bits per token.
 
 W8A8 takes each row of activations by itself: its largest magnitude becomes 127 steps around 128, so that a row's bits do not
 depend on its neighbours, and a matrix-vector product reads one byte per weight. Signed activations are ten times slower where
@@ -17,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flowspec_edge.errors import CheckpointError
 
+MAX_FILE_BYTES = 2**31 - 2**24
+"""A protobuf file ends at 2 GiB; beyond it weights need side files, which a bundle does not describe."""
 MAX_LEVEL = 127
 ZERO_POINT = 128
 SMALLEST = 1e-20
@@ -25,8 +27,25 @@ SMALLEST = 1e-20
 Nodes = list[onnx.NodeProto]
 
 
-def halve_matrices(path: Path) -> dict[str, torch.Tensor]:
-    """Store and multiply matrices as float16, in place; everything else stays float32.
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph with all its weights in one file.
+
+    Raises:
+        CheckpointError: they do not fit into one.
+    """
+    num_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if num_bytes > MAX_FILE_BYTES:
+        raise CheckpointError(
+            f"{path.name}: {num_bytes} bytes of weights exceed the {MAX_FILE_BYTES}-byte limit of one ONNX file; choose a "
+            "smaller precision, or lower --block-size"
+        )
+    for tensor in model.graph.initializer:
+        tensor.ClearField("data_location")  # of weights that were read from a side file
+    onnx.save(model, path)
+
+
+def halve_matrices(source: Path, path: Path) -> dict[str, torch.Tensor]:
+    """Store and multiply matrices as float16; everything else stays float32.
 
     Returns:
         The matrices as float32 by torch parameter name: [out_features, in_features].
@@ -46,11 +65,11 @@ def halve_matrices(path: Path) -> dict[str, torch.Tensor]:
         ]
         return halved.astype(np.float32)
 
-    return _rewrite(path, rewrite)
+    return _rewrite(source, path, rewrite)
 
 
-def quantize_per_token(path: Path) -> dict[str, torch.Tensor]:
-    """Quantise matrices to int8, a scale for each output, and their inputs to uint8, a scale for each row; in place.
+def quantize_per_token(source: Path, path: Path) -> dict[str, torch.Tensor]:
+    """Quantise matrices to int8, a scale for each output, and their inputs to uint8, a scale for each row.
 
     Returns:
         The dequantised matrices as float32 by torch parameter name: [out_features, in_features].
@@ -81,7 +100,7 @@ def quantize_per_token(path: Path) -> dict[str, torch.Tensor]:
         "w8a8/step": np.array(1 / MAX_LEVEL, np.float32),
         "w8a8/offset": np.array(ZERO_POINT, np.float32),
     }
-    return _rewrite(path, rewrite, constants)
+    return _rewrite(source, path, rewrite, constants)
 
 
 def _quantize_rows(name: str, prefix: str) -> Nodes:
@@ -115,9 +134,11 @@ class _Rows:
 Rewrite = Callable[[onnx.GraphProto, onnx.NodeProto, np.ndarray, _Rows], np.ndarray]
 
 
-def _rewrite(path: Path, rewrite: Rewrite, constants: dict[str, np.ndarray] | None = None) -> dict[str, torch.Tensor]:
+def _rewrite(
+    source: Path, path: Path, rewrite: Rewrite, constants: dict[str, np.ndarray] | None = None
+) -> dict[str, torch.Tensor]:
     """Replace each MatMul with a weight by what ``rewrite`` makes of it; the weights that it now stands for."""
-    model = onnx.load(path)
+    model = onnx.load(source)
     graph = model.graph
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     weights: dict[str, torch.Tensor] = {}
@@ -137,7 +158,7 @@ def _rewrite(path: Path, rewrite: Rewrite, constants: dict[str, np.ndarray] | No
     del graph.node[:], graph.initializer[:]
     graph.node.extend(rows.nodes)
     graph.initializer.extend(tensors)
-    onnx.save(model, path)
+    save_graph(model, path)
     return weights
 
 

@@ -19,7 +19,7 @@ import torch
 from onnx import helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-from exporter.matmuls import parameter_name
+from exporter.matmuls import parameter_name, save_graph
 from flowspec_edge.errors import CheckpointError
 
 BLOCK_SIZE = 32
@@ -29,39 +29,39 @@ INTEGER_ACTIVATIONS = 4
 """Accuracy level of MatMulNBits at which it multiplies bytes: the only one with fast kernels at 4 bits."""
 
 
-def store_in_8_bits(path: Path) -> dict[str, torch.Tensor]:
-    """Quantise every weight matrix of an ONNX file in place; sessions unpack them to float32.
+def store_in_8_bits(source: Path, path: Path) -> dict[str, torch.Tensor]:
+    """Quantise every weight matrix of the ONNX file ``source``; sessions unpack them to float32.
 
     Returns:
         The dequantised matrices by torch parameter name, as ``torch.nn.Linear`` keeps them: float32
         [out_features, in_features].
     """
-    model, weights = _quantize(path, 8)
+    model, weights = _quantize(source, 8)
     _unpack_at_load(model)
-    onnx.save(model, path)
+    save_graph(model, path)
     return weights
 
 
-def quantize_to_4_bits(path: Path) -> dict[str, torch.Tensor]:
-    """Quantise every weight matrix of an ONNX file in place, to be multiplied as they are. Returns what
+def quantize_to_4_bits(source: Path, path: Path) -> dict[str, torch.Tensor]:
+    """Quantise every weight matrix of the ONNX file ``source``, to be multiplied as they are. Returns what
     :func:`store_in_8_bits` does.
     """
-    model, weights = _quantize(path, 4)
-    onnx.save(model, path)
+    model, weights = _quantize(source, 4)
+    save_graph(model, path)
     return weights
 
 
-def _quantize(path: Path, bits: int) -> tuple[onnx.ModelProto, dict[str, torch.Tensor]]:
+def _quantize(source: Path, bits: int) -> tuple[onnx.ModelProto, dict[str, torch.Tensor]]:
     logging.getLogger("onnxruntime.quantization").setLevel(logging.ERROR)
     level = INTEGER_ACTIVATIONS if bits == 4 else None
     config = DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, bits=bits, accuracy_level=level)
-    quantizer = MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
+    quantizer = MatMulNBitsQuantizer(onnx.load(source), algo_config=config)
     with contextlib.redirect_stdout(io.StringIO()):
         quantizer.process()
     model = quantizer.model.model
     left_over = [node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
     if left_over:
-        raise CheckpointError(f"{path.name}: {left_over[0]} could not be quantised; export with --precision fp32")
+        raise CheckpointError(f"{source.name}: {left_over[0]} could not be quantised; export with --precision fp32")
     return model, dequantized_weights(model)
 
 

@@ -12,9 +12,11 @@ torch = pytest.importorskip("torch", reason="exporting needs torch: pip install 
 
 import itertools
 
+import onnx
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from exporter import assembly as exporting
+from exporter import matmuls
 from exporter.__main__ import main
 from exporter.bundle import ExportOptions, export_bundle
 from flowspec_edge.core.tree import Row
@@ -186,3 +188,33 @@ def test_help_does_not_wait_for_torch():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "usage: flowspec-export" in found
     assert found.splitlines()[-1] == "False"
+
+
+def test_weights_beyond_two_gigabytes_pass_through_side_files(tmp_path, monkeypatch):
+    """The float32 file of a large head or layer has its weights beside it; the bundle's files are whole."""
+    save_checkpoint(tmp_path / "target")
+    expected = export(tmp_path, precision="w8a8", also=("int8", "fp32"), block_size=2)
+    shutil.rmtree(tmp_path / "out")
+    write = exporting.export_graph
+
+    def write_beside(module, spec, path):
+        write(module, spec, path)
+        if path.parent.name == exporting.SCRATCH:
+            beside = {"save_as_external_data": True, "size_threshold": 0, "location": f"{path.name}_data"}
+            onnx.save(onnx.load(path), path, **beside)
+
+    monkeypatch.setattr(exporting, "export_graph", write_beside)
+    found = export(tmp_path, precision="w8a8", also=("int8", "fp32"), block_size=2)
+    assert [entry.sha256 for entry in found.files()] == [entry.sha256 for entry in expected.files()]
+    present = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    assert present == {"manifest.json", *(entry.file for entry in found.files())}
+
+
+def test_a_file_that_would_be_too_large_is_refused(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "target")
+    monkeypatch.setattr(matmuls, "MAX_FILE_BYTES", 50_000)
+    with pytest.raises(
+        CheckpointError, match=r"layers-000-003\.onnx: \d+ bytes of weights exceed the 50000-byte limit"
+    ):
+        export(tmp_path, precision="fp32", block_size=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
