@@ -70,7 +70,7 @@ async def test_a_second_board_joins_by_the_line_that_the_first_one_prints(tmp_pa
         assert (status, err) == (0, "") and key not in out
         await lan.start_node(1, env=second)
         status, out, err = await lan.run(
-            1, "generate", "def main(", "--nodes", "2", "--max-new-tokens", "4", "--json", env=second
+            1, "generate", "def main(", "--nodes", "2", "--max-new-tokens", "4", "--json", "--equal-split", env=second
         )
         assert status == 0, err
         assert {stage["node"] for stage in json.loads(out)["ring"]} == {"pi-0", "pi-1"}

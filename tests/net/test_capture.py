@@ -52,7 +52,7 @@ async def heard_of_an_answer(*options):
         with captured(lan) as capture:
             await asyncio.gather(*(lan.start_node(number, *options) for number in (1, 2)))
             status, out, err = await lan.run(
-                *(0, "generate", PROMPT, "--nodes", "2", "--max-new-tokens", "8", "--json", *options),
+                *(0, "generate", PROMPT, "--nodes", "2", "--max-new-tokens", "8", "--json", "--equal-split", *options),
             )
             assert status == 0, err
         streams = capture.streams()
