@@ -9,15 +9,15 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flowspec_edge.core.address import parse_address
 from flowspec_edge.core.key_text import API_PREFIX, CLUSTER_PREFIX, format_key, parse_key
-from flowspec_edge.core.membership import parse_address
 from flowspec_edge.errors import ClusterKeyError, RequestError
 from flowspec_edge.net.addresses import EVERY_INTERFACE, LOOPBACK, NODE_PORT, is_loopback
 from flowspec_edge.net.auth import Credentials, derive_credentials, key_path, load_key, make_key, replace_key
 from flowspec_edge.state import write_private
 
 if TYPE_CHECKING:
-    from flowspec_edge.net.directory import Neighbourhood
+    from flowspec_edge.net.neighbourhood import Neighbourhood
 
 DEFAULT_CLUSTER = "flowspec"
 INSECURE_WARNING = (
@@ -28,6 +28,8 @@ PLAIN_HTTP_WARNING = (
     "--plain-http: whoever listens on this network can read the API key, the prompts and the answers. "
     "Without it, clients check this server by the API key."
 )
+
+NO_KEY_HINT = "other boards are out of reach without their cluster key: flowspec key show there, flowspec key set here"
 
 KEY_HELP = """\
 One cluster key makes one cluster: nodes that hold it find each other, and nobody else can join them, read what they send
@@ -88,7 +90,7 @@ def neighbourhood(options: argparse.Namespace, access: Access) -> Neighbourhood:
     Raises:
         RequestError: a ``--peer`` is no address.
     """
-    from flowspec_edge.net.directory import Neighbourhood
+    from flowspec_edge.net.neighbourhood import Neighbourhood
 
     peers = []
     for text in options.peer:

@@ -17,6 +17,7 @@ from typing import Any
 from flowspec_edge import __version__
 from flowspec_edge.access import (
     DEFAULT_CLUSTER,
+    NO_KEY_HINT,
     Access,
     add_key,
     api_text,
@@ -31,7 +32,7 @@ from flowspec_edge.board_settings import board_report, describe_board, use_board
 from flowspec_edge.cache_commands import add_cache, add_cache_options, cache_from
 from flowspec_edge.core.boards import BoardSettings
 from flowspec_edge.core.schedules import SCHEDULES
-from flowspec_edge.errors import FlowspecError, RequestError
+from flowspec_edge.errors import FlowspecError, NodeUnavailableError, RequestError
 from flowspec_edge.net.addresses import NODE_PORT
 from flowspec_edge.plan_commands import add_plan, add_plan_options, run_testbed_plan, show_plan, wishes_from
 
@@ -539,14 +540,19 @@ async def _search(options: argparse.Namespace, access: Access) -> list[Any]:
     from flowspec_edge.net.directory import find_peers
     from flowspec_edge.node import unique_name
 
-    return await find_peers(
-        neighbourhood(options, access),
-        node=unique_name(),
-        version=__version__,
-        num_nodes=options.nodes,
-        timeout_s=options.wait,
-        settle_s=SETTLE_S,
-    )
+    try:
+        return await find_peers(
+            neighbourhood(options, access),
+            node=unique_name(),
+            version=__version__,
+            num_nodes=options.nodes,
+            timeout_s=options.wait,
+            settle_s=SETTLE_S,
+        )
+    except NodeUnavailableError as cause:
+        if options.host is None and access.is_loopback:
+            raise NodeUnavailableError(f"{cause}; {NO_KEY_HINT}") from cause
+        raise
 
 
 def _bundle(options: argparse.Namespace) -> Any:

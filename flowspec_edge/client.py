@@ -173,8 +173,11 @@ class Client:
                         return
                     yield _piece_from(json.loads(line.removeprefix(b"data: ")))
         except aiohttp.ClientConnectorCertificateError as cause:
+            given = (
+                "no API key was given to check it by" if self._api_key is None else "it does not hold the API key given"
+            )
             raise NodeUnavailableError(
-                f"{self._url} does not hold the API key given; compare it with: flowspec key show --api, where it serves"
+                f"{self._url} is not trusted: {given}; see flowspec key show --api, where it serves"
             ) from cause
         except aiohttp.ClientConnectorError as cause:
             raise NodeUnavailableError(

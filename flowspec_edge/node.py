@@ -23,9 +23,9 @@ from typing import Any, ClassVar, Protocol
 from flowspec_edge import __version__
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.address import Address
 from flowspec_edge.core.fetching import Source
 from flowspec_edge.core.generation import TREE_MARGIN
-from flowspec_edge.core.membership import Address
 from flowspec_edge.core.placement import stage_memory_bytes
 from flowspec_edge.core.stage import Stage
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -39,9 +39,10 @@ from flowspec_edge.errors import (
 from flowspec_edge.measuring import Measurements, StageRecorder, answer_measuring
 from flowspec_edge.net.addresses import is_loopback
 from flowspec_edge.net.auth import Credentials
-from flowspec_edge.net.directory import Directory, Neighbourhood, Report
+from flowspec_edge.net.directory import Directory, Report
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.link import Link, LinkServer, open_link
+from flowspec_edge.net.neighbourhood import Neighbourhood
 from flowspec_edge.net.weight_server import WeightServer
 from flowspec_edge.supply import Bundle as Bundle
 from flowspec_edge.supply import FetchProgress, OnFetch, StageRequest, WeightSupply

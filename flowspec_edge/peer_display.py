@@ -7,7 +7,7 @@ import sys
 
 from flowspec_edge.core import membership as ms
 from flowspec_edge.net.addresses import NODE_PORT, addresses_to_announce
-from flowspec_edge.net.directory import Neighbourhood
+from flowspec_edge.net.neighbourhood import Neighbourhood
 
 _log = logging.getLogger(__name__)
 

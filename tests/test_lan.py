@@ -108,6 +108,17 @@ async def test_with_multicast_dropped_one_peer_is_enough_and_doctor_names_it(sta
         assert "5353/udp" in findings["pi-0"]["remedy"]
 
 
+async def test_doctor_suspects_an_access_point_that_keeps_its_clients_apart(states):
+    async with lan_of(3) as lan, asyncio.timeout(2 * WAIT_S):
+        lan.isolate_clients()
+        known = [option for number in (1, 2) for option in ("--peer", lan.address(number))]
+        findings, status = await findings_on(lan, 0, states[0], "--wait", "5", *known)
+        assert {address: peer["reason"] for address, peer in findings.items()} == {
+            f"{lan.address(number)}:7361": "AP isolation suspected" for number in (1, 2)
+        }
+        assert status == 1
+
+
 async def test_doctor_tells_a_firewall_from_a_key_from_a_board_that_is_off(states):
     async with lan_of(4) as lan, asyncio.timeout(2 * WAIT_S):
         replace_key_in(states[2])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowspec_edge.core import membership as ms
-from flowspec_edge.core.membership import Address, Failure, Membership
+from flowspec_edge.core.address import Address
+from flowspec_edge.core.membership import Failure, Membership
 
 REACHED, UNRESOLVED = "reached", "unresolved"
 """What the neighbour table says of an address: its card has answered, or has not."""

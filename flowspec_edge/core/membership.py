@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from flowspec_edge.core.address import Address
+
 MAX_ADDRESSES = 256
 """More than any home has boards; what is heard beyond that is ignored."""
 MAX_TOLD = 64
@@ -28,15 +30,6 @@ TOLD_ATTEMPTS = 4
 """After so many failures an address that only peers have told is forgotten."""
 
 RECORD, TYPED, REMEMBERED, TOLD = "mDNS", "--peer", "remembered", "told by a peer"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Address:
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,21 +316,3 @@ class Membership:
             self._has_company = True
             actions.append(ReportAlone())
         return actions
-
-
-def parse_address(text: str, default_port: int) -> Address | None:
-    """``HOST``, ``HOST:PORT`` or ``[IPV6]:PORT``; None where it is none of these."""
-    host, port = text.strip(), ""
-    if host.startswith("["):
-        host, bracket, rest = host[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
-            return None
-        port = rest[1:]
-    elif host.count(":") == 1:
-        host, _, port = host.partition(":")
-    if port and not (port.isascii() and port.isdigit()):
-        return None
-    number = int(port or default_port)
-    if not host or any(letter.isspace() or letter in "/@[]" for letter in host) or not 0 < number < 65536:
-        return None
-    return Address(host, number)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import logging
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self
 
 from flowspec_edge.core import membership as ms
 from flowspec_edge.core import wire
-from flowspec_edge.core.membership import Address, Failure, Membership, Peer, parse_address
+from flowspec_edge.core.address import Address, parse_address
+from flowspec_edge.core.membership import Failure, Membership, Peer
 from flowspec_edge.errors import (
     FlowspecError,
     NodeUnavailableError,
@@ -23,15 +22,13 @@ from flowspec_edge.errors import (
     ProtocolError,
     StateError,
 )
-from flowspec_edge.net.addresses import NODE_PORT, is_loopback, local_networks, own_addresses
-from flowspec_edge.net.auth import Credentials
+from flowspec_edge.net.addresses import NODE_PORT, local_networks, own_addresses
 from flowspec_edge.net.discovery import Announcement, Announcer, Browser
 from flowspec_edge.net.link import DEFAULT_TIMEOUTS, open_link
-from flowspec_edge.state import read_private, state_directory, write_private
+from flowspec_edge.net.neighbourhood import Neighbourhood, remember_peers, remembered_peers
 
 WATCH_S = 5.0
 """How often to look whether this machine's addresses have changed: a cable put in, Wi-Fi that came late."""
-MAX_REMEMBERED_BYTES = 2**16
 
 _KINDS = {
     errno.ECONNREFUSED: ms.REFUSED,
@@ -43,25 +40,6 @@ _KINDS = {
 _log = logging.getLogger(__name__)
 
 Report = Callable[[ms.MembershipAction], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbourhood:
-    """Where to look for peers. ``peers`` were typed; ``remembers`` those of earlier runs, and keeps those of this one."""
-
-    cluster: str
-    host: str
-    credentials: Credentials | None = None
-    peers: tuple[Address, ...] = ()
-    remembers: bool = False
-
-    @property
-    def is_local(self) -> bool:
-        return is_loopback(self.host)
-
-    @property
-    def fingerprint(self) -> str:
-        return self.credentials.fingerprint if self.credentials else ""
 
 
 class Directory:
@@ -330,35 +308,3 @@ def _parse_told(told: wire.Peers) -> list[Address]:
     if None in parsed:
         raise ProtocolError(f"Peers tell {told.addresses[parsed.index(None)]!r:.80}, which is no address")
     return [address for address in parsed if address is not None]
-
-
-def _read_all() -> dict[str, list[str]]:
-    text = read_private(state_directory() / "peers.json") or "{}"
-    try:
-        remembered = json.loads(text[:MAX_REMEMBERED_BYTES])
-    except ValueError:
-        return {}  # it is only hints; the next peer that answers writes it anew
-    return remembered if isinstance(remembered, dict) else {}
-
-
-def remembered_peers(where: Neighbourhood) -> Iterable[Address]:
-    """Addresses at which peers of this cluster answered in earlier runs."""
-    try:
-        texts = _read_all().get(f"{where.cluster}/{where.fingerprint}")
-    except StateError as cause:
-        _log.warning("%s", cause)
-        return []
-    parsed = (parse_address(str(text), NODE_PORT) for text in (texts if isinstance(texts, list) else [])[: ms.MAX_TOLD])
-    return [address for address in parsed if address is not None]
-
-
-def remember_peers(where: Neighbourhood, addresses: Sequence[Address]) -> None:
-    """Keep these in front of those kept before, up to MAX_TOLD.
-
-    Raises:
-        StateError: it cannot be written.
-    """
-    everything = _read_all()
-    both = dict.fromkeys([*addresses, *remembered_peers(where)])
-    everything[f"{where.cluster}/{where.fingerprint}"] = [str(address) for address in both][: ms.MAX_TOLD]
-    write_private(state_directory() / "peers.json", json.dumps(everything, indent=1) + "\n")

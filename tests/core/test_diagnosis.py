@@ -4,9 +4,9 @@ import pytest
 
 from flowspec_edge.core import diagnosis as dg
 from flowspec_edge.core import membership as ms
+from flowspec_edge.core.address import Address
 from flowspec_edge.core.diagnosis import REACHED, UNRESOLVED, Surroundings, diagnose
 from flowspec_edge.core.membership import (
-    Address,
     AddressLearned,
     Failure,
     Membership,

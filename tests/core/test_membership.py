@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowspec_edge.core import membership as ms
+from flowspec_edge.core.address import Address, parse_address
 from flowspec_edge.core.membership import (
-    Address,
     AddressLearned,
     Failure,
     GreetPeer,
@@ -23,7 +23,6 @@ from flowspec_edge.core.membership import (
     ReportJoined,
     ReportLost,
     TimePassed,
-    parse_address,
 )
 
 HALL, ATTIC, ATTIC_WIFI, OWN = (Address(host, 7361) for host in ("10.0.0.1", "10.0.0.2", "10.1.0.2", "10.0.0.9"))

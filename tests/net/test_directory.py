@@ -9,13 +9,14 @@ import pytest
 
 from flowspec_edge.core import membership as ms
 from flowspec_edge.core import wire
-from flowspec_edge.core.membership import Address
+from flowspec_edge.core.address import Address
 from flowspec_edge.errors import NodeUnavailableError, ProtocolError
 from flowspec_edge.net import directory as directories
 from flowspec_edge.net.auth import derive_credentials
-from flowspec_edge.net.directory import Directory, Neighbourhood, find_peers, remember_peers, remembered_peers
+from flowspec_edge.net.directory import Directory, find_peers
 from flowspec_edge.net.discovery import Announcement, Announcer
 from flowspec_edge.net.link import LinkServer
+from flowspec_edge.net.neighbourhood import Neighbourhood, remember_peers, remembered_peers
 from tests.net.conftest import make_hello
 
 WAIT_S = 20

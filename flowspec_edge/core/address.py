@@ -1,0 +1,32 @@
+"""Where a node is reached: host and port, and how people write them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str, default_port: int) -> Address | None:
+    """``HOST``, ``HOST:PORT`` or ``[IPV6]:PORT``; None where it is none of these."""
+    host, port = text.strip(), ""
+    if host.startswith("["):
+        host, bracket, rest = host[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            return None
+        port = rest[1:]
+    elif host.count(":") == 1:
+        host, _, port = host.partition(":")
+    if port and not (port.isascii() and port.isdigit()):
+        return None
+    number = int(port or default_port)
+    if not host or any(letter.isspace() or letter in "/@[]" for letter in host) or not 0 < number < 65536:
+        return None
+    return Address(host, number)
