@@ -63,7 +63,7 @@ async def form_once(num_hosts: int, *, has_multicast: bool, place: Path) -> tupl
             seen = await asyncio.gather(*(see_all(process, num_hosts - 1) for process, _ in started))
         last = max(served for _, served in started)
         status, out, err = await lan.run(
-            *(0, "generate", PROMPT, "--nodes", str(num_hosts), "--max-new-tokens", "4", "--json"),
+            *(0, "generate", PROMPT, "--nodes", str(num_hosts), "--max-new-tokens", "4", "--json", "--equal-split"),
             env={"FLOWSPEC_HOME": str(place / "0")},
         )
         if status:

@@ -89,6 +89,7 @@ def neighbourhood(options: argparse.Namespace, access: Access) -> Neighbourhood:
 
     Raises:
         RequestError: a ``--peer`` is no address.
+        ClusterKeyError: it is one beyond this machine, and nothing would protect what is said to it.
     """
     from flowspec_edge.net.neighbourhood import Neighbourhood
 
@@ -97,6 +98,11 @@ def neighbourhood(options: argparse.Namespace, access: Access) -> Neighbourhood:
         address = parse_address(text, NODE_PORT)
         if address is None:
             raise RequestError(f"--peer {text!r:.80} is no address; give HOST or HOST:PORT, as in --peer 192.168.1.20")
+        if access.is_loopback and not address.is_loopback:
+            raise ClusterKeyError(
+                f"--peer {text} is beyond this machine, which is all that is used without a cluster key or with --host "
+                f"{access.host}; copy the key of that board: flowspec key show there, flowspec key set here"
+            )
         peers.append(address)
     return Neighbourhood(
         cluster=options.cluster,

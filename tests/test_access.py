@@ -6,9 +6,10 @@ from argparse import Namespace
 
 import pytest
 
-from flowspec_edge.access import INSECURE_WARNING, open_access, open_api_access, run_key
+from flowspec_edge.access import INSECURE_WARNING, neighbourhood, open_access, open_api_access, run_key
+from flowspec_edge.core.address import Address
 from flowspec_edge.core.key_text import API_PREFIX, format_key, parse_key
-from flowspec_edge.errors import ClusterKeyError, KeyTextError
+from flowspec_edge.errors import ClusterKeyError, KeyTextError, RequestError
 from flowspec_edge.net.auth import key_path, load_key, make_key
 from flowspec_edge.node import Node, NodeSettings
 
@@ -90,3 +91,16 @@ async def test_key_commands(capsys, monkeypatch):
     with pytest.raises(KeyTextError):
         await run_key(options("set", "password"))
     assert load_key() == bytes(20)
+
+
+def test_peers_that_are_typed():
+    def peers(host, *texts):
+        return neighbourhood(Namespace(peer=list(texts), cluster="home"), open_access(host, is_insecure=False)).peers
+
+    assert peers("127.0.0.1", "localhost:9") == (Address("localhost", 9),)
+    with pytest.raises(RequestError, match="--peer 'pi:x' is no address"):
+        peers(None, "pi:x")
+    with pytest.raises(ClusterKeyError, match=r"--peer 10\.0\.0\.1 is beyond this machine.*flowspec key set"):
+        peers(None, "10.0.0.1")
+    make_key()
+    assert peers(None, "10.0.0.1", "pi.local:80") == (Address("10.0.0.1", 7361), Address("pi.local", 80))

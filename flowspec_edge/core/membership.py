@@ -162,13 +162,16 @@ class Hint:
 
 @dataclass(slots=True)
 class Membership:
-    """``own`` are the addresses at which this node itself can be reached."""
+    """``own`` are the addresses at which this node itself can be reached. One that ``is_local`` never leaves its machine,
+    whoever tells of addresses beyond: there nothing is encrypted.
+    """
 
     node: str
     cluster: str
     fingerprint: str
     began: float
     own: frozenset[Address] = frozenset()
+    is_local: bool = False
     peers: dict[str, Peer] = field(default_factory=dict)
     hints: dict[Address, Hint] = field(default_factory=dict)
     records: dict[str, RecordHeard] = field(default_factory=dict)
@@ -237,7 +240,7 @@ class Membership:
         return []
 
     def _learn(self, address: Address, source: str) -> list[MembershipAction]:
-        if address in self.own:
+        if address in self.own or (self.is_local and not address.is_loopback):
             return []
         hint = self.hints.get(address)
         if hint is None:

@@ -6,6 +6,8 @@ import ipaddress
 
 import ifaddr
 
+from flowspec_edge.core.address import Address
+
 LOOPBACK = "127.0.0.1"
 EVERY_INTERFACE = "0.0.0.0"
 NODE_PORT = 7361
@@ -16,10 +18,7 @@ _INTERNAL_INTERFACES = ("lo", "docker", "br-", "veth", "virbr", "cni", "lxc", "p
 
 def is_loopback(host: str) -> bool:
     """Whether what listens there can be reached from this machine alone."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return Address(host, 0).is_loopback
 
 
 def local_networks() -> dict[str, ipaddress.IPv4Network]:

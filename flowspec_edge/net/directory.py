@@ -49,7 +49,9 @@ class Directory:
         self.where = where
         self._version, self._port = version, port
         self._report = report
-        self.membership = Membership(node, where.cluster, where.fingerprint, time.monotonic(), self._own_addresses())
+        self.membership = Membership(
+            node, where.cluster, where.fingerprint, time.monotonic(), self._own_addresses(), where.is_local
+        )
         self.mdns_error: str | None = None
         self._events: asyncio.Queue[ms.MembershipEvent] = asyncio.Queue()
         self._changed = asyncio.Event()

@@ -68,6 +68,15 @@ def test_what_a_peer_tells_is_greeted_but_never_ourselves(members):
     assert members.known == (HALL,)
 
 
+def test_what_stays_on_its_machine_is_not_lured_from_it():
+    """Without a key: multicast from the LAN reaches sockets that only wanted loopback's."""
+    members = Membership("pi-own", "home", "", 0.0, is_local=True)
+    local = Address("127.0.0.1", 7361)
+    assert members.handle(record("hall", HALL, local, fingerprint=""), 0) == [GreetPeer(local)]
+    members.handle(answered("hall", local, ATTIC), 1)
+    assert list(members.hints) == [local]
+
+
 @pytest.mark.parametrize("stranger", [{"cluster": "other"}, {"fingerprint": "def"}, {"fingerprint": ""}])
 def test_records_of_others_are_kept_for_the_doctor_and_never_greeted(members, stranger):
     assert members.handle(record("hall", HALL, **stranger), 0) == []
