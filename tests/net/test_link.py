@@ -1,7 +1,9 @@
 """Both ends of a link over real loopback sockets: order, bytes, limits, and every way it may end."""
 
 import asyncio
+import fcntl
 import socket
+import sys
 import time
 
 import aiohttp
@@ -309,3 +311,25 @@ async def test_the_server_ends_links_that_are_still_in_use():
         await server.close()
         assert [message async for message in link] == []
         await link.close()
+
+
+@pytest.mark.skipif(connection.NOTSENT_LOWAT is None, reason="the system cannot bound what it holds")
+async def test_the_system_holds_little_of_a_control_link_so_that_heartbeats_pass():
+    """A peer reads nothing while rows are sent: what waits, waits in pieces here, not as one queue in the kernel."""
+    async with linked() as pair:
+        pair.far._transport.pause_reading()
+        hidden = np.zeros((128, 8192), np.float32)
+        for layer in range(4):  # 16 MiB, more than any receive buffer takes
+            pair.near.send(wire.TappedRows(1, layer, tuple(range(128)), hidden))
+        while not pair.near._transport.get_write_buffer_size():
+            await asyncio.sleep(0)
+        kernel = pair.near._transport.get_extra_info("socket")
+        unsent = int.from_bytes(fcntl.ioctl(kernel.fileno(), SIOCOUTQNSD, bytes(4)), sys.byteorder)
+        assert unsent <= 2 * connection.UNSENT_BYTES
+        pair.far._transport.resume_reading()
+        for _ in range(4):
+            assert isinstance(await pair.far.receive(), wire.TappedRows)
+
+
+SIOCOUTQNSD = 0x894B
+"""Linux: bytes in a socket's send queue that are not on the wire."""
