@@ -28,8 +28,10 @@ from flowspec_edge.origin_costs import origin_costs
 from flowspec_edge.state import read_private, state_directory, write_private
 
 STAGE_MS = 0.7
-"""What a stage takes per chunk beside layers and link: Python and threads (docs/performance.md, "In real time"; x86)."""
-USUAL_HOP = Hop(1.0)
+"""What a stage takes per chunk beside its layers: Python and threads (docs/performance.md, "In real time"; x86)."""
+HOP_MS = 1.0
+"""What a chunk takes on its way beside the link: packing, sockets and event loops at both ends (the same)."""
+USUAL_HOP = Hop(2.0)
 """A link that could not be measured is taken for this: a message on a LAN of small boards."""
 MEASURE_S = 180.0
 """For a node to measure its layers: it may have to read gigabytes from an SD card first."""
@@ -173,7 +175,8 @@ async def _hops(node: Node, peers: Mapping[str, Peer], say: Say) -> dict[tuple[s
                 kept[pair] = (found.latency_ns, found.bytes_per_s, int(now))
     young = {pair: values for pair, values in kept.items() if now - values[2] < LINKS_KEPT_S}
     await asyncio.to_thread(_keep_links, young)
-    return {pair: hop_from(*kept[pair][:2]) for pair in itertools.combinations(names, 2) if pair in kept}
+    known = {pair: hop_from(*kept[pair][:2]) for pair in itertools.combinations(names, 2) if pair in kept}
+    return {pair: Hop(hop.latency_ms + HOP_MS, hop.ms_per_byte) for pair, hop in known.items()}
 
 
 def _origin_name(node: Node, peers: Mapping[str, Peer]) -> str:

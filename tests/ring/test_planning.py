@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import time
 
 import pytest
 
@@ -119,6 +120,21 @@ async def test_a_node_without_layers_learns_from_its_first_session(int8_bundle, 
         plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
     assert json.loads(next((state / "curves").glob("*.json")).read_text())["how"] == "learned"
     assert plan.stages
+
+
+async def test_a_board_that_throttles_is_given_less_in_the_next_plan(int8_bundle, quick_curve):
+    def served(plan):
+        return {stage.node: stage.stop - stage.start for stage in plan.stages}
+
+    async with nodes_of(int8_bundle, ("attic", "hall")) as (serving, origin):
+        before = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        recorder = serving[0].measurements.recorder(int8_bundle.manifest, None, 4)
+        for ago in range(90, 0, -1):
+            recorder.watch.observe(100.0, 190.0, time.monotonic() - ago)
+        after = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+    assert served(before) == {"attic": 4, "hall": 4}
+    assert served(after).get("attic", 0) < 4 < served(after)["hall"]
+    assert after.tokens_per_s < before.tokens_per_s
 
 
 class UnmeasuredBoard(Board):
