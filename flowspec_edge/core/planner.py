@@ -120,7 +120,7 @@ def _one_more(choices: Choices, node: str, ring: FoundRing) -> Instead:
         if end != node:
             measured[name, end], measured[end, name] = links.between(node, end), links.between(end, node)
     another = replace(like, node=name, beside_ms=0.0, loaded=None)
-    more = Choices([*choices.devices, another], replace(links, measured=measured), choices.model, choices.throughput)
+    more = Choices([*near_ones, another], replace(links, measured=measured), choices.model, choices.throughput)
     return Instead(node, max(rate_of(RingSearch(more.problem()).best()), ring.tokens_per_s))
 
 
