@@ -40,6 +40,7 @@ WORD = re.compile(r"\w+|[^\w\s]")
 NGRAM = 13  # words that two texts must share in a row to count as copies, as in the GPT-3 paper's appendix C
 MAX_FILE_BYTES = 200_000  # larger sources are mostly generated
 MIN_FILE_BYTES = 200
+COPIES = {"topics": 10}  # prose is scarce, and soon forgotten among so much code
 MIN_BLOCK_CHARS = 60  # shorter paragraphs repeat by chance
 MAX_LINE_CHARS = 400  # data, not source
 MAX_COPIED = 0.8  # of a file's characters; beyond it the file is a copy of something already taken
@@ -232,8 +233,9 @@ def gather(
     room: dict[str, int] = {}
     streams: list[list[int]] = []
     taken: list[TakenFile] = []
+    rng = np.random.default_rng(0)
     say(f"text: {len(found)} files found; cleaning")
-    for number in np.random.default_rng(0).permutation(len(found)):  # the limits then take a fair part of each project
+    for number in rng.permutation(len(found)):  # the limits then take a fair part of each project
         candidate = found[int(number)]
         kind, most = limits.of(candidate)
         if room.setdefault(kind, most) <= 0:
@@ -243,7 +245,7 @@ def gather(
             continue
         ids = tokenizer.encode(cleaned).ids
         room[kind] -= len(ids)
-        streams.append([END_OF_TEXT, *ids])
+        streams.extend([[END_OF_TEXT, *ids]] * COPIES.get(candidate.source, 1))
         digest = hashlib.sha256(candidate.text.encode()).hexdigest()
         taken.append(TakenFile(candidate.source, candidate.path, digest, len(ids)))
         if len(taken) % 1000 == 0:
@@ -252,7 +254,8 @@ def gather(
         raise TrainingError(f"{directory}: no text found to train on; name directories of Python sources with --text")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "files.json").write_text(json.dumps([asdict(file) for file in taken], indent=0))
-    write_array(directory / "tokens.npy", np.concatenate([np.array(ids, np.uint16) for ids in streams]))
+    shuffled = [np.array(streams[i], np.uint16) for i in rng.permutation(len(streams))]
+    write_array(directory / "tokens.npy", np.concatenate(shuffled))
     say(f"text: {len(taken)} files, {sum(map(len, streams)) / 1e6:.2f} M tokens")
 
 
