@@ -67,6 +67,16 @@ def test_copies_are_taken_once(tmp_path):
     assert sorted(file["path"] for file in files) == ["heapq.py", "textwrap.py"]
 
 
+def test_scarce_prose_is_repeated(tmp_path):
+    prose = Candidate(
+        "topics", "greeting", "A greeting opens a letter; the manual of style says which one suits whom.\n"
+    )
+    codes = [from_stdlib(name) for name in ("textwrap.py", "heapq.py", "shlex.py")]
+    text, files = gathered(tmp_path, [prose, *codes])
+    assert len(files) == 4
+    assert text.count("manual of style") == 10
+
+
 def test_limits_and_data_tables(tmp_path):
     table = Candidate("stdlib", "table.py", "TABLE = [\n" + "    0x1234, 0x5678, 0x9abc,\n" * 200 + "]\n")
     names = ("textwrap.py", "heapq.py", "bisect.py")
