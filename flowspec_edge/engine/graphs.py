@@ -71,6 +71,10 @@ class KvCache:
         self.values = [as_ort_value(layer) for layer in self._stack]
 
     @property
+    def num_slots(self) -> int:
+        return self._stack.shape[3]
+
+    @property
     def num_bytes(self) -> int:
         return self._stack.nbytes
 

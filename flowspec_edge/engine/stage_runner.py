@@ -73,7 +73,6 @@ class StageRunner:
         """
         geometry = self._geometry
         try:
-            self._rotary.reach(capacity + 1)
             self._caches[session] = KvCache(self._num_layers, geometry.num_kv_heads, capacity, geometry.head_dim)
         except MemoryError as cause:
             raise StageFailedError(
@@ -101,6 +100,9 @@ class StageRunner:
         cache = self._caches.get(forward.session)
         if cache is None:  # closed between the decision to run and the run; nobody will use the rows
             return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
+        self._rotary.reach(
+            cache.num_slots
+        )  # here, not where the session is opened: the event loop does not wait for it
         cache.move(forward.moves)
         step = Step.from_mask(forward.mask, forward.positions)
         rows = forward.hidden

@@ -112,7 +112,6 @@ class Eagle1Drafter:
     def open(self, session: int, capacity: int) -> None:
         """Make a cache for a session whose stages hold ``capacity`` slots: a row that is drafted needs one here as well."""
         capacity += PASS_ROWS
-        self._rotary.reach(capacity + 1)
         cache = KvCache(1, self._entry.num_kv_heads, capacity, self._entry.head_dim)
         self._sessions[session] = _DraftSession(cache, capacity)
 
@@ -124,6 +123,7 @@ class Eagle1Drafter:
         session = self._sessions.get(job.session)
         if session is None:  # cancelled meanwhile
             return DraftFinished(np.zeros((0, self._k), np.int64), np.zeros((0, self._k), np.float32))
+        self._rotary.reach(session.cache.num_slots)
         session.forget(job.dropped)
         num_verified = len(job.hidden)
         drafted = [session.features[row.parent] for row in job.rows[num_verified:]]
