@@ -125,10 +125,10 @@ def test_fit_line():
 
 
 def test_shares_of_mechanisms(two_stages):
-    rates = {"chunked": 5.0, "flowspec": 10.0, "flowspec-no-cancel": 9.0}
+    rates = {"chunked": 5.0, "flowspec": 10.0, "flowspec-without-cancelling": 9.0}
     report = build_report(two_stages, [outcome_of("one", two_stages, rates)], list(rates), 96)
     ablation.add_shares(report)
-    assert report["ablation"]["flowspec-no-cancel"]["0"]["lost"] == pytest.approx(0.1)
+    assert report["ablation"]["flowspec-without-cancelling"]["0"]["lost"] == pytest.approx(0.1)
     assert "-10.0%" in ablation.format_shares(report)
 
 
