@@ -27,7 +27,7 @@ from flowspec_edge.access import (
     run_key,
     welcome_text,
 )
-from flowspec_edge.bench.arguments import add_bench, add_trace
+from flowspec_edge.bench.arguments import EMULATED_SCHEDULES, add_bench, add_trace
 from flowspec_edge.board_settings import board_report, describe_board, use_board
 from flowspec_edge.cache_commands import add_cache, add_cache_options, cache_from
 from flowspec_edge.core.boards import BoardSettings
@@ -471,6 +471,7 @@ def _chunk_sizes(text: str) -> tuple[int, ...]:
 async def _bench(options: argparse.Namespace) -> int:
     from flowspec_edge.bench.commands import run_calibration, run_emulated, run_virtual
     from flowspec_edge.bench.compare import default_processes
+    from flowspec_edge.bench.request import Request
 
     bundle = _bundle(options)
     if options.calibrate:
@@ -482,33 +483,26 @@ async def _bench(options: argparse.Namespace) -> int:
             sizes_in_use=_chunk_sizes(options.chunk_sizes),
             is_json=options.json,
         )
-    if options.emulate:
-        if options.ablate or options.plot is not None:
-            raise RequestError("--ablate and --plot go with --virtual, not with --emulate")
-        return await run_emulated(
-            bundle=bundle,
-            testbeds=options.testbed,
-            schedules=options.schedules,
-            prompts=options.prompts,
-            temperatures=options.temperature,
-            num_prompts=options.num_prompts,
-            max_new_tokens=options.max_new_tokens,
-            is_json=options.json,
-            is_planned=options.planned,
-        )
-    return await run_virtual(
-        bundle=bundle,
+    request = Request(
         testbeds=options.testbed,
-        schedules=options.schedules,
+        schedules=options.schedules or (EMULATED_SCHEDULES if options.emulate else "all"),
         prompts=options.prompts,
         temperatures=options.temperature,
         num_prompts=options.num_prompts,
         max_new_tokens=options.max_new_tokens,
+        is_planned=options.planned,
+    )
+    if options.emulate:
+        if options.ablate or options.plot is not None:
+            raise RequestError("--ablate and --plot go with --virtual, not with --emulate")
+        return await run_emulated(bundle, request, is_json=options.json)
+    return await run_virtual(
+        bundle,
+        request,
         num_processes=default_processes() if options.processes is None else options.processes,
         is_ablation=options.ablate,
         is_json=options.json,
         plot=options.plot,
-        is_planned=options.planned,
     )
 
 

@@ -10,24 +10,24 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from flowspec_edge.bench.ablation import add_shares, format_shares
-from flowspec_edge.bench.arguments import EMULATED_SCHEDULES, EMULATED_TOKENS, VIRTUAL_TOKENS
+from flowspec_edge.bench.arguments import EMULATED_TOKENS, VIRTUAL_TOKENS
 from flowspec_edge.bench.calibrate import calibrate, format_precisions, format_testbed
 from flowspec_edge.bench.charts import draw_bars
-from flowspec_edge.bench.compare import YARDSTICK, Bench, Plan, Task, run_tasks
+from flowspec_edge.bench.compare import Bench, Task, run_tasks
 from flowspec_edge.bench.emulate import compare_with_virtual, emulated_boards, format_comparison
-from flowspec_edge.bench.planned import plan_testbed, replanned
 from flowspec_edge.bench.progress import Progress
-from flowspec_edge.bench.prompts import choose_sets, load_prompts
+from flowspec_edge.bench.prompts import choose_sets
 from flowspec_edge.bench.report import build_report, format_report
+from flowspec_edge.bench.request import Request
 from flowspec_edge.bench.tensor_parallel import MODELLED
-from flowspec_edge.bench.testbed import Testbed, describe_testbed, known_testbeds, load_testbed
+from flowspec_edge.bench.testbed import Testbed, describe_testbed, load_testbed
 from flowspec_edge.bench.timeline import Timeline, draw_timeline
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.schedules import SCHEDULES, ablation_names, find_schedule
+from flowspec_edge.core.schedules import find_schedule
 from flowspec_edge.errors import BenchError, RequestError
 from flowspec_edge.node import Bundle
 
@@ -36,43 +36,26 @@ QUICK_PROMPTS, QUICK_EMULATED_PROMPTS = 2, 1
 
 
 async def run_virtual(
-    *,
-    bundle: Bundle,
-    testbeds: str,
-    schedules: str | None,
-    prompts: str,
-    temperatures: str,
-    num_prompts: int | None,
-    max_new_tokens: int | None,
-    num_processes: int,
-    is_ablation: bool,
-    is_json: bool,
-    plot: Path | None,
-    is_planned: bool = False,
+    bundle: Bundle, request: Request, *, num_processes: int, is_ablation: bool, is_json: bool, plot: Path | None
 ) -> int:
     """Compare schedules on the virtual clock and print the tables. Returns an exit status.
 
     Raises:
         FlowspecError: a name is not known, a number is out of range, or a run failed.
     """
-    names = _schedule_names(schedules or "all", is_ablation)
-    chosen = tuple(_with_planned([load_testbed(name) for name in _testbed_names(testbeds)], is_planned))
-    plan = Plan(
-        testbeds=chosen,
-        schedules=tuple(name for name in names if name not in MODELLED),
-        max_new_tokens=VIRTUAL_TOKENS if max_new_tokens is None else max_new_tokens,
-    )
-    tasks = _tasks(prompts, _numbers("--temperature", temperatures), num_prompts, plan, QUICK_PROMPTS)
+    names = request.schedule_names(is_ablation)
+    plan = request.plan([name for name in names if name not in MODELLED], VIRTUAL_TOKENS)
+    tasks = request.tasks(plan, QUICK_PROMPTS)
     if num_processes < 1:
         raise RequestError(f"--processes is {num_processes}; it must be at least 1")
     if plot is not None:
         _make_folder(plot)
-    progress = Progress(f"{len(plan.schedules)} schedules on {len(chosen)} testbed(s)", len(tasks))
+    progress = Progress(f"{len(plan.schedules)} schedules on {len(plan.testbeds)} testbed(s)", len(tasks))
     try:
         outcomes = await run_tasks(plan, tasks, bundle, num_processes=num_processes, on_finish=progress.step)
     finally:
         progress.close()
-    reports = [build_report(testbed, outcomes, names, plan.max_new_tokens) for testbed in chosen]
+    reports = [build_report(testbed, outcomes, names, plan.max_new_tokens) for testbed in plan.testbeds]
     for report in reports:
         if is_ablation:
             add_shares(report)
@@ -87,42 +70,20 @@ async def run_virtual(
     return 0
 
 
-async def run_emulated(
-    *,
-    bundle: Bundle,
-    testbeds: str,
-    schedules: str | None,
-    prompts: str,
-    temperatures: str,
-    num_prompts: int | None,
-    max_new_tokens: int | None,
-    is_json: bool,
-    is_planned: bool = False,
-) -> int:
+async def run_emulated(bundle: Bundle, request: Request, *, is_json: bool) -> int:
     """Run schedules on emulated boards in real time, and print how far from the virtual clock they are. Returns an exit status.
 
     Raises:
         FlowspecError: a name is not known, a number is out of range, or a run failed.
     """
-    names = list(SCHEDULES) if schedules == "all" else _names("--schedules", schedules or EMULATED_SCHEDULES)
-    for name in names:
-        find_schedule(name)  # raises where there is none
-    chosen = tuple(
-        _with_planned(
-            [load_testbed(name) for name in _testbed_names(testbeds)], is_planned, len(bundle.manifest.blocks)
-        )
-    )
-    plan = Plan(
-        testbeds=chosen,
-        schedules=tuple(names),
-        max_new_tokens=EMULATED_TOKENS if max_new_tokens is None else max_new_tokens,
-    )
-    tasks = _tasks(prompts, _numbers("--temperature", temperatures), num_prompts, plan, QUICK_EMULATED_PROMPTS)
+    plan = request.plan(request.running_names(), EMULATED_TOKENS, len(bundle.manifest.blocks))
+    tasks = request.tasks(plan, QUICK_EMULATED_PROMPTS)
     bench = await asyncio.to_thread(Bench, bundle)
-    progress = Progress("in real time", len(chosen) * len(tasks) * len(names), "generations")
+    num_generations = len(plan.testbeds) * len(tasks) * len(plan.schedules)
+    progress = Progress("in real time", num_generations, "generations")
     reports = {}
     try:
-        for testbed in chosen:
+        for testbed in plan.testbeds:
             async with _described(testbed) as source, emulated_boards(testbed, source, bundle) as boards:
                 reports[testbed] = await compare_with_virtual(boards, bench, plan, tasks, progress.step)
     finally:
@@ -205,32 +166,6 @@ def _trace(bundle: Bundle, testbed: Testbed, task: Task, options: GenerateOption
     return draw_timeline(timeline, testbed, tape, answer, heading)
 
 
-def _schedule_names(text: str, is_ablation: bool) -> list[str]:
-    """The schedules to show, in the order of the paper's table; the yardstick is always among them."""
-    every = [*MODELLED, *SCHEDULES]
-    if is_ablation:
-        return [YARDSTICK, "flowspec", *ablation_names()]
-    if text == "all":
-        return every
-    wanted = _names("--schedules", text)
-    for name in wanted:
-        if name not in MODELLED:
-            find_schedule(name)  # raises where there is none
-    return [name for name in every if name in {*wanted, YARDSTICK}] + [name for name in wanted if name not in every]
-
-
-def _with_planned(testbeds: Sequence[Testbed], is_planned: bool, num_blocks: int | None = None) -> Iterator[Testbed]:
-    """Each testbed, and behind it, if wanted, the one that the planner makes of its boards.
-
-    Emulated boards hold real layers: of a bundle of ``num_blocks`` blocks, as many parts of the testbed's layers are dealt.
-    """
-    for testbed in testbeds:
-        yield testbed
-        if is_planned:
-            block_layers = max(-(-testbed.num_layers // num_blocks), 1) if num_blocks else 1
-            yield replanned(testbed, plan_testbed(testbed, "flowspec", block_layers=block_layers))
-
-
 @contextlib.asynccontextmanager
 async def _described(testbed: Testbed) -> AsyncIterator[str]:
     """A file of it, for node processes to read."""
@@ -238,47 +173,6 @@ async def _described(testbed: Testbed) -> AsyncIterator[str]:
         path = Path(folder) / f"{testbed.name}.toml"
         _write(path, describe_testbed(testbed, "made by flowspec bench --emulate"))
         yield str(path)
-
-
-def _testbed_names(text: str) -> Sequence[str]:
-    return known_testbeds() if text == "all" else _names("--testbed", text)
-
-
-def _tasks(
-    prompts: str, temperatures: Sequence[float], num_prompts: int | None, plan: Plan, num_quick: int
-) -> list[Task]:
-    """Prompt by prompt, so that the first outcomes of all sets come early."""
-    is_quick = prompts == "quick"
-    names = list(load_prompts()) if prompts in ("quick", "all") else _names("--prompts", prompts)
-    sets = choose_sets(names)
-    limit = num_quick if is_quick and num_prompts is None else num_prompts
-    if limit is not None and limit < 1:
-        raise RequestError(f"--num-prompts is {limit}; it must be at least 1")
-    tasks = [
-        Task(prompt_set=name, seed=seed, temperature=temperature, text=text)
-        for temperature in temperatures
-        for name, texts in sets.items()
-        for seed, text in enumerate(texts[:limit])
-    ]
-    tasks[0].options(plan)  # raises where the number of tokens is out of range
-    return tasks
-
-
-def _names(option: str, text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise RequestError(f"{option} is {text!r}; give names with commas between them, or all")
-    return list(dict.fromkeys(names))
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        numbers = [float(number) for number in text.split(",")]
-    except ValueError as cause:
-        raise RequestError(f"{option} is {text!r}; give numbers with commas between them, as in 0,0.6,1") from cause
-    for number in numbers:
-        GenerateOptions(temperature=number)  # raises where it is out of range
-    return sorted(set(numbers))
 
 
 def _make_folder(path: Path) -> None:
