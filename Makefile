@@ -1,7 +1,8 @@
 # make demo   the main job: four nodes on this machine answer a prompt
 # make test   every test, exporter included
 # make check  format, lint, types and the fast tests
-.PHONY: demo test check clean
+# make arm-check  a ring of two emulated ARM boards writes the same text; not part of `make test`
+.PHONY: demo test check arm-check clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -16,6 +17,9 @@ check: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not slow" tests/core
+
+arm-check: .venv/test
+	$(BIN)/python -m tests.arm.arm_check $(ARGS)
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("flowspec-edge needs Python 3.11 or newer; this is " + sys.version.split()[0])'
