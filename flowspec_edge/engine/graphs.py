@@ -145,6 +145,12 @@ class CachedGraph:
         Raises:
             StageFailedError: ONNX Runtime refused the run.
         """
+        binding = self.bind(inputs, step, caches)
+        self.run_bound(binding)
+        return binding.get_outputs()[0]
+
+    def bind(self, inputs: dict[str, ort.OrtValue], step: Step, caches: Sequence[ort.OrtValue]) -> ort.IOBinding:
+        """Everything that one forward reads and writes; its first output is the hidden rows."""
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
@@ -157,8 +163,11 @@ class CachedGraph:
             for offset, (past, present) in enumerate(((PAST_KEY, PRESENT_KEY), (PAST_VALUE, PRESENT_VALUE))):
                 binding.bind_ortvalue_input(f"{past}.{layer}", caches[2 * index + offset])
                 binding.bind_ortvalue_output(f"{present}.{layer}", caches[2 * index + offset])
+        return binding
+
+    def run_bound(self, binding: ort.IOBinding) -> None:
+        """Raises StageFailedError where ONNX Runtime refuses the run."""
         try:
             self._session.run_with_iobinding(binding)
         except Exception as cause:  # ONNX Runtime raises its own types, none of them exported
             raise StageFailedError(f"layers [{self._layers.start}, {self._layers.stop}) failed: {cause}") from cause
-        return binding.get_outputs()[0]

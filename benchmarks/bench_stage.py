@@ -1,0 +1,232 @@
+"""How fast a stage is beside what the memory and the processor allow: every precision, chunk size, past and number of threads.
+
+    python -m benchmarks.bench_stage                 two model shapes; the first run exports them (some minutes, 5 GB of disk)
+    python -m benchmarks.bench_stage --quick         one shape, one thread, four precisions, two sizes
+    python -m benchmarks.bench_stage --json
+
+Layers have the shapes of TinyLlama 1.1B and Llama 3.2 3B and random weights, exported as any checkpoint is; more of them than
+the caches hold. Bare: ONNX Runtime's runs with everything bound before. Step: what a node does for a chunk, with slots, mask,
+binding, compaction of the cache and the way to the stage's thread and back. Both run in turns, and so do a matrix-vector
+and a matrix-matrix product of BLAS in float32, so that a neighbour on the machine slows all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowspec_edge.manifest import load_manifest
+
+PROJECT = Path(__file__).resolve().parents[1]
+PRECISIONS = ("fp32", "fp16", "int8", "w8a8", "int4")
+SIZES, PASTS, THREADS = (1, 4, 16, 32, 64), (128, 1024), (1, 2)
+QUICK_PRECISIONS, QUICK_SIZES, QUICK_PASTS = ("fp32", "int8", "w8a8", "int4"), (1, 16), (128,)
+SMALL_PARTS = {
+    "vocab_size": 2048,  # the demo model's tokenizer will do: embedding and head are not measured here
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Layers of a published model: its config.json, but for the number of layers."""
+
+    name: str
+    config: dict[str, Any]
+
+
+SHAPES = (
+    Shape(
+        "tinyllama-1.1b",
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 5632,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "rope_theta": 10000.0,
+        },
+    ),
+    Shape(
+        "llama-3.2-3b",
+        {
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 24,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "rope_theta": 500000.0,
+        },
+    ),
+)
+
+
+def export(shape: Shape, folder: Path, block_size: int = 1) -> Path:
+    """A bundle of that shape in every precision, unless ``folder`` has it from an earlier run."""
+    bundle = folder / f"{shape.name}-{block_size}"
+    if (bundle / "manifest.json").exists():
+        return bundle
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    say(f"{bundle.name}: exporting random weights in {', '.join(PRECISIONS)} ...")
+    checkpoint = folder / f"{bundle.name}.checkpoint"
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL_PARTS, **shape.config))
+    model.half().save_pretrained(checkpoint)
+    shutil.copy(PROJECT / "exporter/demo_model/target/tokenizer.json", checkpoint)
+    command = [
+        sys.executable,
+        "-m",
+        "exporter",
+        str(checkpoint),
+        "--precision",
+        PRECISIONS[0],
+        "--also",
+        *PRECISIONS[1:],
+    ]
+    command += ["--block-size", str(block_size), "--out", str(bundle), "--force"]
+    subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    shutil.rmtree(checkpoint)
+    return bundle
+
+
+def measure(
+    bundle: Path, precisions: Sequence[str], sizes: Sequence[int], pasts: Sequence[int], threads: int
+) -> Iterator[Any]:
+    """Rows as they come from a process of its own, with what follows from them."""
+    manifest = load_manifest(bundle)
+    job = {"bundle": str(bundle), "precisions": precisions, "sizes": sizes, "pasts": pasts, "threads": threads}
+    command = [sys.executable, "-m", "benchmarks.stage_measurement", json.dumps(job)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first_ms = 0.0
+        for line in process.stdout:
+            row = json.loads(line)
+            weights = sum(
+                block.memory_bytes for block in manifest.blocks_of(0, manifest.geometry.num_layers, row["precision"])
+            )
+            first_ms = row["bare_ms"] if row["n"] == sizes[0] else first_ms
+            seconds = row["bare_ms"] / 1000
+            yield {
+                **row,
+                "threads": threads,
+                "weight_bytes": weights,
+                "share_of_matrix_vector": weights / seconds / 1e9 / row["gigabytes_per_s"],
+                "times_the_first": row["bare_ms"] / first_ms,
+                "overhead": row["overhead_ms"] / row["bare_ms"],
+            }
+    if process.returncode:
+        raise SystemExit(f"bench_stage: the measuring process of {bundle.name} ended with {process.returncode}")
+
+
+def measure_all(folder: Path, is_quick: bool) -> list[dict[str, Any]]:
+    rows = []
+    for shape in SHAPES[:1] if is_quick else SHAPES:
+        bundle = export(shape, folder)
+        for threads in THREADS[:1] if is_quick else THREADS:
+            chosen = (QUICK_PRECISIONS, QUICK_SIZES, QUICK_PASTS) if is_quick else (PRECISIONS, SIZES, PASTS)
+            for row in measure(bundle, *chosen, threads):
+                rows.append({"shape": shape.name, **row})
+                say(describe(rows[-1]))
+    return rows
+
+
+def measure_layouts(folder: Path) -> list[dict[str, Any]]:
+    """Layers chained as graphs of one each, against one graph of them all."""
+    shape = SHAPES[0]
+    bundles = {"chained": export(shape, folder), "one graph": export(shape, folder, shape.config["num_hidden_layers"])}
+    job = {
+        "layouts": {name: str(bundle) for name, bundle in bundles.items()},
+        "precisions": ["fp32", "w8a8"],
+        "sizes": [1, 16, 64],
+    }
+    rows = []
+    for threads in THREADS:
+        command = [sys.executable, "-m", "benchmarks.stage_measurement", json.dumps({**job, "threads": threads})]
+        done = subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+        rows += [{"threads": threads, **json.loads(line)} for line in done.stdout.splitlines()]
+        for row in rows[-6:]:
+            say(f"{row['precision']}, {threads} threads, n = {row['n']}: chained takes {row['ratio']:.3f} of one graph")
+    return rows
+
+
+def describe(row: dict[str, Any]) -> str:
+    return (
+        f"{row['shape']} {row['precision']}, {row['threads']} threads, past {row['past']}, n = {row['n']}: "
+        f"{row['bare_ms']:.1f} ms, {row['share_of_matrix_vector']:.0%} of matrix-vector, step {row['overhead']:+.1%}"
+    )
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Milliseconds of the bare run by chunk size; then what the issue of speed is about."""
+    lines = []
+    sizes = list(dict.fromkeys(row["n"] for row in rows))
+    heading = " | ".join(f"n = {size}" for size in sizes)
+    lines.append(
+        f"| shape | threads | past | precision | {heading} | of matrix-vector, n = {sizes[0]} | n = 16 over n = 1 | step over bare |"
+    )
+    lines.append("|---|---|---|---|" + "---:|" * (len(sizes) + 3))
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["shape"], row["threads"], row["past"], row["precision"]), []).append(row)
+    for key, group in groups.items():
+        times = " | ".join(f"{row['bare_ms']:.1f}" for row in group)
+        sixteen = next((row["times_the_first"] for row in group if row["n"] == 16), float("nan"))
+        overheads = sorted(row["overhead"] for row in group)
+        lines.append(
+            f"| {' | '.join(map(str, key))} | {times} | {group[0]['share_of_matrix_vector']:.0%} | {sixteen:.2f} "
+            f"| {overheads[len(overheads) // 2]:+.1%} |"
+        )
+    rates = sorted(row["gigabytes_per_s"] for row in rows)
+    flops = sorted(row["gigaflops"] for row in rows)
+    lines.append(
+        f"\nBLAS in float32 on this machine, medians: {rates[len(rates) // 2]:.1f} GB/s matrix-vector, "
+        f"{flops[len(flops) // 2]:.0f} GFLOP/s matrix-matrix (both numbers of threads together)."
+    )
+    return "\n".join(lines)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a glance: well under a minute once exported")
+    parser.add_argument(
+        "--folder", type=Path, default=PROJECT / "build/bench_stage", help="where exported shapes are kept"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    rows = measure_all(options.folder, options.quick)
+    layouts = [] if options.quick else measure_layouts(options.folder)
+    if options.json:
+        print(json.dumps({"machine": platform.processor() or platform.machine(), "rows": rows, "layouts": layouts}))
+        return
+    print(format_table(rows))
+    for row in layouts:
+        print(
+            f"{row['precision']}, {row['threads']} threads, n = {row['n']}: chained graphs take {row['ratio']:.3f} of one graph's time"
+        )
+    say(f"done in {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""One stage on one number of threads: its whole step, the bare run in it, and what this machine can do at all.
+
+    python -m benchmarks.stage_measurement '{"bundle": ..., "precisions": [...], "sizes": [...], "pasts": [...], "threads": 1}'
+
+A process of its own, since BLAS reads its number of threads once, at its start. Prints a JSON object per line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+JOB = json.loads(sys.argv[1])
+os.environ["OPENBLAS_NUM_THREADS"] = str(JOB["threads"])
+
+import numpy as np  # noqa: E402 - OpenBLAS counts its threads when it is loaded
+
+from flowspec_edge.core import events as ev  # noqa: E402
+from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots, SlotMove  # noqa: E402
+from flowspec_edge.core.tree import NO_PARENT, Row  # noqa: E402
+from flowspec_edge.engine.graphs import Step, as_ort_value, pad_rows  # noqa: E402
+from flowspec_edge.engine.stage_runner import StageRunner  # noqa: E402
+from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, load_manifest  # noqa: E402
+
+SESSION = 1
+KEPT = 2
+"""Of three rows of a chunk two die, as about in a draft tree; the third moves up."""
+SPENT_S, NUM_LEAST, NUM_MOST = 1.2, 5, 41
+"""Of measuring one size: seconds, and how many times at least and at most."""
+MATRIX = (8192, 8192)  # float32: 268 MB, far beyond the caches
+PRODUCT = 2048
+LAYOUT_PAST = 128
+
+
+class MachineRates:
+    """What a matrix-vector and a matrix-matrix product of float32 reach in BLAS."""
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(0)
+        self._matrix = random.standard_normal(MATRIX, dtype=np.float32)
+        self._vector = random.standard_normal(MATRIX[1], dtype=np.float32)
+        self._square = self._matrix[:PRODUCT, :PRODUCT].copy()
+
+    def gigabytes_per_s(self) -> float:
+        """Of the matrix read, by one matrix-vector product."""
+        return self._matrix.nbytes / _seconds(lambda: self._matrix @ self._vector) / 1e9
+
+    def gigaflops(self) -> float:
+        return 2 * PRODUCT**3 / _seconds(lambda: self._square @ self._square) / 1e9
+
+
+class StageUnderTest:
+    """All layers of a bundle in one precision, given hidden rows as from a stage before, ``num_past`` rows in the cache."""
+
+    def __init__(self, bundle: Path, precision: str, num_past: int, largest: int) -> None:
+        manifest = load_manifest(bundle)
+        self._num_layers = manifest.geometry.num_layers
+        self._runner = StageRunner(
+            bundle, manifest, 0, self._num_layers, num_threads=JOB["threads"], precision=precision
+        )
+        self._slots = KvSlots(num_past + 2 * largest + FIRST_SLOT)
+        self._runner.open_cache(SESSION, self._slots.capacity)
+        self._rows = np.random.default_rng(0).standard_normal((num_past + largest, manifest.geometry.hidden_size))
+        self._rows = self._rows.astype(np.float32)
+        self._next_id = 0
+        for start in range(0, num_past, 128):
+            self._runner.run(self._forward(min(128, num_past - start)))
+        self.num_past = num_past
+
+    def _forward(self, num_rows: int, moves: tuple[SlotMove, ...] = ()) -> ev.RunForward:
+        """What the core decides for a chunk: a level of the tree, below the cache's last row."""
+        parent = self._slots.ids[-1] if self._slots.ids else NO_PARENT
+        rows = [Row(self._next_id + number, parent, 1) for number in range(num_rows)]
+        self._next_id += num_rows
+        first = self._slots.append(rows)
+        mask = self._slots.ancestor_mask(first)
+        positions = np.full(num_rows, first)
+        return ev.RunForward(SESSION, tuple(rows), self._rows[:num_rows], moves, first, positions, mask)
+
+    def forget(self, num_rows: int) -> tuple[SlotMove, ...]:
+        """Drop the last rows so that most of them die first and those behind them move up, then the rest."""
+        ids = self._slots.ids[-num_rows:]
+        moves = self._slots.drop([id for place, id in enumerate(ids) if place % 3 < KEPT])
+        self._slots.drop([id for place, id in enumerate(ids) if place % 3 >= KEPT])
+        return tuple(moves)
+
+    def bare(self, num_rows: int) -> Callable[[], None]:
+        """The layers' runs and nothing else: everything is bound before."""
+        forward = self._forward(num_rows)
+        self._slots.drop([row.id for row in forward.rows])
+        step = Step.from_mask(forward.mask, forward.positions)
+        cache = self._runner._caches[SESSION]
+        hidden = as_ort_value(pad_rows(self._rows[:num_rows]))
+        self._runner._rotary.reach(cache.num_slots)
+        bound = []
+        for start, stop, block in self._runner._blocks:
+            inputs = {HIDDEN: hidden, **self._runner._rotary.inputs}
+            bound.append((block.run_bound, block.bind(inputs, step, cache.values[2 * start : 2 * stop])))
+            block.run_bound(bound[-1][1])
+            hidden = bound[-1][1].get_outputs()[0]
+        norm = self._runner._final_norm
+        binding = norm.io_binding()
+        binding.bind_ortvalue_input(HIDDEN, hidden)
+        binding.bind_output(HIDDEN_OUT)
+        bound.append((norm.run_with_iobinding, binding))
+
+        def run() -> None:
+            for run_bound, binding in bound:
+                run_bound(binding)
+
+        return run
+
+    async def step(self, executor: ThreadPoolExecutor, num_rows: int, moves: tuple[SlotMove, ...]) -> None:
+        """As a node takes it: slots, mask, the way to the stage's thread, compaction, binding, run, and the way back."""
+        forward = self._forward(num_rows, moves)
+        await asyncio.get_running_loop().run_in_executor(executor, self._runner.run, forward)
+
+
+async def measure(stage: StageUnderTest, num_rows: int) -> dict[str, float]:
+    """Seconds of the bare run and of the whole step, in turns, and the median of their differences."""
+    bare = stage.bare(num_rows)
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as executor:
+        bares, steps = [], []
+        moves: tuple[SlotMove, ...] = ()
+        until = time.perf_counter() + SPENT_S
+        while len(bares) < NUM_LEAST or (len(bares) < NUM_MOST and time.perf_counter() < until):
+            bares.append(
+                await loop.run_in_executor(executor, _seconds, bare, 1)
+            )  # the same thread, its caches and its pool
+            began = time.perf_counter()
+            await stage.step(executor, num_rows, moves)
+            steps.append(time.perf_counter() - began)
+            moves = stage.forget(num_rows)
+    return {
+        "bare_ms": median(bares) * 1000,
+        "step_ms": median(steps) * 1000,
+        "overhead_ms": median(step - bare for step, bare in zip(steps, bares, strict=True)) * 1000,
+    }
+
+
+def _seconds(run: Callable[[], Any], num_times: int = 5) -> float:
+    times = []
+    for _ in range(num_times):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return median(times)
+
+
+def measure_sizes() -> None:
+    """A JSON object per precision, past and chunk size."""
+    rates = MachineRates()
+    for precision in JOB["precisions"]:
+        for num_past in JOB["pasts"]:
+            stage = StageUnderTest(Path(JOB["bundle"]), precision, num_past, max(JOB["sizes"]))
+            for num_rows in JOB["sizes"]:
+                rate = rates.gigabytes_per_s()
+                found = asyncio.run(measure(stage, num_rows))
+                rate = (rate + rates.gigabytes_per_s()) / 2
+                found |= {"gigabytes_per_s": rate, "gigaflops": rates.gigaflops()}
+                print(json.dumps({"precision": precision, "past": num_past, "n": num_rows, **found}), flush=True)
+
+
+def compare_layouts() -> None:
+    """How long the first layout takes over how long the second does, by the median of turns."""
+    for precision in JOB["precisions"]:
+        stages = [
+            StageUnderTest(Path(path), precision, LAYOUT_PAST, max(JOB["sizes"])) for path in JOB["layouts"].values()
+        ]
+        for num_rows in JOB["sizes"]:
+            runs = [stage.bare(num_rows) for stage in stages]
+            turns = [[_seconds(run, 1) for run in runs] for _ in range(NUM_MOST)]
+            ratio = median(first / second for first, second in turns)
+            print(json.dumps({"precision": precision, "n": num_rows, "ratio": ratio}), flush=True)
+
+
+if __name__ == "__main__":
+    compare_layouts() if "layouts" in JOB else measure_sizes()
