@@ -176,8 +176,8 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         metavar="NAME",
-        help="run layers in this precision, one of those that the bundle has; flowspec bench --calibrate says which is the "
-        "fastest here (default: the bundle's own)",
+        help="run layers in this precision, one of those that the bundle has (default: the one that flowspec bench --calibrate "
+        "--use-fastest chose here, else the bundle's own)",
     )
     add_cache_options(parser)
 
@@ -478,9 +478,10 @@ async def _bench(options: argparse.Namespace) -> int:
         if options.threads < 1:
             raise RequestError(f"--threads is {options.threads}; it must be at least 1")
         return await run_calibration(
-            bundle=bundle,
+            bundle,
             num_threads=options.threads,
             sizes_in_use=_chunk_sizes(options.chunk_sizes),
+            uses_fastest=options.use_fastest,
             is_json=options.json,
         )
     request = Request(

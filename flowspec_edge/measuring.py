@@ -175,7 +175,7 @@ async def _layers(node: Node, digest: str) -> wire.LayersMeasured:
     bundle, manifest = node.supply.known(digest)
     if manifest is None or not node.board.is_measured:
         return wire.LayersMeasured([], slowdown)
-    precision = node.settings.precision or manifest.precision
+    precision = node.precision_of(digest) or manifest.precision
     manifest.blocks_of(0, manifest.geometry.num_layers, precision)  # raises where the bundle has no such precision
     line = measurements.kept(manifest, precision)
     if line is None and bundle is not None:

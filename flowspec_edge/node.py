@@ -44,6 +44,7 @@ from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.link import Link, LinkServer, open_link
 from flowspec_edge.net.neighbourhood import Neighbourhood
 from flowspec_edge.net.weight_server import WeightServer
+from flowspec_edge.precision_choice import chosen_precision
 from flowspec_edge.supply import Bundle as Bundle
 from flowspec_edge.supply import FetchProgress, OnFetch, StageRequest, WeightSupply
 from flowspec_edge.tasks import run_until_first_ends
@@ -71,7 +72,7 @@ class NodeSettings:
     in what returns from its own rings. Beyond loopback it needs ``credentials``, or has to be told to be insecure. Without a
     ``cache`` it fetches no weights and serves its own bundles alone. Port 0 is ``preferred_port`` where that is free, else any.
     ``peers`` were typed; a node that ``remembers`` peers looks for those of its earlier runs as well.
-    Its stages run in ``precision``, or in their bundle's own.
+    Its stages run in ``precision``; where that is None in what was chosen for their bundle by measurement, or in its own.
     """
 
     name: str
@@ -221,6 +222,10 @@ class Node:
     def port(self) -> int:
         assert self._server is not None
         return self._server.port
+
+    def precision_of(self, digest: str) -> str | None:
+        """What a bundle's layers run in here; None for the bundle's own precision."""
+        return self.settings.precision or chosen_precision(digest)
 
     @property
     def announcement(self) -> Announcement:
@@ -375,7 +380,7 @@ class StageHost:
         self._runner = await loop.run_in_executor(self._executor, self._load, bundle, request)
         load_ms = round((time.monotonic() - began) * 1000)
         if self.node.board.is_measured:
-            precision, num_layers = self.node.settings.precision, request.stop - request.start
+            precision, num_layers = self.node.precision_of(request.bundle), request.stop - request.start
             self._recorder = self.node.measurements.recorder(bundle.manifest, precision, num_layers)
             links.push_async_callback(self._recorder.finish)
         self._ahead, _ = await open_link(
@@ -395,7 +400,7 @@ class StageHost:
         An origin that leaves meanwhile ends that.
         """
         sources = tuple(Source.from_text(text) for text in request.sources)
-        precision = self.node.settings.precision
+        precision = self.node.precision_of(request.bundle)
         wanted = StageRequest(request.bundle, request.start, request.stop, sources, precision)
         supply = self.node.supply
         supplied: list[tuple[Bundle, int]] = []
@@ -437,7 +442,7 @@ class StageHost:
             request.start,
             request.stop,
             num_threads=num_threads,
-            precision=self.node.settings.precision,
+            precision=self.node.precision_of(request.bundle),
         )
         return self.node.board.pace(runner, request.hop)
 

@@ -27,6 +27,7 @@ examples:
   flowspec bench --virtual --prompts all --temperature 0,0.6,1        the paper's table, whole
   flowspec bench --virtual --testbed all --schedules chunked,flowspec --plot plots
   flowspec bench --emulate                                 four schedules in real time, beside the virtual clock
+  flowspec bench --calibrate --bundle DIR --use-fastest    compare the bundle's precisions here, and keep to the fastest
   flowspec bench --calibrate > mine.toml                   what this device costs; edit, then --testbed mine.toml
 
 schedules: autoregressive, chunked, pruned, pipedec, lockstep, flowspec; mega-lm and galaxy are modelled, not run
@@ -62,6 +63,12 @@ def add_bench(commands: Any) -> argparse.ArgumentParser:
         default="1,4,16",
         metavar="ROWS[,ROWS]",
         help="compare precisions at these sizes for --calibrate: those in use (default: %(default)s)",
+    )
+    bench.add_argument(
+        "--use-fastest",
+        action="store_true",
+        help="with --calibrate: nodes here run the bundle in the precision that was the fastest, unless --precision says "
+        "otherwise; look at its quality in the table first",
     )
     bench.add_argument(
         "--testbed",

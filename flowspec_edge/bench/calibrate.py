@@ -10,6 +10,7 @@ from statistics import fmean
 from flowspec_edge.bench.testbed import DRAFT_PASS_ROWS
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.timing import CHUNK_SIZES, StageUnderTest, fit_line, time_draft_ms, time_head_ms
+from flowspec_edge.errors import BundleError
 from flowspec_edge.manifest import Quality
 from flowspec_edge.node import Bundle
 
@@ -21,8 +22,8 @@ SIZES_IN_USE = (1, 4, 16)
 class Calibration:
     """Measured milliseconds. ``fixed_ms`` and ``row_ms`` are per layer; ``forward_ms`` is of all layers, by chunk size.
 
-    All of these are in the bundle's own precision. ``precision_ms`` has all layers in each precision of the bundle, by the
-    sizes of the chunks in use.
+    All of these are in the bundle's own precision. ``precision_ms`` has all layers in each precision of the bundle that runs
+    here, by the sizes of the chunks in use; ``refused`` says why the others do not.
     """
 
     bundle: str
@@ -36,6 +37,7 @@ class Calibration:
     draft_row_ms: float | None
     forward_ms: dict[int, float]
     precision_ms: dict[str, dict[int, float]]
+    refused: dict[str, str]
 
     @property
     def fastest_precision(self) -> str:
@@ -60,8 +62,12 @@ def calibrate(
     own, *others = manifest.precisions
     forward_ms = _forward_ms(bundle, num_threads, own, sorted({*CHUNK_SIZES, *sizes_in_use}), say)
     precision_ms = {own: {size: forward_ms[size] for size in sizes_in_use}}
+    refused = {}
     for precision in others:
-        precision_ms[precision] = _forward_ms(bundle, num_threads, precision, sizes_in_use, say)
+        try:
+            precision_ms[precision] = _forward_ms(bundle, num_threads, precision, sizes_in_use, say)
+        except BundleError as cause:  # fp16 on a provider without it, w8a8 on a processor that would be wrong
+            refused[precision] = str(cause)
     fixed, slope = fit_line(list(forward_ms), list(forward_ms.values()))
     say("head")
     head = Head(directory, manifest, num_threads=num_threads)
@@ -86,6 +92,7 @@ def calibrate(
         draft_row_ms=draft_row_ms,
         forward_ms=forward_ms,
         precision_ms=precision_ms,
+        refused=refused,
     )
 
 
@@ -113,6 +120,7 @@ def format_precisions(calibration: Calibration, quality: Sequence[Quality]) -> s
         entry = by_name.get(name)
         told = f"{entry.greedy_agreement:>13.1%}{entry.perplexity:>12.3f}" if entry else f"{'-':>13}{'-':>12}"
         lines.append(f"# {name:<10}{figures}{told}")
+    lines += [f"# {name:<10} does not run here: {reason}" for name, reason in calibration.refused.items()]
     if quality:
         first = quality[0]
         lines.append(
@@ -120,9 +128,7 @@ def format_precisions(calibration: Calibration, quality: Sequence[Quality]) -> s
             f"perplexity {first.reference_perplexity:.3f}"
         )
     best = calibration.fastest_precision
-    lines.append(
-        f"# fastest on this device for chunks of {', '.join(map(str, sizes))}: {best} (flowspec node --precision {best})"
-    )
+    lines.append(f"# fastest on this device for chunks of {', '.join(map(str, sizes))}: {best}")
     return "\n".join(lines)
 
 

@@ -30,6 +30,7 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.schedules import find_schedule
 from flowspec_edge.errors import BenchError, RequestError
 from flowspec_edge.node import Bundle
+from flowspec_edge.precision_choice import keep_precision
 
 QUICK_PROMPTS, QUICK_EMULATED_PROMPTS = 2, 1
 """Of each set, where only a glance is wanted."""
@@ -99,8 +100,15 @@ async def run_emulated(bundle: Bundle, request: Request, *, is_json: bool) -> in
     return 0
 
 
-async def run_calibration(*, bundle: Bundle, num_threads: int, sizes_in_use: Sequence[int], is_json: bool) -> int:
-    """Measure this device and print a testbed of it. Returns an exit status."""
+async def run_calibration(
+    bundle: Bundle, *, num_threads: int, sizes_in_use: Sequence[int], uses_fastest: bool, is_json: bool
+) -> int:
+    """Measure this device and print a testbed of it. With ``uses_fastest`` nodes of this user run the bundle in the fastest
+    precision from then on. Returns an exit status.
+
+    Raises:
+        FlowspecError: the bundle cannot be loaded, or the choice cannot be kept.
+    """
     say = print if sys.stderr.isatty() else lambda *line, **_: None
     found = await asyncio.to_thread(
         calibrate,
@@ -109,9 +117,17 @@ async def run_calibration(*, bundle: Bundle, num_threads: int, sizes_in_use: Seq
         sizes_in_use=sizes_in_use,
         say=lambda line: say(f"measuring: {line}", file=sys.stderr),
     )
+    best = found.fastest_precision
+    if uses_fastest:
+        keep_precision(bundle.digest, best)
+        print(f"{bundle.manifest.name}: runs in {best} here from the next ring on", file=sys.stderr)
+    elif len(found.precision_ms) > 1:
+        print(
+            f"to run {bundle.manifest.name} in {best} here: flowspec bench --calibrate --use-fastest", file=sys.stderr
+        )
     if is_json:
         quality = [dataclasses.asdict(entry) for entry in bundle.manifest.quality]
-        chosen = {"fastest_precision": found.fastest_precision, "quality": quality}
+        chosen = {"fastest_precision": best, "quality": quality}
         print(json.dumps({**dataclasses.asdict(found), **chosen}))
     else:
         print(format_precisions(found, bundle.manifest.quality), end="\n\n")

@@ -12,12 +12,15 @@ torch = pytest.importorskip("torch", reason="exporting needs torch: pip install 
 from exporter.bundle import ExportOptions, export_bundle
 from exporter.precisions import PRECISIONS
 from flowspec_edge.bench.calibrate import calibrate, format_precisions
+from flowspec_edge.cli import main
 from flowspec_edge.config import GenerateOptions
+from flowspec_edge.engine import stage_runner
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import BundleError, CheckpointError, StageFailedError
 from flowspec_edge.manifest import load_manifest
 from flowspec_edge.node import Bundle, Node, NodeSettings
+from flowspec_edge.precision_choice import chosen_precision, keep_precision
 from flowspec_edge.ring import open_ring
 from tests.engine.conftest import Session, make_chain
 from tests.exporter.checkpoints import save_checkpoint
@@ -127,16 +130,43 @@ def test_a_device_is_told_the_fastest_precision_at_the_chunk_sizes_in_use(direct
     lines = format_precisions(told, manifest.quality).splitlines()
     assert all(line.startswith("# ") for line in lines), "comments of a testbed file"
     assert lines[1].split()[:4] == ["#", "w8a8", "4.00", "4.00"]
-    assert lines[-1].endswith("for chunks of 1, 8: int4 (flowspec node --precision int4)")
+    assert lines[-1].endswith("for chunks of 1, 8: int4")
+
+
+def test_a_precision_that_is_wrong_on_this_processor_is_left_out(directory, manifest, monkeypatch):
+    def refuse():
+        raise BundleError("this processor cuts sums")
+
+    monkeypatch.setattr(stage_runner, "check_integer_products", refuse)
+    flipped = dataclasses.replace(manifest, precision="fp32", blocks=manifest.blocks_of(0, 2, "fp32"))
+    flipped = dataclasses.replace(flipped, alternatives={"w8a8": manifest.blocks})
+    found = calibrate(Bundle(directory, flipped, "flipped"), num_threads=1, sizes_in_use=(1,))
+    assert tuple(found.precision_ms) == ("fp32",)
+    assert found.refused == {"w8a8": "this processor cuts sums"}
+    assert "does not run here: this processor cuts sums" in format_precisions(found, manifest.quality)
+
+
+def test_a_device_keeps_to_the_precision_that_it_was_told_to_use(directory, capsys, state):
+    digest = Bundle.load(directory).digest
+    assert chosen_precision(digest) is None
+    arguments = ["bench", "--calibrate", "--bundle", str(directory), "--chunk-sizes", "1", "--json"]
+    assert main(arguments) == 0
+    assert chosen_precision(digest) is None, "measuring alone changes nothing"
+    assert "--use-fastest" in capsys.readouterr().err
+    assert main([*arguments, "--use-fastest"]) == 0
+    assert chosen_precision(digest) == json.loads(capsys.readouterr().out)["fastest_precision"]
+    (state / "precisions.json").write_text("not JSON")
+    assert chosen_precision(digest) is None
 
 
 async def test_each_node_runs_its_layers_in_its_own_precision(directory, manifest):
     """The ring writes what one process with the same precisions writes."""
     bundle = Bundle.load(directory)
+    keep_precision(bundle.digest, "fp32")  # of which the first node's own setting makes nothing
     nodes = [
         await Node.start(
             NodeSettings(
-                name=precision,
+                name=f"node-{precision}",
                 cluster="test",
                 bundles=(bundle,),
                 memory_bytes=2**30,
@@ -144,7 +174,7 @@ async def test_each_node_runs_its_layers_in_its_own_precision(directory, manifes
                 precision=precision,
             )
         )
-        for precision in ("int4", "fp32")
+        for precision in ("int4", None)
     ]
     origin = await Node.start(NodeSettings(name="origin", cluster="test", bundles=(bundle,), is_announced=False))
     prompt = np.random.default_rng(3).integers(2, 2048, 12).tolist()
