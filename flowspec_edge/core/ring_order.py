@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,51 +47,75 @@ class Paths:
         if self.is_flat:
             return self.sum_ms(inside)
         if last is not None:
-            ways: Numbers = self._paths[subsets, last] + float(self._hop[last, -1])
+            ways: Numbers = self._paths[last, subsets] + float(self._hop[last, -1])
         else:
-            ways = (self._paths[subsets] + self._hop[:-1, -1]).min(axis=1)
+            ways = (self._paths[:, subsets] + self._hop[:-1, -1, None]).min(axis=0)
         return ways
 
     def order(self, subset: int, last: int) -> list[int] | None:
         """The devices of the shortest way that ends with ``last``; None where there is none."""
         if self.is_flat:
             return [*(i for i in range(len(self._hop) - 1) if subset >> i & 1 and i != last), last]
-        if not np.isfinite(self._paths[subset, last] + self._hop[last, -1]):
+        if not np.isfinite(self._paths[last, subset] + self._hop[last, -1]):
             return None
         return read_order(self._paths, self._hop, last, subset)
 
 
 def shortest_paths(hop: Numbers, joining: Numbers | None = None) -> Numbers:
-    """Per subset and last device, [2**m, m]: the shortest path from the origin through all of the subset.
+    """Per last device and subset, [m, 2**m]: the shortest path from the origin through all of the subset.
 
     ``hop`` is [m + 1, m + 1], the origin last; infinite where there is no way. ``joining[subset, i]`` is added where device
     ``i`` follows that subset.
     """
     m = len(hop) - 1
-    paths = np.full((2**m, m), np.inf)
-    for i in range(m):
-        paths[1 << i, i] = hop[m, i] + (0.0 if joining is None else joining[0, i])
-    for subsets in subsets_by_size(m)[2:]:
-        for i in range(m):
-            whole = subsets[(subsets >> i & 1).astype(bool)]
-            before = whole ^ (1 << i)
-            best = (paths[before] + hop[:m, i]).min(axis=1)
-            paths[whole, i] = best if joining is None else best + joining[before, i]
+    first, *larger = _sizes(m)
+    paths = np.full((m, 2**m), np.inf)
+    paths[range(m), first.subsets] = hop[m, :m] + (0.0 if joining is None else joining[0])
+    known = paths[:, first.subsets]  # of the subsets of one size: [last device, subset]
+    for size in larger:
+        longer = np.full((m, len(size.subsets)), np.inf)
+        for i, (places, before) in enumerate(size.extended):
+            best = (known + hop[:m, i, None]).min(axis=0)[before]
+            longer[i, places] = best if joining is None else best + joining[size.subsets[places] ^ (1 << i), i]
+        paths[:, size.subsets] = known = longer
     return paths
+
+
+def over_subsets(values: Numbers, combine: Callable[[Numbers, float], Numbers], empty: float) -> Numbers:
+    """What ``combine`` makes of each subset's values, [2**m] by the subset's bits; ``empty`` of none."""
+    table = np.array([empty])
+    for value in values:
+        table = np.concatenate([table, combine(table, float(value))])
+    return table
 
 
 def read_order(paths: Numbers, hop: Numbers, last: int, subset: int) -> list[int]:
     """The order of the shortest path through the devices of ``subset`` to ``last``, which must be finite."""
     order = [last]
     while subset := subset ^ (1 << order[-1]):
-        order.append(int(np.argmin(paths[subset] + hop[:-1, order[-1]])))
+        order.append(int(np.argmin(paths[:, subset] + hop[:-1, order[-1]])))
     return order[::-1]
 
 
+class _Size(NamedTuple):
+    """The subsets of one size, as bits; for each device the places of those that have it, and where in the size below what
+    they are without it has its place.
+    """
+
+    subsets: Integers
+    extended: list[tuple[Integers, Integers]]
+
+
 @functools.lru_cache(maxsize=20)
-def subsets_by_size(m: int) -> list[NDArray[np.int64]]:
-    """The subsets of ``m`` devices, as bits, by how many devices they have."""
+def _sizes(m: int) -> list[_Size]:
+    """Of ``m`` devices, from one device to all of them."""
     subsets = np.arange(2**m, dtype=np.int64)
     count = sum((subsets >> i & 1 for i in range(m)), np.zeros_like(subsets))
-    order = np.argsort(count, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(count))[:-1])
+    place = np.zeros_like(subsets)
+    sizes = []
+    for num_devices in range(1, m + 1):
+        here = np.flatnonzero(count == num_devices)
+        place[here] = np.arange(len(here))
+        having = [np.flatnonzero(here >> i & 1) for i in range(m)]
+        sizes.append(_Size(here, [(places, place[here[places] ^ (1 << i)]) for i, places in enumerate(having)]))
+    return sizes

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flowspec_edge.core.ring_order import Integers, Numbers
+from flowspec_edge.core.ring_order import Integers, Numbers, over_subsets
 from flowspec_edge.core.ring_problem import EPSILON, TOLERANCE_MS, FoundRing, RingProblem, rate_of
 from flowspec_edge.core.subset_rings import SubsetRings, Ways
 
@@ -115,10 +115,10 @@ class _Size(SubsetRings):
         """A first one: layers shared without rounding, or all on the quickest device, whichever helps."""
         problem = self._problem
         base = self._first - self._slope + problem.beside
-        sums = np.stack([np.ones(len(base)), self._first, base / self._slope, 1 / self._slope]) @ inside
-        count, once, offset, speed = sums
-        least = np.where(inside > 0, self._slope[:, None], np.inf).min(axis=0)
-        alone = (inside * (self._first + problem.beside)[:, None]).max(axis=0)
+        each = (np.ones(len(base)), self._first, base / self._slope, 1 / self._slope)
+        count, once, offset, speed = (over_subsets(values, np.add, 0.0)[subsets] for values in each)
+        least = over_subsets(self._slope, np.minimum, np.inf)[subsets]
+        alone = over_subsets(self._first + problem.beside, np.maximum, 0.0)[subsets]
         path = paths[0] + self._num_rows * paths[1]
         interval = np.maximum(np.maximum((problem.num_blocks + offset) / speed, alone), problem.head)
         trip = once + (problem.num_blocks - count) * least + path + problem.head

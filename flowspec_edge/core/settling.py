@@ -72,10 +72,10 @@ class Loaded:
         paths = shortest_paths(hop, joining)
         busy = np.array([problem.stage[size][i, k] + problem.beside[i] for i, k in counts.items()])
         last = problem.last[size][members]
-        ways = paths[-1] + hop[:-1, -1] + np.where(busy + last <= ring.interval_ms * (1 + EPSILON), last, np.inf)
+        ways = paths[:, -1] + hop[:-1, -1] + np.where(busy + last <= ring.interval_ms * (1 + EPSILON), last, np.inf)
         if not np.isfinite(ways).any():
             return ring
-        order = [members[at] for at in read_order(paths, hop, int(np.argmin(ways)), len(paths) - 1)]
+        order = [members[at] for at in read_order(paths, hop, int(np.argmin(ways)), paths.shape[1] - 1)]
         other = measure_ring(problem, order, [counts[i] for i in order], size)
         return other if rate_of(other) >= rate_of(ring) * (1 - 2 * MOVE_SHARE) else ring
 

@@ -98,7 +98,7 @@ class SubsetRings:
             there = np.flatnonzero(classes == wire_class)
             members, hop, paths = self._paths(subset, float(limits[there[-1]]))
             at = members.index(last)
-            out[there] = paths[-1, at] + hop[at, -1]
+            out[there] = paths[at, -1] + hop[at, -1]
         return out
 
     def _relaxed_ms(self, members: list[int], last: int, limits: Numbers) -> Numbers:
@@ -164,9 +164,9 @@ class SubsetRings:
                 return order
         members, hop, paths = self._paths(subset, limit)
         at = members.index(last)
-        if not np.isfinite(paths[-1, at] + hop[at, -1]):
+        if not np.isfinite(paths[at, -1] + hop[at, -1]):
             return None
-        return [members[at] for at in read_order(paths, hop, at, len(paths) - 1)]
+        return [members[at] for at in read_order(paths, hop, at, paths.shape[1] - 1)]
 
     def _paths(self, subset: int, limit: float) -> tuple[list[int], Numbers, Numbers]:
         """The devices of a subset, the hops between them over links quick enough for ``limit``, and the shortest paths."""
