@@ -211,8 +211,12 @@ class Directory:
                 )
             self.mdns_error = None
         except NodeUnavailableError as cause:
+            if self.mdns_error != str(cause):  # said once, however often addresses change
+                _log.warning(
+                    "%s. Going on without it: peers are reached by address (--peer HOST:PORT), and tell of others",
+                    cause,
+                )
             self.mdns_error = str(cause)
-            _log.warning("%s", cause)
 
     async def _close_mdns(self) -> None:
         if self._announcer is not None:

@@ -141,9 +141,9 @@ def _open_zeroconf(*, is_local: bool) -> AsyncZeroconf:
     interfaces = [LOOPBACK] if is_local else InterfaceChoice.All
     try:
         return AsyncZeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only)
-    except OSError as cause:
+    except (OSError, RuntimeError) as cause:  # the latter where no interface has an address
         raise NodeUnavailableError(
-            f"mDNS cannot be used here ({cause}); is a network interface up, and may this user open UDP port 5353?"
+            f"mDNS cannot be used here ({cause}); see that a network interface is up and that this user may open UDP port 5353"
         ) from cause
 
 

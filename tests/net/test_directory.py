@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
+import os
+import re
 import secrets
 import socket
 
@@ -109,6 +112,36 @@ async def test_without_multicast_one_address_is_enough_for_all(start, ours):
     everyone = {"hall", "attic", "shed", "desk"}
     for board in (hall, *others):
         await board.until_it_sees(*(everyone - {board.name}))
+
+
+@pytest.fixture
+def no_multicast_sockets(monkeypatch):
+    """As under an emulator or in a locked container: sockets open, but refuse what multicast asks of them."""
+
+    class Socket(socket.socket):
+        def setsockopt(self, level, option, *value):
+            if (level, option) == (socket.IPPROTO_IP, socket.IP_MULTICAST_IF):
+                self.close()
+                raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+            return super().setsockopt(level, option, *value)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+
+
+async def test_where_multicast_sockets_cannot_be_opened_a_node_says_so_once_and_goes_on(
+    start, ours, no_multicast_sockets, caplog
+):
+    hall = await start("hall", credentials=ours)
+    (warning,) = caplog.messages
+    assert re.search(
+        r"mDNS cannot be used here \(.*Protocol not available\).*Going on without it.*--peer HOST:PORT", warning
+    )
+    attic = await start("attic", hall.address, credentials=ours)
+    await hall.until_it_sees("attic")
+    await attic.until_it_sees("hall")
+    caplog.clear()
+    await hall.directory._open_mdns()  # as when its addresses have changed
+    assert caplog.messages == []
 
 
 async def test_other_labels_and_other_keys_stay_apart_and_are_heard_of(start, ours, theirs, cluster):
