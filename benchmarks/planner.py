@@ -1,6 +1,6 @@
 """How long a plan of sixteen devices takes, with its comparisons, on kinds of rings from easy to hard. Run from a checkout:
 
-    python -m benchmarks.planner
+python -m benchmarks.planner
 """
 
 from __future__ import annotations
