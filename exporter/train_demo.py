@@ -47,7 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start-from", type=Path, metavar="MODEL", help="begin with the weights of MODEL/target and MODEL/eagle"
     )
-    parser.add_argument("--target-tokens", type=float, default=10, metavar="MILLIONS", help="default: 10")
+    parser.add_argument(
+        "--target-tokens",
+        type=float,
+        default=10,
+        metavar="MILLIONS",
+        help="default: 10; 0 keeps the target of --start-from and trains its head alone",
+    )
     parser.add_argument("--head-tokens", type=float, default=2.5, metavar="MILLIONS", help="default: 2.5")
     parser.add_argument(
         "--own-tokens",

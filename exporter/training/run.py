@@ -63,11 +63,17 @@ class Settings:
     shape: Shape = field(default_factory=Shape)
     limits: Limits = field(default_factory=Limits)
 
+    @property
+    def keeps_target(self) -> bool:
+        """Whether the target stays as it is, and only a head is trained for it."""
+        return self.target_tokens == 0
+
     def fixed(self) -> dict[str, Any]:
         """What may not change between a start and its resumption."""
         return {
             "text": [str(path) for path in self.extra_text],
             "start_from": str(self.start_from) if self.start_from else None,
+            "keeps_target": self.keeps_target,
             "rows": self.rows,
             "windows": self.windows,
             "micro_batches": self.micro_batches,
@@ -88,9 +94,14 @@ def train(settings: Settings, say: Say, num_steps: int | None = None) -> bool:
     """Begin or go on with the run in ``settings.directory``. True when all is done, False when it was stopped.
 
     Raises:
-        TrainingError: the directory holds a run of other settings, a worker was lost, or there is no text.
+        TrainingError: there is nothing to train, the directory holds a run of other settings, a worker was lost, or there is
+            no text.
     """
     directory = settings.directory
+    if settings.keeps_target and settings.start_from is None:
+        raise TrainingError(
+            "no target tokens and no target to keep; name one with --start-from, or ask for --target-tokens"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     check_same_run(settings)
     if not (directory / "tokens.npy").exists():
@@ -169,6 +180,10 @@ def train_target(
     say: Say,
     num_steps: int | None,
 ) -> bool:
+    if settings.keeps_target:
+        if worker.number == 0:
+            save_target(target, settings.directory / "model/target", TOKENIZER)
+        return True
     plan = settings.plan("target", settings.target_tokens, settings.target_peak, settings.windows, settings.rows)
     windows = Windows(tokens, settings.rows, settings.seed)
     forward = torch.compile(target) if settings.is_compiled else target

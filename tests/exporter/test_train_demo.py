@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
@@ -187,6 +188,21 @@ def test_a_lost_worker_is_named(tmp_path, text):
 def test_another_run_in_the_directory_is_refused(whole_run):
     with pytest.raises(TrainingError, match="holds a run with seed = 0, not 1"):
         run(replace(whole_run, seed=1))
+
+
+def test_a_head_can_be_trained_for_a_target_as_it_is(tmp_path, text, whole_run):
+    model = whole_run.directory / "model"
+    alone = settings(tmp_path / "alone", text, target_tokens=0, head_tokens=2048, start_from=model)
+    assert run(alone)
+    kept = load_file(alone.directory / "model/target/model.safetensors")
+    for name, value in load_file(model / "target/model.safetensors").items():
+        assert torch.equal(kept[name], value), name
+    before, after = (
+        load_file(run / "eagle/model.safetensors")["fc.weight"] for run in (model, alone.directory / "model")
+    )
+    assert not torch.equal(before, after)
+    with pytest.raises(TrainingError, match="name one with --start-from"):
+        run(replace(alone, start_from=None))
 
 
 def test_a_broken_checkpoint_is_named(tmp_path, text):
