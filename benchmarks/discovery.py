@@ -1,6 +1,7 @@
 """How long until all nodes have seen all, and until text flows: five hosts in network namespaces, real `flowspec node` processes, real mDNS.
 
-Measured from the moment at which the last node serves. Needs root and iproute2:
+Measured from the moment at which the last node serves. The model that is asked for lies on the first host alone, as files that no
+node has: each fetches its own layers before the first text. Needs root and iproute2:
 
     python -m benchmarks.discovery
     python -m benchmarks.discovery --no-multicast      # dropped by nft; the others are given the first one's address
@@ -18,10 +19,13 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from flowspec_edge.core.key_text import format_key
+from flowspec_edge.node import DEMO_BUNDLE, Bundle
 from flowspec_edge.state import write_private
+from tests.bundles import unknown_bundle
 from tests.lan import lan_of, why_not
 
 SECRET = bytes(range(20))
@@ -42,10 +46,19 @@ async def see_all(process: asyncio.subprocess.Process, num_others: int) -> float
     return time.monotonic()
 
 
-async def form_once(num_hosts: int, *, has_multicast: bool, place: Path) -> tuple[float, float]:
-    """Seconds from when the last node served until all had seen all, and until the first text was there: a command started
-    after that, its search and the loading of the layers included.
+@dataclass(frozen=True, slots=True)
+class Formed:
+    """Seconds from when the last node served: until all had seen all, and until the first text, by a command that was started
+    after the former, its search and the fetching and loading of the layers included; and what all nodes fetched for it.
     """
+
+    seen_s: float
+    text_s: float
+    fetched_bytes: int
+
+
+async def form_once(num_hosts: int, *, has_multicast: bool, place: Path, bundle: Bundle) -> Formed:
+    """``place`` is new: no node has run there before."""
     async with lan_of(num_hosts) as lan:
         if not has_multicast:
             lan.drop_multicast()
@@ -53,7 +66,6 @@ async def form_once(num_hosts: int, *, has_multicast: bool, place: Path) -> tupl
         async def start(number: int) -> tuple[asyncio.subprocess.Process, float]:
             home = place / str(number)
             write_private(home / "cluster.key", format_key(SECRET) + "\n")
-            (home / "peers.json").unlink(missing_ok=True)
             peer = ("--peer", lan.address(0)) if number and not has_multicast else ()
             process, _ = await lan.start_node(number, *peer, env={"FLOWSPEC_HOME": str(home)}, is_verbose=True)
             return process, time.monotonic()
@@ -62,32 +74,38 @@ async def form_once(num_hosts: int, *, has_multicast: bool, place: Path) -> tupl
             started = await asyncio.gather(*(start(number) for number in range(num_hosts)))
             seen = await asyncio.gather(*(see_all(process, num_hosts - 1) for process, _ in started))
         last = max(served for _, served in started)
+        asked = ("--bundle", str(bundle.directory), "--nodes", str(num_hosts), "--max-new-tokens", "4")
         status, out, err = await lan.run(
-            *(0, "generate", PROMPT, "--nodes", str(num_hosts), "--max-new-tokens", "4", "--json", "--equal-split"),
-            env={"FLOWSPEC_HOME": str(place / "0")},
+            *(0, "generate", PROMPT, *asked, "--json"), env={"FLOWSPEC_HOME": str(place / "0")}
         )
         if status:
             raise RuntimeError(err)
         answer = json.loads(out)
-        return max(seen) - last, time.monotonic() - last - answer["decode_s"]
+        fetched = [stage["fetched_bytes"] for stage in answer["ring"]]
+        if len(fetched) != num_hosts or not all(fetched):
+            raise RuntimeError(f"{num_hosts} nodes were to fetch their layers, and {fetched} bytes came")
+        return Formed(max(seen) - last, time.monotonic() - last - answer["decode_s"], sum(fetched))
 
 
 async def main(options: argparse.Namespace) -> int:
     if reason := why_not():
         print(f"discovery: {reason}", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as directory:
+        bundle = unknown_bundle(Bundle.load(DEMO_BUNDLE), Path(directory) / "bundle")
+        places = [Path(directory) / f"run-{number}" for number in range(options.runs)]
         runs = [
-            await form_once(options.hosts, has_multicast=not options.no_multicast, place=Path(place))
-            for _ in range(options.runs)
+            await form_once(options.hosts, has_multicast=not options.no_multicast, place=place, bundle=bundle)
+            for place in places
         ]
     result = {
         "hosts": options.hosts,
         "multicast": not options.no_multicast,
-        "seen_s": [round(seen, 2) for seen, _ in runs],
-        "median_seen_s": round(statistics.median(seen for seen, _ in runs), 2),
-        "text_s": [round(text, 2) for _, text in runs],
-        "median_text_s": round(statistics.median(text for _, text in runs), 2),
+        "seen_s": [round(run.seen_s, 2) for run in runs],
+        "median_seen_s": round(statistics.median(run.seen_s for run in runs), 2),
+        "text_s": [round(run.text_s, 2) for run in runs],
+        "median_text_s": round(statistics.median(run.text_s for run in runs), 2),
+        "fetched_bytes": [run.fetched_bytes for run in runs],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores for all hosts, load {os.getloadavg()[0]:.1f}",
     }
     print(json.dumps(result) if options.json else "\n".join(f"{name:10} {value}" for name, value in result.items()))

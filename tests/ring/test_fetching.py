@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import json
-import shutil
 
 import pytest
 
@@ -15,20 +13,17 @@ from flowspec_edge.core.placement import StagePlan
 from flowspec_edge.demo import node_processes
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import FetchError, NodeUnavailableError, StageFailedError
-from flowspec_edge.manifest import describe_file, load_manifest
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.link import open_link
 from flowspec_edge.net.weights import fetch_manifest
-from flowspec_edge.node import DEMO_BUNDLE, Bundle, Node, NodeSettings
+from flowspec_edge.node import DEMO_BUNDLE, Node, NodeSettings
 from flowspec_edge.ring import open_ring
 from flowspec_edge.weight_cache import WeightCache
+from tests.bundles import other_bundle
 from tests.ring.conftest import GIB, answer_of, tokens_of
 from tests.test_commands import run
 
 pytestmark = pytest.mark.slow
-
-UNKNOWN_FIELD = b"\xc0\x3e\x01"
-"""Field 1000 of a protobuf message, which readers skip: another file, the same graph."""
 
 
 @pytest.fixture
@@ -148,18 +143,6 @@ async def test_the_files_of_an_own_bundle_are_used_where_they_lie(start, caches,
     async with ring_of(origin, other, [node]) as ring:
         assert ring.stages[0].fetched_bytes == other.manifest.blocks[0].num_bytes
     assert held(caches[0]) == {other.manifest.blocks[0].sha256}
-
-
-def other_bundle(bundle, directory, num_changed=8):
-    """A bundle that computes the same, of which so many blocks are other files."""
-    shutil.copytree(bundle.directory, directory)
-    blocks = list(bundle.manifest.blocks)
-    for index in range(num_changed):
-        with (directory / blocks[index].file).open("ab") as file:
-            file.write(UNKNOWN_FIELD)
-        blocks[index] = dataclasses.replace(blocks[index], **describe_file(directory, blocks[index].file))
-    dataclasses.replace(load_manifest(bundle.directory), blocks=blocks).write(directory)
-    return Bundle.load(directory)
 
 
 async def test_what_no_plan_uses_makes_room_and_what_does_not_fit_is_refused(start, caches, int8_bundle, tmp_path):
