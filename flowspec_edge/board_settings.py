@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import platform
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -21,9 +23,10 @@ from flowspec_edge.core.boards import (
     recognise,
     settings_for,
 )
+from flowspec_edge.core.throttling import ThermalReport
 from flowspec_edge.errors import BoardError
 
-PROC, THERMAL = Path("/proc"), Path("/sys/class/thermal")
+PROC, THERMAL, CPUS = Path("/proc"), Path("/sys/class/thermal"), Path("/sys/devices/system/cpu")
 
 
 def load_profiles() -> list[BoardProfile]:
@@ -112,6 +115,32 @@ def read_temperature_c(profile: BoardProfile, thermal: Path = THERMAL) -> float 
         with contextlib.suppress(ValueError):
             found.setdefault(_read(zone / "type").strip(), int(_read(zone / "temp")) / 1000)
     return next((found[name] for name in profile.thermal_zones if name in found), None)
+
+
+def read_thermal(
+    profile: BoardProfile, cores: Sequence[int], thermal: Path = THERMAL, cpus: Path = CPUS
+) -> ThermalReport | None:
+    """How hot the board is, and how much of their clock it leaves to ``cores``; None where it has no such zone."""
+    temperature = read_temperature_c(profile, thermal)
+    if temperature is None:
+        return None
+    shares = [share for core in cores if (share := _clock_share(cpus / f"cpu{core}" / "cpufreq")) is not None]
+    return ThermalReport(temperature, profile.limit_c, min(shares, default=1.0))
+
+
+def thermometer_of(settings: BoardSettings) -> Callable[[], ThermalReport | None] | None:
+    """Reads the board's heat whenever it is asked; None where the board's zones are not known."""
+    if settings.profile is None:
+        return None
+    return functools.partial(read_thermal, settings.profile, settings.cores)
+
+
+def _clock_share(policy: Path) -> float | None:
+    """What a core may run at of what it can: the kernel lowers the former while the board is hot, whatever the load is
+    (Linux, Documentation/admin-guide/pm/cpufreq.rst, scaling_max_freq and cpuinfo_max_freq).
+    """
+    allowed, highest = _read(policy / "scaling_max_freq").strip(), _read(policy / "cpuinfo_max_freq").strip()
+    return int(allowed) / int(highest) if allowed.isdigit() and highest.isdigit() and int(highest) else None
 
 
 def _read(path: Path) -> str:

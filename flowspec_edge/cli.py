@@ -28,7 +28,7 @@ from flowspec_edge.access import (
     welcome_text,
 )
 from flowspec_edge.bench.arguments import EMULATED_SCHEDULES, add_bench, add_trace
-from flowspec_edge.board_settings import board_report, describe_board, use_board
+from flowspec_edge.board_settings import board_report, describe_board, thermometer_of, use_board
 from flowspec_edge.cache_commands import add_cache, add_cache_options, cache_from
 from flowspec_edge.core.boards import BoardSettings
 from flowspec_edge.core.schedules import SCHEDULES
@@ -578,6 +578,7 @@ def _settings(
         is_announced=is_announced,
         cache=cache_from(options) if is_announced else None,
         precision=getattr(options, "precision", None),
+        thermometer=None if board is None else thermometer_of(board),
     )
 
 

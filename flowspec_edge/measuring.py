@@ -12,6 +12,7 @@ import json
 import logging
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from flowspec_edge.core import wire
 from flowspec_edge.core.measured import curves_to_text, estimate_hop
 from flowspec_edge.core.pipeline import LineFit
 from flowspec_edge.core.placement import TimeLine, stage_memory_bytes
-from flowspec_edge.core.throttling import StepWatch
+from flowspec_edge.core.throttling import StepWatch, ThermalReport
 from flowspec_edge.engine.timing import RUNTIME, StageUnderTest, fit_line
 from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError, StateError
 from flowspec_edge.manifest import Manifest
@@ -45,21 +46,25 @@ SLOW_TRANSFER_S = 0.05
 LINK_LIMIT_S = 15.0
 """For all probes of a link: 64 KB at 0.1 Mbit/s take 5 s."""
 
+Thermometer = Callable[[], ThermalReport | None]
+"""How hot the board is; None where it does not say."""
+
 _log = logging.getLogger(__name__)
 
 
 class Measurements:
-    """A node's curves, in its state directory."""
+    """A node's curves, in its state directory, and how far its board is from them at present."""
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, num_threads: int, thermometer: Thermometer | None = None) -> None:
         self._num_threads = num_threads
+        self._thermometer = thermometer
         self._busy = asyncio.Lock()
         self._watch: StepWatch | None = None  # of the last stage that ran
 
-    @property
-    def slowdown(self) -> float:
+    async def slowdown(self) -> float:
         """How many times its curve this board takes at present."""
-        return self._watch.slowdown(time.monotonic()) if self._watch is not None else 1.0
+        thermal = await asyncio.to_thread(self._thermometer) if self._thermometer is not None else None
+        return (self._watch or StepWatch()).slowdown(time.monotonic(), thermal)
 
     def kept(self, manifest: Manifest, precision: str) -> TimeLine | None:
         """The curve of one layer of this model, where it is known. A file that cannot be read is as good as none."""
@@ -171,9 +176,11 @@ async def answer_measuring(node: Node, control: Link) -> wire.Message | None:
 
 async def _layers(node: Node, digest: str) -> wire.LayersMeasured:
     measurements = node.measurements
-    slowdown = round(measurements.slowdown * 1000)
+    if not node.board.is_measured:
+        return wire.LayersMeasured([], 1000)
+    slowdown = round(await measurements.slowdown() * 1000)
     bundle, manifest = node.supply.known(digest)
-    if manifest is None or not node.board.is_measured:
+    if manifest is None:
         return wire.LayersMeasured([], slowdown)
     precision = node.precision_of(digest) or manifest.precision
     manifest.blocks_of(0, manifest.geometry.num_layers, precision)  # raises where the bundle has no such precision

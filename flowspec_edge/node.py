@@ -36,7 +36,7 @@ from flowspec_edge.errors import (
     NodeUnavailableError,
     ProtocolError,
 )
-from flowspec_edge.measuring import Measurements, StageRecorder, answer_measuring
+from flowspec_edge.measuring import Measurements, StageRecorder, Thermometer, answer_measuring
 from flowspec_edge.net.addresses import is_loopback
 from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.directory import Directory, Report
@@ -73,6 +73,7 @@ class NodeSettings:
     ``cache`` it fetches no weights and serves its own bundles alone. Port 0 is ``preferred_port`` where that is free, else any.
     ``peers`` were typed; a node that ``remembers`` peers looks for those of its earlier runs as well.
     Its stages run in ``precision``; where that is None in what was chosen for their bundle by measurement, or in its own.
+    ``thermometer`` tells of the board's heat, where it can.
     """
 
     name: str
@@ -90,6 +91,7 @@ class NodeSettings:
     peers: tuple[Address, ...] = ()
     remembers: bool = False
     precision: str | None = None
+    thermometer: Thermometer | None = None
 
     @property
     def neighbourhood(self) -> Neighbourhood:
@@ -159,7 +161,7 @@ class Node:
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
         self.supply = WeightSupply(settings.bundles, settings.cache, self._files, tls)
         self.weights = WeightServer(self.supply.find)
-        self.measurements = Measurements(settings.num_threads)
+        self.measurements = Measurements(settings.num_threads, settings.thermometer)
         self._expected: set[str] = set()
         self._data_links: dict[str, asyncio.Future[Link]] = {}
         self._reserved_bytes = 0

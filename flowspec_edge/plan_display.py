@@ -28,6 +28,7 @@ def plan_report(plan: Plan, schedule: str) -> dict[str, Any]:
                 "memory_bytes": stage.memory_bytes,
                 "free_memory_bytes": stage.left_bytes if stage.left_bytes < KNOWN_BYTES else None,
                 "stage_ms": round(stage.time.at(plan.num_rows), 3),
+                "slowdown": round(stage.slowdown, 3),
             }
             for stage in plan.stages
         ],
@@ -60,6 +61,11 @@ def format_plan(plan: Plan, schedule: str) -> str:
         lines.append(f"one more like {plan.one_more.node}: {plan.one_more.tokens_per_s:.2f} tokens/s")
     if plan.is_kept:
         lines.append("the layers stay where they were last: nothing else is clearly better")
+    lines += [
+        f"{stage.node} takes {stage.slowdown:.1f} times what it once measured: it is hot, or busy with something else"
+        for stage in plan.stages
+        if stage.slowdown > 1
+    ]
     lines += [f"left out: {out.node}: {out.reason}" for out in plan.left_out]
     return "\n".join(lines)
 

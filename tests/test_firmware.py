@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import firmware_configs
-from flowspec_edge.board_settings import describe_board, find_profile, read_facts, read_temperature_c
+from flowspec_edge.board_settings import describe_board, find_profile, read_facts, read_temperature_c, read_thermal
 from flowspec_edge.core.boards import settings_for
+from flowspec_edge.core.throttling import ThermalReport
 from flowspec_edge.errors import BoardError
 
 FILES = Path(firmware_configs.__file__).parent
@@ -69,6 +70,22 @@ def test_the_temperature_is_that_of_the_first_zone_there_is(tmp_path):
     facts = read_facts()
     assert read_temperature_c(find_profile("rk3588", facts), tmp_path) == 61.25
     assert read_temperature_c(find_profile("x86-mini-pc", facts), tmp_path) is None
+
+
+def test_a_hot_board_tells_how_much_of_its_clock_is_left(tmp_path):
+    profile = find_profile("rk3588", read_facts())
+    zone = tmp_path / "thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "type").write_text("package-thermal\n")
+    (zone / "temp").write_text("86000\n")
+    assert read_thermal(profile, [4], zone.parent, tmp_path) == ThermalReport(86.0, 85.0)
+    for core, allowed in ((0, 408000), (4, 1800000), (5, 1200000)):
+        policy = tmp_path / f"cpu{core}/cpufreq"
+        policy.mkdir(parents=True)
+        (policy / "cpuinfo_max_freq").write_text("2400000\n")
+        (policy / "scaling_max_freq").write_text(f"{allowed}\n")
+    assert read_thermal(profile, [4, 5, 6], zone.parent, tmp_path) == ThermalReport(86.0, 85.0, 0.5)
+    assert read_thermal(profile, [4], tmp_path / "none", tmp_path) is None
 
 
 def test_this_machine_is_described():

@@ -160,7 +160,9 @@ class ModelNeeds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStage:
-    """A stage of a plan: what it needs, what its node has left then, and what a chunk is expected to take."""
+    """A stage of a plan: what it needs, what its node has left then, and what a chunk is expected to take, which is ``slowdown``
+    times what its node's curve says.
+    """
 
     node: str
     start: int
@@ -169,6 +171,7 @@ class PlannedStage:
     precision: str
     left_bytes: int
     time: TimeLine
+    slowdown: float = 1.0
 
     @property
     def stage_plan(self) -> StagePlan:

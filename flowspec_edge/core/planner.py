@@ -94,6 +94,7 @@ def _stages(choices: Choices, ring: FoundRing) -> tuple[PlannedStage, ...]:
                 precision=precision,
                 left_bytes=device.free_memory_bytes - memory_bytes,
                 time=device.stage(precision, stop - start, is_last=len(stages) == len(ring.order) - 1),
+                slowdown=device.slowdown,
             )
         )
     return tuple(stages)

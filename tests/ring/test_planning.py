@@ -12,10 +12,12 @@ from flowspec_edge import measuring, planning
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
 from flowspec_edge.core.placement import LoadedLayers, TimeLine
+from flowspec_edge.core.throttling import ThermalReport
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import NotMeasuredError
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import Board, Node, NodeSettings
+from flowspec_edge.plan_display import format_plan
 from flowspec_edge.planning import PlanWishes, load_placement
 from flowspec_edge.ring import open_ring, plan_layers
 from tests.ring.conftest import GIB, answer_of, tokens_of
@@ -122,10 +124,11 @@ async def test_a_node_without_layers_learns_from_its_first_session(int8_bundle, 
     assert plan.stages
 
 
-async def test_a_board_that_throttles_is_given_less_in_the_next_plan(int8_bundle, quick_curve):
-    def served(plan):
-        return {stage.node: stage.stop - stage.start for stage in plan.stages}
+def served(plan):
+    return {stage.node: stage.stop - stage.start for stage in plan.stages}
 
+
+async def test_a_board_whose_forwards_got_slow_is_given_less_in_the_next_plan(int8_bundle, quick_curve):
     async with nodes_of(int8_bundle, ("attic", "hall")) as (serving, origin):
         before = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
         recorder = serving[0].measurements.recorder(int8_bundle.manifest, None, 4)
@@ -135,6 +138,16 @@ async def test_a_board_that_throttles_is_given_less_in_the_next_plan(int8_bundle
     assert served(before) == {"attic": 4, "hall": 4}
     assert served(after).get("attic", 0) < 4 < served(after)["hall"]
     assert after.tokens_per_s < before.tokens_per_s
+
+
+async def test_a_board_that_says_that_it_is_hot_is_given_less_in_the_next_plan(int8_bundle, quick_curve, monkeypatch):
+    async with nodes_of(int8_bundle, ("attic", "hall")) as (serving, origin):
+        monkeypatch.setattr(serving[0].measurements, "_thermometer", lambda: ThermalReport(82.0, 80.0, 0.6))
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+    assert served(plan) == {"attic": 3, "hall": 5}
+    said = {stage.node: stage.slowdown for stage in plan.stages}
+    assert said == {"attic": 1.67, "hall": 1.0}
+    assert "attic takes 1.7 times what it once measured: it is hot" in format_plan(plan, "flowspec")
 
 
 class UnmeasuredBoard(Board):
