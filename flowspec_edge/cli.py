@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -320,47 +320,64 @@ async def _generate(options: argparse.Namespace) -> int:
     from flowspec_edge.display import print_statistics, ring_table
     from flowspec_edge.fetch_display import FetchDisplay
     from flowspec_edge.node import Node
-    from flowspec_edge.plan_display import format_outcome, outcome_report
-    from flowspec_edge.ring import open_ring
+    from flowspec_edge.plan_display import format_outcome
 
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    wanted, wishes = _generate_options(options), wishes_from(options)
-    access = _access(options)
+    wanted, access = _generate_options(options), _access(options)
     settings = _settings(options, access, is_announced=False)
-    found = await _search(options, access)
-    node = await Node.start(settings)
-    try:
-        opening = open_ring(node, settings.bundles[0], found, on_fetch=FetchDisplay().show_stage, wishes=wishes)
-        async with opening as ring:
-            pieces = []
-            async with contextlib.aclosing(ring.generate(prompt, wanted)) as answer:
-                async for piece in answer:
-                    pieces.append(piece)
-                    if not options.json:
-                        print(piece.text, end="", flush=True)
-            last = pieces[-1]
-            assert last.statistics is not None
-            outcome = ring.outcome(last.statistics)
-            if options.json:
-                report = {
-                    "prompt": prompt,
-                    "text": "".join(piece.text for piece in pieces),
-                    "token_ids": [token for piece in pieces for token in piece.token_ids],
-                    "finish_reason": last.finish_reason,
-                    **last.statistics,
-                    "ring": ring_table(ring.stages),
-                    "drafts": settings.bundles[0].manifest.drafts,
-                    "prediction": outcome_report(outcome) if outcome else None,
-                }
-                print(json.dumps(report))
-            else:
-                print()
-                print_statistics(last.statistics, file=sys.stderr)
-                if outcome is not None:
-                    print(format_outcome(outcome), file=sys.stderr)
-    finally:
-        await node.close()
+    async with contextlib.AsyncExitStack() as closing:
+        node = await Node.start(settings)
+        closing.push_async_callback(node.close)
+        service = await closing.enter_async_context(_service(options, access, node, FetchDisplay(), options.rebalance))
+        pieces = []
+        async with contextlib.aclosing(service.generate(prompt, wanted)) as answer:
+            async for piece in answer:
+                pieces.append(piece)
+                if not options.json:
+                    print(piece.text, end="", flush=True)
+        last, ring = pieces[-1], service.ring
+        assert last.statistics is not None and ring is not None
+        if options.json:
+            report = {
+                "prompt": prompt,
+                "text": "".join(piece.text for piece in pieces),
+                "token_ids": [token for piece in pieces for token in piece.token_ids],
+                "finish_reason": last.finish_reason,
+                **last.statistics,
+                "ring": ring_table(ring.stages),
+                "drafts": settings.bundles[0].manifest.drafts,
+            }
+            print(json.dumps(report))
+        else:
+            print()
+            print_statistics(last.statistics, file=sys.stderr)
+            if last.statistics["prediction"] is not None:
+                print(format_outcome(last.statistics["prediction"]), file=sys.stderr)
     return 0
+
+
+@contextlib.asynccontextmanager
+async def _service(
+    options: argparse.Namespace, access: Access, node: Any, fetches: Any, is_watching: bool
+) -> AsyncIterator[Any]:
+    """A ring over the nodes found, opened when it is needed; where ``is_watching``, it follows those that come later."""
+    from flowspec_edge.net.directory import Directory
+    from flowspec_edge.node import unique_name
+    from flowspec_edge.service import GenerationService
+
+    where = neighbourhood(options, access)
+    async with await Directory.start(where, node=unique_name(), version=__version__) as directory:
+        opening = GenerationService.start(
+            node,
+            node.settings.bundles[0],
+            lambda: _search(options, access, directory),
+            fetches.show_stage,
+            wishes_from(options),
+            directory if is_watching else None,
+            moves_at_once=options.rebalance,
+        )
+        async with opening as service:
+            yield service
 
 
 async def _devices(options: argparse.Namespace) -> int:
@@ -410,7 +427,6 @@ async def _serve(options: argparse.Namespace) -> int:
     from flowspec_edge.net.http_api import build_app
     from flowspec_edge.net.server import serve_app
     from flowspec_edge.node import Node
-    from flowspec_edge.service import GenerationService
 
     api_port, options.port = options.port, 0
     access = _access(options)
@@ -423,10 +439,7 @@ async def _serve(options: argparse.Namespace) -> int:
     fetches = FetchDisplay()
     node.on_fetch = fetches.show_own
     try:
-        opening = GenerationService.start(
-            node, settings.bundles[0], lambda: _search(options, access), fetches.show_stage, wishes_from(options)
-        )
-        async with opening as service:
+        async with _service(options, access, node, fetches, True) as service:
             tls = api.credentials.public if api.credentials else None
             app = await serve_app(build_app(service, api.key), api.host, api_port, tls=tls, cancels_on_disconnect=True)
             try:
@@ -526,24 +539,21 @@ def _access(options: argparse.Namespace, *, makes_key: bool = False) -> Access:
     return open_access(options.host, is_insecure=options.insecure, makes_key=makes_key)
 
 
-async def _search(options: argparse.Namespace, access: Access) -> list[Any]:
-    """The nodes of the cluster.
+async def _search(options: argparse.Namespace, access: Access, directory: Any = None) -> list[Any]:
+    """The nodes of the cluster, from a directory that is open, or one of its own.
 
     Raises:
         NodeUnavailableError: there is none, or fewer than asked for.
     """
-    from flowspec_edge.net.directory import find_peers
+    from flowspec_edge.net.directory import find_peers, search_peers
     from flowspec_edge.node import unique_name
 
+    limits = {"num_nodes": options.nodes, "timeout_s": options.wait, "settle_s": SETTLE_S}
     try:
-        return await find_peers(
-            neighbourhood(options, access),
-            node=unique_name(),
-            version=__version__,
-            num_nodes=options.nodes,
-            timeout_s=options.wait,
-            settle_s=SETTLE_S,
-        )
+        if directory is not None:
+            return await search_peers(directory, **limits)
+        where = neighbourhood(options, access)
+        return await find_peers(where, node=unique_name(), version=__version__, **limits)
     except NodeUnavailableError as cause:
         if options.host is None and access.is_loopback:
             raise NodeUnavailableError(f"{cause}; {NO_KEY_HINT}") from cause

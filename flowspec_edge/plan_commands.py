@@ -47,6 +47,12 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="equal shares for all nodes found, instead of what flowspec plan shows",
     )
+    parser.add_argument(
+        "--rebalance",
+        action="store_true",
+        help="where a board that comes later makes a better plan, move to it at once, texts under way included; without this "
+        "flowspec serve does so when no text is under way",
+    )
 
 
 def _add_context(parser: argparse.ArgumentParser) -> None:

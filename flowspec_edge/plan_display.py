@@ -83,16 +83,16 @@ def _instead(instead: Any) -> dict[str, Any] | None:
     return None if instead is None else {"node": instead.node, "tokens_per_s": round(instead.tokens_per_s, 3)}
 
 
-def format_outcome(outcome: Outcome) -> str:
-    """How the prediction held, in one line."""
-    line = f"predicted {outcome.predicted_per_s:.1f} tokens/s, {outcome.difference:+.0%}"
-    return f"{line}: {outcome.cause}" if outcome.cause else line
-
-
 def outcome_report(outcome: Outcome) -> dict[str, Any]:
-    """The same as a JSON object."""
+    """How the prediction held, as a JSON object."""
     return {
         "predicted_tokens_per_s": round(outcome.predicted_per_s, 3),
         "difference": round(outcome.difference, 3),
         "cause": outcome.cause,
     }
+
+
+def format_outcome(report: dict[str, Any]) -> str:
+    """The same in one line."""
+    line = f"predicted {report['predicted_tokens_per_s']:.1f} tokens/s, {report['difference']:+.0%}"
+    return f"{line}: {report['cause']}" if report["cause"] else line

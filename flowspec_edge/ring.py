@@ -12,24 +12,25 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from flowspec_edge.answer import Answer
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.drafting import DraftShape
 from flowspec_edge.core.fetching import Source
-from flowspec_edge.core.generation import GenerationStatistics, TargetLimits
+from flowspec_edge.core.generation import TargetLimits
 from flowspec_edge.core.origin import Origin
-from flowspec_edge.core.placement import LeftOut, NodeOffer, Plan, StagePlan, spread_layers
+from flowspec_edge.core.placement import LeftOut, NodeOffer, Plan, PlannedStage, StagePlan, spread_layers
 from flowspec_edge.core.prediction import Outcome, hold_against
 from flowspec_edge.engine.drafters import Drafter
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
-from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
+from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import (
     FlowspecError,
     LinkLostError,
@@ -59,13 +60,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RingStage:
-    """One stage of an opened ring; ``load_ms`` is what the node took to load its layers, of which it fetched so many bytes."""
+    """One stage of an opened ring; ``load_ms`` is what the node took to load its layers, of which it fetched so many bytes, and
+    ``held_bytes`` what it holds for them of the memory that it offers.
+    """
 
     plan: StagePlan
     host: str
     port: int
     load_ms: int
     fetched_bytes: int = 0
+    held_bytes: int = 0
 
 
 class OriginEngine:
@@ -125,13 +129,14 @@ class Ring:
         self._deadline: float | None = None  # that the timer was last set for
         self._num_sent = 0
         self._lost: str | None = None
+        self._is_left = False
         self._ahead: Link
         self._behind: Link
 
     @property
     def is_open(self) -> bool:
-        """False once something in the ring was lost."""
-        return self._lost is None
+        """False once something in the ring was lost, or it was left."""
+        return self._lost is None and not self._is_left
 
     def outcome(self, statistics: dict[str, Any]) -> Outcome | None:
         """The plan's prediction against a finished generation; None where there was no plan, or the text was short."""
@@ -140,10 +145,14 @@ class Ring:
         num_tokens = int(statistics["completion_tokens"])
         return hold_against(self.plan, self._core.costs, float(statistics["tokens_per_s"]), num_tokens)
 
+    def begin(self, prompt: str | Sequence[int], options: GenerateOptions) -> Answer:
+        """An answer to a text or to token ids, of which nothing is written yet."""
+        return Answer(self._engine.tokenizer, prompt, options)
+
     async def generate(
         self, prompt: str | Sequence[int], options: GenerateOptions, on_trip: OnTrip | None = None
     ) -> AsyncGenerator[Piece, None]:
-        """Pieces of the continuation of a text or of token ids, as they become final.
+        """Pieces of the continuation, as they become final.
 
         The last piece has the finish reason and the statistics. Closing the generator cancels the generation.
 
@@ -151,40 +160,44 @@ class Ring:
             RequestError: the prompt does not fit, or an option is not known.
             StageFailedError: the ring lost a node, or a stage failed.
         """
+        async with contextlib.aclosing(self.write(self.begin(prompt, options), on_trip)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def write(self, answer: Answer, on_trip: OnTrip | None = None) -> AsyncGenerator[Piece, None]:
+        """The same from where an answer is; without a last piece where the ring was left, and another one is to go on."""
         if self._lost is not None:
             raise StageFailedError(self._lost)
-        prompt_ids = tuple(self._engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         session = next(self._sessions)
-        answers: asyncio.Queue[ev.OriginAction] = asyncio.Queue()
-        text = TextStream(self._engine.tokenizer, options.stop)
-        clock = _Clock(len(prompt_ids))
-        self._answers[session] = answers
-
-        def last_piece(reason: str) -> Piece:
-            return Piece(text=text.finish(), token_ids=[], finish_reason=reason, statistics=clock.report(statistics))
-
+        events: asyncio.Queue[ev.OriginAction] = asyncio.Queue()
+        self._answers[session] = events
         try:
-            self._tell(ev.PromptSubmitted(session, prompt_ids, options))
-            statistics = self._core.statistics(session)
+            self._tell(ev.PromptSubmitted(session, answer.written, answer.options_left))
+            answer.begin(self._core.statistics(session))
             while True:
-                match await answers.get():
+                match await events.get():
                     case ev.EmitTokens(_, tokens):
-                        piece, num_taken = text.take(tokens)
-                        clock.count(num_taken)
-                        yield Piece(text=piece, token_ids=list(tokens[:num_taken]))
-                        if text.is_stopped:
-                            yield last_piece("stop")
+                        yield answer.take(tokens)
+                        if answer.is_stopped:
+                            yield answer.finish("stop")
                             return
                     case ev.ReportTrip() as trip if on_trip is not None:
                         on_trip(trip)
                     case ev.FinishGeneration(_, "failed", error):
                         raise StageFailedError(error or "the ring was lost")
                     case ev.FinishGeneration(_, reason):
-                        yield last_piece(reason)
+                        if not self._is_left:
+                            yield answer.finish(reason)
                         return
         finally:
             del self._answers[session]
             self._tell(ev.GenerationCancelled(session))  # says nothing where it has ended by itself
+
+    def leave(self) -> None:
+        """End what runs without a last piece: another ring goes on with it."""
+        self._is_left = True
+        for session in list(self._answers):
+            self._tell(ev.GenerationCancelled(session))
 
     async def _run(self) -> None:
         """Perform until something in the ring is lost; the reason then ends every generation."""
@@ -302,41 +315,6 @@ class Ring:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-class _Clock:
-    """Times of one generation."""
-
-    def __init__(self, num_prompt_tokens: int) -> None:
-        self._num_prompt_tokens = num_prompt_tokens
-        self._began = time.monotonic()
-        self._first: float | None = None
-        self._last = self._began
-        self._num_first = 0
-        self._num_tokens = 0
-
-    def count(self, num_tokens: int) -> None:
-        self._last = time.monotonic()
-        if self._first is None:
-            self._first, self._num_first = self._last, num_tokens
-        self._num_tokens += num_tokens
-
-    def report(self, counts: GenerationStatistics) -> dict[str, Any]:
-        """The statistics of a finished generation, as users see them (README, "What the figures mean")."""
-        decode_s = self._last - (self._first or self._last)
-        return {
-            "prompt_tokens": self._num_prompt_tokens,
-            "completion_tokens": self._num_tokens,
-            "trips": counts.num_trips,
-            "verifications": counts.num_verifications,
-            "acceptance_length": round(counts.acceptance_length, 3),
-            "rows_sent": counts.num_rows_sent,
-            "rows_useful": counts.num_rows_useful,
-            "draft_passes": counts.num_draft_passes,
-            "first_token_s": round((self._first or self._last) - self._began, 4),
-            "decode_s": round(decode_s, 4),
-            "tokens_per_s": round((self._num_tokens - self._num_first) / decode_s, 2) if decode_s else 0.0,
-        }
-
-
 @contextlib.asynccontextmanager
 async def open_ring(
     node: Node,
@@ -345,10 +323,11 @@ async def open_ring(
     load_engine: LoadEngine = OriginEngine,
     on_fetch: OnFetch = lambda plan, num_bytes, total_bytes: None,
     wishes: PlanWishes | None = None,
+    plan: Plan | None = None,
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
-    With ``wishes`` they are dealt as the planner says, else equally.
+    With a ``plan`` they are dealt like that, with ``wishes`` as the planner says, else equally.
 
     ``node`` is the origin's own listener, to which the last stage returns; nodes fetch from it what they lack.
 
@@ -360,7 +339,10 @@ async def open_ring(
     name = f"{node.settings.name}-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as closing:
         peers, refused = await _welcomed(node, bundle, found, name, closing)
-        planned = await _planned(node, bundle, peers, refused, wishes) if wishes is not None else None
+        planned = plan
+        if planned is None and wishes is not None:
+            planned = await _planned(node, bundle, peers, refused, wishes)
+        _check_reached(planned.stages if planned is not None else (), peers, refused)
         if planned is not None:
             plans = [stage.stage_plan for stage in planned.stages]
         else:
@@ -377,7 +359,12 @@ async def open_ring(
             await asyncio.wait({engine})
         stages = [
             RingStage(
-                plan, addresses[plan.node].host, addresses[plan.node].port, message.load_ms, message.fetched_bytes
+                plan,
+                addresses[plan.node].host,
+                addresses[plan.node].port,
+                message.load_ms,
+                message.fetched_bytes,
+                message.memory_bytes,
             )
             for plan, message in zip(plans, opened, strict=True)
         ]
@@ -399,8 +386,25 @@ async def open_ring(
             await asyncio.wait({running})
 
 
-async def plan_layers(node: Node, bundle: Bundle, found: Sequence[Announcement], wishes: PlanWishes) -> Plan:
-    """The plan that a ring would be opened with now; nothing is loaded to serve.
+def _check_reached(
+    stages: Sequence[StagePlan | PlannedStage], peers: Mapping[str, Peer], refused: Sequence[LeftOut]
+) -> None:
+    """Raises NodeUnavailableError where a node that serves, or is to serve, is not among those that answered."""
+    reasons = {out.node: out.reason for out in refused}
+    for stage in stages:
+        if stage.node not in peers:
+            raise NodeUnavailableError(reasons.get(stage.node, f"node {stage.node} is not found any more"))
+
+
+async def plan_layers(
+    node: Node,
+    bundle: Bundle,
+    found: Sequence[Announcement],
+    wishes: PlanWishes,
+    stages: Sequence[RingStage] = (),
+) -> Plan:
+    """The plan that a ring would be opened with now; nothing is loaded to serve. ``stages`` are those of a ring that it would
+    take the place of: what they hold counts as free.
 
     Raises:
         NodeUnavailableError, PlacementError: as for :func:`open_ring`.
@@ -408,7 +412,13 @@ async def plan_layers(node: Node, bundle: Bundle, found: Sequence[Announcement],
     """
     async with contextlib.AsyncExitStack() as closing:
         peers, refused = await _welcomed(node, bundle, found, "", closing)
-        return await make_plan(node, bundle, peers, refused, wishes)
+        _check_reached([stage.plan for stage in stages], peers, refused)
+        held = {stage.plan.node: stage.held_bytes for stage in stages}
+        freed = {
+            name: replace(peer, free_memory_bytes=peer.free_memory_bytes + held.get(name, 0))
+            for name, peer in peers.items()
+        }
+        return await make_plan(node, bundle, freed, refused, wishes)
 
 
 async def _planned(

@@ -1,34 +1,72 @@
-"""Generations for the HTTP API: one ring, opened at the first request, and opened anew when something in it was lost."""
+"""Generations over one ring, which they share: opened at the first of them, opened anew when something in it was lost, and
+moved when boards have come or got hot. ``core/rebalancing.py`` decides when; this module performs it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
+from flowspec_edge.answer import Answer
 from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.core import rebalancing as rb
+from flowspec_edge.core.placement import Plan
+from flowspec_edge.errors import FlowspecError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node import Bundle, Node
+from flowspec_edge.plan_display import outcome_report
 from flowspec_edge.planning import PlanWishes
-from flowspec_edge.ring import OnFetch, Ring, open_ring
+from flowspec_edge.ring import OnFetch, Ring, open_ring, plan_layers
+
+_log = logging.getLogger(__name__)
+
+
+class Boards(Protocol):
+    """The nodes there are, for as long as a ring is to follow them. See ``Directory``."""
+
+    @property
+    def found(self) -> list[Announcement]: ...
+
+    async def wait_for(
+        self, is_enough: Callable[[list[Announcement]], bool], timeout_s: float | None
+    ) -> list[Announcement]: ...
+
 
 Search = Callable[[], Awaitable[Sequence[Announcement]]]
 
 
 class GenerationService:
-    """Answers prompts of several users over one ring, which they share."""
+    """Answers prompts of several users. Made by :meth:`start`."""
 
     def __init__(
-        self, node: Node, bundle: Bundle, search: Search, on_fetch: OnFetch, wishes: PlanWishes | None
+        self,
+        node: Node,
+        bundle: Bundle,
+        search: Search,
+        on_fetch: OnFetch,
+        wishes: PlanWishes | None,
+        boards: Boards | None,
+        *,
+        moves_at_once: bool,
     ) -> None:
         self._node = node
         self._bundle = bundle
         self._search = search
         self._on_fetch = on_fetch
         self._wishes = wishes
+        self._boards = boards
+        self._core = rb.Rebalancing(at_once=moves_at_once)
         self._ring: Ring | None = None
+        self._next_plan: Plan | None = None
+        self._refused: frozenset[str] = frozenset()  # boards that a ring could not be moved to, while they are there
         self._opening = asyncio.Lock()
         self._closing = contextlib.AsyncExitStack()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -39,31 +77,161 @@ class GenerationService:
         search: Search,
         on_fetch: OnFetch = lambda plan, num_bytes, total_bytes: None,
         wishes: PlanWishes | None = None,
+        boards: Boards | None = None,
+        *,
+        moves_at_once: bool = False,
     ) -> AsyncIterator[GenerationService]:
-        """``search`` finds the nodes to serve with, each time a ring is opened; the others are those of ``open_ring``."""
-        service = cls(node, bundle, search, on_fetch, wishes)
+        """``search`` finds the nodes to serve with, each time a ring is opened. Where ``boards`` tells of later ones, the ring
+        moves to a better plan while nobody uses it, or with ``moves_at_once`` whoever does. The others are those of ``open_ring``.
+        """
+        service = cls(node, bundle, search, on_fetch, wishes, boards, moves_at_once=moves_at_once)
+        if boards is not None:
+            service._spawn(service._watch(boards), "watching for boards")
         try:
             yield service
         finally:
-            await service._closing.aclose()
+            await service._close()
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._closing.aclose()
 
     @property
     def model(self) -> str:
         return self._bundle.manifest.name
 
+    @property
+    def ring(self) -> Ring | None:
+        """The one that is open, or was until something in it was lost."""
+        return self._ring
+
     async def generate(self, prompt: str, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
-        """Pieces of the answer; see :meth:`Ring.generate`, and :func:`open_ring` for what may go wrong before."""
+        """Pieces of the answer; see :meth:`Ring.generate`, and :func:`open_ring` for what may go wrong before.
+
+        The statistics of the last one hold ``prediction``: what was expected of the ring, beside what it brought.
+        """
         ring = await self._open()
-        async with contextlib.aclosing(ring.generate(prompt, options)) as answer:
-            async for piece in answer:
+        self._tell(rb.SessionBegan())
+        try:
+            answer = ring.begin(prompt, options)
+            while True:
+                async with contextlib.aclosing(self._write(ring, answer)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                        if piece.finish_reason is not None:
+                            return
+                ring = await self._open()  # that one was left in the middle
+        finally:
+            self._tell(rb.SessionEnded())
+
+    async def _write(self, ring: Ring, answer: Answer) -> AsyncGenerator[Piece, None]:
+        async with contextlib.aclosing(ring.write(answer)) as pieces:
+            async for piece in pieces:
+                if piece.statistics is not None:
+                    outcome = ring.outcome(piece.statistics) if answer.num_rings == 1 else None
+                    piece.statistics["prediction"] = outcome_report(outcome) if outcome else None
                 yield piece
 
     async def _open(self) -> Ring:
         async with self._opening:
             if self._ring is None or not self._ring.is_open:
-                self._ring = None
-                await self._closing.aclose()
-                found = await self._search()
-                opening = open_ring(self._node, self._bundle, found, on_fetch=self._on_fetch, wishes=self._wishes)
-                self._ring = await self._closing.enter_async_context(opening)
+                await self._leave()
+                found = [board for board in await self._search() if board.node not in self._refused]
+                await self._enter(found, None)
+            assert self._ring is not None
             return self._ring
+
+    async def _leave(self) -> None:
+        self._ring = None
+        self._tell(rb.RingClosed())
+        await self._closing.aclose()
+
+    async def _enter(self, found: Sequence[Announcement], plan: Plan | None) -> None:
+        opening = open_ring(self._node, self._bundle, found, on_fetch=self._on_fetch, wishes=self._wishes, plan=plan)
+        self._ring = await self._closing.enter_async_context(opening)
+        self._tell(rb.RingOpened(_names(found)))
+
+    # ------------------------------------------------------------------ while it serves
+
+    def _tell(self, event: rb.RebalancingEvent) -> None:
+        if self._boards is None:
+            return
+        for action in self._core.handle(event, time.monotonic()):
+            match action:
+                case rb.MakePlan():
+                    self._spawn(self._plan(self._boards), "planning anew")
+                case rb.MoveRing():
+                    self._spawn(self._move(self._boards), "moving the ring")
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (deadline := self._core.next_deadline()) is not None:
+            delay = max(deadline - time.monotonic(), 0.0)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tell, rb.TimePassed())
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self, boards: Boards) -> None:
+        seen: frozenset[str] | None = None
+        while True:
+            found = await boards.wait_for(lambda found, seen=seen: _names(found) != seen, None)  # type: ignore[misc]
+            seen = _names(found)
+            self._refused &= seen  # who comes back under its name gets another chance
+            self._tell(rb.BoardsFound(seen - self._refused))
+
+    async def _plan(self, boards: Boards) -> None:
+        ring, found = self._ring, self._usable(boards)
+        self._next_plan, is_better = None, False
+        try:
+            if ring is not None and self._wishes is not None:
+                plan = await plan_layers(self._node, self._bundle, found, self._wishes, ring.stages)
+                is_better = not plan.is_kept and not _is_that_of(ring, plan)
+                self._next_plan = plan
+            elif ring is not None:  # equal shares for all that there are
+                is_better = bool(_names(found) - {stage.plan.node for stage in ring.stages})
+        except FlowspecError as cause:
+            _log.warning("the ring stays as it is, since it cannot be planned anew: %s", cause)
+        self._tell(rb.PlanMade(_names(found), is_better))
+
+    async def _move(self, boards: Boards) -> None:
+        async with self._opening:
+            ring, plan, found = self._ring, self._next_plan, self._usable(boards)
+            if ring is None or not ring.is_open:
+                await self._leave()
+                return
+            before = {stage.plan.node for stage in ring.stages}
+            ring.leave()
+            await self._leave()
+            try:
+                await self._enter(found, plan)
+            except FlowspecError as cause:
+                self._refused |= _names(found) - before
+                _log.warning("the ring is opened as it was, since it cannot be moved: %s", cause)
+                return
+            assert self._ring is not None
+            say = self._wishes.say if self._wishes is not None else _log.info
+            say(f"the ring has moved: {', '.join(_describe(stage.plan) for stage in self._ring.stages)}")
+
+    def _usable(self, boards: Boards) -> list[Announcement]:
+        return [board for board in boards.found if board.node not in self._refused]
+
+
+def _names(found: Sequence[Announcement]) -> frozenset[str]:
+    return frozenset(board.node for board in found)
+
+
+def _is_that_of(ring: Ring, plan: Plan) -> bool:
+    served = [(stage.plan.node, stage.plan.start, stage.plan.stop) for stage in ring.stages]
+    return [(stage.node, stage.start, stage.stop) for stage in plan.stages] == served
+
+
+def _describe(stage: Any) -> str:
+    return f"{stage.node} [{stage.start}, {stage.stop})"

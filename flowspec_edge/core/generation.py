@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -69,6 +69,10 @@ class GenerationStatistics:
     num_rows_sent: int = 0
     num_rows_useful: int = 0
     num_draft_passes: int = 0
+
+    def __add__(self, other: GenerationStatistics) -> GenerationStatistics:
+        """Of one text that two rings wrote at."""
+        return GenerationStatistics(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def acceptance_length(self) -> float:

@@ -53,6 +53,7 @@ class Directory:
             node, where.cluster, where.fingerprint, time.monotonic(), self._own_addresses(), where.is_local
         )
         self.mdns_error: str | None = None
+        self._company_at: float | None = None  # when the first peer answered
         self._events: asyncio.Queue[ms.MembershipEvent] = asyncio.Queue()
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,6 +94,11 @@ class Directory:
         await self._close_mdns()
 
     @property
+    def company_s(self) -> float:
+        """For how long there have been peers; 0 while none has answered."""
+        return time.monotonic() - self._company_at if self._company_at is not None else 0.0
+
+    @property
     def found(self) -> list[Announcement]:
         """The peers there are now, by name."""
         return [
@@ -107,7 +113,9 @@ class Directory:
             for peer in sorted(self.membership.peers.values(), key=lambda peer: peer.node)
         ]
 
-    async def wait_for(self, is_enough: Callable[[list[Announcement]], bool], timeout_s: float) -> list[Announcement]:
+    async def wait_for(
+        self, is_enough: Callable[[list[Announcement]], bool], timeout_s: float | None
+    ) -> list[Announcement]:
         """The peers once they are enough, or after ``timeout_s``, whatever there is."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -150,6 +158,8 @@ class Directory:
                 pass
             for action in self.membership.handle(event, time.monotonic()):
                 self._perform(action)
+            if self.membership.peers and self._company_at is None:
+                self._company_at = time.monotonic()
             self._changed.set()
 
     def _perform(self, action: ms.MembershipAction) -> None:
@@ -247,17 +257,24 @@ async def find_peers(
     timeout_s: float,
     settle_s: float = 0.0,
 ) -> list[Announcement]:
-    """Look for the nodes of a cluster until ``num_nodes`` have answered, or, where it is not said how many there are, for
-    ``settle_s`` more after the first.
+    """:func:`search_peers` with a directory for this one search."""
+    async with await Directory.start(where, node=node, version=version) as directory:
+        return await search_peers(directory, num_nodes=num_nodes, timeout_s=timeout_s, settle_s=settle_s)
+
+
+async def search_peers(
+    directory: Directory, *, num_nodes: int | None = None, timeout_s: float, settle_s: float = 0.0
+) -> list[Announcement]:
+    """Look for the nodes of a cluster until ``num_nodes`` have answered, or, where it is not said how many there are, until
+    ``settle_s`` after the first.
 
     Raises:
         NodeUnavailableError: after ``timeout_s`` none has, or fewer than ``num_nodes``; with what was heard of others.
     """
-    async with await Directory.start(where, node=node, version=version) as directory:
-        found = await directory.wait_for(lambda nodes: len(nodes) >= (num_nodes or 1), timeout_s)
-        if found and num_nodes is None:
-            found = await directory.wait_for(lambda nodes: False, settle_s)
-        others = _others(directory)
+    found = await directory.wait_for(lambda nodes: len(nodes) >= (num_nodes or 1), timeout_s)
+    if found and num_nodes is None:
+        found = await directory.wait_for(lambda nodes: False, settle_s - directory.company_s)
+    where, others = directory.where, _others(directory)
     place = "on this machine" if where.is_local else "on this network"
     if not found:
         raise NodeUnavailableError(

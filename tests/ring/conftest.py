@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from flowspec_edge import measuring, planning
+from flowspec_edge.core.placement import TimeLine
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.node import DEMO_BUNDLE, Bundle, Node, NodeSettings
 from flowspec_edge.ring import open_ring
@@ -75,3 +77,36 @@ async def answer_of(ring, prompt, options, on_trip=None):
 
 def tokens_of(pieces):
     return [token for piece in pieces for token in piece.token_ids]
+
+
+@contextlib.asynccontextmanager
+async def nodes_of(bundle, names=("attic", "cellar", "hall"), *, memory_bytes=GIB, board=None):
+    """Serving nodes in this process, and an origin."""
+    nodes = []
+    try:
+        for name in [*names, "origin"]:
+            settings = NodeSettings(
+                name=name, cluster="test", bundles=(bundle,), memory_bytes=memory_bytes, is_announced=False
+            )
+            nodes.append(await Node.start(settings, board() if board else None))
+        yield nodes[:-1], nodes[-1]
+    finally:
+        await asyncio.gather(*(node.close() for node in nodes))
+
+
+@pytest.fixture
+def quick_curve(monkeypatch):
+    """Each node says at once that a layer takes it 400 ms; how often is counted."""
+    measured = []
+
+    def measure(self, bundle, precision, free_bytes):
+        measured.append(bundle.manifest.name)
+        return TimeLine(400.0, 1.0)
+
+    monkeypatch.setattr(measuring.Measurements, "_measure", measure)
+    monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
+    return measured
+
+
+def found_of(nodes):
+    return [node.announcement for node in nodes]

@@ -1,7 +1,6 @@
 """Plans from what real nodes measure, and rings that are opened with them."""
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import time
@@ -11,51 +10,18 @@ import pytest
 from flowspec_edge import measuring, planning
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
-from flowspec_edge.core.placement import LoadedLayers, TimeLine
+from flowspec_edge.core.placement import LoadedLayers
 from flowspec_edge.core.throttling import ThermalReport
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import NotMeasuredError
 from flowspec_edge.net.link import open_link
-from flowspec_edge.node import Board, Node, NodeSettings
+from flowspec_edge.node import Board
 from flowspec_edge.plan_display import format_plan
 from flowspec_edge.planning import PlanWishes, load_placement
 from flowspec_edge.ring import open_ring, plan_layers
-from tests.ring.conftest import GIB, answer_of, tokens_of
+from tests.ring.conftest import answer_of, found_of, nodes_of, tokens_of
 
 WISHES = PlanWishes(num_tokens=256)
-
-
-@contextlib.asynccontextmanager
-async def nodes_of(bundle, names=("attic", "cellar", "hall"), *, memory_bytes=GIB, board=None):
-    """Serving nodes in this process, and an origin."""
-    nodes = []
-    try:
-        for name in [*names, "origin"]:
-            settings = NodeSettings(
-                name=name, cluster="test", bundles=(bundle,), memory_bytes=memory_bytes, is_announced=False
-            )
-            nodes.append(await Node.start(settings, board() if board else None))
-        yield nodes[:-1], nodes[-1]
-    finally:
-        await asyncio.gather(*(node.close() for node in nodes))
-
-
-@pytest.fixture
-def quick_curve(monkeypatch):
-    """Each node says at once that a layer takes it 400 ms; how often is counted."""
-    measured = []
-
-    def measure(self, bundle, precision, free_bytes):
-        measured.append(bundle.manifest.name)
-        return TimeLine(400.0, 1.0)
-
-    monkeypatch.setattr(measuring.Measurements, "_measure", measure)
-    monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
-    return measured
-
-
-def found_of(nodes):
-    return [node.announcement for node in nodes]
 
 
 async def test_a_plan_from_what_nodes_and_links_really_take(int8_bundle, state):

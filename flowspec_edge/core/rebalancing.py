@@ -1,0 +1,146 @@
+"""When a ring that serves is planned anew, and when it moves to another plan.
+
+Two things make a plan due: a board that was not weighed in the last one, and, since boards get hot and cool down, a session's
+end some time after it. A plan is made while the ring goes on. If it is clearly better (what is loaded stays otherwise; see
+core/planner.py), the ring moves as soon as no session runs, or, ``at_once``, with its sessions, which go on where they were.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+REPLAN_S = 60.0
+"""How old a plan may be when the last session ends: boards get hot within minutes, and asking them takes under a second."""
+SETTLE_S = 1.5
+"""How long to wait for more boards after a new one: those that are switched on together are seen together."""
+
+# ------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class RingOpened:
+    """``boards`` were found when it was planned, whether it uses them or not."""
+
+    boards: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class RingClosed:
+    """It was lost, or could not be moved; whoever asks next opens another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoardsFound:
+    """All boards that there are now."""
+
+    boards: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionBegan:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class PlanMade:
+    """Among ``boards``; it is not better where planning failed."""
+
+    boards: frozenset[str]
+    is_better: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """``next_deadline`` has come."""
+
+
+RebalancingEvent = RingOpened | RingClosed | BoardsFound | SessionBegan | SessionEnded | PlanMade | TimePassed
+
+# ------------------------------------------------------------------------------ actions
+
+
+@dataclass(frozen=True, slots=True)
+class MakePlan:
+    """With the boards that there are; answered by ``PlanMade``."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRing:
+    """To the plan that was made last; answered by ``RingOpened`` or ``RingClosed``."""
+
+
+RebalancingAction = MakePlan | MoveRing
+
+# --------------------------------------------------------------------------------- core
+
+
+@dataclass(slots=True)
+class Rebalancing:
+    """Of one ring at a time."""
+
+    at_once: bool = False
+    _weighed: frozenset[str] | None = None  # None while no ring is open
+    _found: frozenset[str] = frozenset()
+    _num_sessions: int = 0
+    _planned_at: float = field(default=-math.inf)
+    _settled_at: float | None = None  # when to plan with newcomers
+    _is_planning: bool = False
+    _is_better: bool = False  # the plan made last
+    _is_moving: bool = False
+
+    def handle(self, event: RebalancingEvent, now: float) -> list[RebalancingAction]:
+        match event:
+            case RingOpened(boards):
+                self._weighed, self._planned_at = boards, now
+                self._is_better = self._is_moving = False
+                self._watch_for_newcomers(now)
+            case RingClosed():
+                self._weighed = self._settled_at = None
+                self._is_better = self._is_moving = False
+            case BoardsFound(boards):
+                self._found = boards
+                self._watch_for_newcomers(now)
+            case SessionBegan():
+                self._num_sessions += 1
+            case SessionEnded():
+                self._num_sessions -= 1
+                if not self._num_sessions and now - self._planned_at >= REPLAN_S:
+                    self._settled_at = now
+            case PlanMade(boards, is_better):
+                self._is_planning = False
+                if self._weighed is not None:
+                    self._weighed, self._planned_at, self._is_better = boards, now, is_better
+                    self._watch_for_newcomers(now)
+            case TimePassed():
+                pass
+        return self._go_on(now)
+
+    def next_deadline(self) -> float | None:
+        """When ``TimePassed`` is due."""
+        return None if self._is_planning or self._is_moving else self._settled_at
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        assert self._num_sessions >= 0
+        assert self._weighed is not None or not (self._is_better or self._is_moving)
+
+    def _watch_for_newcomers(self, now: float) -> None:
+        if self._weighed is not None and self._found - self._weighed and self._settled_at is None:
+            self._settled_at = now + SETTLE_S
+
+    def _go_on(self, now: float) -> list[RebalancingAction]:
+        if self._weighed is None or self._is_planning or self._is_moving:
+            return []
+        if self._is_better and (self.at_once or not self._num_sessions):
+            self._is_moving = True
+            return [MoveRing()]
+        if self._settled_at is not None and self._settled_at <= now:
+            self._settled_at, self._is_planning = None, True
+            return [MakePlan()]
+        return []

@@ -1,0 +1,215 @@
+"""A ring that moves while it serves: to a board that came later, with its texts, and none of them changes."""
+
+import asyncio
+import contextlib
+import threading
+
+import pytest
+
+from flowspec_edge import service as serving
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core import rebalancing
+from flowspec_edge.core.throttling import ThermalReport
+from flowspec_edge.engine.unsplit import UnsplitModel
+from flowspec_edge.errors import NodeUnavailableError
+from flowspec_edge.node import Board
+from flowspec_edge.planning import PlanWishes
+from flowspec_edge.service import GenerationService
+from tests.ring.conftest import found_of, nodes_of, tokens_of
+
+WAIT_S = 60
+OPTIONS = GenerateOptions(max_new_tokens=40, temperature=0.8, seed=11)
+WISHES = PlanWishes(num_tokens=256)
+
+
+@pytest.fixture(autouse=True)
+def no_settling(monkeypatch):
+    monkeypatch.setattr(rebalancing, "SETTLE_S", 0.0)
+
+
+class Boards:
+    """What a directory would find."""
+
+    def __init__(self, nodes):
+        self.found = found_of(nodes)
+        self._changed = asyncio.Event()
+
+    async def search(self):
+        return self.found
+
+    def set(self, nodes):
+        self.found = found_of(nodes)
+        self._changed.set()
+
+    async def wait_for(self, is_enough, timeout_s):
+        while not is_enough(self.found):
+            self._changed.clear()
+            await self._changed.wait()
+        return self.found
+
+
+class HeldBoard(Board):
+    """Its stages run so many forwards and then wait: a text that cannot end before the test has done what it wants."""
+
+    gate = threading.Event()
+    num_free = 12
+
+    def pace(self, runner, stage):
+        run, num_run = runner.run, 0
+
+        def held(*arguments):
+            nonlocal num_run
+            num_run += 1
+            if num_run > self.num_free:
+                assert self.gate.wait(WAIT_S)
+            return run(*arguments)
+
+        runner.run = held
+        return runner
+
+
+@pytest.fixture
+def gate():
+    HeldBoard.gate.clear()
+    yield HeldBoard.gate
+    HeldBoard.gate.set()
+
+
+@contextlib.asynccontextmanager
+async def service_of(bundle, names=("attic", "cellar", "hall"), num_first=2, board=None, **options):
+    async with nodes_of(bundle, names, board=board) as (nodes, origin):
+        boards = Boards(nodes[:num_first])
+        options = {"wishes": WISHES, **options}
+        async with GenerationService.start(origin, bundle, boards.search, boards=boards, **options) as service:
+            async with asyncio.timeout(WAIT_S):
+                yield service, boards, nodes
+
+
+def served(service):
+    return {stage.plan.node: stage.plan.stop - stage.plan.start for stage in service.ring.stages}
+
+
+async def answer_of(service, prompt, options=OPTIONS):
+    async with contextlib.aclosing(service.generate(prompt, options)) as answer:
+        return [piece async for piece in answer]
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def unsplit_tokens(bundle, prompt, options=OPTIONS):
+    return list(UnsplitModel(bundle.directory, bundle.manifest).generate(prompt, options))
+
+
+async def test_a_new_board_is_used_from_the_next_session_on(int8_bundle, quick_curve, prompts):
+    async with service_of(int8_bundle) as (service, boards, nodes):
+        assert tokens_of(await answer_of(service, prompts[0])) == unsplit_tokens(int8_bundle, prompts[0])
+        assert served(service) == {"attic": 4, "cellar": 4}
+        boards.set(nodes)
+        await until(lambda: service.ring is not None and len(service.ring.stages) == 3)
+        pieces = await answer_of(service, prompts[0])
+    assert tokens_of(pieces) == unsplit_tokens(int8_bundle, prompts[0])
+    assert set(served(service)) == {"attic", "cellar", "hall"}
+
+
+async def test_at_once_a_text_goes_on_over_the_new_ring_and_is_the_same(int8_bundle, quick_curve, prompts, gate):
+    async with service_of(int8_bundle, board=HeldBoard, moves_at_once=True) as (service, boards, nodes):
+        answers = [asyncio.create_task(answer_of(service, prompt)) for prompt in prompts[:2]]
+        await until(lambda: service.ring is not None)
+        first = service.ring
+        boards.set(nodes)
+        await until(lambda: service.ring not in (None, first))
+        gate.set()
+        pieces = await asyncio.gather(*answers)
+    for prompt, answer in zip(prompts, pieces, strict=False):
+        assert tokens_of(answer) == unsplit_tokens(int8_bundle, prompt)
+        statistics = answer[-1].statistics
+        assert statistics["completion_tokens"] == len(tokens_of(answer)) == 40
+        assert statistics["prompt_tokens"] == len(prompt)
+        assert statistics["prediction"] is None, "of which ring?"
+    assert set(served(service)) == {"attic", "cellar", "hall"}
+
+
+async def test_without_at_once_a_text_ends_where_it_began(int8_bundle, quick_curve, prompts, gate, monkeypatch):
+    planned = asyncio.Event()
+    plan_layers = serving.plan_layers
+
+    async def plan_and_tell(*arguments):
+        plan = await plan_layers(*arguments)
+        planned.set()
+        return plan
+
+    monkeypatch.setattr(serving, "plan_layers", plan_and_tell)
+    async with service_of(int8_bundle, board=HeldBoard) as (service, boards, nodes):
+        answer = asyncio.create_task(answer_of(service, prompts[0]))
+        await until(lambda: service.ring is not None)
+        first = service.ring
+        boards.set(nodes)
+        await planned.wait()
+        gate.set()
+        assert tokens_of(await answer) == unsplit_tokens(int8_bundle, prompts[0])
+        assert len(first.stages) == 2
+        await until(lambda: service.ring not in (None, first))
+        assert len(service.ring.stages) == 3
+
+
+async def test_equal_shares_take_every_new_board_in(int8_bundle, prompts):
+    async with service_of(int8_bundle, wishes=None) as (service, boards, nodes):
+        await answer_of(service, prompts[0])
+        boards.set(nodes)
+        await until(lambda: service.ring is not None and len(service.ring.stages) == 3)
+        assert tokens_of(await answer_of(service, prompts[0])) == unsplit_tokens(int8_bundle, prompts[0])
+
+
+async def test_a_board_that_does_not_help_moves_nothing(int8_bundle, quick_curve, prompts, monkeypatch):
+    async with service_of(int8_bundle, num_first=3, names=("attic", "cellar", "hall", "zero")) as (
+        service,
+        boards,
+        nodes,
+    ):
+        await answer_of(service, prompts[0])
+        first, planned = service.ring, asyncio.Event()
+        monkeypatch.setattr(nodes[3].measurements, "_thermometer", lambda: planned.set() or hot())
+        boards.set(nodes)
+        await planned.wait()
+        await until(lambda: not service._core._is_planning)
+        assert service.ring is first and first.is_open
+        assert tokens_of(await answer_of(service, prompts[0])) == unsplit_tokens(int8_bundle, prompts[0])
+
+
+def hot():
+    return ThermalReport(99.0, 80.0, 0.05)
+
+
+async def test_a_ring_that_cannot_be_moved_is_opened_as_it_was(int8_bundle, quick_curve, prompts, monkeypatch, caplog):
+    async with service_of(int8_bundle) as (service, boards, nodes):
+        await answer_of(service, prompts[0])
+        first, open_ring = service.ring, serving.open_ring
+
+        def broken(node, bundle, found, **options):
+            if len(found) == 3:
+                raise NodeUnavailableError("hall: its disk is full")
+            return open_ring(node, bundle, found, **options)
+
+        monkeypatch.setattr(serving, "open_ring", broken)
+        boards.set(nodes)
+        await until(lambda: not first.is_open)
+        assert tokens_of(await answer_of(service, prompts[0])) == unsplit_tokens(int8_bundle, prompts[0])
+        assert set(served(service)) == {"attic", "cellar"}
+    assert "the ring is opened as it was, since it cannot be moved: hall: its disk is full" in caplog.text
+
+
+async def test_a_board_that_throttled_gives_layers_away_before_the_next_session(
+    int8_bundle, quick_curve, prompts, monkeypatch
+):
+    monkeypatch.setattr(rebalancing, "REPLAN_S", 0.0)
+    async with service_of(int8_bundle) as (service, _, nodes):
+        heat = []
+        monkeypatch.setattr(nodes[0].measurements, "_thermometer", lambda: heat[0] if heat else None)
+        await answer_of(service, prompts[0])
+        assert served(service) == {"attic": 4, "cellar": 4}
+        heat.append(ThermalReport(82.0, 80.0, 0.6))
+        assert tokens_of(await answer_of(service, prompts[0])) == unsplit_tokens(int8_bundle, prompts[0])
+        await until(lambda: service.ring is not None and served(service) == {"attic": 3, "cellar": 5})
