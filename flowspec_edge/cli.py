@@ -328,7 +328,7 @@ async def _generate(options: argparse.Namespace) -> int:
     async with contextlib.AsyncExitStack() as closing:
         node = await Node.start(settings)
         closing.push_async_callback(node.close)
-        service = await closing.enter_async_context(_service(options, access, node, FetchDisplay(), options.rebalance))
+        service = await closing.enter_async_context(_service(options, access, node, FetchDisplay(), is_served=False))
         pieces = []
         async with contextlib.aclosing(service.generate(prompt, wanted)) as answer:
             async for piece in answer:
@@ -358,9 +358,9 @@ async def _generate(options: argparse.Namespace) -> int:
 
 @contextlib.asynccontextmanager
 async def _service(
-    options: argparse.Namespace, access: Access, node: Any, fetches: Any, is_watching: bool
+    options: argparse.Namespace, access: Access, node: Any, fetches: Any, *, is_served: bool
 ) -> AsyncIterator[Any]:
-    """A ring over the nodes found, opened when it is needed; where ``is_watching``, it follows those that come later."""
+    """A ring over the nodes found, opened when it is needed; where it ``is_served`` to others, it follows those that come later."""
     from flowspec_edge.net.directory import Directory
     from flowspec_edge.node import unique_name
     from flowspec_edge.service import GenerationService
@@ -373,8 +373,9 @@ async def _service(
             lambda: _search(options, access, directory),
             fetches.show_stage,
             wishes_from(options),
-            directory if is_watching else None,
+            directory if is_served or options.rebalance else None,
             moves_at_once=options.rebalance,
+            names_links=not is_served,
         )
         async with opening as service:
             yield service
@@ -439,7 +440,7 @@ async def _serve(options: argparse.Namespace) -> int:
     fetches = FetchDisplay()
     node.on_fetch = fetches.show_own
     try:
-        async with _service(options, access, node, fetches, True) as service:
+        async with _service(options, access, node, fetches, is_served=True) as service:
             tls = api.credentials.public if api.credentials else None
             app = await serve_app(build_app(service, api.key), api.host, api_port, tls=tls, cancels_on_disconnect=True)
             try:

@@ -20,7 +20,7 @@ def ring_table(stages: Sequence[RingStage]) -> list[dict[str, Any]]:
     return [
         {
             "node": stage.plan.node,
-            "address": f"{stage.host}:{stage.port}",
+            "address": f"{stage.announcement.host}:{stage.announcement.port}",
             "start": stage.plan.start,
             "stop": stage.plan.stop,
             "load_ms": stage.load_ms,

@@ -152,8 +152,7 @@ async def _hops(node: Node, peers: Mapping[str, Peer], say: Say) -> dict[tuple[s
     """All pairs of nodes, the origin included: kept ones, and the others measured, no node in two at a time."""
     origin = _origin_name(node, peers)
     names = sorted({*peers, origin})
-    kept = _load_links()
-    now = time.time()
+    kept, now = _load_links(), time.time()
     missing = [
         pair
         for pair in itertools.combinations(names, 2)
@@ -161,6 +160,23 @@ async def _hops(node: Node, peers: Mapping[str, Peer], say: Say) -> dict[tuple[s
     ]
     if missing:
         say(f"measuring {len(missing)} links between {len(names)} nodes ...")
+    kept |= await measure_pairs(node, peers, missing)
+    return {pair: _hop_of(kept[pair]) for pair in itertools.combinations(names, 2) if pair in kept}
+
+
+async def links_now(node: Node, peers: Mapping[str, Peer], plan: Plan) -> dict[tuple[str, str], Hop]:
+    """The links of a plan's hops, measured anew; the next plan counts them."""
+    origin = _origin_name(node, peers)
+    known = {*peers, origin}
+    ends = [tuple(sorted((hop.start, hop.end))) for hop in plan.hops if {hop.start, hop.end} <= known]
+    pairs = [(start, end) for start, end in dict.fromkeys(ends) if start != end]
+    return {pair: _hop_of(found) for pair, found in (await measure_pairs(node, peers, pairs)).items()}
+
+
+async def measure_pairs(node: Node, peers: Mapping[str, Peer], pairs: Sequence[tuple[str, str]]) -> _KeptLinks:
+    """What links between these ends are, no node in two at a time; kept for the next plans, and those that fail left out."""
+    measured: _KeptLinks = {}
+    missing, now = list(pairs), time.time()
     while missing:
         round_, busy = [], set[str]()
         for pair in missing:
@@ -172,11 +188,16 @@ async def _hops(node: Node, peers: Mapping[str, Peer], say: Say) -> dict[tuple[s
             round_, await asyncio.gather(*(_pair(node, peers, pair) for pair in round_)), strict=True
         ):
             if found is not None:
-                kept[pair] = (found.latency_ns, found.bytes_per_s, int(now))
-    young = {pair: values for pair, values in kept.items() if now - values[2] < LINKS_KEPT_S}
-    await asyncio.to_thread(_keep_links, young)
-    known = {pair: hop_from(*kept[pair][:2]) for pair in itertools.combinations(names, 2) if pair in kept}
-    return {pair: Hop(hop.latency_ms + HOP_MS, hop.ms_per_byte) for pair, hop in known.items()}
+                measured[pair] = (found.latency_ns, found.bytes_per_s, int(now))
+    if measured:
+        young = {pair: values for pair, values in _load_links().items() if now - values[2] < LINKS_KEPT_S}
+        await asyncio.to_thread(_keep_links, young | measured)
+    return measured
+
+
+def _hop_of(kept: tuple[int, int, int]) -> Hop:
+    hop = hop_from(*kept[:2])
+    return Hop(hop.latency_ms + HOP_MS, hop.ms_per_byte)
 
 
 def _origin_name(node: Node, peers: Mapping[str, Peer]) -> str:

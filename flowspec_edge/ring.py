@@ -26,7 +26,7 @@ from flowspec_edge.core.fetching import Source
 from flowspec_edge.core.generation import TargetLimits
 from flowspec_edge.core.origin import Origin
 from flowspec_edge.core.placement import LeftOut, NodeOffer, Plan, PlannedStage, StagePlan, spread_layers
-from flowspec_edge.core.prediction import Outcome, hold_against
+from flowspec_edge.core.prediction import Outcome, hold_against, name_link
 from flowspec_edge.engine.drafters import Drafter
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
@@ -42,7 +42,7 @@ from flowspec_edge.errors import (
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.link import Link, open_link
 from flowspec_edge.node import Board, Bundle, Node
-from flowspec_edge.planning import Peer, PlanWishes, keep_placement, make_plan
+from flowspec_edge.planning import Peer, PlanWishes, keep_placement, links_now, make_plan
 from flowspec_edge.tasks import run_until_first_ends
 
 STAGE_OPEN_S = 300.0
@@ -65,8 +65,7 @@ class RingStage:
     """
 
     plan: StagePlan
-    host: str
-    port: int
+    announcement: Announcement
     load_ms: int
     fetched_bytes: int = 0
     held_bytes: int = 0
@@ -358,14 +357,7 @@ async def open_ring(
         finally:
             await asyncio.wait({engine})
         stages = [
-            RingStage(
-                plan,
-                addresses[plan.node].host,
-                addresses[plan.node].port,
-                message.load_ms,
-                message.fetched_bytes,
-                message.memory_bytes,
-            )
+            RingStage(plan, addresses[plan.node], message.load_ms, message.fetched_bytes, message.memory_bytes)
             for plan, message in zip(plans, opened, strict=True)
         ]
         ring = Ring(engine.result(), bundle, stages, links, node.board)
@@ -419,6 +411,19 @@ async def plan_layers(
             for name, peer in peers.items()
         }
         return await make_plan(node, bundle, freed, refused, wishes)
+
+
+async def explain_outcome(node: Node, bundle: Bundle, ring: Ring, outcome: Outcome) -> Outcome:
+    """Where the network was off: which link of the ring, by a new measurement of each with at most 1 MiB. Seconds, at most."""
+    if not outcome.is_network or ring.plan is None:
+        return outcome
+    found = [stage.announcement for stage in ring.stages]
+    async with contextlib.AsyncExitStack() as closing:
+        try:
+            peers, _ = await _welcomed(node, bundle, found, "", closing)
+        except NodeUnavailableError:
+            return outcome  # all of it has been lost meanwhile
+        return name_link(outcome, ring.plan, await links_now(node, peers, ring.plan))
 
 
 async def _planned(

@@ -20,7 +20,7 @@ from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node import Bundle, Node
 from flowspec_edge.plan_display import outcome_report
 from flowspec_edge.planning import PlanWishes
-from flowspec_edge.ring import OnFetch, Ring, open_ring, plan_layers
+from flowspec_edge.ring import OnFetch, Ring, explain_outcome, open_ring, plan_layers
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class GenerationService:
         boards: Boards | None,
         *,
         moves_at_once: bool,
+        names_links: bool,
     ) -> None:
         self._node = node
         self._bundle = bundle
@@ -59,6 +60,7 @@ class GenerationService:
         self._on_fetch = on_fetch
         self._wishes = wishes
         self._boards = boards
+        self._names_links = names_links
         self._core = rb.Rebalancing(at_once=moves_at_once)
         self._ring: Ring | None = None
         self._next_plan: Plan | None = None
@@ -80,11 +82,15 @@ class GenerationService:
         boards: Boards | None = None,
         *,
         moves_at_once: bool = False,
+        names_links: bool = False,
     ) -> AsyncIterator[GenerationService]:
         """``search`` finds the nodes to serve with, each time a ring is opened. Where ``boards`` tells of later ones, the ring
-        moves to a better plan while nobody uses it, or with ``moves_at_once`` whoever does. The others are those of ``open_ring``.
+        moves to a better plan while nobody uses it, or with ``moves_at_once`` whoever does. With ``names_links`` a last piece may wait until the links of the ring are
+        measured anew, if only that tells why it was slow. The others are those of ``open_ring``.
         """
-        service = cls(node, bundle, search, on_fetch, wishes, boards, moves_at_once=moves_at_once)
+        service = cls(
+            node, bundle, search, on_fetch, wishes, boards, moves_at_once=moves_at_once, names_links=names_links
+        )
         if boards is not None:
             service._spawn(service._watch(boards), "watching for boards")
         try:
@@ -134,6 +140,8 @@ class GenerationService:
             async for piece in pieces:
                 if piece.statistics is not None:
                     outcome = ring.outcome(piece.statistics) if answer.num_rings == 1 else None
+                    if outcome is not None and self._names_links:
+                        outcome = await explain_outcome(self._node, self._bundle, ring, outcome)
                     piece.statistics["prediction"] = outcome_report(outcome) if outcome else None
                 yield piece
 

@@ -36,6 +36,10 @@ class Choices:
         fits = [fit for fit in self.fits[i] if fit.num_blocks >= num_blocks]
         return min(fits, key=lambda fit: self.devices[i].layer[fit.precision].at(num_rows)).precision
 
+    def row_bytes(self, *, is_first: bool) -> int:
+        """Of a row on a hop: the first one carries no hidden values."""
+        return ROW_BYTES + (0 if is_first else self.model.row_bytes)
+
     def problem(self) -> RingProblem:
         """Numbers for the search, device by device."""
         num_stages = range(1, min(len(self.devices), len(self.model.blocks)) + 1)
@@ -53,8 +57,8 @@ class Choices:
         hops = [[self.links.between(a, b) for b in [*names, self.links.origin]] for a in [*names, self.links.origin]]
         latency = np.array([[hop.latency_ms for hop in row] for row in hops])
         per_byte = np.array([[hop.ms_per_byte for hop in row] for row in hops])
-        row = per_byte * (self.model.row_bytes + ROW_BYTES)
-        row[-1] = per_byte[-1] * ROW_BYTES  # the origin sends no hidden rows
+        row = per_byte * self.row_bytes(is_first=False)
+        row[-1] = per_byte[-1] * self.row_bytes(is_first=True)
         for matrix in (latency, row):
             np.fill_diagonal(matrix, np.inf)
         return RingProblem(

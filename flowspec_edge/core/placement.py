@@ -179,6 +179,21 @@ class PlannedStage:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedHop:
+    """A hop of a plan, from node to node or from or to the origin: its link as measured, and the bytes of a row on it."""
+
+    start: str
+    end: str
+    link: Hop
+    row_bytes: int
+
+    def ms(self, num_rows: float, link: Hop | None = None) -> float:
+        """For a chunk, over the link as it was measured, or as it is now."""
+        over = link or self.link
+        return over.latency_ms + num_rows * self.row_bytes * over.ms_per_byte
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOut:
     """A node that the plan does not use, and why."""
 
@@ -198,7 +213,7 @@ class Instead:
 class Plan:
     """A ring and what it is expected to bring with chunks of ``num_rows``; see core/throughput.py for trip and interval.
 
-    ``head_ms`` is the part of the trip that the origin itself takes.
+    ``head_ms`` is the part of the trip that the origin itself takes; ``hops`` are those of a trip in order.
     """
 
     stages: tuple[PlannedStage, ...]
@@ -207,6 +222,7 @@ class Plan:
     interval_ms: float
     tokens_per_s: float
     head_ms: float = 0.0
+    hops: tuple[PlannedHop, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     alone: Instead | None = None
     one_more: Instead | None = None

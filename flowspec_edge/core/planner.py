@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from flowspec_edge.core.placement import (
     Links,
     ModelNeeds,
     Plan,
+    PlannedHop,
     PlannedStage,
     mib,
 )
@@ -57,6 +59,7 @@ def plan_ring(devices: Sequence[Device], links: Links, model: ModelNeeds, throug
         interval_ms=ring.interval_ms,
         tokens_per_s=ring.tokens_per_s,
         head_ms=model.head_ms,
+        hops=_hops(choices, ring),
         left_out=(*_left_out(choices, search, ring), *beyond),
         alone=alone,
         one_more=_one_more(choices, like, ring),
@@ -98,6 +101,15 @@ def _stages(choices: Choices, ring: FoundRing) -> tuple[PlannedStage, ...]:
             )
         )
     return tuple(stages)
+
+
+def _hops(choices: Choices, ring: FoundRing) -> tuple[PlannedHop, ...]:
+    links = choices.links
+    nodes = [links.origin, *(choices.devices[i].node for i in ring.order), links.origin]
+    return tuple(
+        PlannedHop(start, end, links.between(start, end), choices.row_bytes(is_first=at == 0))
+        for at, (start, end) in enumerate(itertools.pairwise(nodes))
+    )
 
 
 def _best_alone(choices: Choices, search: RingSearch) -> Instead | None:

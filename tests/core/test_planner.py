@@ -41,6 +41,9 @@ def test_equal_boards_share_equally():
     plan = plan_ring([make_device(name) for name in "abcd"], LAN, make_model(20), FLOWSPEC)
     assert ranges(plan) == {"a": (0, 5), "b": (5, 10), "c": (10, 15), "d": (15, 20)}
     assert plan.left_out == ()
+    assert [(hop.start, hop.end) for hop in plan.hops] == list(itertools.pairwise(["origin", *"abcd", "origin"]))
+    took_ms = sum(stage.time.at(plan.num_rows) for stage in plan.stages) + plan.head_ms
+    assert took_ms + sum(hop.ms(plan.num_rows) for hop in plan.hops) == pytest.approx(plan.trip_ms)
     assert plan.stages[0].time == TimeLine(25.0, 0.25)
     assert plan.stages[0].memory_bytes == int(500 * MIB * 1.2) + 50 * MIB + 60 * MIB
     assert plan.alone.tokens_per_s < plan.tokens_per_s < plan.one_more.tokens_per_s

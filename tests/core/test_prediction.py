@@ -1,11 +1,15 @@
 """A prediction that was far off is shown with the part that was off."""
 
+import dataclasses
+
 import pytest
 
 from flowspec_edge.core.events import Passage
 from flowspec_edge.core.pipeline import RingCosts
-from flowspec_edge.core.placement import Plan, PlannedStage, TimeLine
-from flowspec_edge.core.prediction import hold_against
+from flowspec_edge.core.placement import Hop, Plan, PlannedHop, PlannedStage, TimeLine
+from flowspec_edge.core.prediction import hold_against, name_link
+
+WIRE = Hop.from_rate(1.8, 1000)
 
 
 def make_plan():
@@ -21,7 +25,19 @@ def make_plan():
         )
         for n, node in enumerate(("pi-hall", "pi-attic"))
     ]
-    return Plan(stages=tuple(stages), num_rows=8, trip_ms=96 + 6 + 4, interval_ms=48.0, tokens_per_s=20.0, head_ms=4.0)
+    return Plan(
+        stages=tuple(stages),
+        num_rows=8,
+        trip_ms=96 + 6 + 4,
+        interval_ms=48.0,
+        tokens_per_s=20.0,
+        head_ms=4.0,
+        hops=(
+            PlannedHop("origin", "pi-hall", WIRE, 12),
+            PlannedHop("pi-hall", "pi-attic", WIRE, 2000),
+            PlannedHop("pi-attic", "origin", WIRE, 2000),
+        ),
+    )
 
 
 def make_costs(stages_ms=(40.0, 40.0), hops_ms=6.0, head_ms=4.0):
@@ -56,6 +72,28 @@ def test_what_was_quicker_is_named_as_well():
     outcome = hold_against(make_plan(), make_costs(stages_ms=(5.0, 40.0)), 30.0, 100)
     assert "node pi-hall was quicker than measured" in outcome.cause
     assert "drafts brought more tokens" in hold_against(make_plan(), make_costs(), 30.0, 100).cause
+
+
+def test_of_a_slow_network_the_link_is_named_that_is_slow_now():
+    plan = make_plan()
+    outcome = hold_against(plan, make_costs(hops_ms=60.0), 10.0, 100)
+    assert outcome.is_network and outcome.num_rows == pytest.approx(8, abs=0.1)
+    wifi = Hop.from_rate(2.0, 5)
+    now = {("origin", "pi-hall"): wifi, ("pi-attic", "pi-hall"): wifi, ("origin", "pi-attic"): WIRE}
+    said = name_link(outcome, plan, now).cause
+    assert said == "the link between pi-hall and pi-attic was slower than measured: 28 ms for 8 rows, 2 expected"
+    said = name_link(outcome, plan, {("pi-attic", "pi-hall"): WIRE}).cause
+    assert said.startswith("the network, all hops together, was slower") and "by now each link is as it was" in said
+    assert name_link(outcome, plan, {}).difference == outcome.difference == -0.5
+
+
+def test_of_a_network_that_was_quicker_the_link_is_named_as_well():
+    plan = make_plan()
+    slow = dataclasses.replace(plan.hops[1], link=Hop.from_rate(60.0, 1000))
+    plan = dataclasses.replace(plan, trip_ms=160.0, hops=(plan.hops[0], slow, plan.hops[2]))
+    outcome = hold_against(plan, make_costs(), 30.0, 100)
+    said = name_link(outcome, plan, {("pi-hall", "pi-attic"): WIRE, ("origin", "pi-attic"): WIRE}).cause
+    assert said == "the link between pi-hall and pi-attic was quicker than measured: 2 ms for 8 rows, 60 expected"
 
 
 def test_a_short_text_tells_nothing():

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import re
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from flowspec_edge import measuring, planning
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
 from flowspec_edge.core.placement import LoadedLayers
+from flowspec_edge.core.prediction import Outcome
 from flowspec_edge.core.throttling import ThermalReport
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import NotMeasuredError
@@ -18,7 +20,7 @@ from flowspec_edge.net.link import open_link
 from flowspec_edge.node import Board
 from flowspec_edge.plan_display import format_plan
 from flowspec_edge.planning import PlanWishes, load_placement
-from flowspec_edge.ring import open_ring, plan_layers
+from flowspec_edge.ring import explain_outcome, open_ring, plan_layers
 from tests.ring.conftest import answer_of, found_of, nodes_of, tokens_of
 
 WISHES = PlanWishes(num_tokens=256)
@@ -70,6 +72,27 @@ async def test_a_ring_serves_what_was_planned_and_writes_the_unsplit_models_text
     assert "quicker than measured" in outcome.cause
     kept = load_placement(int8_bundle.digest)
     assert kept == {stage.node: LoadedLayers(stage.start, stage.stop, "int8") for stage in plan.stages}
+
+
+async def test_where_the_network_was_slow_its_links_are_measured_anew(int8_bundle, quick_curve, monkeypatch, state):
+    async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
+        async with open_ring(origin, int8_bundle, found_of(serving), wishes=WISHES) as ring:
+            outcome = Outcome(20.0, 10.0, "the network, all hops together, was slower", is_network=True, num_rows=4)
+
+            async def measure(node, peer, host, port):
+                is_slow = {node.settings.name, peer} == {"attic", "cellar"}
+                return wire.LinkMeasured(3 * 10**9 if is_slow else 10**6, 10**8)
+
+            for module in (planning, measuring):
+                monkeypatch.setattr(module, "measure_link", measure)
+            said = (await explain_outcome(origin, int8_bundle, ring, outcome)).cause
+            other = dataclasses.replace(outcome, is_network=False)
+            assert await explain_outcome(origin, int8_bundle, ring, other) is other
+    assert re.fullmatch(
+        r"the link between (attic and cellar|cellar and attic) was slower than measured: 300\d ms .*", said
+    )
+    kept = {tuple(link[:2]): link[2] for link in json.loads((state / "links.json").read_text())}
+    assert kept["attic", "cellar"] == 3 * 10**9, "and the next plan counts it"
 
 
 async def test_a_node_without_layers_learns_from_its_first_session(int8_bundle, prompts, monkeypatch, state):
