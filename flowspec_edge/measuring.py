@@ -186,6 +186,7 @@ async def _layers(node: Node, digest: str) -> wire.LayersMeasured:
     manifest.blocks_of(0, manifest.geometry.num_layers, precision)  # raises where the bundle has no such precision
     line = measurements.kept(manifest, precision)
     if line is None and bundle is not None:
+        await node.kept.drop()  # its memory is wanted
         line = await measurements.curve(bundle, precision, node.free_bytes)
     return wire.LayersMeasured(curves_to_text({precision: line} if line is not None else {}), slowdown)
 

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from flowspec_edge import __version__
 from flowspec_edge.core import events as ev
@@ -36,6 +36,7 @@ from flowspec_edge.errors import (
     NodeUnavailableError,
     ProtocolError,
 )
+from flowspec_edge.kept_stage import KeptStage, Key, LoadedStage
 from flowspec_edge.measuring import Measurements, StageRecorder, Thermometer, answer_measuring
 from flowspec_edge.net.addresses import is_loopback
 from flowspec_edge.net.auth import Credentials
@@ -61,6 +62,7 @@ FAILURE_S = 2.0
 MEMORY_SHARE = 0.8
 """How much of the memory that is free at the start a node offers; the rest is for caches and the system."""
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -161,6 +163,7 @@ class Node:
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
         self.supply = WeightSupply(settings.bundles, settings.cache, self._files, tls)
         self.weights = WeightServer(self.supply.find)
+        self.kept = KeptStage()
         self.measurements = Measurements(settings.num_threads, settings.thermometer)
         self._expected: set[str] = set()
         self._data_links: dict[str, asyncio.Future[Link]] = {}
@@ -216,6 +219,7 @@ class Node:
             await self._directory.close()
         if self._server is not None:
             await self._server.close()
+        await self.kept.close()
         self.weights.close()
         self._files.shutdown(wait=False, cancel_futures=True)
         self.board.close()
@@ -337,6 +341,8 @@ class StageHost:
     _runner: Runner = field(init=False)
     _core: Stage = field(init=False)
     _max_capacity: int = field(init=False)
+    _sessions: set[int] = field(default_factory=set)  # that have a cache here
+    _is_sound: bool = False  # whether the runner may be used again
     _executor: ThreadPoolExecutor = field(init=False)
     _forwards: asyncio.Queue[tuple[ev.RunForward, threading.Event]] = field(default_factory=asyncio.Queue)
     _cancelled: threading.Event = field(default_factory=threading.Event)  # of the newest forward, which has its own
@@ -357,7 +363,9 @@ class StageHost:
             async with contextlib.AsyncExitStack() as links:
                 try:
                     await self._serve(request, links)
+                    self._is_sound = True
                 except FlowspecError as cause:
+                    self._is_sound = isinstance(cause, LinkLostError | ProtocolError)  # others failed
                     await self._report(cause)
         finally:
             self._executor.shutdown(wait=False, cancel_futures=True)
@@ -372,18 +380,30 @@ class StageHost:
                     await self.control.wait_closed()
 
     async def _serve(self, request: wire.OpenStage, links: contextlib.AsyncExitStack) -> None:
+        """Take the stage if it is still loaded, or load it; afterwards it stays for whoever comes next."""
         links.enter_context(self.node.expect(f"{request.ring}/{request.hop}"))
-        bundle, memory_bytes = await self._supplied(request, links)
-        geometry = bundle.manifest.geometry
+        key = (request.bundle, request.start, request.stop, self.node.precision_of(request.bundle) or "")
+        began = time.monotonic()
+        stage = await self.node.kept.take(key)
+        links.enter_context(self.node.kept.using(key, self.control))
+        if stage is not None:
+            links.enter_context(self.node.reserve(stage.memory_bytes))
+        else:
+            files = contextlib.AsyncExitStack()
+            links.push_async_callback(files.aclose)
+            bundle, memory_bytes = await self._supplied(request, files, links)
+            began = time.monotonic()
+            runner = await self._in_thread(self._load, bundle, request)
+            stage = LoadedStage(bundle, runner, memory_bytes, files.pop_all())
+        links.push_async_callback(self._lay_down, key, stage)
+        load_ms = round((time.monotonic() - began) * 1000)
+        geometry = stage.bundle.manifest.geometry
         self._core = Stage(is_last=request.stop == geometry.num_layers)
         self._max_capacity = geometry.max_context + TREE_MARGIN
-        began = time.monotonic()
-        loop = asyncio.get_running_loop()
-        self._runner = await loop.run_in_executor(self._executor, self._load, bundle, request)
-        load_ms = round((time.monotonic() - began) * 1000)
+        self._runner = self.node.board.pace(stage.runner, request.hop)
         if self.node.board.is_measured:
             precision, num_layers = self.node.precision_of(request.bundle), request.stop - request.start
-            self._recorder = self.node.measurements.recorder(bundle.manifest, precision, num_layers)
+            self._recorder = self.node.measurements.recorder(stage.bundle.manifest, precision, num_layers)
             links.push_async_callback(self._recorder.finish)
         self._ahead, _ = await open_link(
             request.next_host,
@@ -393,11 +413,30 @@ class StageHost:
             credentials=self.node.settings.credentials,
         )
         links.push_async_callback(self._ahead.close)
-        self.control.send(wire.StageOpened(request.ring, memory_bytes, load_ms, self._fetched_bytes))
+        self.control.send(wire.StageOpened(request.ring, stage.memory_bytes, load_ms, self._fetched_bytes))
         await run_until_first_ends(self._read_control(), self._work(f"{request.ring}/{request.hop}", links))
 
-    async def _supplied(self, request: wire.OpenStage, links: contextlib.AsyncExitStack) -> tuple[Bundle, int]:
-        """The stage's weights, fetched where they are missing, and the memory that is reserved for them.
+    async def _lay_down(self, key: Key, stage: LoadedStage) -> None:
+        """The stage has ended: keep it, unless it failed."""
+        if not self._is_sound:
+            await stage.files.aclose()
+            return
+        self._cancelled.set()
+
+        def free_caches() -> None:  # behind the last forward
+            for session in self._sessions:
+                stage.runner.free_cache(session)
+
+        await self._in_thread(free_caches)
+        await self.node.kept.keep(key, stage)
+
+    async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def _supplied(
+        self, request: wire.OpenStage, files: contextlib.AsyncExitStack, links: contextlib.AsyncExitStack
+    ) -> tuple[Bundle, int]:
+        """The stage's weights, fetched where they are missing and held by ``files``, and the memory that is reserved for them.
 
         An origin that leaves meanwhile ends that.
         """
@@ -412,7 +451,7 @@ class StageHost:
             blocks = manifest.blocks_of(request.start, request.stop, precision)
             memory_bytes = stage_memory_bytes(blocks)
             links.enter_context(self.node.reserve(memory_bytes))
-            bundle = await links.enter_async_context(supply.stage(wanted, manifest, self._tell_progress))
+            bundle = await files.enter_async_context(supply.stage(wanted, manifest, self._tell_progress))
             supplied.append((bundle, memory_bytes))
 
         async def watch() -> None:
@@ -436,9 +475,9 @@ class StageHost:
         self._behind = await links.enter_async_context(self.node.data_link(hop_behind, None))
         await run_until_first_ends(self._read_chunks(), self._read_credits(), self._run_forwards())
 
-    def _load(self, bundle: Bundle, request: wire.OpenStage) -> Runner:
+    def _load(self, bundle: Bundle, request: wire.OpenStage) -> StageRunner:
         num_threads = self.node.settings.num_threads
-        runner = StageRunner(
+        return StageRunner(
             bundle.directory,
             bundle.manifest,
             request.start,
@@ -446,7 +485,6 @@ class StageHost:
             num_threads=num_threads,
             precision=self.node.precision_of(request.bundle),
         )
-        return self.node.board.pace(runner, request.hop)
 
     async def _read_control(self) -> None:
         async for message in self.control:
@@ -503,9 +541,11 @@ class StageHost:
             match action:
                 case ev.OpenCache(session, capacity):
                     self._runner.open_cache(session, capacity)
+                    self._sessions.add(session)
                     self._send(self.control, wire.SessionOpened(session))
                 case ev.FreeCache(session):
                     self._runner.free_cache(session)
+                    self._sessions.discard(session)
                 case ev.RunForward():
                     self._cancelled = threading.Event()
                     self._forwards.put_nowait((action, self._cancelled))

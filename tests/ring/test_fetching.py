@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from flowspec_edge import kept_stage
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
 from flowspec_edge.core.fetching import Source
@@ -46,6 +47,11 @@ async def start():
             return node
 
         yield start
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept_in_memory(monkeypatch):
+    monkeypatch.setattr(kept_stage, "KEEP_S", 0.0)
 
 
 @pytest.fixture
@@ -128,6 +134,7 @@ async def test_a_damaged_file_in_the_cache_is_fetched_anew(start, caches, int8_b
         pass
     block = int8_bundle.manifest.blocks[5]
     path = caches[0].find(block.sha256)
+    await until(lambda: not any(file.is_in_use for file in caches[0].files()))
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
     path.write_bytes(data)

@@ -1,0 +1,102 @@
+"""Layers that stay in memory for a while when their ring has ended: the next ring often wants the same ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+
+from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.net.link import Link
+from flowspec_edge.supply import Bundle
+
+KEEP_S = 60.0
+"""How long: whoever moves a ring, or asks again, comes within seconds; others want the memory."""
+ENDING_S = 5.0
+"""How long to wait for a stage that is ending, before its layers are loaded a second time: a forward may run to its end."""
+
+Key = tuple[str, int, int, str]
+"""Bundle, layers [start, stop), precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedStage:
+    """A runner, the memory that a node reserves for it, and what holds its files."""
+
+    bundle: Bundle
+    runner: StageRunner
+    memory_bytes: int
+    files: AsyncExitStack
+
+
+class KeptStage:
+    """At most one stage, which gives way to whatever else is to be loaded; its memory counts as free."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Key, LoadedStage] | None = None
+        self._expiry: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._uses: defaultdict[Key, list[tuple[Link, asyncio.Event]]] = defaultdict(list)
+
+    @contextmanager
+    def using(self, key: Key, control: Link) -> Iterator[None]:
+        """Whoever takes the same stage meanwhile waits for the end of this, once its control link is closed."""
+        use = (control, asyncio.Event())
+        self._uses[key].append(use)
+        try:
+            yield
+        finally:
+            use[1].set()
+            self._uses[key].remove(use)
+            if not self._uses[key]:
+                del self._uses[key]
+
+    async def take(self, key: Key) -> LoadedStage | None:
+        """The stage, if it is the one that is kept; else nothing is kept any more."""
+        for control, ended in list(self._uses.get(key, ())):
+            if not control.is_open:
+                try:
+                    async with asyncio.timeout(ENDING_S):
+                        await ended.wait()
+                except TimeoutError:
+                    break
+        if self._kept is not None and self._kept[0] == key:
+            (_, stage), self._kept = self._kept, None
+            await self._stop_expiry()
+            return stage
+        await self.drop()
+        return None
+
+    async def keep(self, key: Key, stage: LoadedStage) -> None:
+        """For KEEP_S, instead of what was kept before."""
+        await self.drop()
+        if self._is_closed:
+            await stage.files.aclose()
+            return
+        self._kept = key, stage
+        self._expiry = asyncio.create_task(self._expire(), name="end of kept layers")
+
+    async def drop(self) -> None:
+        """Free what is kept."""
+        await self._stop_expiry()
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            await kept[1].files.aclose()
+
+    async def close(self) -> None:
+        """Free what is kept, and keep nothing any more."""
+        self._is_closed = True
+        await self.drop()
+
+    async def _expire(self) -> None:
+        await asyncio.sleep(KEEP_S)
+        self._expiry = None  # it is not to be cancelled by what it does
+        await self.drop()
+
+    async def _stop_expiry(self) -> None:
+        expiry, self._expiry = self._expiry, None
+        if expiry is not None:
+            expiry.cancel()
+            await asyncio.wait({expiry})

@@ -1,0 +1,123 @@
+"""Layers of a ring that has ended are there for the next one, and in nobody's way."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from flowspec_edge import kept_stage
+from flowspec_edge import node as nodes
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.engine.unsplit import UnsplitModel
+from flowspec_edge.errors import StageFailedError
+from flowspec_edge.kept_stage import KeptStage, LoadedStage
+from flowspec_edge.ring import open_ring
+from tests.ring.conftest import GIB, answer_of, found_of, nodes_of, tokens_of
+
+OPTIONS = GenerateOptions(max_new_tokens=12)
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """The layer ranges that were loaded, in order."""
+    ranges = []
+
+    class Runner(nodes.StageRunner):
+        def __init__(self, directory, manifest, start, stop, **options):
+            ranges.append((start, stop))
+            super().__init__(directory, manifest, start, stop, **options)
+
+    monkeypatch.setattr(nodes, "StageRunner", Runner)
+    return ranges
+
+
+async def text_of(origin, bundle, found, prompt):
+    async with open_ring(origin, bundle, found) as ring:
+        return tokens_of(await answer_of(ring, prompt, OPTIONS))
+
+
+async def test_the_next_ring_takes_what_is_loaded_and_writes_the_same(int8_bundle, prompts, loaded):
+    async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
+        found = found_of(serving)
+        for _ in range(3):
+            tokens = await text_of(origin, int8_bundle, found, prompts[0])
+            assert tokens == list(
+                UnsplitModel(int8_bundle.directory, int8_bundle.manifest).generate(prompts[0], OPTIONS)
+            )
+        assert sorted(loaded) == [(0, 4), (4, 8)]
+        await until(lambda: all(node.kept._kept for node in serving))
+        assert [node.free_bytes for node in serving] == [GIB, GIB], "what is kept counts as free"
+        assert not any(node.kept._kept[1].runner._caches for node in serving)
+
+
+async def test_only_what_moves_is_loaded(int8_bundle, prompts, loaded):
+    """Of three equal shares the first stays as it is when the other two become one."""
+    async with nodes_of(int8_bundle, ("attic", "cellar", "hall")) as (serving, origin):
+        first, second, third = found_of(serving)
+        await text_of(origin, int8_bundle, [first, second, third], prompts[0])
+        assert sorted(loaded) == [(0, 3), (3, 6), (6, 8)]
+        loaded.clear()
+        await text_of(origin, int8_bundle, [first, third, second], prompts[0])
+        assert sorted(loaded) == [(3, 6), (6, 8)]
+
+
+async def test_it_goes_after_a_while(int8_bundle, prompts, loaded, monkeypatch):
+    monkeypatch.setattr(kept_stage, "KEEP_S", 0.0)
+    async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
+        for _ in range(2):
+            await text_of(origin, int8_bundle, found_of(serving), prompts[0])
+            await until(lambda: serving[0].kept._kept is None and not serving[0]._reserved_bytes)
+    assert loaded == [(0, 8), (0, 8)]
+
+
+async def test_a_stage_that_failed_is_not_used_again(int8_bundle, prompts, loaded, monkeypatch):
+    async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
+        with monkeypatch.context() as broken:
+            broken.setattr(nodes.StageRunner, "run", refuse)
+            with pytest.raises(StageFailedError, match="out of memory"):
+                await text_of(origin, int8_bundle, found_of(serving), prompts[0])
+        assert len(await text_of(origin, int8_bundle, found_of(serving), prompts[0])) == 12
+    assert loaded == [(0, 8), (0, 8)]
+
+
+def refuse(*arguments):
+    raise StageFailedError("out of memory")
+
+
+class Control:
+    def __init__(self, is_open):
+        self.is_open = is_open
+
+
+@contextlib.asynccontextmanager
+async def stage_of(name, closed):
+    async with contextlib.AsyncExitStack() as files:
+        files.callback(closed.append, name)
+        yield LoadedStage(None, name, 0, files.pop_all())
+
+
+async def test_whoever_comes_while_a_stage_ends_waits_for_it_and_not_for_one_that_serves():
+    kept, closed = KeptStage(), []
+    key, other = ("model", 0, 4, ""), ("model", 4, 8, "")
+    async with stage_of("a", closed) as stage:
+        with kept.using(key, Control(is_open=True)):
+            assert await kept.take(key) is None
+        with kept.using(key, Control(is_open=False)):
+            taking = asyncio.create_task(kept.take(key))
+            await asyncio.sleep(0)
+            await kept.keep(key, stage)
+            assert not taking.done()
+        assert await taking is stage
+        await kept.keep(key, stage)
+        assert closed == []
+        assert await kept.take(other) is None and closed == ["a"], "it gives way"
+    await kept.close()
+    async with stage_of("b", closed) as late:
+        await kept.keep(key, late)
+    assert closed == ["a", "b"] and await kept.take(key) is None
+
+
+async def until(condition):
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
