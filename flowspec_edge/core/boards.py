@@ -6,12 +6,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 from flowspec_edge.errors import BoardError
 
 PRECISIONS = ("fp32", "fp16", "int8", "w8a8", "int4")
 PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider", "ACLExecutionProvider")
+MEASURED, MODELLED = "measured", "modelled"
 SMALL_CORES = frozenset({"0xd03", "0xd04", "0xd05", "0xd46", "0xd80"})
 """CPU parts of Arm's own small cores: Cortex-A53, A35, A55, A510, A520 (Arm technical reference manuals, MIDR_EL1)."""
 MIB = 2**20
@@ -68,6 +69,22 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageTiming:
+    """What a stage of this engine takes on a board: ``fixed_ms + n * row_ms`` for a chunk of ``n`` rows, of so many layers of
+    the model that ``what`` names. ``basis`` is MEASURED or MODELLED; ``source`` says by whom, or how it follows.
+    """
+
+    what: str
+    precision: str
+    num_layers: int
+    fixed_ms: float
+    row_ms: float
+    basis: str
+    source: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BoardProfile:
     """One file of ``firmware_configs``; its README explains the keys.
 
@@ -91,6 +108,7 @@ class BoardProfile:
     thermal_zones: tuple[str, ...]
     limit_c: float
     limit_source: str
+    stages: tuple[StageTiming, ...]
     figures: tuple[Figure, ...]
     figures_note: str
 
@@ -170,6 +188,7 @@ def parse_profile(name: str, text: str) -> BoardProfile:
         thermal_zones=reader.texts("thermal", "zones"),
         limit_c=reader.number("thermal", "limit_c", 40, 110),
         limit_source=reader.text("thermal", "limit_source"),
+        stages=reader.stages(),
         figures=reader.figures(),
         figures_note=reader.text("", "figures_note"),
     )
@@ -179,6 +198,9 @@ def parse_profile(name: str, text: str) -> BoardProfile:
     if not profile.machines or "CPUExecutionProvider" not in profile.providers or not profile.precisions:
         raise BoardError(f"{name}.toml: machines, precisions and the CPUExecutionProvider must be named")
     return profile
+
+
+_Entry = TypeVar("_Entry", Figure, StageTiming)
 
 
 class _Reader:
@@ -221,12 +243,23 @@ class _Reader:
             raise self._wrong(table, key, value, "true or false")
         return value
 
+    def stages(self) -> tuple[StageTiming, ...]:
+        stages = self._entries("stages", StageTiming)
+        for stage in stages:
+            has_texts = all(isinstance(text, str) and text for text in (stage.what, stage.source, stage.date))
+            has_times = all(type(ms) in (int, float) and ms >= 0 for ms in (stage.fixed_ms, stage.row_ms))
+            if not has_texts or not has_times or stage.fixed_ms + stage.row_ms <= 0:
+                raise BoardError(f"{self._name}.toml: stages: {stage.what!r:.60} lacks milliseconds, source or date")
+            known = stage.precision in PRECISIONS and stage.basis in (MEASURED, MODELLED)
+            if not known or type(stage.num_layers) is not int or stage.num_layers < 1:
+                raise BoardError(
+                    f"{self._name}.toml: stages: {stage.what!r:.60}: precision is one of {', '.join(PRECISIONS)}, basis "
+                    f"{MEASURED} or {MODELLED}, num_layers at least 1"
+                )
+        return stages
+
     def figures(self) -> tuple[Figure, ...]:
-        entries = self._data.pop("figures", [])
-        try:
-            figures = tuple(Figure(**entry) for entry in entries)
-        except TypeError as cause:
-            raise BoardError(f"{self._name}.toml: figures: a key is missing or unknown ({cause})") from cause
+        figures = self._entries("figures", Figure)
         for figure in figures:
             is_complete = all(isinstance(text, str) for text in (figure.what, figure.unit, figure.source, figure.date))
             if not is_complete or type(figure.value) not in (int, float) or not figure.source.startswith("https://"):
@@ -236,6 +269,12 @@ class _Reader:
             if not (figure.date or figure.seen):
                 raise BoardError(f"{self._name}.toml: figures: {figure.what!r:.60} has neither date nor seen")
         return figures
+
+    def _entries(self, table: str, kind: type[_Entry]) -> tuple[_Entry, ...]:
+        try:
+            return tuple(kind(**entry) for entry in self._data.pop(table, []))
+        except TypeError as cause:
+            raise BoardError(f"{self._name}.toml: {table}: a key is missing or unknown ({cause})") from cause
 
     def finish(self) -> None:
         """Raises BoardError where a key was not taken: mistyped keys must not be ignored."""

@@ -4,9 +4,11 @@ import re
 
 import pytest
 
+from flowspec_edge.bench.testbed import load_testbed
 from flowspec_edge.board_settings import load_profiles
 from flowspec_edge.core.boards import (
     MIB,
+    MODELLED,
     PRECISIONS,
     BoardFacts,
     describe,
@@ -223,9 +225,22 @@ def test_every_profile_is_whole_and_within_its_units(profiles):
         assert profile.thermal_zones and "--calibrate" in profile.figures_note
         assert profile.is_generic or (profile.models and profile.compatible)
         assert not profile.allows_spinning, "the engine does not spin, whatever a profile says"
+        for stage in profile.stages:
+            assert 0 < stage.fixed_ms < 10_000 and 0 < stage.row_ms < 1_000 and 1 <= stage.num_layers <= 100
+            assert re.fullmatch(r"20\d\d-\d\d-\d\d", stage.date) and len(stage.source) > 20
         for figure in profile.figures:
             assert figure.unit in ("tokens/s", "GB/s", "GFLOP/s") and figure.value > 0
             assert re.fullmatch(r"20\d\d-\d\d-\d\d", figure.date or figure.seen)
+
+
+def test_modelled_stages_are_those_of_the_described_boards(profiles):
+    modelled = [(profile, stage) for profile in profiles for stage in profile.stages if stage.basis == MODELLED]
+    assert {profile.name for profile, _ in modelled} == {"raspberry-pi-5", "rk3588", "jetson-orin-nano"}
+    for profile, stage in modelled:
+        name = re.match(r"flowspec_edge/bench/testbeds/(.*)\.toml", stage.source)[1]
+        described = {(cost.num_layers, cost.fixed_ms, cost.row_ms): cost.device for cost in load_testbed(name).stages}
+        device = described[stage.num_layers, stage.fixed_ms, stage.row_ms]
+        assert profile.title.removesuffix(" board") in device
 
 
 def test_no_pattern_claims_a_board_of_another_profile(profiles):
@@ -235,6 +250,10 @@ def test_no_pattern_claims_a_board_of_another_profile(profiles):
         assert found is None, f"{model} is also a {found.name}"
 
 
+STAGE = (
+    '{ what = "m", precision = "int8", num_layers = 4, fixed_ms = 20.0, row_ms = 1.5, basis = "measured", source = "me", '
+    'date = "2026-01-01" }'
+)
 GOOD = """
 title = "A board"
 figures_note = "none"
@@ -264,6 +283,10 @@ thermal = { zones = ["cpu-thermal"], limit_c = 80, limit_source = "its maker" }
         ("title", "title = =", "not readable as TOML"),
         ("title", 'figures = [{ what = "x", value = 1.0, unit = "s", source = "hearsay", date = "2026" }]\ntitle', "address of its source"),
         ("title", 'figures = [{ what = "x", value = 1.0, unit = "s", source = "https://x" }]\ntitle', "neither date nor seen"),
+        ("title", 'stages = [{ what = "x", fixed_ms = 1.0 }]\ntitle', "stages: a key is missing or unknown"),
+        ("title", f"stages = [{STAGE.replace('2026-01-01', '')}]\ntitle", "stages: 'm' lacks milliseconds, source or date"),
+        ("title", f"stages = [{STAGE.replace('1.5', '-1.5')}]\ntitle", "stages: 'm' lacks milliseconds, source or date"),
+        ("title", f"stages = [{STAGE.replace('measured', 'guessed')}]\ntitle", "basis measured or modelled"),
         ("title", 'figures = [{ what = "x" }]\ntitle', "figures: a key is missing or unknown"),
     ],
 )  # fmt: skip
