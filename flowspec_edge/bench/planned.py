@@ -24,6 +24,13 @@ def plan_testbed(
         PlacementError: the boards' memory is too small.
         RequestError: there is no such schedule.
     """
+    return plan_ring(*known_of(testbed, schedule, acceptance=acceptance, block_layers=block_layers))
+
+
+def known_of(
+    testbed: Testbed, schedule: str, *, acceptance: AcceptanceCurve = TYPICAL_DRAFTS, block_layers: int = 1
+) -> tuple[list[Device], Links, ModelNeeds, Throughput]:
+    """What the planner is told of a testbed."""
     num_layers = testbed.num_layers
     blocks = tuple((start, min(start + block_layers, num_layers)) for start in range(0, num_layers, block_layers))
     model = ModelNeeds(
@@ -34,8 +41,7 @@ def plan_testbed(
         head_ms=testbed.head_ms,
     )
     links = Links(origin=ORIGIN, usual=Hop.from_rate(testbed.hop_ms, testbed.rate_mbit_per_s))
-    throughput = Throughput(schedule, acceptance, testbed.draft_pass_ms)
-    return plan_ring(devices_of(testbed), links, model, throughput)
+    return devices_of(testbed), links, model, Throughput(schedule, acceptance, testbed.draft_pass_ms)
 
 
 def devices_of(testbed: Testbed) -> list[Device]:

