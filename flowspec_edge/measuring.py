@@ -12,7 +12,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,8 +157,8 @@ async def answer_measuring(node: Node, control: Link) -> wire.Message | None:
             match message:
                 case wire.Peers():
                     await node.exchange_peers(control, message)
-                case wire.MeasureLayers(digest):
-                    control.send(await _layers(node, digest))
+                case wire.MeasureLayers(digest, is_any):
+                    control.send(await _layers(node, digest, is_any_precision=is_any))
                 case wire.MeasureLink(peer, host, port):
                     control.send(await measure_link(node, peer, host, port))
                 case wire.Probe(payload, is_answered):
@@ -174,7 +174,7 @@ async def answer_measuring(node: Node, control: Link) -> wire.Message | None:
     return None
 
 
-async def _layers(node: Node, digest: str) -> wire.LayersMeasured:
+async def _layers(node: Node, digest: str, *, is_any_precision: bool) -> wire.LayersMeasured:
     measurements = node.measurements
     if not node.board.is_measured:
         return wire.LayersMeasured([], 1000)
@@ -182,13 +182,32 @@ async def _layers(node: Node, digest: str) -> wire.LayersMeasured:
     bundle, manifest = node.supply.known(digest)
     if manifest is None:
         return wire.LayersMeasured([], slowdown)
-    precision = node.precision_of(digest) or manifest.precision
-    manifest.blocks_of(0, manifest.geometry.num_layers, precision)  # raises where the bundle has no such precision
-    line = measurements.kept(manifest, precision)
-    if line is None and bundle is not None:
-        await node.kept.drop()  # its memory is wanted
-        line = await measurements.curve(bundle, precision, node.free_bytes)
-    return wire.LayersMeasured(curves_to_text({precision: line} if line is not None else {}), slowdown)
+    own = node.precision_of(digest) or manifest.precision
+    if not is_any_precision or node.settings.precision is not None:  # its user wants no other one
+        manifest.blocks_of(0, manifest.geometry.num_layers, own)  # raises where the bundle has no such precision
+        return wire.LayersMeasured(curves_to_text(await _curves(node, bundle, manifest, [own])), slowdown)
+    found: dict[str, TimeLine] = {}
+    for precision in manifest.precisions:
+        try:
+            found |= await _curves(node, bundle, manifest, [precision])
+        except FlowspecError as cause:  # as w8a8 on processors that cannot add bytes up exactly
+            _log.info("layers in %s are not offered: %s", precision, cause)
+    return wire.LayersMeasured(curves_to_text(found), slowdown)
+
+
+async def _curves(
+    node: Node, bundle: Bundle | None, manifest: Manifest, precisions: Sequence[str]
+) -> dict[str, TimeLine]:
+    """Of these precisions; kept ones, and the others measured where the layers are here."""
+    curves: dict[str, TimeLine] = {}
+    for precision in precisions:
+        line = node.measurements.kept(manifest, precision)
+        if line is None and bundle is not None:
+            await node.kept.drop()  # its memory is wanted
+            line = await node.measurements.curve(bundle, precision, node.free_bytes)
+        if line is not None:
+            curves[precision] = line
+    return curves
 
 
 async def measure_link(node: Node, peer: str, host: str, port: int) -> wire.LinkMeasured:

@@ -382,7 +382,7 @@ class StageHost:
     async def _serve(self, request: wire.OpenStage, links: contextlib.AsyncExitStack) -> None:
         """Take the stage if it is still loaded, or load it; afterwards it stays for whoever comes next."""
         links.enter_context(self.node.expect(f"{request.ring}/{request.hop}"))
-        key = (request.bundle, request.start, request.stop, self.node.precision_of(request.bundle) or "")
+        key = (request.bundle, request.start, request.stop, self._precision_of(request) or "")
         began = time.monotonic()
         stage = await self.node.kept.take(key)
         links.enter_context(self.node.kept.using(key, self.control))
@@ -402,7 +402,7 @@ class StageHost:
         self._max_capacity = geometry.max_context + TREE_MARGIN
         self._runner = self.node.board.pace(stage.runner, request.hop)
         if self.node.board.is_measured:
-            precision, num_layers = self.node.precision_of(request.bundle), request.stop - request.start
+            precision, num_layers = self._precision_of(request), request.stop - request.start
             self._recorder = self.node.measurements.recorder(stage.bundle.manifest, precision, num_layers)
             links.push_async_callback(self._recorder.finish)
         self._ahead, _ = await open_link(
@@ -415,6 +415,10 @@ class StageHost:
         links.push_async_callback(self._ahead.close)
         self.control.send(wire.StageOpened(request.ring, stage.memory_bytes, load_ms, self._fetched_bytes))
         await run_until_first_ends(self._read_control(), self._work(f"{request.ring}/{request.hop}", links))
+
+    def _precision_of(self, request: wire.OpenStage) -> str | None:
+        """The plan's, or this node's choice; None for the bundle's own."""
+        return request.precision or self.node.precision_of(request.bundle)
 
     async def _lay_down(self, key: Key, stage: LoadedStage) -> None:
         """The stage has ended: keep it, unless it failed."""
@@ -441,7 +445,7 @@ class StageHost:
         An origin that leaves meanwhile ends that.
         """
         sources = tuple(Source.from_text(text) for text in request.sources)
-        precision = self.node.precision_of(request.bundle)
+        precision = self._precision_of(request)
         wanted = StageRequest(request.bundle, request.start, request.stop, sources, precision)
         supply = self.node.supply
         supplied: list[tuple[Bundle, int]] = []
@@ -483,7 +487,7 @@ class StageHost:
             request.start,
             request.stop,
             num_threads=num_threads,
-            precision=self.node.precision_of(request.bundle),
+            precision=self._precision_of(request),
         )
 
     async def _read_control(self) -> None:

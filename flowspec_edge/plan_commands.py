@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_context(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "--any-precision",
+        action="store_true",
+        help="let the plan choose, for each device, the quickest of the bundle's precisions that has room there; the text then "
+        "depends on the plan (default: each device's own choice)",
+    )
+    parser.add_argument(
         "--context",
         type=int,
         metavar="N",
@@ -79,11 +86,10 @@ def wishes_from(options: argparse.Namespace) -> Any:
         return None
     schedule = getattr(options, "schedule", "flowspec")
     find_schedule(schedule)
+    wishes = PlanWishes(schedule=schedule, num_tokens=options.context, is_any_precision=options.any_precision)
     if not sys.stderr.isatty():
-        return PlanWishes(schedule=schedule, num_tokens=options.context)
-    return PlanWishes(
-        schedule=schedule, num_tokens=options.context, say=lambda line: print(line, file=sys.stderr, flush=True)
-    )
+        return wishes
+    return replace(wishes, say=lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def run_testbed_plan(name: str, schedule: str, *, is_json: bool) -> int:

@@ -56,11 +56,13 @@ class Peer:
 class PlanWishes:
     """What a plan is made for: a schedule, and sessions of at most ``num_tokens`` (None: all that the model allows).
 
+    With ``is_any_precision`` the plan chooses among the bundle's precisions for each device; else each device has its own.
     ``say`` is told of what takes long.
     """
 
     schedule: str = "flowspec"
     num_tokens: int | None = None
+    is_any_precision: bool = False
     say: Say = _log.info
 
 
@@ -80,13 +82,14 @@ async def make_plan(
     # One after another: an origin that serves would measure its head and its layers at once, and links beside both.
     head_ms, draft_ms = await asyncio.to_thread(origin_costs, bundle, node.settings.num_threads)
     wishes.say(f"asking {len(peers)} nodes what a layer takes them; the first time they measure it ...")
-    answers = await asyncio.gather(*(_layers(name, peer, bundle) for name, peer in peers.items()))
+    answers = await asyncio.gather(*(_layers(name, peer, bundle, wishes) for name, peer in peers.items()))
     refused = [*refused, *(answer for answer in answers if isinstance(answer, LeftOut))]
     measured = {n: answer for n, answer in zip(peers, answers, strict=True) if not isinstance(answer, LeftOut)}
     peers = {name: peers[name] for name in measured}
     hops = await _hops(node, peers, wishes.say)
     loaded = load_placement(bundle.digest)
-    devices = _devices(node, peers, measured, loaded, head_ms + draft_ms)
+    sure = manifest.precision if wishes.is_any_precision else None
+    devices = _devices(node, peers, measured, loaded, head_ms + draft_ms, sure)
     model = ModelNeeds.from_manifest(manifest, num_tokens=num_tokens + TREE_MARGIN, head_ms=head_ms)
     throughput = Throughput(wishes.schedule, TYPICAL_DRAFTS if manifest.drafter else NO_DRAFTS, draft_ms)
     links = Links(origin=_origin_name(node, peers), usual=USUAL_HOP, measured=hops)
@@ -94,13 +97,15 @@ async def make_plan(
     return replace(plan, left_out=(*plan.left_out, *refused))
 
 
-async def _layers(name: str, peer: Peer, bundle: Bundle) -> tuple[dict[str, TimeLine], float] | LeftOut:
+async def _layers(
+    name: str, peer: Peer, bundle: Bundle, wishes: PlanWishes
+) -> tuple[dict[str, TimeLine], float] | LeftOut:
     """The node's curves by precision, none where it has nothing to measure with, and how slow it is at present; or why it
     could not measure.
     """
     try:
         async with asyncio.timeout(MEASURE_S):
-            peer.link.send(wire.MeasureLayers(bundle.digest))
+            peer.link.send(wire.MeasureLayers(bundle.digest, wishes.is_any_precision))
             answer = await peer.link.receive()
     except TimeoutError:
         await peer.link.close()
@@ -118,8 +123,11 @@ def _devices(
     measured: Mapping[str, tuple[dict[str, TimeLine], float]],
     loaded: Mapping[str, LoadedLayers],
     origin_ms: float,
+    sure: str | None,
 ) -> list[Device]:
-    """A node without a curve is taken for an average one; it learns its own from the first forwards that it runs."""
+    """A node without a curve is taken for an average one, in the precision ``sure`` if there is one that every node can run; it
+    learns its own from the first forwards that it runs.
+    """
     known = [curves for curves, _ in measured.values() if curves]
     if not known:
         raise NotMeasuredError(
@@ -131,6 +139,8 @@ def _devices(
         for precision in {name for curves in known for name in curves}
         for lines in [[curves[precision] for curves in known if precision in curves]]
     }
+    if sure in usual:
+        usual = {sure: usual[sure]}
     return [
         Device(
             node=name,

@@ -343,7 +343,8 @@ async def open_ring(
             planned = await _planned(node, bundle, peers, refused, wishes)
         _check_reached(planned.stages if planned is not None else (), peers, refused)
         if planned is not None:
-            plans = [stage.stage_plan for stage in planned.stages]
+            is_any = wishes is not None and wishes.is_any_precision
+            plans = [replace(stage.stage_plan, precision=stage.precision if is_any else "") for stage in planned.stages]
         else:
             offers = [NodeOffer(name, peer.free_memory_bytes) for name, peer in peers.items()]
             plans = spread_layers(bundle.manifest.blocks, offers)
@@ -489,7 +490,9 @@ async def _open_stages(
         sources = [Source(node.settings.name, link.local_host, node.port)]
         sources += [Source(peer.node, peer.host, peer.port) for peer in addresses.values() if peer.node != plan.node]
         texts = [source.to_text() for source in sources[:MAX_SOURCES]]
-        link.send(wire.OpenStage(ring, hop, bundle.digest, plan.start, plan.stop, name, host, port, texts))
+        link.send(
+            wire.OpenStage(ring, hop, bundle.digest, plan.start, plan.stop, name, host, port, texts, plan.precision)
+        )
 
     async def opened(plan: StagePlan, link: Link) -> wire.StageOpened:
         message = await _receive(plan, link)

@@ -237,8 +237,11 @@ def _names(found: Sequence[Announcement]) -> frozenset[str]:
 
 
 def _is_that_of(ring: Ring, plan: Plan) -> bool:
-    served = [(stage.plan.node, stage.plan.start, stage.plan.stop) for stage in ring.stages]
-    return [(stage.node, stage.start, stage.stop) for stage in plan.stages] == served
+    served = [(stage.plan.node, stage.plan.start, stage.plan.stop, stage.plan.precision) for stage in ring.stages]
+    return len(served) == len(plan.stages) and all(
+        now in [(stage.node, stage.start, stage.stop, precision) for precision in ("", stage.precision)]
+        for now, stage in zip(served, plan.stages, strict=True)
+    )
 
 
 def _describe(stage: Any) -> str:

@@ -29,12 +29,15 @@ class NodeOffer:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """Layers ``[start, stop)`` on a node, which need about ``memory_bytes`` there."""
+    """Layers ``[start, stop)`` on a node, which need about ``memory_bytes`` there; where ``precision`` is empty, in the one that the
+    node chooses.
+    """
 
     node: str
     start: int
     stop: int
     memory_bytes: int
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from flowspec_edge.core.events import Passage
 from flowspec_edge.core.tree import Row
 from flowspec_edge.errors import ProtocolError
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 MAX_HEADER_BYTES = 65536
 """A chunk of 512 rows has a header of about 8 KB; nothing else comes near."""
@@ -80,7 +80,8 @@ class OpenStage:
     """Origin to node: serve layers ``[start, stop)`` of a bundle in this ring, and connect to the next hop.
 
     Chunks come in over the data link of hop ``hop`` and leave over that of ``hop + 1``, which this node opens. ``sources``
-    are nodes that weights may be fetched from (``core/fetching.py``: ``Source.to_text``).
+    are nodes that weights may be fetched from (``core/fetching.py``: ``Source.to_text``). ``precision`` is the one to run the
+    layers in; where it is empty, the node's own choice.
     """
 
     ring: str
@@ -92,6 +93,7 @@ class OpenStage:
     next_host: str
     next_port: int
     sources: list[str] = field(default_factory=list)
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +162,12 @@ class StageFailure:
 
 @dataclass(frozen=True, slots=True)
 class MeasureLayers:
-    """Origin to node, before a plan: what does a layer of this bundle take there?"""
+    """Origin to node, before a plan: what does a layer of this bundle take there, in the precision that the node would choose, or
+    in each that it can run?
+    """
 
     bundle: str
+    is_any_precision: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,17 +11,18 @@ import pytest
 from flowspec_edge import measuring, planning
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
-from flowspec_edge.core.placement import LoadedLayers
+from flowspec_edge.core.placement import LoadedLayers, TimeLine
 from flowspec_edge.core.prediction import Outcome
 from flowspec_edge.core.throttling import ThermalReport
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import NotMeasuredError
 from flowspec_edge.net.link import open_link
-from flowspec_edge.node import Board
+from flowspec_edge.node import Board, Bundle
 from flowspec_edge.plan_display import format_plan
 from flowspec_edge.planning import PlanWishes, load_placement
 from flowspec_edge.ring import explain_outcome, open_ring, plan_layers
-from tests.ring.conftest import answer_of, found_of, nodes_of, tokens_of
+from flowspec_edge.state import state_directory
+from tests.ring.conftest import DEMO_MODEL, answer_of, found_of, nodes_of, tokens_of
 
 WISHES = PlanWishes(num_tokens=256)
 
@@ -184,6 +185,44 @@ async def test_a_link_that_cannot_be_measured_is_a_reason_and_no_end(int8_bundle
         link.send(wire.Probe(b"123", True))
         assert await link.receive() == wire.ProbeAnswer(3)
         await link.close()
+
+
+@pytest.mark.slow
+async def test_a_plan_may_choose_each_devices_precision(two_precisions, monkeypatch, prompts):
+    """By hand one board keeps its own; of the others each gets the quickest that it has room for, and the ring runs in them."""
+    curves = {"fp32": TimeLine(300.0, 1.0), "int8": TimeLine(400.0, 1.0)}
+    monkeypatch.setattr(measuring.Measurements, "_measure", lambda self, bundle, precision, free: curves[precision])
+    monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
+    wishes = dataclasses.replace(WISHES, is_any_precision=True)
+    async with nodes_of(two_precisions, ("attic", "hall")) as (serving, origin):
+        own = await plan_layers(origin, two_precisions, found_of(serving), WISHES)
+        assert {stage.precision for stage in own.stages} == {"fp32"}, "the bundle's own"
+        serving[0].settings = dataclasses.replace(serving[0].settings, precision="int8")
+        plan = await plan_layers(origin, two_precisions, found_of(serving), wishes)
+        assert {stage.node: stage.precision for stage in plan.stages} == {"attic": "int8", "hall": "fp32"}
+        serving[0].settings = dataclasses.replace(serving[0].settings, precision=None)
+        curves["int8"] = TimeLine(100.0, 1.0)
+        for curve in state_directory().glob("curves/*.json"):
+            curve.unlink()
+        plan = await plan_layers(origin, two_precisions, found_of(serving), wishes)
+        assert {stage.precision for stage in plan.stages} == {"int8"}
+        async with open_ring(origin, two_precisions, found_of(serving), wishes=wishes) as ring:
+            assert {stage.plan.precision for stage in ring.stages} == {"int8"}
+            options = GenerateOptions(max_new_tokens=16)
+            tokens = tokens_of(await answer_of(ring, prompts[0], options))
+    unsplit = UnsplitModel(two_precisions.directory, two_precisions.manifest, precision="int8")
+    assert tokens == list(unsplit.generate(prompts[0], options))
+
+
+@pytest.fixture(scope="module")
+def two_precisions(tmp_path_factory):
+    exporter = pytest.importorskip("exporter.bundle", reason="exporting needs torch: pip install '.[export]'")
+    out = tmp_path_factory.mktemp("two") / "bundle"
+    options = exporter.ExportOptions(
+        checkpoint=DEMO_MODEL / "target", drafter=DEMO_MODEL / "eagle", out=out, precision="fp32", also=("int8",)
+    )
+    exporter.export_bundle(options)
+    return Bundle.load(out)
 
 
 async def test_files_that_are_broken_are_measured_anew(int8_bundle, quick_curve, state):
