@@ -5,8 +5,7 @@ import contextlib
 
 import pytest
 
-from flowspec_edge import kept_stage
-from flowspec_edge import node as nodes
+from flowspec_edge import kept_stage, stage_host
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import StageFailedError
@@ -22,12 +21,12 @@ def loaded(monkeypatch):
     """The layer ranges that were loaded, in order."""
     ranges = []
 
-    class Runner(nodes.StageRunner):
+    class Runner(stage_host.StageRunner):
         def __init__(self, directory, manifest, start, stop, **options):
             ranges.append((start, stop))
             super().__init__(directory, manifest, start, stop, **options)
 
-    monkeypatch.setattr(nodes, "StageRunner", Runner)
+    monkeypatch.setattr(stage_host, "StageRunner", Runner)
     return ranges
 
 
@@ -73,7 +72,7 @@ async def test_it_goes_after_a_while(int8_bundle, prompts, loaded, monkeypatch):
 async def test_a_stage_that_failed_is_not_used_again(int8_bundle, prompts, loaded, monkeypatch):
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         with monkeypatch.context() as broken:
-            broken.setattr(nodes.StageRunner, "run", refuse)
+            broken.setattr(stage_host.StageRunner, "run", refuse)
             with pytest.raises(StageFailedError, match="out of memory"):
                 await text_of(origin, int8_bundle, found_of(serving), prompts[0])
         assert len(await text_of(origin, int8_bundle, found_of(serving), prompts[0])) == 12

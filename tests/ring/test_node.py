@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flowspec_edge import node as nodes
+from flowspec_edge import stage_host
 from flowspec_edge.core import wire
 from flowspec_edge.core.events import Passage
 from flowspec_edge.core.tree import NO_PARENT, Row
@@ -92,7 +93,7 @@ async def test_a_cancel_ends_the_forward_it_was_meant_for_and_not_the_next(node,
     began = threading.Event()
     seen = []
 
-    class Runner(nodes.StageRunner):
+    class Runner(stage_host.StageRunner):
         def run(self, forward, is_cancelled):
             if forward.session == 1:
                 began.set()
@@ -102,7 +103,7 @@ async def test_a_cancel_ends_the_forward_it_was_meant_for_and_not_the_next(node,
             seen.append((forward.session, is_cancelled()))
             return np.zeros((len(forward.rows), 8), np.float32)
 
-    monkeypatch.setattr(nodes, "StageRunner", Runner)
+    monkeypatch.setattr(stage_host, "StageRunner", Runner)
     link, _ = await asked(node, int8_bundle)
     data, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "ring-1/0"))
     async with node.data_link("ring-1/1") as returned:
