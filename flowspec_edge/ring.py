@@ -185,7 +185,7 @@ class Ring:
                     case ev.FinishGeneration(_, "failed", error):
                         raise StageFailedError(error or "the ring was lost")
                     case ev.FinishGeneration(_, reason):
-                        if not self._is_left:
+                        if reason != "cancelled" or not self._is_left:  # it may have ended before that
                             yield answer.finish(reason)
                         return
         finally:

@@ -12,6 +12,7 @@ TOLERANCE = 0.2
 """A difference up to this is not worth a word: it is what the prediction is good for (core/throughput.py)."""
 NOTABLE_SHARE = 0.05
 """Of a trip: what a stage or a link must take beyond its measurement to be named as a cause."""
+NETWORK = "the network, all hops together,"
 MIN_TOKENS = 16
 """A shorter text says nothing of tokens/s."""
 
@@ -62,9 +63,6 @@ def name_link(outcome: Outcome, plan: Plan, measured: Mapping[tuple[str, str], H
     took_ms, expected_ms = hop.ms(outcome.num_rows) + off_ms, hop.ms(outcome.num_rows)
     name = f"the link between {hop.start} and {hop.end}"
     return replace(outcome, cause=_said_of(name, took_ms, expected_ms, outcome.num_rows))
-
-
-NETWORK = "the network, all hops together,"
 
 
 def _said_of(name: str, took_ms: float, expected_ms: float, num_rows: float) -> str:

@@ -155,6 +155,18 @@ async def test_without_at_once_a_text_ends_where_it_began(int8_bundle, quick_cur
         assert len(service.ring.stages) == 3
 
 
+async def test_a_text_that_ended_just_before_the_move_is_not_gone_on_with(int8_bundle, prompts):
+    """Its last tokens wait to be read while the ring is left."""
+    async with service_of(int8_bundle, wishes=None) as (service, _, _nodes):
+        pieces = service.generate(prompts[0], OPTIONS)
+        first = await anext(pieces)
+        await until(lambda: not service.ring._core._running)
+        service.ring.leave()
+        answer = [first, *[piece async for piece in pieces]]
+    assert tokens_of(answer) == unsplit_tokens(int8_bundle, prompts[0])
+    assert answer[-1].finish_reason == "length"
+
+
 async def test_equal_shares_take_every_new_board_in(int8_bundle, prompts):
     async with service_of(int8_bundle, wishes=None) as (service, boards, nodes):
         await answer_of(service, prompts[0])
