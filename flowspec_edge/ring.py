@@ -338,18 +338,11 @@ async def open_ring(
     name = f"{node.settings.name}-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as closing:
         peers, refused = await _welcomed(node, bundle, found, name, closing)
-        planned = plan
-        if planned is None and wishes is not None:
-            planned = await _planned(node, bundle, peers, refused, wishes)
-        _check_reached(planned.stages if planned is not None else (), peers, refused)
-        if planned is not None:
-            is_any = wishes is not None and wishes.is_any_precision
-            plans = [replace(stage.stage_plan, precision=stage.precision if is_any else "") for stage in planned.stages]
-        else:
-            offers = [NodeOffer(name, peer.free_memory_bytes) for name, peer in peers.items()]
-            plans = spread_layers(bundle.manifest.blocks, offers)
+        if plan is None and wishes is not None:
+            plan = await _planned(node, bundle, peers, refused, wishes)
+        plans = _deal(bundle, peers, refused, plan, is_any_precision=wishes is not None and wishes.is_any_precision)
         addresses = {announcement.node: announcement for announcement in found}
-        links = [peers[plan.node].link for plan in plans]
+        links = [peers[part.node].link for part in plans]
         loop = asyncio.get_running_loop()
         closing.enter_context(node.expect(f"{name}/{len(plans)}"))
         engine = loop.run_in_executor(None, load_engine, bundle, node.settings.num_threads, DraftShape())
@@ -358,13 +351,13 @@ async def open_ring(
         finally:
             await asyncio.wait({engine})
         stages = [
-            RingStage(plan, addresses[plan.node], message.load_ms, message.fetched_bytes, message.memory_bytes)
-            for plan, message in zip(plans, opened, strict=True)
+            RingStage(part, addresses[part.node], message.load_ms, message.fetched_bytes, message.memory_bytes)
+            for part, message in zip(plans, opened, strict=True)
         ]
         ring = Ring(engine.result(), bundle, stages, links, node.board)
-        if planned is not None:
-            ring.plan = planned
-            await asyncio.to_thread(keep_placement, bundle.digest, planned)
+        if plan is not None:
+            ring.plan = plan
+            await asyncio.to_thread(keep_placement, bundle.digest, plan)
         closing.callback(ring._stop)
         first = addresses[plans[0].node]
         hello, credentials = node.hello(wire.DATA, f"{name}/0"), node.settings.credentials
@@ -377,6 +370,22 @@ async def open_ring(
         finally:
             running.cancel()
             await asyncio.wait({running})
+
+
+def _deal(
+    bundle: Bundle,
+    peers: Mapping[str, Peer],
+    refused: Sequence[LeftOut],
+    plan: Plan | None,
+    *,
+    is_any_precision: bool,
+) -> list[StagePlan]:
+    """The layers as the plan says, in its precisions where it may choose them; without one in equal shares."""
+    if plan is None:
+        offers = [NodeOffer(name, peer.free_memory_bytes) for name, peer in peers.items()]
+        return spread_layers(bundle.manifest.blocks, offers)
+    _check_reached(plan.stages, peers, refused)
+    return [replace(stage.stage_plan, precision=stage.precision if is_any_precision else "") for stage in plan.stages]
 
 
 def _check_reached(

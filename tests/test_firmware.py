@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 import firmware_configs
-from flowspec_edge.board_settings import describe_board, find_profile, read_facts, read_temperature_c, read_thermal
+from flowspec_edge.board_settings import (
+    describe_board,
+    find_profile,
+    read_facts,
+    read_temperature_c,
+    read_thermal,
+    thermometer_of,
+)
 from flowspec_edge.core.boards import settings_for
 from flowspec_edge.core.throttling import ThermalReport
 from flowspec_edge.errors import BoardError
@@ -86,6 +93,13 @@ def test_a_hot_board_tells_how_much_of_its_clock_is_left(tmp_path):
         (policy / "scaling_max_freq").write_text(f"{allowed}\n")
     assert read_thermal(profile, [4, 5, 6], zone.parent, tmp_path) == ThermalReport(86.0, 85.0, 0.5)
     assert read_thermal(profile, [4], tmp_path / "none", tmp_path) is None
+
+
+def test_a_machine_without_a_profile_has_no_thermometer():
+    facts = read_facts()
+    assert thermometer_of(settings_for(facts, None, [0])) is None
+    read = thermometer_of(settings_for(facts, find_profile("rk3588", facts), [0]))
+    assert read() is None or read().limit_c == 85.0, "as this machine has such a zone or not"
 
 
 def test_this_machine_is_described():
