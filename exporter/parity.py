@@ -32,12 +32,12 @@ from flowspec_edge.manifest import (
     ROTARY_COS,
     ROTARY_SIN,
     SEQLENS_K,
+    SESSION_SETTINGS,
     TOKEN_EMBEDDING,
     TOP_K,
     TOP_LOG_PROBS,
     TOP_TOKENS,
     TOTAL_LENGTH,
-    UNPACK_ONCE,
 )
 
 # Added to a score that must not count: exp(MASKED + score) is exactly 0 in float32 for any score below 1e8.
@@ -308,7 +308,8 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    options.add_session_config_entry(*UNPACK_ONCE)
+    for setting in SESSION_SETTINGS:
+        options.add_session_config_entry(*setting)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -51,6 +51,10 @@ PAST_KEY, PAST_VALUE, PRESENT_KEY, PRESENT_VALUE = "past_key", "past_value", "pr
 
 UNPACK_ONCE = ("session.disable_quant_qdq", "1")
 """Setting of ONNX Runtime with which it unpacks 8-bit weights when it loads them, instead of at every run."""
+EXACT_SUMS = ("session.x64quantprecision", "1")
+"""Setting with which it multiplies 8-bit weights as unsigned bytes on x86 processors with AVX2 but without VNNI, whose product of
+signed ones cuts sums off at 16 bits. Their int32 sums are then those of every other processor; elsewhere nothing changes."""
+SESSION_SETTINGS = (UNPACK_ONCE, EXACT_SUMS)
 
 # Inputs and outputs of the head; the final norm maps HIDDEN [1, rows, hidden_size] to HIDDEN_OUT of the same shape.
 TOP_K = "k"  # int64 [1]

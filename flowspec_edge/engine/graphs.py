@@ -28,8 +28,8 @@ from flowspec_edge.manifest import (
     PRESENT_KEY,
     PRESENT_VALUE,
     SEQLENS_K,
+    SESSION_SETTINGS,
     TOTAL_LENGTH,
-    UNPACK_ONCE,
 )
 
 Floats = NDArray[np.float32]
@@ -53,7 +53,8 @@ def load_graph(path: Path, num_threads: int) -> ort.InferenceSession:
     options.log_severity_level = 3
     # Spinning threads of one stage would take the cores from its neighbours on the same device.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(*UNPACK_ONCE)
+    for setting in SESSION_SETTINGS:
+        options.add_session_config_entry(*setting)
     try:
         with frugal_allocation():
             return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
