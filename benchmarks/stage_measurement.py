@@ -26,7 +26,7 @@ import numpy as np  # noqa: E402 - OpenBLAS counts its threads when it is loaded
 from flowspec_edge.core import events as ev  # noqa: E402
 from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots, SlotMove  # noqa: E402
 from flowspec_edge.core.tree import NO_PARENT, Row  # noqa: E402
-from flowspec_edge.engine.graphs import Step, as_ort_value, pad_rows  # noqa: E402
+from flowspec_edge.engine.graphs import HiddenRows, Step  # noqa: E402
 from flowspec_edge.engine.stage_runner import StageRunner  # noqa: E402
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, load_manifest  # noqa: E402
 
@@ -97,19 +97,20 @@ class StageUnderTest:
         forward = self._forward(num_rows)
         self._slots.drop([row.id for row in forward.rows])
         step = Step.from_mask(forward.mask, forward.positions)
-        cache = self._runner._caches[SESSION]
-        hidden = as_ort_value(pad_rows(self._rows[:num_rows]))
-        self._runner._rotary.reach(cache.num_slots)
+        runner = self._runner
+        cache = runner._sessions[SESSION].cache
+        runner._rotary.reach(cache.num_slots)
+        hidden = HiddenRows(self._rows[:num_rows])
         bound = []
-        for start, stop, block in self._runner._blocks:
-            inputs = {HIDDEN: hidden, **self._runner._rotary.inputs}
-            bound.append((block.run_bound, block.bind(inputs, step, cache.values[2 * start : 2 * stop])))
-            block.run_bound(bound[-1][1])
-            hidden = bound[-1][1].get_outputs()[0]
-        norm = self._runner._final_norm
+        for start, stop, block in runner._blocks:
+            binding = block.bind(cache.values[2 * start : 2 * stop])
+            block.bind_step(binding, {HIDDEN: hidden.source, **runner._rotary.inputs}, step, hidden.target)
+            hidden.advance()
+            bound.append((block.run_bound, binding))
+        norm = runner._final_norm
         binding = norm.io_binding()
-        binding.bind_ortvalue_input(HIDDEN, hidden)
-        binding.bind_output(HIDDEN_OUT)
+        binding.bind_ortvalue_input(HIDDEN, hidden.source)
+        binding.bind_ortvalue_output(HIDDEN_OUT, hidden.target)
         bound.append((norm.run_with_iobinding, binding))
 
         def run() -> None:

@@ -92,28 +92,28 @@ class KvCache:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one forward needs besides its hidden rows, ready to bind, padding included."""
+    """What one forward needs besides its rows, by the graphs' input names, padding included."""
 
-    bias: ort.OrtValue
-    positions: ort.OrtValue
-    seqlens: ort.OrtValue
-    total: ort.OrtValue
+    inputs: dict[str, ort.OrtValue]
 
     @classmethod
     def from_mask(cls, mask: NDArray[np.bool_], positions: NDArray[np.int64]) -> Step:
         """From who may see whom, [rows, total], and each row's position, [rows]."""
         rows, total = mask.shape
-        num_padding = max(MIN_ROWS - rows, 0)
-        bias = np.full((1, 1, rows + num_padding, total + num_padding), MASKED, np.float32)
-        bias[0, 0, :rows, :total][mask] = 0.0
-        for index in range(rows, rows + num_padding):
-            bias[0, 0, index, total + index - rows] = 0.0
-        total += num_padding
+        num_padding = MIN_ROWS - rows
+        if num_padding > 0:  # rows that see themselves alone
+            padded = np.zeros((rows + num_padding, total + num_padding), np.bool_)
+            padded[:rows, :total] = mask
+            padded[rows:, total:] = np.eye(num_padding, dtype=np.bool_)
+            mask, total = padded, total + num_padding
+            positions = np.concatenate([positions, np.zeros(num_padding, np.int64)])
         return cls(
-            as_ort_value(bias),
-            as_ort_value(np.pad(positions, (0, num_padding))[None]),
-            as_ort_value(np.array([total - 1], np.int32)),
-            as_ort_value(np.array(total, np.int32)),
+            {
+                ATTENTION_BIAS: as_ort_value(np.where(mask, np.float32(0.0), MASKED)[None, None]),
+                POSITION_IDS: as_ort_value(positions[None]),
+                SEQLENS_K: as_ort_value(np.array([total - 1], np.int32)),
+                TOTAL_LENGTH: as_ort_value(np.array(total, np.int32)),
+            }
         )
 
 
@@ -133,6 +133,36 @@ def pad_rows(rows: Floats) -> Floats:
     return np.ascontiguousarray(rows, np.float32)[None]
 
 
+class HiddenRows:
+    """Rows on their way through graphs, [1, rows, width]: each writes where the next one reads, and nothing is copied.
+
+    What is given is never written to.
+    """
+
+    def __init__(self, rows: Floats) -> None:
+        given = pad_rows(rows)
+        self._buffers = given, np.empty_like(given), np.empty_like(given)
+        self._values = [as_ort_value(buffer) for buffer in self._buffers]
+        self._from, self._to = 0, 1
+
+    @property
+    def array(self) -> Floats:
+        """What the last graph wrote; the next but one writes over it."""
+        return self._buffers[self._from]
+
+    @property
+    def source(self) -> ort.OrtValue:
+        return self._values[self._from]
+
+    @property
+    def target(self) -> ort.OrtValue:
+        return self._values[self._to]
+
+    def advance(self) -> None:
+        """The target has been written."""
+        self._from, self._to = self._to, 3 - self._to
+
+
 class CachedGraph:
     """A graph over layers ``[start, stop)`` whose cache is bound in place."""
 
@@ -140,31 +170,22 @@ class CachedGraph:
         self._session = load_graph(path, num_threads)
         self._layers = range(start, stop)
 
-    def run(self, inputs: dict[str, ort.OrtValue], step: Step, caches: Sequence[ort.OrtValue]) -> ort.OrtValue:
-        """One forward. ``caches`` is key, value per layer. Returns the hidden rows, [1, rows, hidden_size].
-
-        Raises:
-            StageFailedError: ONNX Runtime refused the run.
-        """
-        binding = self.bind(inputs, step, caches)
-        self.run_bound(binding)
-        return binding.get_outputs()[0]
-
-    def bind(self, inputs: dict[str, ort.OrtValue], step: Step, caches: Sequence[ort.OrtValue]) -> ort.IOBinding:
-        """Everything that one forward reads and writes; its first output is the hidden rows."""
+    def bind(self, caches: Sequence[ort.OrtValue]) -> ort.IOBinding:
+        """What stays for as long as a session does: ``caches`` is key, value per layer."""
         binding = self._session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_input(ATTENTION_BIAS, step.bias)
-        binding.bind_ortvalue_input(POSITION_IDS, step.positions)
-        binding.bind_ortvalue_input(SEQLENS_K, step.seqlens)
-        binding.bind_ortvalue_input(TOTAL_LENGTH, step.total)
-        binding.bind_output(HIDDEN_OUT)
         for index, layer in enumerate(self._layers):
             for offset, (past, present) in enumerate(((PAST_KEY, PRESENT_KEY), (PAST_VALUE, PRESENT_VALUE))):
                 binding.bind_ortvalue_input(f"{past}.{layer}", caches[2 * index + offset])
                 binding.bind_ortvalue_output(f"{present}.{layer}", caches[2 * index + offset])
         return binding
+
+    def bind_step(
+        self, binding: ort.IOBinding, inputs: dict[str, ort.OrtValue], step: Step, hidden_out: ort.OrtValue
+    ) -> None:
+        """What one forward reads and writes besides."""
+        for name, value in (inputs | step.inputs).items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output(HIDDEN_OUT, hidden_out)
 
     def run_bound(self, binding: ort.IOBinding) -> None:
         """Raises StageFailedError where ONNX Runtime refuses the run."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowspec_edge.core.events import Floats, RunForward
-from flowspec_edge.engine.graphs import CachedGraph, KvCache, Step, as_ort_value, load_graph, pad_rows
+from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, Step, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.errors import PlacementError, StageFailedError
@@ -20,6 +22,14 @@ def load_embedding(directory: Path, manifest: Manifest) -> NDArray[np.floating]:
     """The embedding table, [vocab_size, hidden_size], mapped from disk: only the rows in use are ever read."""
     table: NDArray[np.floating] = np.load(directory / manifest.embedding.file, mmap_mode="r")
     return table
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """A session's cache, and the binding of each block to its part of it."""
+
+    cache: KvCache
+    bindings: list[ort.IOBinding]
 
 
 class StageRunner:
@@ -63,7 +73,7 @@ class StageRunner:
         is_last = stop == manifest.geometry.num_layers
         self._final_norm = load_graph(directory / manifest.final_norm.file, num_threads) if is_last else None
         self._rotary = RotaryTables(manifest.geometry.rope_frequencies)
-        self._caches: dict[int, KvCache] = {}
+        self._sessions: dict[int, _Session] = {}
 
     def open_cache(self, session: int, capacity: int) -> None:
         """Make room for ``capacity`` slots, the reserved one included.
@@ -73,14 +83,16 @@ class StageRunner:
         """
         geometry = self._geometry
         try:
-            self._caches[session] = KvCache(self._num_layers, geometry.num_kv_heads, capacity, geometry.head_dim)
+            cache = KvCache(self._num_layers, geometry.num_kv_heads, capacity, geometry.head_dim)
         except MemoryError as cause:
             raise StageFailedError(
                 f"no memory for a KV cache of {capacity} slots ({cause}); ask for fewer tokens"
             ) from cause
+        bindings = [block.bind(cache.values[2 * start : 2 * stop]) for start, stop, block in self._blocks]
+        self._sessions[session] = _Session(cache, bindings)
 
     def free_cache(self, session: int) -> None:
-        self._caches.pop(session, None)
+        self._sessions.pop(session, None)
 
     def run(
         self,
@@ -97,29 +109,31 @@ class StageRunner:
             StageFailedError: ONNX Runtime refused the run.
         """
         num_rows = len(forward.rows)
-        cache = self._caches.get(forward.session)
-        if cache is None:  # closed between the decision to run and the run; nobody will use the rows
+        session = self._sessions.get(forward.session)
+        if session is None:  # closed between the decision to run and the run; nobody will use the rows
             return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
         self._rotary.reach(
-            cache.num_slots
+            session.cache.num_slots
         )  # here, not where the session is opened: the event loop does not wait for it
-        cache.move(forward.moves)
+        session.cache.move(forward.moves)
         step = Step.from_mask(forward.mask, forward.positions)
-        rows = forward.hidden
-        if rows is None:
-            assert self._embedding is not None, "a chunk without hidden rows reached a stage that does not embed"
-            rows = self._embedding[[row.token for row in forward.rows]].astype(np.float32)
-        hidden = as_ort_value(pad_rows(rows))
-        for start, stop, block in self._blocks:
+        hidden = HiddenRows(self._embed(forward) if forward.hidden is None else forward.hidden)
+        for (start, _, block), binding in zip(self._blocks, session.bindings, strict=True):
             if is_cancelled():
                 return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
             if tapped is not None and self._start + start in self._taps:
-                tapped[self._start + start] = hidden.numpy()[0, :num_rows].copy()
-            hidden = block.run({HIDDEN: hidden, **self._rotary.inputs}, step, cache.values[2 * start : 2 * stop])
+                tapped[self._start + start] = hidden.array[0, :num_rows].copy()
+            block.bind_step(binding, {HIDDEN: hidden.source, **self._rotary.inputs}, step, hidden.target)
+            block.run_bound(binding)
+            hidden.advance()
         if self._final_norm is not None:
             binding = self._final_norm.io_binding()
-            binding.bind_ortvalue_input(HIDDEN, hidden)
-            binding.bind_output(HIDDEN_OUT)
+            binding.bind_ortvalue_input(HIDDEN, hidden.source)
+            binding.bind_ortvalue_output(HIDDEN_OUT, hidden.target)
             self._final_norm.run_with_iobinding(binding)
-            hidden = binding.get_outputs()[0]
-        return hidden.numpy()[0, :num_rows]  # type: ignore[no-any-return]
+            hidden.advance()
+        return hidden.array[0, :num_rows]
+
+    def _embed(self, forward: RunForward) -> Floats:
+        assert self._embedding is not None, "a chunk without hidden rows reached a stage that does not embed"
+        return self._embedding[[row.token for row in forward.rows]].astype(np.float32)

@@ -1,11 +1,14 @@
 """A stage computes the same rows however they are cut: by chunk, by layer range, in a tree or in a chain."""
 
+import dataclasses
 import itertools
 import shutil
 
 import numpy as np
 import pytest
 
+from flowspec_edge.core.events import RunForward
+from flowspec_edge.core.kv_slots import KvSlots
 from flowspec_edge.core.tree import Row
 from flowspec_edge.engine.graphs import as_ort_value
 from flowspec_edge.engine.head import Head
@@ -118,6 +121,33 @@ def test_slots_may_run_past_the_context_while_positions_do_not(whole, bundle, to
         found = session.run(leaves)
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found[0], found[64], atol=2e-4)  # the same token at the same place
+
+
+def test_rows_are_written_to_memory_of_their_own(bundle, whole, tokens):
+    """Not over rows that came in, nor over those of another chunk or session."""
+    chain = make_chain(tokens[:30])
+    expected = Session(whole).run(chain)
+    first = StageRunner(bundle.directory, bundle.manifest, 0, 4)
+    later = StageRunner(bundle.directory, bundle.manifest, 4, 8)
+    found = []
+    for session, num_rows in ((1, 10), (2, 1), (1, 30)):
+        for stage in (first, later):
+            stage.open_cache(session, 100)
+        forward = _forward(session, chain[:num_rows])
+        hidden = first.run(forward)
+        hidden.flags.writeable = False  # as rows are that came in a message
+        before = hidden.copy()
+        found.append(later.run(dataclasses.replace(forward, hidden=hidden)))
+        np.testing.assert_array_equal(hidden, before)
+    for rows in found:
+        np.testing.assert_array_equal(rows, expected[: len(rows)])
+
+
+def _forward(session, rows):
+    """A chain from the first slot on."""
+    slots = KvSlots(100)
+    first = slots.append(rows)
+    return RunForward(session, tuple(rows), None, (), first, np.arange(len(rows)), slots.ancestor_mask(first))
 
 
 def test_a_view_with_gaps_is_refused():

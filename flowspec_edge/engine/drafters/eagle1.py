@@ -11,12 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowspec_edge.core.events import DraftFinished, Floats, RunDraft
 from flowspec_edge.core.kv_slots import FIRST_SLOT
 from flowspec_edge.core.tree import Row
-from flowspec_edge.engine.graphs import CachedGraph, KvCache, Step, as_ort_value, pad_rows
+from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, Step, as_ort_value, pad_rows
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.engine.stage_runner import load_embedding
@@ -33,8 +34,9 @@ class _DraftSession:
     ``seen`` and ``features`` serve a row's children, so they are kept for drafted rows and the last verified one only.
     """
 
-    def __init__(self, cache: KvCache, capacity: int) -> None:
+    def __init__(self, cache: KvCache, binding: ort.IOBinding, capacity: int) -> None:
         self.cache = cache
+        self.binding = binding
         self.capacity = capacity
         self.num_slots = FIRST_SLOT  # in use or free for reuse
         self.free: list[int] = []
@@ -113,7 +115,7 @@ class Eagle1Drafter:
         """Make a cache for a session whose stages hold ``capacity`` slots: a row that is drafted needs one here as well."""
         capacity += PASS_ROWS
         cache = KvCache(1, self._entry.num_kv_heads, capacity, self._entry.head_dim)
-        self._sessions[session] = _DraftSession(cache, capacity)
+        self._sessions[session] = _DraftSession(cache, self._graph.bind(cache.values), capacity)
 
     def close(self, session: int) -> None:
         self._sessions.pop(session, None)
@@ -149,11 +151,11 @@ class Eagle1Drafter:
     ) -> Floats:
         step = Step.from_mask(session.mask(rows), positions)
         embedded = self._embedding[[row.token for row in rows]].astype(np.float32)
-        inputs = {TOKEN_EMBEDDING: as_ort_value(pad_rows(embedded)), FEATURE: as_ort_value(pad_rows(features))}
-        out = (
-            self._graph.run({**inputs, **self._rotary.inputs}, step, session.cache.values)
-            .numpy()[0, : len(rows)]
-            .copy()
-        )
+        hidden = HiddenRows(features)
+        inputs = {TOKEN_EMBEDDING: as_ort_value(pad_rows(embedded)), FEATURE: hidden.source, **self._rotary.inputs}
+        self._graph.bind_step(session.binding, inputs, step, hidden.target)
+        self._graph.run_bound(session.binding)
+        hidden.advance()
+        out = hidden.array[0, : len(rows)]
         session.settle(rows, out)
-        return out  # type: ignore[no-any-return]
+        return out
