@@ -11,8 +11,8 @@ from pathlib import Path
 from flowspec_edge.errors import FlowspecError
 
 DESCRIPTION = """\
-Turn a Hugging Face checkpoint, and the EAGLE-1 draft head trained for it, into a bundle: the directory that
-`flowspec node` serves. The bundle is cut by layers, so that each board loads only its own.
+Turn a Hugging Face checkpoint, and the EAGLE-1 or EAGLE-3 draft head trained for it, into a bundle: the directory
+that `flowspec node` serves. The bundle is cut by layers, so that each board loads only its own.
 
 Every exported file is compared with the torch model on real text before the bundle appears; the differences are kept
 in its manifest.json. A bundle that differs by more than the stated tolerance is not written.
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--drafter",
         type=Path,
         metavar="EAGLE_DIR",
-        help="directory of an EAGLE-1 head for this very model; without it, drafts come from the context alone",
+        help="directory of an EAGLE-1 or EAGLE-3 head for this very model; without it, drafts come from the context alone",
     )
     parser.add_argument(
         "--precision",

@@ -418,7 +418,7 @@ async def _plan(options: argparse.Namespace) -> int:
         plan = await plan_layers(node, settings.bundles[0], found, wishes)
     finally:
         await node.close()
-    show_plan(plan, options.schedule, is_json=options.json)
+    show_plan(plan, options.schedule, settings.bundles[0].manifest.drafts, is_json=options.json)
     return 0
 
 

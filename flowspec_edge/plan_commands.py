@@ -106,8 +106,13 @@ def run_testbed_plan(name: str, schedule: str, *, is_json: bool) -> int:
     return 0
 
 
-def show_plan(plan: Any, schedule: str, *, is_json: bool) -> None:
-    """Print it."""
+def show_plan(plan: Any, schedule: str, drafts: str | None = None, *, is_json: bool) -> None:
+    """Print it, and where drafts would come from, which a testbed does not tell."""
     from flowspec_edge.plan_display import format_plan, plan_report
 
-    print(json.dumps(plan_report(plan, schedule)) if is_json else format_plan(plan, schedule))
+    if is_json:
+        print(json.dumps({**plan_report(plan, schedule), "drafts": drafts}))
+        return
+    print(format_plan(plan, schedule))
+    if drafts is not None:
+        print(f"drafts: {drafts}")

@@ -126,6 +126,7 @@ async def test_plan_shows_what_generate_then_does():
         served = [stage["node"] for stage in plan["stages"]]
         assert {*served, *(out["node"] for out in plan["left_out"])} == names
         assert plan["tokens_per_s"] > 0 and plan["one_board_alone"] and plan["one_more"]
+        assert plan["drafts"] == "eagle1 head, repetitions of the text"
         status, out, err = await run("generate", "def main(", *search, "--max-new-tokens", "20", "--json")
         assert status == 0, err
         report = json.loads(out)
@@ -134,6 +135,17 @@ async def test_plan_shows_what_generate_then_does():
         assert report["prediction"]["predicted_tokens_per_s"] > 0
         status, out, _ = await run("plan", *search)
         assert status == 0 and "tokens/s with schedule flowspec" in out and "one board alone" in out
+        assert out.splitlines()[-1] == f"drafts: {plan['drafts']}"
+
+
+async def test_the_plan_of_a_bundle_without_a_head_says_so(tmp_path):
+    bundle = shutil.copytree(DEMO_BUNDLE, tmp_path / "headless")
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "drafter": None}))
+    async with node_processes(2, bundle) as (cluster, _):
+        status, out, err = await run("plan", str(bundle), "--cluster", cluster, "--nodes", "2")
+        assert status == 0, err
+        assert out.splitlines()[-1] == "drafts: repetitions of the text alone (this bundle has no draft head)"
 
 
 async def test_no_nodes_and_too_few():
