@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT_DIR",
-        help="directory with config.json, tokenizer.json and safetensors of a Llama, TinyLlama, SmolLM, Vicuna, Mistral, "
+        help="directory with config.json, tokenizer.json (or tokenizer.model) and safetensors of a Llama, TinyLlama, SmolLM, Vicuna, Mistral, "
         "Qwen2, Qwen2.5 or Qwen3 model",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="directory to write; must not exist")

@@ -21,6 +21,7 @@ from exporter.parity import PROBE_TEXT, ChainCheck, probe_steps
 from exporter.precisions import PRECISIONS, Precision
 from exporter.quality import QualityCheck
 from exporter.stage_module import build_block, build_final_norm, build_head
+from exporter.tokenizer import write_tokenizer
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import BlockEntry, DrafterEntry, FileEntry, Manifest, Parity, describe_file
 
@@ -45,7 +46,7 @@ class Assembly:
         self.checkpoint, self.directory, self.say = checkpoint, directory, say
         self.precisions = [PRECISIONS[name] for name in precisions]
         self.embedding = _exact_table(checkpoint.embedding())
-        tokenizer = _load_tokenizer(checkpoint)
+        tokenizer = write_tokenizer(checkpoint.tokenizer_path, directory / "tokenizer.json")
         steps = probe_steps(_encode(tokenizer, PROBE_TEXT, checkpoint), checkpoint.geometry.max_context)
         self.checks = {
             precision.name: ChainCheck(
@@ -65,7 +66,6 @@ class Assembly:
 
     def assemble(self, name: str, block_size: int, draft_head: DraftHead | Eagle3Head | None) -> Manifest:
         checkpoint, check = self.checkpoint, self.checks[self.own.name]
-        shutil.copyfile(checkpoint.tokenizer_path, self.directory / "tokenizer.json")
         np.save(self.directory / "embedding.npy", self.embedding)
         blocks = self._blocks(block_size, draft_head.taps if draft_head else ())
         final_norm, chain_error = self._final_norm()
@@ -207,13 +207,6 @@ def _exact_table(embedding: torch.Tensor) -> np.ndarray:
     halved = embedding.half()
     exact = torch.equal(halved.float(), embedding.float())
     return (halved if exact else embedding.float()).numpy()
-
-
-def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(checkpoint.tokenizer_path))
-    except Exception as cause:  # the tokenizers library raises bare Exception
-        raise CheckpointError(f"{checkpoint.tokenizer_path}: not readable as a tokenizer ({cause})") from cause
 
 
 def _encode(tokenizer: Tokenizer, text: str, checkpoint: Checkpoint) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 
 from exporter.config import FAMILIES, LayerShape, check_architecture, positive_int, read_layer_shape
 from exporter.tensors import TensorFiles, read_json
+from exporter.tokenizer import find_tokenizer
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import Geometry
 
@@ -108,7 +109,7 @@ def load_checkpoint(directory: Path, max_context: int | None = None, *, allow_pi
         bos_token_id=bos_token_id,
         eos_token_ids=eos_token_ids,
         chat_template=_read_chat_template(directory),
-        tokenizer_path=_find_tokenizer(directory),
+        tokenizer_path=find_tokenizer(directory),
         tensors=tensors,
     )
 
@@ -129,16 +130,6 @@ def _check_tensors(tensors: TensorFiles, shape: LayerShape, num_layers: int, voc
                 f"{tensors.directory}: tensor {name} has no place in the model that config.json describes; are config "
                 "and weights of the same model?"
             )
-
-
-def _find_tokenizer(directory: Path) -> Path:
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{directory}: tokenizer.json is missing; save the tokenizer once with transformers' AutoTokenizer "
-            "(use_fast=True) to make it from tokenizer.model"
-        )
-    return path
 
 
 def _read_special_tokens(directory: Path, config: dict[str, Any]) -> tuple[int | None, list[int]]:

@@ -96,8 +96,11 @@ BROKEN = {
     "self_attn.q_norm.weight is missing": lambda target: edit_config(
         target, architectures=["Qwen3ForCausalLM"], head_dim=16
     ),
-    "tokenizer.json is missing": lambda target: (target / "tokenizer.json").unlink(),
-    "not readable as a tokenizer": lambda target: (target / "tokenizer.json").write_text("{}"),
+    "tokenizer.json is missing, and so is tokenizer.model": lambda target: (target / "tokenizer.json").unlink(),
+    "tokenizer.model: not readable as a SentencePiece model": lambda target: (target / "tokenizer.json").rename(
+        target / "tokenizer.model"
+    ),
+    "tokenizer.json: not readable as a tokenizer": lambda target: (target / "tokenizer.json").write_text("{}"),
     "is outside the model's vocabulary of 1000": lambda target: edit_vocabulary(target, 1000),
 }
 
