@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
@@ -37,14 +38,14 @@ LLAMA3_ROPE = {  # so that with heads of 16 each of the three bands of wavelengt
 }
 
 
-def save_checkpoint(directory, config_class=LlamaConfig, *, max_shard_size="5GB", **changes):
+def save_checkpoint(directory, config_class=LlamaConfig, *, max_shard_size="5GB", dtype=torch.float32, **changes):
     """A checkpoint as transformers saves it; returns the model."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config_class(**{**SHAPE, **changes})).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # random norms and biases too, so that none can be left out unseen
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
     shutil.copy(DEMO_MODEL / "target/tokenizer.json", directory)
     return model
 
@@ -58,7 +59,7 @@ def edit_config(directory, *absent, **changes):
 
 def save_llama1(directory):
     """As converted in 2023: no grouped heads in the config, rotary buffers beside the weights."""
-    save_checkpoint(directory, num_key_value_heads=4)
+    save_checkpoint(directory, num_key_value_heads=4, dtype=torch.float16)
     edit_config(
         directory, "num_key_value_heads", "rope_theta", "rope_scaling", "attention_bias", "mlp_bias", "head_dim"
     )
@@ -83,6 +84,26 @@ def save_pickled(directory, num_shards, **changes):
     (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
+def save_sentencepiece(directory):
+    """Llama's kind of tokenizer in place of ``tokenizer.json``: BPE with bytes to fall back on, text as it is; returns it."""
+    (directory / "tokenizer.json").unlink()
+    path = directory / "tokenizer.model"
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(Path(__file__).read_text().splitlines()),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=500,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            minloglevel=2,
+        )
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
 def save_vicuna_16k(directory):
     save_pickled(
         directory, 2, num_key_value_heads=4, rope_scaling={"type": "linear", "factor": 4.0}, max_position_embeddings=24
@@ -90,26 +111,30 @@ def save_vicuna_16k(directory):
     edit_config(directory, max_sequence_length=96)
 
 
+BF16, FP16 = {"dtype": torch.bfloat16}, {"dtype": torch.float16}
+LLAMA3 = {"rope_theta": 5e5, "rope_scaling": LLAMA3_ROPE, **BF16}
+
 FAMILIES = {
     "Llama 1": save_llama1,
-    "Llama 2 70B": lambda directory: save_checkpoint(directory, max_shard_size="200KB"),
-    "Llama 3.1": lambda directory: save_checkpoint(directory, rope_theta=5e5, rope_scaling=LLAMA3_ROPE),
-    "Llama 3.2": lambda directory: save_checkpoint(
-        directory, rope_theta=5e5, rope_scaling=LLAMA3_ROPE, head_dim=32, tie_word_embeddings=True
-    ),
+    "Llama 2 70B": lambda directory: save_checkpoint(directory, max_shard_size="200KB", **FP16),
+    "Llama 3.1": lambda directory: save_checkpoint(directory, **LLAMA3),
+    "Llama 3.2": lambda directory: save_checkpoint(directory, head_dim=32, tie_word_embeddings=True, **LLAMA3),
     "Llama with biases": lambda directory: save_checkpoint(directory, attention_bias=True, mlp_bias=True),
-    "TinyLlama": lambda directory: save_checkpoint(directory, num_attention_heads=4, num_key_value_heads=1),
+    "TinyLlama": lambda directory: save_checkpoint(directory, num_attention_heads=4, num_key_value_heads=1, **BF16),
     "SmolLM": lambda directory: save_checkpoint(
-        directory, hidden_size=96, num_attention_heads=3, num_key_value_heads=1, tie_word_embeddings=True
+        directory, hidden_size=96, num_attention_heads=3, num_key_value_heads=1, tie_word_embeddings=True, **BF16
     ),
-    "Vicuna": lambda directory: save_pickled(directory, 1, num_key_value_heads=4),
+    "Vicuna": lambda directory: save_pickled(directory, 1, num_key_value_heads=4, **FP16),
     "Vicuna 16k": save_vicuna_16k,
-    "Mistral 0.1": lambda directory: save_checkpoint(directory, MistralConfig, sliding_window=96),
-    "Mistral Nemo": lambda directory: save_checkpoint(directory, MistralConfig, sliding_window=None, head_dim=32),
-    "Qwen2.5": lambda directory: save_checkpoint(directory, Qwen2Config, rope_theta=1e6),
-    "Qwen2 0.5B": lambda directory: save_checkpoint(directory, Qwen2Config, tie_word_embeddings=True),
-    "Qwen3": lambda directory: save_checkpoint(directory, Qwen3Config, head_dim=48, rope_theta=1e6),
+    "Mistral 0.1": lambda directory: save_checkpoint(directory, MistralConfig, sliding_window=96, **BF16),
+    "Mistral Nemo": lambda directory: save_checkpoint(
+        directory, MistralConfig, sliding_window=None, head_dim=32, **BF16
+    ),
+    "Qwen2.5": lambda directory: save_checkpoint(directory, Qwen2Config, rope_theta=1e6, **BF16),
+    "Qwen2 0.5B": lambda directory: save_checkpoint(directory, Qwen2Config, tie_word_embeddings=True, **BF16),
+    "Qwen3": lambda directory: save_checkpoint(directory, Qwen3Config, head_dim=48, rope_theta=1e6, **BF16),
 }
+"""Sizes are small, and all else is as published: names, types, shards, ties, and what a config says or leaves out."""
 
 
 def save_eagle(directory, *, has_bias=True, hidden_size=64, pickled=False, **changes):

@@ -22,11 +22,12 @@ from exporter.bundle import ExportOptions, export_bundle
 from flowspec_edge.core.tree import Row
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import CheckpointError, ParityError
 from flowspec_edge.manifest import load_manifest, verify_digests
 from flowspec_edge.node import DEMO_BUNDLE
 from tests.engine.conftest import Session, make_chain
-from tests.exporter.checkpoints import DEMO_MODEL, FAMILIES, save_checkpoint, save_eagle
+from tests.exporter.checkpoints import DEMO_MODEL, FAMILIES, save_checkpoint, save_eagle, save_sentencepiece
 
 pytestmark = pytest.mark.slow
 
@@ -46,26 +47,31 @@ def test_the_chain_is_transformers_model(tmp_path, family):
     verify_digests(tmp_path / "out", manifest.files())
     assert [block.start for block in manifest.blocks] == list(range(0, 3, block_size))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "target").eval()
-    for bounds in ([0, 3], [0, 2, 3]):
-        _compare_chain(model, tmp_path / "out", manifest, bounds)
+    cuts = [block.start for block in manifest.blocks[1:]]
+    _compare_chain(model, tmp_path / "out", manifest, [[0, *some, 3] for some in _subsets(cuts)])
 
 
-def _compare_chain(model, directory, manifest, bounds):
-    stages = [StageRunner(directory, manifest, a, b) for a, b in itertools.pairwise(bounds)]
-    head = Head(directory, manifest)
+def _subsets(cuts):
+    return itertools.chain.from_iterable(itertools.combinations(cuts, number) for number in range(len(cuts) + 1))
+
+
+def _compare_chain(model, directory, manifest, splits):
+    """Prefill in two chunks, a tree, and the last row of it by itself, in each split of the layers."""
     tokens = np.random.default_rng(0).integers(2, 2048, 40).tolist()
-    session = Session(*stages)
     chain = make_chain(tokens[:20])
-    found = [head.logits(session.run(chain[:13])), head.logits(session.run(chain[13:]))]  # prefill in two chunks
-    np.testing.assert_allclose(np.concatenate(found), _logits(model, tokens[:20]), atol=2e-4)
     tree = [Row(20 + i, 20 + parent, tokens[20 + i]) for i, parent in enumerate(PARENTS)]
-    found = np.concatenate([head.logits(session.run(tree[:5])), head.logits(session.run(tree[5:]))])  # a one-row chunk
+    expected = [*_logits(model, tokens[:20])]
     for place in range(len(tree)):
         path, parent = [], place
         while parent >= 0:
             path.append(tokens[20 + parent])
             parent = PARENTS[parent]
-        np.testing.assert_allclose(found[place], _logits(model, tokens[:20] + path[::-1])[-1], atol=2e-4)
+        expected.append(_logits(model, tokens[:20] + path[::-1])[-1])
+    head = Head(directory, manifest)
+    for bounds in splits:
+        session = Session(*(StageRunner(directory, manifest, a, b) for a, b in itertools.pairwise(bounds)))
+        found = [head.logits(session.run(rows)) for rows in (chain[:13], chain[13:], tree[:5], tree[5:])]
+        np.testing.assert_allclose(np.concatenate(found), np.stack(expected), atol=2e-4)
 
 
 def _logits(model, tokens):
@@ -109,6 +115,18 @@ def test_the_chat_template_and_special_tokens_are_carried_over(tmp_path, source)
     assert (manifest.chat_template, manifest.bos_token_id, manifest.eos_token_ids) == (template, 3, [5, 7])
 
 
+def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_converted(tmp_path):
+    """As in Vicuna's directories."""
+    target = tmp_path / "target"
+    save_checkpoint(target)
+    reference = save_sentencepiece(target)
+    manifest = export(tmp_path, precision="fp32", block_size=3)
+    tokenizer = Tokenizer(tmp_path / "out" / manifest.tokenizer.file)
+    for text in ("Every stage of the ring", "def f(x):\n    return  x\t# twice", "précis ✓ 語"):
+        assert tokenizer.encode(text) == [reference.bos_id(), *reference.encode(text)]
+        assert tokenizer.decode(reference.encode(text)) == text
+
+
 def test_a_shorter_context_makes_a_sliding_window_harmless(tmp_path):
     save_checkpoint(tmp_path / "target", MistralConfig, sliding_window=40)
     with pytest.raises(CheckpointError, match="sliding_window 40 is below the context of 96 tokens.*--max-context 40"):
@@ -116,7 +134,7 @@ def test_a_shorter_context_makes_a_sliding_window_harmless(tmp_path):
     manifest = export(tmp_path, precision="fp32", max_context=40, block_size=3)
     assert manifest.geometry.max_context == 40
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "target").eval()
-    _compare_chain(model, tmp_path / "out", manifest, [0, 3])
+    _compare_chain(model, tmp_path / "out", manifest, [[0, 3]])
 
 
 def test_int8_files_are_a_quarter_and_agree_with_their_weights(tmp_path):
