@@ -67,6 +67,17 @@ def test_a_rows_bits_do_not_depend_on_its_chunk(directory, manifest, precision):
         np.testing.assert_array_equal(np.concatenate(parts), logits)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_rows_bits_do_not_depend_on_the_number_of_threads(directory, manifest, precision):
+    chain = make_chain(np.random.default_rng(4).integers(2, 2048, 64))
+    expected = Session(StageRunner(directory, manifest, 0, NUM_LAYERS, precision=precision)).run(chain)
+    stage = StageRunner(directory, manifest, 0, NUM_LAYERS, precision=precision, num_threads=3)
+    for num_rows in (1, 2, 3, 7, 16, 33, 64):
+        session = Session(stage)
+        found = np.concatenate([session.run(chain[i : i + num_rows]) for i in range(0, 64, num_rows)])
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_what_is_reported_of_each_precision(manifest):
     quality = {entry.precision: entry for entry in manifest.quality}
     assert tuple(quality) == manifest.precisions == ("w8a8", "fp32", "fp16", "int8", "int4")
