@@ -1,19 +1,21 @@
 """How fast a stage is beside what the memory and the processor allow: every precision, chunk size, past and number of threads.
 
-    python -m benchmarks.bench_stage                 two model shapes; the first run exports them (some minutes, 5 GB of disk)
-    python -m benchmarks.bench_stage --quick         one shape, one thread, four precisions, two sizes
-    python -m benchmarks.bench_stage --json
+    python benchmarks/bench_stage.py                 two model shapes; the first run exports them (some minutes, 5 GB of disk)
+    python benchmarks/bench_stage.py --quick         one shape, one thread, four precisions, two sizes
+    python benchmarks/bench_stage.py --json
 
 Layers have the shapes of TinyLlama 1.1B and Llama 3.2 3B and random weights, exported as any checkpoint is; more of them than
 the caches hold. Bare: ONNX Runtime's runs with everything bound before. Step: what a node does for a chunk, with slots, mask,
 binding, compaction of the cache and the way to the stage's thread and back. Both run in turns, and so do a matrix-vector
-and a matrix-matrix product of BLAS in float32, so that a neighbour on the machine slows all of them.
+and a matrix-matrix product of BLAS in float32, so that a neighbour on the machine slows all of them. Beside them, ONNX Runtime's
+product of one large matrix alone: what its kernels leave of the memory's rate, whatever the graph around them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -30,6 +32,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 PRECISIONS = ("fp32", "fp16", "int8", "w8a8", "int4")
 SIZES, PASTS, THREADS = (1, 4, 16, 32, 64), (128, 1024), (1, 2)
 QUICK_PRECISIONS, QUICK_SIZES, QUICK_PASTS = ("fp32", "int8", "w8a8", "int4"), (1, 16), (128,)
+INSTRUCTIONS = {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
+"""Of /proc/cpuinfo: those that decide which kernels run."""
 SMALL_PARTS = {
     "vocab_size": 2048,  # the demo model's tokenizer will do: embedding and head are not measured here
     "max_position_embeddings": 2048,
@@ -146,6 +150,44 @@ def measure_all(folder: Path, is_quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_products() -> list[dict[str, Any]]:
+    """A matrix by itself, in one, two and 16 rows: a chunk of one row is padded to two."""
+    rows = []
+    for threads in THREADS:
+        job = {"products": [1, 2, 16], "threads": threads}
+        command = [sys.executable, "-m", "benchmarks.stage_measurement", json.dumps(job)]
+        done = subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+        rows += [{"threads": threads, **json.loads(line)} for line in done.stdout.splitlines()]
+    for row in rows:
+        say(describe_product(row))
+    return rows
+
+
+def describe_product(row: dict[str, Any]) -> str:
+    return (
+        f"one matrix alone, {row['product']}, {row['threads']} threads, {row['rows']} rows: {row['ms']:.1f} ms, "
+        f"{row['share_of_matrix_vector']:.0%} of matrix-vector"
+    )
+
+
+def describe_machine() -> dict[str, Any]:
+    """What figures depend on: processor, whether it multiplies bytes by an instruction, what else ran, and the commit."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    return {
+        "processor": fields.get("model name", platform.machine()),
+        "num_cores": os.cpu_count(),
+        "vector_instructions": sorted(flags & INSTRUCTIONS),
+        "load_average": os.getloadavg()[0],
+        "commit": commit.stdout.strip(),
+    }
+
+
 def measure_layouts(folder: Path) -> list[dict[str, Any]]:
     """Layers chained as graphs of one each, against one graph of them all."""
     shape = SHAPES[0]
@@ -214,13 +256,17 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
+    began, machine = time.monotonic(), describe_machine()
     rows = measure_all(options.folder, options.quick)
+    products = [] if options.quick else measure_products()
     layouts = [] if options.quick else measure_layouts(options.folder)
     if options.json:
-        print(json.dumps({"machine": platform.processor() or platform.machine(), "rows": rows, "layouts": layouts}))
+        print(json.dumps({"machine": machine, "rows": rows, "products": products, "layouts": layouts}))
         return
+    print(", ".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n")
     print(format_table(rows))
+    for row in products:
+        print(describe_product(row))
     for row in layouts:
         print(
             f"{row['precision']}, {row['threads']} threads, n = {row['n']}: chained graphs take {row['ratio']:.3f} of one graph's time"

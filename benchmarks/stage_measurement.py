@@ -1,6 +1,8 @@
 """One stage on one number of threads: its whole step, the bare run in it, and what this machine can do at all.
 
     python -m benchmarks.stage_measurement '{"bundle": ..., "precisions": [...], "sizes": [...], "pasts": [...], "threads": 1}'
+    python -m benchmarks.stage_measurement '{"layouts": {NAME: BUNDLE, ...}, "precisions": [...], "sizes": [...], "threads": 1}'
+    python -m benchmarks.stage_measurement '{"products": [1, 2, 16], "threads": 1}'
 
 A process of its own, since BLAS reads its number of threads once, at its start. Prints a JSON object per line.
 """
@@ -38,6 +40,9 @@ SPENT_S, NUM_LEAST, NUM_MOST = 1.2, 5, 41
 MATRIX = (8192, 8192)  # float32: 268 MB, far beyond the caches
 PRODUCT = 2048
 LAYOUT_PAST = 128
+ALONE = (2048, 16384)
+"""Inputs and outputs of a product measured alone: as deep as TinyLlama's layers, and beyond the caches in float32 (134 MB). With
+bytes there are four times as many outputs."""
 
 
 class MachineRates:
@@ -148,6 +153,53 @@ async def measure(stage: StageUnderTest, num_rows: int) -> dict[str, float]:
     }
 
 
+def measure_products() -> None:
+    """A JSON object per precision and number of rows: ONNX Runtime's product of one large matrix, in turns with BLAS's."""
+    rates = MachineRates()
+    for precision in ("fp32", "w8a8"):
+        session, rows = _open_product(precision)
+        for num_rows in JOB["products"]:
+            feed = {"rows": np.repeat(rows, num_rows, axis=0)}
+            turns = [(_seconds(lambda: session.run(None, feed), 1), rates.gigabytes_per_s()) for _ in range(NUM_LEAST)]  # noqa: B023
+            seconds, rate = (median(values) for values in zip(*turns, strict=True))
+            found = {"ms": seconds * 1000, "share_of_matrix_vector": 4 * ALONE[0] * ALONE[1] / seconds / 1e9 / rate}
+            print(json.dumps({"product": precision, "rows": num_rows, **found}), flush=True)
+
+
+def _open_product(precision: str) -> tuple[Any, Any]:
+    """A session that multiplies ``rows`` by a weight as graphs of that precision do, and one row to give it."""
+    import onnxruntime as ort
+    from onnx import TensorProto, helper, numpy_helper
+
+    from flowspec_edge.manifest import SESSION_SETTINGS
+
+    random = np.random.default_rng(0)
+    num_in, num_out = ALONE
+    if precision == "fp32":
+        weight = random.standard_normal((num_in, num_out), np.float32)
+        row = random.standard_normal((1, num_in), np.float32)
+        node, kinds = helper.make_node("MatMul", ["rows", "weight"], ["out"]), (TensorProto.FLOAT, TensorProto.FLOAT)
+    else:
+        num_out *= 4
+        weight = random.integers(-127, 128, (num_in, num_out), np.int8)
+        row = random.integers(0, 256, (1, num_in), np.uint8)
+        node = helper.make_node("MatMulInteger", ["rows", "weight", "zero_point"], ["out"])
+        kinds = TensorProto.UINT8, TensorProto.INT32
+    constants = [
+        numpy_helper.from_array(weight, "weight"),
+        numpy_helper.from_array(np.array(128, np.uint8), "zero_point"),
+    ]
+    given = helper.make_tensor_value_info("rows", kinds[0], ["num_rows", num_in])
+    found = helper.make_tensor_value_info("out", kinds[1], ["num_rows", num_out])
+    graph = helper.make_graph([node], "product", [given], [found], constants[: len(node.input) - 1])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = JOB["threads"]
+    for setting in (*SESSION_SETTINGS, ("session.intra_op.allow_spinning", "0")):
+        options.add_session_config_entry(*setting)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]), row
+
+
 def _seconds(run: Callable[[], Any], num_times: int = 5) -> float:
     times = []
     for _ in range(num_times):
@@ -185,4 +237,5 @@ def compare_layouts() -> None:
 
 
 if __name__ == "__main__":
-    compare_layouts() if "layouts" in JOB else measure_sizes()
+    kinds = {"layouts": compare_layouts, "products": measure_products}
+    next((run for kind, run in kinds.items() if kind in JOB), measure_sizes)()
