@@ -2,6 +2,7 @@
 
     python benchmarks/bench_stage.py                 two model shapes; the first run exports them (some minutes, 5 GB of disk)
     python benchmarks/bench_stage.py --quick         one shape, one thread, four precisions, two sizes
+    python benchmarks/bench_stage.py --cpu-time      where others use the machine too: one thread, and its processor time
     python benchmarks/bench_stage.py --json
 
 Layers have the shapes of TinyLlama 1.1B and Llama 3.2 3B and random weights, exported as any checkpoint is; more of them than
@@ -50,6 +51,20 @@ class Shape:
 
     name: str
     config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class How:
+    """By which clock, and so on how many threads: processor time tells nothing of two that work at once."""
+
+    is_cpu_time: bool
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        return THREADS[:1] if self.is_cpu_time else THREADS
+
+    def job(self, threads: int) -> dict[str, Any]:
+        return {"threads": threads, "cpu_time": self.is_cpu_time}
 
 
 SHAPES = (
@@ -110,11 +125,11 @@ def export(shape: Shape, folder: Path, block_size: int = 1) -> Path:
 
 
 def measure(
-    bundle: Path, precisions: Sequence[str], sizes: Sequence[int], pasts: Sequence[int], threads: int
+    bundle: Path, precisions: Sequence[str], sizes: Sequence[int], pasts: Sequence[int], how: How, threads: int
 ) -> Iterator[Any]:
     """Rows as they come from a process of its own, with what follows from them."""
     manifest = load_manifest(bundle)
-    job = {"bundle": str(bundle), "precisions": precisions, "sizes": sizes, "pasts": pasts, "threads": threads}
+    job = {"bundle": str(bundle), "precisions": precisions, "sizes": sizes, "pasts": pasts, **how.job(threads)}
     command = [sys.executable, "-m", "benchmarks.stage_measurement", json.dumps(job)]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -138,23 +153,23 @@ def measure(
         raise SystemExit(f"bench_stage: the measuring process of {bundle.name} ended with {process.returncode}")
 
 
-def measure_all(folder: Path, is_quick: bool) -> list[dict[str, Any]]:
+def measure_all(folder: Path, how: How, is_quick: bool) -> list[dict[str, Any]]:
     rows = []
     for shape in SHAPES[:1] if is_quick else SHAPES:
         bundle = export(shape, folder)
-        for threads in THREADS[:1] if is_quick else THREADS:
+        for threads in how.threads[:1] if is_quick else how.threads:
             chosen = (QUICK_PRECISIONS, QUICK_SIZES, QUICK_PASTS) if is_quick else (PRECISIONS, SIZES, PASTS)
-            for row in measure(bundle, *chosen, threads):
+            for row in measure(bundle, *chosen, how, threads):
                 rows.append({"shape": shape.name, **row})
                 say(describe(rows[-1]))
     return rows
 
 
-def measure_products() -> list[dict[str, Any]]:
+def measure_products(how: How) -> list[dict[str, Any]]:
     """A matrix by itself, in one, two and 16 rows: a chunk of one row is padded to two."""
     rows = []
-    for threads in THREADS:
-        job = {"products": [1, 2, 16], "threads": threads}
+    for threads in how.threads:
+        job = {"products": [1, 2, 16], **how.job(threads)}
         command = [sys.executable, "-m", "benchmarks.stage_measurement", json.dumps(job)]
         done = subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
         rows += [{"threads": threads, **json.loads(line)} for line in done.stdout.splitlines()]
@@ -170,8 +185,8 @@ def describe_product(row: dict[str, Any]) -> str:
     )
 
 
-def describe_machine() -> dict[str, Any]:
-    """What figures depend on: processor, whether it multiplies bytes by an instruction, what else ran, and the commit."""
+def describe_machine(how: How) -> dict[str, Any]:
+    """What figures depend on: processor, whether it multiplies bytes by an instruction, what else ran, the clock and the commit."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in fields.items()}
@@ -180,6 +195,7 @@ def describe_machine() -> dict[str, Any]:
         ["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False
     )
     return {
+        "clock": "processor time" if how.is_cpu_time else "wall",
         "processor": fields.get("model name", platform.machine()),
         "num_cores": os.cpu_count(),
         "vector_instructions": sorted(flags & INSTRUCTIONS),
@@ -188,7 +204,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def measure_layouts(folder: Path) -> list[dict[str, Any]]:
+def measure_layouts(folder: Path, how: How) -> list[dict[str, Any]]:
     """Layers chained as graphs of one each, against one graph of them all."""
     shape = SHAPES[0]
     bundles = {"chained": export(shape, folder), "one graph": export(shape, folder, shape.config["num_hidden_layers"])}
@@ -198,8 +214,8 @@ def measure_layouts(folder: Path) -> list[dict[str, Any]]:
         "sizes": [1, 16, 64],
     }
     rows = []
-    for threads in THREADS:
-        command = [sys.executable, "-m", "benchmarks.stage_measurement", json.dumps({**job, "threads": threads})]
+    for threads in how.threads:
+        command = [sys.executable, "-m", "benchmarks.stage_measurement", json.dumps({**job, **how.job(threads)})]
         done = subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
         rows += [{"threads": threads, **json.loads(line)} for line in done.stdout.splitlines()]
         for row in rows[-6:]:
@@ -238,7 +254,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     flops = sorted(row["gigaflops"] for row in rows)
     lines.append(
         f"\nBLAS in float32 on this machine, medians: {rates[len(rates) // 2]:.1f} GB/s matrix-vector, "
-        f"{flops[len(flops) // 2]:.0f} GFLOP/s matrix-matrix (both numbers of threads together)."
+        f"{flops[len(flops) // 2]:.0f} GFLOP/s matrix-matrix (all numbers of threads together)."
     )
     return "\n".join(lines)
 
@@ -253,13 +269,15 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=PROJECT / "build/bench_stage", help="where exported shapes are kept"
     )
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time on one thread, not the clock's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    began, machine = time.monotonic(), describe_machine()
-    rows = measure_all(options.folder, options.quick)
-    products = [] if options.quick else measure_products()
-    layouts = [] if options.quick else measure_layouts(options.folder)
+    how = How(options.cpu_time)
+    began, machine = time.monotonic(), describe_machine(how)
+    rows = measure_all(options.folder, how, options.quick)
+    products = [] if options.quick else measure_products(how)
+    layouts = [] if options.quick else measure_layouts(options.folder, how)
     if options.json:
         print(json.dumps({"machine": machine, "rows": rows, "products": products, "layouts": layouts}))
         return
