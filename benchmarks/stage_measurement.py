@@ -36,7 +36,7 @@ clock = time.process_time if JOB.get("cpu_time") else time.perf_counter
 SESSION = 1
 KEPT = 2
 """Of three rows of a chunk two die, as about in a draft tree; the third moves up."""
-SPENT_S, NUM_LEAST, NUM_MOST = 1.2, 5, 41
+SPENT_S, NUM_LEAST, NUM_MOST = 2.0, 7, 41
 """Of measuring one size: seconds, and how many times at least and at most."""
 MATRIX = (8192, 8192)  # float32: 268 MB, far beyond the caches
 PRODUCT = 2048
