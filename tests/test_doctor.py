@@ -41,7 +41,8 @@ async def test_doctor_tells_a_version_from_a_stale_announcement_from_too_little_
         small.terminate()
         await small.communicate()
     assert out, err
-    found = {peer["node"]: peer for peer in json.loads(out)["peers"]}
+    peers = json.loads(out)["peers"]
+    found = {peer["node"]: peer for peer in peers if peer["node"].startswith("pi-")}  # others may be on this machine
     assert {node: peer["reason"] for node, peer in found.items()} == {
         "pi-small": "too little memory",
         "pi-newer": "other version",
