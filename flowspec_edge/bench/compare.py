@@ -176,9 +176,8 @@ class Bench:
                 if schedule == YARDSTICK and not outcome.places and self._drafter is not None:
                     roots = _roots(tape, answer)
                     sampler = Sampler(options, self._limits.vocab_size)
-                    outcome.places[False] = outcome.places[True] = accepted_places(tape, self._drafter, roots)
-                    if options.temperature:
-                        outcome.places[True] = accepted_places(tape, self._drafter, roots, sampler)
+                    outcome.places[False] = accepted_places(tape, self._drafter, roots)
+                    outcome.places[True] = accepted_places(tape, self._drafter, roots, sampler)
         return outcome
 
 

@@ -24,6 +24,11 @@ Floats = NDArray[np.float32]
 
 NUM_KEPT_POSITIONS = 16
 """Positions whose noise is kept at hand: as deep as most draft trees are."""
+SHARPNESS = 1.5
+"""Exponent between a draft's probability and its chance. Measured with the demo model's head on tokens that it foretells best with
+1.5 at temperature 0 and with 1.2 at 0.6; on the virtual clock 1.5 brings 1 to 4 % more than 1 at both, 3 less."""
+MIN_REST = 1e-9
+"""Probability of all that a draft does not propose, at least."""
 
 
 class Sampler:
@@ -47,22 +52,29 @@ class Sampler:
     def foresee(self, tokens: NDArray[np.int64], log_probs: Floats, positions: Sequence[int]) -> Floats:
         """Log-chances [rows, k] that each of a draft's ``tokens`` [rows, k] will be drawn, given the noise at its row's position.
 
-        ``log_probs`` [rows, k] are the draft's own, at temperature 1. They err by about as much as a Gumbel variable scatters, or
-        the draft would be sure of itself; at temperature ``t`` the target's ranking is ``log_prob + t * noise``.
+        ``log_probs`` [rows, k] are the draft's own, at temperature 1; at temperature ``t`` the target's ranking is about
+        ``log_prob + t * noise``. What ranks first is drawn more often than a draft says that hedges between what the target
+        may mean, so chances are sharper than its probabilities. All that it does not propose counts as one token more.
         """
-        temperature = self._options.temperature
-        if temperature == 0 or not len(positions):
+        if not len(positions):
             return log_probs
+        rest = np.log(np.maximum(1 - np.exp(log_probs).sum(axis=1, keepdims=True), MIN_REST))
+        ranks = SHARPNESS * np.concatenate([log_probs + self._noise(tokens, log_probs, positions), rest], axis=1)
+        highest = ranks.max(axis=1, keepdims=True)
+        totals = highest + np.log(np.exp(ranks - highest).sum(axis=1, keepdims=True))
+        return (ranks - totals)[:, :-1].astype(np.float32)  # type: ignore[no-any-return]
+
+    def _noise(self, tokens: NDArray[np.int64], log_probs: Floats, positions: Sequence[int]) -> Floats | float:
+        """What luck adds to the rank of each of ``tokens``, [rows, k]; nothing at temperature 0."""
+        temperature = self._options.temperature
+        if temperature == 0:
+            return 0.0
         times = np.stack([self._race(position)[row] for position, row in zip(positions, tokens, strict=True)])
-        noise = -np.log(times)
+        noise: Floats = -temperature * np.log(times)
         if self._options.top_k or self._options.top_p < 1:  # luck does not help a token that is cut off
             is_kept = np.stack([next_token_distribution(row, self._options) > 0 for row in log_probs])
             noise = np.where(is_kept, noise, np.minimum(noise, 0))
-        ranks = log_probs + temperature * noise
-        rest = np.maximum(1 - np.exp(log_probs).sum(axis=1, keepdims=True), 0)
-        highest = ranks.max(axis=1, keepdims=True)
-        totals = highest + np.log(np.exp(ranks - highest).sum(axis=1, keepdims=True) + rest * np.exp(-highest))
-        return (ranks - totals).astype(np.float32)  # type: ignore[no-any-return]
+        return noise
 
     def _run_race(self, position: int) -> Floats:
         """Exponential times [vocab_size]; drawn in double precision, for none may be 0."""

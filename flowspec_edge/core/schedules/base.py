@@ -17,7 +17,7 @@ class Schedule:
     is_calibrated: ClassVar[bool] = False
     """Whether scores are chances of acceptance as observed, or the drafter's own probabilities."""
     is_coupled: ClassVar[bool] = False
-    """Whether drafts are ranked by the very noise that the target will be sampled with."""
+    """Whether drafts are ranked by their chance of being drawn, with the very noise that the target will be sampled with."""
 
     cancels: ClassVar[bool] = False
     """Whether a stage gives up a forward none of whose rows lives any more."""
