@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -28,7 +28,7 @@ class LoadedStage:
     bundle: Bundle
     runner: StageRunner
     memory_bytes: int
-    files: AsyncExitStack
+    files: ExitStack
 
 
 class KeptStage:
@@ -36,7 +36,7 @@ class KeptStage:
 
     def __init__(self) -> None:
         self._kept: tuple[Key, LoadedStage] | None = None
-        self._expiry: asyncio.Task[None] | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._uses: defaultdict[Key, list[tuple[Link, asyncio.Event]]] = defaultdict(list)
 
@@ -62,41 +62,31 @@ class KeptStage:
                         await ended.wait()
                 except TimeoutError:
                     break
+        stage: LoadedStage | None = None
         if self._kept is not None and self._kept[0] == key:
             (_, stage), self._kept = self._kept, None
-            await self._stop_expiry()
-            return stage
-        await self.drop()
-        return None
+        self.drop()
+        return stage
 
-    async def keep(self, key: Key, stage: LoadedStage) -> None:
+    def keep(self, key: Key, stage: LoadedStage) -> None:
         """For KEEP_S, instead of what was kept before."""
-        await self.drop()
+        self.drop()
         if self._is_closed:
-            await stage.files.aclose()
+            stage.files.close()
             return
         self._kept = key, stage
-        self._expiry = asyncio.create_task(self._expire(), name="end of kept layers")
+        self._expiry = asyncio.get_running_loop().call_later(KEEP_S, self.drop)
 
-    async def drop(self) -> None:
+    def drop(self) -> None:
         """Free what is kept."""
-        await self._stop_expiry()
         kept, self._kept = self._kept, None
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
         if kept is not None:
-            await kept[1].files.aclose()
+            kept[1].files.close()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Free what is kept, and keep nothing any more."""
         self._is_closed = True
-        await self.drop()
-
-    async def _expire(self) -> None:
-        await asyncio.sleep(KEEP_S)
-        self._expiry = None  # it is not to be cancelled by what it does
-        await self.drop()
-
-    async def _stop_expiry(self) -> None:
-        expiry, self._expiry = self._expiry, None
-        if expiry is not None:
-            expiry.cancel()
-            await asyncio.wait({expiry})
+        self.drop()

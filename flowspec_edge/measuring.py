@@ -203,7 +203,7 @@ async def _curves(
     for precision in precisions:
         line = node.measurements.kept(manifest, precision)
         if line is None and bundle is not None:
-            await node.kept.drop()  # its memory is wanted
+            node.kept.drop()  # its memory is wanted
             line = await node.measurements.curve(bundle, precision, node.free_bytes)
         if line is not None:
             curves[precision] = line

@@ -97,8 +97,7 @@ class StageHost:
         if stage is not None:
             links.enter_context(self.node.reserve(stage.memory_bytes))
         else:
-            files = contextlib.AsyncExitStack()
-            links.push_async_callback(files.aclose)
+            files = links.enter_context(contextlib.ExitStack())
             bundle, memory_bytes = await self._supplied(request, files, links)
             began = time.monotonic()
             runner = await self._in_thread(self._load, bundle, request)
@@ -131,7 +130,7 @@ class StageHost:
     async def _lay_down(self, key: Key, stage: LoadedStage) -> None:
         """The stage has ended: keep it, unless it failed."""
         if not self._is_sound:
-            await stage.files.aclose()
+            stage.files.close()
             return
         self._cancelled.set()
 
@@ -140,13 +139,13 @@ class StageHost:
                 stage.runner.free_cache(session)
 
         await self._in_thread(free_caches)
-        await self.node.kept.keep(key, stage)
+        self.node.kept.keep(key, stage)
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     async def _supplied(
-        self, request: wire.OpenStage, files: contextlib.AsyncExitStack, links: contextlib.AsyncExitStack
+        self, request: wire.OpenStage, files: contextlib.ExitStack, links: contextlib.AsyncExitStack
     ) -> tuple[Bundle, int]:
         """The stage's weights, fetched where they are missing and held by ``files``, and the memory that is reserved for them.
 
@@ -163,7 +162,7 @@ class StageHost:
             blocks = manifest.blocks_of(request.start, request.stop, precision)
             memory_bytes = stage_memory_bytes(blocks)
             links.enter_context(self.node.reserve(memory_bytes))
-            bundle = await files.enter_async_context(supply.stage(wanted, manifest, self._tell_progress))
+            bundle = await supply.stage(wanted, manifest, files, self._tell_progress)
             supplied.append((bundle, memory_bytes))
 
         async def watch() -> None:

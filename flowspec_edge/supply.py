@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,11 +152,10 @@ class WeightSupply:
             await self._run(cache.keep_manifest, manifest)
         return manifest
 
-    @contextlib.asynccontextmanager
     async def stage(
-        self, request: StageRequest, manifest: Manifest, on_fetch: OnFetch = lambda progress: None
-    ) -> AsyncIterator[Bundle]:
-        """A bundle with the files of these layers, each of them checked; until the end they stay.
+        self, request: StageRequest, manifest: Manifest, held: contextlib.ExitStack, on_fetch: OnFetch
+    ) -> Bundle:
+        """A bundle with the files of these layers, each of them checked; until ``held`` is closed they stay.
 
         Raises:
             BundleError: a file of this node's own bundle is damaged.
@@ -166,15 +165,11 @@ class WeightSupply:
         if own is not None:
             files = manifest.stage_files(request.start, request.stop, request.precision)
             await self._run(verify_digests, own.directory, files)
-            yield own
-            return
+            return own
         cache = self._fetching(request.digest)
-        lease = cache.lease()
-        try:
-            paths = await _Gathering(self, cache, lease, request, manifest, on_fetch).gather()
-            yield Bundle(await self._run(cache.link, manifest, paths), manifest, request.digest)
-        finally:
-            lease.close()
+        lease = held.enter_context(contextlib.closing(cache.lease()))
+        paths = await _Gathering(self, cache, lease, request, manifest, on_fetch).gather()
+        return Bundle(await self._run(cache.link, manifest, paths), manifest, request.digest)
 
     def _fetching(self, digest: str) -> WeightCache:
         if self._cache is None:

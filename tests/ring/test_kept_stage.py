@@ -14,6 +14,7 @@ from flowspec_edge.ring import open_ring
 from tests.ring.conftest import GIB, answer_of, found_of, nodes_of, tokens_of
 
 OPTIONS = GenerateOptions(max_new_tokens=12)
+KEY, OTHER = ("model", 0, 4, ""), ("model", 4, 8, "")
 
 
 @pytest.fixture
@@ -97,32 +98,42 @@ class Control:
         self.is_open = is_open
 
 
-@contextlib.asynccontextmanager
-async def stage_of(name, closed):
-    async with contextlib.AsyncExitStack() as files:
-        files.callback(closed.append, name)
-        yield LoadedStage(None, name, 0, files.pop_all())
+def stage_of(name, closed):
+    files = contextlib.ExitStack()
+    files.callback(closed.append, name)
+    return LoadedStage(None, name, 0, files)
 
 
 async def test_whoever_comes_while_a_stage_ends_waits_for_it_and_not_for_one_that_serves():
     kept, closed = KeptStage(), []
-    key, other = ("model", 0, 4, ""), ("model", 4, 8, "")
-    async with stage_of("a", closed) as stage:
-        with kept.using(key, Control(is_open=True)):
-            assert await kept.take(key) is None
-        with kept.using(key, Control(is_open=False)):
-            taking = asyncio.create_task(kept.take(key))
-            await asyncio.sleep(0)
-            await kept.keep(key, stage)
-            assert not taking.done()
-        assert await taking is stage
-        await kept.keep(key, stage)
-        assert closed == []
-        assert await kept.take(other) is None and closed == ["a"], "it gives way"
-    await kept.close()
-    async with stage_of("b", closed) as late:
-        await kept.keep(key, late)
-    assert closed == ["a", "b"] and await kept.take(key) is None
+    stage = stage_of("a", closed)
+    with kept.using(KEY, Control(is_open=True)):
+        assert await kept.take(KEY) is None
+    with kept.using(KEY, Control(is_open=False)):
+        taking = asyncio.create_task(kept.take(KEY))
+        await asyncio.sleep(0)
+        kept.keep(KEY, stage)
+        assert not taking.done()
+    assert await taking is stage
+    kept.keep(KEY, stage)
+    assert closed == []
+    assert await kept.take(OTHER) is None and closed == ["a"], "it gives way"
+    kept.close()
+    kept.keep(KEY, stage_of("b", closed))
+    assert closed == ["a", "b"] and await kept.take(KEY) is None
+
+
+async def test_of_stages_that_end_at_once_one_is_kept_and_the_clock_of_the_other_stops(monkeypatch):
+    kept, closed = KeptStage(), []
+    monkeypatch.setattr(kept_stage, "KEEP_S", 0.0)
+    kept.keep(KEY, stage_of("a", closed))
+    monkeypatch.setattr(kept_stage, "KEEP_S", 60.0)
+    kept.keep(KEY, stage_of("b", closed))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert closed == ["a"]
+    kept.close()
+    assert closed == ["a", "b"]
 
 
 async def until(condition):
