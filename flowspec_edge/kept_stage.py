@@ -30,6 +30,11 @@ class LoadedStage:
     memory_bytes: int
     files: ExitStack
 
+    def close(self) -> None:
+        """Free it at once: errors that ended it lie in reference cycles, and their tracebacks hold the runner."""
+        self.runner.close()
+        self.files.close()
+
 
 class KeptStage:
     """At most one stage, which gives way to whatever else is to be loaded; its memory counts as free."""
@@ -72,7 +77,7 @@ class KeptStage:
         """For KEEP_S, instead of what was kept before."""
         self.drop()
         if self._is_closed:
-            stage.files.close()
+            stage.close()
             return
         self._kept = key, stage
         self._expiry = asyncio.get_running_loop().call_later(KEEP_S, self.drop)
@@ -84,7 +89,7 @@ class KeptStage:
             self._expiry.cancel()
             self._expiry = None
         if kept is not None:
-            kept[1].files.close()
+            kept[1].close()
 
     def close(self) -> None:
         """Free what is kept, and keep nothing any more."""

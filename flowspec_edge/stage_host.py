@@ -129,9 +129,6 @@ class StageHost:
 
     async def _lay_down(self, key: Key, stage: LoadedStage) -> None:
         """The stage has ended: keep it, unless it failed."""
-        if not self._is_sound:
-            stage.files.close()
-            return
         self._cancelled.set()
 
         def free_caches() -> None:  # behind the last forward
@@ -139,7 +136,10 @@ class StageHost:
                 stage.runner.free_cache(session)
 
         await self._in_thread(free_caches)
-        self.node.kept.keep(key, stage)
+        if self._is_sound:
+            self.node.kept.keep(key, stage)
+        else:
+            stage.close()
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)

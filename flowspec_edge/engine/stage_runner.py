@@ -94,6 +94,12 @@ class StageRunner:
     def free_cache(self, session: int) -> None:
         self._sessions.pop(session, None)
 
+    def close(self) -> None:
+        """Free all that takes memory, whoever still holds the runner; it runs nothing any more."""
+        self._sessions, self._blocks = {}, []
+        self._embedding = self._final_norm = None
+        self._rotary = RotaryTables(self._geometry.rope_frequencies)
+
     def run(
         self,
         forward: RunForward,

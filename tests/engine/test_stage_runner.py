@@ -1,8 +1,10 @@
 """A stage computes the same rows however they are cut: by chunk, by layer range, in a tree or in a chain."""
 
 import dataclasses
+import gc
 import itertools
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -148,6 +150,22 @@ def _forward(session, rows):
     slots = KvSlots(100)
     first = slots.append(rows)
     return RunForward(session, tuple(rows), None, (), first, np.arange(len(rows)), slots.ancestor_mask(first))
+
+
+def test_a_closed_runner_holds_nothing_that_takes_memory(bundle, tokens):
+    runner = StageRunner(bundle.directory, bundle.manifest, 0, NUM_LAYERS)
+    runner.open_cache(1, 100)
+    runner.run(_forward(1, make_chain(tokens[:4])))
+    large = [graph for _, _, graph in runner._blocks] + [runner._embedding, runner._sessions[1].cache._stack]
+    freed = [weakref.ref(each) for each in large]
+    del large
+    gc.disable()
+    try:
+        runner.close()
+        assert [each() for each in freed] == [None] * len(freed)
+    finally:
+        gc.enable()
+    runner.free_cache(1)
 
 
 def test_a_view_with_gaps_is_refused():

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
+import weakref
 
 import pytest
 
 from flowspec_edge import kept_stage, stage_host
 from flowspec_edge.config import GenerateOptions
+from flowspec_edge.engine import stage_runner
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import StageFailedError
 from flowspec_edge.kept_stage import KeptStage, LoadedStage
@@ -38,6 +41,20 @@ def loaded(monkeypatch):
 
     monkeypatch.setattr(stage_host, "StageRunner", Runner)
     return ranges
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Weak references to all graphs that were loaded."""
+    references = []
+
+    class Graph(stage_runner.CachedGraph):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            references.append(weakref.ref(self))
+
+    monkeypatch.setattr(stage_runner, "CachedGraph", Graph)
+    return references
 
 
 async def text_of(origin, bundle, found, prompt):
@@ -79,6 +96,24 @@ async def test_it_goes_after_a_while(int8_bundle, prompts, loaded, monkeypatch):
     assert loaded == [(0, 8), (0, 8)]
 
 
+@pytest.mark.parametrize("is_failed", [False, True])
+async def test_its_memory_goes_with_it_whatever_still_refers_to_it(
+    int8_bundle, prompts, graphs, monkeypatch, is_failed
+):
+    monkeypatch.setattr(kept_stage, "KEEP_S", 0.0)
+    gc.disable()
+    try:
+        async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
+            if is_failed:
+                monkeypatch.setattr(stage_host.StageRunner, "run", refuse)
+            with contextlib.suppress(StageFailedError):
+                await text_of(origin, int8_bundle, found_of(serving), prompts[0])
+            assert len(graphs) == 8
+            await until(lambda: not any(graph() for graph in graphs))
+    finally:
+        gc.enable()
+
+
 async def test_a_stage_that_failed_is_not_used_again(int8_bundle, prompts, loaded, monkeypatch):
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         with monkeypatch.context() as broken:
@@ -98,10 +133,18 @@ class Control:
         self.is_open = is_open
 
 
+class NamedRunner:
+    """Says when it is closed."""
+
+    def __init__(self, name, closed):
+        self.name, self.closed = name, closed
+
+    def close(self):
+        self.closed.append(self.name)
+
+
 def stage_of(name, closed):
-    files = contextlib.ExitStack()
-    files.callback(closed.append, name)
-    return LoadedStage(None, name, 0, files)
+    return LoadedStage(None, NamedRunner(name, closed), 0, contextlib.ExitStack())
 
 
 async def test_whoever_comes_while_a_stage_ends_waits_for_it_and_not_for_one_that_serves():
