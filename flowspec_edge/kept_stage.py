@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -15,7 +14,7 @@ from flowspec_edge.supply import Bundle
 KEEP_S = 60.0
 """How long: whoever moves a ring, or asks again, comes within seconds; others want the memory."""
 ENDING_S = 5.0
-"""How long to wait for a stage that is ending, before its layers are loaded a second time: a forward may run to its end."""
+"""How long to wait for stages that are ending, before others are loaded beside them: a forward may run to its end."""
 
 Key = tuple[str, int, int, str]
 """Bundle, layers [start, stop), precision."""
@@ -43,40 +42,34 @@ class KeptStage:
         self._kept: tuple[Key, LoadedStage] | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._is_closed = False
-        self._uses: defaultdict[Key, list[tuple[Link, asyncio.Event]]] = defaultdict(list)
+        self._uses: dict[Link, asyncio.Event] = {}
 
     @contextmanager
-    def using(self, key: Key, control: Link) -> Iterator[None]:
-        """Whoever takes the same stage meanwhile waits for the end of this, once its control link is closed."""
-        use = (control, asyncio.Event())
-        self._uses[key].append(use)
+    def using(self, control: Link) -> Iterator[None]:
+        """A stage is loaded for that control link, or is about to be. Once the link is closed, whoever comes waits for its end."""
+        ended = self._uses[control] = asyncio.Event()
         try:
             yield
         finally:
-            use[1].set()
-            self._uses[key].remove(use)
-            if not self._uses[key]:
-                del self._uses[key]
+            ended.set()
+            del self._uses[control]
 
     async def take(self, key: Key) -> LoadedStage | None:
         """The stage, if it is the one that is kept; else nothing is kept any more."""
-        for control, ended in list(self._uses.get(key, ())):
-            if not control.is_open:
-                try:
-                    async with asyncio.timeout(ENDING_S):
-                        await ended.wait()
-                except TimeoutError:
-                    break
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ENDING_S):
+                for ended in [ended for control, ended in self._uses.items() if not control.is_open]:
+                    await ended.wait()
         stage: LoadedStage | None = None
         if self._kept is not None and self._kept[0] == key:
             (_, stage), self._kept = self._kept, None
         self.drop()
         return stage
 
-    def keep(self, key: Key, stage: LoadedStage) -> None:
-        """For KEEP_S, instead of what was kept before."""
+    def keep(self, key: Key, stage: LoadedStage, control: Link) -> None:
+        """For KEEP_S, instead of what was kept before; unless others, who may count on the memory, came while it ended."""
         self.drop()
-        if self._is_closed:
+        if self._is_closed or any(other.is_open for other in self._uses if other is not control):
             stage.close()
             return
         self._kept = key, stage

@@ -93,7 +93,7 @@ class StageHost:
         key = (request.bundle, request.start, request.stop, self._precision_of(request) or "")
         began = time.monotonic()
         stage = await self.node.kept.take(key)
-        links.enter_context(self.node.kept.using(key, self.control))
+        links.enter_context(self.node.kept.using(self.control))
         if stage is not None:
             links.enter_context(self.node.reserve(stage.memory_bytes))
         else:
@@ -137,7 +137,7 @@ class StageHost:
 
         await self._in_thread(free_caches)
         if self._is_sound:
-            self.node.kept.keep(key, stage)
+            self.node.kept.keep(key, stage, self.control)
         else:
             stage.close()
 
