@@ -152,7 +152,7 @@ class Node:
         self.measurements = Measurements(settings.num_threads, settings.thermometer)
         self._expected: set[str] = set()
         self._data_links: dict[str, asyncio.Future[Link]] = {}
-        self._reserved_bytes = 0
+        self._reserved_bytes: dict[Link, int] = {}
         self._server: LinkServer | None = None
         self._directory: Directory | None = None
         self._is_started = asyncio.Event()
@@ -256,13 +256,13 @@ class Node:
             await link.close()
 
     @contextlib.contextmanager
-    def reserve(self, num_bytes: int) -> Iterator[None]:
-        """Take this much off what the node offers, while a stage needs it."""
-        self._reserved_bytes += num_bytes
+    def reserve(self, control: Link, num_bytes: int) -> Iterator[None]:
+        """Take this much off what the node offers, while the stage of that control link needs it."""
+        self._reserved_bytes[control] = num_bytes
         try:
             yield
         finally:
-            self._reserved_bytes -= num_bytes
+            del self._reserved_bytes[control]
 
     @contextlib.contextmanager
     def expect(self, name: str) -> Iterator[None]:
@@ -276,8 +276,9 @@ class Node:
 
     @property
     def free_bytes(self) -> int:
-        """Of the memory that it offers."""
-        return max(self.settings.memory_bytes - self._reserved_bytes, 0)
+        """Of the memory that it offers. Stages that are ending have none: whoever opens another waits (KeptStage)."""
+        reserved = sum(num_bytes for control, num_bytes in self._reserved_bytes.items() if control.is_open)
+        return max(self.settings.memory_bytes - reserved, 0)
 
     def _welcome(self) -> wire.Welcome:
         return wire.Welcome(

@@ -95,7 +95,7 @@ class StageHost:
         stage = await self.node.kept.take(key)
         links.enter_context(self.node.kept.using(self.control))
         if stage is not None:
-            links.enter_context(self.node.reserve(stage.memory_bytes))
+            links.enter_context(self.node.reserve(self.control, stage.memory_bytes))
         else:
             files = links.enter_context(contextlib.ExitStack())
             bundle, memory_bytes = await self._supplied(request, files, links)
@@ -161,7 +161,7 @@ class StageHost:
             manifest = await supply.manifest(wanted)
             blocks = manifest.blocks_of(request.start, request.stop, precision)
             memory_bytes = stage_memory_bytes(blocks)
-            links.enter_context(self.node.reserve(memory_bytes))
+            links.enter_context(self.node.reserve(self.control, memory_bytes))
             bundle = await supply.stage(wanted, manifest, files, self._tell_progress)
             supplied.append((bundle, memory_bytes))
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import threading
 import weakref
 
 import pytest
@@ -92,8 +93,34 @@ async def test_it_goes_after_a_while(int8_bundle, prompts, loaded, monkeypatch):
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         for _ in range(2):
             await text_of(origin, int8_bundle, found_of(serving), prompts[0])
-            await until(lambda: serving[0].kept._kept is None and not serving[0]._reserved_bytes)
+            await until(lambda: serving[0].kept._kept is None and not serving[0].kept._uses)
     assert loaded == [(0, 8), (0, 8)]
+
+
+async def test_a_stage_that_is_ending_is_in_nobodys_way(int8_bundle, prompts, loaded, monkeypatch):
+    """While its last forward runs its memory counts as free, and the next ring waits for it."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def run_long(self, forward, *arguments):
+        begun.set()
+        may_end.wait(30)
+        return run(self, forward, *arguments)
+
+    run = stage_host.StageRunner.run
+    async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
+        found = found_of(serving)
+        async with open_ring(origin, int8_bundle, found) as ring:
+            monkeypatch.setattr(stage_host.StageRunner, "run", run_long)
+            answer = asyncio.create_task(answer_of(ring, prompts[0], OPTIONS))
+            await until(begun.is_set)
+            answer.cancel()
+            await asyncio.wait({answer})
+        monkeypatch.setattr(stage_host.StageRunner, "run", run)
+        await until(lambda: serving[0].free_bytes == GIB)
+        assert serving[0].kept._kept is None, "its last forward has not ended"
+        asyncio.get_running_loop().call_soon(may_end.set)
+        assert len(await text_of(origin, int8_bundle, found, prompts[0])) == 12
+    assert loaded == [(0, 8)]
 
 
 @pytest.mark.parametrize("is_failed", [False, True])

@@ -143,7 +143,7 @@ async def test_a_nodes_memory_is_taken_and_given_back(node, int8_bundle):
     assert welcome.free_memory_bytes < GIB
     await other.close()
     await link.close()
-    while node._reserved_bytes:
+    while node.free_bytes < GIB:
         other, _ = await open_link("127.0.0.1", node.port, hello())
         await other.close()
 
