@@ -135,11 +135,12 @@ class StageHost:
             for session in self._sessions:
                 stage.runner.free_cache(session)
 
-        await self._in_thread(free_caches)
-        if self._is_sound:
-            self.node.kept.keep(key, stage, self.control)
-        else:
-            stage.close()
+        with contextlib.ExitStack() as lost:  # as it is also where this is cancelled
+            lost.callback(stage.close)
+            await self._in_thread(free_caches)
+            if self._is_sound:
+                lost.pop_all()
+                self.node.kept.keep(key, stage, self.control)
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)

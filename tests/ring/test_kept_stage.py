@@ -5,6 +5,8 @@ import contextlib
 import gc
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -121,6 +123,24 @@ async def test_a_stage_that_is_ending_is_in_nobodys_way(int8_bundle, prompts, lo
         asyncio.get_running_loop().call_soon(may_end.set)
         assert len(await text_of(origin, int8_bundle, found, prompts[0])) == 12
     assert loaded == [(0, 8)]
+
+
+async def test_a_stage_whose_end_is_cancelled_lets_go_of_its_files():
+    kept, closed = KeptStage(), []
+    stage = stage_of("a", closed)
+    stage.files.callback(closed.append, "files")
+    host = stage_host.StageHost(SimpleNamespace(kept=kept), CLOSED)
+    host._is_sound = True
+    may_end = threading.Event()
+    with ThreadPoolExecutor(1) as host._executor:
+        host._executor.submit(may_end.wait)
+        ending = asyncio.create_task(host._lay_down(KEY, stage))
+        await asyncio.sleep(0)
+        ending.cancel()
+        await asyncio.wait({ending})
+        may_end.set()
+    assert ending.cancelled() and kept._kept is None
+    assert closed == ["a", "files"]
 
 
 @pytest.mark.parametrize("is_failed", [False, True])
