@@ -214,9 +214,9 @@ class Node:
         assert self._server is not None
         return self._server.port
 
-    def precision_of(self, digest: str) -> str | None:
-        """What a bundle's layers run in here; None for the bundle's own precision."""
-        return self.settings.precision or chosen_precision(digest)
+    def precision_of(self, digest: str, planned: str = "") -> str | None:
+        """What a bundle's layers run in here: what was set by hand, planned, or chosen; None for the bundle's own precision."""
+        return self.settings.precision or planned or chosen_precision(digest)
 
     @property
     def announcement(self) -> Announcement:

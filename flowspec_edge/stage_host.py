@@ -124,8 +124,7 @@ class StageHost:
         await run_until_first_ends(self._read_control(), self._work(f"{request.ring}/{request.hop}", links))
 
     def _precision_of(self, request: wire.OpenStage) -> str | None:
-        """The plan's, or this node's choice; None for the bundle's own."""
-        return request.precision or self.node.precision_of(request.bundle)
+        return self.node.precision_of(request.bundle, request.precision)
 
     async def _lay_down(self, key: Key, stage: LoadedStage) -> None:
         """The stage has ended: keep it, unless it failed."""

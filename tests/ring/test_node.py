@@ -1,6 +1,7 @@
 """What a node does with links that are not as they should be, and with forwards that nobody needs any more."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 
@@ -62,6 +63,16 @@ async def test_a_stage_that_cannot_be_opened_says_why(node, int8_bundle, changes
     assert isinstance(answer, wire.StageFailure)
     with pytest.raises(StageFailedError, match=text):
         raise StageFailedError(answer.reason)
+    await link.close()
+
+
+async def test_a_precision_set_by_hand_goes_before_a_planned_one(node, int8_bundle):
+    link, answer = await asked(node, int8_bundle, precision="w8a8")
+    assert "has no precision 'w8a8'" in answer.reason
+    await link.close()
+    node.settings = dataclasses.replace(node.settings, precision="int8")
+    link, answer = await asked(node, int8_bundle, precision="w8a8")
+    assert isinstance(answer, wire.StageOpened)
     await link.close()
 
 
