@@ -110,7 +110,7 @@ class Rebalancing:
                 self._num_sessions += 1
             case SessionEnded():
                 self._num_sessions -= 1
-                if not self._num_sessions and now - self._planned_at >= REPLAN_S:
+                if self._weighed is not None and not self._num_sessions and now - self._planned_at >= REPLAN_S:
                     self._settled_at = now
             case PlanMade(boards, is_better):
                 self._is_planning = False
@@ -129,6 +129,7 @@ class Rebalancing:
         """Assert the invariants."""
         assert self._num_sessions >= 0
         assert self._weighed is not None or not (self._is_better or self._is_moving)
+        assert self._weighed is not None or self._settled_at is None, "nothing is due without a ring"
 
     def _watch_for_newcomers(self, now: float) -> None:
         if self._weighed is not None and self._found - self._weighed and self._settled_at is None:

@@ -96,6 +96,13 @@ def test_without_a_ring_nothing_is_due(core):
     assert core.next_deadline() is None
 
 
+def test_a_session_that_ends_after_its_ring_makes_nothing_due(core):
+    core.handle(SessionBegan(), 2.0)
+    core.handle(RingClosed(), 2.0 + REPLAN_S)
+    assert core.handle(SessionEnded(), 3.0 + REPLAN_S) == []
+    assert core.next_deadline() is None
+
+
 def test_a_plan_of_a_ring_that_was_lost_meanwhile_is_forgotten(core):
     core.handle(BoardsFound(THREE), 10.0)
     assert plan_due(core, 10.0 + SETTLE_S) == [MakePlan()]
