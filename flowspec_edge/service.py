@@ -149,10 +149,21 @@ class GenerationService:
         async with self._opening:
             if self._ring is None or not self._ring.is_open:
                 await self._leave()
-                found = [board for board in await self._search() if board.node not in self._refused]
-                await self._enter(found, None)
+                await self._enter_found(await self._search())
             assert self._ring is not None
             return self._ring
+
+    async def _enter_found(self, found: Sequence[Announcement]) -> None:
+        """Without the boards that a ring could not be moved to, as long as the others can do it."""
+        trusted = [board for board in found if board.node not in self._refused]
+        try:
+            await self._enter(trusted, None)
+        except FlowspecError as cause:
+            if len(trusted) == len(found):
+                raise
+            _log.warning("all boards are tried, since no ring can be opened with those that served: %s", cause)
+            self._refuse(frozenset())
+            await self._enter(found, None)
 
     async def _leave(self) -> None:
         self._ring = None
@@ -192,8 +203,7 @@ class GenerationService:
         while True:
             found = await boards.wait_for(lambda found, seen=seen: _names(found) != seen, None)  # type: ignore[misc]
             seen = _names(found)
-            self._refused &= seen  # who comes back under its name gets another chance
-            self._tell(rb.BoardsFound(seen - self._refused))
+            self._refuse(self._refused & seen)  # who comes back under its name gets another chance
 
     async def _plan(self, boards: Boards) -> None:
         ring, found = self._ring, self._usable(boards)
@@ -207,7 +217,7 @@ class GenerationService:
                 is_better = bool(_names(found) - {stage.plan.node for stage in ring.stages})
         except FlowspecError as cause:
             _log.warning("the ring stays as it is, since it cannot be planned anew: %s", cause)
-        self._tell(rb.PlanMade(_names(found), is_better))
+        self._tell(rb.PlanMade(_names(found), is_better, _used(self._next_plan, found)))
 
     async def _move(self, boards: Boards) -> None:
         async with self._opening:
@@ -221,12 +231,18 @@ class GenerationService:
             try:
                 await self._enter(found, plan)
             except FlowspecError as cause:
-                self._refused |= _names(found) - before
+                self._refuse(self._refused | _used(plan, found) - before)
                 _log.warning("the ring is opened as it was, since it cannot be moved: %s", cause)
                 return
             assert self._ring is not None
             say = self._wishes.say if self._wishes is not None else _log.info
             say(f"the ring has moved: {', '.join(_describe(stage.plan) for stage in self._ring.stages)}")
+
+    def _refuse(self, boards: frozenset[str]) -> None:
+        """No plan is made with these from now on; with all others that there are."""
+        self._refused = boards
+        if self._boards is not None:
+            self._tell(rb.BoardsFound(_names(self._usable(self._boards))))
 
     def _usable(self, boards: Boards) -> list[Announcement]:
         return [board for board in boards.found if board.node not in self._refused]
@@ -234,6 +250,11 @@ class GenerationService:
 
 def _names(found: Sequence[Announcement]) -> frozenset[str]:
     return frozenset(board.node for board in found)
+
+
+def _used(plan: Plan | None, found: Sequence[Announcement]) -> frozenset[str]:
+    """The boards that are to serve: without a plan, equally, all."""
+    return frozenset(stage.node for stage in plan.stages) if plan is not None else _names(found)
 
 
 def _is_that_of(ring: Ring, plan: Plan) -> bool:

@@ -49,10 +49,11 @@ class SessionEnded:
 
 @dataclass(frozen=True, slots=True)
 class PlanMade:
-    """Among ``boards``; it is not better where planning failed."""
+    """Among ``boards``, of which it uses some; it is not better where planning failed."""
 
     boards: frozenset[str]
     is_better: bool
+    used: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class Rebalancing:
     _settled_at: float | None = None  # when to plan with newcomers
     _is_planning: bool = False
     _is_better: bool = False  # the plan made last
+    _used: frozenset[str] = frozenset()  # by that plan
     _is_moving: bool = False
 
     def handle(self, event: RebalancingEvent, now: float) -> list[RebalancingAction]:
@@ -112,10 +114,11 @@ class Rebalancing:
                 self._num_sessions -= 1
                 if self._weighed is not None and not self._num_sessions and now - self._planned_at >= REPLAN_S:
                     self._settled_at = now
-            case PlanMade(boards, is_better):
+            case PlanMade(boards, is_better, used):
                 self._is_planning = False
                 if self._weighed is not None:
-                    self._weighed, self._planned_at, self._is_better = boards, now, is_better
+                    self._weighed, self._planned_at = boards, now
+                    self._is_better, self._used = is_better, used
                     self._watch_for_newcomers(now)
             case TimePassed():
                 pass
@@ -138,6 +141,8 @@ class Rebalancing:
     def _go_on(self, now: float) -> list[RebalancingAction]:
         if self._weighed is None or self._is_planning or self._is_moving:
             return []
+        if self._is_better and not self._used <= self._found:  # a board of that plan has left
+            self._is_better, self._settled_at = False, now
         if self._is_better and (self.at_once or not self._num_sessions):
             self._is_moving = True
             return [MoveRing()]

@@ -96,6 +96,18 @@ def test_without_a_ring_nothing_is_due(core):
     assert core.next_deadline() is None
 
 
+def test_a_plan_is_made_anew_when_a_board_that_it_uses_has_left(core):
+    core.handle(SessionBegan(), 9.0)
+    core.handle(BoardsFound(FOUR), 10.0)
+    assert plan_due(core, 10.0 + SETTLE_S) == [MakePlan()]
+    assert core.handle(BoardsFound(THREE), 12.0) == []
+    assert core.handle(PlanMade(FOUR, is_better=True, used=FOUR), 14.0) == [MakePlan()]
+    assert core.handle(PlanMade(THREE, is_better=True, used=frozenset("ac")), 15.0) == [MoveRing()] * core.at_once
+    if not core.at_once:
+        assert core.handle(BoardsFound(frozenset("ac")), 16.0) == [], "a board that it does not use"
+        assert core.handle(BoardsFound(frozenset("a")), 17.0) == [MakePlan()]
+
+
 def test_a_session_that_ends_after_its_ring_makes_nothing_due(core):
     core.handle(SessionBegan(), 2.0)
     core.handle(RingClosed(), 2.0 + REPLAN_S)
@@ -124,7 +136,7 @@ def test_whatever_happens_one_thing_is_done_at_a_time(seed):
         if doing is None:
             events += [RingOpened(boards), RingClosed()]
         elif doing == MakePlan():
-            events += [PlanMade(boards, rng.random() < 0.5), RingClosed()]
+            events += [PlanMade(boards, rng.random() < 0.5, frozenset(rng.sample(sorted(boards), 1))), RingClosed()]
         else:
             events = [RingOpened(boards), RingClosed(), *events]
         event = rng.choice(events)

@@ -210,7 +210,32 @@ async def test_a_ring_that_cannot_be_moved_is_opened_as_it_was(int8_bundle, quic
         await until(lambda: not first.is_open)
         assert tokens_of(await answer_of(service, prompts[0])) == unsplit_tokens(int8_bundle, prompts[0])
         assert set(served(service)) == {"attic", "cellar"}
+        assert service._core.next_deadline() is None and not service._core._is_planning, "a refused board is no news"
     assert "the ring is opened as it was, since it cannot be moved: hall: its disk is full" in caplog.text
+
+
+async def test_only_boards_that_were_to_serve_are_refused_and_tried_again_where_the_others_cannot(
+    int8_bundle, quick_curve, prompts, monkeypatch, caplog
+):
+    async with service_of(int8_bundle, names=("attic", "cellar", "hall", "zero")) as (service, boards, nodes):
+        await answer_of(service, prompts[0])
+        first, open_ring = service.ring, serving.open_ring
+
+        def broken(node, bundle, found, **options):
+            if options["plan"] is not None:
+                raise NodeUnavailableError("hall: its disk is full")
+            return open_ring(node, bundle, found, **options)
+
+        monkeypatch.setattr(serving, "open_ring", broken)
+        monkeypatch.setattr(nodes[3].measurements, "_thermometer", hot)
+        boards.set(nodes)
+        await until(lambda: not first.is_open and service.ring is None)
+        await until(lambda: service._refused)
+        assert service._refused == {"hall"}, "the plan does not use zero"
+        boards.found = found_of(nodes[2:3])
+        assert tokens_of(await answer_of(service, prompts[0])) == unsplit_tokens(int8_bundle, prompts[0])
+        assert set(served(service)) == {"hall"} and not service._refused
+    assert "all boards are tried" in caplog.text
 
 
 async def test_a_board_that_throttled_gives_layers_away_before_the_next_session(
