@@ -65,6 +65,7 @@ class GenerationService:
         self._ring: Ring | None = None
         self._next_plan: Plan | None = None
         self._refused: frozenset[str] = frozenset()  # boards that a ring could not be moved to, while they are there
+        self._dealt: frozenset[str] = frozenset()  # boards that were there when the ring was opened, and still are
         self._opening = asyncio.Lock()
         self._closing = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -173,7 +174,8 @@ class GenerationService:
     async def _enter(self, found: Sequence[Announcement], plan: Plan | None) -> None:
         opening = open_ring(self._node, self._bundle, found, on_fetch=self._on_fetch, wishes=self._wishes, plan=plan)
         self._ring = await self._closing.enter_async_context(opening)
-        self._tell(rb.RingOpened(_names(found)))
+        self._dealt = _names(found)
+        self._tell(rb.RingOpened(self._dealt))
 
     # ------------------------------------------------------------------ while it serves
 
@@ -203,7 +205,8 @@ class GenerationService:
         while True:
             found = await boards.wait_for(lambda found, seen=seen: _names(found) != seen, None)  # type: ignore[misc]
             seen = _names(found)
-            self._refuse(self._refused & seen)  # who comes back under its name gets another chance
+            self._dealt &= seen  # who comes back under its name gets another chance
+            self._refuse(self._refused & seen)
 
     async def _plan(self, boards: Boards) -> None:
         ring, found = self._ring, self._usable(boards)
@@ -214,7 +217,7 @@ class GenerationService:
                 is_better = not plan.is_kept and not _is_that_of(ring, plan)
                 self._next_plan = plan
             elif ring is not None:  # equal shares for all that there are
-                is_better = bool(_names(found) - {stage.plan.node for stage in ring.stages})
+                is_better = bool(_names(found) - self._dealt)
         except FlowspecError as cause:
             _log.warning("the ring stays as it is, since it cannot be planned anew: %s", cause)
         self._tell(rb.PlanMade(_names(found), is_better, _used(self._next_plan, found)))

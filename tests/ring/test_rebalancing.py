@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 
 import pytest
@@ -173,6 +174,17 @@ async def test_equal_shares_take_every_new_board_in(int8_bundle, prompts):
         boards.set(nodes)
         await until(lambda: service.ring is not None and len(service.ring.stages) == 3)
         assert tokens_of(await answer_of(service, prompts[0])) == unsplit_tokens(int8_bundle, prompts[0])
+
+
+async def test_equal_shares_stay_where_a_board_cannot_be_used(int8_bundle, prompts, monkeypatch):
+    monkeypatch.setattr(rebalancing, "REPLAN_S", 0.0)
+    async with service_of(int8_bundle, wishes=None) as (service, boards, _nodes):
+        boards.found.append(dataclasses.replace(boards.found[0], node="hall", port=1))
+        await answer_of(service, prompts[0])
+        first = service.ring
+        await until(lambda: not service._core._is_planning)
+        assert set(served(service)) == {"attic", "cellar"}
+        assert service.ring is first and first.is_open
 
 
 async def test_a_board_that_does_not_help_moves_nothing(int8_bundle, quick_curve, prompts, monkeypatch):
