@@ -335,7 +335,7 @@ async def _generate(options: argparse.Namespace) -> int:
                 pieces.append(piece)
                 if not options.json:
                     print(piece.text, end="", flush=True)
-        last, ring = pieces[-1], service.ring
+        last, ring = pieces[-1], service.writer
         assert last.statistics is not None and ring is not None
         if options.json:
             report = {

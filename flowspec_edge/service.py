@@ -63,6 +63,7 @@ class GenerationService:
         self._names_links = names_links
         self._core = rb.Rebalancing(at_once=moves_at_once)
         self._ring: Ring | None = None
+        self._writer: Ring | None = None
         self._next_plan: Plan | None = None
         self._refused: frozenset[str] = frozenset()  # boards that a ring could not be moved to, while they are there
         self._dealt: frozenset[str] = frozenset()  # boards that were there when the ring was opened, and still are
@@ -86,8 +87,9 @@ class GenerationService:
         names_links: bool = False,
     ) -> AsyncIterator[GenerationService]:
         """``search`` finds the nodes to serve with, each time a ring is opened. Where ``boards`` tells of later ones, the ring
-        moves to a better plan while nobody uses it, or with ``moves_at_once`` whoever does. With ``names_links`` a last piece may wait until the links of the ring are
-        measured anew, if only that tells why it was slow. The others are those of ``open_ring``.
+        moves to a better plan while nobody uses it, or with ``moves_at_once`` whoever does. With ``names_links`` a last piece
+        may wait until the links of the ring are measured anew, if only that tells why it was slow. The others are those of
+        ``open_ring``.
         """
         service = cls(
             node, bundle, search, on_fetch, wishes, boards, moves_at_once=moves_at_once, names_links=names_links
@@ -117,6 +119,11 @@ class GenerationService:
         """The one that is open, or was until something in it was lost."""
         return self._ring
 
+    @property
+    def writer(self) -> Ring | None:
+        """The ring that the latest text was or is written by, though it may have been left since."""
+        return self._writer
+
     async def generate(self, prompt: str, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         """Pieces of the answer; see :meth:`Ring.generate`, and :func:`open_ring` for what may go wrong before.
 
@@ -127,6 +134,7 @@ class GenerationService:
         try:
             answer = ring.begin(prompt, options)
             while True:
+                self._writer = ring
                 async with contextlib.aclosing(self._write(ring, answer)) as pieces:
                     async for piece in pieces:
                         yield piece
@@ -198,7 +206,12 @@ class GenerationService:
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s failed, and is given up; please report this", task.get_name(), exc_info=error)
 
     async def _watch(self, boards: Boards) -> None:
         seen: frozenset[str] | None = None
@@ -220,6 +233,7 @@ class GenerationService:
                 is_better = bool(_names(found) - self._dealt)
         except FlowspecError as cause:
             _log.warning("the ring stays as it is, since it cannot be planned anew: %s", cause)
+        is_better &= ring is self._ring and ring is not None and ring.is_open  # it was held against that one
         self._tell(rb.PlanMade(_names(found), is_better, _used(self._next_plan, found)))
 
     async def _move(self, boards: Boards) -> None:

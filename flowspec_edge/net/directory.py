@@ -158,7 +158,9 @@ class Directory:
                 pass
             for action in self.membership.handle(event, time.monotonic()):
                 self._perform(action)
-            if self.membership.peers and self._company_at is None:
+            if not self.membership.peers:
+                self._company_at = None
+            elif self._company_at is None:
                 self._company_at = time.monotonic()
             self._changed.set()
 

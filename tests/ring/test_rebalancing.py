@@ -154,6 +154,7 @@ async def test_without_at_once_a_text_ends_where_it_began(int8_bundle, quick_cur
         assert len(first.stages) == 2
         await until(lambda: service.ring not in (None, first))
         assert len(service.ring.stages) == 3
+        assert service.writer is first
 
 
 async def test_a_text_that_ended_just_before_the_move_is_not_gone_on_with(int8_bundle, prompts):
