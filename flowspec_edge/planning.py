@@ -67,9 +67,15 @@ class PlanWishes:
 
 
 async def make_plan(
-    node: Node, bundle: Bundle, peers: Mapping[str, Peer], refused: Sequence[LeftOut], wishes: PlanWishes
+    node: Node,
+    bundle: Bundle,
+    peers: Mapping[str, Peer],
+    refused: Sequence[LeftOut],
+    wishes: PlanWishes,
+    loaded: Mapping[str, LoadedLayers] | None = None,
 ) -> Plan:
-    """Measure what is not known, and plan. ``node`` is the origin; ``refused`` are left out already.
+    """Measure what is not known, and plan. ``node`` is the origin; ``refused`` are left out already. ``loaded`` is what a ring
+    serves that the plan may take the place of, else what was served last.
 
     Raises:
         PlacementError: the model does not fit; NotMeasuredError: no node could measure its layers.
@@ -87,7 +93,7 @@ async def make_plan(
     measured = {n: answer for n, answer in zip(peers, answers, strict=True) if not isinstance(answer, LeftOut)}
     peers = {name: peers[name] for name in measured}
     hops = await _hops(node, peers, wishes.say)
-    loaded = load_placement(bundle.digest)
+    loaded = loaded or load_placement(bundle.digest)
     sure = manifest.precision if wishes.is_any_precision else None
     devices = _devices(node, peers, measured, loaded, head_ms + draft_ms, sure)
     model = ModelNeeds.from_manifest(manifest, num_tokens=num_tokens + TREE_MARGIN, head_ms=head_ms)
@@ -141,18 +147,28 @@ def _devices(
     }
     if sure in usual:
         usual = {sure: usual[sure]}
+    layers = {name: measured[name][0] or usual for name in peers}
     return [
         Device(
             node=name,
             free_memory_bytes=peer.free_memory_bytes,
-            layer=measured[name][0] or usual,
+            layer=layers[name],
             stage_ms=STAGE_MS,
             beside_ms=origin_ms if name == node.settings.name else 0.0,
             slowdown=measured[name][1],
-            loaded=loaded.get(name),
+            loaded=_in_its_precision(loaded.get(name), layers[name], sure),
         )
         for name, peer in peers.items()
     ]
+
+
+def _in_its_precision(
+    loaded: LoadedLayers | None, curves: Mapping[str, TimeLine], sure: str | None
+) -> LoadedLayers | None:
+    """A stage that was left its node's own precision has that of the only curve, or, where it offers several, the bundle's."""
+    if loaded is None or loaded.precision:
+        return loaded
+    return replace(loaded, precision=next(iter(curves)) if len(curves) == 1 else sure or "")
 
 
 # ---------------------------------------------------------------------- links

@@ -25,7 +25,7 @@ from flowspec_edge.core.drafting import DraftShape
 from flowspec_edge.core.fetching import Source
 from flowspec_edge.core.generation import TargetLimits
 from flowspec_edge.core.origin import Origin
-from flowspec_edge.core.placement import LeftOut, NodeOffer, Plan, PlannedStage, StagePlan, spread_layers
+from flowspec_edge.core.placement import LeftOut, LoadedLayers, NodeOffer, Plan, PlannedStage, StagePlan, spread_layers
 from flowspec_edge.core.prediction import Outcome, hold_against, name_link
 from flowspec_edge.engine.drafters import Drafter
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
@@ -406,7 +406,7 @@ async def plan_layers(
     stages: Sequence[RingStage] = (),
 ) -> Plan:
     """The plan that a ring would be opened with now; nothing is loaded to serve. ``stages`` are those of a ring that it would
-    take the place of: what they hold counts as free.
+    take the place of unless it is clearly better: what they hold counts as free.
 
     Raises:
         NodeUnavailableError, PlacementError: as for :func:`open_ring`.
@@ -420,7 +420,10 @@ async def plan_layers(
             name: replace(peer, free_memory_bytes=peer.free_memory_bytes + held.get(name, 0))
             for name, peer in peers.items()
         }
-        return await make_plan(node, bundle, freed, refused, wishes)
+        loaded = {
+            stage.plan.node: LoadedLayers(stage.plan.start, stage.plan.stop, stage.plan.precision) for stage in stages
+        }
+        return await make_plan(node, bundle, freed, refused, wishes, loaded)
 
 
 async def explain_outcome(node: Node, bundle: Bundle, ring: Ring, outcome: Outcome) -> Outcome:

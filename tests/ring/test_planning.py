@@ -19,7 +19,7 @@ from flowspec_edge.errors import NotMeasuredError
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import Board, Bundle
 from flowspec_edge.plan_display import format_plan
-from flowspec_edge.planning import PlanWishes, load_placement
+from flowspec_edge.planning import PlanWishes, keep_placement, load_placement
 from flowspec_edge.ring import explain_outcome, open_ring, plan_layers
 from flowspec_edge.state import state_directory
 from tests.ring.conftest import DEMO_MODEL, answer_of, found_of, nodes_of, tokens_of
@@ -73,6 +73,19 @@ async def test_a_ring_serves_what_was_planned_and_writes_the_unsplit_models_text
     assert "quicker than measured" in outcome.cause
     kept = load_placement(int8_bundle.digest)
     assert kept == {stage.node: LoadedLayers(stage.start, stage.stop, "int8") for stage in plan.stages}
+
+
+async def test_a_ring_is_held_against_what_it_serves_itself(int8_bundle, quick_curve):
+    """Whatever others on this machine have served since."""
+    async with nodes_of(int8_bundle) as (serving, origin):
+        async with open_ring(origin, int8_bundle, found_of(serving), wishes=WISHES) as ring:
+            first, *others = ring.plan.stages
+            swapped = [
+                dataclasses.replace(stage, node=other.node) for stage, other in zip(others, others[::-1], strict=True)
+            ]
+            keep_placement(int8_bundle.digest, dataclasses.replace(ring.plan, stages=(first, *swapped)))
+            plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES, ring.stages)
+            assert plan.is_kept and plan.stages == ring.plan.stages
 
 
 async def test_where_the_network_was_slow_its_links_are_measured_anew(int8_bundle, quick_curve, monkeypatch, state):
