@@ -455,10 +455,13 @@ async def _welcomed(
 ) -> tuple[dict[str, Peer], list[LeftOut]]:
     """The nodes that answer and have the bundle or may fetch it, in the order found, and the others with the reason."""
     hello, credentials = node.hello(wire.CONTROL, ring), node.settings.credentials
-    answers = await asyncio.gather(
-        *(open_link(peer.host, peer.port, hello, node=peer.node, credentials=credentials) for peer in found),
-        return_exceptions=True,
-    )
+
+    async def open_to(peer: Announcement) -> tuple[Link, wire.Welcome]:
+        answer = await open_link(peer.host, peer.port, hello, node=peer.node, credentials=credentials)
+        closing.push_async_callback(answer[0].close)  # at once: whoever waits for the others may be cancelled
+        return answer
+
+    answers = await asyncio.gather(*(open_to(peer) for peer in found), return_exceptions=True)
     peers: dict[str, Peer] = {}
     refused: list[LeftOut] = []
     for announcement, answer in zip(found, answers, strict=True):
@@ -468,7 +471,6 @@ async def _welcomed(
         if isinstance(answer, BaseException):
             raise answer
         link, welcome = answer
-        closing.push_async_callback(link.close)
         if bundle.digest not in welcome.bundles and not welcome.can_fetch:
             reason = (
                 f"node {welcome.node} does not have this bundle and may not fetch it; start it with --bundle "

@@ -233,6 +233,8 @@ class GenerationService:
                 is_better = bool(_names(found) - self._dealt)
         except FlowspecError as cause:
             _log.warning("the ring stays as it is, since it cannot be planned anew: %s", cause)
+        except Exception:  # a bug: the core waits for this plan, and makes others later
+            _log.exception("the ring stays as it is, since planning anew failed; please report this")
         is_better &= ring is self._ring and ring is not None and ring.is_open  # it was held against that one
         self._tell(rb.PlanMade(_names(found), is_better, _used(self._next_plan, found)))
 

@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from flowspec_edge import measuring, planning
+from flowspec_edge import measuring, planning, ring
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
 from flowspec_edge.core.placement import LoadedLayers, TimeLine
 from flowspec_edge.core.prediction import Outcome
 from flowspec_edge.core.throttling import ThermalReport
 from flowspec_edge.engine.unsplit import UnsplitModel
-from flowspec_edge.errors import NotMeasuredError
+from flowspec_edge.errors import LinkLostError, NotMeasuredError
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import Board, Bundle
 from flowspec_edge.plan_display import format_plan
@@ -255,3 +255,30 @@ async def test_a_node_that_cannot_measure_is_left_out_with_its_reason(int8_bundl
         plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
     (out,) = plan.left_out
     assert out.node == "cellar" and "has no precision 'int3'" in out.reason
+
+
+async def test_no_link_stays_open_when_a_plan_is_given_up(int8_bundle, quick_curve, monkeypatch):
+    """One node has answered, another one never does, and whoever planned is cancelled."""
+    answered = asyncio.Queue()
+
+    async def open_and_tell(*arguments, **options):
+        link, welcome = await open_link(*arguments, **options)
+        answered.put_nowait(link)
+        return link, welcome
+
+    async def say_nothing(reader, writer):
+        await reader.read()
+        writer.close()
+
+    monkeypatch.setattr(ring, "open_link", open_and_tell)
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    async with asyncio.timeout(20), silent, nodes_of(int8_bundle, ("attic",)) as (serving, origin):
+        (attic,) = found_of(serving)
+        found = [attic, dataclasses.replace(attic, node="silent", port=silent.sockets[0].getsockname()[1])]
+        planned = asyncio.create_task(plan_layers(origin, int8_bundle, found, WISHES))
+        link = await answered.get()
+        planned.cancel()
+        await asyncio.wait({planned})
+        assert planned.cancelled()
+        with pytest.raises(LinkLostError):
+            await link.receive()

@@ -263,3 +263,23 @@ async def test_a_board_that_throttled_gives_layers_away_before_the_next_session(
         heat.append(ThermalReport(82.0, 80.0, 0.6))
         assert tokens_of(await answer_of(service, prompts[0])) == unsplit_tokens(int8_bundle, prompts[0])
         await until(lambda: service.ring is not None and served(service) == {"attic": 3, "cellar": 5})
+
+
+async def test_a_plan_that_fails_by_a_bug_is_not_the_last(int8_bundle, quick_curve, prompts, monkeypatch, caplog):
+    plan_layers, num_plans = serving.plan_layers, 0
+
+    async def fail_once(*arguments):
+        nonlocal num_plans
+        num_plans += 1
+        if num_plans == 1:
+            raise ZeroDivisionError("a bug")
+        return await plan_layers(*arguments)
+
+    monkeypatch.setattr(serving, "plan_layers", fail_once)
+    async with service_of(int8_bundle) as (service, boards, nodes):
+        await answer_of(service, prompts[0])
+        boards.set(nodes)
+        await until(lambda: "please report this" in caplog.text)
+        monkeypatch.setattr(rebalancing, "REPLAN_S", 0.0)
+        await answer_of(service, prompts[0])
+        await until(lambda: service.ring is not None and len(service.ring.stages) == 3)
