@@ -7,7 +7,7 @@ import getpass
 import json
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowspec_edge.core.address import parse_address
 from flowspec_edge.core.key_text import API_PREFIX, CLUSTER_PREFIX, format_key, parse_key
@@ -162,9 +162,9 @@ def api_text(access: ApiAccess) -> str:
     return f"API key: {access.key}\nClients send it as `Authorization: Bearer`{check}. `flowspec key show --api` prints it again.\n"
 
 
-def add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """``flowspec key``; the caller says what runs it."""
-    parser = commands.add_parser(
+def add_key(commands: Any) -> None:
+    """``flowspec key``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
         "key",
         help="show, make or take over the key that makes boards one cluster",
         description=KEY_HELP,
@@ -174,7 +174,7 @@ def add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> ar
     parser.add_argument("key", nargs="?", metavar="KEY", help="for set: the key; without it, it is asked for")
     parser.add_argument("--api", action="store_true", help="the key of the HTTP API, not that of the cluster")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
+    parser.set_defaults(run=run_key)
 
 
 async def run_key(options: argparse.Namespace) -> int:

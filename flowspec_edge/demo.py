@@ -21,7 +21,8 @@ from flowspec_edge.errors import NodeUnavailableError
 from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.net.directory import find_peers
 from flowspec_edge.node import Bundle, Node, NodeSettings, unique_name
-from flowspec_edge.ring import Ring, open_ring
+from flowspec_edge.ring import Ring
+from flowspec_edge.ring_opening import open_ring
 
 DEMO_SEARCH_S = 15.0
 """How long the demo looks for the nodes it has started; they answer within a second."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flowspec_edge.command_options import access_from, add_network, add_search, search, settings_from
 from flowspec_edge.core.schedules import SCHEDULES
 from flowspec_edge.errors import RequestError
 
@@ -24,8 +25,8 @@ of nodes, and again after a day. USED counts weights, caches for --context token
 """
 
 
-def add_plan(commands: Any) -> argparse.ArgumentParser:
-    """The command's own arguments."""
+def add_plan(commands: Any) -> None:
+    """The command's arguments."""
     plan: argparse.ArgumentParser = commands.add_parser(
         "plan",
         help="show who would serve which layers, what that should bring, and who is left out and why",
@@ -37,7 +38,9 @@ def add_plan(commands: Any) -> argparse.ArgumentParser:
     plan.add_argument("--schedule", default="flowspec", help=f"one of {', '.join(SCHEDULES)} (default: flowspec)")
     _add_context(plan)
     plan.add_argument("--json", action="store_true", help="print one JSON object")
-    return plan
+    add_network(plan)
+    add_search(plan)
+    plan.set_defaults(run=_plan)
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +93,25 @@ def wishes_from(options: argparse.Namespace) -> Any:
     if not sys.stderr.isatty():
         return wishes
     return replace(wishes, say=lambda line: print(line, file=sys.stderr, flush=True))
+
+
+async def _plan(options: argparse.Namespace) -> int:
+    if options.testbed is not None:
+        return run_testbed_plan(options.testbed, options.schedule, is_json=options.json)
+    from flowspec_edge.node import Node
+    from flowspec_edge.ring_opening import plan_layers
+
+    access = access_from(options)
+    settings = settings_from(options, access, is_announced=False)
+    wishes = wishes_from(options)
+    found = await search(options, access)
+    node = await Node.start(settings)
+    try:
+        plan = await plan_layers(node, settings.bundles[0], found, wishes)
+    finally:
+        await node.close()
+    show_plan(plan, options.schedule, settings.bundles[0].manifest.drafts, is_json=options.json)
+    return 0
 
 
 def run_testbed_plan(name: str, schedule: str, *, is_json: bool) -> int:

@@ -20,7 +20,8 @@ from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node import Bundle, Node
 from flowspec_edge.plan_display import outcome_report
 from flowspec_edge.planning import PlanWishes
-from flowspec_edge.ring import OnFetch, Ring, explain_outcome, open_ring, plan_layers
+from flowspec_edge.ring import Ring
+from flowspec_edge.ring_opening import OnFetch, explain_outcome, open_ring, plan_layers
 
 _log = logging.getLogger(__name__)
 

@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch.nn import functional
 
 from exporter.training.acceptance import NEW_TOKENS, Speculation, Written, held_out_prompts
 from exporter.training.batches import in_windows
 from exporter.training.draft_loss import draft_rows
-from exporter.training.loop import Worker
 from exporter.training.network import DraftHead, Target, load_head, load_target
-from exporter.training.run import mean_loss
-from exporter.training.text import held_out_texts, held_out_tokens
+from exporter.training.text import held_out_repeats, held_out_texts, held_out_tokens
 
 LOSS_ROWS = 512  # context of the loss; the figures in the documentation use it
 RECALL_ROWS = 256
@@ -46,8 +46,13 @@ def evaluate(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
     head = load_head(directory / "eagle", target.shape)
     tokenizer = Tokenizer.from_file(str(directory / "target/tokenizer.json"))
     tokens = held_out_tokens(tokenizer)
-    loss = mean_loss(target, in_windows(tokens, LOSS_ROWS), Worker())
-    say(f"held-out loss {loss:.4f} nats per token")
+    losses = token_losses(target, in_windows(tokens, LOSS_ROWS))
+    is_new = ~held_out_repeats(tokenizer)[1 : len(losses) + 1]
+    loss, loss_on_new = float(losses.mean()), float(losses[is_new].mean())
+    say(
+        f"held-out loss {loss:.4f} nats per token; {loss_on_new:.4f} on the {is_new.mean():.0%} "
+        "that no file of the training text repeats"
+    )
     recall = recalls(target, head, in_windows(tokens, RECALL_ROWS))
     for depth, by_rank in enumerate(recall, 1):
         shares = ", ".join(f"top {rank}: {share:.3f}" for rank, share in by_rank.items())
@@ -61,7 +66,17 @@ def evaluate(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
             f"{num_nodes} nodes, T={temperature:g}: acceptance length {figures.acceptance_length:.2f} on "
             f"{figures.num_prompts} prompts, {figures.not_looping:.2f} on the {figures.num_not_looping} that do not loop"
         )
-    return {"held_out_loss": loss, "recall": recall, "trees": trees}
+    return {"held_out_loss": loss, "held_out_loss_on_new": loss_on_new, "recall": recall, "trees": trees}
+
+
+@torch.no_grad()
+def token_losses(target: Target, windows: torch.Tensor) -> np.ndarray:
+    """Nats of each token of ``windows`` but the first, in order."""
+    losses = [
+        functional.cross_entropy(target.logits(target.features(window[None, :-1]))[0], window[1:], reduction="none")
+        for window in windows
+    ]
+    return torch.cat(losses).double().numpy()
 
 
 def tree_figures(

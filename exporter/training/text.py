@@ -1,8 +1,9 @@
-"""The training text: Python sources on this machine, cleaned, without copies, without anything that was held out.
+"""The training text: Python sources and manuals on this machine, cleaned, without copies, without what was held out.
 
 Held out are the files of ``exporter/demo_model/val_files.json`` and the benchmark's prompts. Neither they nor copies of
-their parts (any run of ``NGRAM`` words) reach the training text; the projects that the prompts come from are left out
-altogether, and so is whatever has no permissive licence.
+their parts (any run of ``NGRAM`` words) reach the training text, with one exception: the running Python's own library is
+taken as it is, less the held-out files, though it repeats parts of them (``held_out_repeats``). The projects that the
+prompts come from are left out altogether, and so is whatever has no permissive licence.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -37,10 +37,13 @@ PERMISSIVE = re.compile(r"\b(MIT|BSD|Apache|PSF|Python Software Foundation|ISC|0
 RESTRICTED = re.compile(r"\b(L?GPL|AGPL|MPL|Mozilla|Proprietary)", re.IGNORECASE)
 FOREIGN = re.compile(r"^\.\.|(^|/)_?(vendor|vendored|extern|third_party)/")  # others' work, under other licences
 WORD = re.compile(r"\w+|[^\w\s]")
+RST_ROLE = re.compile(r":[\w:+-]+:`[~!]?([^`<]+?)(?:\s*<[^`]*>)?`")
+RST_LITERAL = re.compile(r"``([^`\n]+)``")
+OWN_LIBRARY = "stdlib"  # of the Python that runs the trainer
 NGRAM = 13  # words that two texts must share in a row to count as copies, as in the GPT-3 paper's appendix C
 MAX_FILE_BYTES = 200_000  # larger sources are mostly generated
 MIN_FILE_BYTES = 200
-COPIES = {"topics": 10}  # prose is scarce, and soon forgotten among so much code
+TOPIC_COPIES = 3  # of pydoc's topics: a small part of the text, and soon forgotten among so much else
 MIN_BLOCK_CHARS = 60  # shorter paragraphs repeat by chance
 MAX_LINE_CHARS = 400  # data, not source
 MAX_COPIED = 0.8  # of a file's characters; beyond it the file is a copy of something already taken
@@ -60,6 +63,11 @@ class Candidate:
     source: str
     path: str
     text: str
+    is_project: bool = False  # an installed one, which may give a limited share only
+
+    @property
+    def num_copies(self) -> int:
+        return TOPIC_COPIES if self.path.startswith("topics/") else 1
 
     @property
     def is_test(self) -> bool:
@@ -70,15 +78,14 @@ class Candidate:
 class Limits:
     """Tokens taken at most, so that no project or kind dominates."""
 
-    per_project: int = 300_000
-    tests: int = 1_500_000
+    per_project: int = 80_000
+    tests: int = 800_000
 
     def of(self, candidate: Candidate) -> tuple[str, int]:
         """What ``candidate`` counts as, and the limit of that."""
         if candidate.is_test:
             return "tests", self.tests
-        is_python = candidate.source in ("stdlib", "topics") or candidate.source.startswith("lib/python")
-        return candidate.source, sys.maxsize if is_python else self.per_project
+        return candidate.source, self.per_project if candidate.is_project else sys.maxsize
 
 
 def held_out_texts() -> dict[str, str]:
@@ -88,12 +95,11 @@ def held_out_texts() -> dict[str, str]:
         TrainingError: this Python lacks one of them, so that a loss on the rest would not compare.
     """
     texts = {}
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    topics = {topic.path: topic.text for topic in pydoc_topics(OWN_LIBRARY, stdlib)}
     for name in json.loads(VAL_FILES.read_text()):
-        if name.startswith("topics/"):
-            text = topics.get(name.removeprefix("topics/"))
-        else:
-            path = Path(sysconfig.get_path("stdlib")) / name
-            text = path.read_text(encoding="utf-8") if path.exists() else None
+        path = stdlib / name
+        text = path.read_text(encoding="utf-8") if path.is_file() else topics.get(name)
         if text is None:
             raise TrainingError(
                 f"{VAL_FILES}: Python {sys.version.split()[0]} has no {name}, which is held out; "
@@ -115,11 +121,11 @@ def ngrams(text: str) -> Iterator[int]:
 
 
 class Cleaner:
-    """Takes texts one by one and gives back what of each is new and not held out."""
+    """Takes texts one by one and gives back what of each is new and not held out. ``seen`` may be shared."""
 
-    def __init__(self, held_out: Iterable[str]) -> None:
+    def __init__(self, held_out: Iterable[str], seen: set[bytes] | None = None) -> None:
         self._held_out = {ngram for text in held_out for ngram in ngrams(text)}
-        self._seen: set[bytes] = set()
+        self.seen = set() if seen is None else seen
 
     def clean(self, text: str) -> str | None:
         """``text`` without copied paragraphs; ``None`` when it is data, or a copy, or copies what was held out."""
@@ -133,11 +139,11 @@ class Cleaner:
         for block in re.split(r"\n{2,}", text):
             digest = hashlib.blake2b(" ".join(block.split()).encode(), digest_size=12).digest()
             is_long = len(block) >= MIN_BLOCK_CHARS
-            if (is_long and digest in self._seen) or self.overlaps(tail + " " + block):
+            if (is_long and digest in self.seen) or self.overlaps(tail + " " + block):
                 copied += len(block)
                 continue
             if is_long:
-                self._seen.add(digest)
+                self.seen.add(digest)
             kept.append(block)
             tail = " ".join(WORD.findall(tail + " " + block)[1 - NGRAM :])
         return None if copied > MAX_COPIED * len(text) else "\n\n".join(kept)
@@ -154,24 +160,26 @@ def is_prose_or_code(text: str) -> bool:
 
 
 def candidates(extra: Iterable[Path]) -> Iterator[Candidate]:
-    """Every text that could be trained on: standard library, pydoc topics, installed projects, ``extra`` directories."""
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    held_out = set(json.loads(VAL_FILES.read_text()))
-    yield from (c for c in python_files("stdlib", stdlib) if c.path not in held_out)
-    for name, text in sorted(topics.items()):
-        if f"topics/{name}" not in held_out:
-            yield Candidate("topics", name, text)
+    """Every text that could be trained on: standard library, pydoc topics, ``extra`` directories, installed projects."""
+    yield from library_texts(OWN_LIBRARY, Path(sysconfig.get_path("stdlib")))
     for directory in extra:
         if not directory.is_dir():
             raise TrainingError(f"--text {directory}: no such directory")
         source = f"{directory.parent.name}/{directory.name}"
-        yield from (c for c in python_files(source, directory) if c.path not in held_out)
-        yield from (c for c in other_topics(directory) if f"topics/{c.path}" not in held_out)
+        yield from library_texts(source, directory)
+        yield from manual_pages(source, directory)
     for project, root, files in installed_projects():
         for file in files:
             text = read_source(root / file)
             if text is not None:
-                yield Candidate(project, file, text)
+                yield Candidate(project, file, text, is_project=True)
+
+
+def library_texts(source: str, root: Path) -> Iterator[Candidate]:
+    """Python files and pydoc topics of a standard library, or of any directory, less those that are held out."""
+    held_out = set(json.loads(VAL_FILES.read_text()))
+    yield from (c for c in python_files(source, root) if c.path not in held_out)
+    yield from (c for c in pydoc_topics(source, root) if c.path not in held_out)
 
 
 def python_files(source: str, root: Path) -> Iterator[Candidate]:
@@ -183,13 +191,22 @@ def python_files(source: str, root: Path) -> Iterator[Candidate]:
                 yield Candidate(source, relative, text)
 
 
-def other_topics(stdlib: Path) -> Iterator[Candidate]:
-    """pydoc's topics of another Python's standard library, if ``stdlib`` is one."""
+def pydoc_topics(source: str, stdlib: Path) -> Iterator[Candidate]:
+    """Those of ``stdlib``, if it is a standard library."""
     path = stdlib / "pydoc_data/topics.py"
     if path.is_file():
         _, _, literal = path.read_text(encoding="utf-8").partition("topics = ")
         for name, text in sorted(ast.literal_eval(literal).items()):
-            yield Candidate("topics", name, text)
+            yield Candidate(source, f"topics/{name}", text)
+
+
+def manual_pages(source: str, root: Path) -> Iterator[Candidate]:
+    """reStructuredText under ``root``, roles and literals as pydoc's topics print them: in double quotes."""
+    for path in sorted([*root.rglob("*.rst"), *root.rglob("*.rst.txt")]):
+        text = read_source(path)
+        if text is not None:
+            plain = RST_LITERAL.sub(r'"\1"', RST_ROLE.sub(r'"\1"', text))
+            yield Candidate(source, path.relative_to(root).as_posix(), plain)
 
 
 def installed_projects() -> Iterator[tuple[str, Path, list[str]]]:
@@ -229,7 +246,8 @@ def gather(
     Raises:
         TrainingError: nothing in ``found`` is fit to train on.
     """
-    cleaner = Cleaner([*held_out_texts().values(), *prompt_texts()])
+    strict = Cleaner([*held_out_texts().values(), *prompt_texts()])
+    lenient = Cleaner(prompt_texts(), strict.seen)
     room: dict[str, int] = {}
     streams: list[list[int]] = []
     taken: list[TakenFile] = []
@@ -240,12 +258,12 @@ def gather(
         kind, most = limits.of(candidate)
         if room.setdefault(kind, most) <= 0:
             continue
-        cleaned = cleaner.clean(candidate.text)
+        cleaned = (lenient if candidate.source == OWN_LIBRARY else strict).clean(candidate.text)
         if cleaned is None:
             continue
         ids = tokenizer.encode(cleaned).ids
         room[kind] -= len(ids)
-        streams.extend([[END_OF_TEXT, *ids]] * COPIES.get(candidate.source, 1))
+        streams.extend([[END_OF_TEXT, *ids]] * candidate.num_copies)
         digest = hashlib.sha256(candidate.text.encode()).hexdigest()
         taken.append(TakenFile(candidate.source, candidate.path, digest, len(ids)))
         if len(taken) % 1000 == 0:
@@ -274,3 +292,18 @@ def held_out_tokens(tokenizer: Tokenizer) -> np.ndarray:
     """The held-out texts as one stream, each after an end-of-text token."""
     ids = [i for text in held_out_texts().values() for i in (END_OF_TEXT, *tokenizer.encode(text).ids)]
     return np.array(ids, np.int64)
+
+
+def held_out_repeats(tokenizer: Tokenizer) -> np.ndarray:
+    """Which of ``held_out_tokens`` lie in a run of ``NGRAM`` words that the running Python's library has elsewhere too."""
+    library = library_texts(OWN_LIBRARY, Path(sysconfig.get_path("stdlib")))
+    known = {ngram for candidate in library for ngram in ngrams(candidate.text)}
+    repeats: list[bool] = []
+    for text in held_out_texts().values():
+        spans = [match.span() for match in WORD.finditer(text)]
+        is_known = np.zeros(len(text), bool)
+        for i, ngram in enumerate(ngrams(text)):
+            if ngram in known:
+                is_known[spans[i][0] : spans[i + NGRAM - 1][1]] = True
+        repeats += [False, *(bool(is_known[start:end].any()) for start, end in tokenizer.encode(text).offsets)]
+    return np.array(repeats)

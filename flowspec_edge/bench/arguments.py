@@ -1,4 +1,4 @@
-"""The options of ``flowspec bench`` and ``flowspec trace``. Light: every command builds all parsers."""
+"""``flowspec bench`` and ``flowspec trace`` as they are called. Light: every command builds all parsers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flowspec_edge.bench.testbed import known_testbeds
+from flowspec_edge.command_options import add_bundle, bundle_from
+from flowspec_edge.errors import RequestError
 
 DEFAULT_TESTBED = "jetson4-7b-fp16-1gbit"
 EMULATED_SCHEDULES = "autoregressive,chunked,pipedec,flowspec"
@@ -41,8 +43,8 @@ themselves are kept apart.
 """
 
 
-def add_bench(commands: Any) -> argparse.ArgumentParser:
-    """``flowspec bench``, without the bundle."""
+def add_bench(commands: Any) -> None:
+    """``flowspec bench``."""
     bench: argparse.ArgumentParser = commands.add_parser(
         "bench",
         help="compare schedules on simulated boards, or measure this one",
@@ -111,11 +113,12 @@ def add_bench(commands: Any) -> argparse.ArgumentParser:
     bench.add_argument(
         "--json", action="store_true", help="print one JSON object, or a list where there are more testbeds"
     )
-    return bench
+    add_bundle(bench)
+    bench.set_defaults(run=_bench)
 
 
-def add_trace(commands: Any) -> argparse.ArgumentParser:
-    """``flowspec trace``, without the bundle."""
+def add_trace(commands: Any) -> None:
+    """``flowspec trace``."""
     trace: argparse.ArgumentParser = commands.add_parser(
         "trace",
         help="draw one generation on simulated boards: what each stage ran when, and what became of it",
@@ -134,4 +137,68 @@ def add_trace(commands: Any) -> argparse.ArgumentParser:
     )
     trace.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: %(default)s)")
     trace.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="default: %(default)s")
-    return trace
+    add_bundle(trace)
+    trace.set_defaults(run=_trace)
+
+
+def _chunk_sizes(text: str) -> tuple[int, ...]:
+    from flowspec_edge.core.wire import MAX_CHUNK_ROWS
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= MAX_CHUNK_ROWS for part in parts):
+        raise RequestError(f"--chunk-sizes is {text!r}; give numbers of rows from 1 to {MAX_CHUNK_ROWS}, as in 1,4,16")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+async def _bench(options: argparse.Namespace) -> int:
+    from flowspec_edge.bench.commands import run_calibration, run_emulated, run_virtual
+    from flowspec_edge.bench.compare import default_processes
+    from flowspec_edge.bench.request import Request
+
+    bundle = bundle_from(options)
+    if options.calibrate:
+        if options.threads < 1:
+            raise RequestError(f"--threads is {options.threads}; it must be at least 1")
+        return await run_calibration(
+            bundle,
+            num_threads=options.threads,
+            sizes_in_use=_chunk_sizes(options.chunk_sizes),
+            uses_fastest=options.use_fastest,
+            is_json=options.json,
+        )
+    request = Request(
+        testbeds=options.testbed,
+        schedules=options.schedules or (EMULATED_SCHEDULES if options.emulate else "all"),
+        prompts=options.prompts,
+        temperatures=options.temperature,
+        num_prompts=options.num_prompts,
+        max_new_tokens=options.max_new_tokens,
+        is_planned=options.planned,
+    )
+    if options.emulate:
+        if options.ablate or options.plot is not None:
+            raise RequestError("--ablate and --plot go with --virtual, not with --emulate")
+        return await run_emulated(bundle, request, is_json=options.json)
+    return await run_virtual(
+        bundle,
+        request,
+        num_processes=default_processes() if options.processes is None else options.processes,
+        is_ablation=options.ablate,
+        is_json=options.json,
+        plot=options.plot,
+    )
+
+
+async def _trace(options: argparse.Namespace) -> int:
+    from flowspec_edge.bench.commands import run_trace
+
+    return await run_trace(
+        bundle=bundle_from(options),
+        testbed=options.testbed,
+        schedule=options.schedule,
+        prompt_set=options.prompt_set,
+        number=options.index,
+        temperature=options.temperature,
+        max_new_tokens=options.max_new_tokens,
+        out=options.out,
+    )

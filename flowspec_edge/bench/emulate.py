@@ -26,7 +26,8 @@ from flowspec_edge.errors import BenchError, NodeUnavailableError
 from flowspec_edge.net.directory import find_peers
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node import Bundle, Node, NodeSettings, unique_name
-from flowspec_edge.ring import Ring, open_ring
+from flowspec_edge.ring import Ring
+from flowspec_edge.ring_opening import open_ring
 
 TOLD_S = 5.0
 """How long a node may take to say how late it was; it says so when its session ends."""

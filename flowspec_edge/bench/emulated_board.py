@@ -28,7 +28,7 @@ from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.net.link import Link
 from flowspec_edge.node import Board, Bundle, Runner
-from flowspec_edge.ring import OriginEngine
+from flowspec_edge.origin_engine import OriginEngine
 
 TIMER_ABSTIME = 1
 """TFD_TIMER_ABSTIME of Linux's sys/timerfd.h; Python has it from 3.13 on."""

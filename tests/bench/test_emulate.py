@@ -22,7 +22,7 @@ from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, StageFailedError
 from flowspec_edge.node import Node, NodeSettings
-from flowspec_edge.ring import open_ring
+from flowspec_edge.ring_opening import open_ring
 
 GIB = 2**30
 HOP_S = 0.003  # of the testbed that the fixture two_stages makes; a row of hidden values takes 1 ms on its wire

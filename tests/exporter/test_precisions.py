@@ -21,7 +21,7 @@ from flowspec_edge.errors import BundleError, CheckpointError, StageFailedError
 from flowspec_edge.manifest import load_manifest
 from flowspec_edge.node import Bundle, Node, NodeSettings
 from flowspec_edge.precision_choice import chosen_precision, keep_precision
-from flowspec_edge.ring import open_ring
+from flowspec_edge.ring_opening import open_ring
 from tests.engine.conftest import Session, make_chain
 from tests.exporter.checkpoints import save_checkpoint
 from tests.ring.conftest import answer_of, tokens_of

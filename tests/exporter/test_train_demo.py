@@ -20,7 +20,20 @@ from exporter.training.network import DraftHead, Shape, Target, initialize, load
 from exporter.training.optimizer import orthogonalize
 from exporter.training.run import TOKENIZER, Settings, train
 from exporter.training.sampling import continue_texts
-from exporter.training.text import Candidate, Cleaner, Limits, gather, held_out_texts, ngrams, prompt_texts
+from exporter.training.text import (
+    TOPIC_COPIES,
+    Candidate,
+    Cleaner,
+    Limits,
+    gather,
+    held_out_repeats,
+    held_out_texts,
+    held_out_tokens,
+    library_texts,
+    manual_pages,
+    ngrams,
+    prompt_texts,
+)
 from flowspec_edge.errors import TrainingError
 
 pytestmark = pytest.mark.slow
@@ -37,8 +50,8 @@ def gathered(directory, found, **limits):
     return tokenizer.decode(tokens), json.loads((directory / "files.json").read_text())
 
 
-def from_stdlib(name, source="stdlib"):
-    return Candidate(source, name, (STDLIB / name).read_text())
+def from_stdlib(name):
+    return Candidate("stdlib", name, (STDLIB / name).read_text())
 
 
 # The text
@@ -49,7 +62,7 @@ def test_held_out_text_never_enters(tmp_path):
     renamed = held_out["netrc.py"].replace("netrc", "login_file").replace("# ", "#  ")
     function = held_out["asyncio/queues.py"].split("class Queue")[1][:1500]
     found = [
-        from_stdlib("textwrap.py"),
+        replace(from_stdlib("textwrap.py"), source="another"),
         Candidate("copies", "netrc.py", held_out["netrc.py"]),
         Candidate("copies", "renamed.py", renamed),
         Candidate("copies", "with_a_part.py", from_stdlib("calendar.py").text + "\n\nclass Queue" + function),
@@ -68,20 +81,41 @@ def test_copies_are_taken_once(tmp_path):
     assert sorted(file["path"] for file in files) == ["heapq.py", "textwrap.py"]
 
 
-def test_scarce_prose_is_repeated(tmp_path):
-    prose = Candidate(
-        "topics", "greeting", "A greeting opens a letter; the manual of style says which one suits whom.\n"
+def test_our_own_library_may_repeat_what_is_held_out(tmp_path):
+    """More than half of the topic ``compound``, which is held out, stands in ``for``, ``try`` and others once more."""
+    topics = {topic.path: topic for topic in library_texts("stdlib", STDLIB) if topic.path.startswith("topics/")}
+    assert "topics/for" in topics and "topics/compound" not in topics
+    text, files = gathered(tmp_path / "own", [topics["topics/for"]])
+    assert [file["path"] for file in files] == ["topics/for"]
+    assert text.count('The "for" statement is used to iterate') == TOPIC_COPIES
+    another = replace(topics["topics/for"], source="lib/python3.11")
+    _, files = gathered(tmp_path / "another", [another, from_stdlib("heapq.py")])
+    assert [file["path"] for file in files] == ["heapq.py"]
+
+
+def test_what_is_repeated_is_known_by_token():
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
+    tokens, repeats = held_out_tokens(tokenizer), held_out_repeats(tokenizer)
+    assert len(tokens) == len(repeats)
+    starts = np.flatnonzero(tokens == 0)
+    shares = dict(zip(held_out_texts(), (part.mean() for part in np.split(repeats, starts[1:])), strict=True))
+    assert shares["this.py"] == 0 and 0.5 < shares["topics/compound"] < 0.7 and repeats.mean() < 0.3
+
+
+def test_a_manual_is_read_as_pydoc_prints_it(tmp_path):
+    (tmp_path / "page.rst.txt").write_text(
+        "Use :func:`~os.path.join` or :mod:`the module <os>`, never ``os.sep``: :pep:`8` says why.\n" * 4
     )
-    codes = [from_stdlib(name) for name in ("textwrap.py", "heapq.py", "shlex.py")]
-    text, files = gathered(tmp_path, [prose, *codes])
-    assert len(files) == 4
-    assert text.count("manual of style") == 10
+    (page,) = manual_pages("manual", tmp_path)
+    assert page.text.startswith('Use "os.path.join" or "the module", never "os.sep": "8" says why.\n')
+    assert page.path == "page.rst.txt"
 
 
 def test_limits_and_data_tables(tmp_path):
     table = Candidate("stdlib", "table.py", "TABLE = [\n" + "    0x1234, 0x5678, 0x9abc,\n" * 200 + "]\n")
     names = ("textwrap.py", "heapq.py", "bisect.py")
-    _, files = gathered(tmp_path, [table, *(from_stdlib(name, "project") for name in names)], per_project=1)
+    project = [replace(from_stdlib(name), source="project", is_project=True) for name in names]
+    _, files = gathered(tmp_path, [table, *project], per_project=1)
     assert len(files) == 1  # the limit is met after the first
 
 

@@ -18,7 +18,7 @@ from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.link import open_link
 from flowspec_edge.net.weights import fetch_manifest
 from flowspec_edge.node import DEMO_BUNDLE, Node, NodeSettings
-from flowspec_edge.ring import open_ring
+from flowspec_edge.ring_opening import open_ring
 from flowspec_edge.weight_cache import WeightCache
 from tests.bundles import other_bundle
 from tests.ring.conftest import GIB, answer_of, tokens_of

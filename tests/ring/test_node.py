@@ -16,7 +16,7 @@ from flowspec_edge.core.tree import NO_PARENT, Row
 from flowspec_edge.errors import LinkLostError, PlacementError, StageFailedError
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import Node, NodeSettings
-from flowspec_edge.ring import open_ring
+from flowspec_edge.ring_opening import open_ring
 from tests.ring.conftest import GIB
 
 WAIT_S = 30.0

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from flowspec_edge import measuring, planning, ring
+from flowspec_edge import measuring, planning, ring_opening
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
 from flowspec_edge.core.placement import LoadedLayers, TimeLine
@@ -20,7 +20,7 @@ from flowspec_edge.net.link import open_link
 from flowspec_edge.node import Board, Bundle
 from flowspec_edge.plan_display import format_plan
 from flowspec_edge.planning import PlanWishes, keep_placement, load_placement
-from flowspec_edge.ring import explain_outcome, open_ring, plan_layers
+from flowspec_edge.ring_opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.state import state_directory
 from tests.ring.conftest import DEMO_MODEL, answer_of, found_of, nodes_of, tokens_of
 
@@ -270,7 +270,7 @@ async def test_no_link_stays_open_when_a_plan_is_given_up(int8_bundle, quick_cur
         await reader.read()
         writer.close()
 
-    monkeypatch.setattr(ring, "open_link", open_and_tell)
+    monkeypatch.setattr(ring_opening, "open_link", open_and_tell)
     silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     async with asyncio.timeout(20), silent, nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         (attic,) = found_of(serving)
