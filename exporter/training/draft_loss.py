@@ -13,7 +13,7 @@ from torch.nn import functional
 from exporter.training.network import DraftHead, Target
 
 STEP_WEIGHT = 0.8  # of each draft step relative to the one before: deep drafts are reached less often
-FEATURE_WEIGHT = 0.5  # of the distance to the target's own row, beside the cross-entropy
+FEATURE_WEIGHT = 0.2  # of the distance to the target's own row, beside the cross-entropy
 
 
 def draft_loss(head: DraftHead, target: Target, tokens: torch.Tensor, num_steps: int) -> torch.Tensor:
