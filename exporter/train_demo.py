@@ -12,7 +12,7 @@ from flowspec_edge.errors import FlowspecError
 
 DESCRIPTION = """\
 Train the demo target and its EAGLE-1 head from text on this machine: the standard library, pydoc's topics and the
-sources of installed projects with permissive licences. What is held out stays out, copies of it included.
+sources of installed projects with permissive licences. What is held out stays out, and so do copies of it in other sources.
 
 A run lives in one directory. Stop it when you like (Ctrl-C, or a kill): the same command goes on from the last
 checkpoint and ends with the same model. The result stands in RUN/model, as flowspec-export takes it.
@@ -42,7 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--run", type=Path, metavar="RUN", help="directory of the run to begin or to go on with")
     what.add_argument("--evaluate", type=Path, metavar="MODEL", help="measure MODEL/target and MODEL/eagle instead")
     parser.add_argument(
-        "--text", type=Path, action="append", default=[], metavar="DIR", help="more Python sources; may be repeated"
+        "--text",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="more Python sources, or a manual in reStructuredText; may be repeated",
     )
     parser.add_argument(
         "--start-from", type=Path, metavar="MODEL", help="begin with the weights of MODEL/target and MODEL/eagle"
