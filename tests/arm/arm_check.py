@@ -34,9 +34,10 @@ from tests.arm.userland import BOARDS, PROJECT, ArmCheckError, Say, Userland, ru
 
 PROMPT = 'class Stack:\n    """A last-in, first-out container."""\n\n    def __init__(self, items=()):\n'
 NUM_TOKENS = 48
-NEAR_TIE = 0.05
+NEAR_TIE = 0.2
 """Nats between two choices that rounding may turn around. In w8a8 an activation near the middle between two of its 8-bit
-values falls on the other one, and moves logits of the demo model by up to some hundredths."""
+values falls on the other one: embedded rows that differ by 1e-6, on one processor, move the two likeliest of this text apart or
+together by 0.04 nats at the median and 0.2 at most (48 tokens, 12 draws)."""
 MAX_GAP = 64.0
 """Nats; the farthest that is looked for."""
 START_S = 120.0

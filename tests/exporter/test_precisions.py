@@ -24,7 +24,7 @@ from flowspec_edge.precision_choice import chosen_precision, keep_precision
 from flowspec_edge.ring_opening import open_ring
 from tests.engine.conftest import Session, make_chain
 from tests.exporter.checkpoints import save_checkpoint
-from tests.ring.conftest import answer_of, tokens_of
+from tests.ring.conftest import DEMO_MODEL, answer_of, tokens_of
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +49,14 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def manifest(directory):
     return load_manifest(directory)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_demo_model_and_its_head_come_in_every_precision(precision, tmp_path):
+    target, drafter = DEMO_MODEL / "target", DEMO_MODEL / "eagle"
+    export_bundle(ExportOptions(checkpoint=target, drafter=drafter, out=tmp_path / "out", precision=precision))
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest.precision == precision and manifest.drafter is not None
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
