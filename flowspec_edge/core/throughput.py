@@ -66,8 +66,7 @@ TYPICAL_DRAFTS = AcceptanceCurve(
     (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0),
     (1.0, 1.63, 1.98, 2.22, 2.59, 2.85, 3.2, 3.42, 3.66, 3.81, 4.02, 4.15, 4.29, 4.37, 4.51),
 )
-"""Of a draft head before anything was seen of it: 4.2 tokens for 64 rows, as EAGLE-1 heads of 7B models bring. (An earlier demo model's,
-greedy, 41 trees of six texts, by bench/bound.py.)"""
+"""Of a draft head before anything was seen of it: an earlier demo model's, greedy, 41 trees of six texts (bench/bound.py)."""
 
 
 def tokens_of_best_rows(places: Sequence[Sequence[int]], num_rows: float) -> float:
