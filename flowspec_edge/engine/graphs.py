@@ -17,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowspec_edge.core.kv_slots import SlotMove
+from flowspec_edge.engine.huge_pages import on_huge_pages
 from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.errors import BundleError, StageFailedError
 from flowspec_edge.manifest import (
@@ -56,7 +57,7 @@ def load_graph(path: Path, num_threads: int) -> ort.InferenceSession:
     for setting in SESSION_SETTINGS:
         options.add_session_config_entry(*setting)
     try:
-        with frugal_allocation():
+        with on_huge_pages(), frugal_allocation():
             return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as cause:  # ONNX Runtime raises its own types, none of them exported
         raise BundleError(f"{path}: not a graph that ONNX Runtime {ort.__version__} can load ({cause})") from cause
