@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowspec_edge.manifest import load_manifest
+from flowspec_edge.manifest import FORMAT_VERSION, load_manifest
 
 PROJECT = Path(__file__).resolve().parents[1]
 PRECISIONS = ("fp32", "fp16", "int8", "w8a8", "int4")
@@ -96,7 +96,7 @@ SHAPES = (
 
 def export(shape: Shape, folder: Path, block_size: int = 1) -> Path:
     """A bundle of that shape in every precision, unless ``folder`` has it from an earlier run."""
-    bundle = folder / f"{shape.name}-{block_size}"
+    bundle = folder / f"{shape.name}-{block_size}-v{FORMAT_VERSION}"
     if (bundle / "manifest.json").exists():
         return bundle
     import torch

@@ -22,8 +22,9 @@ from typing import Any
 
 JOB = json.loads(sys.argv[1])
 os.environ["OPENBLAS_NUM_THREADS"] = str(JOB["threads"])
+os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"  # the shortest: its threads would take the cores from what is measured next
 
-import numpy as np  # noqa: E402 - OpenBLAS counts its threads when it is loaded
+import numpy as np  # noqa: E402 - OpenBLAS reads both when it is loaded
 
 from flowspec_edge.core import events as ev  # noqa: E402
 from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots, SlotMove  # noqa: E402
@@ -102,15 +103,12 @@ class StageUnderTest:
         """The layers' runs and nothing else: everything is bound before."""
         forward = self._forward(num_rows)
         self._slots.drop([row.id for row in forward.rows])
-        step = Step.from_mask(forward.mask, forward.positions)
         runner = self._runner
-        cache = runner._sessions[SESSION].cache
-        runner._rotary.reach(cache.num_slots)
-        hidden = HiddenRows(self._rows[:num_rows])
+        step = Step.from_mask(forward.mask, forward.positions, runner._min_rows)
+        hidden = HiddenRows(self._rows[:num_rows], runner._min_rows)
         bound = []
-        for start, stop, block in runner._blocks:
-            binding = block.bind(cache.values[2 * start : 2 * stop])
-            block.bind_step(binding, {HIDDEN: hidden.source, **runner._rotary.inputs}, step, hidden.target)
+        for (_, _, block), binding in zip(runner._blocks, runner._bind(runner._sessions[SESSION].cache), strict=True):
+            block.bind_step(binding, {HIDDEN: hidden.source}, step, hidden.target)
             hidden.advance()
             bound.append((block.run_bound, binding))
         norm = runner._final_norm

@@ -22,6 +22,7 @@ from exporter.precisions import PRECISIONS, Precision
 from exporter.quality import QualityCheck
 from exporter.stage_module import build_block, build_final_norm, build_head
 from exporter.tokenizer import write_tokenizer
+from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import BlockEntry, DrafterEntry, FileEntry, Manifest, Parity, describe_file
 
@@ -47,15 +48,18 @@ class Assembly:
         self.precisions = [PRECISIONS[name] for name in precisions]
         self.embedding = _exact_table(checkpoint.embedding())
         tokenizer = write_tokenizer(checkpoint.tokenizer_path, directory / "tokenizer.json")
-        steps = probe_steps(_encode(tokenizer, PROBE_TEXT, checkpoint), checkpoint.geometry.max_context)
+        token_ids, max_context = _encode(tokenizer, PROBE_TEXT, checkpoint), checkpoint.geometry.max_context
         self.checks = {
             precision.name: ChainCheck(
-                steps, self.embedding, precision.tolerance, judges_chain=not precision.rounds_activations
+                probe_steps(token_ids, max_context, min_rows(precision.name)),
+                self.embedding,
+                precision.tolerance,
+                judges_chain=not precision.rounds_activations,
             )
             for precision in self.precisions
         }
         name, text = eval_text or ("built-in", PROBE_TEXT)
-        tokens = _encode(tokenizer, text, checkpoint)[: checkpoint.geometry.max_context]
+        tokens = _encode(tokenizer, text, checkpoint)[:max_context]
         if len(tokens) < 2:
             raise CheckpointError(f"--eval-text {name}: has {len(tokens)} tokens; give a text of a page or more")
         self.quality = QualityCheck(name, tokens, self.embedding, precisions)

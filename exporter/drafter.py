@@ -52,6 +52,7 @@ class EagleDrafter(LayerBlock):
         self,
         token_embedding: torch.Tensor,
         feature: torch.Tensor,
+        attention_padding: torch.Tensor,
         attention_bias: torch.Tensor,
         position_ids: torch.Tensor,
         seqlens_k: torch.Tensor,
@@ -64,6 +65,7 @@ class EagleDrafter(LayerBlock):
         hidden = self.fc(torch.cat((token_embedding, feature), dim=-1))  # [1, rows, hidden_size]
         return super().forward(
             hidden,
+            attention_padding,
             attention_bias,
             position_ids,
             seqlens_k,

@@ -94,6 +94,7 @@ class Eagle3Layer(LayerBlock):
         self,
         token_embedding: torch.Tensor,
         feature: torch.Tensor,
+        attention_padding: torch.Tensor,
         attention_bias: torch.Tensor,
         position_ids: torch.Tensor,
         seqlens_k: torch.Tensor,
@@ -103,7 +104,15 @@ class Eagle3Layer(LayerBlock):
         past_key: Sequence[torch.Tensor],
         past_value: Sequence[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        step = (seqlens_k, total_sequence_length, rotary_cos, rotary_sin, position_ids, attention_bias)
+        step = (
+            seqlens_k,
+            total_sequence_length,
+            rotary_cos,
+            rotary_sin,
+            position_ids,
+            attention_bias,
+            attention_padding,
+        )
         hidden, key, value = self.midlayer(token_embedding, feature, past_key[0], past_value[0], step)
         return {HIDDEN_OUT: hidden, f"{PRESENT_KEY}.0": key, f"{PRESENT_VALUE}.0": value}
 

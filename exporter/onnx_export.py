@@ -22,6 +22,7 @@ from exporter.stage_module import FinalNorm, Head, LayerBlock, rotary_tables
 from flowspec_edge.errors import ParityError
 from flowspec_edge.manifest import (
     ATTENTION_BIAS,
+    ATTENTION_PADDING,
     FEATURE,
     HIDDEN,
     HIDDEN_OUT,
@@ -99,8 +100,9 @@ def block_spec(block: LayerBlock) -> GraphSpec:
     )
     layers = range(block.start, block.stop)
     inputs: Axes = {name: {1: "rows"} for name in rows_in}
-    inputs[ATTENTION_BIAS] = {2: "rows", 3: "total"}
-    inputs[POSITION_IDS] = {1: "rows"}
+    inputs[ATTENTION_PADDING] = {}
+    inputs[ATTENTION_BIAS] = {2: "attention_rows", 3: "total"}
+    inputs[POSITION_IDS] = {1: "attention_rows"}
     inputs[SEQLENS_K] = {}
     inputs[TOTAL_LENGTH] = {}
     inputs[ROTARY_COS] = inputs[ROTARY_SIN] = {0: "positions"}
@@ -160,17 +162,18 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
 
 
 def _block_dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...]) -> Dummies:
-    """Three rows after four slots, row 2 being row 1's sibling.
+    """Three rows after four slots, row 2 being row 1's sibling, and one of padding.
 
     The cache is full: where past and present are not one buffer, the operator leaves slots above the total undefined.
     """
-    rows, total = 3, 7
-    bias = torch.zeros(1, 1, rows, total)
-    bias[0, 0, 2, total - 2] = -1e9
+    rows, attention_rows, total = 3, 4, 8
+    bias = torch.zeros(1, 1, attention_rows, total)
+    bias[0, 0, 2, total - 3] = -1e9
     bias[..., 0] = -1e9
     dummies: Dummies = {name: _random(1, rows, shape.hidden_size) for name in rows_in}
+    dummies[ATTENTION_PADDING] = torch.tensor([0, attention_rows - rows])
     dummies[ATTENTION_BIAS] = bias
-    dummies[POSITION_IDS] = torch.tensor([[0, 1, 1]]) + min(3, max(shape.max_context - 2, 0))
+    dummies[POSITION_IDS] = torch.tensor([[0, 1, 1, 0]]) + min(3, max(shape.max_context - 2, 0))
     dummies[SEQLENS_K] = torch.tensor([total - 1], dtype=torch.int32)
     dummies[TOTAL_LENGTH] = torch.tensor(total, dtype=torch.int32)
     dummies[ROTARY_COS], dummies[ROTARY_SIN] = rotary_tables(shape, total + 1)

@@ -6,8 +6,9 @@ position ids), and past and present are one buffer: graphs are driven here just 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from torch import nn
 
 from exporter.config import LayerShape
 from exporter.stage_module import rotary_tables
+from flowspec_edge.engine.padding import attention_padding
 from flowspec_edge.errors import ParityError
 from flowspec_edge.manifest import (
     ATTENTION_BIAS,
+    ATTENTION_PADDING,
     FEATURE,
     HIDDEN,
     HIDDEN_OUT,
@@ -76,12 +79,14 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Step:
-    """One forward: a chunk of rows and the slots it may look at. Rows from ``num_compared`` on are padding."""
+    """One forward: a chunk of rows and the slots it may look at. Rows from ``num_compared`` on are padding; attention's rows
+    may be more than the chunk's.
+    """
 
     tokens: np.ndarray  # int64 [rows]
     parents: np.ndarray  # int64 [rows]: row number since the first step, -1 for the very first row
-    positions: np.ndarray  # int64 [rows]
-    bias: np.ndarray  # float32 [1, 1, rows, total]
+    positions: np.ndarray  # int64 [attention_rows]
+    bias: np.ndarray  # float32 [1, 1, attention_rows, total]
     num_compared: int
 
     @property
@@ -90,6 +95,7 @@ class Step:
 
     def inputs(self) -> Arrays:
         return {
+            ATTENTION_PADDING: np.array([0, len(self.positions) - len(self.tokens)]),
             ATTENTION_BIAS: self.bias,
             POSITION_IDS: self.positions[None],
             SEQLENS_K: np.array([self.total - 1], dtype=np.int32),
@@ -97,23 +103,21 @@ class Step:
         }
 
 
-def probe_steps(token_ids: Sequence[int], max_context: int) -> list[Step]:
-    """The rows every graph is compared on. ``token_ids`` is repeated where it is too short."""
+def probe_steps(token_ids: Sequence[int], max_context: int, min_rows: int) -> list[Step]:
+    """The rows every graph is compared on, none in chunks below ``min_rows``. ``token_ids`` is repeated where it is too short."""
     deepest = 1 + max(_depth(row) for row in range(len(TREE_PARENTS))) + 1
     num_chain = min(NUM_CHAIN_ROWS, max(max_context - deepest, 2))
     parents = [*range(-1, num_chain - 1), *(num_chain + parent for parent in TREE_PARENTS)]
-    single = len(parents)
-    parents += [num_chain + SINGLE_PARENT, single]  # the last row only pads the one before it
-    cut = num_chain * 5 // 8
-    bounds = [(0, cut, cut), (cut, num_chain, num_chain), (num_chain, single, single), (single, single + 2, single + 1)]
-    return [_step(token_ids, parents, start, stop, compared) for start, stop, compared in bounds]
+    parents.append(num_chain + SINGLE_PARENT)
+    cuts = [0, num_chain * 5 // 8, num_chain, len(parents) - 1, len(parents)]
+    return [_step(token_ids, parents, start, stop, min_rows) for start, stop in itertools.pairwise(cuts)]
 
 
 def chain_steps(token_ids: Sequence[int], num_rows: int) -> list[Step]:
-    """A plain text, in chunks of ``num_rows``; a last row by itself is padded as the engine pads it."""
+    """A plain text, in chunks of ``num_rows``."""
     parents = list(range(-1, len(token_ids) - 1))
     starts = range(0, len(token_ids), num_rows)
-    return [_step(token_ids, parents, start, min(start + num_rows, len(parents)), len(parents)) for start in starts]
+    return [_step(token_ids, parents, start, min(start + num_rows, len(parents)), min_rows=1) for start in starts]
 
 
 def ancestor_bias(parents: Sequence[int], start: int, stop: int) -> np.ndarray:
@@ -195,7 +199,7 @@ class ChainCheck:
     @property
     def capacity(self) -> int:
         """One slot more than is used, so that the cache is not full at the end."""
-        return self.steps[-1].total + 1
+        return max(step.total for step in self.steps) + 1
 
     @property
     def num_rows(self) -> int:
@@ -257,7 +261,7 @@ class ChainCheck:
         found, expected = [], []
         for step in self.steps:
             rows = {TOKEN_EMBEDDING: self.embed(step), FEATURE: features[np.maximum(step.parents, 0)][None]}
-            shifted = Step(step.tokens, step.parents, np.maximum(step.positions - 1, 0), step.bias, step.num_compared)
+            shifted = replace(step, positions=np.maximum(step.positions - 1, 0))
             found.append(graph.run(rows, shifted))
             expected.append(reference.run(rows, shifted))
         error = self._error(found, expected)
@@ -321,16 +325,20 @@ def _rotary_inputs(shape: LayerShape, capacity: int) -> Arrays:
     return {ROTARY_COS: cos.numpy(), ROTARY_SIN: sin.numpy()}
 
 
-def _step(token_ids: Sequence[int], parents: Sequence[int], start: int, stop: int, compared: int) -> Step:
+def _step(token_ids: Sequence[int], parents: Sequence[int], start: int, stop: int, min_rows: int) -> Step:
+    """The rows ``[start, stop)``, padded as the engine pads them, each padding row a child of the one before."""
+    attention_stop = stop + attention_padding(stop - start, stop + 1)
+    parents = [*parents[:stop], *range(stop - 1, attention_stop - 1)]
     depths: list[int] = []
-    for parent in parents[:stop]:
+    for parent in parents:
         depths.append(0 if parent < 0 else depths[parent] + 1)
+    rows = range(start, max(stop, start + min_rows))
     return Step(
-        tokens=np.array([token_ids[row % len(token_ids)] for row in range(start, stop)], dtype=np.int64),
-        parents=np.array(parents[start:stop], dtype=np.int64),
-        positions=np.array(depths[start:stop], dtype=np.int64),
-        bias=ancestor_bias(parents, start, stop),
-        num_compared=compared - start,
+        tokens=np.array([token_ids[row % len(token_ids)] for row in rows], dtype=np.int64),
+        parents=np.array([parents[row] for row in rows], dtype=np.int64),
+        positions=np.array(depths[start:], dtype=np.int64),
+        bias=ancestor_bias(parents, start, attention_stop),
+        num_compared=stop - start,
     )
 
 

@@ -26,7 +26,7 @@ class QualityCheck:
         self.text = text
         self._tokens = np.array(token_ids[:MAX_TOKENS], np.int64)
         self._steps: list[Step] = chain_steps(self._tokens.tolist(), CHUNK_ROWS)
-        self._capacity = len(self._tokens) + 2
+        self._capacity = max(step.total for step in self._steps) + 1
         self._expected = [embedding[step.tokens].astype(np.float32)[None] for step in self._steps]
         self._found = {precision: list(self._expected) for precision in precisions}
         self._expected_logits: list[np.ndarray] = []

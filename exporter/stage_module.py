@@ -31,14 +31,15 @@ class RotaryAttention(torch.autograd.Function):
 
     Row ``r`` of the chunk takes slot ``total - rows + r``; it sees slots up to its own (parents stand before
     children), plus the bias. The operator ignores position ids when there is no past, so callers keep ``rows < total``.
+    Of these rows the last ``padding[1]`` are zeros, added here and taken off again.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        query: torch.Tensor,  # [1, rows, num_heads * head_dim]
-        key: torch.Tensor,  # [1, rows, num_kv_heads * head_dim]
-        value: torch.Tensor,  # [1, rows, num_kv_heads * head_dim]
+        query: torch.Tensor,  # [1, rows - padding, num_heads * head_dim]
+        key: torch.Tensor,  # [1, rows - padding, num_kv_heads * head_dim]
+        value: torch.Tensor,  # [1, rows - padding, num_kv_heads * head_dim]
         past_key: torch.Tensor,  # [1, num_kv_heads, capacity, head_dim]
         past_value: torch.Tensor,
         seqlens_k: torch.Tensor,  # int32 [1]
@@ -47,9 +48,12 @@ class RotaryAttention(torch.autograd.Function):
         sin: torch.Tensor,
         position_ids: torch.Tensor,  # [1, rows]
         attention_bias: torch.Tensor,  # [1, 1, rows, total]
+        padding: torch.Tensor,  # int64 [2]
         num_heads: int,
         num_kv_heads: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        num_given = query.shape[1]
+        query, key, value = (nn.functional.pad(rows, (0, 0, *padding.tolist())) for rows in (query, key, value))
         rows, stop = query.shape[1], int(total)
         head_dim = past_key.shape[-1]
         q = rotate(query.view(rows, num_heads, head_dim), cos, sin, position_ids[0])  # [rows, num_heads, head_dim]
@@ -64,7 +68,7 @@ class RotaryAttention(torch.autograd.Function):
         later = torch.ones(rows, stop, dtype=torch.bool).triu(stop - rows + 1)
         weights = scores.masked_fill(later, float("-inf")).softmax(dim=-1)  # [num_heads, rows, total]
         attended = (weights @ all_values).transpose(0, 1).reshape(1, rows, num_heads * head_dim)
-        return attended, present_key, present_value
+        return attended[:, :num_given], present_key, present_value
 
     @staticmethod
     def symbolic(
@@ -80,18 +84,26 @@ class RotaryAttention(torch.autograd.Function):
         sin: Any,
         position_ids: Any,
         attention_bias: Any,
+        padding: Any,
         num_heads: int,
         num_kv_heads: int,
     ) -> Any:
-        inputs = (query, key, value, past_key, past_value, seqlens_k, total, cos, sin, position_ids, attention_bias)
+        rows_axis = g.op("Constant", value_t=torch.tensor([1]))
+        zero = g.op("Constant", value_t=torch.tensor(0.0))
+        padded = (g.op("Pad", rows, padding, zero, rows_axis) for rows in (query, key, value))
+        cache = past_key, past_value, seqlens_k, total, cos, sin, position_ids, attention_bias
         attended, present_key, present_value = g.op(
             "com.microsoft::GroupQueryAttention",
-            *inputs,
+            *padded,
+            *cache,
             num_heads_i=num_heads,
             kv_num_heads_i=num_kv_heads,
             do_rotary_i=1,
             outputs=3,
         )
+        first = g.op("Constant", value_t=torch.tensor([0]))
+        num_given = g.op("Shape", query, start_i=1, end_i=2)
+        attended = g.op("Slice", attended, first, num_given, rows_axis)
         attended.setType(query.type())
         present_key.setType(past_key.type())
         present_value.setType(past_value.type())
@@ -199,6 +211,7 @@ class LayerBlock(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
+        attention_padding: torch.Tensor,
         attention_bias: torch.Tensor,
         position_ids: torch.Tensor,
         seqlens_k: torch.Tensor,
@@ -208,7 +221,15 @@ class LayerBlock(nn.Module):
         past_key: Sequence[torch.Tensor],
         past_value: Sequence[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        step = (seqlens_k, total_sequence_length, rotary_cos, rotary_sin, position_ids, attention_bias)
+        step = (
+            seqlens_k,
+            total_sequence_length,
+            rotary_cos,
+            rotary_sin,
+            position_ids,
+            attention_bias,
+            attention_padding,
+        )
         keys, values = [], []
         for layer, layer_key, layer_value in zip(self.layers, past_key, past_value, strict=True):
             hidden, key, value = layer(hidden, layer_key, layer_value, step)

@@ -26,7 +26,7 @@ from typing import Any
 from flowspec_edge.errors import BundleError
 
 FORMAT = "flowspec-bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 MAX_NAME = 200
 """Characters of a file's name in a bundle, directories included."""
@@ -35,10 +35,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Inputs and outputs of a layer block and of the drafter.
 HIDDEN = "hidden"  # float32 [1, rows, hidden_size]
 HIDDEN_OUT = "hidden_out"  # float32 [1, rows, hidden_size]
-ATTENTION_BIAS = (
-    "attention_bias"  # float32 [1, 1, rows, total]: 0 where a row may look, a large negative value elsewhere
-)
-POSITION_IDS = "position_ids"  # int64 [1, rows]
+# Attention may get more rows than the chunk has: zeros behind it, here called attention_rows together.
+ATTENTION_PADDING = "attention_padding"  # int64 [2] = 0, attention_rows - rows
+# float32 [1, 1, attention_rows, total]: 0 where a row may look, a large negative value elsewhere
+ATTENTION_BIAS = "attention_bias"
+POSITION_IDS = "position_ids"  # int64 [1, attention_rows]
 SEQLENS_K = "seqlens_k"  # int32 [1] = total - 1
 TOTAL_LENGTH = "total_sequence_length"  # int32 [] = slots in use after this step
 # Cosines and sines by position, float32 [slots, head_dim / 2]: the operator wants a row for each cache slot in use.

@@ -1,8 +1,7 @@
 """ONNX Runtime sessions and caches: the parts that stages and drafters share.
 
 Every graph with a cache is run the same way: the new rows go to the next slots of a cache that is updated in place, slot 0
-being reserved, since the attention operator ignores position ids while its past is empty. A chunk of one row is padded to
-two: ONNX Runtime computes single rows with other kernels, and a row's bits must not depend on its chunk.
+being reserved, since the attention operator ignores position ids while its past is empty.
 """
 
 from __future__ import annotations
@@ -19,9 +18,11 @@ from numpy.typing import NDArray
 from flowspec_edge.core.kv_slots import SlotMove
 from flowspec_edge.engine.huge_pages import on_huge_pages
 from flowspec_edge.engine.memory import frugal_allocation
+from flowspec_edge.engine.padding import MAX_ATTENTION_PADDING, attention_padding
 from flowspec_edge.errors import BundleError, StageFailedError
 from flowspec_edge.manifest import (
     ATTENTION_BIAS,
+    ATTENTION_PADDING,
     HIDDEN_OUT,
     PAST_KEY,
     PAST_VALUE,
@@ -37,9 +38,6 @@ Floats = NDArray[np.float32]
 
 MASKED = np.float32(-10000.0)
 """Added to the score of a row that may not be seen; exp() of it is exactly 0 in float32."""
-
-MIN_ROWS = 2
-"""The smallest chunk that a graph ever sees."""
 
 
 def load_graph(path: Path, num_threads: int) -> ort.InferenceSession:
@@ -67,8 +65,8 @@ class KvCache:
     """Keys and values of some layers, in one stack that the graphs update in place."""
 
     def __init__(self, num_layers: int, num_kv_heads: int, capacity: int, head_dim: int) -> None:
-        # One slot more than asked: the padding row of a one-row chunk may stand behind the last slot.
-        shape = (2 * num_layers, 1, num_kv_heads, capacity + 1, head_dim)
+        # Slots for padding rows, which stand behind those in use.
+        shape = (2 * num_layers, 1, num_kv_heads, capacity + MAX_ATTENTION_PADDING, head_dim)
         self._stack = np.zeros(shape, np.float32)  # [2 layers, 1, kv_heads, capacity, head_dim]
         self.values = [as_ort_value(layer) for layer in self._stack]
 
@@ -93,16 +91,16 @@ class KvCache:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one forward needs besides its rows, by the graphs' input names, padding included."""
+    """What one forward needs besides its rows, by the graphs' input names, attention's padding included."""
 
     inputs: dict[str, ort.OrtValue]
 
     @classmethod
-    def from_mask(cls, mask: NDArray[np.bool_], positions: NDArray[np.int64]) -> Step:
-        """From who may see whom, [rows, total], and each row's position, [rows]."""
+    def from_mask(cls, mask: NDArray[np.bool_], positions: NDArray[np.int64], min_rows: int = 1) -> Step:
+        """From who may see whom, [rows, total], and each row's position, [rows]; the graph gets ``min_rows`` at least."""
         rows, total = mask.shape
-        num_padding = MIN_ROWS - rows
-        if num_padding > 0:  # rows that see themselves alone
+        num_padding = attention_padding(rows, total)
+        if num_padding:  # rows that see themselves alone
             padded = np.zeros((rows + num_padding, total + num_padding), np.bool_)
             padded[:rows, :total] = mask
             padded[rows:, total:] = np.eye(num_padding, dtype=np.bool_)
@@ -110,6 +108,7 @@ class Step:
             positions = np.concatenate([positions, np.zeros(num_padding, np.int64)])
         return cls(
             {
+                ATTENTION_PADDING: as_ort_value(np.array([0, rows + num_padding - max(rows, min_rows)], np.int64)),
                 ATTENTION_BIAS: as_ort_value(np.where(mask, np.float32(0.0), MASKED)[None, None]),
                 POSITION_IDS: as_ort_value(positions[None]),
                 SEQLENS_K: as_ort_value(np.array([total - 1], np.int32)),
@@ -127,10 +126,10 @@ def as_ort_value(array: NDArray[Any]) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def pad_rows(rows: Floats) -> Floats:
-    """[1, rows, width], with at least two rows."""
-    if len(rows) < MIN_ROWS:
-        rows = np.concatenate([rows, np.zeros((MIN_ROWS - len(rows), rows.shape[1]), np.float32)])
+def pad_rows(rows: Floats, min_rows: int) -> Floats:
+    """[1, rows, width], with at least ``min_rows`` rows."""
+    if len(rows) < min_rows:
+        rows = np.concatenate([rows, np.zeros((min_rows - len(rows), rows.shape[1]), np.float32)])
     return np.ascontiguousarray(rows, np.float32)[None]
 
 
@@ -140,8 +139,8 @@ class HiddenRows:
     What is given is never written to.
     """
 
-    def __init__(self, rows: Floats) -> None:
-        given = pad_rows(rows)
+    def __init__(self, rows: Floats, min_rows: int = 1) -> None:
+        given = pad_rows(rows, min_rows)
         self._buffers = given, np.empty_like(given), np.empty_like(given)
         self._values = [as_ort_value(buffer) for buffer in self._buffers]
         self._from, self._to = 0, 1
@@ -171,9 +170,11 @@ class CachedGraph:
         self._session = load_graph(path, num_threads)
         self._layers = range(start, stop)
 
-    def bind(self, caches: Sequence[ort.OrtValue]) -> ort.IOBinding:
-        """What stays for as long as a session does: ``caches`` is key, value per layer."""
+    def bind(self, caches: Sequence[ort.OrtValue], tables: dict[str, ort.OrtValue]) -> ort.IOBinding:
+        """What stays for as long as a session does: ``caches`` is key, value per layer, ``tables`` the rotary ones."""
         binding = self._session.io_binding()
+        for name, table in tables.items():
+            binding.bind_ortvalue_input(name, table)
         for index, layer in enumerate(self._layers):
             for offset, (past, present) in enumerate(((PAST_KEY, PRESENT_KEY), (PAST_VALUE, PRESENT_VALUE))):
                 binding.bind_ortvalue_input(f"{past}.{layer}", caches[2 * index + offset])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from flowspec_edge.core.events import Floats
 from flowspec_edge.engine.graphs import load_graph, pad_rows
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
+from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.manifest import HIDDEN, LOGITS, TOP_K, TOP_LOG_PROBS, TOP_TOKENS, Manifest
 
 
@@ -19,15 +20,18 @@ class Head:
     def __init__(self, directory: Path, manifest: Manifest, *, num_threads: int = 1) -> None:
         if manifest.precision == EXACT_PRECISION:
             check_integer_products()
+        self._min_rows = min_rows(manifest.precision)
         self._session = load_graph(directory / manifest.head.file, num_threads)
 
     def logits(self, hidden: Floats) -> Floats:
         """[rows, vocab_size] of normed rows, [rows, hidden_size]."""
-        (logits,) = self._session.run([LOGITS], {HIDDEN: pad_rows(hidden)[0], TOP_K: np.array([1], np.int64)})
+        (logits,) = self._session.run([LOGITS], self._inputs(hidden, 1))
         return logits[: len(hidden)]  # type: ignore[no-any-return]
 
     def top(self, hidden: Floats, k: int) -> tuple[NDArray[np.int64], Floats]:
         """The ``k`` likeliest next tokens and their log-probabilities, both [rows, k], likeliest first."""
-        inputs = {HIDDEN: pad_rows(hidden)[0], TOP_K: np.array([k], np.int64)}
-        tokens, log_probs = self._session.run([TOP_TOKENS, TOP_LOG_PROBS], inputs)
+        tokens, log_probs = self._session.run([TOP_TOKENS, TOP_LOG_PROBS], self._inputs(hidden, k))
         return tokens[: len(hidden)], log_probs[: len(hidden)]
+
+    def _inputs(self, hidden: Floats, k: int) -> dict[str, NDArray[np.generic]]:
+        return {HIDDEN: pad_rows(hidden, self._min_rows)[0], TOP_K: np.array([k], np.int64)}

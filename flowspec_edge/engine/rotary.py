@@ -22,19 +22,20 @@ class RotaryTables:
     def __init__(self, frequencies: Sequence[float]) -> None:
         self._frequencies = np.array(frequencies, np.float32)
         self._num_slots = 0
-        self.inputs: dict[str, ort.OrtValue] = {}
+        self._inputs: dict[str, ort.OrtValue] = {}
 
-    def reach(self, num_slots: int) -> None:
-        """Make the tables at least this long; 1,000 slots of heads of 128 values take 16 ms (x86, a busy core).
+    def reach(self, num_slots: int) -> dict[str, ort.OrtValue]:
+        """Tables of at least this length, by the graphs' input names; 1,000 slots of heads of 128 values take 16 ms to make (x86,
+        a busy core).
 
         Raises:
             StageFailedError: there is not enough memory.
         """
         if num_slots <= self._num_slots:
-            return
+            return self._inputs
         try:
             angles = np.outer(np.arange(num_slots, dtype=np.float32), self._frequencies)  # [slots, head_dim / 2]
-            self.inputs = {
+            self._inputs = {
                 name: as_ort_value(function(angles, dtype=np.float64).astype(np.float32))
                 for name, function in ((ROTARY_COS, np.cos), (ROTARY_SIN, np.sin))
             }
@@ -43,3 +44,4 @@ class RotaryTables:
                 f"no memory for rotary tables of {num_slots} slots ({cause}); ask for fewer tokens"
             ) from cause
         self._num_slots = num_slots
+        return self._inputs

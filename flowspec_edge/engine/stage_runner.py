@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from flowspec_edge.core.events import Floats, RunForward
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, Step, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
+from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.errors import PlacementError, StageFailedError
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, Manifest
@@ -24,12 +25,12 @@ def load_embedding(directory: Path, manifest: Manifest) -> NDArray[np.floating]:
     return table
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Session:
-    """A session's cache, and the binding of each block to its part of it."""
+    """A session's cache, and each block's binding to its part of it and to the rotary tables, once it has run."""
 
     cache: KvCache
-    bindings: list[ort.IOBinding]
+    bindings: list[ort.IOBinding] = field(default_factory=list)
 
 
 class StageRunner:
@@ -59,6 +60,7 @@ class StageRunner:
         if (precision or manifest.precision) == EXACT_PRECISION:
             check_integer_products()
         self._geometry = manifest.geometry
+        self._min_rows = min_rows(precision or manifest.precision)
         self._start, self._num_layers = start, stop - start
         self._taps = frozenset(manifest.drafter.taps if manifest.drafter else ())
         self._blocks = [
@@ -88,8 +90,7 @@ class StageRunner:
             raise StageFailedError(
                 f"no memory for a KV cache of {capacity} slots ({cause}); ask for fewer tokens"
             ) from cause
-        bindings = [block.bind(cache.values[2 * start : 2 * stop]) for start, stop, block in self._blocks]
-        self._sessions[session] = _Session(cache, bindings)
+        self._sessions[session] = _Session(cache)
 
     def free_cache(self, session: int) -> None:
         self._sessions.pop(session, None)
@@ -118,18 +119,17 @@ class StageRunner:
         session = self._sessions.get(forward.session)
         if session is None:  # closed between the decision to run and the run; nobody will use the rows
             return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
-        self._rotary.reach(
-            session.cache.num_slots
-        )  # here, not where the session is opened: the event loop does not wait for it
+        if not session.bindings:  # here, not where the session is opened: the event loop does not wait for it
+            session.bindings = self._bind(session.cache)
         session.cache.move(forward.moves)
-        step = Step.from_mask(forward.mask, forward.positions)
-        hidden = HiddenRows(self._embed(forward) if forward.hidden is None else forward.hidden)
+        step = Step.from_mask(forward.mask, forward.positions, self._min_rows)
+        hidden = HiddenRows(self._embed(forward) if forward.hidden is None else forward.hidden, self._min_rows)
         for (start, _, block), binding in zip(self._blocks, session.bindings, strict=True):
             if is_cancelled():
                 return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
             if tapped is not None and self._start + start in self._taps:
                 tapped[self._start + start] = hidden.array[0, :num_rows].copy()
-            block.bind_step(binding, {HIDDEN: hidden.source, **self._rotary.inputs}, step, hidden.target)
+            block.bind_step(binding, {HIDDEN: hidden.source}, step, hidden.target)
             block.run_bound(binding)
             hidden.advance()
         if self._final_norm is not None:
@@ -139,6 +139,10 @@ class StageRunner:
             self._final_norm.run_with_iobinding(binding)
             hidden.advance()
         return hidden.array[0, :num_rows]
+
+    def _bind(self, cache: KvCache) -> list[ort.IOBinding]:
+        tables = self._rotary.reach(cache.num_slots)
+        return [block.bind(cache.values[2 * start : 2 * stop], tables) for start, stop, block in self._blocks]
 
     def _embed(self, forward: RunForward) -> Floats:
         assert self._embedding is not None, "a chunk without hidden rows reached a stage that does not embed"

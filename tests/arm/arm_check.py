@@ -6,7 +6,8 @@
 The boards run Debian's Python and the published aarch64 wheels under qemu-user, one as a Raspberry Pi 5 (Cortex-A76), one as
 a Raspberry Pi 4 (Cortex-A72). This machine originates and serves no layers, so every layer's weights are fetched by a board.
 Kernels differ between processors, and so may the last bits of a logit: where a text differs, the check finds the first
-token that does and how far apart the two choices are; more than a near tie fails.
+token that does and how far apart the two choices are; more than a near tie fails. On one board a row must have the same bits
+whatever its chunk.
 """
 
 from __future__ import annotations
@@ -252,8 +253,13 @@ async def check(folder: Path, is_quick: bool, say: Say) -> dict[str, Any]:
             + ", ".join(f"{what} {version}" for what, version in versions.items())
             + "; no torch, no compiler"
         )
-    findings = []
+    findings, sizes_that_differ = [], {}
     for bundle in bundles_to_check(folder, say):
+        for board in BOARDS:
+            what = f"{bundle.manifest.precision} on {board.name}"
+            sizes_that_differ[what] = userland.sizes_that_differ(board, bundle.directory)
+            found = "same bits in every chunk" if not sizes_that_differ[what] else "other bits in chunks of"
+            say(f"{what}: a row has {found} {', '.join(map(str, sizes_that_differ[what]))}".rstrip())
         cases = [
             Case(bundle.manifest.precision, schedule, temperature)
             for schedule in ("flowspec", "autoregressive")
@@ -265,7 +271,8 @@ async def check(folder: Path, is_quick: bool, say: Say) -> dict[str, Any]:
     return {
         "boards": boards,
         "texts": [{**asdict(finding), "passed": finding.passed} for finding in findings],
-        "passed": all(finding.passed for finding in findings),
+        "sizes_that_differ": sizes_that_differ,
+        "passed": all(finding.passed for finding in findings) and not any(sizes_that_differ.values()),
         "seconds": round(time.monotonic() - began, 1),
     }
 

@@ -125,6 +125,23 @@ def test_slots_may_run_past_the_context_while_positions_do_not(whole, bundle, to
     np.testing.assert_allclose(found[0], found[64], atol=2e-4)  # the same token at the same place
 
 
+def test_a_session_goes_on_after_a_longer_one_came(bundle, whole, tokens):
+    """Its bindings keep the rotary tables that it began with."""
+    chain = make_chain(tokens[:20])
+    expected = Session(whole).run(chain)
+    stage = StageRunner(bundle.directory, bundle.manifest, 0, NUM_LAYERS)
+    short = Session(stage, capacity=40)
+    found = [short.run(chain[:10])]
+    for session, capacity in ((2, 60), (3, 4000)):
+        stage.open_cache(session, capacity)
+        stage.run(_forward(session, chain[:3]))
+    half_head = bundle.manifest.geometry.head_dim // 2
+    reused = [np.full((40 + 1, half_head), np.nan, np.float32) for _ in range(50)]  # where freed tables were
+    found.append(short.run(chain[10:]))
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+    del reused
+
+
 def test_rows_are_written_to_memory_of_their_own(bundle, whole, tokens):
     """Not over rows that came in, nor over those of another chunk or session."""
     chain = make_chain(tokens[:30])

@@ -18,6 +18,7 @@ from exporter.onnx_export import block_spec, export_graph
 from exporter.precisions import PRECISIONS
 from exporter.stage_module import LayerBlock
 from flowspec_edge.engine.graphs import KvCache
+from flowspec_edge.engine.padding import MAX_ATTENTION_PADDING
 from flowspec_edge.manifest import BlockEntry, FileEntry, describe_file, load_manifest
 from flowspec_edge.node import DEMO_BUNDLE
 
@@ -104,7 +105,7 @@ def test_loading_peaks_at_little_more_than_the_weights(directory, precision):
 
 def test_a_cache_is_one_stack_of_the_sessions_length():
     cache = KvCache(num_layers=3, num_kv_heads=2, capacity=100, head_dim=16)
-    one = 2 * (100 + 1) * 16 * 4  # one slot more, for the padding of one-row chunks
+    one = 2 * (100 + MAX_ATTENTION_PADDING) * 16 * 4
     assert cache.num_bytes == 2 * 3 * one
     addresses = [value.data_ptr() for value in cache.values]
     assert addresses == [addresses[0] + i * one for i in range(6)]

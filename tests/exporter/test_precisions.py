@@ -57,6 +57,9 @@ def test_the_demo_model_and_its_head_come_in_every_precision(precision, tmp_path
     export_bundle(ExportOptions(checkpoint=target, drafter=drafter, out=tmp_path / "out", precision=precision))
     manifest = load_manifest(tmp_path / "out")
     assert manifest.precision == precision and manifest.drafter is not None
+    head = Head(tmp_path / "out", manifest)
+    rows = np.random.default_rng(4).standard_normal((16, manifest.geometry.hidden_size), np.float32)
+    np.testing.assert_array_equal(np.concatenate([head.logits(row[None]) for row in rows]), head.logits(rows))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -102,7 +105,7 @@ def test_what_is_reported_of_each_precision(manifest):
 
 def test_smaller_precisions_have_smaller_files(manifest):
     sizes = {precision: manifest.blocks_of(0, 1, precision)[0].num_bytes for precision in manifest.precisions}
-    assert sizes["int4"] < 0.6 * sizes["w8a8"]
+    assert sizes["int4"] < 0.65 * sizes["w8a8"]
     assert sizes["w8a8"] < 0.3 * sizes["fp32"]
     assert sizes["fp16"] < 0.6 * sizes["fp32"]
     memory = {precision: manifest.blocks_of(0, 1, precision)[0].memory_bytes for precision in manifest.precisions}

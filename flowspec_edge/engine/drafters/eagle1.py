@@ -19,6 +19,7 @@ from flowspec_edge.core.kv_slots import FIRST_SLOT
 from flowspec_edge.core.tree import Row
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, Step, as_ort_value, pad_rows
 from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.engine.stage_runner import load_embedding
 from flowspec_edge.errors import BundleError
@@ -34,9 +35,9 @@ class _DraftSession:
     ``seen`` and ``features`` serve a row's children, so they are kept for drafted rows and the last verified one only.
     """
 
-    def __init__(self, cache: KvCache, binding: ort.IOBinding, capacity: int) -> None:
+    def __init__(self, cache: KvCache, capacity: int) -> None:
         self.cache = cache
-        self.binding = binding
+        self.binding: ort.IOBinding | None = None  # until the first run
         self.capacity = capacity
         self.num_slots = FIRST_SLOT  # in use or free for reuse
         self.free: list[int] = []
@@ -104,6 +105,7 @@ class Eagle1Drafter:
         if manifest.drafter is None or manifest.drafter.kind != self.kind:
             raise BundleError(f"{directory}: this bundle has no draft head of kind {self.kind}")
         self._entry = manifest.drafter
+        self._min_rows = min_rows(manifest.precision)
         self._graph = CachedGraph(directory / self._entry.file, 0, 1, num_threads)
         self._rotary = RotaryTables(self._entry.rope_frequencies)
         self._embedding = load_embedding(directory, manifest)
@@ -115,7 +117,7 @@ class Eagle1Drafter:
         """Make a cache for a session whose stages hold ``capacity`` slots: a row that is drafted needs one here as well."""
         capacity += PASS_ROWS
         cache = KvCache(1, self._entry.num_kv_heads, capacity, self._entry.head_dim)
-        self._sessions[session] = _DraftSession(cache, self._graph.bind(cache.values), capacity)
+        self._sessions[session] = _DraftSession(cache, capacity)
 
     def close(self, session: int) -> None:
         self._sessions.pop(session, None)
@@ -125,7 +127,8 @@ class Eagle1Drafter:
         session = self._sessions.get(job.session)
         if session is None:  # cancelled meanwhile
             return DraftFinished(np.zeros((0, self._k), np.int64), np.zeros((0, self._k), np.float32))
-        self._rotary.reach(session.cache.num_slots)
+        if session.binding is None:
+            session.binding = self._graph.bind(session.cache.values, self._rotary.reach(session.cache.num_slots))
         session.forget(job.dropped)
         num_verified = len(job.hidden)
         drafted = [session.features[row.parent] for row in job.rows[num_verified:]]
@@ -149,10 +152,11 @@ class Eagle1Drafter:
     def _forward(
         self, session: _DraftSession, rows: tuple[Row, ...], features: Floats, positions: NDArray[np.int64]
     ) -> Floats:
-        step = Step.from_mask(session.mask(rows), positions)
+        step = Step.from_mask(session.mask(rows), positions, self._min_rows)
         embedded = self._embedding[[row.token for row in rows]].astype(np.float32)
-        hidden = HiddenRows(features)
-        inputs = {TOKEN_EMBEDDING: as_ort_value(pad_rows(embedded)), FEATURE: hidden.source, **self._rotary.inputs}
+        hidden = HiddenRows(features, self._min_rows)
+        tokens = as_ort_value(pad_rows(embedded, self._min_rows))
+        inputs = {TOKEN_EMBEDDING: tokens, FEATURE: hidden.source}
         self._graph.bind_step(session.binding, inputs, step, hidden.target)
         self._graph.run_bound(session.binding)
         hidden.advance()

@@ -37,11 +37,11 @@ class Eagle3Drafter(Eagle1Drafter):
     def _features_of(self, hidden: Floats) -> Floats:
         if not len(hidden):
             return hidden
-        (features,) = self._fuse.run([HIDDEN_OUT], {HIDDEN: pad_rows(hidden)})
+        (features,) = self._fuse.run([HIDDEN_OUT], {HIDDEN: pad_rows(hidden, self._min_rows)})
         return features[0, : len(hidden)]  # type: ignore[no-any-return]
 
     def _propose(self, features: Floats) -> tuple[NDArray[np.int64], Floats]:
-        inputs = {HIDDEN: pad_rows(features)[0], TOP_K: np.array([self._k], np.int64)}
+        inputs = {HIDDEN: pad_rows(features, self._min_rows)[0], TOP_K: np.array([self._k], np.int64)}
         tokens, log_probs = self._top.run([TOP_TOKENS, TOP_LOG_PROBS], inputs)
         return tokens[: len(features)], log_probs[: len(features)]
 

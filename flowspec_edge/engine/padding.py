@@ -1,0 +1,26 @@
+"""Rows added to a chunk so that a row has the same bits whatever its chunk.
+
+ONNX Runtime computes a row by itself with other code than rows together: in its attention operator, and in the products of some
+precisions. And on ARM the operator's softmax adds up the weights of four slots at a time, then what is left one by one, so that
+a row's sum depends on how many slots come after its own (onnxruntime 1.32; on x86 nothing is left over: its kernels mask).
+"""
+
+from __future__ import annotations
+
+import platform
+
+MIN_ATTENTION_ROWS = 2
+SLOTS_AT_A_TIME = 1 if platform.machine() == "x86_64" else 4
+MAX_ATTENTION_PADDING = 4
+_MIN_ROWS = {"int4": 2}
+
+
+def min_rows(precision: str) -> int:
+    """Of every chunk that a graph of that precision is given."""
+    return _MIN_ROWS.get(precision, 1)
+
+
+def attention_padding(num_rows: int, num_slots: int) -> int:
+    """Rows that attention gets behind ``num_rows`` of a chunk, each with a slot of its own behind ``num_slots`` in use."""
+    missing = max(MIN_ATTENTION_ROWS - num_rows, 0)
+    return missing + -(num_slots + missing) % SLOTS_AT_A_TIME

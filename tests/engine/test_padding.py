@@ -1,0 +1,36 @@
+"""Padding is the least that is needed, and with ARM's a row has the same bits in every chunk here as well."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowspec_edge.engine import padding
+from flowspec_edge.engine.padding import MAX_ATTENTION_PADDING, MIN_ATTENTION_ROWS, attention_padding
+from tests.engine.conftest import Session, make_chain
+
+ARM = 4
+
+
+@given(st.sampled_from([1, ARM]), st.integers(1, 80), st.integers(0, 2000))
+def test_it_is_the_least_that_is_needed(slots_at_a_time, num_rows, num_before):
+    num_slots = num_before + num_rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(padding, "SLOTS_AT_A_TIME", slots_at_a_time)
+        found = attention_padding(num_rows, num_slots)
+    enough = [
+        number
+        for number in range(MAX_ATTENTION_PADDING + 1)
+        if num_rows + number >= MIN_ATTENTION_ROWS and (num_slots + number) % slots_at_a_time == 0
+    ]
+    assert found == enough[0]
+
+
+def test_arms_padding_changes_no_bit(whole, tokens, monkeypatch):
+    chain = make_chain(tokens[:24])
+    expected = Session(whole).run(chain)
+    monkeypatch.setattr(padding, "SLOTS_AT_A_TIME", ARM)
+    for num_rows in (1, 2, 3, 5, 24):
+        session = Session(whole, capacity=24 + 1)  # full at the end: padding has room of its own
+        found = [session.run(chain[start : start + num_rows]) for start in range(0, 24, num_rows)]
+        np.testing.assert_array_equal(np.concatenate(found), expected)
