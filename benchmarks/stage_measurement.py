@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402 - OpenBLAS reads both when it is loaded
 from flowspec_edge.core import events as ev  # noqa: E402
 from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots, SlotMove  # noqa: E402
 from flowspec_edge.core.tree import NO_PARENT, Row  # noqa: E402
-from flowspec_edge.engine.graphs import HiddenRows, Step  # noqa: E402
+from flowspec_edge.engine.graphs import HiddenRows, StepInputs  # noqa: E402
 from flowspec_edge.engine.stage_runner import StageRunner  # noqa: E402
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, load_manifest  # noqa: E402
 
@@ -104,11 +104,13 @@ class StageUnderTest:
         forward = self._forward(num_rows)
         self._slots.drop([row.id for row in forward.rows])
         runner = self._runner
-        step = Step.from_mask(forward.mask, forward.positions, runner._min_rows)
+        step = StepInputs(runner._min_rows)
+        inputs = step.set(forward.mask, forward.positions)
         hidden = HiddenRows(self._rows[:num_rows], runner._min_rows)
+        bindings = runner._bind(runner._sessions[SESSION].cache, step)
         bound = []
-        for (_, _, block), binding in zip(runner._blocks, runner._bind(runner._sessions[SESSION].cache), strict=True):
-            block.bind_step(binding, {HIDDEN: hidden.source}, step, hidden.target)
+        for (_, _, block), binding in zip(runner._blocks, bindings, strict=True):
+            block.bind_step(binding, inputs | {HIDDEN: hidden.source}, hidden.target)
             hidden.advance()
             bound.append((block.run_bound, binding))
         norm = runner._final_norm

@@ -7,7 +7,6 @@ being reserved, since the attention operator ignores position ids while its past
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +88,23 @@ class KvCache:
             self._stack[:, :, :, targets] = self._stack[:, :, :, sources]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one forward needs besides its rows, by the graphs' input names, attention's padding included."""
+class StepInputs:
+    """What the forwards of one session need besides their rows, by the graphs' input names, attention's padding included.
 
-    inputs: dict[str, ort.OrtValue]
+    Its numbers stay where they are and change in place, so they are bound once.
+    """
 
-    @classmethod
-    def from_mask(cls, mask: NDArray[np.bool_], positions: NDArray[np.int64], min_rows: int = 1) -> Step:
-        """From who may see whom, [rows, total], and each row's position, [rows]; the graph gets ``min_rows`` at least."""
+    def __init__(self, min_rows: int) -> None:
+        self.min_rows = min_rows
+        self._padding, self._last, self._total = np.zeros(2, np.int64), np.zeros(1, np.int32), np.zeros((), np.int32)
+        self.numbers = {
+            ATTENTION_PADDING: as_ort_value(self._padding),
+            SEQLENS_K: as_ort_value(self._last),
+            TOTAL_LENGTH: as_ort_value(self._total),
+        }
+
+    def set(self, mask: NDArray[np.bool_], positions: NDArray[np.int64]) -> dict[str, ort.OrtValue]:
+        """For who may see whom, [rows, total], and each row's position, [rows]: what is to be bound for this forward."""
         rows, total = mask.shape
         num_padding = attention_padding(rows, total)
         if num_padding:  # rows that see themselves alone
@@ -106,15 +113,10 @@ class Step:
             padded[rows:, total:] = np.eye(num_padding, dtype=np.bool_)
             mask, total = padded, total + num_padding
             positions = np.concatenate([positions, np.zeros(num_padding, np.int64)])
-        return cls(
-            {
-                ATTENTION_PADDING: as_ort_value(np.array([0, rows + num_padding - max(rows, min_rows)], np.int64)),
-                ATTENTION_BIAS: as_ort_value(np.where(mask, np.float32(0.0), MASKED)[None, None]),
-                POSITION_IDS: as_ort_value(positions[None]),
-                SEQLENS_K: as_ort_value(np.array([total - 1], np.int32)),
-                TOTAL_LENGTH: as_ort_value(np.array(total, np.int32)),
-            }
-        )
+        self._padding[1] = rows + num_padding - max(rows, self.min_rows)
+        self._last[0], self._total[()] = total - 1, total
+        bias = np.where(mask, np.float32(0.0), MASKED)
+        return {ATTENTION_BIAS: as_ort_value(bias[None, None]), POSITION_IDS: as_ort_value(positions[None])}
 
 
 def as_ort_value(array: NDArray[Any]) -> ort.OrtValue:
@@ -139,7 +141,7 @@ class HiddenRows:
     What is given is never written to.
     """
 
-    def __init__(self, rows: Floats, min_rows: int = 1) -> None:
+    def __init__(self, rows: Floats, min_rows: int) -> None:
         given = pad_rows(rows, min_rows)
         self._buffers = given, np.empty_like(given), np.empty_like(given)
         self._values = [as_ort_value(buffer) for buffer in self._buffers]
@@ -170,22 +172,20 @@ class CachedGraph:
         self._session = load_graph(path, num_threads)
         self._layers = range(start, stop)
 
-    def bind(self, caches: Sequence[ort.OrtValue], tables: dict[str, ort.OrtValue]) -> ort.IOBinding:
-        """What stays for as long as a session does: ``caches`` is key, value per layer, ``tables`` the rotary ones."""
+    def bind(self, caches: Sequence[ort.OrtValue], inputs: dict[str, ort.OrtValue]) -> ort.IOBinding:
+        """What stays for as long as a session does: ``caches`` is key, value per layer; rotary tables and a step's numbers."""
         binding = self._session.io_binding()
-        for name, table in tables.items():
-            binding.bind_ortvalue_input(name, table)
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
         for index, layer in enumerate(self._layers):
             for offset, (past, present) in enumerate(((PAST_KEY, PRESENT_KEY), (PAST_VALUE, PRESENT_VALUE))):
                 binding.bind_ortvalue_input(f"{past}.{layer}", caches[2 * index + offset])
                 binding.bind_ortvalue_output(f"{present}.{layer}", caches[2 * index + offset])
         return binding
 
-    def bind_step(
-        self, binding: ort.IOBinding, inputs: dict[str, ort.OrtValue], step: Step, hidden_out: ort.OrtValue
-    ) -> None:
+    def bind_step(self, binding: ort.IOBinding, inputs: dict[str, ort.OrtValue], hidden_out: ort.OrtValue) -> None:
         """What one forward reads and writes besides."""
-        for name, value in (inputs | step.inputs).items():
+        for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_ortvalue_output(HIDDEN_OUT, hidden_out)
 

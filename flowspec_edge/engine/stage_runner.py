@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowspec_edge.core.events import Floats, RunForward
-from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, Step, load_graph
+from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
@@ -27,9 +27,10 @@ def load_embedding(directory: Path, manifest: Manifest) -> NDArray[np.floating]:
 
 @dataclass(slots=True)
 class _Session:
-    """A session's cache, and each block's binding to its part of it and to the rotary tables, once it has run."""
+    """A session's cache, and each block's binding to its part of it and to what stays, once it has run."""
 
     cache: KvCache
+    step: StepInputs
     bindings: list[ort.IOBinding] = field(default_factory=list)
 
 
@@ -90,7 +91,7 @@ class StageRunner:
             raise StageFailedError(
                 f"no memory for a KV cache of {capacity} slots ({cause}); ask for fewer tokens"
             ) from cause
-        self._sessions[session] = _Session(cache)
+        self._sessions[session] = _Session(cache, StepInputs(self._min_rows))
 
     def free_cache(self, session: int) -> None:
         self._sessions.pop(session, None)
@@ -120,16 +121,17 @@ class StageRunner:
         if session is None:  # closed between the decision to run and the run; nobody will use the rows
             return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
         if not session.bindings:  # here, not where the session is opened: the event loop does not wait for it
-            session.bindings = self._bind(session.cache)
+            session.bindings = self._bind(session.cache, session.step)
         session.cache.move(forward.moves)
-        step = Step.from_mask(forward.mask, forward.positions, self._min_rows)
+        inputs = session.step.set(forward.mask, forward.positions)
         hidden = HiddenRows(self._embed(forward) if forward.hidden is None else forward.hidden, self._min_rows)
         for (start, _, block), binding in zip(self._blocks, session.bindings, strict=True):
             if is_cancelled():
                 return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
             if tapped is not None and self._start + start in self._taps:
                 tapped[self._start + start] = hidden.array[0, :num_rows].copy()
-            block.bind_step(binding, {HIDDEN: hidden.source}, step, hidden.target)
+            inputs[HIDDEN] = hidden.source
+            block.bind_step(binding, inputs, hidden.target)
             block.run_bound(binding)
             hidden.advance()
         if self._final_norm is not None:
@@ -140,9 +142,9 @@ class StageRunner:
             hidden.advance()
         return hidden.array[0, :num_rows]
 
-    def _bind(self, cache: KvCache) -> list[ort.IOBinding]:
-        tables = self._rotary.reach(cache.num_slots)
-        return [block.bind(cache.values[2 * start : 2 * stop], tables) for start, stop, block in self._blocks]
+    def _bind(self, cache: KvCache, step: StepInputs) -> list[ort.IOBinding]:
+        kept = {**self._rotary.reach(cache.num_slots), **step.numbers}
+        return [block.bind(cache.values[2 * start : 2 * stop], kept) for start, stop, block in self._blocks]
 
     def _embed(self, forward: RunForward) -> Floats:
         assert self._embedding is not None, "a chunk without hidden rows reached a stage that does not embed"

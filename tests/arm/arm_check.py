@@ -89,6 +89,20 @@ class Finding:
         return f"{self.case}: {found} ({self.seconds:.1f} s{fetched})"
 
 
+@dataclass(frozen=True)
+class BitsOfRows:
+    """Sizes of chunks in which a row has other bits than in a large one: none are wanted."""
+
+    board: str
+    precision: str
+    differing: list[int]
+
+    def __str__(self) -> str:
+        sizes = ", ".join(map(str, self.differing))
+        found = f"others in chunks of {sizes}" if sizes else "the same in every chunk"
+        return f"{self.precision} on {self.board}: the bits of a row are {found}"
+
+
 class Ring:
     """Two node processes, and this machine that asks them."""
 
@@ -222,19 +236,19 @@ def find_gap(case: Case, bundle: Bundle, index: int, token: int) -> float:
 
 
 def bundles_to_check(folder: Path, say: Say) -> list[Bundle]:
-    """The demo model as it is shipped, and exported to w8a8 where the exporter can run."""
+    """The demo model as it is shipped, and exported to w8a8 and all others where the exporter can run."""
     shipped = Bundle.load(DEMO_BUNDLE)
     try:
         import torch  # noqa: F401
     except ImportError:
-        say("torch is not installed here: w8a8 is not exported, only the shipped precision is checked")
+        say("torch is not installed here: nothing is exported, only the shipped precision is checked")
         return [shipped]
     target = folder / "demo-w8a8"
-    say("exporting the demo model to w8a8 ...")
+    say("exporting the demo model to w8a8 and the other precisions ...")
     model = PROJECT / "exporter/demo_model"
     command = [sys.executable, "-m", "exporter", str(model / "target"), "--drafter", str(model / "eagle")]
     run(
-        [*command, "--precision", "w8a8", "--out", str(target), "--force"],
+        [*command, "--precision", "w8a8", "--also", "fp32", "fp16", "int8", "int4", "--out", str(target), "--force"],
         "the demo model cannot be exported",
         cwd=PROJECT,
     )
@@ -253,13 +267,13 @@ async def check(folder: Path, is_quick: bool, say: Say) -> dict[str, Any]:
             + ", ".join(f"{what} {version}" for what, version in versions.items())
             + "; no torch, no compiler"
         )
-    findings, sizes_that_differ = [], {}
+    findings, bits = [], []
     for bundle in bundles_to_check(folder, say):
         for board in BOARDS:
-            what = f"{bundle.manifest.precision} on {board.name}"
-            sizes_that_differ[what] = userland.sizes_that_differ(board, bundle.directory)
-            found = "same bits in every chunk" if not sizes_that_differ[what] else "other bits in chunks of"
-            say(f"{what}: a row has {found} {', '.join(map(str, sizes_that_differ[what]))}".rstrip())
+            sizes = userland.sizes_that_differ(board, bundle.directory)
+            bits += [BitsOfRows(board.name, precision, differing) for precision, differing in sizes.items()]
+        for row_bits in bits[-len(BOARDS) * len(bundle.manifest.precisions) :]:
+            say(str(row_bits))
         cases = [
             Case(bundle.manifest.precision, schedule, temperature)
             for schedule in ("flowspec", "autoregressive")
@@ -271,8 +285,8 @@ async def check(folder: Path, is_quick: bool, say: Say) -> dict[str, Any]:
     return {
         "boards": boards,
         "texts": [{**asdict(finding), "passed": finding.passed} for finding in findings],
-        "sizes_that_differ": sizes_that_differ,
-        "passed": all(finding.passed for finding in findings) and not any(sizes_that_differ.values()),
+        "bits_of_rows": [asdict(row_bits) for row_bits in bits],
+        "passed": all(finding.passed for finding in findings) and not any(row_bits.differing for row_bits in bits),
         "seconds": round(time.monotonic() - began, 1),
     }
 

@@ -2,7 +2,7 @@
 
     python row_bits.py BUNDLE
 
-Prints the chunk sizes whose rows differ from those of one large chunk, as a JSON list: an empty one is what is wanted.
+Prints as JSON, by precision, the chunk sizes whose rows differ from those of one large chunk: none are wanted.
 """
 
 import json
@@ -25,8 +25,13 @@ SIZES = (1, 2, 3, 4, 5, 8, 16)
 def main() -> None:
     directory = Path(sys.argv[1])
     manifest = load_manifest(directory)
-    stage = StageRunner(directory, manifest, 0, manifest.geometry.num_layers)
     head = Head(directory, manifest)
+    print(json.dumps({precision: sizes_that_differ(directory, precision, head) for precision in manifest.precisions}))
+
+
+def sizes_that_differ(directory: Path, precision: str, head: Head) -> list[int]:
+    manifest = load_manifest(directory)
+    stage = StageRunner(directory, manifest, 0, manifest.geometry.num_layers, precision=precision)
     tokens = np.random.default_rng(5).integers(2, manifest.geometry.vocab_size, NUM_ROWS)
     rows = [Row(place, place - 1 if place else NO_PARENT, int(token)) for place, token in enumerate(tokens)]
 
@@ -42,7 +47,7 @@ def main() -> None:
         return np.concatenate(found)
 
     expected = logits(NUM_ROWS)
-    print(json.dumps([size for size in SIZES if not np.array_equal(logits(size), expected)]))
+    return [size for size in SIZES if not np.array_equal(logits(size), expected)]
 
 
 if __name__ == "__main__":

@@ -133,10 +133,12 @@ class Userland:
             )
         return {"python": python, "numpy": numpy, "onnxruntime": onnxruntime}
 
-    def sizes_that_differ(self, board: Board, bundle: Path) -> list[int]:
-        """Of chunks in which rows have other bits there than in a large one."""
+    def sizes_that_differ(self, board: Board, bundle: Path) -> dict[str, list[int]]:
+        """By precision, sizes of chunks in which rows have other bits there than in a large one."""
         program = str(Path(__file__).with_name("row_bits.py"))
-        found: list[int] = json.loads(run(self.command(board, program, str(bundle)), f"{board.name}: no rows"))
+        found: dict[str, list[int]] = json.loads(
+            run(self.command(board, program, str(bundle)), f"{board.name}: no rows")
+        )
         return found
 
     def _search_path(self) -> list[Path]:

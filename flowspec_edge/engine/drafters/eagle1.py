@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flowspec_edge.core.events import DraftFinished, Floats, RunDraft
 from flowspec_edge.core.kv_slots import FIRST_SLOT
 from flowspec_edge.core.tree import Row
-from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, Step, as_ort_value, pad_rows
+from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, as_ort_value, pad_rows
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
@@ -35,8 +35,9 @@ class _DraftSession:
     ``seen`` and ``features`` serve a row's children, so they are kept for drafted rows and the last verified one only.
     """
 
-    def __init__(self, cache: KvCache, capacity: int) -> None:
+    def __init__(self, cache: KvCache, step: StepInputs, capacity: int) -> None:
         self.cache = cache
+        self.step = step
         self.binding: ort.IOBinding | None = None  # until the first run
         self.capacity = capacity
         self.num_slots = FIRST_SLOT  # in use or free for reuse
@@ -117,7 +118,7 @@ class Eagle1Drafter:
         """Make a cache for a session whose stages hold ``capacity`` slots: a row that is drafted needs one here as well."""
         capacity += PASS_ROWS
         cache = KvCache(1, self._entry.num_kv_heads, capacity, self._entry.head_dim)
-        self._sessions[session] = _DraftSession(cache, capacity)
+        self._sessions[session] = _DraftSession(cache, StepInputs(self._min_rows), capacity)
 
     def close(self, session: int) -> None:
         self._sessions.pop(session, None)
@@ -128,7 +129,8 @@ class Eagle1Drafter:
         if session is None:  # cancelled meanwhile
             return DraftFinished(np.zeros((0, self._k), np.int64), np.zeros((0, self._k), np.float32))
         if session.binding is None:
-            session.binding = self._graph.bind(session.cache.values, self._rotary.reach(session.cache.num_slots))
+            tables = self._rotary.reach(session.cache.num_slots)
+            session.binding = self._graph.bind(session.cache.values, {**tables, **session.step.numbers})
         session.forget(job.dropped)
         num_verified = len(job.hidden)
         drafted = [session.features[row.parent] for row in job.rows[num_verified:]]
@@ -152,12 +154,11 @@ class Eagle1Drafter:
     def _forward(
         self, session: _DraftSession, rows: tuple[Row, ...], features: Floats, positions: NDArray[np.int64]
     ) -> Floats:
-        step = Step.from_mask(session.mask(rows), positions, self._min_rows)
         embedded = self._embedding[[row.token for row in rows]].astype(np.float32)
         hidden = HiddenRows(features, self._min_rows)
-        tokens = as_ort_value(pad_rows(embedded, self._min_rows))
-        inputs = {TOKEN_EMBEDDING: tokens, FEATURE: hidden.source}
-        self._graph.bind_step(session.binding, inputs, step, hidden.target)
+        inputs = session.step.set(session.mask(rows), positions)
+        inputs |= {TOKEN_EMBEDDING: as_ort_value(pad_rows(embedded, self._min_rows)), FEATURE: hidden.source}
+        self._graph.bind_step(session.binding, inputs, hidden.target)
         self._graph.run_bound(session.binding)
         hidden.advance()
         out = hidden.array[0, : len(rows)]
