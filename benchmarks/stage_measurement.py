@@ -30,6 +30,7 @@ from flowspec_edge.core import events as ev  # noqa: E402
 from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots, SlotMove  # noqa: E402
 from flowspec_edge.core.tree import NO_PARENT, Row  # noqa: E402
 from flowspec_edge.engine.graphs import HiddenRows, StepInputs  # noqa: E402
+from flowspec_edge.engine.huge_pages import on_huge_pages  # noqa: E402
 from flowspec_edge.engine.stage_runner import StageRunner  # noqa: E402
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, load_manifest  # noqa: E402
 
@@ -198,7 +199,8 @@ def _open_product(precision: str) -> tuple[Any, Any]:
     options.intra_op_num_threads = JOB["threads"]
     for setting in (*SESSION_SETTINGS, ("session.intra_op.allow_spinning", "0")):
         options.add_session_config_entry(*setting)
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]), row
+    with on_huge_pages():
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]), row
 
 
 def _seconds(run: Callable[[], Any], num_times: int = 5) -> float:
