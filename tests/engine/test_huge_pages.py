@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from flowspec_edge.engine import huge_pages
 from flowspec_edge.engine.graphs import load_graph
 from flowspec_edge.engine.huge_pages import SETTINGS, _without, huge_page_bytes, on_huge_pages
 
@@ -69,6 +70,13 @@ def test_memory_that_is_hardly_used_stays_so():
     _, after = memory()
     reserved.close()
     assert after - before < 8 * MB
+
+
+def test_a_system_that_does_not_tell_its_mappings_is_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(huge_pages, "_MAPPINGS", tmp_path / "none")
+    monkeypatch.setattr(huge_pages, "huge_page_bytes", lambda: 2 * MB)
+    with on_huge_pages():
+        np.ones(8 * MB, np.uint8)
 
 
 @pytest.mark.parametrize(
