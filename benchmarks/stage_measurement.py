@@ -2,7 +2,7 @@
 
     python -m benchmarks.stage_measurement '{"bundle": ..., "precisions": [...], "sizes": [...], "pasts": [...], "threads": 1}'
     python -m benchmarks.stage_measurement '{"layouts": {NAME: BUNDLE, ...}, "precisions": [...], "sizes": [...], "threads": 1}'
-    python -m benchmarks.stage_measurement '{"products": [1, 2, 16], "threads": 1}'
+    python -m benchmarks.stage_measurement '{"products": [1, 16], "threads": 1}'
 
 A process of its own, since BLAS reads its number of threads once, at its start. Prints a JSON object per line.
 """

@@ -95,7 +95,7 @@ class Step:
 
     def inputs(self) -> Arrays:
         return {
-            ATTENTION_PADDING: np.array([0, len(self.positions) - len(self.tokens)]),
+            ATTENTION_PADDING: np.array([0, len(self.positions) - len(self.tokens)], dtype=np.int64),
             ATTENTION_BIAS: self.bias,
             POSITION_IDS: self.positions[None],
             SEQLENS_K: np.array([self.total - 1], dtype=np.int32),
@@ -114,7 +114,7 @@ def probe_steps(token_ids: Sequence[int], max_context: int, min_rows: int) -> li
 
 
 def chain_steps(token_ids: Sequence[int], num_rows: int) -> list[Step]:
-    """A plain text, in chunks of ``num_rows``."""
+    """A plain text, in chunks of ``num_rows``; a last row by itself is not padded for products."""
     parents = list(range(-1, len(token_ids) - 1))
     starts = range(0, len(token_ids), num_rows)
     return [_step(token_ids, parents, start, min(start + num_rows, len(parents)), min_rows=1) for start in starts]

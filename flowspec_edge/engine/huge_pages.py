@@ -58,13 +58,13 @@ def _anonymous_memory() -> Ranges:
     """This process's own private memory, the heap left out, in ascending order; nothing where the system does not tell."""
     ranges: Ranges = []
     try:
-        lines = _MAPPINGS.read_text().splitlines()
+        lines = _MAPPINGS.read_bytes().split(b"\n")  # names of files may be in any encoding
     except OSError:
         return ranges
     for line in lines:
-        addresses, permissions, _, _, inode, *name = line.split(maxsplit=5)
-        if permissions == "rw-p" and inode == "0" and not name:
-            start, stop = addresses.split("-")
+        fields = line.split(maxsplit=5)  # addresses, permissions, offset, device, inode, and a name where there is one
+        if len(fields) == 5 and fields[1] == b"rw-p" and fields[4] == b"0":
+            start, stop = fields[0].split(b"-")
             ranges.append((int(start, 16), int(stop, 16)))
     return ranges
 

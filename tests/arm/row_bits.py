@@ -1,4 +1,5 @@
-"""Whether a row has the same bits in every chunk on this processor; run on a board, where only flowspec-edge is installed.
+"""Whether a row has the same bits in every chunk on this processor: layers of each precision of a bundle, behind its head. Run on
+a board, where only flowspec-edge is installed.
 
     python row_bits.py BUNDLE
 

@@ -1,7 +1,9 @@
 """Weights move to huge pages where the system has them, nothing else does, and no memory is added."""
 
 import mmap
+import os
 import platform
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +18,17 @@ from flowspec_edge.engine.graphs import load_graph
 from flowspec_edge.engine.huge_pages import SETTINGS, _without, huge_page_bytes, on_huge_pages
 
 MB = 1 << 20
-COLLAPSES_ON_REQUEST = (6, 1)
-"""Linux's first version that moves memory when asked; earlier ones take their time."""
 
 
-def linux_version():
-    return tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
+def collapses_on_request():
+    """Whether Linux moves memory when it is asked to, and only then: since 6.1; earlier ones take their time."""
+    version = re.match(r"(\d+)\.(\d+)", platform.release())
+    if version is None or tuple(map(int, version.groups())) < (6, 1) or not 0 < huge_page_bytes() <= 2 * MB:
+        return False
+    return "[madvise]" in (SETTINGS / "enabled").read_text()
 
 
-needs_huge_pages = pytest.mark.skipif(
-    not 0 < huge_page_bytes() <= 2 * MB or linux_version() < COLLAPSES_ON_REQUEST,
-    reason="this system has no huge pages on request",
-)
+needs_huge_pages = pytest.mark.skipif(not collapses_on_request(), reason="no huge pages on request, or unasked")
 
 
 def memory():
@@ -60,8 +61,6 @@ def test_weights_are_on_huge_pages_and_take_no_more_memory(tmp_path):
 
 @needs_huge_pages
 def test_memory_that_is_hardly_used_stays_so():
-    if "[always]" in (SETTINGS / "enabled").read_text():
-        pytest.skip("this system gives huge pages unasked")
     _, before = memory()
     with on_huge_pages():
         reserved = mmap.mmap(-1, 64 * MB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -70,6 +69,14 @@ def test_memory_that_is_hardly_used_stays_so():
     _, after = memory()
     reserved.close()
     assert after - before < 8 * MB
+
+
+def test_a_mapped_file_may_have_any_name(tmp_path):
+    path = os.fsencode(tmp_path) + b"/not utf-8 \xe9 \xe2\x80\xa8 \x85"
+    with open(path, "wb") as file:
+        file.write(bytes(MB))
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped, on_huge_pages():
+        assert mapped[0] == 0
 
 
 def test_a_system_that_does_not_tell_its_mappings_is_left_as_it_is(tmp_path, monkeypatch):

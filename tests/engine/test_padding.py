@@ -26,6 +26,21 @@ def test_it_is_the_least_that_is_needed(slots_at_a_time, num_rows, num_before):
     assert found == enough[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model name\t: x\nflags\t\t: fpu sse4_2 avx avx2 fma\n", 1),
+        ("flags\t\t: fpu sse4_2 avx avx2x\n", 4),  # an Atom's, or of before 2013
+        ("Features\t: fp asimd asimddp\n", 4),
+        (None, 4),
+    ],
+)
+def test_processors_that_mask_need_no_multiple(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    assert padding.slots_at_a_time(tmp_path / "cpuinfo") == expected
+
+
 def test_arms_padding_changes_no_bit(whole, tokens, monkeypatch):
     chain = make_chain(tokens[:24])
     expected = Session(whole).run(chain)

@@ -14,6 +14,7 @@ from flowspec_edge.core.kv_slots import KvSlots
 from flowspec_edge.core.tree import Row
 from flowspec_edge.engine.graphs import as_ort_value
 from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.padding import MAX_ATTENTION_PADDING
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import BundleError, PlacementError, StageFailedError
 from tests.engine.conftest import NUM_LAYERS, Session, make_chain
@@ -136,7 +137,9 @@ def test_a_session_goes_on_after_a_longer_one_came(bundle, whole, tokens):
         stage.open_cache(session, capacity)
         stage.run(_forward(session, chain[:3]))
     half_head = bundle.manifest.geometry.head_dim // 2
-    reused = [np.full((40 + 1, half_head), np.nan, np.float32) for _ in range(50)]  # where freed tables were
+    reused = [
+        np.full((40 + MAX_ATTENTION_PADDING, half_head), np.nan, np.float32) for _ in range(50)
+    ]  # where freed tables were
     found.append(short.run(chain[10:]))
     np.testing.assert_array_equal(np.concatenate(found), expected)
     del reused

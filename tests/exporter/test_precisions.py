@@ -105,7 +105,7 @@ def test_what_is_reported_of_each_precision(manifest):
 
 def test_smaller_precisions_have_smaller_files(manifest):
     sizes = {precision: manifest.blocks_of(0, 1, precision)[0].num_bytes for precision in manifest.precisions}
-    assert sizes["int4"] < 0.65 * sizes["w8a8"]
+    assert sizes["int4"] < 0.65 * sizes["w8a8"]  # 4 bits, and a float32 scale for 32 weights: 0.625
     assert sizes["w8a8"] < 0.3 * sizes["fp32"]
     assert sizes["fp16"] < 0.6 * sizes["fp32"]
     memory = {precision: manifest.blocks_of(0, 1, precision)[0].memory_bytes for precision in manifest.precisions}
