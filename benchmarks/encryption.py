@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 
 from flowspec_edge.core import wire
-from flowspec_edge.core.tree import Row
+from flowspec_edge.core.speculation.tree import Row
 from flowspec_edge.net.auth import Credentials, derive_credentials
 from flowspec_edge.net.link import Link, LinkServer, open_link
 from tests.lan import Lan, lan_of, why_not

@@ -10,11 +10,11 @@ import random
 import time
 from collections.abc import Callable
 
-from flowspec_edge.core.choices import Choices
-from flowspec_edge.core.placement import Device, Hop, Links, ModelNeeds, TimeLine
-from flowspec_edge.core.planner import plan_ring
-from flowspec_edge.core.ring_search import RingSearch
-from flowspec_edge.core.throughput import TYPICAL_DRAFTS, Throughput
+from flowspec_edge.core.planning.choices import Choices
+from flowspec_edge.core.planning.placement import Device, Hop, Links, ModelNeeds, TimeLine
+from flowspec_edge.core.planning.planner import plan_ring
+from flowspec_edge.core.planning.ring_search import RingSearch
+from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS, Throughput
 
 NUM_DEVICES = 16
 NUM_LAYERS = 32

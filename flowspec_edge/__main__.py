@@ -2,7 +2,7 @@
 
 import sys
 
-from flowspec_edge.cli import main
+from flowspec_edge.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowspec_edge.state import STATE_VARIABLE
+from flowspec_edge.files import STATE_VARIABLE
 from tests.lan import why_not
 
 

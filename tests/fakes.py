@@ -18,11 +18,11 @@ import numpy as np
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.generation import TREE_MARGIN, TargetLimits
-from flowspec_edge.core.origin import Origin
-from flowspec_edge.core.stage import CREDITS_PER_HOP, Stage
-from flowspec_edge.core.tree import NO_PARENT
-from flowspec_edge.core.verify import Sampler
+from flowspec_edge.core.speculation.generation import TREE_MARGIN, TargetLimits
+from flowspec_edge.core.speculation.origin import Origin
+from flowspec_edge.core.speculation.stage import CREDITS_PER_HOP, Stage
+from flowspec_edge.core.speculation.tree import NO_PARENT
+from flowspec_edge.core.speculation.verify import Sampler
 
 VOCAB = 13
 EOS = 0

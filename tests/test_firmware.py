@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 import firmware_configs
-from flowspec_edge.board_settings import (
+from flowspec_edge.core.device.boards import settings_for
+from flowspec_edge.core.device.throttling import ThermalReport
+from flowspec_edge.errors import BoardError
+from flowspec_edge.node.board import (
     describe_board,
     find_profile,
     read_facts,
@@ -19,9 +22,6 @@ from flowspec_edge.board_settings import (
     read_thermal,
     thermometer_of,
 )
-from flowspec_edge.core.boards import settings_for
-from flowspec_edge.core.throttling import ThermalReport
-from flowspec_edge.errors import BoardError
 
 FILES = Path(firmware_configs.__file__).parent
 UNIT = FILES / "systemd/flowspec-node.service"

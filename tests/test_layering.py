@@ -46,8 +46,8 @@ def test_the_core_is_pure(path):
 
 FORBIDDEN = {
     "flowspec_edge": ["torch", "optimum", "transformers", "exporter"],
-    "flowspec_edge/engine": ["flowspec_edge.net", "flowspec_edge.node", "aiohttp", "zeroconf"],
-    "flowspec_edge/net": ["flowspec_edge.engine", "flowspec_edge.node", "onnxruntime"],
+    "flowspec_edge/engine": ["flowspec_edge.net", "flowspec_edge.node.node", "aiohttp", "zeroconf"],
+    "flowspec_edge/net": ["flowspec_edge.engine", "flowspec_edge.node.node", "onnxruntime"],
 }
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from flowspec_edge.bench.tape import Tape
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.tree import Row
-from flowspec_edge.core.verify import Sampler
+from flowspec_edge.core.speculation.tree import Row
+from flowspec_edge.core.speculation.verify import Sampler
 from flowspec_edge.engine.drafters import Drafter
 
 SESSION = 1

@@ -20,14 +20,14 @@ from flowspec_edge.bench.emulated_board import EmulatedBoard, Lateness, PacedEng
 from flowspec_edge.bench.report import format_table
 from flowspec_edge.bench.testbed import Testbed
 from flowspec_edge.bench.virtual_clock import TimedAnswer
+from flowspec_edge.cli.demo import DEMO_SEARCH_S, NodeProcess, node_processes
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.demo import DEMO_SEARCH_S, NodeProcess, node_processes
 from flowspec_edge.errors import BenchError, NodeUnavailableError
 from flowspec_edge.net.directory import find_peers
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.node import Bundle, Node, NodeSettings, unique_name
-from flowspec_edge.ring import Ring
-from flowspec_edge.ring_opening import open_ring
+from flowspec_edge.node.node import Bundle, Node, NodeSettings, unique_name
+from flowspec_edge.origin.opening import open_ring
+from flowspec_edge.origin.ring import Ring
 
 TOLD_S = 5.0
 """How long a node may take to say how late it was; it says so when its session ends."""

@@ -22,13 +22,13 @@ from typing import ClassVar
 from flowspec_edge.bench.testbed import StageCost, Testbed
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
-from flowspec_edge.core.drafting import DraftShape
+from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.net.link import Link
-from flowspec_edge.node import Board, Bundle, Runner
-from flowspec_edge.origin_engine import OriginEngine
+from flowspec_edge.node.node import Board, Bundle, Runner
+from flowspec_edge.origin.engine import OriginEngine
 
 TIMER_ABSTIME = 1
 """TFD_TIMER_ABSTIME of Linux's sys/timerfd.h; Python has it from 3.13 on."""

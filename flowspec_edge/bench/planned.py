@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flowspec_edge.bench.testbed import StageCost, Testbed
-from flowspec_edge.core.placement import Device, Hop, Links, ModelNeeds, Plan, TimeLine
-from flowspec_edge.core.planner import plan_ring
-from flowspec_edge.core.throughput import TYPICAL_DRAFTS, AcceptanceCurve, Throughput
+from flowspec_edge.core.planning.placement import Device, Hop, Links, ModelNeeds, Plan, TimeLine
+from flowspec_edge.core.planning.planner import plan_ring
+from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS, AcceptanceCurve, Throughput
 
 ORIGIN = "origin"
 PRECISION = "as described"

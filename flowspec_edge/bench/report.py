@@ -10,8 +10,8 @@ from typing import Any
 from flowspec_edge.bench.compare import YARDSTICK, Figures, Outcome
 from flowspec_edge.bench.tensor_parallel import MODELLED, model_figures
 from flowspec_edge.bench.testbed import Testbed
-from flowspec_edge.core.schedules import find_schedule
-from flowspec_edge.core.throughput import tokens_of_best_rows as tau
+from flowspec_edge.core.planning.throughput import tokens_of_best_rows as tau
+from flowspec_edge.core.speculation.schedules import find_schedule
 
 LOOPING = "looping"
 """The column of outputs that repeat themselves: everything is easy there, so they count in no set and in no mean."""

@@ -11,7 +11,7 @@ from flowspec_edge.bench.prompts import choose_sets, load_prompts
 from flowspec_edge.bench.tensor_parallel import MODELLED
 from flowspec_edge.bench.testbed import Testbed, known_testbeds, load_testbed
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.schedules import SCHEDULES, ablation_names, find_schedule
+from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names, find_schedule
 from flowspec_edge.errors import RequestError
 
 

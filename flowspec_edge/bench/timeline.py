@@ -10,7 +10,7 @@ from flowspec_edge.bench.svg import FAINT, GRID, Drawing, nice_step
 from flowspec_edge.bench.tape import Tape
 from flowspec_edge.bench.testbed import Testbed
 from flowspec_edge.bench.virtual_clock import VirtualAnswer
-from flowspec_edge.core.tree import NO_PARENT, Row
+from flowspec_edge.core.speculation.tree import NO_PARENT, Row
 
 ACCEPTED, WASTED, CANCELLED, PROMPT = "#2a9d6f", "#f4b9a7", "#fbe6df", "#cbd2d9"
 HEAD, DRAFT, ADVANCE = "#3e6fb0", "#b9cfe8", "#7b4fb3"

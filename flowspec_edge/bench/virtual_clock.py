@@ -20,11 +20,11 @@ from flowspec_edge.bench.tape import Tape
 from flowspec_edge.bench.testbed import Testbed
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.drafting import DraftShape
-from flowspec_edge.core.generation import GenerationStatistics, TargetLimits
-from flowspec_edge.core.origin import Origin
-from flowspec_edge.core.stage import Stage
-from flowspec_edge.core.tree import NO_PARENT, Advance, Row, Tree
+from flowspec_edge.core.speculation.drafting import DraftShape
+from flowspec_edge.core.speculation.generation import GenerationStatistics, TargetLimits
+from flowspec_edge.core.speculation.origin import Origin
+from flowspec_edge.core.speculation.stage import Stage
+from flowspec_edge.core.speculation.tree import NO_PARENT, Advance, Row, Tree
 from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.drafters import Drafter
 from flowspec_edge.errors import StageFailedError

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.kv_slots import SlotMove
-from flowspec_edge.core.tree import Row
+from flowspec_edge.core.speculation.kv_slots import SlotMove
+from flowspec_edge.core.speculation.tree import Row
 
 Floats = NDArray[np.float32]
 

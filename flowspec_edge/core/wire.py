@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowspec_edge.core.events import Passage
-from flowspec_edge.core.tree import Row
+from flowspec_edge.core.speculation.tree import Row
 from flowspec_edge.errors import ProtocolError
 
 PROTOCOL_VERSION = 6

@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots
-from flowspec_edge.core.tree import NO_PARENT, Row
+from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
+from flowspec_edge.core.speculation.tree import NO_PARENT, Row
 from flowspec_edge.core.wire import MAX_CHUNK_ROWS
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head

@@ -9,10 +9,10 @@ import numpy as np
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import RunForward
-from flowspec_edge.core.generation import PREFILL_ROWS
-from flowspec_edge.core.kv_slots import FIRST_SLOT, KvSlots
-from flowspec_edge.core.tree import NO_PARENT, Row
-from flowspec_edge.core.verify import Sampler
+from flowspec_edge.core.speculation.generation import PREFILL_ROWS
+from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
+from flowspec_edge.core.speculation.tree import NO_PARENT, Row
+from flowspec_edge.core.speculation.verify import Sampler
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.manifest import Manifest

@@ -6,7 +6,7 @@ import ipaddress
 
 import ifaddr
 
-from flowspec_edge.core.address import Address
+from flowspec_edge.core.cluster.address import Address
 
 LOOPBACK = "127.0.0.1"
 EVERY_INTERFACE = "0.0.0.0"

@@ -16,9 +16,9 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowspec_edge.core.key_text import API_PREFIX, CLUSTER_PREFIX, KEY_BYTES, format_key, parse_key
+from flowspec_edge.core.cluster.key_text import API_PREFIX, CLUSTER_PREFIX, KEY_BYTES, format_key, parse_key
 from flowspec_edge.errors import ClusterKeyError, KeyTextError
-from flowspec_edge.state import read_private, state_directory, write_private
+from flowspec_edge.files import read_private, state_directory, write_private
 
 HANDSHAKE_S = 5.0
 """A handshake takes 2 ms on x86 and some 20 ms on the smallest board; a socket that stays silent is closed after this."""

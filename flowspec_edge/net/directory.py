@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self
 
-from flowspec_edge.core import membership as ms
 from flowspec_edge.core import wire
-from flowspec_edge.core.address import Address, parse_address
-from flowspec_edge.core.membership import Failure, Membership, Peer
+from flowspec_edge.core.cluster import membership as ms
+from flowspec_edge.core.cluster.address import Address, parse_address
+from flowspec_edge.core.cluster.membership import Failure, Membership, Peer
 from flowspec_edge.errors import (
     FlowspecError,
     NodeUnavailableError,

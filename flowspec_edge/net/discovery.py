@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from zeroconf import InterfaceChoice, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
-from flowspec_edge.core.address import Address
-from flowspec_edge.core.membership import RecordGone, RecordHeard
+from flowspec_edge.core.cluster.address import Address
+from flowspec_edge.core.cluster.membership import RecordGone, RecordHeard
 from flowspec_edge.errors import NodeUnavailableError
 from flowspec_edge.net.addresses import LOOPBACK, addresses_to_announce, is_loopback
 

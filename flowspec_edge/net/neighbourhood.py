@@ -7,12 +7,12 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from flowspec_edge.core.address import Address, parse_address
-from flowspec_edge.core.membership import MAX_TOLD
+from flowspec_edge.core.cluster.address import Address, parse_address
+from flowspec_edge.core.cluster.membership import MAX_TOLD
 from flowspec_edge.errors import StateError
+from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.net.addresses import NODE_PORT, is_loopback
 from flowspec_edge.net.auth import Credentials
-from flowspec_edge.state import read_private, state_directory, write_private
 
 MAX_REMEMBERED_BYTES = 2**16
 

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from flowspec_edge.bench.testbed import parse_testbed
-from flowspec_edge.cli import main
+from flowspec_edge.cli.main import main
 
 BENCH = ("bench", "--virtual")
 

@@ -17,8 +17,8 @@ from flowspec_edge.bench.tensor_parallel import GALAXY, MEGA_LM, forward_ms, mod
 from flowspec_edge.bench.testbed import load_testbed
 from flowspec_edge.bench.virtual_clock import VirtualRing
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.generation import TargetLimits
-from flowspec_edge.core.throughput import tokens_of_best_rows as tau
+from flowspec_edge.core.planning.throughput import tokens_of_best_rows as tau
+from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.timing import fit_line

@@ -13,16 +13,16 @@ from flowspec_edge.bench.emulate import Comparison, EmulatedAnswer, format_compa
 from flowspec_edge.bench.emulated_board import EmulatedBoard, Lateness, PacedEngine, PacedRunner, PreciseTimer, Wire
 from flowspec_edge.bench.testbed import StageCost
 from flowspec_edge.bench.virtual_clock import TimedAnswer
-from flowspec_edge.cli import main
+from flowspec_edge.cli.main import main
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
-from flowspec_edge.core.tree import Row
+from flowspec_edge.core.speculation.tree import Row
 from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, StageFailedError
-from flowspec_edge.node import Node, NodeSettings
-from flowspec_edge.ring_opening import open_ring
+from flowspec_edge.node.node import Node, NodeSettings
+from flowspec_edge.origin.opening import open_ring
 
 GIB = 2**30
 HOP_S = 0.003  # of the testbed that the fixture two_stages makes; a row of hidden values takes 1 ms on its wire

@@ -9,8 +9,8 @@ from flowspec_edge.bench.planned import known_of, plan_testbed, replanned
 from flowspec_edge.bench.prompts import load_prompts
 from flowspec_edge.bench.testbed import StageCost, describe_testbed, load_testbed, parse_testbed
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.choices import Choices
-from tests.core.rings import every_ring
+from flowspec_edge.core.planning.choices import Choices
+from tests.core.planning.rings import every_ring
 
 NUM_TOKENS = 32
 

@@ -8,10 +8,10 @@ from flowspec_edge.bench.prompts import load_prompts
 from flowspec_edge.bench.testbed import known_testbeds, load_testbed
 from flowspec_edge.bench.virtual_clock import VirtualRing
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.drafting import DraftShape
 from flowspec_edge.core.events import DraftFinished
-from flowspec_edge.core.generation import TargetLimits
-from flowspec_edge.core.schedules import SCHEDULES
+from flowspec_edge.core.speculation.drafting import DraftShape
+from flowspec_edge.core.speculation.generation import TargetLimits
+from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from tests.bench.conftest import make_tape

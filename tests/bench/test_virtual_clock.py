@@ -10,8 +10,8 @@ from flowspec_edge.bench.prompts import load_prompts
 from flowspec_edge.bench.testbed import load_testbed
 from flowspec_edge.bench.virtual_clock import VirtualRing
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.generation import TargetLimits
-from flowspec_edge.core.schedules import SCHEDULES
+from flowspec_edge.core.speculation.generation import TargetLimits
+from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.unsplit import UnsplitModel
 from tests.bench.conftest import make_tape

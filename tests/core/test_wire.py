@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flowspec_edge.core import wire
 from flowspec_edge.core.events import Passage
-from flowspec_edge.core.tree import Row
+from flowspec_edge.core.speculation.tree import Row
 from flowspec_edge.errors import ProtocolError
 
 U32 = st.integers(0, 2**32 - 1)

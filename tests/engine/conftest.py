@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from flowspec_edge.core.events import RunForward
-from flowspec_edge.core.kv_slots import KvSlots
-from flowspec_edge.core.tree import NO_PARENT, Row
+from flowspec_edge.core.speculation.kv_slots import KvSlots
+from flowspec_edge.core.speculation.tree import NO_PARENT, Row
 from flowspec_edge.engine.stage_runner import StageRunner
-from flowspec_edge.node import DEMO_BUNDLE, Bundle
+from flowspec_edge.node.node import DEMO_BUNDLE, Bundle
 
 NUM_LAYERS = 8
 

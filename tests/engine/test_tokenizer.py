@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
 from flowspec_edge.errors import BundleError
-from flowspec_edge.node import DEMO_BUNDLE
+from flowspec_edge.node.node import DEMO_BUNDLE
 
 TOKENIZER = Tokenizer(DEMO_BUNDLE / "tokenizer.json")
 

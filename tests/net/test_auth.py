@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from flowspec_edge.core import wire
-from flowspec_edge.core.key_text import API_PREFIX, CLUSTER_PREFIX
-from flowspec_edge.core.tree import Row
+from flowspec_edge.core.cluster.key_text import API_PREFIX, CLUSTER_PREFIX
+from flowspec_edge.core.speculation.tree import Row
 from flowspec_edge.errors import ClusterKeyError, KeyTextError, LinkLostError, OtherKeyError
 from flowspec_edge.net import server as servers
 from flowspec_edge.net.auth import derive_credentials, key_path, load_key, make_key, replace_key

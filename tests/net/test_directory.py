@@ -10,9 +10,9 @@ import socket
 
 import pytest
 
-from flowspec_edge.core import membership as ms
 from flowspec_edge.core import wire
-from flowspec_edge.core.address import Address
+from flowspec_edge.core.cluster import membership as ms
+from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.errors import NodeUnavailableError, ProtocolError
 from flowspec_edge.net import directory as directories
 from flowspec_edge.net.auth import derive_credentials

@@ -8,8 +8,8 @@ import pytest
 from zeroconf import IPVersion
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
-from flowspec_edge.core.address import Address
-from flowspec_edge.core.membership import RecordGone, RecordHeard
+from flowspec_edge.core.cluster.address import Address
+from flowspec_edge.core.cluster.membership import RecordGone, RecordHeard
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.discovery import SERVICE_TYPE, Announcement, Announcer, Browser
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flowspec_edge.core import wire
-from flowspec_edge.core.tree import Row
+from flowspec_edge.core.speculation.tree import Row
 from flowspec_edge.errors import LinkLostError, NodeUnavailableError, ProtocolError
 from flowspec_edge.net import connection
 from flowspec_edge.net.connection import TAIL_ALIGNMENT_BYTES

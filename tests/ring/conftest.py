@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from flowspec_edge import measuring, planning
-from flowspec_edge.core.placement import TimeLine
+from flowspec_edge.core.planning.placement import TimeLine
 from flowspec_edge.engine.unsplit import UnsplitModel
-from flowspec_edge.node import DEMO_BUNDLE, Bundle, Node, NodeSettings
-from flowspec_edge.ring_opening import open_ring
+from flowspec_edge.node import measuring
+from flowspec_edge.node.node import DEMO_BUNDLE, Bundle, Node, NodeSettings
+from flowspec_edge.origin import planning
+from flowspec_edge.origin.opening import open_ring
 from tests.held_out import held_out_prompts
 
 DEMO_MODEL = Path(__file__).parents[2] / "exporter/demo_model"

@@ -6,23 +6,23 @@ import json
 
 import pytest
 
-from flowspec_edge import kept_stage
+from flowspec_edge.cli.demo import node_processes
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
-from flowspec_edge.core.fetching import Source
-from flowspec_edge.core.placement import StagePlan
-from flowspec_edge.demo import node_processes
+from flowspec_edge.core.planning.placement import StagePlan
+from flowspec_edge.core.weights.fetching import Source
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import FetchError, NodeUnavailableError, StageFailedError
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.link import open_link
-from flowspec_edge.net.weights import fetch_manifest
-from flowspec_edge.node import DEMO_BUNDLE, Node, NodeSettings
-from flowspec_edge.ring_opening import open_ring
-from flowspec_edge.weight_cache import WeightCache
+from flowspec_edge.node import kept_stage
+from flowspec_edge.node.node import DEMO_BUNDLE, Node, NodeSettings
+from flowspec_edge.origin.opening import open_ring
+from flowspec_edge.weights.cache import WeightCache
+from flowspec_edge.weights.download import fetch_manifest
 from tests.bundles import other_bundle
+from tests.cli.test_commands import run
 from tests.ring.conftest import GIB, answer_of, tokens_of
-from tests.test_commands import run
 
 pytestmark = pytest.mark.slow
 

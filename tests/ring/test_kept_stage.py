@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from flowspec_edge import kept_stage, stage_host
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.engine import stage_runner
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import StageFailedError
-from flowspec_edge.kept_stage import KeptStage, LoadedStage
-from flowspec_edge.ring_opening import open_ring
+from flowspec_edge.node import kept_stage, stage_host
+from flowspec_edge.node.kept_stage import KeptStage, LoadedStage
+from flowspec_edge.origin.opening import open_ring
 from tests.ring.conftest import GIB, answer_of, found_of, nodes_of, tokens_of
 
 OPTIONS = GenerateOptions(max_new_tokens=12)

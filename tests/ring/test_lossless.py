@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.schedules import SCHEDULES
-from flowspec_edge.core.verify import next_token_distribution
+from flowspec_edge.core.speculation.schedules import SCHEDULES
+from flowspec_edge.core.speculation.verify import next_token_distribution
 from flowspec_edge.engine.unsplit import UnsplitModel
 from tests.ring.conftest import answer_of, ring_of, tokens_of
 

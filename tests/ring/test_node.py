@@ -8,15 +8,15 @@ import time
 import numpy as np
 import pytest
 
-from flowspec_edge import node as nodes
-from flowspec_edge import stage_host
 from flowspec_edge.core import wire
 from flowspec_edge.core.events import Passage
-from flowspec_edge.core.tree import NO_PARENT, Row
+from flowspec_edge.core.speculation.tree import NO_PARENT, Row
 from flowspec_edge.errors import LinkLostError, PlacementError, StageFailedError
 from flowspec_edge.net.link import open_link
-from flowspec_edge.node import Node, NodeSettings
-from flowspec_edge.ring_opening import open_ring
+from flowspec_edge.node import node as nodes
+from flowspec_edge.node import stage_host
+from flowspec_edge.node.node import Node, NodeSettings
+from flowspec_edge.origin.opening import open_ring
 from tests.ring.conftest import GIB
 
 WAIT_S = 30.0

@@ -8,20 +8,22 @@ import time
 
 import pytest
 
-from flowspec_edge import measuring, planning, ring_opening
+from flowspec_edge.cli.show_plan import format_plan
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
-from flowspec_edge.core.placement import LoadedLayers, TimeLine
-from flowspec_edge.core.prediction import Outcome
-from flowspec_edge.core.throttling import ThermalReport
+from flowspec_edge.core.device.throttling import ThermalReport
+from flowspec_edge.core.planning.placement import LoadedLayers, TimeLine
+from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, NotMeasuredError
+from flowspec_edge.files import state_directory
 from flowspec_edge.net.link import open_link
-from flowspec_edge.node import Board, Bundle
-from flowspec_edge.plan_display import format_plan
-from flowspec_edge.planning import PlanWishes, keep_placement, load_placement
-from flowspec_edge.ring_opening import explain_outcome, open_ring, plan_layers
-from flowspec_edge.state import state_directory
+from flowspec_edge.node import measuring
+from flowspec_edge.node.node import Board, Bundle
+from flowspec_edge.origin import opening as ring_opening
+from flowspec_edge.origin import planning
+from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
+from flowspec_edge.origin.planning import PlanWishes, keep_placement, load_placement
 from tests.ring.conftest import DEMO_MODEL, answer_of, found_of, nodes_of, tokens_of
 
 WISHES = PlanWishes(num_tokens=256)

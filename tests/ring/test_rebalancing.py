@@ -7,15 +7,15 @@ import threading
 
 import pytest
 
-from flowspec_edge import service as serving
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core import rebalancing
-from flowspec_edge.core.throttling import ThermalReport
+from flowspec_edge.core.device.throttling import ThermalReport
+from flowspec_edge.core.planning import rebalancing
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import NodeUnavailableError
-from flowspec_edge.node import Board
-from flowspec_edge.planning import PlanWishes
-from flowspec_edge.service import GenerationService
+from flowspec_edge.node.node import Board
+from flowspec_edge.origin import service as serving
+from flowspec_edge.origin.planning import PlanWishes
+from flowspec_edge.origin.service import GenerationService
 from tests.ring.conftest import found_of, nodes_of, tokens_of
 
 WAIT_S = 60

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from flowspec_edge.core import events as ev
-from flowspec_edge.ring import Ring
+from flowspec_edge.origin.ring import Ring
 
 
 class Core:

@@ -15,8 +15,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowspec_edge.core.events import DraftFinished, Floats, RunDraft
-from flowspec_edge.core.kv_slots import FIRST_SLOT
-from flowspec_edge.core.tree import Row
+from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT
+from flowspec_edge.core.speculation.tree import Row
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, as_ort_value, pad_rows
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.padding import min_rows

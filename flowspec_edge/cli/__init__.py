@@ -1,0 +1,1 @@
+"""What a user types and sees: the only home of argparse and of print."""

@@ -1,0 +1,204 @@
+"""``flowspec bench`` and ``flowspec trace`` as they are called. Light: every command builds all parsers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from flowspec_edge.bench.testbed import known_testbeds
+from flowspec_edge.cli.options import add_bundle, bundle_from
+from flowspec_edge.errors import RequestError
+
+DEFAULT_TESTBED = "jetson4-7b-fp16-1gbit"
+EMULATED_SCHEDULES = "autoregressive,chunked,pipedec,flowspec"
+VIRTUAL_TOKENS, EMULATED_TOKENS = 96, 48
+"""What runs in real time is short by default: with these, about three minutes on a testbed."""
+
+BENCH_DESCRIPTION = """\
+Compare schedules on boards that need not be there. --virtual runs the real cores on simulated time: the texts and what is
+accepted come from the real model and its draft head on this machine, and how long each step takes from a testbed, a file
+that describes boards and network. The same command prints the same digits. --emulate runs the same generations in real time:
+node processes on this machine, real sockets and forwards, each held to the testbed's time; it prints how far from the virtual
+clock they are, and how late this machine was.
+"""
+
+BENCH_EPILOG = """\
+examples:
+  flowspec bench --virtual                                 a glance: two prompts of each set, greedy, the paper's boards
+  flowspec bench --virtual --prompts all --temperature 0,0.6,1        the paper's table, whole
+  flowspec bench --virtual --testbed all --schedules chunked,flowspec --plot plots
+  flowspec bench --emulate                                 four schedules in real time, beside the virtual clock
+  flowspec bench --calibrate --bundle DIR --use-fastest    compare the bundle's precisions here, and keep to the fastest
+  flowspec bench --calibrate > mine.toml                   what this device costs; edit, then --testbed mine.toml
+
+schedules: autoregressive, chunked, pruned, pipedec, lockstep, flowspec; mega-lm and galaxy are modelled, not run
+prompt sets: functions, classes, docstrings, tables, tests, edits
+testbeds:
+{testbeds}
+
+tokens/s (xi) = tokens after the first / simulated seconds for them; SR = xi / xi of chunked; tau = tokens per verification;
+bound = tau(draft rows under way) / time of a trip that waits for nobody. Means are over prompt sets; outputs that repeat
+themselves are kept apart.
+"""
+
+
+def add_bench(commands: Any) -> None:
+    """``flowspec bench``."""
+    bench: argparse.ArgumentParser = commands.add_parser(
+        "bench",
+        help="compare schedules on simulated boards, or measure this one",
+        description=BENCH_DESCRIPTION,
+        epilog=BENCH_EPILOG.format(testbeds="\n".join(f"  {name}" for name in known_testbeds())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    mode = bench.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--virtual", action="store_true", help="run schedules on simulated time")
+    mode.add_argument("--emulate", action="store_true", help="run schedules in real time, on processes of this machine")
+    mode.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure a bundle on this device, print it as a testbed, and say which of its precisions is the fastest",
+    )
+    bench.add_argument(
+        "--chunk-sizes",
+        default="1,4,16",
+        metavar="ROWS[,ROWS]",
+        help="compare precisions at these sizes for --calibrate: those in use (default: %(default)s)",
+    )
+    bench.add_argument(
+        "--use-fastest",
+        action="store_true",
+        help="with --calibrate: nodes here run the bundle in the precision that was the fastest, unless --precision says "
+        "otherwise; look at its quality in the table first",
+    )
+    bench.add_argument(
+        "--testbed",
+        default=DEFAULT_TESTBED,
+        metavar="NAME[,NAME]",
+        help="testbeds, a path that ends in .toml, or all (default: %(default)s)",
+    )
+    bench.add_argument(
+        "--schedules",
+        metavar="NAME[,NAME]",
+        help=f"schedules (default: all; emulated: {EMULATED_SCHEDULES}); --virtual always runs chunked, its yardstick",
+    )
+    bench.add_argument(
+        "--prompts",
+        default="quick",
+        metavar="SET[,SET]",
+        help="prompt sets, all, or quick: two prompts of each set, emulated one (default: %(default)s)",
+    )
+    bench.add_argument("--temperature", default="0", metavar="T[,T]", help="0 is greedy (default: %(default)s)")
+    bench.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help=f"length of each text (default: {VIRTUAL_TOKENS}, emulated: {EMULATED_TOKENS})",
+    )
+    bench.add_argument("--num-prompts", type=int, metavar="N", help="only the first N prompts of each set")
+    bench.add_argument(
+        "--processes", type=int, metavar="N", help="processes of --virtual (default: the cores there are)"
+    )
+    bench.add_argument(
+        "--planned", action="store_true", help="each testbed a second time, with its layers dealt by the planner"
+    )
+    bench.add_argument("--threads", type=int, default=1, help="threads for --calibrate (default: %(default)s)")
+    bench.add_argument(
+        "--ablate", action="store_true", help="compare flowspec with itself less one mechanism each; with --virtual"
+    )
+    bench.add_argument(
+        "--plot", type=Path, metavar="DIR", help="draw each testbed's figures to DIR/TESTBED.svg; with --virtual"
+    )
+    bench.add_argument(
+        "--json", action="store_true", help="print one JSON object, or a list where there are more testbeds"
+    )
+    add_bundle(bench)
+    bench.set_defaults(run=_bench)
+
+
+def add_trace(commands: Any) -> None:
+    """``flowspec trace``."""
+    trace: argparse.ArgumentParser = commands.add_parser(
+        "trace",
+        help="draw one generation on simulated boards: what each stage ran when, and what became of it",
+        description="Draw one generation on the virtual clock as SVG: a lane per stage, a box per chunk with the share of its "
+        "rows that became text, the origin's work, and a line for each Advance.",
+        epilog="example: flowspec trace --schedule lockstep --out lockstep.svg",
+    )
+    trace.add_argument(
+        "--testbed", default=DEFAULT_TESTBED, metavar="NAME", help="see flowspec bench (default: %(default)s)"
+    )
+    trace.add_argument("--schedule", default="flowspec", help="default: %(default)s")
+    trace.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help="file to write")
+    trace.add_argument("--prompt-set", default="functions", metavar="SET", help="default: %(default)s")
+    trace.add_argument(
+        "--index", type=int, default=0, metavar="I", help="prompt of that set, from 0 (default: %(default)s)"
+    )
+    trace.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: %(default)s)")
+    trace.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="default: %(default)s")
+    add_bundle(trace)
+    trace.set_defaults(run=_trace)
+
+
+def _chunk_sizes(text: str) -> tuple[int, ...]:
+    from flowspec_edge.core.wire import MAX_CHUNK_ROWS
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= MAX_CHUNK_ROWS for part in parts):
+        raise RequestError(f"--chunk-sizes is {text!r}; give numbers of rows from 1 to {MAX_CHUNK_ROWS}, as in 1,4,16")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+async def _bench(options: argparse.Namespace) -> int:
+    from flowspec_edge.bench.compare import default_processes
+    from flowspec_edge.bench.request import Request
+    from flowspec_edge.cli.bench_commands import run_calibration, run_emulated, run_virtual
+
+    bundle = bundle_from(options)
+    if options.calibrate:
+        if options.threads < 1:
+            raise RequestError(f"--threads is {options.threads}; it must be at least 1")
+        return await run_calibration(
+            bundle,
+            num_threads=options.threads,
+            sizes_in_use=_chunk_sizes(options.chunk_sizes),
+            uses_fastest=options.use_fastest,
+            is_json=options.json,
+        )
+    request = Request(
+        testbeds=options.testbed,
+        schedules=options.schedules or (EMULATED_SCHEDULES if options.emulate else "all"),
+        prompts=options.prompts,
+        temperatures=options.temperature,
+        num_prompts=options.num_prompts,
+        max_new_tokens=options.max_new_tokens,
+        is_planned=options.planned,
+    )
+    if options.emulate:
+        if options.ablate or options.plot is not None:
+            raise RequestError("--ablate and --plot go with --virtual, not with --emulate")
+        return await run_emulated(bundle, request, is_json=options.json)
+    return await run_virtual(
+        bundle,
+        request,
+        num_processes=default_processes() if options.processes is None else options.processes,
+        is_ablation=options.ablate,
+        is_json=options.json,
+        plot=options.plot,
+    )
+
+
+async def _trace(options: argparse.Namespace) -> int:
+    from flowspec_edge.cli.bench_commands import run_trace
+
+    return await run_trace(
+        bundle=bundle_from(options),
+        testbed=options.testbed,
+        schedule=options.schedule,
+        prompt_set=options.prompt_set,
+        number=options.index,
+        temperature=options.temperature,
+        max_new_tokens=options.max_new_tokens,
+        out=options.out,
+    )

@@ -1,0 +1,165 @@
+"""``flowspec cache``: what the weight cache of this machine holds, and how to make it smaller."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from flowspec_edge.core.weights.cache_room import CachedFile
+from flowspec_edge.errors import RequestError
+from flowspec_edge.files import cache_directory
+from flowspec_edge.manifest import FileEntry
+from flowspec_edge.weights.cache import PART, WeightCache
+
+EPILOG = """\
+examples:
+  flowspec cache list                    what is here, of which model, and what a running node needs
+  flowspec cache prune                   remove all that no running node needs
+  flowspec cache prune --limit 4         remove the longest unused until 4 GiB are left
+  flowspec cache prune --dry-run --json  only say what would go
+
+A node fetches the files of its own layers and keeps them here, so that its next start needs no network. What is removed is
+fetched again when it is needed.
+"""
+GIB = 2**30
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """What commands that serve layers want to know of the cache."""
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where fetched weights are kept (default: ~/.cache/flowspec/weights)",
+    )
+    parser.add_argument(
+        "--cache-limit",
+        type=float,
+        metavar="GIB",
+        help="largest size of that; the longest unused goes first (default: a tenth of the disk stays free)",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="fetch nothing: serve layers of --bundle only")
+
+
+def cache_from(options: argparse.Namespace) -> WeightCache | None:
+    """Raises RequestError for options that do not go together."""
+    if options.no_cache:
+        return None
+    return WeightCache(options.cache or cache_directory(), _limit_bytes(options.cache_limit, "--cache-limit"))
+
+
+def add_cache(commands: Any) -> None:
+    """The command's arguments."""
+    cache: argparse.ArgumentParser = commands.add_parser(
+        "cache",
+        help="list or shrink what this machine keeps of fetched weights",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="what is here, of which model, and whether a running node needs it")
+    prune = actions.add_parser("prune", help="remove what no running node needs")
+    prune.add_argument(
+        "--limit", type=float, metavar="GIB", help="only until so much is left, the longest unused first"
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    for parser in (listing, prune):
+        parser.add_argument("--cache", type=Path, metavar="DIR", help="default: ~/.cache/flowspec/weights")
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+    listing.set_defaults(run=_list)
+    prune.set_defaults(run=_prune)
+
+
+async def _list(options: argparse.Namespace) -> int:
+    cache = WeightCache(options.cache or cache_directory())
+    files = [_describe(file, names) for names in [_names(cache)] for file in cache.files()]
+    files.sort(key=lambda file: (file["bundles"], file["file"]))
+    total = sum(file["num_bytes"] for file in files)
+    if options.json:
+        print(json.dumps({"directory": str(cache.directory), "num_bytes": total, "files": files}))
+        return 0
+    if files:
+        print(f"{'BUNDLE':28} {'FILE':32} {'SIZE':>10} {'LAST USED':>12}  STATE")
+    for file in files:
+        bundle = ", ".join(file["bundles"]) or "-"
+        age = _age(time.time() - file["last_used"])
+        print(f"{bundle:28.28} {file['file']:32} {file['num_bytes'] / 1e6:7.1f} MB {age:>12}  {file['state']}")
+    print(f"{cache.directory}: {len(files)} files, {total / 1e6:.1f} MB")
+    return 0
+
+
+async def _prune(options: argparse.Namespace) -> int:
+    cache = WeightCache(options.cache or cache_directory())
+    limit_bytes = _limit_bytes(options.limit, "--limit") or 0
+    names = _names(cache)
+    files = cache.files()
+    excess = sum(file.num_bytes for file in files) - limit_bytes
+    removed: list[CachedFile] = []
+    for file in sorted(files, key=lambda file: file.last_used):
+        if excess > 0 and not file.is_in_use and (options.dry_run or cache.remove(file.sha256)):
+            removed.append(file)
+            excess -= file.num_bytes
+    if not options.dry_run:
+        cache.forget_empty_bundles()
+    freed, left = sum(file.num_bytes for file in removed), sum(file.num_bytes for file in files)
+    if options.json:
+        report = {
+            "directory": str(cache.directory),
+            "is_dry_run": options.dry_run,
+            "freed_bytes": freed,
+            "left_bytes": left - freed,
+            "removed": [_describe(file, names) for file in removed],
+        }
+        print(json.dumps(report))
+        return 0
+    for file in removed:
+        print(f"{'would remove' if options.dry_run else 'removed'} {_describe(file, names)['file']}")
+    print(f"{cache.directory}: {freed / 1e6:.1f} MB freed, {(left - freed) / 1e6:.1f} MB left")
+    return 0
+
+
+def _names(cache: WeightCache) -> dict[str, tuple[set[str], FileEntry]]:
+    """By sha256: the bundles that a file belongs to, and what it is there."""
+    names: dict[str, tuple[set[str], FileEntry]] = {}
+    for manifest in cache.manifests().values():
+        for entry in manifest.files():
+            names.setdefault(entry.sha256, (set(), entry))[0].add(f"{manifest.name} {manifest.precision}")
+    return names
+
+
+def _describe(file: CachedFile, names: dict[str, tuple[set[str], FileEntry]]) -> dict[str, Any]:
+    sha256 = file.sha256.removesuffix(PART)
+    bundles, entry = names.get(sha256, (set(), None))
+    is_part = file.sha256.endswith(PART)
+    state = "in use" if file.is_in_use else "free"
+    if is_part:
+        share = f"{file.num_bytes / entry.num_bytes:.0%} of it" if entry is not None else "a part"
+        state = f"{'being fetched' if file.is_in_use else 'not finished'}, {share}"
+    return {
+        "sha256": sha256,
+        "file": entry.file if entry is not None else sha256[:12],
+        "bundles": sorted(bundles),
+        "num_bytes": file.num_bytes,
+        "last_used": file.last_used,
+        "is_in_use": file.is_in_use,
+        "is_part": is_part,
+        "state": state,
+    }
+
+
+def _limit_bytes(gib: float | None, option: str) -> int | None:
+    if gib is None:
+        return None
+    if not 0 <= gib <= 2**20:
+        raise RequestError(f"{option} is {gib}; it must be a number of GiB, 0 or more")
+    return int(gib * GIB)
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "just now"

@@ -1,0 +1,102 @@
+"""``flowspec``: runs one of the commands, and turns an error into one sentence and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from flowspec_edge import __version__
+from flowspec_edge.cli.access import add_key
+from flowspec_edge.cli.bench import add_bench, add_trace
+from flowspec_edge.cli.cache import add_cache
+from flowspec_edge.cli.devices import add_devices, add_doctor
+from flowspec_edge.cli.plan import add_plan
+from flowspec_edge.cli.ring import add_demo, add_generate, add_node, add_serve
+from flowspec_edge.errors import FlowspecError
+
+DESCRIPTION = """\
+Run one large language model across the boards on your LAN. Every board runs `flowspec node`; they find each other, and
+whoever asks streams a tree of draft tokens around the ring, so that one request keeps every board busy.
+"""
+
+EPILOG = """\
+examples:
+  flowspec demo                               four nodes on this machine answer a prompt
+  flowspec node                               serve layers of the demo model; the first prints the line for the other boards
+  flowspec generate 'def main(argv):'         spread the model over the nodes found and stream the text
+  flowspec serve                              the same behind an OpenAI-compatible HTTP API
+  flowspec devices                            who is there
+  flowspec doctor                             who is not there, why, and what mends it
+  flowspec plan                               who would serve what, and how fast that should be
+  flowspec cache list                         which weights this machine has fetched and kept
+  flowspec bench --virtual                    what to expect of boards, without the boards
+
+exit status: 0 done, 1 failed (the last line says why and what to do), 2 wrong arguments, 130 interrupted.
+"""
+
+COMMANDS = (
+    add_node,
+    add_generate,
+    add_devices,
+    add_doctor,
+    add_plan,
+    add_serve,
+    add_demo,
+    add_key,
+    add_cache,
+    add_bench,
+    add_trace,
+)
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flowspec", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"flowspec-edge {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="log what happens on stderr")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in COMMANDS:
+        add(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING, format="flowspec: %(message)s", stream=sys.stderr
+    )
+    try:
+        return _run(options.run(options))
+    except FlowspecError as error:
+        print(f"flowspec {options.command}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has left, as in `flowspec generate ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print(f"\nflowspec {options.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(command: Coroutine[Any, Any, int]) -> int:
+    """Run with SIGTERM treated as Ctrl-C is: the command is cancelled and cleans up."""
+
+    async def guarded() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await command
+
+    return asyncio.run(guarded())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

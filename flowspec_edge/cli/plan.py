@@ -1,0 +1,140 @@
+"""``flowspec plan``: how a model would be spread over boards, and what that should bring. Loads nothing to serve."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flowspec_edge.cli.options import access_from, add_network, add_search, search, settings_from
+from flowspec_edge.core.speculation.schedules import SCHEDULES
+from flowspec_edge.errors import RequestError
+
+EPILOG = """\
+examples:
+  flowspec plan                            the demo model on the boards found
+  flowspec plan ./tinyllama-int8           another bundle
+  flowspec plan --testbed unequal          boards that are only described (see flowspec bench --help)
+  flowspec plan --testbed mine.toml --json
+
+Each node measures once what a layer of such a model takes it, and keeps that. Links are measured with at most 1 MB per pair
+of nodes, and again after a day. USED counts weights, caches for --context tokens and the runtime.
+"""
+
+
+def add_plan(commands: Any) -> None:
+    """The command's arguments."""
+    plan: argparse.ArgumentParser = commands.add_parser(
+        "plan",
+        help="show who would serve which layers, what that should bring, and who is left out and why",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="model bundle (default: the demo model)")
+    plan.add_argument("--testbed", metavar="NAME", help="plan for the boards of a testbed instead of those found")
+    plan.add_argument("--schedule", default="flowspec", help=f"one of {', '.join(SCHEDULES)} (default: flowspec)")
+    _add_context(plan)
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+    add_network(plan)
+    add_search(plan)
+    plan.set_defaults(run=_plan)
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """What commands that open a ring let the user say of its plan."""
+    _add_context(parser)
+    parser.add_argument(
+        "--equal-split",
+        action="store_true",
+        help="equal shares for all nodes found, instead of what flowspec plan shows",
+    )
+    parser.add_argument(
+        "--rebalance",
+        action="store_true",
+        help="where a board that comes later makes a better plan, move to it at once, texts under way included; without this "
+        "flowspec serve does so when no text is under way",
+    )
+
+
+def _add_context(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--any-precision",
+        action="store_true",
+        help="let the plan choose, for each device, the quickest of the bundle's precisions that has room there; the text then "
+        "depends on the plan (default: each device's own choice)",
+    )
+    parser.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="tokens of a session to leave memory for in the plan (default: all that the model allows)",
+    )
+
+
+def wishes_from(options: argparse.Namespace) -> Any:
+    """What a ring is planned for; None for equal shares.
+
+    Raises:
+        RequestError: a number is out of range, or the schedule is not known.
+    """
+    from flowspec_edge.core.speculation.schedules import find_schedule
+    from flowspec_edge.origin.planning import PlanWishes
+
+    if options.context is not None and options.context < 1:
+        raise RequestError(f"--context is {options.context}; it must be at least 1")
+    if getattr(options, "equal_split", False):
+        return None
+    schedule = getattr(options, "schedule", "flowspec")
+    find_schedule(schedule)
+    wishes = PlanWishes(schedule=schedule, num_tokens=options.context, is_any_precision=options.any_precision)
+    if not sys.stderr.isatty():
+        return wishes
+    return replace(wishes, say=lambda line: print(line, file=sys.stderr, flush=True))
+
+
+async def _plan(options: argparse.Namespace) -> int:
+    if options.testbed is not None:
+        return run_testbed_plan(options.testbed, options.schedule, is_json=options.json)
+    from flowspec_edge.node.node import Node
+    from flowspec_edge.origin.opening import plan_layers
+
+    access = access_from(options)
+    settings = settings_from(options, access, is_announced=False)
+    wishes = wishes_from(options)
+    found = await search(options, access)
+    node = await Node.start(settings)
+    try:
+        plan = await plan_layers(node, settings.bundles[0], found, wishes)
+    finally:
+        await node.close()
+    show_plan(plan, options.schedule, settings.bundles[0].manifest.drafts, is_json=options.json)
+    return 0
+
+
+def run_testbed_plan(name: str, schedule: str, *, is_json: bool) -> int:
+    """Plan for described boards and print it. Returns an exit status.
+
+    Raises:
+        TestbedError: there is no such testbed.
+        PlacementError: its boards' memory is too small.
+    """
+    from flowspec_edge.bench.planned import plan_testbed
+    from flowspec_edge.bench.testbed import load_testbed
+
+    show_plan(plan_testbed(load_testbed(name), schedule), schedule, is_json=is_json)
+    return 0
+
+
+def show_plan(plan: Any, schedule: str, drafts: str | None = None, *, is_json: bool) -> None:
+    """Print it, and where drafts would come from, which a testbed does not tell."""
+    from flowspec_edge.cli.show_plan import format_plan, plan_report
+
+    if is_json:
+        print(json.dumps({**plan_report(plan, schedule), "drafts": drafts}))
+        return
+    print(format_plan(plan, schedule))
+    if drafts is not None:
+        print(f"drafts: {drafts}")

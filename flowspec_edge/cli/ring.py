@@ -1,0 +1,270 @@
+"""``flowspec node``, ``generate``, ``serve`` and ``demo``: to be part of rings, and to have them answer."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+from flowspec_edge import __version__
+from flowspec_edge.cli.access import Access, api_text, neighbourhood, open_api_access, welcome_text
+from flowspec_edge.cli.options import (
+    access_from,
+    add_bundle,
+    add_generation,
+    add_network,
+    add_search,
+    add_serving,
+    bundle_from,
+    generate_options_from,
+    search,
+    settings_from,
+)
+from flowspec_edge.cli.plan import add_plan_options, wishes_from
+from flowspec_edge.errors import RequestError
+from flowspec_edge.node.board import board_report, describe_board, use_board
+
+DEFAULT_API_PORT = 8008
+
+
+def add_node(commands: Any) -> None:
+    node: argparse.ArgumentParser = commands.add_parser("node", help="serve layers to whoever finds this node")
+    add_serving(node)
+    add_network(node)
+    node.add_argument("--port", type=int, default=0, help="port to listen on (default: any free one)")
+    node.add_argument("--json", action="store_true", help="print the node's name and address as one JSON object")
+    node.add_argument("--until-stdin-closes", action="store_true", help="end when standard input does; for scripts")
+    node.add_argument(
+        "--emulate",
+        metavar="TESTBED",
+        help="compute and send at the pace of a testbed's board, and print as JSON, at the end of each session, the seconds "
+        "that its computing should have taken and those that it took longer (see flowspec bench --emulate)",
+    )
+    node.set_defaults(run=_node)
+
+
+async def _node(options: argparse.Namespace) -> int:
+    from flowspec_edge.cli.show_fetches import FetchDisplay
+    from flowspec_edge.cli.show_peers import PeerDisplay
+    from flowspec_edge.node.node import Board, Node
+
+    board = Board()
+    if options.emulate is not None:
+        from flowspec_edge.bench.emulate import tell_lateness
+        from flowspec_edge.bench.emulated_board import EmulatedBoard
+        from flowspec_edge.bench.testbed import load_testbed
+
+        board = EmulatedBoard(load_testbed(options.emulate), tell_lateness)
+    access = access_from(options, makes_key=True)
+    if access.new_key is not None:
+        print(
+            welcome_text(access.new_key, options.cluster), file=sys.stderr if options.json else sys.stdout, flush=True
+        )
+    profile, facts = use_board(options)
+    settings = settings_from(options, access, is_announced=True, board=profile)
+    display = PeerDisplay(settings.neighbourhood, is_quiet=options.json)
+    node = await Node.start(settings, board, display.show)
+    display.port = node.port
+    node.on_fetch = FetchDisplay().show_own
+    try:
+        if options.json:
+            report = {"node": node.settings.name, "host": node.settings.host, "port": node.port}
+            print(json.dumps({**report, **board_report(profile)}), flush=True)
+        else:
+            memory = node.settings.memory_bytes / 2**20
+            print(
+                f"node {node.settings.name} serves on {node.settings.host}:{node.port}, cluster {options.cluster}, "
+                f"{memory:.0f} MiB for layers. Ctrl-C ends it.",
+                describe_board(profile, facts),
+                sep="\n",
+                flush=True,
+            )
+        if options.until_stdin_closes:
+            await asyncio.get_running_loop().connect_read_pipe(_UntilEnd, sys.stdin)
+            await _UntilEnd.ended.wait()
+        else:
+            await _until_interrupted()
+    finally:
+        await node.close()
+    return 0
+
+
+class _UntilEnd(asyncio.Protocol):
+    ended = asyncio.Event()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.ended.set()
+
+
+async def _until_interrupted() -> None:
+    """Serving ends by Ctrl-C or SIGTERM, and that is no failure."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+
+
+def add_generate(commands: Any) -> None:
+    generate: argparse.ArgumentParser = commands.add_parser(
+        "generate", help="stream a continuation of a prompt from the nodes found"
+    )
+    generate.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads standard input")
+    add_generation(generate, temperature=0.0, seed=0)
+    add_network(generate)
+    add_search(generate)
+    add_bundle(generate)
+    add_plan_options(generate)
+    generate.add_argument("--json", action="store_true", help="print text, tokens and statistics as one JSON object")
+    generate.set_defaults(run=_generate)
+
+
+async def _generate(options: argparse.Namespace) -> int:
+    from flowspec_edge.cli.show_fetches import FetchDisplay
+    from flowspec_edge.cli.show_plan import format_outcome
+    from flowspec_edge.cli.show_ring import print_statistics, ring_table
+    from flowspec_edge.node.node import Node
+
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    wanted, access = generate_options_from(options), access_from(options)
+    settings = settings_from(options, access, is_announced=False)
+    async with contextlib.AsyncExitStack() as closing:
+        node = await Node.start(settings)
+        closing.push_async_callback(node.close)
+        service = await closing.enter_async_context(
+            _open_service(options, access, node, FetchDisplay(), is_served=False)
+        )
+        pieces = []
+        async with contextlib.aclosing(service.generate(prompt, wanted)) as answer:
+            async for piece in answer:
+                pieces.append(piece)
+                if not options.json:
+                    print(piece.text, end="", flush=True)
+        last, ring = pieces[-1], service.writer
+        assert last.statistics is not None and ring is not None
+        if options.json:
+            report = {
+                "prompt": prompt,
+                "text": "".join(piece.text for piece in pieces),
+                "token_ids": [token for piece in pieces for token in piece.token_ids],
+                "finish_reason": last.finish_reason,
+                **last.statistics,
+                "ring": ring_table(ring.stages),
+                "drafts": settings.bundles[0].manifest.drafts,
+            }
+            print(json.dumps(report))
+        else:
+            print()
+            print_statistics(last.statistics, file=sys.stderr)
+            if last.statistics["prediction"] is not None:
+                print(format_outcome(last.statistics["prediction"]), file=sys.stderr)
+    return 0
+
+
+def add_serve(commands: Any) -> None:
+    serve: argparse.ArgumentParser = commands.add_parser(
+        "serve", help="an OpenAI-compatible HTTP API over the nodes found, this one included"
+    )
+    add_serving(serve)
+    add_network(serve)
+    add_search(serve)
+    serve.add_argument("--port", type=int, default=DEFAULT_API_PORT, help="port of the HTTP API (default: %(default)s)")
+    serve.add_argument(
+        "--api-host",
+        metavar="HOST",
+        help="address of the HTTP API (default: --host where it is given, else this machine only); beyond this machine "
+        "clients need the API key, which the first such start prints",
+    )
+    serve.add_argument("--plain-http", action="store_true", help="serve the API beyond this machine without encryption")
+    add_plan_options(serve)
+    serve.add_argument("--no-layers", action="store_true", help="serve no layers here: answer requests only")
+    serve.set_defaults(run=_serve)
+
+
+async def _serve(options: argparse.Namespace) -> int:
+    from flowspec_edge.cli.show_fetches import FetchDisplay
+    from flowspec_edge.net.addresses import LOOPBACK
+    from flowspec_edge.net.server import serve_app
+    from flowspec_edge.node.node import Node
+    from flowspec_edge.web.completions import build_app
+
+    api_port, options.port = options.port, 0
+    access = access_from(options)
+    api = open_api_access(
+        options.api_host or options.host or LOOPBACK, is_insecure=options.insecure, is_plain=options.plain_http
+    )
+    profile, _ = use_board(options)
+    settings = settings_from(options, access, is_announced=not options.no_layers, board=profile)
+    node = await Node.start(settings)
+    fetches = FetchDisplay()
+    node.on_fetch = fetches.show_own
+    try:
+        async with _open_service(options, access, node, fetches, is_served=True) as service:
+            tls = api.credentials.public if api.credentials else None
+            app = await serve_app(build_app(service, api.key), api.host, api_port, tls=tls, cancels_on_disconnect=True)
+            try:
+                if api.is_new:
+                    print(api_text(api), flush=True)
+                print(
+                    f"model {service.model} at {api.scheme}://{api.host}:{app.port}/v1/completions, "
+                    f"node {settings.name}, cluster {options.cluster}. Ctrl-C ends it.",
+                    flush=True,
+                )
+                await _until_interrupted()
+            finally:
+                await app.close()
+    finally:
+        await node.close()
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def _open_service(
+    options: argparse.Namespace, access: Access, node: Any, fetches: Any, *, is_served: bool
+) -> AsyncIterator[Any]:
+    """A ring over the nodes found, opened when it is needed; where it ``is_served`` to others, it follows those that come later."""
+    from flowspec_edge.net.directory import Directory
+    from flowspec_edge.node.node import unique_name
+    from flowspec_edge.origin.service import GenerationService
+
+    where = neighbourhood(options, access)
+    async with await Directory.start(where, node=unique_name(), version=__version__) as directory:
+        opening = GenerationService.start(
+            node,
+            node.settings.bundles[0],
+            lambda: search(options, access, directory),
+            fetches.show_stage,
+            wishes_from(options),
+            directory if is_served or options.rebalance else None,
+            moves_at_once=options.rebalance,
+            names_links=not is_served,
+        )
+        async with opening as service:
+            yield service
+
+
+def add_demo(commands: Any) -> None:
+    demo: argparse.ArgumentParser = commands.add_parser(
+        "demo", help="start nodes on this machine, answer a prompt, show each trip, stop them"
+    )
+    demo.add_argument("--nodes", type=int, default=4, help="how many nodes to start (default: %(default)s)")
+    demo.add_argument("--prompt", default=None, help="the text to continue (default: the head of a Python class)")
+    add_generation(demo, temperature=0.6, seed=7)
+    add_bundle(demo)
+    demo.add_argument("--json", action="store_true", help="print one JSON object instead of the display")
+    demo.set_defaults(run=_demo)
+
+
+async def _demo(options: argparse.Namespace) -> int:
+    from flowspec_edge.cli.demo import run_demo
+
+    if not 1 <= options.nodes <= 64:
+        raise RequestError(f"--nodes is {options.nodes}; it must lie between 1 and 64")
+    return await run_demo(
+        num_nodes=options.nodes,
+        bundle=bundle_from(options),
+        prompt=options.prompt,
+        options=generate_options_from(options),
+        is_json=options.json,
+    )

@@ -1,0 +1,98 @@
+"""What users see of a plan, and of how it held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowspec_edge.core.planning.placement import Plan, mib
+from flowspec_edge.core.planning.prediction import Outcome
+
+KNOWN_BYTES = 2**49
+"""More than any board has: the memory of a described board that its testbed does not tell."""
+
+
+def plan_report(plan: Plan, schedule: str) -> dict[str, Any]:
+    """The plan as a JSON object. Times are those of a chunk of ``chunk_rows``."""
+    return {
+        "schedule": schedule,
+        "tokens_per_s": round(plan.tokens_per_s, 3),
+        "trip_ms": round(plan.trip_ms, 3),
+        "interval_ms": round(plan.interval_ms, 3),
+        "chunk_rows": plan.num_rows,
+        "stages": [
+            {
+                "node": stage.node,
+                "start": stage.start,
+                "stop": stage.stop,
+                "precision": stage.precision,
+                "memory_bytes": stage.memory_bytes,
+                "free_memory_bytes": stage.left_bytes if stage.left_bytes < KNOWN_BYTES else None,
+                "stage_ms": round(stage.time.at(plan.num_rows), 3),
+                "slowdown": round(stage.slowdown, 3),
+            }
+            for stage in plan.stages
+        ],
+        "one_board_alone": _instead(plan.alone),
+        "one_more": _instead(plan.one_more),
+        "left_out": [{"node": out.node, "reason": out.reason} for out in plan.left_out],
+        "is_kept": plan.is_kept,
+    }
+
+
+def format_plan(plan: Plan, schedule: str) -> str:
+    """A table of the ring, what it should bring, and what other choices would."""
+    width = max(24, *(len(stage.node) for stage in plan.stages))
+    lines = [f"{'NODE':{width}} {'LAYERS':>10} {'PRECISION':>12} {'USED':>10} {'FREE':>10} {'STAGE':>10}"]
+    for stage in plan.stages:
+        is_known = stage.left_bytes < KNOWN_BYTES
+        lines.append(
+            f"{stage.node:{width}} {f'[{stage.start}, {stage.stop})':>10} {stage.precision:>12} "
+            f"{mib(stage.memory_bytes) if is_known else '-':>10} {mib(stage.left_bytes) if is_known else '-':>10} "
+            f"{stage.time.at(plan.num_rows):>7.1f} ms"
+        )
+    rows = f"{plan.num_rows} row{'s' if plan.num_rows > 1 else ''}"
+    lines += [
+        "",
+        f"predicted: {plan.tokens_per_s:.2f} tokens/s with schedule {schedule} (chunks of {rows}, one every "
+        f"{plan.interval_ms:.0f} ms, {plan.trip_ms:.0f} ms for a trip)",
+        _alone_line(plan),
+    ]
+    if plan.one_more is not None:
+        lines.append(f"one more like {plan.one_more.node}: {plan.one_more.tokens_per_s:.2f} tokens/s")
+    if plan.is_kept:
+        lines.append("the layers stay where they were last: nothing else is clearly better")
+    lines += [
+        f"{stage.node} takes {stage.slowdown:.1f} times what it once measured: it is hot, or busy with something else"
+        for stage in plan.stages
+        if stage.slowdown > 1
+    ]
+    lines += [f"left out: {out.node}: {out.reason}" for out in plan.left_out]
+    return "\n".join(lines)
+
+
+def _alone_line(plan: Plan) -> str:
+    if plan.alone is None:
+        return "one board alone: none has room for the whole model"
+    line = f"one board alone: {plan.alone.tokens_per_s:.2f} tokens/s ({plan.alone.node})"
+    if [stage.node for stage in plan.stages] == [plan.alone.node]:
+        line += "; it is faster alone than any ring with the others" if plan.left_out else ""
+    return line
+
+
+def _instead(instead: Any) -> dict[str, Any] | None:
+    return None if instead is None else {"node": instead.node, "tokens_per_s": round(instead.tokens_per_s, 3)}
+
+
+def outcome_report(outcome: Outcome) -> dict[str, Any]:
+    """How the prediction held, as a JSON object."""
+    return {
+        "predicted_tokens_per_s": round(outcome.predicted_per_s, 3),
+        "difference": round(outcome.difference, 3),
+        "cause": outcome.cause,
+    }
+
+
+def format_outcome(report: dict[str, Any]) -> str:
+    """The same in one line."""
+    line = f"predicted {report['predicted_tokens_per_s']:.1f} tokens/s, {report['difference']:+.0%}"
+    return f"{line}: {report['cause']}" if report["cause"] else line

@@ -1,0 +1,321 @@
+"""Who is in the cluster, as one node knows it: addresses heard of, those that answered, and why the others did not.
+
+An address is a hint, whoever tells it: an mDNS record, the user, a file of an earlier run, a peer. A peer is what answered
+there with the cluster's key. Each hint is greeted; a peer is greeted again now and then, which is how a lost one is seen,
+and each greeting brings the addresses that the other side knows, so that one hint is enough for all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from flowspec_edge.core.cluster.address import Address
+
+MAX_ADDRESSES = 256
+"""More than any home has boards; what is heard beyond that is ignored."""
+MAX_TOLD = 64
+"""Addresses per greeting."""
+ALONE_S = 5.0
+"""Nodes of a LAN see each other 1.2 s after the last start (zeroconf 0.154, five hosts); after this something is wrong."""
+REFRESH_S = 15.0
+"""How often a peer is greeted again: 2 ms of work, and a board that lost its power is missed soon enough."""
+GOSSIP_S = 0.2
+"""How soon a peer is told of another one that it may not know; what comes meanwhile goes along."""
+GOODBYE_S = 2.0
+"""How soon to ask a node that said goodbye: until then it may still be listening."""
+RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Pauses after the first, second, ... failure at an address; the last one from then on."""
+TOLD_ATTEMPTS = 4
+"""After so many failures an address that only peers have told is forgotten."""
+
+RECORD, TYPED, REMEMBERED, TOLD = "mDNS", "--peer", "remembered", "told by a peer"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why nothing came of an address. ``kind`` is one of those below; ``text`` is a sentence for the user."""
+
+    kind: str
+    text: str
+
+
+OTHER_KEY, OTHER_VERSION, REFUSED, TIMED_OUT, NO_ROUTE, NO_NAME, SAME_NAME, BROKEN = (
+    *("other key", "other version", "refused", "timed out", "no route", "no such host", "same name", "broken"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A node that answered."""
+
+    node: str
+    address: Address
+    version: str
+    free_memory_bytes: int
+    bundles: tuple[str, ...] = ()
+
+
+# --------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class RecordHeard:
+    """An mDNS record, new or changed. ``name`` is the record's own; everything in it may be forged."""
+
+    name: str
+    node: str
+    addresses: tuple[Address, ...]
+    cluster: str
+    fingerprint: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordGone:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddressLearned:
+    address: Address
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAnswered:
+    """The node at ``address`` holds the key; ``known`` are the addresses it told."""
+
+    address: Address
+    peer: Peer
+    known: tuple[Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFailed:
+    address: Address
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """``next_deadline`` has come."""
+
+
+MembershipEvent = RecordHeard | RecordGone | AddressLearned | PeerAnswered | PeerFailed | TimePassed
+
+# --------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True, slots=True)
+class GreetPeer:
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class ReportJoined:
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class ReportLost:
+    peer: Peer
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportNamesake:
+    """Another node has this node's name; said once per address."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RememberPeers:
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportAlone:
+    """Nobody has answered for ALONE_S; said once."""
+
+
+MembershipAction = GreetPeer | ReportJoined | ReportLost | ReportNamesake | RememberPeers | ReportAlone
+
+
+@dataclass(slots=True)
+class Hint:
+    """An address and what came of it. ``next_try`` is infinite while it is being greeted, or not worth it."""
+
+    sources: set[str]
+    next_try: float = math.inf
+    num_failures: int = 0
+    failure: Failure | None = None
+    node: str = ""  # that answered last
+    told: frozenset[Address] = frozenset()  # that we have told it, or it us
+
+    def hasten(self, then: float) -> None:
+        """Greet it by ``then``, unless that is under way."""
+        if self.next_try < math.inf:
+            self.next_try = min(self.next_try, then)
+
+
+@dataclass(slots=True)
+class Membership:
+    """``own`` are the addresses at which this node itself can be reached. One that ``is_local`` never leaves its machine,
+    whoever tells of addresses beyond: there nothing is encrypted.
+    """
+
+    node: str
+    cluster: str
+    fingerprint: str
+    began: float
+    own: frozenset[Address] = frozenset()
+    is_local: bool = False
+    peers: dict[str, Peer] = field(default_factory=dict)
+    hints: dict[Address, Hint] = field(default_factory=dict)
+    records: dict[str, RecordHeard] = field(default_factory=dict)
+    _has_company: bool = False
+
+    def handle(self, event: MembershipEvent, now: float) -> list[MembershipAction]:
+        match event:
+            case RecordHeard():
+                return self._hear(event)
+            case RecordGone(name):
+                return self._miss(name, now)
+            case AddressLearned(address, source):
+                return self._learn(address, source)
+            case PeerAnswered(address, peer, known):
+                return self._join(address, peer, known, now)
+            case PeerFailed(address, failure):
+                return self._fail(address, failure, now)
+            case TimePassed():
+                return self._pass_time(now)
+
+    def next_deadline(self) -> float | None:
+        """When ``TimePassed`` is due."""
+        times = [hint.next_try for hint in self.hints.values()]
+        if not self._has_company:
+            times.append(self.began + ALONE_S)
+        deadline = min(times, default=math.inf)
+        return None if deadline == math.inf else deadline
+
+    @property
+    def known(self) -> tuple[Address, ...]:
+        """The addresses to tell others."""
+        return tuple(sorted(peer.address for peer in self.peers.values()))[:MAX_TOLD]
+
+    def is_ours(self, record: RecordHeard) -> bool:
+        """Whether a record claims to be of this cluster; only a greeting shows whether it is."""
+        return (record.cluster, record.fingerprint) == (self.cluster, self.fingerprint)
+
+    def check(self) -> None:
+        """Every peer was greeted at its address, which is not our own; nothing is kept beyond the limits."""
+        assert not self.own & self.hints.keys()
+        assert len(self.hints) <= MAX_ADDRESSES and len(self.records) <= MAX_ADDRESSES
+        for node, peer in self.peers.items():
+            assert node == peer.node != self.node
+            assert self.hints[peer.address].node == node
+            assert self.hints[peer.address].failure is None
+
+    def _hear(self, record: RecordHeard) -> list[MembershipAction]:
+        if record.name not in self.records and len(self.records) >= MAX_ADDRESSES:
+            return []
+        self.records[record.name] = record
+        if not self.is_ours(record):
+            return []
+        actions: list[MembershipAction] = []
+        for address in record.addresses:
+            actions += self._learn(address, RECORD)
+        return actions
+
+    def _miss(self, name: str, now: float) -> list[MembershipAction]:
+        record = self.records.pop(name, None)
+        for address in record.addresses if record else ():
+            hint = self.hints.get(address)
+            if hint is None or RECORD not in hint.sources:
+                continue
+            hint.sources.discard(RECORD)
+            hint.hasten(now + GOODBYE_S)  # has it really left? Anyone may say so.
+        return []
+
+    def _learn(self, address: Address, source: str) -> list[MembershipAction]:
+        if address in self.own or (self.is_local and not address.is_loopback):
+            return []
+        hint = self.hints.get(address)
+        if hint is None:
+            if len(self.hints) >= MAX_ADDRESSES:
+                return []
+            self.hints[address] = Hint({source})
+            return self._greet(address)
+        hint.sources.add(source)
+        # News of an address that failed: its board may have come back. TOLD is repeated often, and no news.
+        return self._greet(address) if hint.failure and source != TOLD and hint.next_try < math.inf else []
+
+    def _greet(self, address: Address) -> list[MembershipAction]:
+        hint = self.hints[address]
+        hint.next_try, hint.told = math.inf, hint.told | set(self.known)
+        return [GreetPeer(address)]
+
+    def _join(self, address: Address, peer: Peer, known: tuple[Address, ...], now: float) -> list[MembershipAction]:
+        hint = self.hints.get(address)
+        if hint is None:
+            return []
+        if peer.node == self.node:
+            why = f"the node at {address} has this node's own name, {peer.node}; give one of the two another --name"
+            is_news = hint.failure is None or hint.failure.kind != SAME_NAME
+            return ([ReportNamesake(why)] if is_news else []) + self._fail(address, Failure(SAME_NAME, why), now)
+        actions: list[MembershipAction] = []
+        if hint.node and hint.node != peer.node:
+            actions += self._lose(address, f"{peer.node} answers at its address now")
+        hint.node, hint.failure, hint.num_failures = peer.node, None, 0
+        hint.told |= set(known)
+        before = self.peers.get(peer.node)
+        if before is None or before.address == address:
+            self.peers[peer.node] = peer
+        if before is None:
+            self._has_company = True
+            actions += [ReportJoined(peer), RememberPeers(self.known)]
+            for other_peer in self.peers.values():
+                if address not in self.hints[other_peer.address].told:
+                    self.hints[other_peer.address].hasten(now + GOSSIP_S)
+        has_news = set(self.known) - hint.told - {address}
+        hint.next_try = now + (GOSSIP_S if has_news else REFRESH_S)
+        for other in known[:MAX_TOLD]:
+            actions += self._learn(other, TOLD)
+        return actions
+
+    def _fail(self, address: Address, failure: Failure, now: float) -> list[MembershipAction]:
+        hint = self.hints.get(address)
+        if hint is None:
+            return []
+        actions = self._lose(address, failure.text)
+        pause = RETRY_S[min(hint.num_failures, len(RETRY_S) - 1)]
+        hint.failure, hint.node, hint.next_try = failure, "", now + pause
+        hint.num_failures += 1
+        if hint.sources <= {TOLD} and hint.num_failures >= TOLD_ATTEMPTS:
+            del self.hints[address]
+        return actions
+
+    def _lose(self, address: Address, why: str) -> list[MembershipAction]:
+        """What follows when the node that answered at an address does so no more."""
+        node = self.hints[address].node
+        peer = self.peers.get(node)
+        if peer is None or peer.address != address:
+            return []
+        del self.peers[node]
+        actions: list[MembershipAction] = [ReportLost(peer, why)]
+        for other, hint in self.hints.items():  # it may have further addresses
+            if other != address and hint.node == node and hint.next_try < math.inf:
+                actions += self._greet(other)
+        return actions
+
+    def _pass_time(self, now: float) -> list[MembershipAction]:
+        actions: list[MembershipAction] = []
+        for address, hint in self.hints.items():
+            if hint.next_try <= now:
+                actions += self._greet(address)
+        if not self._has_company and now >= self.began + ALONE_S:
+            self._has_company = True
+            actions.append(ReportAlone())
+        return actions

@@ -1,0 +1,1 @@
+"""Who serves which layers, and what that brings."""

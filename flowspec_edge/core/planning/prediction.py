@@ -1,0 +1,87 @@
+"""A plan's prediction, held against what a generation brought."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from flowspec_edge.core.planning.placement import Hop, Plan
+from flowspec_edge.core.speculation.pipeline import RingCosts
+
+TOLERANCE = 0.2
+"""A difference up to this is not worth a word: it is what the prediction is good for (core/throughput.py)."""
+NOTABLE_SHARE = 0.05
+"""Of a trip: what a stage or a link must take beyond its measurement to be named as a cause."""
+NETWORK = "the network, all hops together,"
+MIN_TOKENS = 16
+"""A shorter text says nothing of tokens/s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``cause`` says which part was off, where the difference is large; ``is_network`` that it was the hops, which only a new
+    measurement tells apart, with chunks of ``num_rows`` on average.
+    """
+
+    predicted_per_s: float
+    measured_per_s: float
+    cause: str | None = None
+    is_network: bool = False
+    num_rows: float = 1.0
+
+    @property
+    def difference(self) -> float:
+        return self.measured_per_s / self.predicted_per_s - 1
+
+
+def hold_against(plan: Plan, costs: RingCosts, tokens_per_s: float, num_tokens: int) -> Outcome | None:
+    """None where the generation was too short to tell."""
+    if num_tokens < MIN_TOKENS or tokens_per_s <= 0 or not costs.is_measured or len(costs.stages) != len(plan.stages):
+        return None
+    outcome = Outcome(plan.tokens_per_s, tokens_per_s)
+    if abs(outcome.difference) <= TOLERANCE:
+        return outcome
+    num_rows = costs.stages[0].mean_size
+    cause = _cause(plan, costs, num_rows, is_slower=outcome.difference < 0)
+    return replace(outcome, cause=cause, is_network=cause.startswith(NETWORK), num_rows=num_rows)
+
+
+def name_link(outcome: Outcome, plan: Plan, measured: Mapping[tuple[str, str], Hop]) -> Outcome:
+    """The same with the link that is furthest from what it was when the plan was made; ``measured`` is what the ring's links are
+    now, by their two ends.
+    """
+    found = []
+    for hop in plan.hops:
+        link = measured.get((hop.start, hop.end)) or measured.get((hop.end, hop.start))
+        if link is not None:
+            found.append((hop, hop.ms(outcome.num_rows, link) - hop.ms(outcome.num_rows)))
+    sign = 1 if outcome.difference < 0 else -1
+    notable = [pair for pair in found if sign * pair[1] >= NOTABLE_SHARE * plan.trip_ms]
+    if not notable:
+        return replace(outcome, cause=f"{outcome.cause}; by now each link is as it was measured")
+    hop, off_ms = max(notable, key=lambda pair: sign * pair[1])
+    took_ms, expected_ms = hop.ms(outcome.num_rows) + off_ms, hop.ms(outcome.num_rows)
+    name = f"the link between {hop.start} and {hop.end}"
+    return replace(outcome, cause=_said_of(name, took_ms, expected_ms, outcome.num_rows))
+
+
+def _said_of(name: str, took_ms: float, expected_ms: float, num_rows: float) -> str:
+    word = "slower" if took_ms > expected_ms else "quicker"
+    return f"{name} was {word} than measured: {took_ms:.0f} ms for {num_rows:.0f} rows, {expected_ms:.0f} expected"
+
+
+def _cause(plan: Plan, costs: RingCosts, num_rows: float, *, is_slower: bool) -> str:
+    stages_ms = sum(stage.time.at(plan.num_rows) for stage in plan.stages)
+    hops_ms = plan.trip_ms - plan.head_ms - stages_ms
+    parts = [
+        (f"node {stage.node}", line.at(num_rows) * 1000, stage.time.at(num_rows))
+        for stage, line in zip(plan.stages, costs.stages, strict=True)
+    ]
+    parts.append((NETWORK, costs.hops.at(num_rows) * 1000, hops_ms))
+    parts.append(("the head at the origin", costs.head.at(1) * 1000, plan.head_ms))
+    sign = 1 if is_slower else -1
+    name, took_ms, expected_ms = max(parts, key=lambda part: sign * (part[1] - part[2]))
+    if sign * (took_ms - expected_ms) < NOTABLE_SHARE * plan.trip_ms:
+        more = "fewer" if is_slower else "more"
+        return f"all parts took what was measured; drafts brought {more} tokens than expected of this text"
+    return _said_of(name, took_ms, expected_ms, num_rows)

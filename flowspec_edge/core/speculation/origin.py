@@ -1,0 +1,213 @@
+"""The origin of a ring: its generations, the credit of the first hop, and one compute lane for head and drafter.
+
+Generations take turns for both. The head runs before the drafter: a verified token is worth more than a drafted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flowspec_edge.core.events import (
+    ChunkReturned,
+    CloseSessions,
+    CreditArrived,
+    DeadlinePassed,
+    DraftFinished,
+    FinishGeneration,
+    GenerationCancelled,
+    GrantCredit,
+    HeadFinished,
+    OpenSessions,
+    OriginAction,
+    OriginEvent,
+    PromptSubmitted,
+    RingLost,
+    RunDraft,
+    RunHead,
+    StageReady,
+    TappedArrived,
+)
+from flowspec_edge.core.speculation.acceptance import Acceptance
+from flowspec_edge.core.speculation.drafting import DraftShape
+from flowspec_edge.core.speculation.generation import Generation, GenerationStatistics, TargetLimits
+from flowspec_edge.core.speculation.pipeline import RingCosts
+from flowspec_edge.core.speculation.stage import CREDITS_PER_HOP
+
+PROGRESS_TIMEOUT_S = 60.0
+"""Nothing came back for this long: the ring is taken for lost. A 13B model on slow boards answers in seconds."""
+
+
+@dataclass(slots=True)
+class _Running:
+    generation: Generation
+    num_stages_missing: int
+    progress_at: float
+
+
+class Origin:
+    """All generations of one ring of ``num_stages`` stages. ``taps`` are the layers whose hidden rows the drafter wants, if
+    it wants others than the last stage's.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_stages: int,
+        limits: TargetLimits,
+        has_drafter: bool,
+        shape: DraftShape | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> None:
+        self._num_stages = num_stages
+        self._limits = limits
+        self._has_drafter = has_drafter
+        self._taps = taps
+        self._shape = shape or DraftShape()
+        self._credits = CREDITS_PER_HOP
+        self._costs = RingCosts(num_stages)
+        self._acceptance = Acceptance()
+        self._running: dict[int, _Running] = {}  # in order of turns
+        self._computing: int | None = None  # the session the compute lane works for
+
+    def handle(self, event: OriginEvent, now: float) -> list[OriginAction]:
+        """Take one event and answer with what to do.
+
+        Raises:
+            RequestError: the prompt does not fit, or names an unknown schedule; nothing has been started.
+        """
+        actions: list[OriginAction] = []
+        match event:
+            case PromptSubmitted():
+                self._submit(event, now, actions)
+            case StageReady(session):
+                if session in self._running:
+                    self._running[session].num_stages_missing -= 1
+            case ChunkReturned(session, rows, hidden, passages):
+                actions.append(GrantCredit(1))
+                if session in self._running:
+                    self._running[session].progress_at = now
+                    self._running[session].generation.take_returned(rows, hidden, passages, now)
+            case TappedArrived(session, layer, ids, hidden):
+                if session in self._running:
+                    self._running[session].generation.take_tapped(layer, ids, hidden)
+            case HeadFinished(logits):
+                if (generation := self._computed()) is not None:
+                    actions += generation.take_logits(logits, now)
+                    if generation.is_finished:
+                        self._close(generation.session, actions)
+            case DraftFinished():
+                if (generation := self._computed()) is not None:
+                    generation.take_draft(event, now)
+            case CreditArrived(num_chunks):
+                self._credits += num_chunks
+            case GenerationCancelled(session):
+                self._finish(session, "cancelled", None, actions)
+            case RingLost(reason):
+                for session in list(self._running):
+                    self._finish(session, "failed", reason, actions)
+            case DeadlinePassed():
+                for session, running in list(self._running.items()):
+                    if running.progress_at + PROGRESS_TIMEOUT_S <= now:
+                        reason = f"nothing came back from the ring for {PROGRESS_TIMEOUT_S:.0f} s; check its nodes"
+                        self._finish(session, "failed", reason, actions)
+        self._begin_turns(actions)
+        self._send_chunks(now, actions)
+        self._begin_turns(actions)  # a chunk that gets no credit must not hold up those that wait for turns
+        self._compute(now, actions)
+        return actions
+
+    def next_deadline(self) -> float | None:
+        """When to send ``DeadlinePassed`` unless something happens before."""
+        times = [running.progress_at + PROGRESS_TIMEOUT_S for running in self._running.values()]
+        if self._credits:
+            times += [at for generation in self._turns() if (at := generation.next_deadline()) is not None]
+        return min(times, default=None)
+
+    @property
+    def costs(self) -> RingCosts:
+        """What the ring costs, as far as it has shown."""
+        return self._costs
+
+    def statistics(self, session: int) -> GenerationStatistics:
+        """Live counts of a running generation."""
+        return self._running[session].generation.statistics
+
+    def check(self) -> None:
+        """Assert the invariants; run at every test's teardown."""
+        assert self._credits >= 0
+        for running in self._running.values():
+            running.generation.check()
+
+    def _submit(self, event: PromptSubmitted, now: float, actions: list[OriginAction]) -> None:
+        generation = Generation(
+            event.session,
+            event.prompt,
+            event.options,
+            limits=self._limits,
+            costs=self._costs,
+            acceptance=self._acceptance,
+            has_drafter=self._has_drafter,
+            shape=self._shape,
+            taps=self._taps,
+        )
+        self._running[event.session] = _Running(generation, self._num_stages, now)
+        actions.append(
+            OpenSessions(
+                event.session,
+                generation.capacity,
+                generation.cancels,
+                generation.is_tapped,
+                len(event.prompt),
+            )
+        )
+
+    def _computed(self) -> Generation | None:
+        """The generation whose computation has finished, unless it is gone."""
+        session, self._computing = self._computing, None
+        running = self._running.get(session) if session is not None else None
+        return running.generation if running else None
+
+    def _finish(self, session: int, reason: str, error: str | None, actions: list[OriginAction]) -> None:
+        if session in self._running:
+            actions.append(FinishGeneration(session, reason, error))
+            self._close(session, actions)
+
+    def _close(self, session: int, actions: list[OriginAction]) -> None:
+        del self._running[session]
+        actions.append(CloseSessions(session))
+
+    def _turns(self) -> list[Generation]:
+        return [running.generation for running in self._running.values() if not running.num_stages_missing]
+
+    def _begin_turns(self, actions: list[OriginAction]) -> None:
+        for generation in self._turns():
+            while (turn := generation.next_turn(has_credit=self._credits > 0)) is not None:
+                actions.append(turn)
+
+    def _send_chunks(self, now: float, actions: list[OriginAction]) -> None:
+        sending = True
+        while sending and self._credits:
+            sending = False
+            for generation in self._turns():
+                chunk = generation.next_chunk(now) if self._credits else None
+                if chunk is not None:
+                    self._credits -= 1
+                    actions.append(chunk)
+                    self._running[generation.session] = self._running.pop(generation.session)  # to the end of the turns
+                    sending = True
+
+    def _compute(self, now: float, actions: list[OriginAction]) -> None:
+        if self._computing is not None:
+            return
+        jobs: tuple[Callable[[Generation], RunHead | RunDraft | None], ...] = (
+            lambda generation: generation.next_head(now),
+            lambda generation: generation.next_draft(now),
+        )
+        for job in jobs:
+            for generation in self._turns():
+                action = job(generation)
+                if action is not None:
+                    self._computing = generation.session
+                    actions.append(action)
+                    return

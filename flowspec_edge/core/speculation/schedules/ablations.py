@@ -1,0 +1,138 @@
+"""``flowspec`` without one of its mechanisms, to see what each is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+from flowspec_edge.core.speculation.schedules.base import Schedule
+from flowspec_edge.core.speculation.schedules.flowspec import Flowspec
+
+if TYPE_CHECKING:
+    from flowspec_edge.core.speculation.generation import Generation
+
+CHUNK_ROWS = 16
+TREE_PASSES = 6
+
+
+class WithoutScoreOrder(Flowspec):
+    """Rows leave in the order in which they were drafted."""
+
+    def _candidates(self, generation: Generation) -> Iterable[int]:
+        return sorted(super()._candidates(generation))
+
+
+class WithoutTree(Flowspec):
+    """A chain: of each row's children only the likeliest one leaves."""
+
+    def _candidates(self, generation: Generation) -> Iterable[int]:
+        tree, scores = generation.tree, generation.drafting.scores
+        chosen = {generation.root, *generation.sent}
+        for id in super()._candidates(generation):
+            parent = tree[id].parent
+            if parent in chosen and id == max(tree[parent].children.values(), key=scores.__getitem__):
+                chosen.add(id)
+                yield id
+
+
+class WithoutChunkControl(Flowspec):
+    """Chunks of a fixed size, whatever a row costs."""
+
+    def _is_worth_adding(self, generation: Generation, num_rows: int, chance: float, entry: float) -> bool:
+        return num_rows < CHUNK_ROWS
+
+
+class WithoutJustInTime(Flowspec):
+    """Chunks leave as soon as there is credit."""
+
+    def _leaves_at(self, generation: Generation, rows: list[int], entry: float, now: float) -> float:
+        return now
+
+
+class WithoutCalibration(Flowspec):
+    """The draft's own probability is taken for the chance of acceptance; so nothing can be looked up."""
+
+    is_calibrated: ClassVar[bool] = False
+    uses_lookup: ClassVar[bool] = False
+
+
+class WithoutLookup(Flowspec):
+    uses_lookup: ClassVar[bool] = False
+
+
+class WithoutCoupling(Flowspec):
+    """Drafts know nothing of the noise that the target will be sampled with; at temperature 0 there is none."""
+
+    is_coupled: ClassVar[bool] = False
+
+
+class WithoutCancelling(Flowspec):
+    """A forward over rows that have died runs to its end."""
+
+    cancels: ClassVar[bool] = False
+
+
+class _CountsPasses(Flowspec):
+    def __init__(self, num_stages: int) -> None:
+        super().__init__(num_stages)
+        self._num_passes = 0  # since the root was last drafted anew
+
+    def choose_pass(self, generation: Generation, now: float) -> list[int] | None:
+        rows = super().choose_pass(generation, now)
+        self._num_passes += rows is not None
+        return rows
+
+    def take_verified(self, generation: Generation, num_tokens: int, now: float) -> None:
+        super().take_verified(generation, num_tokens, now)
+        if generation.root not in generation.sent:
+            self._num_passes = 0
+
+    def _is_tree_drafted(self, generation: Generation, now: float) -> bool:
+        if self._num_passes < TREE_PASSES and not generation.is_computing:
+            return super().choose_pass(generation, now) is None
+        return self._num_passes >= TREE_PASSES
+
+
+class WithoutExpansion(_CountsPasses):
+    """Nothing is drafted below a tree that is under way."""
+
+    def choose_pass(self, generation: Generation, now: float) -> list[int] | None:
+        return None if self._num_passes >= TREE_PASSES else super().choose_pass(generation, now)
+
+
+class WithoutImmediateRoot(_CountsPasses):
+    """A new root waits for its tree."""
+
+    def _leaves_at(self, generation: Generation, rows: list[int], entry: float, now: float) -> float:
+        if rows[0] == generation.root and not self._is_tree_drafted(generation, now):
+            return math.inf
+        return super()._leaves_at(generation, rows, entry, now)
+
+
+class WithoutIncrementalDrafting(_CountsPasses):
+    """Children leave when the whole tree is drafted."""
+
+    def _rows_worth_sending(self, generation: Generation) -> tuple[list[int], float]:
+        rows, entry = super()._rows_worth_sending(generation)
+        return (rows[:1] if rows and rows[0] == generation.root else rows), entry
+
+    def _leaves_at(self, generation: Generation, rows: list[int], entry: float, now: float) -> float:
+        if rows[0] != generation.root and not self._is_tree_drafted(generation, now):
+            return math.inf
+        return super()._leaves_at(generation, rows, entry, now)
+
+
+ABLATIONS: dict[str, type[Schedule]] = {
+    "flowspec-without-score-order": WithoutScoreOrder,
+    "flowspec-without-expansion": WithoutExpansion,
+    "flowspec-without-immediate-root": WithoutImmediateRoot,
+    "flowspec-without-incremental-drafting": WithoutIncrementalDrafting,
+    "flowspec-without-just-in-time": WithoutJustInTime,
+    "flowspec-without-chunk-control": WithoutChunkControl,
+    "flowspec-without-calibration": WithoutCalibration,
+    "flowspec-without-coupling": WithoutCoupling,
+    "flowspec-without-cancelling": WithoutCancelling,
+    "flowspec-without-lookup": WithoutLookup,
+    "flowspec-without-tree": WithoutTree,
+}

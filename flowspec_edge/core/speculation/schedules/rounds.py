@@ -1,0 +1,149 @@
+"""Schedules that draft a whole tree before its root may leave: chunked, pruned, and FlowSpec as published.
+
+A round begins with a new root: a tree is drafted, sorted by score and cut into chunks. It ends when the target's token is not
+in the tree.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from typing import TYPE_CHECKING
+
+from flowspec_edge.core.speculation.schedules.base import Schedule
+
+if TYPE_CHECKING:
+    from flowspec_edge.core.speculation.generation import Generation
+
+TREE_ROWS = 80
+"""Rows of a round's tree, the root included (FlowSpec, section 4.1)."""
+TREE_PASSES = 6
+"""Passes of the drafter for it: one per level."""
+EXPANSION_ROWS = 64
+"""Rows of the tree that is drafted anew after tokens were accepted (FlowSpec, section 3)."""
+FRONTIER_PASSES = 2
+"""Passes over the last frontier after a turn in which nothing was accepted (FlowSpec, section 3)."""
+
+
+class Pruned(Schedule):
+    """Score order, and pruning between chunks; nothing is drafted while chunks of the round are under way."""
+
+    def __init__(self, num_stages: int) -> None:
+        super().__init__(num_stages)
+        self._chunks: deque[list[int]] | None = None  # of this round, not sent yet; None while it is drafted
+
+    def choose_rows(self, generation: Generation, now: float) -> list[int]:
+        if self._chunks is None and not self._plan(generation):
+            return []
+        assert self._chunks is not None
+        while self._chunks:
+            living = [id for id in self._chunks.popleft() if self._is_open(generation, id)]
+            if living:
+                return living
+        return []
+
+    def choose_pass(self, generation: Generation, now: float) -> list[int] | None:
+        return None if self._chunks is not None else self._grow(generation, TREE_PASSES)
+
+    def take_verified(self, generation: Generation, num_tokens: int, now: float) -> None:
+        if not self._holds_root(generation):
+            self._chunks = None
+            generation.drafting.restart()
+        elif self._chunks:
+            living = [[id for id in chunk if self._is_open(generation, id)] for chunk in self._chunks]
+            self._chunks = deque(chunk for chunk in living if chunk)
+
+    def _holds_root(self, generation: Generation) -> bool:
+        """Whether the root is a row of this round's tree."""
+        waiting = self._chunks or ()
+        return generation.root in generation.sent or any(generation.root in chunk for chunk in waiting)
+
+    def _grow(self, generation: Generation, num_passes: int) -> list[int] | None:
+        drafting = generation.drafting
+        if drafting.passes >= num_passes:
+            return None
+        rows = drafting.frontier(drafting.shape.width, generation.max_depth)
+        return rows if rows or generation.num_unextended else None
+
+    def _plan(self, generation: Generation) -> bool:
+        """Cut the tree into chunks, one more than there are stages, once it is drafted."""
+        if generation.root in generation.sent or generation.is_computing or self.choose_pass(generation, 0) is not None:
+            return False
+        rows = [generation.root, *itertools.islice(generation.unsent(), TREE_ROWS - 1)]
+        size = -(-len(rows) // (self.num_stages + 1))
+        self._chunks = deque(rows[start : start + size] for start in range(0, len(rows), size))
+        return True
+
+    @staticmethod
+    def _is_open(generation: Generation, id: int) -> bool:
+        return id == generation.root or id in generation.drafting.scores
+
+
+class Chunked(Pruned):
+    """Pipeline parallelism over chunks of a tree that is verified when all of it has come back (Chunk-PP)."""
+
+    def may_verify(self, generation: Generation) -> bool:
+        return not self._chunks and not generation.pipeline.flights
+
+    def _holds_root(self, generation: Generation) -> bool:
+        return False
+
+
+class Lockstep(Pruned):
+    """FlowSpec as published: in every turn each stage runs one chunk, and waits for the origin's word before the next."""
+
+    def __init__(self, num_stages: int) -> None:
+        super().__init__(num_stages)
+        self._sent_in = 0  # the last turn in which a chunk was sent
+        self._num_passes = 0  # of this turn's expansion
+        self._was_accepted = False
+
+    def choose_rows(self, generation: Generation, now: float) -> list[int]:
+        if self.turn == self._sent_in:
+            return []
+        rows = super().choose_rows(generation, now)
+        if not rows and self._chunks is not None and generation.root in generation.sent:
+            rows = self._expansion(generation)
+        if rows:
+            self._sent_in = self.turn
+        return rows
+
+    def choose_pass(self, generation: Generation, now: float) -> list[int] | None:
+        return self._grow(generation, TREE_PASSES if self._chunks is None else self._num_passes)
+
+    def next_turn(self, generation: Generation, has_credit: bool) -> int | None:
+        """A turn begins when all that the last one returned is verified and the drafter has done its work for this one."""
+        if generation.is_computing or self.choose_pass(generation, 0) is not None:
+            return None
+        if self._chunks is None and not self._plan(generation):
+            return None
+        following = self.turn + 1
+        if any(flight.turn <= following - self.num_stages for flight in generation.pipeline.flights):
+            return None
+        if self._sent_in < self.turn:
+            if not generation.pipeline.flights:
+                return None
+            if has_credit and (self._chunks or self._expansion(generation)):
+                return None  # this turn's chunk is about to leave
+        self.turn = following
+        if self._was_accepted:
+            generation.drafting.restart()
+        generation.drafting.passes = 0
+        self._num_passes = TREE_PASSES if self._was_accepted else FRONTIER_PASSES
+        self._was_accepted = False
+        return self.turn
+
+    def take_verified(self, generation: Generation, num_tokens: int, now: float) -> None:
+        super().take_verified(generation, num_tokens, now)
+        self._was_accepted = True
+
+    def _expansion(self, generation: Generation) -> list[int]:
+        scores = generation.drafting.scores
+        best = set(sorted(scores, key=lambda id: -scores[id])[:EXPANSION_ROWS])
+        rows: list[int] = []
+        ready = {generation.root, *generation.sent}
+        for id in generation.unsent():
+            if id in best and generation.tree[id].parent in ready:  # a score may be older than its parent's
+                rows.append(id)
+                ready.add(id)
+        return rows

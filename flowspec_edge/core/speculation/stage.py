@@ -1,0 +1,232 @@
+"""A stage: takes chunks, drops what is dead, runs its layers, sends on. It waits for the origin only where a
+schedule has turns.
+
+One chunk runs at a time, in the order of arrival, whichever session it belongs to. It starts when the hop ahead has credit;
+at that moment its sender gets a credit back, so at most ``CREDITS_PER_HOP`` chunks wait here. Dead rows are dropped when a
+chunk arrives, when it starts, and before it is sent on; a chunk without a living row is dropped whole.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from flowspec_edge.core.events import (
+    AdvanceArrived,
+    CancelForward,
+    ChunkArrived,
+    CreditArrived,
+    Floats,
+    ForwardFinished,
+    FreeCache,
+    GrantCredit,
+    OpenCache,
+    Passage,
+    RunForward,
+    SendChunk,
+    SendTapped,
+    SessionEnded,
+    SessionRequested,
+    StageAction,
+    StageEvent,
+    TurnBegan,
+)
+from flowspec_edge.core.speculation.kv_slots import KvSlots
+from flowspec_edge.core.speculation.tree import Advance, Tree
+from flowspec_edge.errors import ProtocolError
+
+CREDITS_PER_HOP = 2
+"""Chunks a sender may have waiting at the next hop: one to start the moment the running one ends, one on the wire."""
+
+MAX_SESSIONS = 64
+"""A bound on what one origin may open at one stage."""
+
+
+class _Session:
+    def __init__(self, request: SessionRequested) -> None:
+        self.tree = Tree()
+        self.slots = KvSlots(request.capacity)
+        self.cancels = request.cancels
+        self.is_tapped = request.is_tapped
+        self.num_prompt = request.num_prompt
+        self.turn = 0
+        self.tapped: dict[int, dict[int, Floats]] = {}  # per living row that nobody knows to be verified: by layer
+
+    def take_verified(self) -> dict[int, dict[int, Floats]]:
+        """Tapped rows that have become verified; those of dead rows are forgotten."""
+        verified: dict[int, dict[int, Floats]] = {}
+        for id in list(self.tapped):
+            row = self.tree.get(id)
+            if row is None:
+                del self.tapped[id]
+            elif id < self.num_prompt or row.is_committed:
+                verified[id] = self.tapped.pop(id)
+        return verified
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    chunk: ChunkArrived
+    arrived_at: float
+
+
+@dataclass(slots=True)
+class _Running:
+    chunk: ChunkArrived
+    waited_s: float
+    began_at: float
+    is_cancelled: bool = False
+
+
+class Stage:
+    """The layers between two hops of one ring."""
+
+    def __init__(self, *, is_last: bool) -> None:
+        self._is_last = is_last
+        self._sessions: dict[int, _Session] = {}
+        self._waiting: deque[_Waiting] = deque()
+        self._running: _Running | None = None
+        self._credits = CREDITS_PER_HOP
+
+    def handle(self, event: StageEvent, now: float) -> list[StageAction]:
+        """Take one event and answer with what to do.
+
+        Raises:
+            ProtocolError: the sender ignored its credits, or a session broke the rules of the tree.
+            StageFailedError: a session's cache is full.
+        """
+        actions: list[StageAction] = []
+        match event:
+            case SessionRequested(session, capacity):
+                if session in self._sessions or len(self._sessions) >= MAX_SESSIONS:
+                    raise ProtocolError(f"session {session} is open already, or {MAX_SESSIONS} are (MAX_SESSIONS)")
+                self._sessions[session] = _Session(event)
+                actions.append(OpenCache(session, capacity))
+            case ChunkArrived():
+                if len(self._waiting) >= CREDITS_PER_HOP:
+                    raise ProtocolError(f"a chunk without credit: {CREDITS_PER_HOP} wait here (CREDITS_PER_HOP)")
+                self._waiting.append(_Waiting(_select(event, self._added(event)), now))
+            case AdvanceArrived(session, at, to):
+                if session in self._sessions:
+                    self._sessions[session].tree.advance(Advance(at, to))
+            case TurnBegan(session, turn):
+                if session in self._sessions:
+                    self._sessions[session].turn = turn
+            case ForwardFinished(hidden, tapped):
+                self._keep_tapped(tapped)
+                self._send_on(hidden, now, actions)
+            case CreditArrived(num_chunks):
+                self._credits += num_chunks
+            case SessionEnded(session):
+                if self._sessions.pop(session, None) is not None:
+                    actions.append(FreeCache(session))
+        self._send_tapped(actions)
+        self._cancel_dead(actions)
+        self._drop_dead(actions)
+        self._start_next(now, actions)
+        return actions
+
+    def next_deadline(self) -> float | None:
+        """A stage waits for no clock: the origin watches progress."""
+        return None
+
+    def check(self) -> None:
+        """Assert the invariants; run at every test's teardown."""
+        assert self._credits >= 0
+        assert len(self._waiting) <= CREDITS_PER_HOP
+        for session in self._sessions.values():
+            session.tree.check()
+            session.slots.check()
+
+    def _start_next(self, now: float, actions: list[StageAction]) -> None:
+        if self._running is not None or not self._waiting or not self._credits:
+            return
+        chunk, arrived_at = self._waiting[0].chunk, self._waiting[0].arrived_at
+        session = self._sessions[chunk.session]
+        if session.turn >= chunk.turn:
+            self._waiting.popleft()
+            self._running = _Running(chunk, now - arrived_at, now)
+            self._credits -= 1
+            actions += [GrantCredit(1), self._forward(session, chunk)]
+
+    def _drop_dead(self, actions: list[StageAction]) -> None:
+        """Of what waits only living rows stay, so that no dead chunk takes up room until its turn comes."""
+        for waiting in list(self._waiting):
+            waiting.chunk = _select(waiting.chunk, self._living(waiting.chunk))
+            if not waiting.chunk.rows:
+                self._waiting.remove(waiting)
+                actions.append(GrantCredit(1))
+
+    def _cancel_dead(self, actions: list[StageAction]) -> None:
+        running = self._running
+        if running is None or running.is_cancelled or self._living(running.chunk):
+            return
+        session = self._sessions.get(running.chunk.session)
+        if session is None or session.cancels:
+            running.is_cancelled = True
+            actions.append(CancelForward(running.chunk.session))
+
+    def _added(self, chunk: ChunkArrived) -> list[int]:
+        """Take the rows into the session's tree, if it is still open; which of them it took, by place."""
+        session = self._sessions.get(chunk.session)
+        return [index for index, row in enumerate(chunk.rows) if session is not None and session.tree.add(row)]
+
+    def _living(self, chunk: ChunkArrived) -> list[int]:
+        """Which rows of the chunk live, by place."""
+        session = self._sessions.get(chunk.session)
+        return [index for index, row in enumerate(chunk.rows) if session is not None and row.id in session.tree]
+
+    def _forward(self, session: _Session, chunk: ChunkArrived) -> RunForward:
+        moves = tuple(session.slots.drop(session.tree.take_dropped()))
+        first = session.slots.append(chunk.rows)
+        positions = np.array([session.tree[row.id].depth for row in chunk.rows], np.int64)  # [rows]
+        mask = session.slots.ancestor_mask(first)
+        return RunForward(chunk.session, chunk.rows, chunk.hidden, moves, first, positions, mask, session.is_tapped)
+
+    def _keep_tapped(self, tapped: Mapping[int, Floats]) -> None:
+        """Rows that live are kept until they are known to be verified."""
+        if not tapped or self._running is None:
+            return
+        chunk = self._running.chunk
+        for index in self._living(chunk):
+            rows = {layer: hidden[index] for layer, hidden in tapped.items()}
+            self._sessions[chunk.session].tapped[chunk.rows[index].id] = rows
+
+    def _send_tapped(self, actions: list[StageAction]) -> None:
+        """Whichever comes last, the forward or the Advance, sends a row, so each is sent once, in any order of the two."""
+        for number, session in self._sessions.items():
+            verified = session.take_verified() if session.tapped else {}
+            for layer in next(iter(verified.values()), {}):
+                hidden = np.stack([rows[layer] for rows in verified.values()])
+                actions.append(SendTapped(number, layer, tuple(verified), hidden))
+
+    def _send_on(self, hidden: Floats, now: float, actions: list[StageAction]) -> None:
+        running, self._running = self._running, None
+        assert running is not None, "a forward finished that nobody started"
+        chunk = running.chunk
+        first_kept = len(chunk.rows) - chunk.num_wanted if self._is_last else 0
+        kept = [index for index in self._living(chunk) if index >= first_kept]
+        if not kept:
+            self._credits += 1  # nothing leaves, so the credit taken at the start is free again
+            return
+        passage = Passage(len(chunk.rows), running.waited_s, now - running.began_at)
+        out = _select(replace(chunk, hidden=hidden), kept)
+        turn = chunk.turn + 1 if chunk.turn else 0
+        passages = (*chunk.passages, passage)
+        actions.append(SendChunk(out.session, out.rows, out.num_wanted, out.hidden, turn, passages))
+
+
+def _select(chunk: ChunkArrived, kept: list[int]) -> ChunkArrived:
+    """The chunk without the rows that are not in ``kept``."""
+    if len(kept) == len(chunk.rows):
+        return chunk
+    first_wanted = len(chunk.rows) - chunk.num_wanted
+    return replace(
+        chunk,
+        rows=tuple(chunk.rows[index] for index in kept),
+        num_wanted=sum(index >= first_wanted for index in kept),
+        hidden=None if chunk.hidden is None else chunk.hidden[kept],
+    )

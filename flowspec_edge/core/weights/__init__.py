@@ -1,0 +1,1 @@
+"""What to fetch from whom, and what to evict."""

@@ -1,0 +1,1 @@
+"""The machine that serves: it listens, and hosts stages."""

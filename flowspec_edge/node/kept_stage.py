@@ -1,0 +1,90 @@
+"""Layers that stay in memory for a while when their ring has ended: the next ring often wants the same ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.net.link import Link
+from flowspec_edge.weights.supply import Bundle
+
+KEEP_S = 60.0
+"""How long: whoever moves a ring, or asks again, comes within seconds; others want the memory."""
+ENDING_S = 5.0
+"""How long to wait for stages that are ending, before others are loaded beside them: a forward may run to its end."""
+
+Key = tuple[str, int, int, str]
+"""Bundle, layers [start, stop), precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedStage:
+    """A runner, the memory that a node reserves for it, and what holds its files."""
+
+    bundle: Bundle
+    runner: StageRunner
+    memory_bytes: int
+    files: ExitStack
+
+    def close(self) -> None:
+        """Free it at once: errors that ended it lie in reference cycles, and their tracebacks hold the runner."""
+        self.runner.close()
+        self.files.close()
+
+
+class KeptStage:
+    """At most one stage, which gives way to whatever else is to be loaded; its memory counts as free."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Key, LoadedStage] | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        self._uses: dict[Link, asyncio.Event] = {}
+
+    @contextmanager
+    def using(self, control: Link) -> Iterator[None]:
+        """A stage is loaded for that control link, or is about to be. Once the link is closed, whoever comes waits for its end."""
+        ended = self._uses[control] = asyncio.Event()
+        try:
+            yield
+        finally:
+            ended.set()
+            del self._uses[control]
+
+    async def take(self, key: Key) -> LoadedStage | None:
+        """The stage, if it is the one that is kept; else nothing is kept any more."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ENDING_S):
+                for ended in [ended for control, ended in self._uses.items() if not control.is_open]:
+                    await ended.wait()
+        stage: LoadedStage | None = None
+        if self._kept is not None and self._kept[0] == key:
+            (_, stage), self._kept = self._kept, None
+        self.drop()
+        return stage
+
+    def keep(self, key: Key, stage: LoadedStage, control: Link) -> None:
+        """For KEEP_S, instead of what was kept before; unless others, who may count on the memory, came while it ended."""
+        self.drop()
+        if self._is_closed or any(other.is_open for other in self._uses if other is not control):
+            stage.close()
+            return
+        self._kept = key, stage
+        self._expiry = asyncio.get_running_loop().call_later(KEEP_S, self.drop)
+
+    def drop(self) -> None:
+        """Free what is kept."""
+        kept, self._kept = self._kept, None
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        if kept is not None:
+            kept[1].close()
+
+    def close(self) -> None:
+        """Free what is kept, and keep nothing any more."""
+        self._is_closed = True
+        self.drop()

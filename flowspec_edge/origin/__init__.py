@@ -1,0 +1,1 @@
+"""The machine that asks: it opens a ring over nodes, and writes texts with it."""

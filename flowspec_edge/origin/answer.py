@@ -1,0 +1,83 @@
+"""An answer as it grows: its tokens, what of their text is certain, and the figures of all rings that wrote at it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.core.speculation.generation import GenerationStatistics
+from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
+
+
+class Answer:
+    """To a prompt, a text or token ids. Whoever goes on with it replays ``written`` as a prompt: the draw of a token depends on
+    seed and position alone, so that the text is the same.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: str | Sequence[int], options: GenerateOptions) -> None:
+        self._prompt = tuple(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        self._options = options
+        self._tokens: list[int] = []
+        self._text = TextStream(tokenizer, options.stop)
+        self._counts: list[GenerationStatistics] = []  # of each ring that wrote at it
+        self._began = self._last = time.monotonic()
+        self._first: float | None = None
+        self._num_first = 0
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """The prompt and the tokens so far."""
+        return (*self._prompt, *self._tokens)
+
+    @property
+    def options_left(self) -> GenerateOptions:
+        """Options of a generation that goes on from there."""
+        return dataclasses.replace(self._options, max_new_tokens=self._options.max_new_tokens - len(self._tokens))
+
+    @property
+    def num_rings(self) -> int:
+        """That wrote at it."""
+        return len(self._counts)
+
+    @property
+    def is_stopped(self) -> bool:
+        """By a stop string."""
+        return self._text.is_stopped
+
+    def begin(self, counts: GenerationStatistics) -> None:
+        """A ring begins to write at it, and counts there."""
+        self._counts.append(counts)
+
+    def take(self, tokens: tuple[int, ...]) -> Piece:
+        """Tokens that became final, up to a stop string."""
+        text, num_taken = self._text.take(tokens)
+        self._last = time.monotonic()
+        if self._first is None:
+            self._first, self._num_first = self._last, num_taken
+        self._tokens += tokens[:num_taken]
+        return Piece(text=text, token_ids=list(tokens[:num_taken]))
+
+    def finish(self, reason: str) -> Piece:
+        """The last piece."""
+        return Piece(text=self._text.finish(), token_ids=[], finish_reason=reason, statistics=self._report())
+
+    def _report(self) -> dict[str, Any]:
+        """The statistics of a finished generation, as users see them (README, "What the figures mean")."""
+        decode_s = self._last - (self._first or self._last)
+        counts = sum(self._counts, GenerationStatistics())
+        return {
+            "prompt_tokens": len(self._prompt),
+            "completion_tokens": len(self._tokens),
+            "trips": counts.num_trips,
+            "verifications": counts.num_verifications,
+            "acceptance_length": round(counts.acceptance_length, 3),
+            "rows_sent": counts.num_rows_sent,
+            "rows_useful": counts.num_rows_useful,
+            "draft_passes": counts.num_draft_passes,
+            "first_token_s": round((self._first or self._last) - self._began, 4),
+            "decode_s": round(decode_s, 4),
+            "tokens_per_s": round((len(self._tokens) - self._num_first) / decode_s, 2) if decode_s else 0.0,
+        }

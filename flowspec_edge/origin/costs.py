@@ -1,0 +1,41 @@
+"""What head and draft head take at the origin, measured once and kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from flowspec_edge.core.planning.measured import rounded
+from flowspec_edge.core.speculation.drafting import DraftShape
+from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.timing import RUNTIME, time_draft_ms, time_head_ms
+from flowspec_edge.errors import StateError
+from flowspec_edge.files import read_private, state_directory, write_private
+from flowspec_edge.weights.supply import Bundle
+
+_log = logging.getLogger(__name__)
+
+
+def origin_costs(bundle: Bundle, num_threads: int) -> tuple[float, float]:
+    """Milliseconds of a run of the head, and of a pass of the draft head (0 where there is none).
+
+    Raises:
+        BundleError: head or drafter cannot be loaded.
+    """
+    path = state_directory() / "origin" / f"{bundle.digest[:16]}-{num_threads}.json"
+    try:
+        kept = json.loads(read_private(path) or "{}")
+        if kept.get("runtime") == RUNTIME:
+            return float(kept["head_ms"]), float(kept["draft_ms"])
+    except (StateError, ValueError, KeyError, TypeError, AttributeError) as cause:
+        _log.warning("kept times of head and drafter are not used: %s", cause)
+    manifest, shape = bundle.manifest, DraftShape()
+    head = Head(bundle.directory, manifest, num_threads=num_threads)
+    head_ms, draft_ms = rounded(time_head_ms(head, manifest)), 0.0
+    if manifest.drafter is not None:
+        draft_ms = rounded(time_draft_ms(bundle.directory, manifest, head, shape.width, shape.children, num_threads))
+    try:
+        write_private(path, json.dumps({"head_ms": head_ms, "draft_ms": draft_ms, "runtime": RUNTIME}) + "\n")
+    except StateError as cause:
+        _log.warning("times of head and drafter are not kept: %s", cause)
+    return head_ms, draft_ms

@@ -1,0 +1,35 @@
+"""The origin's own computation. ``OriginEngine`` is what a ring is given to draft and to take logits with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flowspec_edge.core import events as ev
+from flowspec_edge.core.speculation.drafting import DraftShape
+from flowspec_edge.engine.drafters import Drafter
+from flowspec_edge.engine.drafters.eagle3 import load_drafter
+from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.tokenizer import Tokenizer
+from flowspec_edge.node.node import Bundle
+
+
+class OriginEngine:
+    """Head, drafter and tokenizer of a bundle: what the origin itself computes with."""
+
+    def __init__(self, bundle: Bundle, num_threads: int, shape: DraftShape) -> None:
+        directory, manifest = bundle.directory, bundle.manifest
+        self.tokenizer = Tokenizer(directory / manifest.tokenizer.file)
+        self.head = Head(directory, manifest, num_threads=num_threads)
+        self.drafter: Drafter | None = None
+        if manifest.drafter is not None:
+            self.drafter = load_drafter(directory, manifest, self.head, k=shape.proposals, num_threads=num_threads)
+
+    def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
+        if isinstance(job, ev.RunHead):
+            return ev.HeadFinished(self.head.logits(job.hidden))
+        assert self.drafter is not None, "the core drafts only where there is a drafter"
+        return self.drafter.run(job)
+
+
+LoadEngine = Callable[[Bundle, int, DraftShape], OriginEngine]
+"""Makes the engine of a bundle, with that many threads."""

@@ -1,0 +1,275 @@
+"""A ring as its origin sees it: stages opened on nodes, links to all of them, and the generations that run through it.
+
+The origin's core decides; this module performs its actions. A ring is used until something in it is lost, then closed for
+good: whoever needs another one opens another one (``ring_opening.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.core import events as ev
+from flowspec_edge.core import wire
+from flowspec_edge.core.planning.placement import Plan, StagePlan
+from flowspec_edge.core.planning.prediction import Outcome, hold_against
+from flowspec_edge.core.speculation.generation import TargetLimits
+from flowspec_edge.core.speculation.origin import Origin
+from flowspec_edge.errors import (
+    FlowspecError,
+    LinkLostError,
+    ProtocolError,
+    StageFailedError,
+)
+from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.net.link import Link
+from flowspec_edge.node.node import Board, Bundle
+from flowspec_edge.origin.answer import Answer
+from flowspec_edge.origin.engine import OriginEngine
+from flowspec_edge.tasks import run_until_first_ends
+
+OnTrip = Callable[[ev.ReportTrip], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RingStage:
+    """One stage of an opened ring; ``load_ms`` is what the node took to load its layers, of which it fetched so many bytes, and
+    ``held_bytes`` what it holds for them of the memory that it offers.
+    """
+
+    plan: StagePlan
+    announcement: Announcement
+    load_ms: int
+    fetched_bytes: int = 0
+    held_bytes: int = 0
+
+
+class Ring:
+    """Opened stages of one bundle. Made by ``open_ring``."""
+
+    def __init__(
+        self,
+        engine: OriginEngine,
+        bundle: Bundle,
+        stages: list[RingStage],
+        controls: list[Link],
+        board: Board | None = None,
+    ) -> None:
+        self.stages = stages
+        self.plan: Plan | None = None
+        """What the planner expects of it, where it was planned."""
+        self._engine = engine
+        self._board = board or Board()
+        self._controls = controls
+        manifest = bundle.manifest
+        self._limits = TargetLimits(
+            manifest.geometry.max_context, manifest.geometry.vocab_size, frozenset(manifest.eos_token_ids)
+        )
+        self._core = Origin(
+            num_stages=len(stages),
+            limits=self._limits,
+            has_drafter=engine.drafter is not None,
+            taps=tuple(manifest.drafter.taps) if manifest.drafter is not None else (),
+        )
+        self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
+        self._sessions = itertools.count(1)
+        self._jobs: asyncio.Queue[ev.RunHead | ev.RunDraft] = asyncio.Queue()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="origin")
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: float | None = None  # that the timer was last set for
+        self._num_sent = 0
+        self._lost: str | None = None
+        self._is_left = False
+        self._ahead: Link
+        self._behind: Link
+
+    @property
+    def is_open(self) -> bool:
+        """False once something in the ring was lost, or it was left."""
+        return self._lost is None and not self._is_left
+
+    def outcome(self, statistics: dict[str, Any]) -> Outcome | None:
+        """The plan's prediction against a finished generation; None where there was no plan, or the text was short."""
+        if self.plan is None:
+            return None
+        num_tokens = int(statistics["completion_tokens"])
+        return hold_against(self.plan, self._core.costs, float(statistics["tokens_per_s"]), num_tokens)
+
+    def begin(self, prompt: str | Sequence[int], options: GenerateOptions) -> Answer:
+        """An answer to a text or to token ids, of which nothing is written yet."""
+        return Answer(self._engine.tokenizer, prompt, options)
+
+    async def generate(
+        self, prompt: str | Sequence[int], options: GenerateOptions, on_trip: OnTrip | None = None
+    ) -> AsyncGenerator[Piece, None]:
+        """Pieces of the continuation, as they become final.
+
+        The last piece has the finish reason and the statistics. Closing the generator cancels the generation.
+
+        Raises:
+            RequestError: the prompt does not fit, or an option is not known.
+            StageFailedError: the ring lost a node, or a stage failed.
+        """
+        async with contextlib.aclosing(self.write(self.begin(prompt, options), on_trip)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def write(self, answer: Answer, on_trip: OnTrip | None = None) -> AsyncGenerator[Piece, None]:
+        """The same from where an answer is; without a last piece where the ring was left, and another one is to go on."""
+        if self._lost is not None:
+            raise StageFailedError(self._lost)
+        session = next(self._sessions)
+        events: asyncio.Queue[ev.OriginAction] = asyncio.Queue()
+        self._answers[session] = events
+        try:
+            self._tell(ev.PromptSubmitted(session, answer.written, answer.options_left))
+            answer.begin(self._core.statistics(session))
+            while True:
+                match await events.get():
+                    case ev.EmitTokens(_, tokens):
+                        yield answer.take(tokens)
+                        if answer.is_stopped:
+                            yield answer.finish("stop")
+                            return
+                    case ev.ReportTrip() as trip if on_trip is not None:
+                        on_trip(trip)
+                    case ev.FinishGeneration(_, "failed", error):
+                        raise StageFailedError(error or "the ring was lost")
+                    case ev.FinishGeneration(_, reason):
+                        if reason != "cancelled" or not self._is_left:  # it may have ended before that
+                            yield answer.finish(reason)
+                        return
+        finally:
+            del self._answers[session]
+            self._tell(ev.GenerationCancelled(session))  # says nothing where it has ended by itself
+
+    def leave(self) -> None:
+        """End what runs without a last piece: another ring goes on with it."""
+        self._is_left = True
+        for session in list(self._answers):
+            self._tell(ev.GenerationCancelled(session))
+
+    async def _run(self) -> None:
+        """Perform until something in the ring is lost; the reason then ends every generation."""
+        try:
+            await run_until_first_ends(
+                self._read_credits(),
+                self._read_chunks(),
+                self._compute(),
+                *(
+                    self._read_control(stage, control)
+                    for stage, control in zip(self.stages, self._controls, strict=True)
+                ),
+            )
+        except FlowspecError as cause:
+            _log.info("ring lost: %s", cause)
+            self._tell(ev.RingLost(f"{cause}; see that all its nodes run (flowspec devices), then repeat the request"))
+        except Exception:  # a bug: nobody may wait for what will not come
+            _log.exception("ring lost")
+            self._tell(ev.RingLost("the origin failed, which is a bug in flowspec-edge; its log has the details"))
+
+    async def _read_control(self, stage: RingStage, control: Link) -> None:
+        while True:
+            match await control.receive():
+                case wire.SessionOpened(session):
+                    self._tell(ev.StageReady(session))
+                case wire.TappedRows(session, layer, ids, hidden):
+                    self._tell(ev.TappedArrived(session, layer, ids, hidden))
+                case wire.StageFailure(reason):
+                    raise StageFailedError(
+                        f"node {stage.plan.node}, layers [{stage.plan.start}, {stage.plan.stop}): {reason}"
+                    )
+                case message:
+                    raise ProtocolError(f"peer {control.peer}: {type(message).__name__} came on a control link")
+
+    async def _read_credits(self) -> None:
+        while True:
+            message = await self._ahead.receive()
+            if not isinstance(message, wire.Credit):
+                raise ProtocolError(f"peer {self._ahead.peer}: {type(message).__name__} came where Credit was expected")
+            self._tell(ev.CreditArrived(message.num_chunks))
+
+    async def _read_chunks(self) -> None:
+        while True:
+            message = await self._behind.receive()
+            if not isinstance(message, wire.ChunkMessage) or message.hidden is None:
+                raise ProtocolError(
+                    f"peer {self._behind.peer}: hidden rows were expected, not {type(message).__name__}"
+                )
+            self._tell(ev.ChunkReturned(message.session, message.rows, message.hidden, message.passages))
+
+    async def _compute(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            job = await self._jobs.get()
+            self._tell(await loop.run_in_executor(self._executor, self._engine.run, job))
+
+    def _tell(self, event: ev.OriginEvent, not_before: float = 0.0) -> None:
+        if isinstance(event, ev.RingLost):
+            self._lost = event.reason
+        for action in self._core.handle(event, max(time.monotonic(), not_before)):
+            match action:
+                case ev.SendChunk(session, rows, num_wanted, hidden, turn, passages):
+                    chunk = wire.ChunkMessage(self._num_sent, session, rows, num_wanted, hidden, turn, passages)
+                    self._send(self._ahead, chunk)
+                    self._num_sent += 1
+                case ev.GrantCredit(num_chunks):
+                    self._send(self._behind, wire.Credit(num_chunks))
+                case ev.BroadcastAdvance(session, at, to):
+                    self._broadcast(wire.AdvanceSession(session, at, to))
+                case ev.BroadcastTurn(session, turn):
+                    self._broadcast(wire.BeginTurn(session, turn))
+                case ev.RunHead() | ev.RunDraft():
+                    self._jobs.put_nowait(action)
+                case ev.OpenSessions(session, capacity, cancels, is_tapped, num_prompt):
+                    if self._engine.drafter is not None:
+                        self._engine.drafter.open(session, capacity)
+                    self._broadcast(wire.OpenSession(session, capacity, cancels, is_tapped, num_prompt))
+                case ev.CloseSessions(session):
+                    if self._engine.drafter is not None:
+                        self._engine.drafter.close(session)
+                    self._broadcast(wire.CloseSession(session))
+                case ev.EmitTokens(session) | ev.ReportTrip(session) | ev.FinishGeneration(session):
+                    if isinstance(action, ev.FinishGeneration) and action.error is not None:
+                        self._lost = action.error  # a ring that failed once is not trusted again
+                    if session in self._answers:
+                        self._answers[session].put_nowait(action)
+        self._arm_timer()
+
+    def _broadcast(self, message: wire.Message) -> None:
+        for control in self._controls:
+            self._send(control, message)
+
+    def _send(self, link: Link, message: wire.Message) -> None:
+        # A link that has ended is noticed by its reader, which ends the ring; here nothing is left to do.
+        with contextlib.suppress(LinkLostError, ProtocolError):
+            self._board.send(link, message)
+
+    def _arm_timer(self) -> None:
+        """Each deadline is told once: one that has passed and still stands waits for another event."""
+        deadline = self._core.next_deadline()
+        if deadline == self._deadline:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._deadline = deadline
+        if deadline is not None:
+            delay = max(deadline - time.monotonic(), 0)
+            # Timers may be early by the clock's resolution; the core is told a time at which the deadline has passed.
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tell, ev.DeadlinePassed(), deadline)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._executor.shutdown(wait=False, cancel_futures=True)

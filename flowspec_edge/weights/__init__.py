@@ -1,0 +1,1 @@
+"""Weight files: where they lie, how they come here, and how others get them."""

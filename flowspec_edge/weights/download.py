@@ -1,0 +1,259 @@
+"""Fetching weights over HTTP: performs what ``core/fetching.py`` decides. The other end is ``weight_server.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import aiohttp
+
+from flowspec_edge.core.events import DeadlinePassed
+from flowspec_edge.core.weights import fetching as fe
+from flowspec_edge.errors import FetchError, FlowspecError
+from flowspec_edge.weights.cache import Part
+from flowspec_edge.weights.server import READ_BYTES, STALL_S
+
+CONNECT_S = 5.0
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_ANSWER_BYTES = 2**20
+"""What a source says of MAX_QUESTIONS files takes 280 KB."""
+
+OnProgress = Callable[[int], None]
+"""Told how many bytes came, each time some do."""
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchReport:
+    """What a fetch brought: bytes by source, and what sources were caught at."""
+
+    num_bytes: dict[fe.Source, int]
+    accusations: list[str]
+
+
+async def fetch_files(
+    files: Sequence[fe.WantedFile],
+    sources: Sequence[fe.Source],
+    parts: Mapping[str, Part],
+    *,
+    on_progress: OnProgress = lambda num_bytes: None,
+    tls: ssl.SSLContext | None = None,
+) -> FetchReport:
+    """Fetch files into their parts, by sha256, from whoever has them; see ``core/fetching.py``.
+
+    Raises:
+        FetchError: a file cannot be had; with the reason of every source.
+        CacheError: a file cannot be written.
+    """
+    async with _open_session(tls) as session:
+        return await _Fetcher(session, fe.Fetch(files, sources), parts, on_progress, tls is not None).run()
+
+
+async def fetch_manifest(digest: str, sources: Sequence[fe.Source], *, tls: ssl.SSLContext | None = None) -> str:
+    """The text of a bundle's manifest, from the first source that has it.
+
+    Raises:
+        FetchError: none has; with the reason of each.
+    """
+    reasons = []
+    async with _open_session(tls) as session:
+        for source in sources:
+            try:
+                async with asyncio.timeout(STALL_S), session.get(_url(source, digest, tls is not None)) as response:
+                    data = await _read_answer(response, MAX_MANIFEST_BYTES)
+                if hashlib.sha256(data).hexdigest() == digest:
+                    return data.decode()
+                reasons.append(f"{source} sent something else under that name")
+            except (OSError, aiohttp.ClientError, _RuleBrokenError) as cause:
+                reasons.append(f"{source} {_describe(cause)}")
+    raise FetchError(
+        f"the manifest of bundle {digest[:12]} cannot be fetched: {'; '.join(reasons) or 'no node has it'}"
+    )
+
+
+async def _read_answer(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+    if response.status != 200:
+        raise _RuleBrokenError(f"answered {response.status} {response.reason}")
+    data = bytearray()
+    async for piece in response.content.iter_any():
+        data += piece
+        if len(data) > limit_bytes:
+            raise _RuleBrokenError(f"sent an answer of more than {limit_bytes} bytes")
+    return bytes(data)
+
+
+class _RuleBrokenError(Exception):
+    """A source answered as none of ours does. The text goes on after the source's name."""
+
+
+@dataclass(slots=True)
+class _Fetcher:
+    """Performs a fetch's actions."""
+
+    session: aiohttp.ClientSession
+    fetch: fe.Fetch
+    parts: Mapping[str, Part]
+    on_progress: OnProgress
+    is_encrypted: bool
+    _events: asyncio.Queue[fe.FetchEvent | FlowspecError] = field(default_factory=asyncio.Queue)
+    _num_bytes: dict[fe.Source, int] = field(default_factory=dict)
+    _accusations: list[str] = field(default_factory=list)
+    _executor: ThreadPoolExecutor = field(init=False)
+
+    async def run(self) -> FetchReport:
+        self._executor = ThreadPoolExecutor(fe.TRANSFERS_PER_SOURCE, thread_name_prefix="fetch")
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks: list[asyncio.Task[None]] = []
+                error = await self._drive(group, tasks)
+                for task in tasks:
+                    task.cancel()
+        finally:
+            self._executor.shutdown()  # idle: every task has waited for its thread
+        if error is not None:
+            raise error
+        return FetchReport(self._num_bytes, self._accusations)
+
+    async def _drive(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[None]]) -> FlowspecError | None:
+        """Until the fetch is complete, or the error that ended it."""
+        actions = self.fetch.begin()
+        while True:
+            for action in actions:
+                match action:
+                    case fe.AskSource():
+                        tasks.append(group.create_task(self._ask(action), name=f"ask {action.source}"))
+                    case fe.StartTransfer():
+                        tasks.append(group.create_task(self._transfer(action), name=f"fetch {action.sha256[:12]}"))
+                    case fe.DropPart(sha256):
+                        await self._in_thread(self.parts[sha256].drop)
+                    case fe.AccuseSource(source, reason):
+                        self._accusations.append(f"{source} {reason}")
+                        _log.warning("%s %s; look after that node: its disk or memory may be failing", source, reason)
+                    case fe.CompleteFetch():
+                        return None
+                    case fe.FailFetch(reason):
+                        return FetchError(reason)
+            event = await self._next_event()
+            if isinstance(event, FlowspecError):
+                return event
+            actions = self.fetch.handle(event, time.monotonic())
+
+    async def _next_event(self) -> fe.FetchEvent | FlowspecError:
+        deadline = self.fetch.next_deadline()
+        try:
+            async with asyncio.timeout(None if deadline is None else max(deadline - time.monotonic(), 0)):
+                return await self._events.get()
+        except TimeoutError:
+            return DeadlinePassed()
+
+    async def _ask(self, action: fe.AskSource) -> None:
+        source = action.source
+        url = f"{_origin_of(source, self.is_encrypted)}/weights/have"
+        try:
+            async with asyncio.timeout(STALL_S), self.session.post(url, data=json.dumps(action.files)) as response:
+                held = json.loads(await _read_answer(response, MAX_ANSWER_BYTES))
+            if not isinstance(held, list) or not set(action.files).issuperset(map(str, held)):
+                raise _RuleBrokenError("said that it has what nobody asked for")
+        except (OSError, aiohttp.ClientError, ValueError, _RuleBrokenError) as cause:
+            self._events.put_nowait(fe.SourceLost(source, _describe(cause)))
+        else:
+            self._events.put_nowait(fe.SourceAnswered(source, frozenset(held)))
+
+    async def _transfer(self, action: fe.StartTransfer) -> None:
+        sha256, source, part = action.sha256, action.source, self.parts[action.sha256]
+        try:
+            await self._receive(action, part)
+            found = await self._in_thread(part.finish)
+            is_right = found == sha256
+            self._events.put_nowait(
+                fe.FileArrived(sha256, source) if is_right else fe.FileDiffered(sha256, source, found)
+            )
+        except (OSError, aiohttp.ClientError, _RuleBrokenError) as cause:
+            is_fault = isinstance(cause, _RuleBrokenError)
+            self._events.put_nowait(
+                fe.TransferBroke(sha256, source, part.num_bytes, _describe(cause), is_fault=is_fault)
+            )
+        except FlowspecError as cause:
+            self._events.put_nowait(cause)
+
+    async def _receive(self, action: fe.StartTransfer, part: Part) -> None:
+        wanted = next(file for file in self.fetch.files if file.sha256 == action.sha256)
+        headers = {"Range": f"bytes={action.offset}-"}
+        url = _url(action.source, action.sha256, self.is_encrypted)
+        async with self.session.get(url, headers=headers, allow_redirects=False) as response:
+            _check_response(response, wanted, action.offset)
+            gathered = bytearray()
+            try:
+                async for piece in response.content.iter_any():
+                    gathered += piece
+                    if len(gathered) >= READ_BYTES:
+                        whole, gathered = gathered, bytearray()
+                        await self._take(action.source, part, whole)
+            finally:  # what came before a break is as good as the rest
+                await self._take(action.source, part, gathered)
+
+    async def _take(self, source: fe.Source, part: Part, data: bytearray) -> None:
+        await self._in_thread(part.write, data)
+        self._num_bytes[source] = self._num_bytes.get(source, 0) + len(data)
+        self.on_progress(len(data))
+
+    async def _in_thread(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Like run_in_executor, but one that is cancelled waits for the thread: nobody may close a part under its hands."""
+        future = asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait({future})
+            raise
+
+
+def _check_response(response: aiohttp.ClientResponse, wanted: fe.WantedFile, offset: int) -> None:
+    if response.status in (404, 503):  # evicted meanwhile, or busy: it may be otherwise in a moment
+        raise aiohttp.ClientPayloadError(f"answered {response.status} {response.reason}")
+    range_ = f"bytes {offset}-{wanted.num_bytes - 1}/{wanted.num_bytes}"
+    if response.status != 206 or response.headers.get("Content-Range") != range_:
+        found = f"{response.status} {response.headers.get('Content-Range', '')}".strip()
+        raise _RuleBrokenError(f"answered {found} where {range_} of {wanted.name} was expected")
+    if response.content_length != wanted.num_bytes - offset or "Content-Encoding" in response.headers:
+        raise _RuleBrokenError(
+            f"offers {response.content_length} bytes of {wanted.name}; {wanted.num_bytes - offset} were expected"
+        )
+
+
+def _describe(cause: Exception) -> str:
+    """How a source failed; goes on after its name."""
+    if isinstance(cause, TimeoutError):  # aiohttp's own timeouts are both a ClientError and this
+        return f"did not answer within {CONNECT_S:g} s, or stood still for {STALL_S:g} s"
+    if isinstance(cause, aiohttp.ClientConnectorError):
+        return f"cannot be reached ({cause.os_error.strerror or cause.os_error})"
+    if isinstance(cause, _RuleBrokenError):
+        return str(cause)
+    return f"was lost in the middle ({cause or type(cause).__name__})"
+
+
+def _open_session(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=True if tls is None else tls, limit=0),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S),
+        read_bufsize=READ_BYTES,
+        auto_decompress=False,
+    )
+
+
+def _origin_of(source: fe.Source, is_encrypted: bool) -> str:
+    host = f"[{source.host}]" if ":" in source.host else source.host
+    return f"{'https' if is_encrypted else 'http'}://{host}:{source.port}"
+
+
+def _url(source: fe.Source, sha256: str, is_encrypted: bool) -> str:
+    return f"{_origin_of(source, is_encrypted)}/weights/{sha256}"

@@ -1,0 +1,290 @@
+"""Where a stage's weights come from: a bundle on this node, the cache, or other nodes.
+
+Whatever the way, a stage gets a directory that looks like a bundle, with exactly the files of its layers, each checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from flowspec_edge.core.weights.fetching import Source, WantedFile
+from flowspec_edge.errors import CacheError, FetchError, StageFailedError
+from flowspec_edge.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    bundle_digest,
+    load_manifest,
+    parse_manifest,
+    verify_digests,
+)
+from flowspec_edge.weights.cache import Lease, Part, WeightCache, find_damaged
+from flowspec_edge.weights.download import FetchReport, fetch_files, fetch_manifest
+
+BUSY_S = 0.2
+"""How often to look whether another process has finished a file that it is fetching."""
+BUSY_LIMIT_S = 60.0
+"""How long such a file may stand still; a fetch that stands still ends by itself sooner."""
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on this node's disk; ``manifest`` may name files that are not there, where only some layers are."""
+
+    directory: Path
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def load(cls, directory: Path) -> Bundle:
+        """Raises BundleError where there is none that this version can read."""
+        manifest = load_manifest(directory)
+        return cls(directory, manifest, bundle_digest(manifest))
+
+
+@dataclass(slots=True)
+class FetchProgress:
+    """How far the fetch for one stage is. ``num_bytes`` and ``total_bytes`` count what was missing here, no more."""
+
+    bundle: str
+    start: int
+    stop: int
+    num_bytes: int = 0
+    total_bytes: int = 0
+    report: FetchReport | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.bundle} layers [{self.start}, {self.stop})"
+
+
+@dataclass(frozen=True, slots=True)
+class StageRequest:
+    """The weights of layers ``[start, stop)`` of the bundle of that digest; ``sources`` are nodes that may have them.
+
+    They are of the bundle's own precision unless another one is asked for.
+    """
+
+    digest: str
+    start: int
+    stop: int
+    sources: tuple[Source, ...] = ()
+    precision: str | None = None
+
+
+OnFetch = Callable[[FetchProgress], None]
+"""Told whenever bytes came; it must return at once."""
+
+
+class WeightSupply:
+    """The weights that a node has and gets. ``executor`` reads and checks files."""
+
+    def __init__(
+        self,
+        bundles: Sequence[Bundle],
+        cache: WeightCache | None,
+        executor: Executor,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._bundles = {bundle.digest: bundle for bundle in bundles}
+        self._cache = cache
+        self._executor = executor
+        self._tls = tls
+        self._own = {
+            entry.sha256: bundle.directory / entry.file for bundle in bundles for entry in bundle.manifest.files()
+        }
+
+    @property
+    def digests(self) -> list[str]:
+        """Of the bundles that are here as a whole."""
+        return list(self._bundles)
+
+    @property
+    def can_fetch(self) -> bool:
+        return self._cache is not None
+
+    def known(self, digest: str) -> tuple[Bundle | None, Manifest | None]:
+        """The bundle of that digest where it is here as a whole, and its manifest where at least that is."""
+        own = self._bundles.get(digest)
+        if own is not None:
+            return own, own.manifest
+        return None, self._cache.manifest(digest) if self._cache is not None else None
+
+    def find(self, sha256: str) -> Path | bytes | None:
+        """A file that others may have, by its sha256; a manifest is one too, by its bundle's digest."""
+        if sha256 in self._own:
+            return self._own[sha256]
+        if sha256 in self._bundles:
+            return self._bundles[sha256].manifest.to_json().encode()
+        if self._cache is None:
+            return None
+        found = self._cache.find(sha256)
+        if found is None and (manifest := self._cache.manifest(sha256)) is not None:
+            return manifest.to_json().encode()
+        return found
+
+    async def manifest(self, request: StageRequest) -> Manifest:
+        """The manifest of a bundle, fetched where it is not here.
+
+        Raises:
+            StageFailedError: nothing here has the bundle, and nothing can be fetched.
+            FetchError, CacheError: it cannot be fetched or kept.
+        """
+        own = self._bundles.get(request.digest)
+        if own is not None:
+            return own.manifest
+        cache = self._fetching(request.digest)
+        manifest = cache.manifest(request.digest)
+        if manifest is None:
+            text = await fetch_manifest(request.digest, request.sources, tls=self._tls)
+            manifest = parse_manifest(text, Path(request.digest[:12]) / MANIFEST_NAME)
+            await self._run(cache.keep_manifest, manifest)
+        return manifest
+
+    async def stage(
+        self, request: StageRequest, manifest: Manifest, held: contextlib.ExitStack, on_fetch: OnFetch
+    ) -> Bundle:
+        """A bundle with the files of these layers, each of them checked; until ``held`` is closed they stay.
+
+        Raises:
+            BundleError: a file of this node's own bundle is damaged.
+            FetchError, CacheError: one that is missing cannot be fetched or kept.
+        """
+        own = self._bundles.get(request.digest)
+        if own is not None:
+            files = manifest.stage_files(request.start, request.stop, request.precision)
+            await self._run(verify_digests, own.directory, files)
+            return own
+        cache = self._fetching(request.digest)
+        lease = held.enter_context(contextlib.closing(cache.lease()))
+        paths = await _Gathering(self, cache, lease, request, manifest, on_fetch).gather()
+        return Bundle(await self._run(cache.link, manifest, paths), manifest, request.digest)
+
+    def _fetching(self, digest: str) -> WeightCache:
+        if self._cache is None:
+            raise StageFailedError(
+                f"has no bundle {digest[:12]}; start it with --bundle and the same directory, or without --no-cache, so that "
+                "it may fetch what it needs"
+            )
+        return self._cache
+
+    async def _run(self, function: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """Brings the files of one stage together."""
+
+    supply: WeightSupply
+    cache: WeightCache
+    lease: Lease
+    request: StageRequest
+    manifest: Manifest
+    on_fetch: OnFetch
+    _paths: dict[str, Path] = field(default_factory=dict)
+
+    async def gather(self) -> dict[str, Path]:
+        """Where each file lies, by sha256."""
+        request = self.request
+        files = self.manifest.stage_files(request.start, request.stop, request.precision)
+        entries = {entry.sha256: entry for entry in files}
+        await self._take_what_is_here(entries)
+        missing = [entry for sha256, entry in sorted(entries.items()) if sha256 not in self._paths]
+        if missing:
+            await self._fetch(missing)
+        return self._paths
+
+    async def _take_what_is_here(self, entries: dict[str, FileEntry]) -> None:
+        for sha256, entry in entries.items():
+            own = self.supply._own.get(sha256)
+            path = own if own is not None and own.is_file() else self.lease.take(sha256)
+            if path is None:
+                continue
+            if not await self.supply._run(find_damaged, {sha256: path}):
+                self._paths[sha256] = path
+            elif path == own:
+                _log.warning("%s: damaged; %s is fetched from another node", path, entry.file)
+            else:
+                _log.warning("%s: damaged on this disk, and fetched anew; see whether the card is failing", entry.file)
+                path.unlink(missing_ok=True)
+
+    async def _fetch(self, missing: list[FileEntry]) -> None:
+        with contextlib.ExitStack() as held:
+            parts = await self._open_parts(missing, held)
+            wanted = [
+                WantedFile(entry.sha256, entry.file, entry.num_bytes, parts[entry.sha256].num_bytes)
+                for entry in missing
+                if entry.sha256 in parts
+            ]
+            left = sum(file.num_bytes - file.num_present for file in wanted)
+            if not left:
+                return
+            await self.supply._run(self.cache.make_room, left)
+            progress = FetchProgress(self.manifest.name, self.request.start, self.request.stop, total_bytes=left)
+            self.on_fetch(progress)
+
+            def count(num_bytes: int) -> None:
+                progress.num_bytes += num_bytes
+                self.on_fetch(progress)
+
+            progress.report = await fetch_files(
+                wanted, self.request.sources, parts, on_progress=count, tls=self.supply._tls
+            )
+            self.on_fetch(progress)
+            for file in wanted:
+                self._hold(file.sha256, file.name)
+            # The parts' locks end here and the lease's began before: nobody could evict in between.
+
+    def _hold(self, sha256: str, name: str) -> None:
+        path = self.lease.take(sha256)
+        if path is None:
+            raise CacheError(f"weight cache {self.cache.directory}: {name} was removed as soon as it was fetched")
+        self._paths[sha256] = path
+
+    async def _open_parts(self, missing: list[FileEntry], held: contextlib.ExitStack) -> dict[str, Part]:
+        """Hold the part of each file that is still to be fetched; what another process fetches is waited for.
+
+        Everyone takes parts in the order of their names, so that no two wait for each other.
+        """
+        parts: dict[str, Part] = {}
+        for entry in missing:
+            part = await self._open_part(entry)
+            if (found := self.lease.take(entry.sha256)) is not None:
+                self._paths[entry.sha256] = found
+                part.close()
+                continue
+            held.callback(part.close)
+            if part.num_bytes >= entry.num_bytes:
+                if await self.supply._run(part.finish) == entry.sha256:
+                    self._hold(entry.sha256, entry.file)
+                    continue
+                part.drop()
+            parts[entry.sha256] = part
+        return parts
+
+    async def _open_part(self, entry: FileEntry) -> Part:
+        loop = asyncio.get_running_loop()
+        last, since = -1, loop.time()
+        while (part := await self.supply._run(self.cache.open_part, entry.sha256)) is None:
+            size = self.cache.part_bytes(entry.sha256)
+            if size != last:
+                last, since = size, loop.time()
+            if loop.time() - since > BUSY_LIMIT_S:
+                raise FetchError(
+                    f"{entry.file} is being fetched by another process on this machine, which stands still at {size} bytes; "
+                    "end that process, or give this node a cache of its own with --cache DIR"
+                )
+            await asyncio.sleep(BUSY_S)
+        return part

@@ -1,0 +1,106 @@
+"""Which network a command works on: this machine alone, or every interface with a key."""
+
+import json
+import os
+from argparse import Namespace
+
+import pytest
+
+from flowspec_edge.cli.access import INSECURE_WARNING, neighbourhood, open_access, open_api_access, run_key
+from flowspec_edge.core.cluster.address import Address
+from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key, parse_key
+from flowspec_edge.errors import ClusterKeyError, KeyTextError, RequestError
+from flowspec_edge.net.auth import key_path, load_key, make_key
+from flowspec_edge.node.node import Node, NodeSettings
+
+
+def test_without_a_key_there_is_this_machine_only():
+    access = open_access(None, is_insecure=False)
+    assert (access.host, access.credentials, access.fingerprint) == ("127.0.0.1", None, "")
+    with pytest.raises(
+        ClusterKeyError, match=r"--host 0\.0\.0\.0 is open .*flowspec key set.*flowspec key new.*--insecure"
+    ):
+        open_access("0.0.0.0", is_insecure=False)
+    assert load_key() is None
+
+
+def test_a_first_node_makes_the_key_and_listens_everywhere():
+    access = open_access(None, is_insecure=False, makes_key=True)
+    assert access.host == "0.0.0.0"
+    assert parse_key(access.new_key) == load_key()
+    again = open_access(None, is_insecure=False, makes_key=True)
+    assert (again.new_key, again.fingerprint) == (None, access.fingerprint)
+    assert open_access(None, is_insecure=False).fingerprint == access.fingerprint
+
+
+def test_loopback_neither_needs_nor_makes_a_key():
+    assert open_access("localhost", is_insecure=False, makes_key=True).credentials is None
+    assert load_key() is None
+
+
+def test_insecure_says_each_time_what_it_means(capsys):
+    make_key()
+    for _ in range(2):
+        access = open_access("0.0.0.0", is_insecure=True, makes_key=True)
+        assert (access.credentials, access.is_insecure) == (None, True)
+        assert INSECURE_WARNING in capsys.readouterr().err
+
+
+async def test_a_node_refuses_the_network_without_a_key():
+    with pytest.raises(ClusterKeyError, match="node pi: 0.0.0.0 is open to the network"):
+        await Node.start(NodeSettings(name="pi", cluster="x", host="0.0.0.0"))
+
+
+def test_the_api_has_a_key_of_its_own_beyond_this_machine(capsys):
+    assert open_api_access("127.0.0.1", is_insecure=False, is_plain=False).key is None
+    access = open_api_access("0.0.0.0", is_insecure=False, is_plain=False)
+    assert (access.scheme, access.is_new) == ("https", True)
+    assert parse_key(access.key, API_PREFIX) == load_key(API_PREFIX) != load_key()
+    assert b"BEGIN CERTIFICATE" in key_path(API_PREFIX).with_suffix(".pem").read_bytes()
+    plain = open_api_access("0.0.0.0", is_insecure=False, is_plain=True)
+    assert (plain.scheme, plain.key, plain.is_new) == ("http", access.key, False)
+    assert "--plain-http: whoever listens" in capsys.readouterr().err
+
+
+def options(action, key=None, api=False, json=False):
+    return Namespace(action=action, key=key, api=api, json=json)
+
+
+async def test_key_commands(capsys, monkeypatch):
+    with pytest.raises(ClusterKeyError, match="flowspec key new"):
+        await run_key(options("show"))
+    await run_key(options("new"))
+    key = capsys.readouterr().out.splitlines()[0]
+    await run_key(options("show"))
+    assert f"flowspec key set {key} && flowspec node" in capsys.readouterr().out
+    other = format_key(bytes(20))
+    reading, writing = os.pipe()
+    os.write(writing, f"{other}\n".encode())
+    os.close(writing)
+    with os.fdopen(reading) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        await run_key(options("set", "-"))
+    told = capsys.readouterr().out
+    assert key not in told and other not in told
+    assert "cluster.key.old" in told
+    await run_key(options("show", json=True))
+    report = json.loads(capsys.readouterr().out)
+    assert (report["key"], report["file"]) == (other, str(key_path()))
+    await run_key(options("new", api=True))
+    assert capsys.readouterr().out.startswith("fsa1-")
+    with pytest.raises(KeyTextError):
+        await run_key(options("set", "password"))
+    assert load_key() == bytes(20)
+
+
+def test_peers_that_are_typed():
+    def peers(host, *texts):
+        return neighbourhood(Namespace(peer=list(texts), cluster="home"), open_access(host, is_insecure=False)).peers
+
+    assert peers("127.0.0.1", "localhost:9") == (Address("localhost", 9),)
+    with pytest.raises(RequestError, match="--peer 'pi:x' is no address"):
+        peers(None, "pi:x")
+    with pytest.raises(ClusterKeyError, match=r"--peer 10\.0\.0\.1 is beyond this machine.*flowspec key set"):
+        peers(None, "10.0.0.1")
+    make_key()
+    assert peers(None, "10.0.0.1", "pi.local:80") == (Address("10.0.0.1", 7361), Address("pi.local", 80))

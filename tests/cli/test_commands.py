@@ -1,0 +1,229 @@
+"""The commands as a user runs them: real processes, real mDNS, and one clear sentence when something is wrong."""
+
+import asyncio
+import json
+import shutil
+import signal
+import sys
+
+import pytest
+
+from flowspec_edge.cli.demo import node_processes
+from flowspec_edge.core.speculation.schedules import SCHEDULES
+from flowspec_edge.node.node import DEMO_BUNDLE
+
+pytestmark = pytest.mark.slow
+
+COMMAND_S = 60
+
+
+async def start(*arguments):
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "flowspec_edge", *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def run(*arguments):
+    """Exit status, standard output, standard error."""
+    process = await start(*arguments)
+    async with asyncio.timeout(COMMAND_S):
+        out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+def assert_refused(result, *texts):
+    """Non-zero, no traceback, one last line that says what and what to do."""
+    status, _, err = result
+    assert status == 1
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("flowspec ")
+    for text in texts:
+        assert text in last
+
+
+async def test_the_demo_reports_what_it_did_and_that_it_lost_nothing():
+    status, out, err = await run("demo", "--json", "--nodes", "4", "--max-new-tokens", "40")
+    assert (status, err) == (0, "")
+    report = json.loads(out)
+    assert set(report) == {
+        *("nodes", "prompt", "text", "token_ids", "autoregressive_token_ids", "identical", "acceptance_length"),
+        *("trips", "rows_sent", "rows_useful", "tokens_per_s", "ring"),
+    }
+    assert report["nodes"] == 4
+    assert report["identical"] is True
+    assert report["token_ids"] == report["autoregressive_token_ids"]
+    assert len(report["token_ids"]) == 40
+    assert [(stage["start"], stage["stop"]) for stage in report["ring"]] == [(0, 2), (2, 4), (4, 6), (6, 8)]
+    assert 0 < report["rows_useful"] <= report["rows_sent"]
+
+
+async def test_the_demo_shows_every_trip_and_the_text():
+    status, out, _ = await run("demo", "--nodes", "2", "--max-new-tokens", "20", "--prompt", "def area(width, height):")
+    assert status == 0
+    assert "accepted" in out and "pruned" in out and "drafted" in out
+    assert "identical to the unsplit model: yes" in out
+    assert "acceptance length" in out and "rows sent" in out
+
+
+async def test_the_demo_stops_its_nodes_on_ctrl_c():
+    process = await start("demo", "--nodes", "2", "--max-new-tokens", "900")
+    async with asyncio.timeout(COMMAND_S):
+        while not (await process.stdout.readline()).startswith(b"prompt"):
+            pass
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in err.decode()
+    cluster = "local-"
+    listing = await asyncio.create_subprocess_exec("ps", "-eo", "ppid,args", stdout=asyncio.subprocess.PIPE)
+    processes, _ = await listing.communicate()
+    assert not [line for line in processes.decode().splitlines() if cluster in line and f" {process.pid} " in line]
+
+
+async def test_generate_and_devices_find_the_nodes():
+    async with node_processes(2, DEMO_BUNDLE) as (cluster, nodes):
+        search = ("--cluster", cluster, "--nodes", "2")
+        options = (*search, "--max-new-tokens", "8", "--equal-split")
+        status, out, err = await run("generate", "def main(", *options, "--json")
+        assert status == 0, err
+        report = json.loads(out)
+        assert len(report["token_ids"]) == 8
+        assert [stage["node"] for stage in report["ring"]] == [node.name for node in nodes]
+        status, streamed, err = await run("generate", "def main(", *options)
+        assert (status, streamed) == (0, report["text"] + "\n")
+        assert "tokens/s" in err
+        status, out, _ = await run("devices", *search, "--json")
+        assert [(device["node"], device["state"]) for device in json.loads(out)] == [(n.name, "ready") for n in nodes]
+
+
+async def test_a_node_killed_while_it_serves():
+    async with node_processes(3, DEMO_BUNDLE) as (cluster, nodes):
+        process = await start(
+            *("generate", "def main(", "--cluster", cluster, "--nodes", "3", "--max-new-tokens", "900"),
+            *("--temperature", "1", "--schedule", "autoregressive", "--equal-split"),
+        )
+        async with asyncio.timeout(COMMAND_S):
+            await process.stdout.read(1)
+            nodes[1].kill()
+            _, err = await process.communicate()
+        assert_refused((process.returncode, "", err.decode()), nodes[1].name, "flowspec devices")
+        # The others are free again: a ring of two answers.
+        status, _, err = await run("generate", "def f(", "--cluster", cluster, "--wait", "3", "--max-new-tokens", "4")
+        assert status == 0, err
+
+
+async def test_plan_shows_what_generate_then_does():
+    async with node_processes(2, DEMO_BUNDLE) as (cluster, nodes):
+        search = ("--cluster", cluster, "--nodes", "2")
+        status, out, err = await run("plan", *search, "--json")
+        assert status == 0, err
+        plan = json.loads(out)
+        names = {node.name for node in nodes}
+        served = [stage["node"] for stage in plan["stages"]]
+        assert {*served, *(out["node"] for out in plan["left_out"])} == names
+        assert plan["tokens_per_s"] > 0 and plan["one_board_alone"] and plan["one_more"]
+        assert plan["drafts"] == "eagle1 head, repetitions of the text"
+        status, out, err = await run("generate", "def main(", *search, "--max-new-tokens", "20", "--json")
+        assert status == 0, err
+        report = json.loads(out)
+        assert names >= {stage["node"] for stage in report["ring"]}
+        assert sum(stage["stop"] - stage["start"] for stage in report["ring"]) == 8
+        assert report["prediction"]["predicted_tokens_per_s"] > 0
+        status, out, _ = await run("plan", *search)
+        assert status == 0 and "tokens/s with schedule flowspec" in out and "one board alone" in out
+        assert out.splitlines()[-1] == f"drafts: {plan['drafts']}"
+
+
+async def test_the_plan_of_a_bundle_without_a_head_says_so(tmp_path):
+    bundle = shutil.copytree(DEMO_BUNDLE, tmp_path / "headless")
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "drafter": None}))
+    async with node_processes(2, bundle) as (cluster, _):
+        status, out, err = await run("plan", str(bundle), "--cluster", cluster, "--nodes", "2")
+        assert status == 0, err
+        assert out.splitlines()[-1] == "drafts: repetitions of the text alone (this bundle has no draft head)"
+
+
+async def test_no_nodes_and_too_few():
+    assert_refused(await run("generate", "x", "--cluster", "nobody", "--wait", "0.5"), "no node", "flowspec node")
+    async with node_processes(1, DEMO_BUNDLE) as (cluster, _):
+        result = await run("generate", "x", "--cluster", cluster, "--nodes", "2", "--wait", "2")
+        assert_refused(result, "1 of 2 nodes", "--nodes")
+
+
+async def test_too_little_memory():
+    async with node_processes(2, DEMO_BUNDLE, "--memory", "61") as (cluster, _):
+        result = await run("generate", "x", "--cluster", cluster, "--nodes", "2")
+        assert_refused(result, "MiB", "add a node")
+
+
+async def test_a_prompt_longer_than_the_context():
+    async with node_processes(1, DEMO_BUNDLE) as (cluster, _):
+        result = await run("generate", "x = 1\n" * 2000, "--cluster", cluster, "--nodes", "1")
+        assert_refused(result, "the model's context holds 1024", "shorten")
+
+
+async def test_missing_broken_and_newer_bundles(tmp_path):
+    assert_refused(await run("generate", "x", "--bundle", str(tmp_path / "none")), "no model bundle", "flowspec-export")
+    broken = shutil.copytree(DEMO_BUNDLE, tmp_path / "broken")
+    block = broken / "blocks/layers-003-004.onnx"
+    block.write_bytes(block.read_bytes()[:1000])
+    assert_refused(await run("node", "--bundle", str(broken)), "layers-003-004.onnx", "again")
+    newer = shutil.copytree(DEMO_BUNDLE, tmp_path / "newer")
+    manifest = json.loads((newer / "manifest.json").read_text())
+    (newer / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    assert_refused(await run("demo", "--bundle", str(newer)), "format version 99", "upgrade")
+
+
+async def test_a_damaged_block_is_named_by_the_node_that_loads_it(tmp_path):
+    damaged = shutil.copytree(DEMO_BUNDLE, tmp_path / "damaged")
+    block = damaged / "blocks/layers-003-004.onnx"
+    data = bytearray(block.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    block.write_bytes(data)
+    result = await run("demo", "--nodes", "2", "--bundle", str(damaged), "--json")
+    assert_refused(result, "layers-003-004.onnx", "damaged")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("generate", "x", "--temperature", "-1"), "temperature is -1.0"),
+        (("generate", "x", "--max-new-tokens", "0"), "max_new_tokens is 0"),
+        (("generate", "x", "--context", "0"), "--context is 0"),
+        (("plan", "--testbed", "nowhere"), "choose one of"),
+        (("plan", "--testbed", "unequal", "--schedule", "fastest"), "schedule 'fastest' is not known"),
+        (("demo", "--nodes", "0"), "--nodes is 0"),
+        (("generate", "x", "--host", "0.0.0.0"), "no cluster key"),
+        (("node", "--host", "203.0.113.7", "--insecure"), "cannot listen on 203.0.113.7"),
+    ],
+)
+async def test_wrong_options(arguments, text):
+    assert_refused(await run(*arguments), text)
+
+
+async def test_an_unknown_schedule_is_refused_with_the_known_ones():
+    async with node_processes(1, DEMO_BUNDLE) as (cluster, _):
+        result = await run("generate", "x", "--cluster", cluster, "--nodes", "1", "--schedule", "fastest")
+        assert_refused(result, ", ".join(SCHEDULES))
+
+
+@pytest.mark.parametrize("command", [(), ("node",), ("generate",), ("devices",), ("plan",), ("serve",), ("demo",)])
+async def test_help_teaches(command):
+    status, out, _ = await run(*command, "--help")
+    assert status == 0
+    assert "usage: flowspec" in out
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+async def test_a_node_ends_in_order(ending):
+    process = await start("node", "--cluster", "ending", "--host", "127.0.0.1")
+    async with asyncio.timeout(COMMAND_S):
+        assert b"serves on 127.0.0.1" in await process.stdout.readline()
+        process.send_signal(ending)
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")

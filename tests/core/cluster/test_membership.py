@@ -1,0 +1,244 @@
+"""Who is in: hints greeted, peers kept, losses seen, and no stream of forged news that breaks it."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowspec_edge.core.cluster import membership as ms
+from flowspec_edge.core.cluster.address import Address, parse_address
+from flowspec_edge.core.cluster.membership import (
+    AddressLearned,
+    Failure,
+    GreetPeer,
+    Membership,
+    Peer,
+    PeerAnswered,
+    PeerFailed,
+    RecordGone,
+    RecordHeard,
+    RememberPeers,
+    ReportAlone,
+    ReportJoined,
+    ReportLost,
+    TimePassed,
+)
+
+HALL, ATTIC, ATTIC_WIFI, OWN = (Address(host, 7361) for host in ("10.0.0.1", "10.0.0.2", "10.1.0.2", "10.0.0.9"))
+GONE = Failure(ms.TIMED_OUT, "no answer")
+
+
+@pytest.fixture
+def members():
+    membership = Membership("pi-own", "home", "abc", 0.0, frozenset({OWN}))
+    yield membership
+    membership.check()
+
+
+def record(node, *addresses, cluster="home", fingerprint="abc"):
+    return RecordHeard(f"{node}.record", node, addresses, cluster, fingerprint, "0.1.0")
+
+
+def peer(node, address):
+    return Peer(node, address, "0.1.0", 2**30)
+
+
+def answered(node, address, *known):
+    return PeerAnswered(address, peer(node, address), known)
+
+
+def joined(members, node, address, now=0.0):
+    members.handle(AddressLearned(address, ms.TYPED), now)
+    members.handle(answered(node, address), now)
+
+
+def test_a_record_is_greeted_and_who_answers_is_in(members):
+    assert members.handle(record("hall", HALL), 0) == [GreetPeer(HALL)]
+    assert members.handle(record("hall", HALL), 0) == []
+    assert members.handle(answered("hall", HALL), 1) == [ReportJoined(peer("hall", HALL)), RememberPeers((HALL,))]
+    assert list(members.peers) == ["hall"]
+    assert members.handle(answered("hall", HALL), 2) == []
+
+
+def test_what_a_peer_tells_is_greeted_but_never_ourselves(members):
+    members.handle(AddressLearned(HALL, ms.TYPED), 0)
+    actions = members.handle(answered("hall", HALL, OWN, HALL, ATTIC), 0)
+    assert actions[2:] == [GreetPeer(ATTIC)]
+    assert members.known == (HALL,)
+
+
+def test_what_stays_on_its_machine_is_not_lured_from_it():
+    """Without a key: multicast from the LAN reaches sockets that only wanted loopback's."""
+    members = Membership("pi-own", "home", "", 0.0, is_local=True)
+    local = Address("127.0.0.1", 7361)
+    assert members.handle(record("hall", HALL, local, fingerprint=""), 0) == [GreetPeer(local)]
+    members.handle(answered("hall", local, ATTIC), 1)
+    assert list(members.hints) == [local]
+
+
+@pytest.mark.parametrize("stranger", [{"cluster": "other"}, {"fingerprint": "def"}, {"fingerprint": ""}])
+def test_records_of_others_are_kept_for_the_doctor_and_never_greeted(members, stranger):
+    assert members.handle(record("hall", HALL, **stranger), 0) == []
+    assert not members.hints
+    assert list(members.records) == ["hall.record"]
+
+
+def test_a_peer_is_greeted_again_and_missed_when_it_fails(members):
+    joined(members, "hall", HALL)
+    assert members.next_deadline() == ms.REFRESH_S
+    assert members.handle(TimePassed(), ms.REFRESH_S) == [GreetPeer(HALL)]
+    assert members.next_deadline() is None
+    assert members.handle(PeerFailed(HALL, GONE), 20) == [ReportLost(peer("hall", HALL), "no answer")]
+    assert not members.peers
+    assert members.next_deadline() == 20 + ms.RETRY_S[0]
+    members.handle(TimePassed(), 21)
+    assert members.handle(answered("hall", HALL), 22)[0] == ReportJoined(peer("hall", HALL))
+
+
+def test_failures_wait_longer_each_time_and_news_ends_the_wait(members):
+    members.handle(record("hall", HALL), 0)
+    pauses = []
+    for _ in range(8):
+        members.handle(PeerFailed(HALL, GONE), 100)
+        pauses.append(members.hints[HALL].next_try - 100)
+        members.handle(TimePassed(), 1000)
+    assert pauses == [*ms.RETRY_S, ms.RETRY_S[-1], ms.RETRY_S[-1]]
+    members.handle(PeerFailed(HALL, GONE), 100)
+    assert members.handle(AddressLearned(HALL, ms.TOLD), 101) == []
+    assert members.handle(record("hall", HALL), 101) == [GreetPeer(HALL)]
+
+
+def test_a_goodbye_is_asked_about_not_believed(members):
+    members.handle(record("hall", HALL), 0)
+    members.handle(answered("hall", HALL), 0)
+    assert members.handle(RecordGone("hall.record"), 1) == []
+    assert members.next_deadline() == 1 + ms.GOODBYE_S
+    assert members.handle(TimePassed(), 4) == [GreetPeer(HALL)]
+    assert members.handle(answered("hall", HALL), 5) == []
+    assert list(members.peers) == ["hall"]
+    assert members.handle(RecordGone("unknown"), 6) == []
+
+
+def test_a_node_with_two_addresses_is_one_peer_and_outlives_the_first(members):
+    members.handle(record("attic", ATTIC, ATTIC_WIFI), 0)
+    members.handle(answered("attic", ATTIC), 0)
+    assert members.handle(answered("attic", ATTIC_WIFI), 0) == []
+    members.handle(TimePassed(), ms.REFRESH_S)
+    members.handle(answered("attic", ATTIC_WIFI), 16)
+    assert members.handle(PeerFailed(ATTIC, GONE), 20) == [
+        ReportLost(peer("attic", ATTIC), "no answer"),
+        GreetPeer(ATTIC_WIFI),
+    ]
+    assert members.handle(answered("attic", ATTIC_WIFI), 21)[0] == ReportJoined(peer("attic", ATTIC_WIFI))
+
+
+def test_a_board_that_starts_again_under_another_name_replaces_itself(members):
+    joined(members, "hall-100", HALL)
+    members.handle(TimePassed(), ms.REFRESH_S)
+    assert members.handle(answered("hall-200", HALL), 20)[:2] == [
+        ReportLost(peer("hall-100", HALL), "hall-200 answers at its address now"),
+        ReportJoined(peer("hall-200", HALL)),
+    ]
+    assert list(members.peers) == ["hall-200"]
+
+
+def test_a_namesake_is_no_peer_and_named(members):
+    members.handle(AddressLearned(HALL, ms.TYPED), 0)
+    (report,) = members.handle(answered("pi-own", HALL), 0)
+    assert "own name, pi-own; give one of the two another --name" in report.text
+    members.handle(TimePassed(), 10)
+    assert members.handle(answered("pi-own", HALL), 10) == []
+    assert members.hints[HALL].failure.kind == ms.SAME_NAME
+
+
+def test_a_peer_is_told_of_a_later_one_soon_and_once(members):
+    joined(members, "hall", HALL)
+    joined(members, "attic", ATTIC, 1.0)
+    assert members.next_deadline() == 1.0 + ms.GOSSIP_S
+    assert members.handle(TimePassed(), 2) == [GreetPeer(HALL)]
+    members.handle(answered("hall", HALL), 2)
+    assert members.next_deadline() > 10
+
+
+def test_a_peer_that_already_knows_the_later_one_is_left_alone(members):
+    members.handle(AddressLearned(HALL, ms.TYPED), 0)
+    members.handle(answered("hall", HALL, ATTIC), 0)
+    members.handle(answered("attic", ATTIC, HALL), 1)
+    assert members.next_deadline() == ms.REFRESH_S
+
+
+def test_being_alone_is_said_once(members):
+    assert members.next_deadline() == ms.ALONE_S
+    assert members.handle(TimePassed(), ms.ALONE_S) == [ReportAlone()]
+    assert members.handle(TimePassed(), 10) == []
+    assert members.next_deadline() is None
+
+
+def test_in_company_nobody_is_told_to_be_alone(members):
+    joined(members, "hall", HALL)
+    assert members.handle(TimePassed(), ms.ALONE_S) == []
+
+
+def test_a_told_address_that_never_answers_is_forgotten_a_typed_one_is_not(members):
+    members.handle(AddressLearned(HALL, ms.TOLD), 0)
+    members.handle(AddressLearned(ATTIC, ms.TYPED), 0)
+    for now in range(ms.TOLD_ATTEMPTS):
+        for address in (HALL, ATTIC):
+            members.handle(PeerFailed(address, GONE), now * 100)
+        members.handle(TimePassed(), now * 100 + 50)
+    assert list(members.hints) == [ATTIC]
+    assert members.handle(PeerFailed(HALL, GONE), 900) == []
+
+
+def test_a_flood_of_news_is_bounded(members):
+    for number in range(1000):
+        members.handle(record(f"pi-{number}", Address("10.9.9.9", number + 1)), 0)
+        members.handle(AddressLearned(Address("10.9.9.8", number + 1), ms.TOLD), 0)
+    assert len(members.hints) == len(members.records) == ms.MAX_ADDRESSES
+
+
+NAMES, PLACES = st.sampled_from(["hall", "attic", "pi-own"]), st.sampled_from([HALL, ATTIC, ATTIC_WIFI, OWN])
+EVENTS = st.one_of(
+    st.builds(record, NAMES, PLACES, PLACES),
+    st.builds(lambda node: RecordGone(f"{node}.record"), NAMES),
+    st.builds(AddressLearned, PLACES, st.sampled_from([ms.TYPED, ms.TOLD, ms.REMEMBERED])),
+    st.builds(answered, NAMES, PLACES, PLACES),
+    st.builds(PeerFailed, PLACES, st.just(GONE)),
+    st.just(TimePassed()),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(EVENTS, st.floats(0, 60)), max_size=40))
+def test_whatever_happens_each_address_has_one_greeting_at_a_time(happenings):
+    members = Membership("pi-own", "home", "abc", 0.0, frozenset({OWN}))
+    now, under_way = 0.0, set()
+    for event, pause in happenings:
+        if isinstance(event, (PeerAnswered, PeerFailed)):
+            if event.address not in under_way:
+                continue  # nothing comes back that was not sent
+            under_way.discard(event.address)
+        now += pause
+        for action in members.handle(event, now):
+            if isinstance(action, GreetPeer):
+                assert action.address not in under_way
+                under_way.add(action.address)
+        members.check()
+        assert {address for address, hint in members.hints.items() if hint.next_try == math.inf} == under_way
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("10.0.0.1", Address("10.0.0.1", 7)),
+        ("pi.local:80", Address("pi.local", 80)),
+        ("[fe80::1]:80", Address("fe80::1", 80)),
+        ("fe80::1", Address("fe80::1", 7)),
+        *((text, None) for text in ("", ":80", "pi:x", "pi:0", "pi:70000", "a b", "[::1", "http://pi:80", "[::1]80")),
+    ],
+)
+def test_addresses_as_they_are_typed(text, address):
+    assert parse_address(text, 7) == address
+    if address is not None:
+        assert parse_address(str(address), 7) == address

@@ -1,0 +1,48 @@
+"""Equal shares, memory limits, and what is said when the model does not fit."""
+
+import pytest
+
+from flowspec_edge.core.planning.placement import RUNTIME_BYTES, NodeOffer, spread_layers, stage_memory_bytes
+from flowspec_edge.errors import PlacementError
+from flowspec_edge.manifest import BlockEntry
+
+MIB = 2**20
+
+
+def make_blocks(num_blocks, memory_bytes=100 * MIB):
+    return [
+        BlockEntry(file=f"{i}", num_bytes=1, sha256="", start=i, stop=i + 1, memory_bytes=memory_bytes)
+        for i in range(num_blocks)
+    ]
+
+
+def ranges(plans):
+    return [(plan.node, plan.start, plan.stop) for plan in plans]
+
+
+def test_equal_shares_in_the_order_of_offers():
+    offers = [NodeOffer(name, 10**12) for name in "abc"]
+    assert ranges(spread_layers(make_blocks(8), offers)) == [("a", 0, 3), ("b", 3, 6), ("c", 6, 8)]
+
+
+def test_a_node_with_little_memory_takes_fewer_layers():
+    blocks = make_blocks(8)
+    offers = [NodeOffer("small", stage_memory_bytes(blocks[:1])), NodeOffer("large", 10**12)]
+    assert ranges(spread_layers(blocks, offers)) == [("small", 0, 1), ("large", 1, 8)]
+
+
+def test_a_node_without_room_stays_out():
+    offers = [NodeOffer("tiny", RUNTIME_BYTES), NodeOffer("large", 10**12)]
+    assert ranges(spread_layers(make_blocks(4), offers)) == [("large", 0, 4)]
+
+
+def test_more_nodes_than_blocks():
+    offers = [NodeOffer(name, 10**12) for name in "abc"]
+    assert ranges(spread_layers(make_blocks(2), offers)) == [("a", 0, 1), ("b", 1, 2)]
+
+
+def test_no_node_and_not_enough_memory_are_errors_with_a_remedy():
+    with pytest.raises(PlacementError, match="flowspec node"):
+        spread_layers(make_blocks(2), [])
+    with pytest.raises(PlacementError, match=r"layers \[1, 8\) have no place: add a node"):
+        spread_layers(make_blocks(8), [NodeOffer("small", stage_memory_bytes(make_blocks(1)))])

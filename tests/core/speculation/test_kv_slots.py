@@ -1,0 +1,71 @@
+"""Slots: the mask is the ancestor closure, and moving equals rebuilding."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
+from flowspec_edge.core.speculation.tree import NO_PARENT, Advance, Row, Tree
+from flowspec_edge.errors import StageFailedError
+from tests.core.speculation.trees import interleavings, stories
+
+
+def ancestor_closure(tree: Tree, ids: list[int]) -> np.ndarray:
+    mask = np.zeros((len(ids), len(ids) + FIRST_SLOT), bool)
+    for i, id in enumerate(ids):
+        path = {row.id for row in tree.path(id)}
+        mask[i, FIRST_SLOT:] = [other in path for other in ids]
+    return mask
+
+
+def test_the_reserved_slot_is_seen_by_nobody():
+    slots = KvSlots(8)
+    first = slots.append([Row(0, NO_PARENT, 1), Row(1, 0, 2), Row(2, 0, 3)])
+    assert slots.ancestor_mask(first).astype(int).tolist() == [[0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]]
+
+
+def test_a_one_row_chunk_does_not_see_its_siblings():
+    slots = KvSlots(8)
+    slots.append([Row(0, NO_PARENT, 1), Row(1, 0, 2), Row(2, 0, 3)])
+    first = slots.append([Row(3, 2, 4)])
+    assert slots.ancestor_mask(first).astype(int).tolist() == [[0, 1, 0, 1, 1]]
+
+
+def test_only_the_rows_behind_a_gap_move():
+    slots = KvSlots(16)
+    slots.append([Row(id, 0 if id else NO_PARENT, id) for id in range(8)])
+    assert slots.drop([3, 4, 6]) == [(6, 4, 1), (8, 5, 1)]
+    assert slots.ids == [0, 1, 2, 5, 7]
+
+
+def test_a_full_cache_is_a_named_error():
+    slots = KvSlots(2)
+    slots.append([Row(0, NO_PARENT, 1)])
+    with pytest.raises(StageFailedError, match="1 rows held and 1 more exceed its 1"):
+        slots.append([Row(1, 0, 1)])
+
+
+@settings(max_examples=200)
+@given(stories(), st.data())
+def test_slots_follow_the_tree(story, data):
+    """After each message: moved cache = rebuilt cache, and every mask = the ancestor closure."""
+    tree, slots = Tree(), KvSlots(256)
+    cache = np.full(256, -1)  # each cache row holds its draft id, so a wrong move shows
+    for message in data.draw(interleavings(story)):
+        arrived = []
+        if isinstance(message, Advance):
+            tree.advance(message)
+        else:
+            arrived = [row for row in message if tree.add(row)]
+        for move in slots.drop(tree.take_dropped()):
+            cache[move.target : move.target + move.length] = cache[move.source : move.source + move.length].copy()
+        arrived = [row for row in arrived if row.id in tree]
+        first = slots.append(arrived)
+        cache[first : len(slots)] = [row.id for row in arrived]
+        slots.check()
+        assert cache[FIRST_SLOT : len(slots)].tolist() == slots.ids
+        assert set(slots.ids) == {row.id for row in tree}
+        closure = ancestor_closure(tree, slots.ids)
+        for first in {FIRST_SLOT, max(len(slots) - 1, FIRST_SLOT), (FIRST_SLOT + len(slots)) // 2}:
+            np.testing.assert_array_equal(slots.ancestor_mask(first), closure[first - FIRST_SLOT :])

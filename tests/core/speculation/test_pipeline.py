@@ -1,0 +1,159 @@
+"""Costs from what chunks tell, and from costs the moments: every case is small enough to work out by hand."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowspec_edge.core.events import Passage
+from flowspec_edge.core.speculation.pipeline import Flight, LineFit, Pipeline, RingCosts
+
+SECONDS = st.floats(0, 10)
+SIZES = st.integers(1, 128)
+
+
+def exactly(seconds):
+    return pytest.approx(seconds, abs=1e-6)
+
+
+@given(SECONDS, SECONDS, st.lists(SIZES, min_size=2, max_size=50).filter(lambda sizes: len(set(sizes)) > 1))
+def test_a_line_is_recovered(fixed, slope, sizes):
+    fit = LineFit()
+    for n in sizes:
+        fit.add(n, fixed + slope * n)
+    assert fit.slope == pytest.approx(slope, abs=1e-4)
+    for n in (1, 128):
+        assert fit.at(n) == pytest.approx(fixed + slope * n, rel=1e-3, abs=1e-2)
+
+
+@given(st.lists(st.tuples(SIZES, SECONDS), min_size=1, max_size=50))
+def test_neither_part_of_a_line_is_ever_negative(samples):
+    fit = LineFit()
+    for n, seconds in samples:
+        fit.add(n, seconds)
+        assert fit.slope >= 0
+        assert fit.at(0) >= -1e-9
+
+
+def test_samples_of_one_size_give_their_mean():
+    fit = LineFit()
+    assert not fit.has_samples
+    for seconds in (2.0, 4.0) * 200:
+        fit.add(8, seconds)
+    assert fit.has_samples
+    assert fit.at(8) == pytest.approx(3.0, abs=0.02)
+
+
+def test_a_board_that_throttles_is_noticed():
+    fit = LineFit()
+    for n in (2, 16, 64) * 100:
+        fit.add(n, 0.010 + 0.001 * n)
+    for n in (2, 16, 64) * 100:
+        fit.add(n, 0.030 + 0.003 * n)
+    assert fit.at(0) == pytest.approx(0.030, rel=0.05)
+    assert fit.slope == pytest.approx(0.003, rel=0.05)
+
+
+def measured(*stages, hop_s=0.001):
+    """A pipeline that has learned ``(fixed, slope)`` per stage and the same time for each hop."""
+    pipeline = Pipeline(RingCosts(len(stages)))
+    assert not pipeline.costs.is_measured
+    for num_rows in (1, 3):
+        pipeline.send(Flight(set(range(num_rows)), 0.0))
+        passages = [Passage(num_rows, 0.5, fixed + slope * num_rows) for fixed, slope in stages]
+        trip_s = sum(passage.waited_s + passage.ran_s for passage in passages) + hop_s * (len(stages) + 1)
+        pipeline.take_returned({0}, passages, trip_s)
+    assert pipeline.costs.is_measured
+    assert not pipeline.flights
+    return pipeline
+
+
+def test_costs_are_learned_without_the_waiting():
+    costs = measured((0.010, 0.001), (0.030, 0.002)).costs
+    assert [stage.at(10) for stage in costs.stages] == [exactly(0.020), exactly(0.050)]
+    assert costs.interval_s(10) == exactly(0.050)
+    assert costs.seconds_per_row == exactly(0.003)
+    assert costs.hop_s(10) == exactly(0.001)
+
+
+def test_a_chunk_leaves_when_the_slowest_stage_will_just_be_free():
+    pipeline = measured((0.010, 0), (0.030, 0))
+    pipeline.send(Flight({1}, 1.0))  # stage 0: 1.001 to 1.011, stage 1: 1.012 to 1.042
+    assert pipeline.returns_at() == exactly(1.043)
+    assert pipeline.send_at(1) == exactly(1.042 - 0.012)
+    pipeline.send(Flight({2}, pipeline.send_at(1)))
+    (first, second) = pipeline.flights
+    assert second.starts[1] == exactly(first.ends[1])
+    assert pipeline.send_at(1) == exactly(1.072 - 0.012)
+    assert pipeline.returns_at() == exactly(1.043), "the first one comes back first"
+
+
+def test_a_slow_first_stage_paces_what_leaves():
+    pipeline = measured((0.030, 0), (0.010, 0))
+    pipeline.send(Flight({1}, 1.0))  # stage 0: 1.001 to 1.031
+    assert pipeline.send_at(1) == exactly(1.030)
+
+
+def test_a_chunk_that_left_too_early_is_expected_to_wait():
+    pipeline = measured((0.010, 0), (0.030, 0))
+    for id in (1, 2):
+        pipeline.send(Flight({id}, 1.0))
+    assert pipeline.flights[1].starts == [exactly(1.011), exactly(1.042)]
+
+
+def test_pruning_shortens_what_has_not_started():
+    pipeline = measured((0.010, 0.010))
+    pipeline.send(Flight({1, 2, 3, 4, 5}, 1.0))  # 1.001 to 1.061
+    pipeline.send(Flight({6, 7, 8, 9, 10}, 1.0))  # 1.061 to 1.121
+    assert pipeline.send_at(1) == exactly(1.120)
+    pipeline.prune({3, 4, 5, 8, 9, 10}, 1.020)
+    assert pipeline.flights[0].ends == [exactly(1.061)], "it runs with the rows it began with"
+    assert pipeline.flights[1].ends == [exactly(1.091)]
+    assert pipeline.send_at(1) == exactly(1.090)
+    pipeline.prune({6, 7}, 1.020)
+    assert [flight.living for flight in pipeline.flights] == [{1, 2}]
+    assert pipeline.send_at(1) == exactly(1.060)
+
+
+def test_a_dead_chunk_that_runs_keeps_its_stage_no_longer_than_the_word_takes():
+    pipeline = measured((0.010, 0.010))
+    pipeline.send(Flight({1, 2, 3, 4, 5}, 1.0))  # 1.001 to 1.061
+    pipeline.prune({1, 2, 3, 4, 5}, 1.020)
+    assert not pipeline.flights
+    assert pipeline.send_at(1) <= 1.021
+
+
+def test_what_comes_back_is_matched_by_its_living_rows():
+    pipeline = measured((0.010, 0))
+    first, second = Flight({1, 2}, 1.0), Flight({3, 4}, 1.0)
+    pipeline.send(first)
+    pipeline.send(second)
+    pipeline.prune({3}, 1.0)
+    pipeline.take_returned({4}, [], 2.0)
+    pipeline.take_returned({4}, [], 2.0)
+    assert pipeline.flights == [first]
+
+
+def test_a_chunk_that_was_given_up_teaches_nothing():
+    pipeline = measured((0.010, 0))
+    before = pipeline.costs.interval_s(4)
+    pipeline.send(Flight({1}, 1.0))
+    pipeline.prune({1}, 1.0)
+    pipeline.take_returned({1}, [Passage(1, 0.0, 9.0)], 20.0)
+    assert pipeline.costs.interval_s(4) == before
+
+
+def test_an_unmeasured_ring_waits_for_nothing():
+    pipeline = Pipeline(RingCosts(3))
+    pipeline.send(Flight({1}, 5.0))
+    assert pipeline.send_at(1) <= 5.0
+    assert pipeline.returns_at() is None
+
+
+def test_a_plain_token_takes_a_single_rows_quickest_trip_and_until_one_was_seen_what_the_lines_say():
+    costs = RingCosts(1)
+    for num_rows in (4, 8):
+        costs.add_trip(0.012 + 0.001 * num_rows, [Passage(num_rows, 0.0, 0.010 + 0.001 * num_rows)])
+    assert costs.plain_token_s == exactly(0.013)
+    costs.add_trip(0.020, [Passage(1, 0.007, 0.011)])
+    costs.add_trip(0.014, [Passage(1, 0.001, 0.011)])
+    assert costs.plain_token_s == exactly(0.014)

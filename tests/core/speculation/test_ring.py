@@ -1,0 +1,144 @@
+"""The whole method on the real cores: whatever the timing, the text is what the unsplit model would have written."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core import events as ev
+from flowspec_edge.core.speculation.origin import PROGRESS_TIMEOUT_S
+from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names
+from flowspec_edge.errors import ProtocolError, RequestError
+from tests.fakes import FakeRing, unsplit
+
+OPTIONS = st.builds(
+    GenerateOptions,
+    max_new_tokens=st.integers(1, 60),
+    temperature=st.sampled_from([0.0, 0.6, 1.0]),
+    top_k=st.sampled_from([0, 3]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    seed=st.integers(0, 2**64 - 1),
+    schedule=st.sampled_from([*SCHEDULES, *ablation_names()]),
+)
+PROMPTS = st.lists(st.integers(1, 12), min_size=1, max_size=200).map(tuple)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 6), PROMPTS, OPTIONS, st.floats(0, 1), st.integers(0, 2**32))
+def test_output_equals_the_unsplit_models(num_stages, prompt, options, skill, seed):
+    ring = FakeRing(num_stages, random.Random(seed), skill)
+    answer = ring.submit(1, prompt, options)
+    ring.run()
+    assert answer.tokens == unsplit(prompt, options)
+    assert answer.reason in ("stop", "length")
+    assert not any(stage.caches for stage in ring.stages)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5), PROMPTS, OPTIONS, st.floats(0, 1), st.integers(0, 2**32))
+def test_tapped_rows_reach_the_drafter_from_whichever_stages_own_them(num_stages, prompt, options, skill, seed):
+    """The fake drafter compares each row with its path; they come in any order, and from one stage or from three."""
+    ring = FakeRing(num_stages, random.Random(seed), skill, taps=(2, 4, 5))
+    answer = ring.submit(1, prompt, options)
+    ring.run()
+    assert answer.tokens == unsplit(prompt, options)
+    assert not any(ring.tapped)
+
+
+def test_drafts_from_tapped_rows_speed_up_as_much_as_others():
+    for taps in ((), (2, 4, 5)):
+        ring = FakeRing(3, random.Random(1), skill=1.0, taps=taps)
+        answer = ring.submit(1, (1, 2, 3), GenerateOptions(max_new_tokens=60))
+        ring.run()
+        assert len(answer.trips) < len(answer.tokens)
+
+
+def test_rows_that_nobody_asked_for_are_refused():
+    ring = FakeRing(2, random.Random(1), taps=(2, 4))
+    ring.submit(1, (1, 2, 3), GenerateOptions())
+    row = np.zeros((1, 2), np.float32)
+    for id, layer in ((0, 3), (9, 2)):
+        with pytest.raises(ProtocolError, match=f"row {id} of layer {layer} came unasked"):
+            ring.tell_origin(ev.TappedArrived(1, layer, (id,), row))
+    ring.tell_origin(ev.TappedArrived(1, 2, (0,), row))
+    with pytest.raises(ProtocolError, match="or twice"):
+        ring.tell_origin(ev.TappedArrived(1, 2, (0,), row))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(PROMPTS, OPTIONS), min_size=2, max_size=6), st.integers(0, 2**32))
+def test_sessions_share_the_ring_without_mixing(requests, seed):
+    ring = FakeRing(3, random.Random(seed))
+    answers = [ring.submit(session, *request) for session, request in enumerate(requests)]
+    ring.run()
+    assert [answer.tokens for answer in answers] == [unsplit(*request) for request in requests]
+
+
+def test_several_stages_work_on_one_text_at_once():
+    ring = FakeRing(4, random.Random(1), skill=1.0)
+    answer = ring.submit(1, (1, 2, 3), GenerateOptions(max_new_tokens=60))
+    most_at_work = 0
+    while ring.step():
+        most_at_work = max(most_at_work, sum(stage.job is not None for stage in ring.stages))
+    assert most_at_work >= 3
+    assert len(answer.trips) < len(answer.tokens)
+
+
+def test_forwards_that_nobody_needs_are_cancelled_and_leave_no_trace():
+    ring = FakeRing(4, random.Random(8), skill=0.4)
+    options = GenerateOptions(max_new_tokens=60, temperature=1.0, seed=8)
+    answer = ring.submit(1, (1, 2, 3), options)
+    ring.run()
+    assert sum(stage.num_cancelled for stage in ring.stages) > 10
+    assert answer.tokens == unsplit((1, 2, 3), options)
+
+
+def test_a_cancelled_generation_frees_every_cache_and_emits_nothing_more():
+    ring = FakeRing(3, random.Random(2))
+    answer = ring.submit(1, (1, 2, 3), GenerateOptions(max_new_tokens=60))
+    while len(answer.tokens) < 3:
+        ring.step()
+    emitted = list(answer.tokens)
+    ring.tell_origin(ev.GenerationCancelled(1))
+    ring.run()
+    assert (answer.tokens, answer.reason) == (emitted, "cancelled")
+    assert not any(stage.caches for stage in ring.stages)
+
+
+def test_a_lost_ring_ends_each_generation_with_the_reason():
+    ring = FakeRing(3, random.Random(3))
+    answers = [ring.submit(session, (1, 2), GenerateOptions()) for session in (1, 2)]
+    ring.tell_origin(ev.RingLost("peer pi-hall: link lost"))
+    assert [(answer.reason, answer.error) for answer in answers] == [("failed", "peer pi-hall: link lost")] * 2
+
+
+def test_a_silent_ring_is_given_up_after_the_deadline():
+    ring = FakeRing(2, random.Random(4))
+    answer = ring.submit(1, (1, 2), GenerateOptions())
+    assert ring.origin.next_deadline() == pytest.approx(ring.now + PROGRESS_TIMEOUT_S)
+    ring.now += PROGRESS_TIMEOUT_S
+    ring.tell_origin(ev.DeadlinePassed())
+    assert answer.reason == "failed"
+    assert "nothing came back" in answer.error
+
+
+def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers():
+    ring = FakeRing(1, random.Random(5), max_context=8)
+    with pytest.raises(RequestError, match="the prompt has 8 tokens, the model's context holds 8"):
+        ring.submit(1, (1,) * 8, GenerateOptions())
+
+
+def test_the_context_limit_ends_the_text():
+    ring = FakeRing(2, random.Random(6), max_context=20)
+    answer = ring.submit(1, (5, 6, 7), GenerateOptions(max_new_tokens=100))
+    ring.run()
+    assert answer.tokens == unsplit((5, 6, 7), GenerateOptions(max_new_tokens=100), max_context=20)
+
+
+def test_an_unknown_schedule_is_refused_with_the_known_ones():
+    ring = FakeRing(1, random.Random(7))
+    with pytest.raises(RequestError, match=f"choose one of {', '.join(SCHEDULES)}$"):
+        ring.submit(1, (1,), GenerateOptions(schedule="fastest"))

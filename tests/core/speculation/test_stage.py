@@ -1,0 +1,258 @@
+"""One stage by itself: events in, actions compared."""
+
+import numpy as np
+import pytest
+
+from flowspec_edge.core import events as ev
+from flowspec_edge.core.speculation.stage import CREDITS_PER_HOP, Stage
+from flowspec_edge.core.speculation.tree import NO_PARENT, Row
+from flowspec_edge.errors import ProtocolError
+
+ROOT = Row(0, NO_PARENT, 5)
+LEFT, RIGHT = Row(1, 0, 6), Row(2, 0, 7)
+BELOW_RIGHT = Row(3, 2, 8)
+
+
+class Driver:
+    """A stage in the middle of a ring with an open session, and the time."""
+
+    def __init__(self, *, is_last=False):
+        self.core = Stage(is_last=is_last)
+        self.now = 100.0
+        self.tell(ev.SessionRequested(1, 100))
+
+    def tell(self, event, *, after_s=0.0):
+        self.now += after_s
+        actions = self.core.handle(event, self.now)
+        self.core.check()
+        return actions
+
+    def arrive(self, *rows, session=1, turn=0, passages=(), after_s=0.0):
+        hidden = np.array([[row.id] for row in rows], np.float32)
+        return self.tell(ev.ChunkArrived(session, rows, len(rows), hidden, turn, passages), after_s=after_s)
+
+    def finish(self, *rows, after_s=0.0):
+        return self.tell(ev.ForwardFinished(np.array([[row.id] for row in rows], np.float32)), after_s=after_s)
+
+    def run_root(self):
+        self.arrive(ROOT)
+        self.finish(ROOT)
+
+
+@pytest.fixture
+def stage():
+    return Driver()
+
+
+def kinds(actions):
+    return [type(action) for action in actions]
+
+
+def sent(actions):
+    return [action for action in actions if isinstance(action, ev.SendChunk)]
+
+
+def started(actions):
+    return [action.rows for action in actions if isinstance(action, ev.RunForward)]
+
+
+def test_a_passage_says_rows_and_waiting_and_running_time(stage):
+    earlier = ev.Passage(3, 0.5, 0.25)
+    stage.arrive(ROOT, passages=(earlier,))
+    stage.arrive(LEFT, RIGHT, passages=(earlier,), after_s=1.0)
+    (first,) = sent(stage.finish(ROOT, after_s=2.0))
+    assert first.passages == (earlier, ev.Passage(1, 0.0, 3.0))
+    (second,) = sent(stage.finish(LEFT, RIGHT, after_s=4.0))
+    assert second.passages == (earlier, ev.Passage(2, 2.0, 4.0))
+
+
+def test_a_passage_counts_the_rows_that_ran_not_those_that_are_sent_on(stage):
+    stage.run_root()
+    stage.tell(ev.CreditArrived(1))
+    stage.arrive(LEFT, RIGHT)
+    stage.tell(ev.AdvanceArrived(1, 0, 7))
+    (chunk,) = sent(stage.finish(LEFT, RIGHT))
+    assert chunk.rows == (RIGHT,)
+    assert chunk.hidden.tolist() == [[RIGHT.id]]
+    assert chunk.passages[0].num_rows == 2
+
+
+def test_a_chunk_waits_for_its_turn(stage):
+    assert stage.arrive(ROOT, turn=3) == []
+    assert stage.tell(ev.TurnBegan(1, 2)) == []
+    actions = stage.tell(ev.TurnBegan(1, 3), after_s=5.0)
+    assert kinds(actions) == [ev.GrantCredit, ev.RunForward]
+    (chunk,) = sent(stage.finish(ROOT))
+    assert chunk.turn == 4
+    assert chunk.passages[0].waited_s == 5.0
+
+
+def test_a_turn_that_has_begun_before_lets_the_chunk_run_at_once(stage):
+    stage.tell(ev.TurnBegan(1, 3))
+    assert started(stage.arrive(ROOT, turn=2)) == [(ROOT,)]
+
+
+def test_a_chunk_without_a_turn_is_sent_on_without_one(stage):
+    assert started(stage.arrive(ROOT)) == [(ROOT,)]
+    (chunk,) = sent(stage.finish(ROOT))
+    assert chunk.turn == 0
+
+
+def test_a_dead_chunk_does_not_wait_for_its_turn(stage):
+    stage.run_root()
+    stage.arrive(RIGHT, turn=7)
+    assert stage.tell(ev.AdvanceArrived(1, 0, 6)) == [ev.GrantCredit(1)]
+    assert started(stage.arrive(LEFT)) == [(LEFT,)]
+
+
+def test_a_chunk_that_is_dead_on_arrival_gives_its_credit_back(stage):
+    stage.run_root()
+    stage.tell(ev.AdvanceArrived(1, 0, 6))
+    assert stage.arrive(RIGHT, BELOW_RIGHT) == [ev.GrantCredit(1)]
+    assert stage.arrive(LEFT, session=9) == [ev.GrantCredit(1)]
+
+
+def test_an_advance_that_waited_for_a_row_prunes_its_chunk(stage):
+    stage.run_root()
+    stage.tell(ev.AdvanceArrived(1, 1, 8))
+    (forward,) = [a for a in stage.arrive(LEFT, RIGHT, Row(4, 1, 9)) if isinstance(a, ev.RunForward)]
+    assert forward.rows == (LEFT,)
+    assert forward.hidden.tolist() == [[LEFT.id]]
+
+
+def test_a_turn_of_one_session_is_none_of_another(stage):
+    stage.tell(ev.SessionRequested(2, 100))
+    stage.arrive(ROOT, session=2, turn=1)
+    assert stage.tell(ev.TurnBegan(1, 1)) == []
+    assert started(stage.tell(ev.TurnBegan(2, 1))) == [(ROOT,)]
+
+
+def test_the_last_living_rows_death_cancels_the_forward_once(stage):
+    stage.run_root()
+    stage.arrive(RIGHT, BELOW_RIGHT)
+    assert stage.tell(ev.AdvanceArrived(1, 0, 6)) == [ev.CancelForward(1)]
+    assert stage.tell(ev.AdvanceArrived(1, 0, 6)) == []
+    assert stage.tell(ev.SessionEnded(1)) == [ev.FreeCache(1)]
+
+
+def test_a_row_that_brings_a_waiting_advance_with_it_cancels_too(stage):
+    stage.run_root()
+    stage.tell(ev.AdvanceArrived(1, 1, 8))
+    stage.arrive(RIGHT)
+    assert stage.arrive(LEFT) == [ev.CancelForward(1)]
+
+
+def test_a_forward_with_a_living_row_goes_on(stage):
+    stage.run_root()
+    stage.arrive(LEFT, RIGHT)
+    assert stage.tell(ev.AdvanceArrived(1, 0, 7)) == []
+    assert stage.tell(ev.AdvanceArrived(1, 2, 8)) == []  # a committed row lives
+    assert kinds(stage.finish(LEFT, RIGHT)) == [ev.SendChunk]
+
+
+def test_the_end_of_its_session_cancels_the_forward_once(stage):
+    stage.arrive(ROOT)
+    assert stage.tell(ev.SessionEnded(1)) == [ev.FreeCache(1), ev.CancelForward(1)]
+    assert stage.tell(ev.SessionEnded(1)) == []
+    assert stage.finish(ROOT) == []
+
+
+def test_the_end_of_another_session_cancels_nothing(stage):
+    stage.tell(ev.SessionRequested(2, 100))
+    stage.arrive(ROOT)
+    assert stage.tell(ev.SessionEnded(2)) == [ev.FreeCache(2)]
+
+
+def test_nothing_of_a_cancelled_forward_is_sent_whatever_it_returned(stage):
+    stage.run_root()
+    stage.arrive(RIGHT)
+    stage.tell(ev.AdvanceArrived(1, 0, 6))
+    assert stage.tell(ev.ForwardFinished(np.zeros((0, 1), np.float32))) == []
+
+
+def test_a_cancelled_forward_gives_its_credit_back(stage):
+    stage.run_root()  # one credit is left
+    stage.arrive(RIGHT)
+    stage.arrive(LEFT)
+    stage.tell(ev.AdvanceArrived(1, 0, 6))
+    assert started(stage.finish(RIGHT)) == [(LEFT,)]
+    stage.finish(LEFT)
+    assert stage.arrive(Row(4, 1, 9)) == [], "both credits are in use"
+    assert kinds(stage.tell(ev.CreditArrived(1))) == [ev.GrantCredit, ev.RunForward]
+
+
+def test_a_cancelled_chunks_slots_are_used_anew(stage):
+    """What it half wrote is behind every living row, and the next rows are written over it."""
+    stage.run_root()
+    stage.arrive(RIGHT, BELOW_RIGHT)
+    stage.tell(ev.AdvanceArrived(1, 0, 6))
+    stage.arrive(LEFT)
+    (forward,) = [action for action in stage.finish(RIGHT, BELOW_RIGHT) if isinstance(action, ev.RunForward)]
+    assert (forward.moves, forward.first_slot) == ((), 2)
+    assert forward.mask.tolist() == [[False, True, True]]
+
+
+def test_the_last_stage_sends_only_wanted_rows_and_gives_the_credit_back_where_none_is():
+    last = Driver(is_last=True)
+    prompt = (ROOT, LEFT)
+    hidden = np.zeros((2, 1), np.float32)
+    last.tell(ev.ChunkArrived(1, prompt[:1], 0, hidden[:1]))
+    assert last.finish(ROOT) == []
+    last.tell(ev.ChunkArrived(1, prompt[1:], 1, hidden[1:]))
+    (chunk,) = sent(last.finish(LEFT))
+    assert (chunk.rows, chunk.num_wanted) == ((LEFT,), 1)
+    assert started(last.arrive(Row(4, 1, 9))) == [(Row(4, 1, 9),)]
+
+
+def test_more_chunks_than_credits_are_refused(stage):
+    for id in range(CREDITS_PER_HOP + 1):
+        stage.arrive(Row(id, id - 1 if id else NO_PARENT, 5))
+    with pytest.raises(ProtocolError, match="a chunk without credit"):
+        stage.arrive(Row(9, 8, 5))
+
+
+class TappedDriver(Driver):
+    """A stage whose layers 2 and 4 are tapped, and a prompt of one row."""
+
+    def __init__(self):
+        super().__init__()
+        self.tell(ev.SessionRequested(2, 100, True, True, 1))
+
+    def run(self, *rows):
+        (forward,) = [
+            action for action in self.arrive(*rows, session=2) if isinstance(action, ev.RunForward) and action.is_tapped
+        ]
+        hidden = np.array([[row.id] for row in forward.rows], np.float32)
+        return self.tell(ev.ForwardFinished(hidden, {2: hidden + 0.2, 4: hidden + 0.4}))
+
+
+def tapped(actions):
+    return [(a.layer, a.ids, a.hidden.ravel().tolist()) for a in actions if isinstance(a, ev.SendTapped)]
+
+
+def test_tapped_rows_of_the_prompt_are_sent_at_once_and_others_when_they_are_verified():
+    stage = TappedDriver()
+    assert tapped(stage.run(ROOT)) == [(2, (0,), [pytest.approx(0.2)]), (4, (0,), [pytest.approx(0.4)])]
+    stage.tell(ev.CreditArrived(2))
+    assert tapped(stage.run(LEFT, RIGHT)) == []
+    assert tapped(stage.tell(ev.AdvanceArrived(2, 0, 7))) == [], "the root's successor is not verified by that"
+    assert tapped(stage.run(BELOW_RIGHT)) == []
+    assert tapped(stage.tell(ev.AdvanceArrived(2, 3, 9))) == [
+        (2, (2, 3), [pytest.approx(2.2), pytest.approx(3.2)]),
+        (4, (2, 3), [pytest.approx(2.4), pytest.approx(3.4)]),
+    ]
+
+
+def test_an_advance_before_the_forwards_end_sends_the_same_tapped_rows():
+    stage = TappedDriver()
+    stage.run(ROOT)
+    stage.tell(ev.CreditArrived(2))
+    stage.tell(ev.AdvanceArrived(2, 2, 8))
+    assert [ids for _, ids, _ in tapped(stage.run(LEFT, RIGHT))] == [(2,), (2,)]
+    assert tapped(stage.tell(ev.AdvanceArrived(2, 2, 8))) == [], "each row is sent once"
+
+
+def test_a_session_that_wants_no_tapped_rows_gets_none(stage):
+    (forward,) = [action for action in stage.arrive(ROOT) if isinstance(action, ev.RunForward)]
+    assert not forward.is_tapped
+    assert tapped(stage.finish(ROOT)) == []

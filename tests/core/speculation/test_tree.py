@@ -1,0 +1,72 @@
+"""Advance and chunks: what lives depends on neither order nor repetition."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowspec_edge.core.speculation.tree import NO_PARENT, Advance, Row, Tree
+from flowspec_edge.errors import ProtocolError
+from tests.core.speculation.trees import interleavings, living, stories
+
+
+def small_tree() -> Tree:
+    """0 -> 1 -> {2, 3}, 2 -> 4."""
+    tree = Tree()
+    for row in (Row(0, NO_PARENT, 10), Row(1, 0, 11), Row(2, 1, 12), Row(3, 1, 13), Row(4, 2, 14)):
+        assert tree.add(row)
+    return tree
+
+
+def test_advance_commits_the_path_and_drops_the_other_branches():
+    tree = small_tree()
+    tree.advance(Advance(1, 13))
+    assert sorted(tree.take_dropped()) == [2, 4]
+    assert living(tree) == {0: 11, 1: 13, 3: None}
+
+
+def test_advance_to_an_unknown_token_drops_every_child_and_waits_for_the_new_one():
+    tree = small_tree()
+    tree.advance(Advance(1, 99))
+    assert sorted(tree.take_dropped()) == [2, 3, 4]
+    assert not tree.add(Row(5, 1, 50))
+    assert tree.add(Row(6, 1, 99))
+    assert not tree.add(Row(7, 3, 60))
+
+
+def test_advance_that_overtakes_its_row_waits_for_it():
+    tree = Tree()
+    tree.add(Row(0, NO_PARENT, 10))
+    tree.advance(Advance(1, 12))
+    tree.add(Row(1, 0, 11))
+    assert living(tree) == {0: 11, 1: 12}
+
+
+def test_contradicting_advances_are_the_origins_fault():
+    tree = small_tree()
+    tree.advance(Advance(1, 13))
+    with pytest.raises(ProtocolError, match="row 1 is advanced to 13 and to 12"):
+        tree.advance(Advance(1, 12))
+
+
+def test_two_children_with_one_token_are_refused():
+    tree = small_tree()
+    with pytest.raises(ProtocolError, match="rows 2 and 9 are both token 12"):
+        tree.add(Row(9, 1, 12))
+
+
+@settings(max_examples=300)
+@given(stories(), st.data())
+def test_chunks_and_advances_commute(story, data):
+    """Any interleaving that keeps chunks in order, Advances anywhere and repeated, ends in the same tree."""
+    expected = None
+    for order in (story.in_order(), data.draw(interleavings(story)), data.draw(interleavings(story))):
+        tree = Tree()
+        for message in order:
+            if isinstance(message, Advance):
+                tree.advance(message)
+            else:
+                for row in message:
+                    tree.add(row)
+            tree.check()
+        expected = expected if expected is not None else living(tree)
+        assert living(tree) == expected

@@ -1,0 +1,225 @@
+"""The HTTP interface over a real server on loopback, in front of a generator that plays its part from a script."""
+
+import asyncio
+import contextlib
+import json
+
+import aiohttp
+import pytest
+
+from flowspec_edge.client import Client
+from flowspec_edge.config import Piece
+from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key
+from flowspec_edge.errors import KeyTextError, LinkLostError, NodeUnavailableError, RequestError, StageFailedError
+from flowspec_edge.net.auth import derive_credentials
+from flowspec_edge.net.server import serve_app
+from flowspec_edge.web.completions import build_app
+
+STATISTICS = {"prompt_tokens": 3, "completion_tokens": 2, "trips": 2}
+PIECES = [
+    Piece(text="a", token_ids=[5]),
+    Piece(text="b\n", token_ids=[6]),
+    Piece(text="", token_ids=[], finish_reason="length", statistics=STATISTICS),
+]
+
+
+class ScriptedGenerator:
+    """Yields its script; an exception in it is raised there."""
+
+    model = "demo"
+
+    def __init__(self, script):
+        self.script = script
+        self.asked = []
+        self.is_closed = asyncio.Event()
+        self.goes_on = asyncio.Event()
+
+    async def generate(self, prompt, options):
+        self.asked.append((prompt, options))
+        try:
+            for step in self.script:
+                if isinstance(step, Exception):
+                    raise step
+                if step is None:
+                    await self.goes_on.wait()
+                    continue
+                yield step
+        finally:
+            self.is_closed.set()
+
+
+@contextlib.asynccontextmanager
+async def serving(script, api_key=None, tls=None):
+    """The scripted generator, a client, and the base URL."""
+    generator = ScriptedGenerator(script)
+    served = await serve_app(build_app(generator, api_key), tls=tls, cancels_on_disconnect=True)
+    url = f"{'https' if tls else 'http'}://127.0.0.1:{served.port}"
+    try:
+        async with Client(url, api_key=api_key) as client, asyncio.timeout(10):
+            yield generator, client, url
+    finally:
+        await served.close()
+
+
+async def post(url, **body):
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/v1/completions", json=body) as response,
+    ):
+        return response.status, await response.text()
+
+
+async def test_a_whole_answer_in_openais_form():
+    async with serving(PIECES) as (generator, _, url):
+        status, text = await post(url, model="demo", prompt="x", max_tokens=2, temperature=0.5, stop="q", seed=4)
+        answer = json.loads(text)
+    assert status == 200
+    assert answer["object"] == "text_completion"
+    assert answer["choices"] == [
+        {"index": 0, "text": "ab\n", "token_ids": [5, 6], "logprobs": None, "finish_reason": "length"}
+    ]
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert answer["flowspec"] == STATISTICS
+    ((prompt, options),) = generator.asked
+    assert (prompt, options.max_new_tokens, options.temperature, options.stop, options.seed) == ("x", 2, 0.5, ("q",), 4)
+
+
+async def test_a_streamed_answer_in_openais_form():
+    async with serving(PIECES) as (_, _, url):
+        status, text = await post(url, prompt="x", stream=True)
+    lines = text.split("\n\n")
+    assert status == 200
+    assert lines[-2:] == ["data: [DONE]", ""]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+    assert [event["choices"][0]["text"] for event in events] == ["a", "b\n", ""]
+    assert [event["choices"][0]["finish_reason"] for event in events] == [None, None, "length"]
+    assert events[-1]["flowspec"] == STATISTICS
+    assert len({event["id"] for event in events}) == 1
+
+
+async def test_models_and_health():
+    async with serving([]) as (_, _, url), aiohttp.ClientSession() as session:
+        async with session.get(f"{url}/v1/models") as response:
+            assert [model["id"] for model in (await response.json())["data"]] == ["demo"]
+        async with session.get(f"{url}/health") as response:
+            assert await response.json() == {"status": "ok"}
+
+
+REFUSED = [
+    ({"prompt": 5}, "prompt is 5"),
+    ({}, "prompt is missing"),
+    ({"prompt": "x", "max_tokens": 0}, "max_new_tokens is 0"),
+    ({"prompt": "x", "max_tokens": True}, "max_tokens is True"),
+    ({"prompt": "x", "temperature": "hot"}, "temperature is 'hot'"),
+    ({"prompt": "x", "model": "gpt"}, "model 'gpt' is not served here"),
+    ({"prompt": "x", "n": 2}, "n is 2"),
+    ({"prompt": "x", "stop": ["a"] * 5}, "at most 4"),
+    ([], "not a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("body", "text"), REFUSED, ids=[text for _, text in REFUSED])
+async def test_a_request_out_of_range_is_refused(body, text):
+    async with (
+        serving(PIECES) as (generator, _, url),
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/v1/completions", json=body) as response,
+    ):
+        error = (await response.json())["error"]
+        assert response.status == 400
+        assert error["type"] == "invalid_request_error"
+        assert text in error["message"]
+        assert not generator.asked
+
+
+async def test_a_body_that_is_not_json_is_refused():
+    async with (
+        serving(PIECES) as (_, _, url),
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/v1/completions", data=b"{") as response,
+    ):
+        assert response.status == 400
+        assert "not JSON" in (await response.json())["error"]["message"]
+
+
+async def test_the_client_gathers_the_answer():
+    async with serving(PIECES) as (_, client, _):
+        answer = await client.complete("x", max_new_tokens=2)
+    assert (answer.text, answer.token_ids) == ("ab\n", [5, 6])
+    assert (answer.finish_reason, answer.statistics) == ("length", STATISTICS)
+
+
+async def test_leaving_the_clients_block_cancels_the_generation():
+    async with serving([PIECES[0], None]) as (generator, _, url):
+        async with Client(url) as client:
+            async for piece in client.generate("x"):
+                assert piece == PIECES[0]
+                break
+        await generator.is_closed.wait()
+
+
+async def test_errors_before_the_first_piece():
+    async with serving([StageFailedError("node pi-hall was lost")]) as (_, client, _):
+        with pytest.raises(StageFailedError, match="pi-hall was lost"):
+            await client.complete("x")
+    async with serving([RequestError("the prompt has 2000 tokens")]) as (_, client, _):
+        with pytest.raises(RequestError, match="2000 tokens"):
+            await client.complete("x")
+
+
+async def test_an_error_after_the_first_piece_arrives_as_an_error():
+    async with serving([PIECES[0], StageFailedError("node pi-hall was lost")]) as (_, client, _):
+        answer = client.generate("x")
+        assert await anext(answer) == PIECES[0]
+        with pytest.raises(StageFailedError, match="pi-hall was lost"):
+            await anext(answer)
+
+
+async def test_a_server_that_is_lost_midway_or_not_there():
+    async with serving([PIECES[0], RuntimeError("a bug")]) as (_, client, url):
+        answer = client.generate("x")
+        await anext(answer)
+        with pytest.raises(LinkLostError, match=url):
+            await anext(answer)
+    async with Client(url) as client:
+        with pytest.raises(NodeUnavailableError, match="flowspec serve"):
+            await client.complete("x")
+
+
+SECRET = bytes(range(20))
+API_KEY, OTHER_API_KEY = format_key(SECRET, API_PREFIX), format_key(bytes(20), API_PREFIX)
+
+
+@pytest.mark.parametrize(
+    "header", [None, "Bearer", "Bearer ", f"Bearer {OTHER_API_KEY}", f"Basic {API_KEY}", "Bearer \xe9"]
+)
+async def test_without_the_api_key_nothing_is_served(header):
+    headers = {} if header is None else {"Authorization": header}
+    async with serving(PIECES, API_KEY) as (generator, _, url), aiohttp.ClientSession(headers=headers) as session:
+        for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/health"), ("GET", "/x")):
+            async with session.request(method, url + path, json={"prompt": "x"}) as response:
+                assert response.status == 401
+                assert "flowspec key show --api" in (await response.json())["error"]["message"]
+        assert not generator.asked
+
+
+async def test_the_api_key_opens_as_openais_clients_send_it():
+    async with serving(PIECES, API_KEY) as (_, client, url):
+        assert (await client.complete("x", max_new_tokens=2)).text == "ab\n"
+        async with Client(url) as stranger:
+            with pytest.raises(RequestError, match="API key is missing or wrong"):
+                await stranger.complete("x")
+
+
+async def test_with_tls_the_api_key_tells_the_client_whom_to_trust():
+    async with serving(PIECES, API_KEY, derive_credentials(SECRET, API_PREFIX).public) as (generator, client, url):
+        assert (await client.complete("x", max_new_tokens=2)).text == "ab\n"
+        generator.asked.clear()
+        for wrong in (OTHER_API_KEY, None):
+            async with Client(url, api_key=wrong) as stranger:
+                with pytest.raises(NodeUnavailableError, match="API key"):
+                    await stranger.complete("x")
+        assert not generator.asked
+    with pytest.raises(KeyTextError, match="mistyped"):
+        async with Client(url, api_key=API_KEY[:-1] + "q"):
+            pass
