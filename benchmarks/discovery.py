@@ -22,9 +22,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.core.cluster.key_text import format_key
 from flowspec_edge.files import write_private
-from flowspec_edge.node.node import DEMO_BUNDLE, Bundle
 from tests.bundles import unknown_bundle
 from tests.lan import lan_of, why_not
 

@@ -1,8 +1,9 @@
-"""Tasks that belong together: when the first of them ends, all end."""
+"""How tasks end: with the first of those that belong together, or by Ctrl-C."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
@@ -26,3 +27,9 @@ async def run_until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
         first = ended.exceptions[0]
         if not isinstance(first, _FirstEnded):
             raise first from None
+
+
+async def until_interrupted() -> None:
+    """Wait for Ctrl-C or SIGTERM. For a command that serves, that is the ordinary end and no failure."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.manifest import describe_file, load_manifest
-from flowspec_edge.node.node import Bundle
 
 UNKNOWN_FIELD = b"\xc0\x3e\x01"
 """Field 1000 of a protobuf message, which readers skip: another file, the same graph."""

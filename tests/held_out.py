@@ -5,8 +5,8 @@ import sysconfig
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.engine.tokenizer import Tokenizer
-from flowspec_edge.node.node import DEMO_BUNDLE
 
 VAL_FILES = Path(__file__).parents[1] / "exporter/demo_model/val_files.json"
 NUM_PROMPTS = 20

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from flowspec_edge import Client
-from flowspec_edge.cli.demo import node_processes
-from flowspec_edge.node.node import DEMO_BUNDLE
+from flowspec_edge.bundle import DEMO_BUNDLE
+from flowspec_edge.node.process import node_processes
 
 README = Path(__file__).parents[1] / "README.md"
 

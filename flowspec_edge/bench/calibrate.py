@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from flowspec_edge.bench.testbed import DRAFT_PASS_ROWS
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.timing import CHUNK_SIZES, StageUnderTest, fit_line, time_draft_ms, time_head_ms
 from flowspec_edge.errors import BundleError
 from flowspec_edge.manifest import Quality
-from flowspec_edge.node.node import Bundle
 
 SIZES_IN_USE = (1, 4, 16)
 """What a ring runs most: a new root with few children, and chunks of its tree."""

@@ -24,6 +24,7 @@ from flowspec_edge.bench.remembered_drafts import RememberedDrafts
 from flowspec_edge.bench.tape import Tape, TapeRecorder
 from flowspec_edge.bench.testbed import Testbed
 from flowspec_edge.bench.virtual_clock import Observer, VirtualAnswer, VirtualRing
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import TargetLimits
@@ -32,7 +33,6 @@ from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import BenchError, LosslessError
-from flowspec_edge.node.node import Bundle
 
 YARDSTICK = "chunked"
 """The schedule that others are compared with; it is part of every plan."""

@@ -14,20 +14,21 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flowspec_edge import __version__
 from flowspec_edge.bench.compare import Bench, Plan, Task, check_text
 from flowspec_edge.bench.emulated_board import EmulatedBoard, Lateness, PacedEngine
 from flowspec_edge.bench.report import format_table
 from flowspec_edge.bench.testbed import Testbed
 from flowspec_edge.bench.virtual_clock import TimedAnswer
-from flowspec_edge.cli.demo import DEMO_SEARCH_S, NodeProcess, node_processes
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.errors import BenchError, NodeUnavailableError
 from flowspec_edge.net.directory import find_peers
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.node.node import Bundle, Node, NodeSettings, unique_name
+from flowspec_edge.node.node import Node, NodeSettings, unique_name
+from flowspec_edge.node.process import SEARCH_S, NodeProcess, node_processes
 from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.origin.ring import Ring
+from flowspec_edge.version import __version__
 
 TOLD_S = 5.0
 """How long a node may take to say how late it was; it says so when its session ends."""
@@ -35,11 +36,6 @@ LATE_LIMIT = 0.05
 """Computing that took this share longer than the testbed says: half of what the clocks may differ by is this machine's fault."""
 AGREEMENT = 0.1
 """How far from the virtual clock a valid figure may be without an explanation."""
-
-
-def tell_lateness(lateness: Lateness) -> None:
-    """What a node process says at the end of a session: one line of JSON on standard output."""
-    print(json.dumps([lateness.asked_s, lateness.late_s]), flush=True)
 
 
 async def _told_lateness(node: NodeProcess) -> Lateness:
@@ -133,7 +129,7 @@ async def emulated_boards(testbed: Testbed, source: str, bundle: Bundle) -> Asyn
             node=settings.name,
             version=__version__,
             num_nodes=num_nodes,
-            timeout_s=DEMO_SEARCH_S,
+            timeout_s=SEARCH_S,
         )
         node = await Node.start(settings, EmulatedBoard(testbed))
         try:

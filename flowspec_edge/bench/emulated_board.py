@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flowspec_edge.bench.testbed import StageCost, Testbed
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.speculation.drafting import DraftShape
@@ -27,7 +28,7 @@ from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.net.link import Link
-from flowspec_edge.node.node import Board, Bundle, Runner
+from flowspec_edge.node.node import Board, Runner
 from flowspec_edge.origin.engine import OriginEngine
 
 TIMER_ABSTIME = 1

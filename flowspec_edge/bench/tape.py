@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.speculation.generation import PREFILL_ROWS
@@ -18,7 +19,6 @@ from flowspec_edge.core.speculation.tree import NO_PARENT, Row
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.engine.unsplit import UnsplitModel
-from flowspec_edge.node.node import Bundle
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,15 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from flowspec_edge.bench.lengths import EMULATED_TOKENS, VIRTUAL_TOKENS
 from flowspec_edge.bench.testbed import known_testbeds
 from flowspec_edge.cli.options import add_bundle, bundle_from
 from flowspec_edge.errors import RequestError
 
 DEFAULT_TESTBED = "jetson4-7b-fp16-1gbit"
 EMULATED_SCHEDULES = "autoregressive,chunked,pipedec,flowspec"
-VIRTUAL_TOKENS, EMULATED_TOKENS = 96, 48
-"""What runs in real time is short by default: with these, about three minutes on a testbed."""
-
 BENCH_DESCRIPTION = """\
 Compare schedules on boards that need not be there. --virtual runs the real cores on simulated time: the texts and what is
 accepted come from the real model and its draft head on this machine, and how long each step takes from a testbed, a file
@@ -153,7 +151,7 @@ def _chunk_sizes(text: str) -> tuple[int, ...]:
 async def _bench(options: argparse.Namespace) -> int:
     from flowspec_edge.bench.compare import default_processes
     from flowspec_edge.bench.request import Request
-    from flowspec_edge.cli.bench_commands import run_calibration, run_emulated, run_virtual
+    from flowspec_edge.cli.run_bench import run_calibration, run_emulated, run_virtual
 
     bundle = bundle_from(options)
     if options.calibrate:
@@ -190,7 +188,7 @@ async def _bench(options: argparse.Namespace) -> int:
 
 
 async def _trace(options: argparse.Namespace) -> int:
-    from flowspec_edge.cli.bench_commands import run_trace
+    from flowspec_edge.cli.run_bench import run_trace
 
     return await run_trace(
         bundle=bundle_from(options),

@@ -1,4 +1,4 @@
-"""``flowspec devices`` and ``flowspec doctor``: who is there, and who is not, and why."""
+"""``flowspec devices``: who is there."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from flowspec_edge.cli.options import access_from, add_bundle, add_network, add_search, bundle_from, search
-
-DOCTOR_S = 7.0
-"""How long doctor listens: a silent address is given up after 5 s, and what peers tell comes before."""
+from flowspec_edge.cli.options import access_from, add_network, add_search, search
 
 
 def add_devices(commands: Any) -> None:
@@ -36,26 +33,3 @@ async def _devices(options: argparse.Namespace) -> int:
         free_text = "-" if free is None else f"{free / 2**20:.0f} MiB"
         print(f"{device['node']:32} {device['address']:22} {device['version']:8} {free_text:>10}  {device['state']}")
     return 0
-
-
-def add_doctor(commands: Any) -> None:
-    doctor: argparse.ArgumentParser = commands.add_parser(
-        "doctor", help="why boards do not find each other, and the command that mends it"
-    )
-    add_network(doctor)
-    add_bundle(doctor)
-    doctor.add_argument(
-        "--wait",
-        type=float,
-        default=DOCTOR_S,
-        metavar="S",
-        help="listen this long (default: %(default)s; an address that stays silent takes 5)",
-    )
-    doctor.add_argument("--json", action="store_true", help="print one JSON object")
-    doctor.set_defaults(run=_doctor)
-
-
-async def _doctor(options: argparse.Namespace) -> int:
-    from flowspec_edge.cli.doctor import run_doctor
-
-    return await run_doctor(options, access_from(options), bundle_from(options))

@@ -1,106 +1,34 @@
-"""``flowspec doctor``: who was heard of, who cannot be used, the one reason, and the command that mends it."""
+"""``flowspec doctor`` as it is called; ``run_doctor.py`` does it."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import dataclasses
-import ipaddress
-import json
-import socket
-from pathlib import Path
 from typing import Any
 
-from flowspec_edge import __version__
-from flowspec_edge.cli.access import Access, neighbourhood
-from flowspec_edge.core.cluster.diagnosis import MULTICAST, REACHED, UNRESOLVED, Finding, Surroundings, diagnose
-from flowspec_edge.core.cluster.membership import Membership
-from flowspec_edge.core.planning.placement import stage_memory_bytes
-from flowspec_edge.net.addresses import EVERY_INTERFACE, local_networks
-from flowspec_edge.net.auth import key_path
-from flowspec_edge.net.directory import Directory
-from flowspec_edge.node.node import Bundle, unique_name
+from flowspec_edge.cli.options import access_from, add_bundle, add_network, bundle_from
 
-NEIGHBOURS = Path("/proc/net/arp")
-_COMPLETE = 0x2  # ATF_COM in linux/if_arp.h: the card has answered
+DOCTOR_S = 7.0
+"""How long doctor listens: a silent address is given up after 5 s, and what peers tell comes before."""
 
 
-async def run_doctor(options: argparse.Namespace, access: Access, bundle: Bundle) -> int:
-    """Listen and ask for ``--wait`` seconds, then tell. 0 where there is nothing to mend."""
-    if options.host is None:
-        access = dataclasses.replace(access, host=EVERY_INTERFACE)  # nothing listens here, so no key is no danger
-    where = neighbourhood(options, access)
-    async with await Directory.start(where, node=unique_name(), version=__version__) as directory:
-        if not options.json:
-            print(f"listening and asking for {options.wait:g} s ...", flush=True)
-        await asyncio.sleep(options.wait)
-        members, mdns_error = directory.membership, directory.mdns_error
-        needed = min(stage_memory_bytes([block]) for block in bundle.manifest.blocks)
-        around = look_around(members, needed, hears_mdns=mdns_error is None)
-        findings = diagnose(members, around)
-    if options.json:
-        print(json.dumps(_report(access, options.cluster, mdns_error, findings)))
-    else:
-        print_findings(access, options.cluster, mdns_error, findings)
-    return 0 if findings and mdns_error is None and not any(finding.remedy for finding in findings) else 1
-
-
-def look_around(members: Membership, needed_bytes: int, *, hears_mdns: bool) -> Surroundings:
-    """What the system knows of the hosts heard of."""
-    networks = local_networks().values()
-    hosts = {address.host for address in members.hints}
-    return Surroundings(
-        neighbours=read_neighbours(NEIGHBOURS.read_text() if NEIGHBOURS.exists() else ""),
-        local_hosts=frozenset(host for host in hosts if _is_in(host, networks)),
-        needed_bytes=needed_bytes,
-        hears_mdns=hears_mdns,
+def add_doctor(commands: Any) -> None:
+    doctor: argparse.ArgumentParser = commands.add_parser(
+        "doctor", help="why boards do not find each other, and the command that mends it"
     )
+    add_network(doctor)
+    add_bundle(doctor)
+    doctor.add_argument(
+        "--wait",
+        type=float,
+        default=DOCTOR_S,
+        metavar="S",
+        help="listen this long (default: %(default)s; an address that stays silent takes 5)",
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(run=_doctor)
 
 
-def _is_in(host: str, networks: Any) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return True  # a name; it was resolved, or the failure is another one
-    return any(address in network for network in networks)
+async def _doctor(options: argparse.Namespace) -> int:
+    from flowspec_edge.cli.run_doctor import run_doctor
 
-
-def read_neighbours(table: str) -> dict[str, str]:
-    """Linux's /proc/net/arp: whether each address's card has answered."""
-    rows = [line.split() for line in table.splitlines()[1:]]
-    return {row[0]: REACHED if int(row[2], 16) & _COMPLETE else UNRESOLVED for row in rows if len(row) >= 6}
-
-
-def _report(access: Access, cluster: str, mdns_error: str | None, findings: list[Finding]) -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "addresses": sorted(local_networks()),
-        "cluster": cluster,
-        "key": access.fingerprint or None,
-        "mdns_error": mdns_error,
-        "peers": [{**dataclasses.asdict(finding), "is_usable": finding.is_usable} for finding in findings],
-    }
-
-
-def print_findings(access: Access, cluster: str, mdns_error: str | None, findings: list[Finding]) -> None:
-    """A line per node, and below it what is wrong and what mends it."""
-    key = f"key {access.fingerprint}" if access.fingerprint else f"no cluster key ({key_path()})"
-    addresses = ", ".join(sorted(local_networks())) or "no network address"
-    print(f"this board: {socket.gethostname()}, {addresses}; cluster {cluster}, {key}")
-    if mdns_error is not None:
-        print(f"  mDNS: {mdns_error}")
-    for finding in findings:
-        sources = " and ".join(finding.heard_by)
-        print(f"\n{finding.node or '(unknown)'} at {finding.address}, by {sources}: {finding.reason}")
-        if finding.remedy:
-            print(f"  why:  {finding.detail}\n  mend: {finding.remedy}")
-    if not findings:
-        print(
-            "\nNo other node was heard of. Either none runs (flowspec key show prints the line for the other boards), or "
-            "multicast is blocked:\nname one board to see: flowspec doctor --peer 192.168.1.20 (hostname -I there tells its "
-            "address). Boards on a guest Wi-Fi never see each other."
-        )
-    elif any(finding.reason == MULTICAST for finding in findings):
-        print(
-            "\nMulticast is blocked between this board and those above; peers remembered and named by --peer still form."
-        )
+    return await run_doctor(options, access_from(options), bundle_from(options))

@@ -11,14 +11,17 @@ import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from flowspec_edge import __version__
 from flowspec_edge.cli.access import add_key
 from flowspec_edge.cli.bench import add_bench, add_trace
 from flowspec_edge.cli.cache import add_cache
-from flowspec_edge.cli.devices import add_devices, add_doctor
+from flowspec_edge.cli.demo import add_demo
+from flowspec_edge.cli.devices import add_devices
+from flowspec_edge.cli.doctor import add_doctor
+from flowspec_edge.cli.node import add_node
 from flowspec_edge.cli.plan import add_plan
-from flowspec_edge.cli.ring import add_demo, add_generate, add_node, add_serve
+from flowspec_edge.cli.ring import add_generate, add_serve
 from flowspec_edge.errors import FlowspecError
+from flowspec_edge.version import __version__
 
 DESCRIPTION = """\
 Run one large language model across the boards on your LAN. Every board runs `flowspec node`; they find each other, and
@@ -96,7 +99,3 @@ def _run(command: Coroutine[Any, Any, int]) -> int:
         return await command
 
     return asyncio.run(guarded())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from flowspec_edge import __version__
 from flowspec_edge.cli.access import DEFAULT_CLUSTER, NO_KEY_HINT, Access, neighbourhood, open_access
 from flowspec_edge.cli.cache import add_cache_options, cache_from
 from flowspec_edge.core.device.boards import BoardSettings
@@ -18,6 +17,7 @@ from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.errors import NodeUnavailableError
 from flowspec_edge.net.addresses import NODE_PORT
 from flowspec_edge.node.board import thermometer_of
+from flowspec_edge.version import __version__
 
 SEARCH_S = 5.0
 """How long to look for nodes. All of a LAN answer within 1.5 s of the last start (zeroconf 0.154)."""
@@ -116,7 +116,7 @@ async def search(options: argparse.Namespace, access: Access, directory: Any = N
 
 
 def bundle_from(options: argparse.Namespace) -> Any:
-    from flowspec_edge.node.node import DEMO_BUNDLE, Bundle
+    from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 
     return Bundle.load(options.bundle or DEMO_BUNDLE)
 

@@ -1,17 +1,15 @@
-"""``flowspec node``, ``generate``, ``serve`` and ``demo``: to be part of rings, and to have them answer."""
+"""``flowspec generate`` and ``flowspec serve``: open a ring over the nodes found, and have it answer."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-from flowspec_edge import __version__
-from flowspec_edge.cli.access import Access, api_text, neighbourhood, open_api_access, welcome_text
+from flowspec_edge.cli.access import Access, api_text, neighbourhood, open_api_access
 from flowspec_edge.cli.options import (
     access_from,
     add_bundle,
@@ -19,91 +17,16 @@ from flowspec_edge.cli.options import (
     add_network,
     add_search,
     add_serving,
-    bundle_from,
     generate_options_from,
     search,
     settings_from,
 )
 from flowspec_edge.cli.plan import add_plan_options, wishes_from
-from flowspec_edge.errors import RequestError
-from flowspec_edge.node.board import board_report, describe_board, use_board
+from flowspec_edge.node.board import use_board
+from flowspec_edge.tasks import until_interrupted
+from flowspec_edge.version import __version__
 
 DEFAULT_API_PORT = 8008
-
-
-def add_node(commands: Any) -> None:
-    node: argparse.ArgumentParser = commands.add_parser("node", help="serve layers to whoever finds this node")
-    add_serving(node)
-    add_network(node)
-    node.add_argument("--port", type=int, default=0, help="port to listen on (default: any free one)")
-    node.add_argument("--json", action="store_true", help="print the node's name and address as one JSON object")
-    node.add_argument("--until-stdin-closes", action="store_true", help="end when standard input does; for scripts")
-    node.add_argument(
-        "--emulate",
-        metavar="TESTBED",
-        help="compute and send at the pace of a testbed's board, and print as JSON, at the end of each session, the seconds "
-        "that its computing should have taken and those that it took longer (see flowspec bench --emulate)",
-    )
-    node.set_defaults(run=_node)
-
-
-async def _node(options: argparse.Namespace) -> int:
-    from flowspec_edge.cli.show_fetches import FetchDisplay
-    from flowspec_edge.cli.show_peers import PeerDisplay
-    from flowspec_edge.node.node import Board, Node
-
-    board = Board()
-    if options.emulate is not None:
-        from flowspec_edge.bench.emulate import tell_lateness
-        from flowspec_edge.bench.emulated_board import EmulatedBoard
-        from flowspec_edge.bench.testbed import load_testbed
-
-        board = EmulatedBoard(load_testbed(options.emulate), tell_lateness)
-    access = access_from(options, makes_key=True)
-    if access.new_key is not None:
-        print(
-            welcome_text(access.new_key, options.cluster), file=sys.stderr if options.json else sys.stdout, flush=True
-        )
-    profile, facts = use_board(options)
-    settings = settings_from(options, access, is_announced=True, board=profile)
-    display = PeerDisplay(settings.neighbourhood, is_quiet=options.json)
-    node = await Node.start(settings, board, display.show)
-    display.port = node.port
-    node.on_fetch = FetchDisplay().show_own
-    try:
-        if options.json:
-            report = {"node": node.settings.name, "host": node.settings.host, "port": node.port}
-            print(json.dumps({**report, **board_report(profile)}), flush=True)
-        else:
-            memory = node.settings.memory_bytes / 2**20
-            print(
-                f"node {node.settings.name} serves on {node.settings.host}:{node.port}, cluster {options.cluster}, "
-                f"{memory:.0f} MiB for layers. Ctrl-C ends it.",
-                describe_board(profile, facts),
-                sep="\n",
-                flush=True,
-            )
-        if options.until_stdin_closes:
-            await asyncio.get_running_loop().connect_read_pipe(_UntilEnd, sys.stdin)
-            await _UntilEnd.ended.wait()
-        else:
-            await _until_interrupted()
-    finally:
-        await node.close()
-    return 0
-
-
-class _UntilEnd(asyncio.Protocol):
-    ended = asyncio.Event()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.ended.set()
-
-
-async def _until_interrupted() -> None:
-    """Serving ends by Ctrl-C or SIGTERM, and that is no failure."""
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.Event().wait()
 
 
 def add_generate(commands: Any) -> None:
@@ -194,7 +117,7 @@ async def _serve(options: argparse.Namespace) -> int:
     api = open_api_access(
         options.api_host or options.host or LOOPBACK, is_insecure=options.insecure, is_plain=options.plain_http
     )
-    profile, _ = use_board(options)
+    profile, _ = use_board(options.board, num_threads=options.threads, memory_mib=options.memory)
     settings = settings_from(options, access, is_announced=not options.no_layers, board=profile)
     node = await Node.start(settings)
     fetches = FetchDisplay()
@@ -211,7 +134,7 @@ async def _serve(options: argparse.Namespace) -> int:
                     f"node {settings.name}, cluster {options.cluster}. Ctrl-C ends it.",
                     flush=True,
                 )
-                await _until_interrupted()
+                await until_interrupted()
             finally:
                 await app.close()
     finally:
@@ -242,29 +165,3 @@ async def _open_service(
         )
         async with opening as service:
             yield service
-
-
-def add_demo(commands: Any) -> None:
-    demo: argparse.ArgumentParser = commands.add_parser(
-        "demo", help="start nodes on this machine, answer a prompt, show each trip, stop them"
-    )
-    demo.add_argument("--nodes", type=int, default=4, help="how many nodes to start (default: %(default)s)")
-    demo.add_argument("--prompt", default=None, help="the text to continue (default: the head of a Python class)")
-    add_generation(demo, temperature=0.6, seed=7)
-    add_bundle(demo)
-    demo.add_argument("--json", action="store_true", help="print one JSON object instead of the display")
-    demo.set_defaults(run=_demo)
-
-
-async def _demo(options: argparse.Namespace) -> int:
-    from flowspec_edge.cli.demo import run_demo
-
-    if not 1 <= options.nodes <= 64:
-        raise RequestError(f"--nodes is {options.nodes}; it must lie between 1 and 64")
-    return await run_demo(
-        num_nodes=options.nodes,
-        bundle=bundle_from(options),
-        prompt=options.prompt,
-        options=generate_options_from(options),
-        is_json=options.json,
-    )

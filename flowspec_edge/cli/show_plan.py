@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from flowspec_edge.core.planning.placement import Plan, mib
-from flowspec_edge.core.planning.prediction import Outcome
 
 KNOWN_BYTES = 2**49
 """More than any board has: the memory of a described board that its testbed does not tell."""
@@ -83,16 +82,7 @@ def _instead(instead: Any) -> dict[str, Any] | None:
     return None if instead is None else {"node": instead.node, "tokens_per_s": round(instead.tokens_per_s, 3)}
 
 
-def outcome_report(outcome: Outcome) -> dict[str, Any]:
-    """How the prediction held, as a JSON object."""
-    return {
-        "predicted_tokens_per_s": round(outcome.predicted_per_s, 3),
-        "difference": round(outcome.difference, 3),
-        "cause": outcome.cause,
-    }
-
-
 def format_outcome(report: dict[str, Any]) -> str:
-    """The same in one line."""
+    """How a prediction held, in one line; ``report`` is what ``Outcome.to_report`` gives."""
     line = f"predicted {report['predicted_tokens_per_s']:.1f} tokens/s, {report['difference']:+.0%}"
     return f"{line}: {report['cause']}" if report["cause"] else line

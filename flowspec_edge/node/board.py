@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import os
@@ -71,22 +70,28 @@ def find_profile(wanted: str | None, facts: BoardFacts) -> BoardProfile | None:
     return profiles[wanted]
 
 
-def use_board(options: argparse.Namespace) -> tuple[BoardSettings, BoardFacts]:
+def use_board(
+    name: str | None = None,
+    *,
+    num_threads: int | None = None,
+    memory_mib: int | None = None,
+    keeps_all_cores: bool = False,
+) -> tuple[BoardSettings, BoardFacts]:
     """What to do on this machine; from here on this process keeps to the board's big cores.
 
-    A user's own ``--threads`` and ``--memory`` come first; with the former, or an emulated board, all cores are used.
+    ``name`` is a profile's name or TOML file; without one the board is recognised. A user's own ``num_threads`` and
+    ``memory_mib`` come before the profile's. With the former, or where it ``keeps_all_cores``, all cores are used.
 
     Raises:
         BoardError: see :func:`find_profile`.
     """
     facts = read_facts()
-    settings = settings_for(facts, find_profile(options.board, facts), sorted(os.sched_getaffinity(0)))
-    if options.threads is None and getattr(options, "emulate", None) is None:
+    settings = settings_for(facts, find_profile(name, facts), sorted(os.sched_getaffinity(0)))
+    if num_threads is None and not keeps_all_cores:
         with contextlib.suppress(OSError):  # a container may forbid it; then the system places the threads
             os.sched_setaffinity(0, settings.cores)
-    num_threads = options.threads or settings.num_threads
-    memory_bytes = settings.memory_bytes if options.memory is None else options.memory * MIB
-    return replace(settings, num_threads=num_threads, memory_bytes=memory_bytes), facts
+    memory_bytes = settings.memory_bytes if memory_mib is None else memory_mib * MIB
+    return replace(settings, num_threads=num_threads or settings.num_threads, memory_bytes=memory_bytes), facts
 
 
 def describe_board(settings: BoardSettings, facts: BoardFacts) -> str:

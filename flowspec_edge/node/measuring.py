@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.device.throttling import StepWatch, ThermalReport
 from flowspec_edge.core.planning.measured import curves_to_text, estimate_hop
@@ -27,7 +28,6 @@ from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError, St
 from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.manifest import Manifest
 from flowspec_edge.net.link import Link, open_link
-from flowspec_edge.weights.supply import Bundle
 
 if TYPE_CHECKING:
     from flowspec_edge.node.node import Node

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from flowspec_edge import __version__
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.cluster.address import Address
@@ -38,12 +38,10 @@ from flowspec_edge.node.kept_stage import KeptStage
 from flowspec_edge.node.measuring import Measurements, Thermometer
 from flowspec_edge.node.precision_choice import chosen_precision
 from flowspec_edge.node.stage_host import StageHost
+from flowspec_edge.version import __version__
 from flowspec_edge.weights.cache import WeightCache
 from flowspec_edge.weights.server import WeightServer
-from flowspec_edge.weights.supply import Bundle as Bundle
 from flowspec_edge.weights.supply import OnFetch, WeightSupply
-
-DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
 
 DATA_LINK_S = 120.0
 """How long a data link and the stage that expects it wait for each other: the slower of the two may be reading gigabytes."""

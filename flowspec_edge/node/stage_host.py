@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.planning.placement import stage_memory_bytes
@@ -24,7 +25,7 @@ from flowspec_edge.net.link import Link, open_link
 from flowspec_edge.node.kept_stage import Key, LoadedStage
 from flowspec_edge.node.measuring import StageRecorder, answer_measuring
 from flowspec_edge.tasks import run_until_first_ends
-from flowspec_edge.weights.supply import Bundle, FetchProgress, StageRequest
+from flowspec_edge.weights.supply import FetchProgress, StageRequest
 
 if TYPE_CHECKING:
     from flowspec_edge.node.node import Node, Runner

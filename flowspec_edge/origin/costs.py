@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.planning.measured import rounded
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.timing import RUNTIME, time_draft_ms, time_head_ms
 from flowspec_edge.errors import StateError
 from flowspec_edge.files import read_private, state_directory, write_private
-from flowspec_edge.weights.supply import Bundle
 
 _log = logging.getLogger(__name__)
 

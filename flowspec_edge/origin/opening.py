@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.planning.placement import (
     LeftOut,
@@ -31,7 +32,7 @@ from flowspec_edge.errors import (
 )
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.link import Link, open_link
-from flowspec_edge.node.node import Bundle, Node
+from flowspec_edge.node.node import Node
 from flowspec_edge.origin.engine import LoadEngine, OriginEngine
 from flowspec_edge.origin.planning import Peer, PlanWishes, keep_placement, links_now, make_plan
 from flowspec_edge.origin.ring import Ring, RingStage

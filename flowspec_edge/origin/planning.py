@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.planning.measured import curves_from_text, hop_from, rounded
 from flowspec_edge.core.planning.placement import Device, Hop, LeftOut, Links, LoadedLayers, ModelNeeds, Plan, TimeLine
@@ -24,7 +25,7 @@ from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.link import Link
 from flowspec_edge.node.measuring import measure_link
-from flowspec_edge.node.node import Bundle, Node
+from flowspec_edge.node.node import Node
 from flowspec_edge.origin.costs import origin_costs
 
 STAGE_MS = 0.7

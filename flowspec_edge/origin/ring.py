@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
@@ -31,7 +32,7 @@ from flowspec_edge.errors import (
 )
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.link import Link
-from flowspec_edge.node.node import Board, Bundle
+from flowspec_edge.node.node import Board
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.engine import OriginEngine
 from flowspec_edge.tasks import run_until_first_ends

@@ -11,13 +11,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from flowspec_edge.cli.show_plan import outcome_report
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core.planning import rebalancing as rb
 from flowspec_edge.core.planning.placement import Plan
 from flowspec_edge.errors import FlowspecError
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.node.node import Bundle, Node
+from flowspec_edge.node.node import Node
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.opening import OnFetch, explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanWishes
@@ -152,7 +152,7 @@ class GenerationService:
                     outcome = ring.outcome(piece.statistics) if answer.num_rings == 1 else None
                     if outcome is not None and self._names_links:
                         outcome = await explain_outcome(self._node, self._bundle, ring, outcome)
-                    piece.statistics["prediction"] = outcome_report(outcome) if outcome else None
+                    piece.statistics["prediction"] = outcome.to_report() if outcome else None
                 yield piece
 
     async def _open(self) -> Ring:

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.weights.fetching import Source, WantedFile
 from flowspec_edge.errors import CacheError, FetchError, StageFailedError
 from flowspec_edge.manifest import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
-    bundle_digest,
-    load_manifest,
     parse_manifest,
     verify_digests,
 )
@@ -36,21 +35,6 @@ BUSY_LIMIT_S = 60.0
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """A bundle on this node's disk; ``manifest`` may name files that are not there, where only some layers are."""
-
-    directory: Path
-    manifest: Manifest
-    digest: str
-
-    @classmethod
-    def load(cls, directory: Path) -> Bundle:
-        """Raises BundleError where there is none that this version can read."""
-        manifest = load_manifest(directory)
-        return cls(directory, manifest, bundle_digest(manifest))
 
 
 @dataclass(slots=True)

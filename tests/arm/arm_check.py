@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from flowspec_edge.bench.tape import TapeRecorder
+from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.verify import Sampler
 from flowspec_edge.engine.tokenizer import Tokenizer
-from flowspec_edge.node.node import DEMO_BUNDLE, Bundle
 from tests.arm.userland import BOARDS, PROJECT, ArmCheckError, Say, Userland, run
 
 PROMPT = 'class Stack:\n    """A last-in, first-out container."""\n\n    def __init__(self, items=()):\n'

@@ -6,7 +6,7 @@ import pytest
 from flowspec_edge.bench.compare import Bench
 from flowspec_edge.bench.tape import Tape
 from flowspec_edge.bench.testbed import StageCost, Testbed
-from flowspec_edge.node.node import DEMO_BUNDLE, Bundle
+from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 
 VOCAB = 8
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench_stage import How, describe_machine, format_table, measure
+from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.manifest import load_manifest
-from flowspec_edge.node.node import DEMO_BUNDLE
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from flowspec_edge.cli.demo import node_processes
+from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.core.speculation.schedules import SCHEDULES
-from flowspec_edge.node.node import DEMO_BUNDLE
+from flowspec_edge.node.process import node_processes
 
 pytestmark = pytest.mark.slow
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.core.events import RunForward
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.tree import NO_PARENT, Row
 from flowspec_edge.engine.stage_runner import StageRunner
-from flowspec_edge.node.node import DEMO_BUNDLE, Bundle
 
 NUM_LAYERS = 8
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
 from flowspec_edge.errors import BundleError
-from flowspec_edge.node.node import DEMO_BUNDLE
 
 TOKENIZER = Tokenizer(DEMO_BUNDLE / "tokenizer.json")
 

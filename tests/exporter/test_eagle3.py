@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from exporter.bundle import ExportOptions, export_bundle
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import RunDraft
 from flowspec_edge.core.speculation.tree import Row
@@ -18,7 +19,6 @@ from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import CheckpointError
-from flowspec_edge.node.node import Bundle
 from tests.exporter.checkpoints import SHAPE, edit_config, save_checkpoint, save_eagle3
 from tests.ring.conftest import answer_of, ring_of, tokens_of
 

@@ -19,13 +19,13 @@ from exporter import assembly as exporting
 from exporter import matmuls
 from exporter.__main__ import main
 from exporter.bundle import ExportOptions, export_bundle
+from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.core.speculation.tree import Row
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import CheckpointError, ParityError
 from flowspec_edge.manifest import load_manifest, verify_digests
-from flowspec_edge.node.node import DEMO_BUNDLE
 from tests.engine.conftest import Session, make_chain
 from tests.exporter.checkpoints import DEMO_MODEL, FAMILIES, save_checkpoint, save_eagle, save_sentencepiece
 

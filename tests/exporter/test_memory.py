@@ -17,10 +17,10 @@ from exporter.config import LayerShape
 from exporter.onnx_export import block_spec, export_graph
 from exporter.precisions import PRECISIONS
 from exporter.stage_module import LayerBlock
+from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.engine.graphs import KvCache
 from flowspec_edge.engine.padding import MAX_ATTENTION_PADDING
 from flowspec_edge.manifest import BlockEntry, FileEntry, describe_file, load_manifest
-from flowspec_edge.node.node import DEMO_BUNDLE
 
 pytestmark = pytest.mark.slow
 

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="exporting needs torch: pip install 
 from exporter.bundle import ExportOptions, export_bundle
 from exporter.precisions import PRECISIONS
 from flowspec_edge.bench.calibrate import calibrate, format_precisions
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.cli.main import main
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.engine import stage_runner
@@ -19,7 +20,7 @@ from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import BundleError, CheckpointError, StageFailedError
 from flowspec_edge.manifest import load_manifest
-from flowspec_edge.node.node import Bundle, Node, NodeSettings
+from flowspec_edge.node.node import Node, NodeSettings
 from flowspec_edge.node.precision_choice import chosen_precision, keep_precision
 from flowspec_edge.origin.opening import open_ring
 from tests.engine.conftest import Session, make_chain

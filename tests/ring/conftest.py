@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.core.planning.placement import TimeLine
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.node import measuring
-from flowspec_edge.node.node import DEMO_BUNDLE, Bundle, Node, NodeSettings
+from flowspec_edge.node.node import Node, NodeSettings
 from flowspec_edge.origin import planning
 from flowspec_edge.origin.opening import open_ring
 from tests.held_out import held_out_prompts

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flowspec_edge.cli.demo import node_processes
+from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
 from flowspec_edge.core.planning.placement import StagePlan
@@ -16,7 +16,8 @@ from flowspec_edge.errors import FetchError, NodeUnavailableError, StageFailedEr
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import kept_stage
-from flowspec_edge.node.node import DEMO_BUNDLE, Node, NodeSettings
+from flowspec_edge.node.node import Node, NodeSettings
+from flowspec_edge.node.process import node_processes
 from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.weights.cache import WeightCache
 from flowspec_edge.weights.download import fetch_manifest

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.cli.show_plan import format_plan
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
@@ -19,7 +20,7 @@ from flowspec_edge.errors import LinkLostError, NotMeasuredError
 from flowspec_edge.files import state_directory
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import measuring
-from flowspec_edge.node.node import Board, Bundle
+from flowspec_edge.node.node import Board
 from flowspec_edge.origin import opening as ring_opening
 from flowspec_edge.origin import planning
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers

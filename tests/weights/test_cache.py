@@ -11,9 +11,9 @@ import sys
 
 import pytest
 
+from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.errors import BundleError, CacheError
 from flowspec_edge.manifest import load_manifest, parse_manifest
-from flowspec_edge.node.node import DEMO_BUNDLE
 from flowspec_edge.weights import cache as weight_cache
 from flowspec_edge.weights.cache import WeightCache, find_damaged
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from flowspec_edge.core.planning.placement import Hop, Plan
 from flowspec_edge.core.speculation.pipeline import RingCosts
@@ -32,6 +33,14 @@ class Outcome:
     @property
     def difference(self) -> float:
         return self.measured_per_s / self.predicted_per_s - 1
+
+    def to_report(self) -> dict[str, Any]:
+        """A JSON object: predicted tokens/s, the relative difference of what was measured, and the cause."""
+        return {
+            "predicted_tokens_per_s": round(self.predicted_per_s, 3),
+            "difference": round(self.difference, 3),
+            "cause": self.cause,
+        }
 
 
 def hold_against(plan: Plan, costs: RingCosts, tokens_per_s: float, num_tokens: int) -> Outcome | None:

@@ -5,12 +5,12 @@ import itertools
 
 import pytest
 
+from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.core.planning.placement import Device, Hop, Links, LoadedLayers, ModelNeeds, TimeLine, kv_cache_bytes
 from flowspec_edge.core.planning.planner import MAX_DEVICES, plan_ring
 from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS, Throughput
 from flowspec_edge.errors import PlacementError
 from flowspec_edge.manifest import load_manifest
-from flowspec_edge.node.node import DEMO_BUNDLE
 
 MIB = 2**20
 FLOWSPEC = Throughput("flowspec", TYPICAL_DRAFTS)

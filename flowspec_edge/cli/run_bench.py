@@ -18,18 +18,18 @@ from flowspec_edge.bench.calibrate import calibrate, format_precisions, format_t
 from flowspec_edge.bench.charts import draw_bars
 from flowspec_edge.bench.compare import Bench, Task, run_tasks
 from flowspec_edge.bench.emulate import compare_with_virtual, emulated_boards, format_comparison
-from flowspec_edge.bench.progress import Progress
+from flowspec_edge.bench.lengths import EMULATED_TOKENS, VIRTUAL_TOKENS
 from flowspec_edge.bench.prompts import choose_sets
 from flowspec_edge.bench.report import build_report, format_report
 from flowspec_edge.bench.request import Request
 from flowspec_edge.bench.tensor_parallel import MODELLED
 from flowspec_edge.bench.testbed import Testbed, describe_testbed, load_testbed
 from flowspec_edge.bench.timeline import Timeline, draw_timeline
-from flowspec_edge.cli.bench import EMULATED_TOKENS, VIRTUAL_TOKENS
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.cli.show_progress import Progress
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.schedules import find_schedule
 from flowspec_edge.errors import BenchError, RequestError
-from flowspec_edge.node.node import Bundle
 from flowspec_edge.node.precision_choice import keep_precision
 
 QUICK_PROMPTS, QUICK_EMULATED_PROMPTS = 2, 1
