@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 
 from flowspec_edge.core import wire
-from flowspec_edge.core.speculation.tree import Row
+from flowspec_edge.core.rows import Chunk, Row
 from flowspec_edge.net.auth import Credentials, derive_credentials
 from flowspec_edge.net.link import Link, LinkServer, open_link
 from tests.lan import Lan, lan_of, why_not
@@ -94,7 +94,7 @@ async def run_station(number: int, addresses: list[str], num_laps: int, num_byte
                 ("encrypted", secure_behind, secure_ahead),
             ):
                 began = time.perf_counter()
-                ahead.send(wire.ChunkMessage(lap, 1, rows, 1, hidden))
+                ahead.send(wire.ChunkMessage(lap, Chunk(1, rows, 1, hidden)))
                 await behind.receive()
                 if lap >= 2:  # TCP has opened its window by then
                     laps[name].append(time.perf_counter() - began)

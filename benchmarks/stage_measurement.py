@@ -27,8 +27,8 @@ os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"  # the shortest: its threads would t
 import numpy as np  # noqa: E402 - OpenBLAS reads both when it is loaded
 
 from flowspec_edge.core import events as ev  # noqa: E402
-from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots, SlotMove  # noqa: E402
-from flowspec_edge.core.speculation.tree import NO_PARENT, Row  # noqa: E402
+from flowspec_edge.core.rows import NO_PARENT, Row, SlotMove  # noqa: E402
+from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots  # noqa: E402
 from flowspec_edge.engine.graphs import HiddenRows, StepInputs  # noqa: E402
 from flowspec_edge.engine.huge_pages import on_huge_pages  # noqa: E402
 from flowspec_edge.engine.stage_runner import StageRunner  # noqa: E402

@@ -7,21 +7,22 @@ cancelled leaves rubbish in its slots.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import random
 import zlib
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from flowspec_edge.bench.simulated_ring import SimulatedRing, Watcher
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.speculation.generation import TREE_MARGIN, TargetLimits
+from flowspec_edge.core.limits import CREDITS_PER_HOP, TREE_MARGIN
+from flowspec_edge.core.rows import NO_PARENT, Chunk, SessionSpec
+from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
-from flowspec_edge.core.speculation.stage import CREDITS_PER_HOP, Stage
-from flowspec_edge.core.speculation.tree import NO_PARENT
 from flowspec_edge.core.speculation.verify import Sampler
 
 VOCAB = 13
@@ -52,27 +53,24 @@ def unsplit(prompt: tuple[int, ...], options: GenerateOptions, max_context: int 
 
 
 class FakeStage:
-    """A stage core with a pretend cache. A cancelled forward gives up, or ends before it has noticed."""
+    """Computes with a pretend cache. A cancelled forward gives up, or ends before it has noticed."""
 
-    def __init__(self, rng: random.Random, *, is_first: bool, is_last: bool, taps: tuple[int, ...] = ()) -> None:
+    def __init__(self, rng: random.Random, *, is_first: bool, taps: tuple[int, ...] = ()) -> None:
         self.rng = rng
         self.taps = taps
-        self.core = Stage(is_last=is_last)
         self.is_first = is_first
         self.caches: dict[int, np.ndarray] = {}  # [capacity, (token, position)]
-        self.job: ev.RunForward | None = None
-        self.is_cancelled = False
         self.num_cancelled = 0
 
-    def cancel(self, session: int) -> None:
-        assert self.job is not None and self.job.session == session, "there is nothing to cancel"
-        assert not self.is_cancelled, "a forward is cancelled once"
-        self.is_cancelled = True
-        self.num_cancelled += 1
+    def open_cache(self, session: int, capacity: int) -> None:
+        self.caches[session] = np.full((capacity, 2), -1)
 
-    def run(self) -> ev.ForwardFinished:
-        job, self.job = self.job, None
-        gives_up, self.is_cancelled = self.is_cancelled and self.rng.random() < 0.7, False
+    def free_cache(self, session: int) -> None:
+        del self.caches[session]
+
+    def run(self, job: ev.RunForward, *, is_cancelled: bool) -> ev.ForwardFinished:
+        self.num_cancelled += is_cancelled
+        gives_up = is_cancelled and self.rng.random() < 0.7
         if job.session not in self.caches:  # closed while running
             return ev.ForwardFinished(np.zeros((len(job.rows), 1), np.float32))
         cache = self.caches[job.session]
@@ -145,11 +143,75 @@ class Answer:
     trips: list[ev.ReportTrip] = field(default_factory=list)
 
 
-class FakeRing:
-    """Origin and stages; messages in FIFO queues per hop and per control link, taken in an order that ``rng`` chooses.
+class AnyOrder:
+    """Takes what is due from any lane, as ``rng`` chooses. Time passes by small steps, and leaps where nothing is due."""
 
-    Time passes by small steps between deliveries. Where nothing is left to deliver it leaps to the origin's deadline.
-    """
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.now_s = 0.0
+        self._lanes: dict[object, deque[tuple[float, Callable[[], None]]]] = {}
+
+    def after(self, delay_ms: float, lane: str | None, callback: Callable[[], None]) -> None:
+        self._lanes.setdefault(object() if lane is None else lane, deque()).append(
+            (self.now_s + delay_ms / 1000, callback)
+        )
+
+    def step(self) -> bool:
+        """Let one thing happen; False where nothing is left to happen."""
+        if not self._lanes:
+            return False
+        due = [lane for lane, waiting in self._lanes.items() if waiting[0][0] <= self.now_s]
+        if not due:
+            first = min(self._lanes, key=lambda lane: self._lanes[lane][0][0])
+            self.now_s, due = self._lanes[first][0][0], [first]
+        lane = self.rng.choice(due)
+        _, callback = self._lanes[lane].popleft()
+        if not self._lanes[lane]:
+            del self._lanes[lane]
+        self.now_s += self.rng.choice((0.0, 0.0, 0.001, 0.01))
+        callback()
+        return True
+
+
+class NoTime:
+    """Each step takes no time: all that can happen may happen next."""
+
+    hop_ms = head_ms = 0.0
+
+    def chunk_ms(self, hop: int, chunk: Chunk, now_s: float) -> float:
+        return 0.0
+
+    def forward_ms(self, stage: int, num_rows: int) -> float:
+        return 0.0
+
+    def cancelled_ms(self, stage: int, num_rows: int, passed_ms: float) -> float:
+        return 0.0
+
+    def draft_ms(self, num_rows: int) -> float:
+        return 0.0
+
+
+class FakeOrigin:
+    """Logits of path hashes, and a drafter that guesses."""
+
+    def __init__(self, drafter: FakeDrafter) -> None:
+        self.drafter = drafter
+        self.prompts: dict[int, tuple[int, ...]] = {}
+
+    def open(self, spec: SessionSpec) -> None:
+        self.drafter.open(spec.session, self.prompts[spec.session])
+
+    def close(self, session: int) -> None:
+        del self.drafter.paths[session]
+
+    def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
+        if isinstance(job, ev.RunHead):
+            return ev.HeadFinished(np.stack([logits_of(row[0]) for row in job.hidden]))
+        return self.drafter.run(job)
+
+
+class FakeRing(Watcher):
+    """The simulated ring in an order that ``rng`` chooses, with pretended engines and several answers at once."""
 
     def __init__(
         self,
@@ -160,166 +222,56 @@ class FakeRing:
         taps: tuple[int, ...] = (),
     ) -> None:
         limits = TargetLimits(max_context=max_context, vocab_size=VOCAB, eos_token_ids=frozenset({EOS}))
-        self.rng = rng
         self.origin = Origin(num_stages=num_stages, limits=limits, has_drafter=True, taps=taps)
         owned: list[list[int]] = [[] for _ in range(num_stages)]
         for tap in taps:
             rng.choice(owned).append(tap)
-        self.stages = [
-            FakeStage(rng, is_first=i == 0, is_last=i == num_stages - 1, taps=tuple(owned[i]))
-            for i in range(num_stages)
-        ]
-        self.tapped: list[deque] = [deque() for _ in range(num_stages)]  # from stage i straight to the origin
-        self.hops: list[deque] = [
-            deque() for _ in range(num_stages + 1)
-        ]  # hop i ends at stage i, the last at the origin
-        self.credits: list[deque] = [deque() for _ in range(num_stages + 1)]  # backwards on hop i
-        self.controls: list[deque] = [deque() for _ in range(num_stages)]
-        self.drafter = FakeDrafter(rng, skill, taps)
-        self.lane: ev.OriginAction | None = None
+        self.stages = [FakeStage(rng, is_first=i == 0, taps=tuple(owned[i])) for i in range(num_stages)]
+        self.order = AnyOrder(rng)
+        self.engine = FakeOrigin(FakeDrafter(rng, skill, taps))
+        self.ring = SimulatedRing(self.origin, self.engine, self.stages, self.order, NoTime(), [self])
         self.answers: dict[int, Answer] = {}
-        self.prompts: dict[int, tuple[int, ...]] = {}
         self.sent: dict[int, set[int]] = {}  # per session, draft ids
-        self.now = 0.0
-        self.told_deadline: float | None = None
+
+    @property
+    def num_at_work(self) -> int:
+        """Stages that run a forward."""
+        return sum(running is not None for running in self.ring.running)
 
     def submit(self, session: int, prompt: tuple[int, ...], options: GenerateOptions) -> Answer:
-        self.prompts[session] = prompt
+        self.engine.prompts[session] = prompt
         self.sent[session] = set()
         self.answers[session] = Answer()
         self.tell_origin(ev.PromptSubmitted(session, prompt, options))
         return self.answers[session]
 
+    def tell_origin(self, event: ev.OriginEvent) -> None:
+        self.ring.tell_origin(event)
+
+    def step(self) -> bool:
+        return self.order.step()
+
     def run(self, max_steps: int = 200_000) -> None:
         """Deliver until nothing is left to deliver, and no deadline to wait for."""
         for _ in range(max_steps):
             if not self.step():
-                self.check()
-                cores = [self.origin, *(stage.core for stage in self.stages)]
+                self.ring.check()
+                cores = [self.origin, *self.ring.stages]
                 assert all(core._credits == CREDITS_PER_HOP for core in cores), "a credit was lost"
                 return
         raise AssertionError("the ring does not come to rest")
 
-    def step(self) -> bool:
-        """Let one thing happen; False where nothing is left to happen."""
-        choices = self._choices()
-        deadline = self.origin.next_deadline()
-        if deadline is not None and deadline != self.told_deadline and (deadline <= self.now or not choices):
-            choices.append(functools.partial(self._pass, deadline))
-        if not choices:
-            return False
-        self.now += self.rng.choice((0.0, 0.0, 0.001, 0.01))
-        self.rng.choice(choices)()
-        return True
-
-    def check(self) -> None:
-        self.origin.check()
-        for stage in self.stages:
-            stage.core.check()
-
-    def tell_origin(self, event: ev.OriginEvent) -> None:
-        for action in self.origin.handle(event, self.now):
-            match action:
-                case ev.OpenSessions(session):
-                    self.drafter.open(session, self.prompts[session])
-                    for control in self.controls:
-                        control.append(ev.SessionRequested(*dataclasses.astuple(action)))
-                case ev.SendChunk(session, rows):
-                    for row in rows:
-                        assert row.id not in self.sent[session], "a row is sent once"
-                        assert row.parent == NO_PARENT or row.parent in self.sent[session], "parents go before children"
-                        self.sent[session].add(row.id)
-                    self.hops[0].append(action)
-                case ev.GrantCredit(num_chunks):
-                    self.credits[-1].append(num_chunks)
-                case ev.BroadcastAdvance(session, at, to):
-                    for control in self.controls:
-                        control.append(ev.AdvanceArrived(session, at, to))
-                case ev.BroadcastTurn(session, turn):
-                    for control in self.controls:
-                        control.append(ev.TurnBegan(session, turn))
-                case ev.RunHead() | ev.RunDraft():
-                    assert self.lane is None, "the compute lane takes one job at a time"
-                    self.lane = action
-                case ev.EmitTokens(session, tokens):
-                    self.answers[session].tokens += tokens
-                case ev.ReportTrip(session):
-                    self.answers[session].trips.append(action)
-                case ev.FinishGeneration(session, reason, error):
-                    self.answers[session].reason, self.answers[session].error = reason, error
-                case ev.CloseSessions(session):
-                    del self.drafter.paths[session]
-                    for control in self.controls:
-                        control.append(ev.SessionEnded(session))
-
-    def tell_stage(self, index: int, event: ev.StageEvent) -> None:
-        stage = self.stages[index]
-        for action in stage.core.handle(event, self.now):
-            match action:
-                case ev.OpenCache(session, capacity):
-                    stage.caches[session] = np.full((capacity, 2), -1)
-                    self.tell_origin(ev.StageReady(session))
-                case ev.FreeCache(session):
-                    del stage.caches[session]
-                case ev.RunForward():
-                    assert stage.job is None
-                    stage.job = action
-                case ev.CancelForward(session):
-                    stage.cancel(session)
-                case ev.SendChunk():
-                    self.hops[index + 1].append(action)
-                case ev.GrantCredit(num_chunks):
-                    self.credits[index].append(num_chunks)
-                case ev.SendTapped():
-                    self.tapped[index].append(action)
-
-    def _choices(self) -> list:
-        choices = []
-        for index, hop in enumerate(self.hops):
-            if hop:
-                choices.append(lambda index=index: self._deliver_chunk(index))
-        for index, credit in enumerate(self.credits):
-            if credit:
-                choices.append(lambda index=index: self._deliver_credit(index))
-        for index, control in enumerate(self.controls):
-            if control:
-                choices.append(lambda index=index: self.tell_stage(index, self.controls[index].popleft()))
-            if self.tapped[index]:
-                choices.append(lambda index=index: self._deliver_tapped(index))
-            if self.stages[index].job:
-                choices.append(lambda index=index: self.tell_stage(index, self.stages[index].run()))
-        if self.lane is not None:
-            choices.append(self._run_lane)
-        return choices
-
-    def _deliver_chunk(self, index: int) -> None:
-        chunk = self.hops[index].popleft()
-        if index < len(self.stages):
-            assert len(chunk.passages) == index
-            arrived = (chunk.session, chunk.rows, chunk.num_wanted, chunk.hidden, chunk.turn, chunk.passages)
-            self.tell_stage(index, ev.ChunkArrived(*arrived))
-        else:
-            self.tell_origin(ev.ChunkReturned(chunk.session, chunk.rows, chunk.hidden, chunk.passages))
-
-    def _deliver_tapped(self, index: int) -> None:
-        rows = self.tapped[index].popleft()
-        self.tell_origin(ev.TappedArrived(rows.session, rows.layer, rows.ids, rows.hidden))
-
-    def _deliver_credit(self, index: int) -> None:
-        event = ev.CreditArrived(self.credits[index].popleft())
-        if index:
-            self.tell_stage(index - 1, event)
-        else:
-            self.tell_origin(event)
-
-    def _run_lane(self) -> None:
-        job, self.lane = self.lane, None
-        if isinstance(job, ev.RunHead):
-            self.tell_origin(ev.HeadFinished(np.stack([logits_of(row[0]) for row in job.hidden])))
-        else:
-            self.tell_origin(self.drafter.run(job))
-
-    def _pass(self, deadline: float) -> None:
-        self.told_deadline = deadline
-        self.now = max(self.now, deadline)
-        self.tell_origin(ev.DeadlinePassed())
+    def see_action(self, action: ev.OriginAction, now_s: float) -> None:
+        match action:
+            case ev.SendChunk(chunk):
+                sent = self.sent[chunk.session]
+                for row in chunk.rows:
+                    assert row.id not in sent, "a row is sent once"
+                    assert row.parent == NO_PARENT or row.parent in sent, "parents go before children"
+                    sent.add(row.id)
+            case ev.EmitTokens(session, tokens):
+                self.answers[session].tokens += tokens
+            case ev.ReportTrip(session):
+                self.answers[session].trips.append(action)
+            case ev.FinishGeneration(session, reason, error):
+                self.answers[session].reason, self.answers[session].error = reason, error

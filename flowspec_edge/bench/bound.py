@@ -17,7 +17,7 @@ import numpy as np
 
 from flowspec_edge.bench.tape import Tape
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.speculation.tree import Row
+from flowspec_edge.core.rows import Row
 from flowspec_edge.core.speculation.verify import Sampler
 from flowspec_edge.engine.drafters import Drafter
 

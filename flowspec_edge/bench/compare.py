@@ -21,9 +21,10 @@ from pathlib import Path
 
 from flowspec_edge.bench.bound import accepted_places
 from flowspec_edge.bench.remembered_drafts import RememberedDrafts
+from flowspec_edge.bench.simulated_ring import Watcher
 from flowspec_edge.bench.tape import Tape, TapeRecorder
 from flowspec_edge.bench.testbed import Testbed
-from flowspec_edge.bench.virtual_clock import Observer, VirtualAnswer, VirtualRing
+from flowspec_edge.bench.virtual_clock import VirtualAnswer, VirtualRing
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.drafting import DraftShape
@@ -146,7 +147,7 @@ class Bench:
         return self._recorder.record(prompt, options)
 
     def play(
-        self, testbed: Testbed, tape: Tape, options: GenerateOptions, observer: Observer | None = None
+        self, testbed: Testbed, tape: Tape, options: GenerateOptions, observer: Watcher | None = None
     ) -> VirtualAnswer:
         """One generation on simulated time.
 

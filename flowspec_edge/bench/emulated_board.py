@@ -24,7 +24,6 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.speculation.drafting import DraftShape
-from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.net.link import Link
@@ -128,7 +127,7 @@ class Wire:
         testbed, leaves_at = self._testbed, now
         num_bytes = 0
         if isinstance(message, wire.ChunkMessage):
-            num_bytes = len(message.rows) * (ROW_BYTES + (testbed.hidden_bytes if message.hidden is not None else 0))
+            num_bytes = testbed.chunk_bytes(message.chunk)
         elif isinstance(message, wire.TappedRows):
             num_bytes = len(message.ids) * testbed.hidden_bytes
         if num_bytes:

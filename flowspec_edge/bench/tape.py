@@ -13,9 +13,9 @@ import numpy as np
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.speculation.generation import PREFILL_ROWS
+from flowspec_edge.core.limits import PREFILL_ROWS
+from flowspec_edge.core.rows import NO_PARENT, Row
 from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
-from flowspec_edge.core.speculation.tree import NO_PARENT, Row
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.engine.unsplit import UnsplitModel

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowspec_edge.core.rows import Chunk
+from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.errors import TestbedError
 
 TESTBEDS = Path(__file__).parent / "testbeds"
@@ -68,6 +70,10 @@ class Testbed:
 
     def forward_ms(self, stage: int, num_rows: int) -> float:
         return self.stages[stage].forward_ms(num_rows)
+
+    def chunk_bytes(self, chunk: Chunk) -> int:
+        """What a chunk takes on the wire."""
+        return len(chunk.rows) * (ROW_BYTES + (self.hidden_bytes if chunk.hidden is not None else 0))
 
     def transfer_ms(self, num_bytes: float) -> float:
         """Time on the wire, without the hop's latency."""

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from flowspec_edge.bench.simulated_ring import Watcher
 from flowspec_edge.bench.svg import FAINT, GRID, Drawing, nice_step
 from flowspec_edge.bench.tape import Tape
 from flowspec_edge.bench.testbed import Testbed
 from flowspec_edge.bench.virtual_clock import VirtualAnswer
-from flowspec_edge.core.speculation.tree import NO_PARENT, Row
+from flowspec_edge.core import events as ev
+from flowspec_edge.core.rows import NO_PARENT, Row
 
 ACCEPTED, WASTED, CANCELLED, PROMPT = "#2a9d6f", "#f4b9a7", "#fbe6df", "#cbd2d9"
 HEAD, DRAFT, ADVANCE = "#3e6fb0", "#b9cfe8", "#7b4fb3"
@@ -33,8 +35,8 @@ class Bar:
 
 
 @dataclass(slots=True)
-class Timeline:
-    """Records what a virtual ring does; an ``Observer``."""
+class Timeline(Watcher):
+    """Records what a simulated ring does."""
 
     stages: dict[int, list[Bar]] = field(default_factory=dict)
     origin: list[Bar] = field(default_factory=list)
@@ -46,11 +48,13 @@ class Timeline:
         bar = Bar(began_s * 1000, ended_s * 1000, rows, is_cancelled=is_cancelled)
         self.stages.setdefault(stage, []).append(bar)
 
-    def see_compute(self, name: str, began_s: float, ended_s: float, num_rows: int) -> None:
+    def see_compute(self, job: ev.RunHead | ev.RunDraft, began_s: float, ended_s: float) -> None:
+        name = "head" if isinstance(job, ev.RunHead) else "draft"
         self.origin.append(Bar(began_s * 1000, ended_s * 1000, name=name))
 
-    def see_advance(self, at_s: float, token: int) -> None:
-        self.advances_ms.append(at_s * 1000)
+    def see_action(self, action: ev.OriginAction, now_s: float) -> None:
+        if isinstance(action, ev.BroadcastAdvance):
+            self.advances_ms.append(now_s * 1000)
 
 
 def draw_timeline(timeline: Timeline, testbed: Testbed, tape: Tape, answer: VirtualAnswer, heading: str) -> str:

@@ -140,7 +140,7 @@ def add_trace(commands: Any) -> None:
 
 
 def _chunk_sizes(text: str) -> tuple[int, ...]:
-    from flowspec_edge.core.wire import MAX_CHUNK_ROWS
+    from flowspec_edge.core.limits import MAX_CHUNK_ROWS
 
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= MAX_CHUNK_ROWS for part in parts):

@@ -11,57 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.speculation.kv_slots import SlotMove
-from flowspec_edge.core.speculation.tree import Row
-
-Floats = NDArray[np.float32]
+from flowspec_edge.core.rows import Chunk, Row, SessionSpec, SlotMove
+from flowspec_edge.core.rows import Floats as Floats
 
 # ---------------------------------------------------------------------- a stage: events
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRequested:
-    """The origin asks for a cache of ``capacity`` rows; ``cancels`` says whether forwards over dead rows are given up.
+    """The origin asks for a session."""
 
-    ``is_tapped``: its drafter wants the hidden rows that enter the bundle's tapped layers, of verified rows alone. The first
-    ``num_prompt`` rows are verified from the start.
-    """
-
-    session: int
-    capacity: int
-    cancels: bool = True
-    is_tapped: bool = False
-    num_prompt: int = 0
+    spec: SessionSpec
 
 
-class Passage(NamedTuple):
-    """What a chunk met at one stage: rows run, seconds it waited for its start, seconds its forward took."""
-
-    num_rows: int
-    waited_s: float
-    ran_s: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class ChunkArrived:
-    """Rows from the hop before; ``hidden`` is None at the first stage, which embeds the tokens.
+    """From the hop before."""
 
-    ``passages`` has one entry per stage passed. The forward may begin in turn ``turn`` of the session and not before;
-    0 asks for no turn.
-    """
-
-    session: int
-    rows: tuple[Row, ...]
-    num_wanted: int
-    hidden: Floats | None
-    turn: int = 0
-    passages: tuple[Passage, ...] = ()
+    chunk: Chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +97,7 @@ class RunForward:
     """Run the layers over ``rows``: first move cache rows, then write slots from ``first_slot`` on.
 
     ``mask`` is [rows, first_slot + rows], True where a row may look; ``positions`` is [rows]. ``is_tapped``: see
-    ``SessionRequested``.
+    ``SessionSpec``.
     """
 
     session: int
@@ -145,16 +117,11 @@ class CancelForward:
     session: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class SendChunk:
-    """Send rows to the hop ahead; ``hidden`` belongs to them row by row. See ``ChunkArrived``."""
+    """Send it to the hop ahead."""
 
-    session: int
-    rows: tuple[Row, ...]
-    num_wanted: int
-    hidden: Floats | None
-    turn: int = 0
-    passages: tuple[Passage, ...] = ()
+    chunk: Chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,14 +167,11 @@ class StageReady:
     session: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class ChunkReturned:
-    """Hidden rows, normed, from the last stage."""
+    """From the last stage: its hidden rows are normed. ``chunk.hidden`` is there."""
 
-    session: int
-    rows: tuple[Row, ...]
-    hidden: Floats
-    passages: tuple[Passage, ...] = ()
+    chunk: Chunk
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -275,13 +239,9 @@ OriginEvent = (
 
 @dataclass(frozen=True, slots=True)
 class OpenSessions:
-    """Ask every stage for a cache of ``capacity`` rows. See ``SessionRequested``."""
+    """Ask every stage for the session."""
 
-    session: int
-    capacity: int
-    cancels: bool = True
-    is_tapped: bool = False
-    num_prompt: int = 0
+    spec: SessionSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from flowspec_edge.core.speculation.kv_slots import SlotMove
+from flowspec_edge.core.rows import SlotMove
 from flowspec_edge.engine.huge_pages import on_huge_pages
 from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.padding import MAX_ATTENTION_PADDING, attention_padding

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flowspec_edge.core.events import Floats
+from flowspec_edge.core.rows import Floats
 from flowspec_edge.engine.graphs import load_graph, pad_rows
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.engine.padding import min_rows

@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from flowspec_edge.core.events import Floats, RunForward
+from flowspec_edge.core.events import RunForward
+from flowspec_edge.core.rows import Floats
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.engine.padding import min_rows

@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime
 
 from flowspec_edge.core import events as ev
+from flowspec_edge.core.limits import MAX_CHUNK_ROWS
+from flowspec_edge.core.rows import NO_PARENT, Row
 from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
-from flowspec_edge.core.speculation.tree import NO_PARENT, Row
-from flowspec_edge.core.wire import MAX_CHUNK_ROWS
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner

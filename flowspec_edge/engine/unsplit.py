@@ -9,9 +9,9 @@ import numpy as np
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import RunForward
-from flowspec_edge.core.speculation.generation import PREFILL_ROWS
+from flowspec_edge.core.limits import PREFILL_ROWS
+from flowspec_edge.core.rows import NO_PARENT, Row
 from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
-from flowspec_edge.core.speculation.tree import NO_PARENT, Row
 from flowspec_edge.core.speculation.verify import Sampler
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner

@@ -20,7 +20,7 @@ import aiohttp
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from flowspec_edge.core import wire
+from flowspec_edge.core import codec, wire
 from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError
 
 FRAGMENT_BYTES = 65536
@@ -112,7 +112,7 @@ class Link:
                 "the peer has stopped reading"
             )
             raise self._end or AssertionError
-        self._outgoing.append(wire.encode(message))
+        self._outgoing.append(codec.encode(message))
         self._to_send.set()
 
     async def receive(self) -> wire.Message:
@@ -223,7 +223,7 @@ class Link:
             try:
                 if header is None:
                     header, filled = frame, 0
-                    tail = _aligned_buffer(wire.num_tail_bytes(header))
+                    tail = _aligned_buffer(codec.num_tail_bytes(header))
                 elif not frame or filled + len(frame) > len(tail):
                     raise ProtocolError(
                         f"a fragment of {len(frame)} bytes came where at most {len(tail) - filled} were expected"
@@ -232,7 +232,7 @@ class Link:
                     tail[filled : filled + len(frame)] = np.frombuffer(frame, np.uint8)
                     filled += len(frame)
                 if filled == len(tail):
-                    message = self._checked(wire.decode(header, tail.data if len(tail) else None))
+                    message = self._checked(codec.decode(header, tail.data if len(tail) else None))
                     header = None
                     await self._deliver(message)
             except ProtocolError as cause:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.limits import TREE_MARGIN
 from flowspec_edge.core.planning.placement import stage_memory_bytes
-from flowspec_edge.core.speculation.generation import TREE_MARGIN
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.core.weights.fetching import Source
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -201,12 +201,12 @@ class StageHost:
     async def _read_control(self) -> None:
         async for message in self.control:
             match message:
-                case wire.OpenSession(session, capacity, cancels, is_tapped, num_prompt):
-                    if capacity > self._max_capacity:
+                case wire.OpenSession(spec):
+                    if spec.capacity > self._max_capacity:
                         raise ProtocolError(
-                            f"a session of {capacity} rows exceeds the {self._max_capacity} that this model can use"
+                            f"a session of {spec.capacity} rows exceeds the {self._max_capacity} that this model can use"
                         )
-                    self._tell(ev.SessionRequested(session, capacity, cancels, is_tapped, num_prompt))
+                    self._tell(ev.SessionRequested(spec))
                 case wire.AdvanceSession(session, at, to):
                     self._tell(ev.AdvanceArrived(session, at, to))
                 case wire.BeginTurn(session, turn):
@@ -223,11 +223,7 @@ class StageHost:
                 raise ProtocolError(
                     f"peer {self._behind.peer}: {type(message).__name__} came where a chunk was expected"
                 )
-            self._tell(
-                ev.ChunkArrived(
-                    message.session, message.rows, message.num_wanted, message.hidden, message.turn, message.passages
-                )
-            )
+            self._tell(ev.ChunkArrived(message.chunk))
 
     async def _read_credits(self) -> None:
         while True:
@@ -263,9 +259,8 @@ class StageHost:
                     self._forwards.put_nowait((action, self._cancelled))
                 case ev.CancelForward():
                     self._cancelled.set()
-                case ev.SendChunk(session, rows, num_wanted, hidden, turn, passages):
-                    chunk = wire.ChunkMessage(self._num_sent, session, rows, num_wanted, hidden, turn, passages)
-                    self._send(self._ahead, chunk)
+                case ev.SendChunk(chunk):
+                    self._send(self._ahead, wire.ChunkMessage(self._num_sent, chunk))
                     self._num_sent += 1
                 case ev.GrantCredit(num_chunks):
                     self._send(self._behind, wire.Credit(num_chunks))

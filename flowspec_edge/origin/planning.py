@@ -15,11 +15,11 @@ from statistics import fmean
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
+from flowspec_edge.core.limits import TREE_MARGIN
 from flowspec_edge.core.planning.measured import curves_from_text, hop_from, rounded
 from flowspec_edge.core.planning.placement import Device, Hop, LeftOut, Links, LoadedLayers, ModelNeeds, Plan, TimeLine
 from flowspec_edge.core.planning.planner import plan_ring
 from flowspec_edge.core.planning.throughput import NO_DRAFTS, TYPICAL_DRAFTS, Throughput
-from flowspec_edge.core.speculation.generation import TREE_MARGIN
 from flowspec_edge.errors import FlowspecError, NodeUnavailableError, NotMeasuredError, ProtocolError, StateError
 from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.net.discovery import Announcement

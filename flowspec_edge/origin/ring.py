@@ -203,11 +203,11 @@ class Ring:
     async def _read_chunks(self) -> None:
         while True:
             message = await self._behind.receive()
-            if not isinstance(message, wire.ChunkMessage) or message.hidden is None:
+            if not isinstance(message, wire.ChunkMessage) or message.chunk.hidden is None:
                 raise ProtocolError(
                     f"peer {self._behind.peer}: hidden rows were expected, not {type(message).__name__}"
                 )
-            self._tell(ev.ChunkReturned(message.session, message.rows, message.hidden, message.passages))
+            self._tell(ev.ChunkReturned(message.chunk))
 
     async def _compute(self) -> None:
         loop = asyncio.get_running_loop()
@@ -220,9 +220,8 @@ class Ring:
             self._lost = event.reason
         for action in self._core.handle(event, max(time.monotonic(), not_before)):
             match action:
-                case ev.SendChunk(session, rows, num_wanted, hidden, turn, passages):
-                    chunk = wire.ChunkMessage(self._num_sent, session, rows, num_wanted, hidden, turn, passages)
-                    self._send(self._ahead, chunk)
+                case ev.SendChunk(chunk):
+                    self._send(self._ahead, wire.ChunkMessage(self._num_sent, chunk))
                     self._num_sent += 1
                 case ev.GrantCredit(num_chunks):
                     self._send(self._behind, wire.Credit(num_chunks))
@@ -232,10 +231,10 @@ class Ring:
                     self._broadcast(wire.BeginTurn(session, turn))
                 case ev.RunHead() | ev.RunDraft():
                     self._jobs.put_nowait(action)
-                case ev.OpenSessions(session, capacity, cancels, is_tapped, num_prompt):
+                case ev.OpenSessions(spec):
                     if self._engine.drafter is not None:
-                        self._engine.drafter.open(session, capacity)
-                    self._broadcast(wire.OpenSession(session, capacity, cancels, is_tapped, num_prompt))
+                        self._engine.drafter.open(spec.session, spec.capacity)
+                    self._broadcast(wire.OpenSession(spec))
                 case ev.CloseSessions(session):
                     if self._engine.drafter is not None:
                         self._engine.drafter.close(session)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from flowspec_edge.core.events import RunForward
+from flowspec_edge.core.rows import NO_PARENT, Row
 from flowspec_edge.core.speculation.kv_slots import KvSlots
-from flowspec_edge.core.speculation.tree import NO_PARENT, Row
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.manifest import load_manifest

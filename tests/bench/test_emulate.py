@@ -17,7 +17,7 @@ from flowspec_edge.cli.main import main
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
-from flowspec_edge.core.speculation.tree import Row
+from flowspec_edge.core.rows import Chunk, Row
 from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, StageFailedError
@@ -31,7 +31,7 @@ ROW_S = 0.001 + ROW_BYTES / 1e6
 
 def chunk(number, num_rows, hidden=True):
     rows = tuple(Row(index, index, 0) for index in range(num_rows))
-    return wire.ChunkMessage(number, 1, rows, num_rows, np.zeros((num_rows, 2), np.float32) if hidden else None)
+    return wire.ChunkMessage(number, Chunk(1, rows, num_rows, np.zeros((num_rows, 2), np.float32) if hidden else None))
 
 
 def test_a_chunk_arrives_after_its_bytes_and_the_latency(two_stages):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flowspec_edge.core.events import RunDraft
-from flowspec_edge.core.speculation.tree import Row
+from flowspec_edge.core.rows import Row
 from flowspec_edge.engine.drafters.eagle1 import PASS_ROWS, Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from tests.engine.conftest import Session, make_chain

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from flowspec_edge.core.events import RunForward
+from flowspec_edge.core.rows import Row
 from flowspec_edge.core.speculation.kv_slots import KvSlots
-from flowspec_edge.core.speculation.tree import Row
 from flowspec_edge.engine.graphs import as_ort_value
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.padding import MAX_ATTENTION_PADDING

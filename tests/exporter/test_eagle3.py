@@ -14,7 +14,7 @@ from exporter.bundle import ExportOptions, export_bundle
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import RunDraft
-from flowspec_edge.core.speculation.tree import Row
+from flowspec_edge.core.rows import Row
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.unsplit import UnsplitModel

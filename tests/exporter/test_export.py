@@ -20,7 +20,7 @@ from exporter import matmuls
 from exporter.__main__ import main
 from exporter.bundle import ExportOptions, export_bundle
 from flowspec_edge.bundle import DEMO_BUNDLE
-from flowspec_edge.core.speculation.tree import Row
+from flowspec_edge.core.rows import Row
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.engine.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ import pytest
 
 from flowspec_edge.core import wire
 from flowspec_edge.core.cluster.key_text import API_PREFIX, CLUSTER_PREFIX
-from flowspec_edge.core.speculation.tree import Row
+from flowspec_edge.core.rows import Chunk, Row
 from flowspec_edge.errors import ClusterKeyError, KeyTextError, LinkLostError, OtherKeyError
 from flowspec_edge.net import server as servers
 from flowspec_edge.net.auth import derive_credentials, key_path, load_key, make_key, replace_key
@@ -66,7 +66,7 @@ def test_keys_of_another_length_are_refused(num_bytes):
 
 async def test_members_exchange_what_they_like(ours):
     hidden = np.arange(60 * 2500, dtype=np.float32).reshape(60, 2500)  # 600 KB
-    chunk = wire.ChunkMessage(0, 3, tuple(Row(i, max(i - 1, 0), 7) for i in range(60)), 1, hidden)
+    chunk = wire.ChunkMessage(0, Chunk(3, tuple(Row(i, max(i - 1, 0), 7) for i in range(60)), 1, hidden))
 
     async def echo(link):
         link.send(await link.receive())
@@ -77,7 +77,7 @@ async def test_members_exchange_what_they_like(ours):
         assert welcome == make_welcome()
         assert link._transport.get_extra_info("ssl_object").version() == "TLSv1.3"
         link.send(chunk)
-        np.testing.assert_array_equal((await link.receive()).hidden, hidden)
+        np.testing.assert_array_equal((await link.receive()).chunk.hidden, hidden)
         await link.close()
 
 

@@ -11,8 +11,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from flowspec_edge.core import wire
-from flowspec_edge.core.speculation.tree import Row
+from flowspec_edge.core import codec, wire
+from flowspec_edge.core.rows import Chunk, Row
 from flowspec_edge.errors import LinkLostError, NodeUnavailableError, ProtocolError
 from flowspec_edge.net import connection
 from flowspec_edge.net.connection import TAIL_ALIGNMENT_BYTES
@@ -23,7 +23,7 @@ from tests.net.conftest import linked, listening, make_hello, make_welcome
 def make_chunk(number, num_rows=1, width=4):
     hidden = np.arange(num_rows * width, dtype=np.float32).reshape(num_rows, width)
     rows = tuple(Row(i, max(i - 1, 0), 7) for i in range(num_rows))
-    return wire.ChunkMessage(number, 3, rows, 1, hidden)
+    return wire.ChunkMessage(number, Chunk(3, rows, 1, hidden))
 
 
 async def raw_websocket(session, server, purpose=wire.CONTROL):
@@ -42,11 +42,11 @@ async def test_a_large_tail_arrives_whole_aligned_and_comes_back():
         sent = make_chunk(0, num_rows=60, width=2500)  # 600 KB
         pair.near.send(sent)
         got = await pair.far.receive()
-        np.testing.assert_array_equal(got.hidden, sent.hidden)
-        assert got.rows == sent.rows
-        assert got.hidden.ctypes.data % TAIL_ALIGNMENT_BYTES == 0
+        np.testing.assert_array_equal(got.chunk.hidden, sent.chunk.hidden)
+        assert got.chunk.rows == sent.chunk.rows
+        assert got.chunk.hidden.ctypes.data % TAIL_ALIGNMENT_BYTES == 0
         pair.far.send(got)
-        np.testing.assert_array_equal((await pair.near.receive()).hidden, sent.hidden)
+        np.testing.assert_array_equal((await pair.near.receive()).chunk.hidden, sent.chunk.hidden)
 
 
 async def test_many_messages_keep_their_order_both_ways():
@@ -61,7 +61,7 @@ async def test_many_messages_keep_their_order_both_ways():
 async def test_chunks_without_rows_of_floats_pass():
     async with linked(wire.DATA) as pair:
         for number in range(3):
-            pair.near.send(wire.ChunkMessage(number, 1, (Row(0, 0, 5),), 1, None))
+            pair.near.send(wire.ChunkMessage(number, Chunk(1, (Row(0, 0, 5),), 1)))
             assert (await pair.far.receive()).number == number
         pair.far.send(wire.Credit(2))
         assert await pair.near.receive() == wire.Credit(2)
@@ -183,9 +183,9 @@ async def test_close_with_an_error_tells_the_peer_why():
 
 
 FRAMES = [
-    (b"\xc1", "not msgpack"),
-    (b"", "not msgpack"),
-    (msgpack.packb(["Credit", -1]), "Credit.num_chunks"),
+    (b"\xc1", "not a message"),
+    (b"", "not a message"),
+    (msgpack.packb(["Credit", -1]), "Credit: Expected `int` >= 0"),
     (bytes(100_000), "exceeds limit"),
     ("text", "text message"),
 ]
@@ -204,7 +204,7 @@ async def test_garbage_closes_the_link_with_a_named_error(frame, text):
 
     async with listening(on_link) as server, aiohttp.ClientSession() as session, asyncio.timeout(5):
         websocket = await raw_websocket(session, server)
-        await websocket.send_bytes(wire.encode(make_hello())[0])
+        await websocket.send_bytes(codec.encode(make_hello())[0])
         await websocket.receive()
         await (websocket.send_str(frame) if isinstance(frame, str) else websocket.send_bytes(frame))
         error = await failed
@@ -216,7 +216,7 @@ async def test_garbage_closes_the_link_with_a_named_error(frame, text):
 @pytest.mark.parametrize(("fragment", "text"), [(bytes(17), "at most 16"), (b"", "at most 16")])
 async def test_a_wrong_fragment_is_refused(fragment, text):
     async with linked(wire.DATA) as pair:
-        header, _ = wire.encode(make_chunk(0))
+        header, _ = codec.encode(make_chunk(0))
         await pair.near._websocket.send_bytes(header)
         await pair.near._websocket.send_bytes(fragment)
         with pytest.raises(ProtocolError, match=text):
@@ -230,7 +230,7 @@ async def test_a_wrong_fragment_is_refused(fragment, text):
 async def test_a_wrong_first_message_is_refused(first, text):
     async with listening(pytest.fail) as server, aiohttp.ClientSession() as session, asyncio.timeout(5):
         websocket = await raw_websocket(session, server)
-        await websocket.send_bytes(wire.encode(first)[0])
+        await websocket.send_bytes(codec.encode(first)[0])
         answer = await websocket.receive()
         assert answer.type is aiohttp.WSMsgType.CLOSE
         assert text in answer.extra

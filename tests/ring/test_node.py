@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from flowspec_edge.core import wire
-from flowspec_edge.core.events import Passage
-from flowspec_edge.core.speculation.tree import NO_PARENT, Row
+from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.errors import LinkLostError, PlacementError, StageFailedError
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import node as nodes
@@ -80,7 +79,7 @@ async def test_a_session_larger_than_the_model_can_use_is_refused(node, int8_bun
     link, answer = await asked(node, int8_bundle)
     assert isinstance(answer, wire.StageOpened)
     data, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "ring-1/0"))
-    link.send(wire.OpenSession(1, 2**40))
+    link.send(wire.OpenSession(SessionSpec(1, 2**40)))
     failure = await link.receive()
     assert "a session of 1099511627776 rows exceeds" in failure.reason
     await data.close()
@@ -90,10 +89,10 @@ async def test_a_session_larger_than_the_model_can_use_is_refused(node, int8_bun
 async def test_a_chunk_without_credit_ends_the_stage(node, int8_bundle):
     link, _ = await asked(node, int8_bundle)
     data, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "ring-1/0"))
-    link.send(wire.OpenSession(1, 100))
+    link.send(wire.OpenSession(SessionSpec(1, 100)))
     assert await link.receive() == wire.SessionOpened(1)
     for number in range(9):
-        data.send(wire.ChunkMessage(number, 1, (Row(number, number - 1 if number else NO_PARENT, 5),), 1, None))
+        data.send(wire.ChunkMessage(number, Chunk(1, (Row(number, number - 1 if number else NO_PARENT, 5),), 1)))
     failure = await link.receive()
     assert "a chunk without credit" in failure.reason
     await data.close()
@@ -119,12 +118,12 @@ async def test_a_cancel_ends_the_forward_it_was_meant_for_and_not_the_next(node,
     data, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "ring-1/0"))
     async with node.data_link("ring-1/1") as returned:
         for session in (1, 2):
-            link.send(wire.OpenSession(session, 100))
+            link.send(wire.OpenSession(SessionSpec(session, 100)))
             assert await link.receive() == wire.SessionOpened(session)
-            data.send(wire.ChunkMessage(session - 1, session, (Row(0, NO_PARENT, 5),), 1, None))
+            data.send(wire.ChunkMessage(session - 1, Chunk(session, (Row(0, NO_PARENT, 5),), 1)))
         assert await asyncio.to_thread(began.wait, WAIT_S)
         link.send(wire.CloseSession(1))
-        chunk = await returned.receive()
+        chunk = (await returned.receive()).chunk
     assert (chunk.session, seen) == (2, [(1, True), (2, False)])
     await data.close()
     await link.close()
@@ -134,13 +133,13 @@ async def test_a_chunk_runs_in_its_turn_and_tells_of_its_passage(node, int8_bund
     link, _ = await asked(node, int8_bundle)
     data, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "ring-1/0"))
     async with node.data_link("ring-1/1") as returned:
-        link.send(wire.OpenSession(1, 100))
+        link.send(wire.OpenSession(SessionSpec(1, 100)))
         assert await link.receive() == wire.SessionOpened(1)
         earlier = Passage(4, 0.5, 0.25)
-        data.send(wire.ChunkMessage(0, 1, (Row(0, NO_PARENT, 5),), 1, None, 2, (earlier,)))
+        data.send(wire.ChunkMessage(0, Chunk(1, (Row(0, NO_PARENT, 5),), 1, turn=2, passages=(earlier,))))
         link.send(wire.BeginTurn(1, 2))
         assert await data.receive() == wire.Credit(1)
-        chunk = await returned.receive()
+        chunk = (await returned.receive()).chunk
     assert chunk.turn == 3
     assert chunk.passages[0] == earlier
     assert (chunk.passages[1].num_rows, len(chunk.passages)) == (1, 2)

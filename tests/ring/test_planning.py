@@ -11,7 +11,7 @@ import pytest
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.cli.show_plan import format_plan
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core import wire
+from flowspec_edge.core import codec, wire
 from flowspec_edge.core.device.throttling import ThermalReport
 from flowspec_edge.core.planning.placement import LoadedLayers, TimeLine
 from flowspec_edge.core.planning.prediction import Outcome
@@ -178,9 +178,9 @@ async def test_nodes_that_cannot_serve_are_named(int8_bundle, quick_curve):
 
 async def test_a_link_is_measured_with_at_most_a_mebibyte(int8_bundle, monkeypatch):
     sent = []
-    encode = wire.encode
+    encode = codec.encode
     monkeypatch.setattr(
-        wire,
+        codec,
         "encode",
         lambda message: (
             (sent.append(len(message.payload)) if isinstance(message, wire.Probe) else None) or encode(message)

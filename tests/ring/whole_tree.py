@@ -4,10 +4,11 @@ import numpy as np
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import RunDraft, RunForward
+from flowspec_edge.core.limits import TREE_MARGIN
+from flowspec_edge.core.rows import NO_PARENT, Advance, Row
 from flowspec_edge.core.speculation.drafting import Drafting, DraftShape
-from flowspec_edge.core.speculation.generation import TREE_MARGIN
 from flowspec_edge.core.speculation.kv_slots import KvSlots
-from flowspec_edge.core.speculation.tree import NO_PARENT, Advance, Row, Tree
+from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.core.speculation.verify import Sampler
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from flowspec_edge.core.limits import MAX_LIVING_ROWS
 from flowspec_edge.core.speculation.schedules import find_schedule
 from flowspec_edge.core.speculation.schedules.pipedec import LEVEL_ROWS
 from flowspec_edge.core.speculation.schedules.rounds import TREE_PASSES, TREE_ROWS
@@ -26,8 +27,6 @@ REFUSAL_SHARE = 0.15
 Both fitted to flowspec on 15 rings of 1 to 8 stages on the virtual clock, whose tokens/s they tell within 15 %."""
 CHUNK_ROWS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64)
 """Chunk sizes that are tried: between two of them the best rate changes by under 1 %."""
-MAX_LIVING_ROWS = 400.0
-"""Draft rows that stages hold at most (core/schedules/flowspec.py)."""
 ROUND_GAIN = {"chunked": 1.0, "pruned": 1.42, "lockstep": 1.42}
 """Tokens/s over those of chunked: means of docs/performance.md (virtual clock, commit 1739c86)."""
 CURVE_ROWS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 400.0)

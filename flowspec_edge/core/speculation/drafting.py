@@ -16,9 +16,10 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from flowspec_edge.core.rows import NO_PARENT, Row
 from flowspec_edge.core.speculation.acceptance import Acceptance, Edge
 from flowspec_edge.core.speculation.lookup import MAX_MATCH, Lookup
-from flowspec_edge.core.speculation.tree import NO_PARENT, Row, Tree, TreeRow
+from flowspec_edge.core.speculation.tree import Tree, TreeRow
 from flowspec_edge.core.speculation.verify import Sampler
 
 LOOKUP_ROWS = 24

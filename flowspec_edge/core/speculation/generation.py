@@ -22,28 +22,21 @@ from flowspec_edge.core.events import (
     DraftFinished,
     EmitTokens,
     FinishGeneration,
-    Floats,
     OriginAction,
-    Passage,
     ReportTrip,
     RunDraft,
     RunHead,
-    SendChunk,
 )
+from flowspec_edge.core.limits import PREFILL_ROWS, TREE_MARGIN
+from flowspec_edge.core.rows import NO_PARENT, Advance, Chunk, Floats, Row
 from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.drafting import Drafting, DraftShape
 from flowspec_edge.core.speculation.lookup import Lookup
 from flowspec_edge.core.speculation.pipeline import Flight, Pipeline, RingCosts
 from flowspec_edge.core.speculation.schedules import find_schedule
-from flowspec_edge.core.speculation.tree import NO_PARENT, Advance, Row, Tree
+from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.core.speculation.verify import Sampler
 from flowspec_edge.errors import ProtocolError, RequestError
-
-PREFILL_ROWS = 128
-"""Rows of a prefill chunk: large enough to amortise a forward, small enough to keep every stage busy on a long prompt."""
-
-TREE_MARGIN = 512
-"""Cache rows beyond the length limit, for the living draft rows of one session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +141,13 @@ class Generation:
 
     # ------------------------------------------------------------------ what the ring brings
 
-    def take_returned(self, rows: tuple[Row, ...], hidden: Floats, passages: tuple[Passage, ...], now: float) -> None:
+    def take_returned(self, chunk: Chunk, now: float) -> None:
         """Hidden rows came back from the last stage."""
+        rows, hidden = chunk.rows, chunk.hidden
+        assert hidden is not None, "the last stage sends hidden rows"
         if self._drafts and not self._taps:
             self._hidden.update((row.id, hidden[index]) for index, row in enumerate(rows) if row.id in self.tree)
-        self.pipeline.take_returned({row.id for row in rows}, passages, now)
+        self.pipeline.take_returned({row.id for row in rows}, chunk.passages, now)
         self._returned.append((rows, hidden))
         self._drop_returned()
 
@@ -217,14 +212,14 @@ class Generation:
         turn = self._schedule.next_turn(self, has_credit)
         return None if turn is None else BroadcastTurn(self.session, turn)
 
-    def next_chunk(self, now: float) -> SendChunk | None:
+    def next_chunk(self, now: float) -> Chunk | None:
         """The next chunk to send, or None: the prompt, then what the schedule chooses."""
         if self._prefill:
             rows = self._prefill.popleft()
             num_wanted = len(rows) if self._drafts and not self._taps else int(not self._prefill)
             if num_wanted:
                 self.pipeline.send(Flight({row.id for row in rows}, now))
-            return SendChunk(self.session, rows, num_wanted, None)
+            return Chunk(self.session, rows, num_wanted)
         chosen = self._schedule.choose_rows(self, now)
         return self._send(chosen, now) if chosen else None
 
@@ -405,13 +400,13 @@ class Generation:
         row = self.tree.get(id)
         return row is not None and row.depth >= self.tree[self.root].depth
 
-    def _send(self, ids: list[int], now: float) -> SendChunk:
+    def _send(self, ids: list[int], now: float) -> Chunk:
         rows = tuple(Row(id, self.tree[id].parent, self.tree[id].token) for id in ids)
         self.sent.update(ids)
         turn = self._schedule.turn
         self.pipeline.send(Flight(set(ids), now, turn))
         self.statistics.num_rows_sent += len(ids)
-        return SendChunk(self.session, rows, len(rows), None, turn)
+        return Chunk(self.session, rows, len(rows), turn=turn)
 
     def _report(self, num_returned: int, num_accepted: int, num_pruned: int) -> ReportTrip:
         num_drafted, self._num_trip_drafted = self._num_trip_drafted, 0

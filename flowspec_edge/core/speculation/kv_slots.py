@@ -9,24 +9,15 @@ rows behind them move down, order kept, so committed rows are always a prefix an
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowspec_edge.core.speculation.tree import NO_PARENT, Row
+from flowspec_edge.core.rows import NO_PARENT, Row, SlotMove
 from flowspec_edge.errors import StageFailedError
 
 FIRST_SLOT = 1
 """Slot 0 is the reserved one."""
-
-
-class SlotMove(NamedTuple):
-    """Copy ``length`` cache rows from slot ``source`` on to slot ``target`` on; target < source, moves in order."""
-
-    source: int
-    target: int
-    length: int
 
 
 class KvSlots:

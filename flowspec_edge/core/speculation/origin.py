@@ -25,14 +25,16 @@ from flowspec_edge.core.events import (
     RingLost,
     RunDraft,
     RunHead,
+    SendChunk,
     StageReady,
     TappedArrived,
 )
+from flowspec_edge.core.limits import CREDITS_PER_HOP
+from flowspec_edge.core.rows import SessionSpec
 from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import Generation, GenerationStatistics, TargetLimits
 from flowspec_edge.core.speculation.pipeline import RingCosts
-from flowspec_edge.core.speculation.stage import CREDITS_PER_HOP
 
 PROGRESS_TIMEOUT_S = 60.0
 """Nothing came back for this long: the ring is taken for lost. A 13B model on slow boards answers in seconds."""
@@ -83,11 +85,11 @@ class Origin:
             case StageReady(session):
                 if session in self._running:
                     self._running[session].num_stages_missing -= 1
-            case ChunkReturned(session, rows, hidden, passages):
+            case ChunkReturned(chunk):
                 actions.append(GrantCredit(1))
-                if session in self._running:
-                    self._running[session].progress_at = now
-                    self._running[session].generation.take_returned(rows, hidden, passages, now)
+                if chunk.session in self._running:
+                    self._running[chunk.session].progress_at = now
+                    self._running[chunk.session].generation.take_returned(chunk, now)
             case TappedArrived(session, layer, ids, hidden):
                 if session in self._running:
                     self._running[session].generation.take_tapped(layer, ids, hidden)
@@ -154,11 +156,13 @@ class Origin:
         self._running[event.session] = _Running(generation, self._num_stages, now)
         actions.append(
             OpenSessions(
-                event.session,
-                generation.capacity,
-                generation.cancels,
-                generation.is_tapped,
-                len(event.prompt),
+                SessionSpec(
+                    event.session,
+                    generation.capacity,
+                    generation.cancels,
+                    generation.is_tapped,
+                    len(event.prompt),
+                )
             )
         )
 
@@ -193,7 +197,7 @@ class Origin:
                 chunk = generation.next_chunk(now) if self._credits else None
                 if chunk is not None:
                     self._credits -= 1
-                    actions.append(chunk)
+                    actions.append(SendChunk(chunk))
                     self._running[generation.session] = self._running.pop(generation.session)  # to the end of the turns
                     sending = True
 

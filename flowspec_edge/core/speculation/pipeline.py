@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from flowspec_edge.core.events import Passage
+from flowspec_edge.core.rows import Passage
 
 FORGETTING = 0.98
 """Weight of the past at each new sample: a throttling board is noticed within some fifty chunks."""

@@ -19,12 +19,10 @@ from flowspec_edge.core.events import (
     CancelForward,
     ChunkArrived,
     CreditArrived,
-    Floats,
     ForwardFinished,
     FreeCache,
     GrantCredit,
     OpenCache,
-    Passage,
     RunForward,
     SendChunk,
     SendTapped,
@@ -34,24 +32,20 @@ from flowspec_edge.core.events import (
     StageEvent,
     TurnBegan,
 )
+from flowspec_edge.core.limits import CREDITS_PER_HOP, MAX_SESSIONS
+from flowspec_edge.core.rows import Advance, Chunk, Floats, Passage, SessionSpec
 from flowspec_edge.core.speculation.kv_slots import KvSlots
-from flowspec_edge.core.speculation.tree import Advance, Tree
+from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import ProtocolError
-
-CREDITS_PER_HOP = 2
-"""Chunks a sender may have waiting at the next hop: one to start the moment the running one ends, one on the wire."""
-
-MAX_SESSIONS = 64
-"""A bound on what one origin may open at one stage."""
 
 
 class _Session:
-    def __init__(self, request: SessionRequested) -> None:
+    def __init__(self, spec: SessionSpec) -> None:
         self.tree = Tree()
-        self.slots = KvSlots(request.capacity)
-        self.cancels = request.cancels
-        self.is_tapped = request.is_tapped
-        self.num_prompt = request.num_prompt
+        self.slots = KvSlots(spec.capacity)
+        self.cancels = spec.cancels
+        self.is_tapped = spec.is_tapped
+        self.num_prompt = spec.num_prompt
         self.turn = 0
         self.tapped: dict[int, dict[int, Floats]] = {}  # per living row that nobody knows to be verified: by layer
 
@@ -69,13 +63,13 @@ class _Session:
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    chunk: ChunkArrived
+    chunk: Chunk
     arrived_at: float
 
 
 @dataclass(slots=True)
 class _Running:
-    chunk: ChunkArrived
+    chunk: Chunk
     waited_s: float
     began_at: float
     is_cancelled: bool = False
@@ -100,15 +94,16 @@ class Stage:
         """
         actions: list[StageAction] = []
         match event:
-            case SessionRequested(session, capacity):
+            case SessionRequested(spec):
+                session = spec.session
                 if session in self._sessions or len(self._sessions) >= MAX_SESSIONS:
                     raise ProtocolError(f"session {session} is open already, or {MAX_SESSIONS} are (MAX_SESSIONS)")
-                self._sessions[session] = _Session(event)
-                actions.append(OpenCache(session, capacity))
-            case ChunkArrived():
+                self._sessions[session] = _Session(spec)
+                actions.append(OpenCache(session, spec.capacity))
+            case ChunkArrived(chunk):
                 if len(self._waiting) >= CREDITS_PER_HOP:
                     raise ProtocolError(f"a chunk without credit: {CREDITS_PER_HOP} wait here (CREDITS_PER_HOP)")
-                self._waiting.append(_Waiting(_select(event, self._added(event)), now))
+                self._waiting.append(_Waiting(_select(chunk, self._added(chunk)), now))
             case AdvanceArrived(session, at, to):
                 if session in self._sessions:
                     self._sessions[session].tree.advance(Advance(at, to))
@@ -169,17 +164,17 @@ class Stage:
             running.is_cancelled = True
             actions.append(CancelForward(running.chunk.session))
 
-    def _added(self, chunk: ChunkArrived) -> list[int]:
+    def _added(self, chunk: Chunk) -> list[int]:
         """Take the rows into the session's tree, if it is still open; which of them it took, by place."""
         session = self._sessions.get(chunk.session)
         return [index for index, row in enumerate(chunk.rows) if session is not None and session.tree.add(row)]
 
-    def _living(self, chunk: ChunkArrived) -> list[int]:
+    def _living(self, chunk: Chunk) -> list[int]:
         """Which rows of the chunk live, by place."""
         session = self._sessions.get(chunk.session)
         return [index for index, row in enumerate(chunk.rows) if session is not None and row.id in session.tree]
 
-    def _forward(self, session: _Session, chunk: ChunkArrived) -> RunForward:
+    def _forward(self, session: _Session, chunk: Chunk) -> RunForward:
         moves = tuple(session.slots.drop(session.tree.take_dropped()))
         first = session.slots.append(chunk.rows)
         positions = np.array([session.tree[row.id].depth for row in chunk.rows], np.int64)  # [rows]
@@ -213,13 +208,12 @@ class Stage:
             self._credits += 1  # nothing leaves, so the credit taken at the start is free again
             return
         passage = Passage(len(chunk.rows), running.waited_s, now - running.began_at)
-        out = _select(replace(chunk, hidden=hidden), kept)
         turn = chunk.turn + 1 if chunk.turn else 0
-        passages = (*chunk.passages, passage)
-        actions.append(SendChunk(out.session, out.rows, out.num_wanted, out.hidden, turn, passages))
+        passed = replace(chunk, hidden=hidden, turn=turn, passages=(*chunk.passages, passage))
+        actions.append(SendChunk(_select(passed, kept)))
 
 
-def _select(chunk: ChunkArrived, kept: list[int]) -> ChunkArrived:
+def _select(chunk: Chunk, kept: list[int]) -> Chunk:
     """The chunk without the rows that are not in ``kept``."""
     if len(kept) == len(chunk.rows):
         return chunk

@@ -14,30 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from flowspec_edge.core.limits import MAX_WAITING_ADVANCES
+from flowspec_edge.core.rows import NO_PARENT, Advance, Row
 from flowspec_edge.errors import ProtocolError
-
-NO_PARENT = 0xFFFFFFFF
-"""The parent of a session's first row. Draft ids are u32 and stay below it."""
-
-MAX_WAITING_ADVANCES = 1024
-"""How many Advances may wait for rows still in flight: far more than a ring can hold, and a bound on a broken origin."""
-
-
-class Row(NamedTuple):
-    """One token of a session: its draft id, its parent's draft id, the token id."""
-
-    id: int
-    parent: int
-    token: int
-
-
-class Advance(NamedTuple):
-    """The token after row ``at`` is ``to``."""
-
-    at: int
-    to: int
 
 
 @dataclass(slots=True)

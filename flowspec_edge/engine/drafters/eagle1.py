@@ -14,9 +14,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from flowspec_edge.core.events import DraftFinished, Floats, RunDraft
+from flowspec_edge.core.events import DraftFinished, RunDraft
+from flowspec_edge.core.rows import Floats, Row
 from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT
-from flowspec_edge.core.speculation.tree import Row
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, as_ort_value, pad_rows
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.padding import min_rows

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from flowspec_edge.core.events import Passage
 from flowspec_edge.core.planning.placement import Hop, Plan, PlannedHop, PlannedStage, TimeLine
 from flowspec_edge.core.planning.prediction import hold_against, name_link
+from flowspec_edge.core.rows import Passage
 from flowspec_edge.core.speculation.pipeline import RingCosts
 
 WIRE = Hop.from_rate(1.8, 1000)

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowspec_edge.core.rows import NO_PARENT, Advance, Row
 from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
-from flowspec_edge.core.speculation.tree import NO_PARENT, Advance, Row, Tree
+from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import StageFailedError
 from tests.core.speculation.trees import interleavings, stories
 

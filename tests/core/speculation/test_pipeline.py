@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowspec_edge.core.events import Passage
+from flowspec_edge.core.rows import Passage
 from flowspec_edge.core.speculation.pipeline import Flight, LineFit, Pipeline, RingCosts
 
 SECONDS = st.floats(0, 10)

@@ -45,7 +45,6 @@ def test_tapped_rows_reach_the_drafter_from_whichever_stages_own_them(num_stages
     answer = ring.submit(1, prompt, options)
     ring.run()
     assert answer.tokens == unsplit(prompt, options)
-    assert not any(ring.tapped)
 
 
 def test_drafts_from_tapped_rows_speed_up_as_much_as_others():
@@ -82,7 +81,7 @@ def test_several_stages_work_on_one_text_at_once():
     answer = ring.submit(1, (1, 2, 3), GenerateOptions(max_new_tokens=60))
     most_at_work = 0
     while ring.step():
-        most_at_work = max(most_at_work, sum(stage.job is not None for stage in ring.stages))
+        most_at_work = max(most_at_work, ring.num_at_work)
     assert most_at_work >= 3
     assert len(answer.trips) < len(answer.tokens)
 
@@ -118,8 +117,8 @@ def test_a_lost_ring_ends_each_generation_with_the_reason():
 def test_a_silent_ring_is_given_up_after_the_deadline():
     ring = FakeRing(2, random.Random(4))
     answer = ring.submit(1, (1, 2), GenerateOptions())
-    assert ring.origin.next_deadline() == pytest.approx(ring.now + PROGRESS_TIMEOUT_S)
-    ring.now += PROGRESS_TIMEOUT_S
+    assert ring.origin.next_deadline() == pytest.approx(ring.order.now_s + PROGRESS_TIMEOUT_S)
+    ring.order.now_s += PROGRESS_TIMEOUT_S
     ring.tell_origin(ev.DeadlinePassed())
     assert answer.reason == "failed"
     assert "nothing came back" in answer.error

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.speculation.stage import CREDITS_PER_HOP, Stage
-from flowspec_edge.core.speculation.tree import NO_PARENT, Row
+from flowspec_edge.core.limits import CREDITS_PER_HOP
+from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
+from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import ProtocolError
 
 ROOT = Row(0, NO_PARENT, 5)
@@ -19,7 +20,7 @@ class Driver:
     def __init__(self, *, is_last=False):
         self.core = Stage(is_last=is_last)
         self.now = 100.0
-        self.tell(ev.SessionRequested(1, 100))
+        self.tell(ev.SessionRequested(SessionSpec(1, 100)))
 
     def tell(self, event, *, after_s=0.0):
         self.now += after_s
@@ -29,7 +30,7 @@ class Driver:
 
     def arrive(self, *rows, session=1, turn=0, passages=(), after_s=0.0):
         hidden = np.array([[row.id] for row in rows], np.float32)
-        return self.tell(ev.ChunkArrived(session, rows, len(rows), hidden, turn, passages), after_s=after_s)
+        return self.tell(ev.ChunkArrived(Chunk(session, rows, len(rows), hidden, turn, passages)), after_s=after_s)
 
     def finish(self, *rows, after_s=0.0):
         return self.tell(ev.ForwardFinished(np.array([[row.id] for row in rows], np.float32)), after_s=after_s)
@@ -49,7 +50,7 @@ def kinds(actions):
 
 
 def sent(actions):
-    return [action for action in actions if isinstance(action, ev.SendChunk)]
+    return [action.chunk for action in actions if isinstance(action, ev.SendChunk)]
 
 
 def started(actions):
@@ -57,13 +58,13 @@ def started(actions):
 
 
 def test_a_passage_says_rows_and_waiting_and_running_time(stage):
-    earlier = ev.Passage(3, 0.5, 0.25)
+    earlier = Passage(3, 0.5, 0.25)
     stage.arrive(ROOT, passages=(earlier,))
     stage.arrive(LEFT, RIGHT, passages=(earlier,), after_s=1.0)
     (first,) = sent(stage.finish(ROOT, after_s=2.0))
-    assert first.passages == (earlier, ev.Passage(1, 0.0, 3.0))
+    assert first.passages == (earlier, Passage(1, 0.0, 3.0))
     (second,) = sent(stage.finish(LEFT, RIGHT, after_s=4.0))
-    assert second.passages == (earlier, ev.Passage(2, 2.0, 4.0))
+    assert second.passages == (earlier, Passage(2, 2.0, 4.0))
 
 
 def test_a_passage_counts_the_rows_that_ran_not_those_that_are_sent_on(stage):
@@ -121,7 +122,7 @@ def test_an_advance_that_waited_for_a_row_prunes_its_chunk(stage):
 
 
 def test_a_turn_of_one_session_is_none_of_another(stage):
-    stage.tell(ev.SessionRequested(2, 100))
+    stage.tell(ev.SessionRequested(SessionSpec(2, 100)))
     stage.arrive(ROOT, session=2, turn=1)
     assert stage.tell(ev.TurnBegan(1, 1)) == []
     assert started(stage.tell(ev.TurnBegan(2, 1))) == [(ROOT,)]
@@ -158,7 +159,7 @@ def test_the_end_of_its_session_cancels_the_forward_once(stage):
 
 
 def test_the_end_of_another_session_cancels_nothing(stage):
-    stage.tell(ev.SessionRequested(2, 100))
+    stage.tell(ev.SessionRequested(SessionSpec(2, 100)))
     stage.arrive(ROOT)
     assert stage.tell(ev.SessionEnded(2)) == [ev.FreeCache(2)]
 
@@ -196,9 +197,9 @@ def test_the_last_stage_sends_only_wanted_rows_and_gives_the_credit_back_where_n
     last = Driver(is_last=True)
     prompt = (ROOT, LEFT)
     hidden = np.zeros((2, 1), np.float32)
-    last.tell(ev.ChunkArrived(1, prompt[:1], 0, hidden[:1]))
+    last.tell(ev.ChunkArrived(Chunk(1, prompt[:1], 0, hidden[:1])))
     assert last.finish(ROOT) == []
-    last.tell(ev.ChunkArrived(1, prompt[1:], 1, hidden[1:]))
+    last.tell(ev.ChunkArrived(Chunk(1, prompt[1:], 1, hidden[1:])))
     (chunk,) = sent(last.finish(LEFT))
     assert (chunk.rows, chunk.num_wanted) == ((LEFT,), 1)
     assert started(last.arrive(Row(4, 1, 9))) == [(Row(4, 1, 9),)]
@@ -216,7 +217,7 @@ class TappedDriver(Driver):
 
     def __init__(self):
         super().__init__()
-        self.tell(ev.SessionRequested(2, 100, True, True, 1))
+        self.tell(ev.SessionRequested(SessionSpec(2, 100, True, True, 1)))
 
     def run(self, *rows):
         (forward,) = [

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowspec_edge.core.speculation.tree import NO_PARENT, Advance, Row, Tree
+from flowspec_edge.core.rows import NO_PARENT, Advance, Row
+from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import ProtocolError
 from tests.core.speculation.trees import interleavings, living, stories
 

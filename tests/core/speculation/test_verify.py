@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.rows import NO_PARENT, Row
 from flowspec_edge.core.speculation.drafting import Drafting, DraftShape
-from flowspec_edge.core.speculation.tree import NO_PARENT, Row, Tree
+from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.core.speculation.verify import Sampler, next_token_distribution
 
 VOCAB = 40

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from flowspec_edge.core.speculation.tree import NO_PARENT, Advance, Row, Tree
+from flowspec_edge.core.rows import NO_PARENT, Advance, Row
+from flowspec_edge.core.speculation.tree import Tree
 
 Message = Advance | tuple[Row, ...]
 

@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
+from flowspec_edge.core.limits import MAX_LIVING_ROWS, MAX_TREE_ROWS
 from flowspec_edge.core.speculation.payoff import Payoff
 from flowspec_edge.core.speculation.schedules.base import Schedule
 
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
 MAX_CHUNK_ROWS = 128
 LEAD_S = 0.002
 """A chunk leaves this much before its time: timers are late, and choosing it takes a moment as well."""
-MAX_LIVING_ROWS = 400
-"""Draft rows that stages hold for one session; less than the margin of their caches."""
-MAX_TREE_ROWS = 400
-"""Draft rows, sent or not, beyond which nothing is drafted; less than the margin of the drafter's cache."""
 PASS_SLACK = 0.1
 """How much longer a pass of the drafter may take for rows beyond the shape's width."""
 MAX_PASS_ROWS = 24

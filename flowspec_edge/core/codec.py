@@ -1,0 +1,151 @@
+"""The bytes of messages. Nothing here opens a socket.
+
+A message is one header, msgpack of ``[type, field, ...]``, and where it has hidden rows a tail: these as raw little-endian
+floats, sent behind the header in pieces (see ``net/connection.py``).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from flowspec_edge.core.limits import MAX_CHUNK_ROWS, MAX_PASSAGES
+from flowspec_edge.core.rows import Chunk, Count, Floats, Passage, Row
+from flowspec_edge.core.wire import ROW_BYTES, ChunkMessage, Message, Plain, PlainMessage, TappedRows
+from flowspec_edge.errors import ProtocolError
+
+MAX_HEADER_BYTES = 65536
+"""A chunk of 512 rows has a header of about 8 KB; nothing else comes near."""
+MAX_TAIL_BYTES = 16 * 2**20
+"""512 rows of 8192 float32: the largest chunk of the widest model we know."""
+_U32 = np.dtype("<u4")
+_F32 = np.dtype("<f4")
+
+
+class _ChunkHeader(PlainMessage, frozen=True, tag="Chunk"):
+    """A chunk without its hidden rows, of which each has ``width`` values. ``table``: u32 ids, then parents, then tokens."""
+
+    number: Count
+    session: Count
+    num_wanted: Count
+    table: Annotated[bytes, Meta(min_length=ROW_BYTES, max_length=ROW_BYTES * MAX_CHUNK_ROWS)]
+    width: Count
+    turn: Count
+    passages: Annotated[tuple[Passage, ...], Meta(max_length=MAX_PASSAGES)]
+
+    @property
+    def num_rows(self) -> int:
+        return _num_rows(self.table, ROW_BYTES)
+
+    def complete(self, hidden: Floats | None) -> ChunkMessage:
+        if self.num_wanted > self.num_rows:
+            raise ProtocolError(f"a chunk of {self.num_rows} rows, of which {self.num_wanted} are wanted back")
+        ids, parents, tokens = np.frombuffer(self.table, _U32).reshape(3, self.num_rows).tolist()
+        rows = tuple(Row(*row) for row in zip(ids, parents, tokens, strict=True))
+        return ChunkMessage(self.number, Chunk(self.session, rows, self.num_wanted, hidden, self.turn, self.passages))
+
+
+class _TappedHeader(PlainMessage, frozen=True, tag="Tapped"):
+    """Tapped rows without their values. ``table``: u32 ids."""
+
+    session: Count
+    layer: Count
+    table: Annotated[bytes, Meta(min_length=_U32.itemsize, max_length=_U32.itemsize * MAX_CHUNK_ROWS)]
+    width: Annotated[int, Meta(ge=1)]
+
+    @property
+    def num_rows(self) -> int:
+        return _num_rows(self.table, _U32.itemsize)
+
+    def complete(self, hidden: Floats | None) -> TappedRows:
+        assert hidden is not None, "their width is at least 1"
+        return TappedRows(self.session, self.layer, tuple(np.frombuffer(self.table, _U32).tolist()), hidden)
+
+
+def _num_rows(table: bytes, row_bytes: int) -> int:
+    num_rows, remainder = divmod(len(table), row_bytes)
+    if remainder:
+        raise ProtocolError(f"a table of {len(table)} bytes, which is no whole number of rows of {row_bytes} bytes")
+    return num_rows
+
+
+_Header = Plain | _ChunkHeader | _TappedHeader
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[_Header] = msgspec.msgpack.Decoder(_Header)
+
+
+def encode(message: Message) -> tuple[bytes, memoryview | None]:
+    """The header's bytes, and the tail as a flat view of bytes where the message has one."""
+    match message:
+        case ChunkMessage(number, chunk):
+            table = np.array(chunk.rows, _U32).reshape(-1, 3).T.tobytes()
+            width = 0 if chunk.hidden is None else chunk.hidden.shape[1]
+            chunk_header = _ChunkHeader(
+                number, chunk.session, chunk.num_wanted, table, width, chunk.turn, chunk.passages
+            )
+            return _encoder.encode(chunk_header), None if chunk.hidden is None else _tail_of(chunk.hidden)
+        case TappedRows(session, layer, ids, hidden):
+            tapped_header = _TappedHeader(session, layer, np.array(ids, _U32).tobytes(), hidden.shape[1])
+            return _encoder.encode(tapped_header), _tail_of(hidden)
+    return _encoder.encode(message), None
+
+
+def _tail_of(hidden: Floats) -> memoryview:
+    if sys.byteorder == "big" or hidden.dtype != _F32 or not hidden.flags.c_contiguous:
+        hidden = np.ascontiguousarray(hidden, _F32)
+    return hidden.data.cast("B")
+
+
+def num_tail_bytes(data: bytes) -> int:
+    """How many bytes follow this header. Raises ProtocolError where it breaks a rule."""
+    return _num_tail_bytes(_read_header(data))
+
+
+def decode(data: bytes, tail: bytes | bytearray | memoryview | None = None) -> Message:
+    """A checked message from its header and tail.
+
+    Raises:
+        ProtocolError: not msgpack, an unknown type, a field of the wrong kind, or a tail of the wrong length.
+    """
+    header = _read_header(data)
+    if not isinstance(header, _ChunkHeader | _TappedHeader):
+        return header
+    found = 0 if tail is None else len(tail)
+    if found != _num_tail_bytes(header):
+        raise ProtocolError(f"{header.num_rows} rows of {header.width} floats with a tail of {found} bytes")
+    if tail is None or not header.width:
+        return header.complete(None)
+    return header.complete(np.frombuffer(tail, _F32).reshape(header.num_rows, header.width))
+
+
+def _read_header(data: bytes) -> _Header:
+    if len(data) > MAX_HEADER_BYTES:
+        raise ProtocolError(
+            f"a header of {len(data)} bytes exceeds the {MAX_HEADER_BYTES}-byte limit (MAX_HEADER_BYTES)"
+        )
+    try:
+        return _decoder.decode(data)
+    except msgspec.DecodeError as cause:
+        raise ProtocolError(f"{_name_of(data)}: {cause}; does the peer run another version?") from cause
+
+
+def _name_of(data: bytes) -> str:
+    """What a message that cannot be read says that it is."""
+    try:
+        name = msgspec.msgpack.decode(data)[0]
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return "not a message"
+    return name if isinstance(name, str) and name.isidentifier() else "not a message"
+
+
+def _num_tail_bytes(header: _Header) -> int:
+    if not isinstance(header, _ChunkHeader | _TappedHeader):
+        return 0
+    num_bytes = header.num_rows * header.width * _F32.itemsize
+    if num_bytes > MAX_TAIL_BYTES:
+        raise ProtocolError(f"a chunk of {num_bytes} bytes exceeds the {MAX_TAIL_BYTES}-byte limit (MAX_TAIL_BYTES)")
+    return num_bytes

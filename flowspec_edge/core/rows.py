@@ -1,0 +1,85 @@
+"""What travels: rows of the token tree, chunks of them, and what a session asks of its stages.
+
+Each has one type on its whole way, in events, on the wire, on the virtual clock and in tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from msgspec import Meta, Struct
+from numpy.typing import NDArray
+
+from flowspec_edge.core.limits import MAX_CHUNK_ROWS, MAX_COUNT, MAX_PASSAGE_S
+
+Floats = NDArray[np.float32]
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+"""A number that a peer may send: of a session, a row, a byte."""
+
+NO_PARENT = 0xFFFFFFFF
+"""The parent of a session's first row. Draft ids are u32 and stay below it."""
+
+
+class Row(NamedTuple):
+    """One token of a session: its draft id, its parent's draft id, the token id."""
+
+    id: int
+    parent: int
+    token: int
+
+
+class Advance(NamedTuple):
+    """The token after row ``at`` is ``to``."""
+
+    at: int
+    to: int
+
+
+class SlotMove(NamedTuple):
+    """Copy ``length`` cache rows from slot ``source`` on to slot ``target`` on; target < source, moves in order."""
+
+    source: int
+    target: int
+    length: int
+
+
+class Passage(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a chunk met at one stage: rows run, seconds it waited for its start, seconds its forward took."""
+
+    num_rows: Annotated[int, Meta(ge=1, le=MAX_CHUNK_ROWS)]
+    waited_s: Annotated[float, Meta(ge=0, le=MAX_PASSAGE_S)]
+    ran_s: Annotated[float, Meta(ge=0, le=MAX_PASSAGE_S)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Rows of one session that are sent together, parents before children.
+
+    ``hidden`` is [rows, hidden_size] float32, row by row; None on the hop to the first stage, which embeds the tokens.
+    ``num_wanted`` is how many of the last rows the origin needs hidden rows of. The forward may begin in turn ``turn`` of
+    the session and not before; 0 asks for no turn. ``passages`` has one entry per stage passed.
+    """
+
+    session: int
+    rows: tuple[Row, ...]
+    num_wanted: int
+    hidden: Floats | None = None
+    turn: int = 0
+    passages: tuple[Passage, ...] = ()
+
+
+class SessionSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What the origin asks of every stage for one session: a KV cache of ``capacity`` rows.
+
+    ``cancels`` says whether forwards over dead rows are given up. ``is_tapped``: the session's drafter wants the hidden
+    rows that enter the bundle's tapped layers, of verified rows alone. The first ``num_prompt`` rows are verified from
+    the start.
+    """
+
+    session: Count
+    capacity: Count
+    cancels: bool = True
+    is_tapped: bool = False
+    num_prompt: Count = 0
