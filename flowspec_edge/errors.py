@@ -99,3 +99,7 @@ class StateError(FlowspecError):
 
 class TrainingError(FlowspecError):
     """The demo model cannot be trained or evaluated as asked: text is missing, or a run directory holds something else."""
+
+
+class JournalError(FlowspecError):
+    """A journal of a core cannot be read, or does not have what the core needs to run again."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import os
 import secrets
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from flowspec_edge.errors import StateError
 
 STATE_VARIABLE = "FLOWSPEC_HOME"
+RECORD_VARIABLE, RECORD_TEXT_VARIABLE = "FLOWSPEC_RECORD", "FLOWSPEC_RECORD_TEXT"
 _PRIVATE = 0o600
+_log = logging.getLogger(__name__)
 
 
 def state_directory() -> Path:
@@ -92,3 +98,41 @@ def write_private(path: Path, text: str, *, is_new: bool = False) -> bool:
             f"{path} cannot be written ({cause.strerror or cause}); free the space or mend the permission, "
             f"or set {STATE_VARIABLE} to a directory of your own"
         ) from cause
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, _PRIVATE)
+
+
+def records_text() -> bool:
+    """Whether the user lets journals have what was asked and written."""
+    return os.environ.get(RECORD_TEXT_VARIABLE, "") not in ("", "0")
+
+
+def open_record(kind: str) -> Callable[[bytes], None] | None:
+    """A new file for the journal of one core, in the directory that ``FLOWSPEC_RECORD`` names; None where that is not set.
+
+    What is written is in the file at once, so that a process that is killed leaves it whole.
+
+    Raises:
+        StateError: the file cannot be made.
+    """
+    directory = os.environ.get(RECORD_VARIABLE)
+    if not directory:
+        return None
+    path = Path(directory) / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}.journal"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = io.FileIO(path, "xb", opener=_open_private)  # closed when `write` is forgotten
+    except OSError as cause:
+        raise StateError(
+            f"{path} cannot be written ({cause.strerror or cause}); give {RECORD_VARIABLE} another directory, or unset it"
+        ) from cause
+
+    def write(data: bytes) -> None:
+        try:
+            file.write(data)
+        except OSError as cause:  # a full disk ends the journal, not the ring
+            _log.warning("%s is not written any further (%s)", path, cause.strerror or cause)
+
+    return write

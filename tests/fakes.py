@@ -19,6 +19,7 @@ import numpy as np
 from flowspec_edge.bench.simulated_ring import SimulatedRing, Watcher
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.limits import CREDITS_PER_HOP, TREE_MARGIN
 from flowspec_edge.core.rows import NO_PARENT, Chunk, SessionSpec
 from flowspec_edge.core.speculation.generation import TargetLimits
@@ -221,8 +222,8 @@ class FakeRing(Watcher):
         max_context: int = 512,
         taps: tuple[int, ...] = (),
     ) -> None:
-        limits = TargetLimits(max_context=max_context, vocab_size=VOCAB, eos_token_ids=frozenset({EOS}))
-        self.origin = Origin(num_stages=num_stages, limits=limits, has_drafter=True, taps=taps)
+        self.limits = TargetLimits(max_context=max_context, vocab_size=VOCAB, eos_token_ids=frozenset({EOS}))
+        self.origin = Origin(num_stages=num_stages, limits=self.limits, has_drafter=True, taps=taps)
         owned: list[list[int]] = [[] for _ in range(num_stages)]
         for tap in taps:
             rng.choice(owned).append(tap)
@@ -237,6 +238,15 @@ class FakeRing(Watcher):
     def num_at_work(self) -> int:
         """Stages that run a forward."""
         return sum(running is not None for running in self.ring.running)
+
+    def record(self, origin: Journal, stages: list[Journal]) -> None:
+        """From here on each core is told through its journal."""
+        self.ring.journals = [origin, *stages]
+
+    def run_to_the_end(self) -> None:
+        """Like ``run``, of a ring that may have lost credits."""
+        while self.step():
+            pass
 
     def submit(self, session: int, prompt: tuple[int, ...], options: GenerateOptions) -> Answer:
         self.engine.prompts[session] = prompt

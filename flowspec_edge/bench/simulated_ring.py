@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flowspec_edge.core import events as ev
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.rows import Chunk, Row, SessionSpec
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.stage import Stage
@@ -137,6 +138,8 @@ class SimulatedRing:
         self.origin = origin
         self.stages = [Stage(is_last=number == len(stage_engines) - 1) for number in range(len(stage_engines))]
         self.running: list[Running | None] = [None] * len(stage_engines)
+        self.journals = [Journal("origin", {}), *(Journal("stage", {}) for _ in stage_engines)]
+        """Through which the cores are told, the origin's first; these write nothing."""
         self.is_left = False
         """Set where nobody waits for texts any more: nothing more is told to the origin."""
         self._engine, self._stage_engines = origin_engine, stage_engines
@@ -150,7 +153,7 @@ class SimulatedRing:
         if self.is_left:
             return
         now_s = self._scheduler.now_s
-        for action in self.origin.handle(event, now_s):
+        for action in self.journals[0].handle(self.origin, event, now_s):
             for watcher in self._watchers:
                 watcher.see_action(action, now_s)
             self._perform(action)
@@ -185,7 +188,7 @@ class SimulatedRing:
                 self._broadcast(ev.SessionEnded(session))
 
     def _tell_stage(self, number: int, event: ev.StageEvent) -> None:
-        for action in self.stages[number].handle(event, self._scheduler.now_s):
+        for action in self.journals[number + 1].handle(self.stages[number], event, self._scheduler.now_s):
             match action:
                 case ev.OpenCache(session, capacity):
                     self._stage_engines[number].open_cache(session, capacity)

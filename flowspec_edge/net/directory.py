@@ -14,6 +14,7 @@ from flowspec_edge.core import wire
 from flowspec_edge.core.cluster import membership as ms
 from flowspec_edge.core.cluster.address import Address, parse_address
 from flowspec_edge.core.cluster.membership import Failure, Membership, Peer
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.errors import (
     FlowspecError,
     NodeUnavailableError,
@@ -22,6 +23,7 @@ from flowspec_edge.errors import (
     ProtocolError,
     StateError,
 )
+from flowspec_edge.files import open_record
 from flowspec_edge.net.addresses import NODE_PORT, local_networks, own_addresses
 from flowspec_edge.net.discovery import Announcement, Announcer, Browser
 from flowspec_edge.net.link import DEFAULT_TIMEOUTS, open_link
@@ -49,9 +51,16 @@ class Directory:
         self.where = where
         self._version, self._port = version, port
         self._report = report
-        self.membership = Membership(
-            node, where.cluster, where.fingerprint, time.monotonic(), self._own_addresses(), where.is_local
-        )
+        itself: dict[str, Any] = {
+            "node": node,
+            "cluster": where.cluster,
+            "fingerprint": where.fingerprint,
+            "began": time.monotonic(),
+            "own": self._own_addresses(),
+            "is_local": where.is_local,
+        }
+        self.membership = Membership(**itself)
+        self._journal = Journal("membership", itself, open_record("membership"))
         self.mdns_error: str | None = None
         self._company_at: float | None = None  # when the first peer answered
         self._events: asyncio.Queue[ms.MembershipEvent] = asyncio.Queue()
@@ -156,7 +165,7 @@ class Directory:
                     event = await self._events.get()
             except TimeoutError:
                 pass
-            for action in self.membership.handle(event, time.monotonic()):
+            for action in self._journal.handle(self.membership, event, time.monotonic()):
                 self._perform(action)
             if not self.membership.peers:
                 self._company_at = None
@@ -245,7 +254,7 @@ class Directory:
             if now != before:
                 before = now
                 _log.info("addresses of this machine: %s", ", ".join(now) or "none")
-                self.membership.own = self._own_addresses()
+                self._events.put_nowait(ms.AddressesChanged(self._own_addresses()))
                 await self._close_mdns()
                 await self._open_mdns()
 

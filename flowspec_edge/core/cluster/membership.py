@@ -98,11 +98,18 @@ class PeerFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class AddressesChanged:
+    """This node itself is reached at these from now on."""
+
+    own: frozenset[Address]
+
+
+@dataclass(frozen=True, slots=True)
 class TimePassed:
     """``next_deadline`` has come."""
 
 
-MembershipEvent = RecordHeard | RecordGone | AddressLearned | PeerAnswered | PeerFailed | TimePassed
+MembershipEvent = RecordHeard | RecordGone | AddressLearned | PeerAnswered | PeerFailed | AddressesChanged | TimePassed
 
 # --------------------------------------------------------------------- actions
 
@@ -189,6 +196,9 @@ class Membership:
                 return self._join(address, peer, known, now)
             case PeerFailed(address, failure):
                 return self._fail(address, failure, now)
+            case AddressesChanged(own):
+                self.own = own
+                return []
             case TimePassed():
                 return self._pass_time(now)
 

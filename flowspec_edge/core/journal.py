@@ -1,0 +1,146 @@
+"""What a core was told, and what it answered: written down so that a bug can be sent, and run again elsewhere.
+
+A journal is msgpack after msgpack: first the core's kind and constructor arguments, then ``(now, event, actions)`` as each
+event is handled. Of float arrays only the shape is kept, for hidden rows pass through the cores unread and weights never
+reach them. Tokens are text: unless asked for them, a journal has ordinal numbers instead, counted anew under each parent
+row, which is all that a stage needs; logits and drafts, which the origin needs, are then left out as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import msgpack
+import msgspec
+import numpy as np
+
+from flowspec_edge.core import events as ev
+from flowspec_edge.core.rows import Row
+from flowspec_edge.errors import FlowspecError
+
+MAX_BYTES = 64 * 2**20
+"""Where a journal stops: an SD card has room for it, a bug report too once it is compressed."""
+
+_E = TypeVar("_E", contravariant=True)
+_A = TypeVar("_A")
+Write = Callable[[bytes], None]
+
+
+class Core(Protocol[_E, _A]):
+    """What all cores have in common."""
+
+    def handle(self, event: _E, now: float) -> list[_A]: ...
+
+
+_WITH_TEXT = (ev.HeadFinished, ev.DraftFinished)
+"""Events whose arrays say what was written."""
+
+
+class Journal:
+    """Writes one core's journal; without ``write`` it only passes events on."""
+
+    def __init__(
+        self, kind: str, arguments: Mapping[str, Any], write: Write | None = None, *, has_text: bool = False
+    ) -> None:
+        self._write = write
+        self._num_bytes = 0
+        self._writer = PlainWriter(has_text=has_text)
+        self._put({"kind": kind, "has_text": has_text, "arguments": self._writer.plain(dict(arguments))})
+
+    def handle(self, core: Core[_E, _A], event: _E, now: float) -> list[_A]:
+        """Let the core handle the event. Raises what it does."""
+        if self._write is None:
+            return core.handle(event, now)
+        told = self._writer.plain(event)
+        try:
+            actions = core.handle(event, now)
+        except FlowspecError as error:
+            self._put([now, told, [type(error).__name__, str(error)]])
+            raise
+        self._put([now, told, self._writer.plain(actions)])
+        return actions
+
+    def _put(self, value: object) -> None:
+        if self._write is None:
+            return
+        data = msgpack.packb(value)
+        self._num_bytes += len(data)
+        if self._num_bytes > MAX_BYTES:
+            data, write, self._write = msgpack.packb("full"), self._write, None
+            write(data)
+            return
+        self._write(data)
+
+
+class PlainWriter:
+    """Turns values into what msgpack has: ``[name, ...]``, the name of a type of ours or of a container with ``=`` before it."""
+
+    def __init__(self, *, has_text: bool) -> None:
+        self._has_text = has_text
+        self._ordinals: dict[tuple[int, int], dict[int, int]] = {}  # per session and parent: by token
+
+    def plain(self, value: Any) -> Any:
+        """An event, an action, a list of these, or a constructor's arguments."""
+        if not self._has_text:
+            value = self._without_text(value)
+        keeps_values = self._has_text or not isinstance(value, _WITH_TEXT)
+        return self._plain(value, keeps_values=keeps_values, keeps_floats=isinstance(value, _WITH_TEXT))
+
+    def _plain(self, value: Any, *, keeps_values: bool = True, keeps_floats: bool = False) -> Any:
+        def plain(part: Any) -> Any:
+            return self._plain(part, keeps_values=keeps_values, keeps_floats=keeps_floats)
+
+        if isinstance(value, np.ndarray):
+            is_kept = keeps_values and (keeps_floats or value.dtype.kind != "f")
+            return ["=array", value.dtype.str, list(value.shape), value.tobytes() if is_kept else None]
+        if isinstance(value, set | frozenset):
+            return ["=set", sorted(map(plain, value))]
+        if isinstance(value, Mapping):
+            return ["=map", [[plain(key), plain(part)] for key, part in value.items()]]
+        if isinstance(value, list) or type(value) is tuple:
+            return ["=seq", [self.plain(part) if dataclasses.is_dataclass(part) else plain(part) for part in value]]
+        if isinstance(value, np.generic):
+            return value.item()
+        if (fields := _fields_of(value)) is not None:
+            return [type_name(type(value)), *map(plain, fields)]
+        return value
+
+    def _without_text(self, value: Any) -> Any:
+        match value:
+            case ev.ChunkArrived(chunk) | ev.ChunkReturned(chunk) | ev.SendChunk(chunk):
+                kept = dataclasses.replace(chunk, rows=self._rows(chunk.session, chunk.rows))
+                return type(value)(kept)
+            case ev.RunForward() | ev.RunDraft():
+                return dataclasses.replace(value, rows=self._rows(value.session, value.rows))
+            case ev.AdvanceArrived(session, at, to) | ev.BroadcastAdvance(session, at, to):
+                return dataclasses.replace(value, to=self._ordinal(session, at, to))
+            case ev.PromptSubmitted():
+                options = dataclasses.replace(value.options, stop=())
+                return dataclasses.replace(value, prompt=(0,) * len(value.prompt), options=options)
+            case ev.EmitTokens():
+                return dataclasses.replace(value, tokens=(0,) * len(value.tokens))
+        return value
+
+    def _rows(self, session: int, found: tuple[Row, ...]) -> tuple[Row, ...]:
+        return tuple(row._replace(token=self._ordinal(session, row.parent, row.token)) for row in found)
+
+    def _ordinal(self, session: int, parent: int, token: int) -> int:
+        known = self._ordinals.setdefault((session, parent), {})
+        return known.setdefault(token, len(known))
+
+
+def type_name(kind: type[Any]) -> str:
+    """As journals have it: the module's last name and the type's."""
+    return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
+
+
+def _fields_of(value: Any) -> tuple[Any, ...] | None:
+    if isinstance(value, tuple):  # a named one
+        return value
+    if isinstance(value, msgspec.Struct):
+        return tuple(getattr(value, name) for name in value.__struct_fields__)
+    if dataclasses.is_dataclass(value):
+        return tuple(getattr(value, field.name) for field in dataclasses.fields(value))
+    return None
