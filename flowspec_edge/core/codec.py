@@ -129,7 +129,7 @@ def _read_header(data: bytes) -> _Header:
         )
     try:
         return _decoder.decode(data)
-    except msgspec.DecodeError as cause:
+    except (msgspec.DecodeError, RecursionError) as cause:
         raise ProtocolError(f"{_name_of(data)}: {cause}; does the peer run another version?") from cause
 
 
@@ -137,7 +137,7 @@ def _name_of(data: bytes) -> str:
     """What a message that cannot be read says that it is."""
     try:
         name = msgspec.msgpack.decode(data)[0]
-    except (msgspec.DecodeError, LookupError, TypeError):
+    except (msgspec.DecodeError, RecursionError, LookupError, TypeError):
         return "not a message"
     return name if isinstance(name, str) and name.isidentifier() else "not a message"
 

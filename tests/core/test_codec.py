@@ -142,6 +142,8 @@ def chunk(turn=0, passages=()):
         (chunk(passages=[[1, math.inf, 0.0]]), bytes(16), "<= 3600"),
         (chunk(passages=[[1, 0.0, 1e9]]), bytes(16), "<= 3600"),
         (chunk(passages=[[1, 0.0, "soon"]]), bytes(16), "got `str`"),
+        (b"\x91" * 60000, None, "not a message"),
+        (b"\x92\xa6Credit" + b"\x91" * 60000, None, "not a message"),
         (bytes(70000), None, "exceeds the 65536-byte limit"),
     ],
 )
