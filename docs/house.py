@@ -1,8 +1,9 @@
 """The house as its imports draw it: rooms, arrows between them, circles, and what is long in it.
 
-A room is a folder of the package, or a module that lies flat in the package's root; each folder of ``core/`` is a room of its
-own. ``FLOORS`` is the order of the rooms: a room imports only from rooms that stand after it. Imports for types and imports inside
-functions count like all others. ``tests/test_layering.py`` holds the order; ``docs/draw_house.py`` draws it.
+A room is a folder of the package, or a module that lies flat in the package's root; each folder of ``core/`` is a room
+of its own. ``FLOORS`` is the order of the rooms: a room imports only from rooms that stand after it. Imports for types
+and imports inside functions count like all others. ``tests/test_layering.py`` holds the order, ``docs/draw_house.py``
+draws it.
 
 ::
 
@@ -136,7 +137,7 @@ class House:
         """The first sentence of what a room says of itself."""
         module = PACKAGE if room == "__init__" else room if room == ANNEX else f"{PACKAGE}.{room}"
         docstring = ast.get_docstring(self.trees[module]) or ""
-        return docstring.partition("\n\n")[0].partition(". ")[0].replace("\n", " ").rstrip(".")
+        return docstring.partition("\n\n")[0].partition(". ")[0].replace("\n", " ").replace("``", "").rstrip(".")
 
     def long_things(self) -> list[Long]:
         """Modules over MAX_MODULE_LINES, then functions over MAX_FUNCTION_LINES, in the package and its annex."""
@@ -193,7 +194,7 @@ def _reachable(arrows: set[tuple[str, str]]) -> dict[str, set[str]]:
 
 
 def _functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Functions and methods with the names of the classes around them; those inside functions count as part of these."""
+    """Functions and methods with the names of their classes. A function inside a function counts as part of it."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef):
             yield from _functions(child, f"{prefix}{child.name}.")
