@@ -202,7 +202,7 @@ def _tops(heights: dict[str, float]) -> dict[int, float]:
 
 
 def _way(start: str, end: str, tops: dict[int, float], heights: dict[str, float]) -> str:
-    """Straight down from one room to another, or sideways first and around a corner where neither is above the other."""
+    """Straight down from one room to another, or around a corner where neither is above the other."""
     above, below = PLACES[start], PLACES[end]
     left, right = max(above.left, below.left), min(above.right, below.right)
     x = LANES.get((start, end), (left + right) / 2)
