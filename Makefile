@@ -1,8 +1,9 @@
 # make demo   the main job: four nodes on this machine answer a prompt
 # make test   every test, exporter included
 # make check  format, lint, types and the fast tests
+# make docs   draws the house from the imports and builds the documentation site, every link checked
 # make arm-check  a ring of two emulated ARM boards writes the same text; not part of `make test`
-.PHONY: demo test check arm-check clean
+.PHONY: demo test check docs arm-check clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -17,6 +18,11 @@ check: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not slow" tests/core
+
+docs: .venv/docs
+	$(BIN)/python -m docs.draw_house docs/house.svg
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built: build/site/index.html; to read it with its search: $(BIN)/python -m http.server --directory build/site"
 
 arm-check: .venv/test
 	$(BIN)/python -m tests.arm.arm_check $(ARGS)
@@ -33,6 +39,10 @@ arm-check: .venv/test
 .venv/test: .venv/run
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable '.[export,dev]'
+	touch $@
+
+.venv/docs: .venv/run
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	touch $@
 
 clean:

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from docs.house import ANNEX, ORDER, House, direct_arrows
+from docs.house import ANNEX, ORDER, PACKAGE, House, direct_arrows
 from flowspec_edge.bench.svg import FAINT, FONT, INK
 
 WIDTH = 1240
 LEFT, RIGHT = 40, 1200
 TOP = 164
 """Pixels above the first row: title and roof."""
-ROW_GAP, PAD, LINE = 40, 12, 15
-ROLE_SIZE, FILE_SIZE, NAME_SIZE = 11.5, 11.0, 15.0
-CHARACTER = 0.5
+ROW_GAP, PAD, LINE = 38, 12, 17
+ROLE_SIZE, FILE_SIZE, NAME_SIZE = 13.5, 12.5, 17.0
+CHARACTER = 0.49
 """Mean width of a character in sizes of the font: boxes are filled by it, so it is rather too large."""
 ARROW, WRONG = "#7b8794", "#c8553d"
 """Of an arrow, and of a line where a room imports from above."""
@@ -106,11 +106,22 @@ class Picture:
         marker = f' marker-end="url(#{end})"' if end else ""
         self.parts.append(f'<path d="{data}" fill="{fill}" stroke="{stroke}" stroke-width="{width:.1f}"{marker}/>')
 
-    def text(self, x: float, y: float, text: str, size: float, fill: str = INK, *, is_bold: bool = False) -> None:
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        size: float,
+        fill: str = INK,
+        *,
+        anchor: str = "start",
+        is_bold: bool = False,
+    ) -> None:
         """``y`` is the baseline."""
         weight = ' font-weight="bold"' if is_bold else ""
         self.parts.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:.1f}" fill="{fill}"{weight}>{escape(text)}</text>'
+            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:.1f}" fill="{fill}" text-anchor="{anchor}"{weight}>'
+            f"{escape(text)}</text>"
         )
 
     def to_text(self, height: float, title: str) -> str:
@@ -130,7 +141,7 @@ def draw_house(house: House) -> str:
     rooms = [room for room in ORDER if room in house.rooms]
     role = {room: _wrapped(house.role_of(room), room, ROLE_SIZE) for room in rooms}
     files = {room: _wrapped(_files_of(house, room), room, FILE_SIZE) for room in rooms}
-    heights: dict[str, float] = {room: 30 + LINE * (len(role[room]) + len(files[room])) + PAD for room in rooms}
+    heights: dict[str, float] = {room: 32 + LINE * (len(role[room]) + len(files[room])) + PAD for room in rooms}
     tops = _tops(heights)
     picture = Picture()
     _draw_walls(picture, house, tops, heights)
@@ -145,13 +156,13 @@ def draw_house(house: House) -> str:
         bottom = top + heights[room]
         picture.rect(place.left, top, place.right, bottom, "#ffffff", WALL, 4)
         picture.rect(place.left, top, place.left + 5, bottom, place.color)
-        picture.text(place.left + 18, top + 23, _shown_name(room), NAME_SIZE, is_bold=True)
+        picture.text(place.left + 18, top + 24, _shown_name(room), NAME_SIZE, is_bold=True)
         for number, line in enumerate(role[room]):
-            picture.text(place.left + 18, top + 42 + LINE * number, line, ROLE_SIZE)
+            picture.text(place.left + 18, top + 45 + LINE * number, line, ROLE_SIZE)
         for number, line in enumerate(files[room], len(role[room])):
-            picture.text(place.left + 18, top + 43 + LINE * number, line, FILE_SIZE, FAINT)
+            picture.text(place.left + 18, top + 46 + LINE * number, line, FILE_SIZE, FAINT)
     bottom = max(tops[PLACES[room].row] + heights[room] for room in rooms)
-    return picture.to_text(bottom + 60, "The house: rooms of flowspec_edge and what imports what")
+    return picture.to_text(bottom + 44, "The house: rooms of flowspec_edge and what imports what")
 
 
 def _draw_walls(picture: Picture, house: House, tops: dict[int, float], heights: dict[str, float]) -> None:
@@ -164,31 +175,22 @@ def _draw_walls(picture: Picture, house: House, tops: dict[int, float], heights:
         WALL,
         width=2.5,
     )
-    counted = len([room for room in house.rooms if room != ANNEX])
-    arrows = len([pair for pair in house.arrows if ANNEX not in pair])
-    for y, words, size, fill in (
-        (78, "flowspec_edge", 24.0, INK),
-        (100, f"{counted} rooms, {arrows} arrows between them", 12.5, FAINT),
-        (
-            118,
-            "A room imports only from rooms below it. Drawn are the arrows that no way over others replaces.",
-            12.5,
-            FAINT,
-        ),
-    ):
-        picture.parts.append(
-            f'<text x="{middle}" y="{y}" font-size="{size}" fill="{fill}" text-anchor="middle">{escape(words)}</text>'
-        )
+    num_rooms = len([room for room in house.rooms if room != ANNEX])
+    num_arrows = len([pair for pair in house.arrows if ANNEX not in pair])
+    counted = f"{num_rooms} rooms, {num_arrows} arrows between them"
+    rule = "A room imports only from rooms below it. Drawn are the arrows that no way over others replaces."
+    for y, words, size, fill in ((76, PACKAGE, 26, INK), (100, counted, 14, FAINT), (120, rule, 14, FAINT)):
+        picture.text(middle, y, words, size, fill, anchor="middle")
     if (ground := tops.get(PURE_ROWS[1] + 1)) is not None:
-        picture.text(LEFT, ground - 10, "The ground: modules that every room may import.", 12, FAINT)
+        picture.text(LEFT, ground - 10, "The ground: modules that every room may import.", 13.5, FAINT)
     first, last = PURE_ROWS
     pure_bottom = max(tops[last] + height for room, height in heights.items() if PLACES[room].row == last)
     picture.rect(LEFT, tops[first] - 18, RIGHT, pure_bottom + 14, PURE_GROUND, "none", 6)
-    picture.text(LEFT + 20, tops[first] + 6, "core/: pure", 12, GREEN, is_bold=True)
+    picture.text(LEFT + 20, tops[first] + 6, "core/: pure", 13.5, GREEN, is_bold=True)
     for number, line in enumerate(
         ("Events and time come in,", "actions go out. No clock,", "no socket, no ONNX Runtime.")
     ):
-        picture.text(LEFT + 20, tops[first] + 24 + 16 * number, line, 12, GREEN)
+        picture.text(LEFT + 20, tops[first] + 25 + 18 * number, line, 13.5, GREEN)
 
 
 def _tops(heights: dict[str, float]) -> dict[int, float]:
