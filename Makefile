@@ -20,6 +20,7 @@ check: .venv/test
 	$(BIN)/python -m pytest -q -m "not slow" tests/core
 
 docs: .venv/docs
+	$(BIN)/python -m docs.house --write
 	$(BIN)/python -m docs.draw_house docs/house.svg
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "built: build/site/index.html; to read it with its search: $(BIN)/python -m http.server --directory build/site"

@@ -156,7 +156,7 @@ def draw_house(house: House) -> str:
         bottom = top + heights[room]
         picture.rect(place.left, top, place.right, bottom, "#ffffff", WALL, 4)
         picture.rect(place.left, top, place.left + 5, bottom, place.color)
-        picture.text(place.left + 18, top + 24, _shown_name(room), NAME_SIZE, is_bold=True)
+        picture.text(place.left + 18, top + 24, shown_name(room), NAME_SIZE, is_bold=True)
         for number, line in enumerate(role[room]):
             picture.text(place.left + 18, top + 45 + LINE * number, line, ROLE_SIZE)
         for number, line in enumerate(files[room], len(role[room])):
@@ -216,7 +216,7 @@ def _way(start: str, end: str, tops: dict[int, float], heights: dict[str, float]
     return f"M{side:.1f},{y:.1f} H{x - turn:.1f} Q{x:.1f},{y:.1f} {x:.1f},{y + CORNER:.1f} V{top:.1f}"
 
 
-def _shown_name(room: str) -> str:
+def shown_name(room: str) -> str:
     """As one would look for it in the sources."""
     return f"{room.replace('.', '/')}/" if room not in GROUND | {"__main__", "__init__", "client"} else f"{room}.py"
 

@@ -7,14 +7,16 @@ draws it.
 
 ::
 
-    python -m docs.house           # rooms, arrows and circles of this checkout
-    python -m docs.house --long    # functions over 40 lines and modules over 300
+    python -m docs.house            # rooms, arrows and circles, functions over 40 lines and modules over 300
+    python -m docs.house --write    # the same into docs/design.md, where the reasons stand
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +42,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tasks", "errors", "version"),
 )
 ORDER: tuple[str, ...] = tuple(room for floor in FLOORS for room in floor)
+DESIGN = ROOT / "docs" / "design.md"
+LIST_HEAD, MISSING = "| what is long | lines | why it stays |", "?"
 MAX_FUNCTION_LINES, MAX_MODULE_LINES = 40, 300
 """Beyond these a function and a module need a reason (docs/design.md, "The house")."""
 
@@ -202,21 +206,53 @@ def _functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.Funct
             yield f"{prefix}{child.name}", child
 
 
+def write_counts(house: House, text: str) -> str:
+    """The text of docs/design.md with its figures of today, and with the list of what is long. A reason stays with its
+    name; where there is none yet, MISSING stands for it.
+    """
+    things = house.long_things()
+    counted = [len(house.rooms), len(house.arrows), len(house.circles)]
+    counted += [sum(not thing.name for thing in things), sum(bool(thing.name) for thing in things)]
+    text = re.sub(r"^\| now \|.*$", f"| now | {' | '.join(map(str, counted))} |", text, flags=re.MULTILINE)
+    reasons = reasons_in(text)
+    rows = [f"| {_shown(thing)} | {thing.num_lines} | {reasons.get(_shown(thing), MISSING)} |" for thing in things]
+    head, _, rest = text.partition(f"{LIST_HEAD}\n")
+    below = itertools.dropwhile(lambda line: line.startswith("|"), rest.splitlines(keepends=True))
+    return "".join([head, f"{LIST_HEAD}\n|---|---|---|\n", *(f"{row}\n" for row in rows), *below])
+
+
+def reasons_in(text: str) -> dict[str, str]:
+    """Of docs/design.md: why what is long stays so, by the name that the list gives it."""
+    _, _, rest = text.partition(f"{LIST_HEAD}\n")
+    rows = itertools.takewhile(lambda line: line.startswith("|"), rest.splitlines())
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return {what: reason for what, _, reason in cells if reason != MISSING}
+
+
+def _shown(thing: Long) -> str:
+    return f"`{thing.path}`" + (f", `{thing.name}`" if thing.name else "")
+
+
+def without_reason(house: House, text: str) -> list[str]:
+    """What is long, and not in the list with a reason."""
+    reasons = reasons_in(text)
+    return [shown for thing in house.long_things() if (shown := _shown(thing)) not in reasons]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what was counted."""
+    """Print what was counted, or write it down."""
     parser = argparse.ArgumentParser(prog="python -m docs.house", description="What the imports say of the house.")
-    parser.add_argument("--long", action="store_true", help="print long functions and modules as a Markdown table")
+    parser.add_argument("--write", action="store_true", help="put figures and list into docs/design.md")
     parser.add_argument("--root", type=Path, default=ROOT, help="another checkout to read (default: this one)")
     options = parser.parse_args(arguments)
     house = House.read(options.root)
-    if options.long:
-        print("| what | lines |\n|---|---|")
-        for path, name, num_lines in house.long_things():
-            print(f"| `{path}`{f', `{name}`' if name else ''} | {num_lines} |")
-        return
+    if options.write:
+        DESIGN.write_text(write_counts(house, DESIGN.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"{len(house.rooms)} rooms, {len(house.arrows)} arrows, {len(house.circles)} circles of files")
     for circle in house.circles:
         print("circle:", " ".join(circle))
+    for thing in house.long_things():
+        print(f"{thing.num_lines:4} lines: {thing.path} {thing.name}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the documentation site is made of: files of the repository, each at its own place.
 
-A link from ``README.md`` to ``docs/design.md`` is thus the same on the site as in the repository. A link to a source file
-leads to a page that shows it, which is made here. Loaded by mkdocs (see mkdocs.yml).
+A link from ``README.md`` to ``docs/design.md`` is thus the same on the site as in the repository. A link to a source
+file leads to a page that shows it, which is made here. Loaded by mkdocs (see mkdocs.yml).
 """
 
 from __future__ import annotations

@@ -1,18 +1,40 @@
 """Who may import whom, read from the sources: rooms have an order, the core stays pure, devices stay without torch."""
 
 import ast
+import re
 import subprocess
 import sys
 
 import pytest
 
-from docs.house import ANNEX, ORDER, ROOT, House
+from docs.draw_house import draw_house, shown_name
+from docs.house import ANNEX, DESIGN, ORDER, ROOT, House, without_reason
 
 HOUSE = House.read()
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/design.md",
+    "docs/performance.md",
+    "docs/arm.md",
+    "docs/demo-model.md",
+]
+OURS = {"flowspec_edge", "exporter", "tests", "docs", "examples", "benchmarks"}
+OURS |= {path.name for path in (ROOT / "flowspec_edge").iterdir() if path.is_dir()}
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields", "_make"}
 """Names of the standard library that are public in spite of their underscore."""
 STANDING = {
+    "long": {
+        "`flowspec_edge/bench/virtual_clock.py`",
+        "`flowspec_edge/bench/virtual_clock.py`, `VirtualRing._tell_origin`",
+        "`flowspec_edge/cli/node.py`, `_node`",
+        "`flowspec_edge/core/speculation/generation.py`",
+        "`flowspec_edge/core/speculation/generation.py`, `Generation.__init__`",
+        "`flowspec_edge/node/node.py`",
+        "`flowspec_edge/origin/planning.py`",
+        "`flowspec_edge/weights/cache.py`",
+    },
     "upwards": {
         "flowspec_edge.core.events -> flowspec_edge.core.speculation.kv_slots",
         "flowspec_edge.core.events -> flowspec_edge.core.speculation.tree",
@@ -195,6 +217,24 @@ def private_names(scope):
 
 def is_private(name):
     return name.startswith("_") and not name.startswith("__") and name not in DOCUMENTED
+
+
+def test_what_is_long_has_a_reason():
+    assert set(without_reason(HOUSE, DESIGN.read_text())) == STANDING["long"]
+
+
+def test_the_picture_has_every_room():
+    picture = draw_house(HOUSE)
+    for room in ORDER:
+        assert f">{shown_name(room)}</text>" in picture
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_a_document_names_are_there(document):
+    for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.py)`", (ROOT / document).read_text()):
+        first, slash, _ = name.partition("/")
+        if first in OURS or not slash:
+            assert (ROOT / name).exists() or (ROOT / "flowspec_edge" / name).exists(), f"{document} names {name}"
 
 
 def test_only_the_command_line_reads_arguments_and_prints():
