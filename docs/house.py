@@ -248,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     house = House.read(options.root)
     if options.write:
         DESIGN.write_text(write_counts(house, DESIGN.read_text(encoding="utf-8")), encoding="utf-8")
+        return
     print(f"{len(house.rooms)} rooms, {len(house.arrows)} arrows, {len(house.circles)} circles of files")
     for circle in house.circles:
         print("circle:", " ".join(circle))
