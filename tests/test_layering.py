@@ -24,6 +24,8 @@ OURS |= {path.name for path in (ROOT / "flowspec_edge").iterdir() if path.is_dir
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields", "_make"}
 """Names of the standard library that are public in spite of their underscore."""
+OF_LIBRARIES = {"exporter.tokenizer: (...)._tokenizer", "flowspec_edge.net.link: websocket._writer"}
+"""Where a library has no public way to what is needed; the line itself says why."""
 STANDING = {
     "long": {
         "`flowspec_edge/cli/node.py`, `_node`",
@@ -42,8 +44,6 @@ STANDING = {
         "flowspec_edge.net.link.Link",
     },
     "private": {
-        "exporter.tokenizer: (...)._tokenizer",
-        "flowspec_edge.net.link: websocket._writer",
         "flowspec_edge.origin.opening: ring._ahead",
         "flowspec_edge.origin.opening: ring._behind",
         "flowspec_edge.origin.opening: ring._run",
@@ -184,7 +184,7 @@ def test_no_file_reaches_into_what_is_private_elsewhere():
     reached = {
         f"{module}: {reach}" for module in HOUSE.modules for reach in private_reaches(HOUSE.trees[module], frozenset())
     }
-    assert reached == STANDING["private"]
+    assert reached == STANDING["private"] | OF_LIBRARIES
 
 
 def private_reaches(node, own):
