@@ -8,7 +8,7 @@
 from flowspec_edge.bench.planned import plan_testbed
 from flowspec_edge.bench.testbed import StageCost, Testbed
 
-# A forward of n rows takes fixed_ms + n * row_ms for num_layers layers. The model has the layers of all boards together.
+# A forward of n rows takes fixed_ms + n * row_ms for num_layers layers. The model has the layers of all boards in sum.
 PI_5 = StageCost(device="Pi 5", num_layers=8, fixed_ms=32.0, row_ms=10.0, memory_bytes=6 * 2**30)
 MINI_PC = StageCost(device="mini-PC", num_layers=8, fixed_ms=20.0, row_ms=2.5, memory_bytes=12 * 2**30)
 PI_4 = StageCost(device="Pi 4", num_layers=8, fixed_ms=110.0, row_ms=38.0, memory_bytes=3 * 2**30)

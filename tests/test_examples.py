@@ -15,29 +15,29 @@ from flowspec_edge.engine.unsplit import UnsplitModel
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name, folder, *arguments):
+def run(name: str, folder: Path, *arguments: str) -> str:
     """What the example prints."""
-    command = [sys.executable, EXAMPLES / name, *arguments]
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     return done.stdout
 
 
-def test_every_example_is_run_here_and_told_of():
+def test_every_example_is_run_here_and_told_of() -> None:
     tested = set(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))
     assert tested == {path.name for path in EXAMPLES.glob("*.py")}
     assert set(re.findall(r"\]\((\w+\.py)\)", (EXAMPLES / "README.md").read_text())) == tested
 
 
 @pytest.mark.slow
-def test_a_text_is_streamed_and_another_left(tmp_path):
+def test_a_text_is_streamed_and_another_left(tmp_path: Path) -> None:
     lines = run("stream.py", tmp_path).splitlines()
     assert re.fullmatch(r"[\d.]+ tokens/s, ended by length", lines[-2])
     assert lines[-1].startswith("left after")
 
 
-def test_a_schedule_of_ones_own_is_compared(tmp_path):
+def test_a_schedule_of_ones_own_is_compared(tmp_path: Path) -> None:
     out = run("own_schedule.py", tmp_path, "pi5x4-3b-int4")
     rates = {name: float(rate) for name, rate in re.findall(r"^(\w+) +([\d.]+) tokens/s", out, re.MULTILINE)}
     assert list(rates) == ["autoregressive", "chunked", "eager", "flowspec"]
@@ -45,7 +45,7 @@ def test_a_schedule_of_ones_own_is_compared(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_program_holds_nodes_and_origin(tmp_path):
+def test_one_program_holds_nodes_and_origin(tmp_path: Path) -> None:
     out = run("inside_asyncio.py", tmp_path)
     assert "left has layers [0, 4)" in out
     assert "right has layers [4, 8)" in out
@@ -57,7 +57,7 @@ def test_one_program_holds_nodes_and_origin(tmp_path):
         assert prompt + tokenizer.decode(list(tokens)) in out
 
 
-def test_described_boards_are_planned(tmp_path):
+def test_described_boards_are_planned(tmp_path: Path) -> None:
     out = run("plan_my_boards.py", tmp_path)
     assert out.startswith("flowspec: ")
     assert "4: Pi 4      left out: would slow the ring" in out

@@ -4,6 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -26,7 +29,7 @@ DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields", "_make"}
 """Names of the standard library that are public in spite of their underscore."""
 OF_LIBRARIES = {"exporter.tokenizer: (...)._tokenizer", "flowspec_edge.net.link: websocket._writer"}
 """Where a library has no public way to what is needed; the line itself says why."""
-STANDING = {
+STANDING: dict[str, set[str]] = {
     "long": {
         "`flowspec_edge/cli/node.py`, `_node`",
         "`flowspec_edge/core/speculation/generation.py`",
@@ -67,25 +70,25 @@ PURE = {
 }
 
 
-def imports_of(path):
+def imports_of(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.level == 0 and node.module is not None, f"{path}: relative import"
             yield node.module
 
 
-def is_within(module, packages):
+def is_within(module: str, packages: Iterable[str]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def modules(package):
+def modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", modules("flowspec_edge/core"), ids=lambda path: path.name)
-def test_the_core_is_pure(path):
+def test_the_core_is_pure(path: Path) -> None:
     for module in imports_of(path):
         if module.split(".")[0] in sys.stdlib_module_names:
             assert module not in ("asyncio", "socket", "time", "threading", "random"), module
@@ -101,13 +104,13 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
-def test_packages_keep_to_themselves(package):
+def test_packages_keep_to_themselves(package: str) -> None:
     for path in modules(package):
         for module in imports_of(path):
             assert not is_within(module, FORBIDDEN[package]), f"{path} imports {module}"
 
 
-def test_each_runtime_library_has_one_home():
+def test_each_runtime_library_has_one_home() -> None:
     homes = {"onnxruntime": "engine", "zeroconf": "net"}
     for path in modules("flowspec_edge"):
         for module in imports_of(path):
@@ -117,7 +120,7 @@ def test_each_runtime_library_has_one_home():
             )
 
 
-def test_the_exporter_needs_only_what_graphs_are_driven_by_and_errors_of_the_runtime():
+def test_the_exporter_needs_only_what_graphs_are_driven_by_and_errors_of_the_runtime() -> None:
     for path in modules("exporter"):
         for module in imports_of(path):
             assert not module.startswith("flowspec_edge") or module in (
@@ -127,11 +130,11 @@ def test_the_exporter_needs_only_what_graphs_are_driven_by_and_errors_of_the_run
             )
 
 
-def test_every_room_has_its_place_in_the_order():
+def test_every_room_has_its_place_in_the_order() -> None:
     assert set(HOUSE.rooms) - {ANNEX} == set(ORDER)
 
 
-def test_a_room_imports_only_from_rooms_below_it():
+def test_a_room_imports_only_from_rooms_below_it() -> None:
     upwards = {
         f"{found.importer} -> {found.imported}"
         for found in HOUSE.imports
@@ -141,11 +144,11 @@ def test_a_room_imports_only_from_rooms_below_it():
     assert upwards == STANDING["upwards"]
 
 
-def test_no_two_files_import_each_other_in_a_circle():
+def test_no_two_files_import_each_other_in_a_circle() -> None:
     assert {" ".join(file.rpartition(".")[2] for file in circle) for circle in HOUSE.circles} == STANDING["circles"]
 
 
-def test_a_name_is_imported_from_where_it_is_defined():
+def test_a_name_is_imported_from_where_it_is_defined() -> None:
     handed_on = {
         f"{found.imported}.{found.name}"
         for found in HOUSE.imports
@@ -154,7 +157,7 @@ def test_a_name_is_imported_from_where_it_is_defined():
     assert handed_on == STANDING["handed on"]
 
 
-def test_no_package_hands_on_what_its_files_define():
+def test_no_package_hands_on_what_its_files_define() -> None:
     for module, path in HOUSE.modules.items():
         if path.name != "__init__.py" or module == "flowspec_edge":
             continue
@@ -166,7 +169,7 @@ def test_no_package_hands_on_what_its_files_define():
                 assert {alias.asname or alias.name for alias in node.names} <= used, f"{module}: line {node.lineno}"
 
 
-def defined_in(tree):
+def defined_in(tree: ast.Module) -> set[str]:
     """Names that a module binds by other means than an import."""
     return {
         bound
@@ -176,18 +179,18 @@ def defined_in(tree):
     }
 
 
-def is_stored(node):
+def is_stored(node: ast.AST) -> TypeGuard[ast.Name]:
     return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
-def test_no_file_reaches_into_what_is_private_elsewhere():
+def test_no_file_reaches_into_what_is_private_elsewhere() -> None:
     reached = {
         f"{module}: {reach}" for module in HOUSE.modules for reach in private_reaches(HOUSE.trees[module], frozenset())
     }
     assert reached == STANDING["private"] | OF_LIBRARIES
 
 
-def private_reaches(node, own):
+def private_reaches(node: ast.AST, own: frozenset[str]) -> Iterator[str]:
     """Attributes and imported names with one leading underscore, but for those of a class that stands around them."""
     if isinstance(node, ast.ClassDef):
         own = own | private_names(node)
@@ -199,9 +202,9 @@ def private_reaches(node, own):
         yield from private_reaches(child, own)
 
 
-def private_names(scope):
+def private_names(scope: ast.ClassDef) -> set[str]:
     """What a class calls its own: methods, fields, and attributes of its ``self`` or ``cls``."""
-    names = set()
+    names: set[str] = set()
     for node in ast.walk(scope):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
             names.add(node.attr)
@@ -212,29 +215,29 @@ def private_names(scope):
     return names
 
 
-def is_private(name):
+def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name not in DOCUMENTED
 
 
-def test_what_is_long_has_a_reason():
+def test_what_is_long_has_a_reason() -> None:
     assert set(without_reason(HOUSE, DESIGN.read_text())) == STANDING["long"]
 
 
-def test_the_picture_has_every_room():
+def test_the_picture_has_every_room() -> None:
     picture = draw_house(HOUSE)
     for room in ORDER:
         assert f">{shown_name(room)}</text>" in picture
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_files_that_a_document_names_are_there(document):
+def test_files_that_a_document_names_are_there(document: str) -> None:
     for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.py)`", (ROOT / document).read_text()):
         first, slash, _ = name.partition("/")
         if first in OURS or not slash:
             assert (ROOT / name).exists() or (ROOT / "flowspec_edge" / name).exists(), f"{document} names {name}"
 
 
-def test_only_the_command_line_reads_arguments_and_prints():
+def test_only_the_command_line_reads_arguments_and_prints() -> None:
     for module in modules_outside("cli", ANNEX):
         if module in PROGRAMS:
             continue
@@ -243,17 +246,17 @@ def test_only_the_command_line_reads_arguments_and_prints():
         assert "argparse" not in imports_of(HOUSE.modules[module]), module
 
 
-def modules_outside(*rooms):
+def modules_outside(*rooms: str) -> list[str]:
     return [module for room, inside in HOUSE.rooms.items() if room not in rooms for module in inside]
 
 
-def test_only_the_command_line_imports_what_shows():
+def test_only_the_command_line_imports_what_shows() -> None:
     for found in HOUSE.imports:
         if found.imported.rpartition(".")[2].startswith("show_"):
             assert HOUSE.room_of(found.importer) == "cli", f"{found.importer} imports {found.imported}"
 
 
-def test_a_running_node_never_loads_torch():
+def test_a_running_node_never_loads_torch() -> None:
     names = [module for module in HOUSE.rooms["cli"] if module != "flowspec_edge.cli"]
     assert "flowspec_edge.cli.main" in names
     code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
