@@ -88,29 +88,16 @@ class KvSlots:
         """Who may look at whom: [rows from ``first`` on, slots in use], True for a row's ancestors and itself."""
         total = len(self._ids)
         mask = np.zeros((total - first, total), np.bool_)  # [rows, slots]
+        trunk = _Trunk(self._parent_slots)
         for slot in range(first, total):
             row = mask[slot - first]
             parent = self._parent_slots[slot]
             if parent >= first:
-                row[:first] = mask[parent - first, :first]
-                row[first:slot] = mask[parent - first, first:slot]
+                row[:slot] = mask[parent - first, :slot]
             else:
-                self._mark_path(row, parent)
+                trunk.mark_path(row, parent)
             row[slot] = True
         return mask
-
-    def _mark_path(self, row: NDArray[np.bool_], slot: int) -> None:
-        parents = self._parent_slots
-        while slot:
-            if parents[slot] == slot - 1:  # a run of consecutive slots, such as the prompt, in one stroke
-                stop = slot + 1
-                while slot and parents[slot] == slot - 1:
-                    slot -= 1
-                row[max(slot, FIRST_SLOT) : stop] = True
-                slot = parents[slot] if slot else 0
-            else:
-                row[slot] = True
-                slot = parents[slot]
 
     def check(self) -> None:
         """Assert the invariants: slots and ids agree, parents stand before children."""
@@ -118,3 +105,80 @@ class KvSlots:
         for id, slot in self._slot_of.items():
             assert self._ids[slot] == id
             assert self._parent_slots[slot] < slot
+
+
+class ReusedSlots(KvSlots):
+    """Slots that rows keep for as long as they live: the next row takes the one freed last, and nothing ever moves.
+
+    So a row may stand in front of its parent. Rows are computed behind all slots in use, those too that have a slot already.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._free: list[int] = []
+
+    def release(self, ids: Collection[int]) -> None:
+        """Free the slots of these rows (those that have one)."""
+        for id in ids:
+            slot = self._slot_of.pop(id, None)
+            if slot is not None:
+                self._ids[slot] = NO_PARENT
+                self._free.append(slot)
+
+    def place(self, rows: Sequence[Row]) -> list[int]:
+        """The slot of each of these rows; those that have none get one.
+
+        Raises:
+            StageFailedError: the cache is full.
+        """
+        for row in rows:
+            if row.id not in self._slot_of and self._free:
+                slot = self._slot_of[row.id] = self._free.pop()
+                self._ids[slot], self._parent_slots[slot] = row.id, self._slot_of.get(row.parent, 0)
+            elif row.id not in self._slot_of:
+                self.append([row])
+        return [self._slot_of[row.id] for row in rows]
+
+    def mask_behind(self, rows: Sequence[Row]) -> NDArray[np.bool_]:
+        """Who may look at whom while ``rows`` stand behind all slots: [rows, slots in use + rows].
+
+        A row that has a slot stands there a second time; those of ``rows`` that come after it and below it look at what is new.
+        """
+        first = len(self)
+        slots = dict(self._slot_of)
+        self.append(rows)
+        mask = self.ancestor_mask(first)
+        self._slot_of = slots
+        del self._ids[first:], self._parent_slots[first:]
+        return mask
+
+    def check(self) -> None:
+        """Assert the invariants: slots and ids agree, each slot is taken or free, and no row stands below a free slot."""
+        for id, slot in self._slot_of.items():
+            assert self._ids[slot] == id
+            assert self._parent_slots[slot] not in self._free
+        assert sorted([0, *self._free, *self._slot_of.values()]) == list(range(len(self._ids)))
+
+
+class _Trunk:
+    """The first path that was marked. All paths meet on the committed rows: where one meets the trunk, the rest is known."""
+
+    def __init__(self, parent_slots: Sequence[int]) -> None:
+        self._parent_slots = parent_slots
+        self._slots = np.zeros(0, np.int64)
+        self._place = [-1] * len(parent_slots)  # in the trunk, by slot; -1 where it is not in it
+
+    def mark_path(self, row: NDArray[np.bool_], slot: int) -> None:
+        """Set ``row`` [slots] at ``slot`` and all its ancestors."""
+        parent_slots, place = self._parent_slots, self._place
+        path: list[int] = []
+        while slot and place[slot] < 0:
+            path.append(slot)
+            slot = parent_slots[slot]
+        if slot:
+            row[self._slots[place[slot] :]] = True
+        row[path] = True
+        if not len(self._slots):
+            self._slots = np.array(path, np.int64)
+            for number, slot in enumerate(path):
+                place[slot] = number

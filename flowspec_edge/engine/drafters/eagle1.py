@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flowspec_edge.core.events import DraftFinished, RunDraft
 from flowspec_edge.core.rows import Floats, Row
-from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT
+from flowspec_edge.core.speculation.kv_slots import ReusedSlots
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, as_ort_value, pad_rows
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.padding import min_rows
@@ -30,71 +30,36 @@ PASS_ROWS = 256
 
 
 class _DraftSession:
-    """Slots by draft id. New values are computed behind all slots in use, then moved home.
+    """The cache of one session. A pass computes its rows behind all slots in use; then each row's values move to its own slot.
 
-    ``seen`` and ``features`` serve a row's children, so they are kept for drafted rows and the last verified one only.
+    ``features`` serve a row's children, so they are kept for drafted rows and the last verified one only.
     """
 
     def __init__(self, cache: KvCache, step: StepInputs, capacity: int) -> None:
         self.cache = cache
         self.step = step
         self.binding: ort.IOBinding | None = None  # until the first run
-        self.capacity = capacity
-        self.num_slots = FIRST_SLOT  # in use or free for reuse
-        self.free: list[int] = []
-        self.home: dict[int, int] = {}
-        self.seen: dict[int, NDArray[np.bool_]] = {}  # per row: itself and its ancestors, [capacity] by slot
+        self.slots = ReusedSlots(capacity)
         self.features: dict[int, Floats] = {}  # predicted feature per row, to expand its children from
 
     def forget(self, ids: tuple[int, ...]) -> None:
+        """These rows are dead."""
+        self.slots.release(ids)
         for id in ids:
-            if id in self.home:
-                self.free.append(self.home.pop(id))
-                del self.seen[id], self.features[id]
+            self.features.pop(id, None)
 
     def verify(self, rows: tuple[Row, ...]) -> None:
         """These rows are verified: of their parents no other child will come."""
         for row in rows:
-            self.seen.pop(row.parent, None)
             self.features.pop(row.parent, None)
-
-    def mask(self, rows: tuple[Row, ...]) -> NDArray[np.bool_]:
-        """Who may look at whom while ``rows`` stand behind all slots: [rows, slots in use + rows]."""
-        base = self.num_slots
-        mask = np.zeros((len(rows), base + len(rows)), np.bool_)  # [rows, slots]
-        place = {row.id: index for index, row in enumerate(rows)}
-        for index, row in enumerate(rows):
-            above = place.get(row.parent)
-            if above is not None and above < index:
-                mask[index] = mask[above]
-            else:
-                mask[index, :base] = self._seen_by(row.parent)[:base]
-            mask[index, base + index] = True
-        return mask
 
     def settle(self, rows: tuple[Row, ...], features: Floats) -> None:
         """Move what was just computed to each row's own slot."""
-        sources, targets = [], []
-        base = self.num_slots
-        for index, row in enumerate(rows):
-            slot = self.home.get(row.id)
-            if slot is None:
-                slot = self.free.pop() if self.free else self.num_slots
-                if slot == self.num_slots:
-                    self.num_slots += 1
-                seen = self._seen_by(row.parent).copy()
-                seen[slot] = True
-                self.seen[row.id] = seen
-                self.home[row.id] = slot
-            if slot != base + index:
-                sources.append(base + index)
-                targets.append(slot)
-            self.features[row.id] = features[index]
-        self.cache.gather(sources, targets)
-
-    def _seen_by(self, parent: int) -> NDArray[np.bool_]:
-        """The text's first token is in no pair, so the first pair sees nobody."""
-        return self.seen[parent] if self.home else np.zeros(self.capacity, np.bool_)
+        base = len(self.slots)
+        slots = self.slots.place(rows)
+        moves = [(base + index, slot) for index, slot in enumerate(slots) if slot != base + index]
+        self.cache.gather([source for source, _ in moves], [target for _, target in moves])
+        self.features.update((row.id, features[index]) for index, row in enumerate(rows))
 
 
 class Eagle1Drafter:
@@ -156,7 +121,7 @@ class Eagle1Drafter:
     ) -> Floats:
         embedded = self._embedding[[row.token for row in rows]].astype(np.float32)
         hidden = HiddenRows(features, self._min_rows)
-        inputs = session.step.set(session.mask(rows), positions)
+        inputs = session.step.set(session.slots.mask_behind(rows), positions)
         inputs |= {TOKEN_EMBEDDING: as_ort_value(pad_rows(embedded, self._min_rows)), FEATURE: hidden.source}
         self._graph.bind_step(session.binding, inputs, hidden.target)
         self._graph.run_bound(session.binding)

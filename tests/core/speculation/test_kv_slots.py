@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowspec_edge.core.rows import NO_PARENT, Advance, Row
-from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
+from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots, ReusedSlots
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import StageFailedError
 from tests.core.speculation.trees import interleavings, stories
@@ -70,3 +70,47 @@ def test_slots_follow_the_tree(story, data):
         closure = ancestor_closure(tree, slots.ids)
         for first in {FIRST_SLOT, max(len(slots) - 1, FIRST_SLOT), (FIRST_SLOT + len(slots)) // 2}:
             np.testing.assert_array_equal(slots.ancestor_mask(first), closure[first - FIRST_SLOT :])
+
+
+def test_a_freed_slot_goes_to_the_next_row_and_nothing_moves():
+    slots = ReusedSlots(8)
+    assert slots.place([Row(1, 0, 1), Row(2, 1, 2), Row(3, 1, 3), Row(4, 3, 4)]) == [1, 2, 3, 4]
+    slots.release([2, 9])
+    assert slots.place([Row(5, 4, 5), Row(6, 5, 6)]) == [2, 5]
+    slots.check()
+
+
+def test_a_row_that_is_run_again_stands_behind_all_slots_and_its_children_look_at_it_there():
+    slots = ReusedSlots(8)
+    slots.place([Row(1, 0, 1), Row(2, 1, 2)])
+    again = [Row(1, 0, 1), Row(3, 1, 3), Row(4, 2, 4)]
+    assert slots.mask_behind(again).astype(int).tolist() == [
+        [0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 1, 1, 0, 0, 1],
+    ]
+    assert slots.place(again) == [1, 3, 4], "only what had no slot has taken one"
+
+
+@settings(max_examples=60)
+@given(stories(), st.data())
+def test_reused_slots_show_each_row_its_ancestors(story, data):
+    """Whatever stands where: what a row may look at, read as draft ids, is its path."""
+    tree, slots = Tree(), ReusedSlots(256)
+    for message in data.draw(interleavings(story)):
+        arrived = []
+        if isinstance(message, Advance):
+            tree.advance(message)
+        else:
+            arrived = [row for row in message if tree.add(row)]
+        slots.release(tree.take_dropped())
+        arrived = [row for row in arrived if row.id in tree]
+        again = data.draw(st.lists(st.sampled_from(slots.ids), unique=True, max_size=3)) if slots.ids else []
+        again = [id for id in again if id != NO_PARENT]
+        rows = [Row(id, tree[id].parent, tree[id].token) for id in again] + arrived
+        standing = [NO_PARENT, *slots.ids, *(row.id for row in rows)]
+        for row, seen in zip(rows, slots.mask_behind(rows), strict=True):
+            assert sorted(standing[slot] for slot in np.flatnonzero(seen)) == sorted(r.id for r in tree.path(row.id))
+        slots.place(rows)
+        slots.check()
+        assert {id for id in slots.ids if id != NO_PARENT} == {row.id for row in tree}
