@@ -1,9 +1,9 @@
 """How likely a drafted token is the target's, learned from what the target accepted.
 
-A draft head's probability says which token it prefers, not how often it is right; a repetition of the text says how many
-tokens matched, not what that is worth. Each verification shows, for every child that was drafted for the root, whether the
-target took it. Counted by bins of both, and of the two together, this becomes the chance of acceptance, which path scores are
-made of.
+A draft head's probability says which token it prefers, not how often it is right; a repetition of the text says how
+many tokens matched, not what that is worth. Each verification shows, for every child that was drafted for the root,
+whether the target took it. Counted by bins of both, and of the two together, this becomes the chance of acceptance,
+which path scores are made of.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ BIN_WIDTH = 0.4
 PRIOR_WEIGHT = 80.0
 """How many observations it takes to count as much as what is assumed without any."""
 MATCH_PRIOR = (0.0, 0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.75)
-"""Chance of a token that followed the same 2, 3, ... tokens before (the first two places are void); a little less than measured on source code."""
+"""Chance of a token that followed the same 2, 3, ... tokens before (the first two places are void).
+
+A little less than measured on source code."""
 MAX_CHANCE = 0.98
 FORGETTING = 0.999
 """Weight of the past at each verification: a text that turns into a table is noticed within some thousand tokens."""

@@ -1,9 +1,9 @@
 """Which row of the KV cache holds which row of the tree, and who may look at whom.
 
-A slot is a place in the cache; it is not a position in the sequence (that is the row's depth) and not a draft id. Slot 0 is
-reserved and masked for everyone: the attention operator ignores position ids while its past is empty, so it never is.
-Rows take the next free slot in the order they arrive, parents before children. Dropped rows are closed up at once: the
-rows behind them move down, order kept, so committed rows are always a prefix and only the tail ever moves.
+A slot is a place in the cache; it is not a position in the sequence (that is the row's depth) and not a draft id. Slot
+0 is reserved and masked for everyone: the attention operator ignores position ids while its past is empty, so it never
+is. Rows take the next free slot in the order they arrive, parents before children. Dropped rows are closed up at once:
+the rows behind them move down, order kept, so committed rows are always a prefix and only the tail ever moves.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class KvSlots:
         first = len(self._ids)
         if first + len(rows) > self.capacity:
             raise StageFailedError(
-                f"KV cache: {first - FIRST_SLOT} rows held and {len(rows)} more exceed its {self.capacity - FIRST_SLOT}; "
-                "open the session with a larger limit"
+                f"KV cache: {first - FIRST_SLOT} rows held and {len(rows)} more "
+                f"exceed its {self.capacity - FIRST_SLOT}; open the session with a larger limit"
             )
         for row in rows:
             self._slot_of[row.id] = len(self._ids)
@@ -60,7 +60,7 @@ class KvSlots:
         return first
 
     def drop(self, dropped: Collection[int]) -> list[SlotMove]:
-        """Free the slots of ``dropped`` rows (those that have one) and close the gaps. Returns the moves to make, in order."""
+        """Free the slots of ``dropped`` rows (those that have one) and close the gaps. Returns the moves, in order."""
         gone = sorted(self._slot_of.pop(id) for id in dropped if id in self._slot_of)
         if not gone:
             return []
@@ -110,7 +110,8 @@ class KvSlots:
 class ReusedSlots(KvSlots):
     """Slots that rows keep for as long as they live: the next row takes the one freed last, and nothing ever moves.
 
-    So a row may stand in front of its parent. Rows are computed behind all slots in use, those too that have a slot already.
+    So a row may stand in front of its parent. Rows are computed behind all slots in use, those too that have a slot
+    already.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -142,7 +143,8 @@ class ReusedSlots(KvSlots):
     def mask_behind(self, rows: Sequence[Row]) -> NDArray[np.bool_]:
         """Who may look at whom while ``rows`` stand behind all slots: [rows, slots in use + rows].
 
-        A row that has a slot stands there a second time; those of ``rows`` that come after it and below it look at what is new.
+        A row that has a slot stands there a second time; those of ``rows`` that come after it and below it look at what
+        is new.
         """
         first = len(self)
         slots = dict(self._slot_of)
@@ -153,7 +155,7 @@ class ReusedSlots(KvSlots):
         return mask
 
     def check(self) -> None:
-        """Assert the invariants: slots and ids agree, each slot is taken or free, and no row stands below a free slot."""
+        """Assert the invariants: slots and ids agree, each slot is taken or free, and no parent's slot is free."""
         for id, slot in self._slot_of.items():
             assert self._ids[slot] == id
             assert self._parent_slots[slot] not in self._free
@@ -161,7 +163,7 @@ class ReusedSlots(KvSlots):
 
 
 class _Trunk:
-    """The first path that was marked. All paths meet on the committed rows: where one meets the trunk, the rest is known."""
+    """The first path that was marked. All paths meet on the committed rows: where one meets it, the rest is known."""
 
     def __init__(self, parent_slots: Sequence[int]) -> None:
         self._parent_slots = parent_slots

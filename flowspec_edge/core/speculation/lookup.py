@@ -1,7 +1,7 @@
 """Drafts from the text itself: what followed the last time that the same few tokens stood there.
 
-Prompt and output of one session are indexed by pairs of tokens. Code, tables and edits repeat themselves; where they do, a
-continuation costs no pass of a drafter and may leave with its root. (Saxena, Prompt Lookup Decoding, 2023.)
+Prompt and output of one session are indexed by pairs of tokens. Code, tables and edits repeat themselves; where they
+do, a continuation costs no pass of a drafter and may leave with its root. (Saxena, Prompt Lookup Decoding, 2023.)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Lookup:
         return (before, token) in self._places
 
     def proposals(self, path: Sequence[int]) -> dict[int, int]:
-        """Next tokens after ``path``, and how many tokens before each of them match: the longest match first, then the latest.
+        """Next tokens after ``path``, and how many tokens before each match: the longest match first, then the latest.
 
         ``path`` is a text that need not be in the index itself: its last ``MAX_MATCH`` tokens count.
         """

@@ -1,9 +1,9 @@
 """What the origin knows of its ring: measured costs, and from them when each stage will be free.
 
 Every chunk that comes back tells how long each stage let it wait and ran it. From these follow a line per stage,
-``a + b n`` seconds for ``n`` rows, and one for the hops. With them the origin follows the chunks that are under way, and finds
-the latest moment at which the next one may leave without a bubble at the stage that paces the ring: a chunk that leaves
-earlier only waits in a queue, with rows chosen when less was known.
+``a + b n`` seconds for ``n`` rows, and one for the hops. With them the origin follows the chunks under way, and
+finds the latest moment at which the next one may leave without a bubble at the stage that paces the ring: a chunk that
+leaves earlier only waits in a queue, with rows chosen when less was known.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Drawing the next token from the target's own distribution. This is the one place where a token is chosen.
 
-The draw depends on the seed and the position alone, never on chunking or timing, so the same seed writes the same text on
-one board and on eight, with the draft tree and without it.
+The draw depends on the seed and the position alone, never on chunking or timing, so the same seed writes the same text
+on one board and on eight, with the draft tree and without it.
 
-Each position has its own noise, one value per token of the vocabulary, and the token drawn is the one whose log-probability and
-noise add up to most (Gumbel's way to sample). So the noise is known before the target's distribution is, and a draft can ask
-what the target would draw with it, where it would otherwise only know what is likely: the coupling of Daliri, Musco and Suresh,
-"Coupling without Communication and Drafter-Invariant Speculative Decoding", arXiv 2408.07978. The text is the same with it and
-without it.
+Each position has its own noise, one value per token of the vocabulary, and the token drawn is the one whose
+log-probability and noise add up to most (Gumbel's way to sample). So the noise is known before the target's
+distribution is, and a draft can ask what the target would draw with it, where it would otherwise only know what is
+likely: the coupling of Daliri, Musco and Suresh, "Coupling without Communication and Drafter-Invariant Speculative
+Decoding", arXiv 2408.07978. The text is the same with it and without it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ Floats = NDArray[np.float32]
 NUM_KEPT_POSITIONS = 16
 """Positions whose noise is kept at hand: as deep as most draft trees are."""
 SHARPNESS = 1.5
-"""Exponent between a draft's probability and its chance. Measured with the demo model's head on tokens that it foretells best with
-1.5 at temperature 0 and with 1.2 at 0.6; on the virtual clock 1.5 brings 1 to 4 % more than 1 at both, 3 less."""
+"""Exponent between a draft's probability and its chance.
+
+The demo model's head foretells tokens best with 1.5 at temperature 0 and with 1.2 at 0.6; on the virtual clock 1.5
+brings 1 to 4 % more than 1 at both, 3 less."""
 MIN_REST = 1e-9
 """Probability of all that a draft does not propose, at least."""
 
@@ -50,11 +52,12 @@ class Sampler:
         return int(kept[np.argmin(times)])
 
     def foresee(self, tokens: NDArray[np.int64], log_probs: Floats, positions: Sequence[int]) -> Floats:
-        """Log-chances [rows, k] that each of a draft's ``tokens`` [rows, k] will be drawn, given the noise at its row's position.
+        """Log-chances [rows, k] that each of a draft's ``tokens`` [rows, k] will be drawn, given its position's noise.
 
-        ``log_probs`` [rows, k] are the draft's own, at temperature 1; at temperature ``t`` the target's ranking is about
-        ``log_prob + t * noise``. What ranks first is drawn more often than a draft says that hedges between what the target
-        may mean, so chances are sharper than its probabilities. All that it does not propose counts as one token more.
+        ``log_probs`` [rows, k] are the draft's own, at temperature 1; at temperature ``t`` the target's ranking is
+        about ``log_prob + t * noise``. What ranks first is drawn more often than a draft says that hedges between what
+        the target may mean, so chances are sharper than its probabilities. All that it does not propose counts as one
+        token more.
         """
         if not len(positions):
             return log_probs

@@ -1,9 +1,10 @@
 """An EAGLE-1 draft head: one decoder layer that predicts the target's next feature from a feature and a token.
 
-The pair (hidden row at position i, token i+1) stands at position i. A verified pair has the target's own hidden row; a drafted
-one has the feature that the head predicted for its parent. Both keep a cache slot for as long as their row lives, and a row
-that is run again is written in its place: so the head's view of a token can be refreshed when the target has verified what
-stands before it, while what was drafted below it stays usable. (Li et al., EAGLE, arXiv 2401.15077, section 3.)
+The pair (hidden row at position i, token i+1) stands at position i. A verified pair has the target's own hidden row; a
+drafted one has the feature that the head predicted for its parent. Both keep a cache slot for as long as their row
+lives, and a row that is run again is written in its place: so the head's view of a token can be refreshed when the
+target has verified what stands before it, while what was drafted below it stays usable. (Li et al., EAGLE, arXiv
+2401.15077, section 3.)
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PASS_ROWS = 256
 
 
 class _DraftSession:
-    """The cache of one session. A pass computes its rows behind all slots in use; then each row's values move to its own slot.
+    """The cache of one session. A pass computes its rows behind all slots in use; then they move to their own slots.
 
     ``features`` serve a row's children, so they are kept for drafted rows and the last verified one only.
     """
@@ -80,7 +81,7 @@ class Eagle1Drafter:
         self._sessions: dict[int, _DraftSession] = {}
 
     def open(self, session: int, capacity: int) -> None:
-        """Make a cache for a session whose stages hold ``capacity`` slots: a row that is drafted needs one here as well."""
+        """Make a cache for a session whose stages hold ``capacity`` slots: a drafted row needs one here as well."""
         capacity += PASS_ROWS
         cache = KvCache(1, self._entry.num_kv_heads, capacity, self._entry.head_dim)
         self._sessions[session] = _DraftSession(cache, StepInputs(self._min_rows), capacity)
@@ -89,7 +90,7 @@ class Eagle1Drafter:
         self._sessions.pop(session, None)
 
     def run(self, job: RunDraft) -> DraftFinished:
-        """One pass. Tokens and log-probabilities are [rows, k]: of the last verified pair, if any, and of drafted rows."""
+        """One pass. Tokens and log-probabilities are [rows, k]: of the last verified pair, if any, and drafted rows."""
         session = self._sessions.get(job.session)
         if session is None:  # cancelled meanwhile
             return DraftFinished(np.zeros((0, self._k), np.int64), np.zeros((0, self._k), np.float32))
