@@ -12,9 +12,8 @@ from flowspec_edge.bench.compare import Bench, Task
 from flowspec_edge.bench.testbed import load_testbed
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.speculation.generation import Generation
-from flowspec_edge.core.speculation.schedules import SCHEDULES
-from flowspec_edge.core.speculation.schedules.base import Schedule
+from flowspec_edge.core.speculation.schedules import register_schedule
+from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 
 CHUNK_ROWS, TREE_ROWS = 8, 120
 MIN_SCORE = -5.0  # log of the chance that the target takes the whole path to a row
@@ -23,23 +22,23 @@ MIN_SCORE = -5.0  # log of the chance that the target takes the whole path to a 
 class Eager(Schedule):
     """The eight likeliest rows leave whenever the ring takes a chunk. Nothing is measured, nothing is waited for."""
 
-    def choose_rows(self, generation: Generation, now: float) -> list[int]:
-        if generation.root not in generation.sent:
-            return [generation.root]  # the one row that is surely part of the text
-        if generation.num_living_sent >= TREE_ROWS:
+    def choose_rows(self, view: GenerationView, now: float) -> list[int]:
+        if view.root not in view.sent:
+            return [view.root]  # the one row that is surely part of the text
+        if view.num_living_sent >= TREE_ROWS:
             return []
-        return list(islice(generation.unsent(MIN_SCORE), CHUNK_ROWS))
+        return list(islice(view.unsent(MIN_SCORE), CHUNK_ROWS))
 
-    def choose_pass(self, generation: Generation, now: float) -> list[int] | None:
-        drafting = generation.drafting
+    def choose_pass(self, view: GenerationView, now: float) -> list[int] | None:
+        drafting = view.drafting
         if len(drafting.scores) >= TREE_ROWS:
-            return [] if generation.num_unextended else None
-        rows = drafting.next_pass(drafting.shape.width, generation.max_depth, MIN_SCORE)
-        return rows if rows or generation.num_unextended else None  # None: the drafter has nothing to do
+            return [] if view.num_unextended else None
+        rows = drafting.next_pass(drafting.shape.width, view.max_depth, MIN_SCORE)
+        return rows if rows or view.num_unextended else None  # None: the drafter has nothing to do
 
 
 def main() -> None:
-    SCHEDULES["eager"] = Eager
+    register_schedule("eager", Eager)
     testbed = load_testbed(sys.argv[1] if len(sys.argv) > 1 else "jetson4-7b-fp16-1gbit")
     bench = Bench(Bundle.load(DEMO_BUNDLE))
     options = GenerateOptions(max_new_tokens=48)

@@ -32,15 +32,12 @@ OF_LIBRARIES = {"exporter.tokenizer: (...)._tokenizer", "flowspec_edge.net.link:
 STANDING: dict[str, set[str]] = {
     "long": {
         "`flowspec_edge/cli/node.py`, `_node`",
-        "`flowspec_edge/core/speculation/generation.py`",
-        "`flowspec_edge/core/speculation/generation.py`, `Generation.__init__`",
         "`flowspec_edge/node/node.py`",
         "`flowspec_edge/origin/planning.py`",
         "`flowspec_edge/weights/cache.py`",
     },
     "upwards": set(),
     "circles": {
-        "generation schedules ablations autoregressive base flowspec pipedec rounds",
         "measuring node stage_host",
     },
     "handed on": {

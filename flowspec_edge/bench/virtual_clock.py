@@ -19,8 +19,9 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.rows import NO_PARENT, Advance, Chunk, Row, SessionSpec
 from flowspec_edge.core.speculation.drafting import DraftShape
-from flowspec_edge.core.speculation.generation import GenerationStatistics, TargetLimits
+from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
+from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.engine.drafters import Drafter
 from flowspec_edge.errors import StageFailedError

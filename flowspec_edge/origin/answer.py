@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowspec_edge.config import GenerateOptions, Piece
-from flowspec_edge.core.speculation.generation import GenerationStatistics
+from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
 
 

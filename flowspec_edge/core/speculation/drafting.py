@@ -1,15 +1,17 @@
 """The drafted part of a session's tree: scores, what the drafter has run, and what it should run next.
 
-A row's score is the log-probability that the target takes the whole path from the root to it, so a parent never scores below
-its child and score order keeps causality. When the root moves, surviving rows keep their place and their draft: scores count
-from the new root, and the frontier goes on growing where it is. (FlowSpec, section 3: dynamic draft expansion.)
+A row's score is the log-probability that the target takes the whole path from the root to it, so a parent never scores
+below its child and score order keeps causality. When the root moves, surviving rows keep their place and their draft:
+scores count from the new root, and the frontier goes on growing where it is. (FlowSpec, section 3: dynamic draft
+expansion.)
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
 
@@ -33,8 +35,10 @@ REFRESH_SCORE = math.log(0.3)
 
 @dataclass(frozen=True, slots=True)
 class DraftShape:
-    """How a draft tree grows: rows per pass of the drafter, each with its likeliest ``proposals``, of which up to ``children``
-    may become rows, and of those the likeliest ``rows_per_pass`` of the pass.
+    """How a draft tree grows.
+
+    A pass of the drafter runs ``width`` rows, and proposes the likeliest ``proposals`` tokens after each. Of these up
+    to ``children`` may become rows, and of those the likeliest ``rows_per_pass`` of the pass do.
     """
 
     width: int = 10
@@ -46,8 +50,8 @@ class DraftShape:
 class Drafting:
     """Scores of one session's drafted rows, and the drafter's state.
 
-    Without ``acceptance`` the draft's own probabilities are taken for the chance of acceptance; without ``lookup`` the text
-    itself proposes nothing; without ``sampler`` the draft does not know the noise that the target will be sampled with.
+    Without ``acceptance`` the draft's own probabilities are taken for the chance of acceptance; without ``lookup`` the
+    text itself proposes nothing; without ``sampler`` drafts are ranked without the noise of the target's sampling.
     """
 
     def __init__(
@@ -65,11 +69,9 @@ class Drafting:
         self._lookup = lookup
         self.shape = shape
         self.scores: dict[int, float] = {}  # log-probability from the root, per drafted row
-        self.passes = 0  # since the last restart
+        self.num_passes = 0
         self._edges: dict[int, Edge] = {}
-        self._ran: dict[int, int] = {}  # per row: the number of the pass that ran it last
-        self._num_passes = 0
-        self._stale_from = 0
+        self._ran: dict[int, int] = {}  # per row: the number of the pass that ran it last, from 1
 
     def forget(self, ids: Sequence[int]) -> None:
         """Rows that live no more."""
@@ -99,34 +101,47 @@ class Drafting:
             if edge is not None:
                 scores[row.id] = scores.get(row.parent, 0.0) + self._log_chance(edge)
         self.scores = scores
-        self.passes = 0
         if self._lookup is None:
             return []
         self._lookup.extend(text)
         return self._look_up([root, *heapq.nlargest(LOOKUP_SEEDS, scores, key=scores.__getitem__)], next_id)
 
-    def restart(self) -> None:
-        """Draft everything below the root anew: what earlier passes ran does not count."""
-        self._stale_from = self._num_passes
-        self.passes = 0
-
-    def has_run(self, id: int) -> bool:
-        return self._ran.get(id, 0) > self._stale_from
-
-    def frontier(self, width: int, max_depth: int) -> list[int]:
+    def frontier(self, width: int, max_depth: int, since: int = 0) -> list[int]:
         """The likeliest rows whose children are not drafted yet, though their parent's are; at most ``width``.
 
-        Rows at ``max_depth`` and below it (positions) have no use for children.
+        Rows at ``max_depth`` and below it (positions) have no use for children. Only passes after number ``since``
+        count: what earlier ones ran is to be drafted anew.
         """
-        return [id for id, is_first in self._runnable(max_depth, float("-inf")) if is_first][:width]
+        runnable = self._runnable(max_depth, float("-inf"), since)
+        return [id for id, is_first in runnable if is_first][:width]
 
-    def stale(self, width: int, max_depth: int) -> list[int]:
+    def stale(self, width: int, max_depth: int, since: int = 0) -> list[int]:
         """The likeliest rows that ran before their parent was run again: better features are to be had."""
-        return [id for id, is_first in self._runnable(max_depth, float("-inf")) if not is_first][:width]
+        runnable = self._runnable(max_depth, float("-inf"), since)
+        return [id for id, is_first in runnable if not is_first][:width]
 
     def next_pass(self, width: int, max_depth: int, min_score: float) -> list[int]:
         """The rows that are most worth a pass, frontier and stale ones together."""
         return [id for id, _ in islice(self._runnable(max_depth, min_score), width)]
+
+    def unsent(self, root: int, sent: AbstractSet[int], max_depth: int, min_score: float) -> Iterator[int]:
+        """Drafted rows that may be sent, best first, parents before children; none below ``min_score``."""
+        tree, scores = self._tree, self.scores
+        ready = [
+            (-score, id)
+            for id, score in scores.items()
+            if score >= min_score and id not in sent and ((parent := tree[id].parent) == root or parent in sent)
+        ]
+        heapq.heapify(ready)
+        while ready:
+            _, id = heapq.heappop(ready)
+            row = tree[id]
+            if row.depth > max_depth:
+                continue
+            yield id
+            for child in row.children.values():
+                if scores[child] >= min_score:
+                    heapq.heappush(ready, (-scores[child], child))
 
     def merge(
         self, parents: Sequence[int], tokens: NDArray[np.int64], log_probs: NDArray[np.float32], next_id: int
@@ -136,9 +151,8 @@ class Drafting:
         Children that exist get the new score; of the others the likeliest ``rows_per_pass`` become rows, numbered from
         ``next_id``. Parents that died meanwhile count for nothing.
         """
-        self.passes += 1
-        self._num_passes += 1
-        self._ran.update((parent, self._num_passes) for parent in parents if parent in self._tree)
+        self.num_passes += 1
+        self._ran.update((parent, self.num_passes) for parent in parents if parent in self._tree)
         living = [index for index, parent in enumerate(parents) if self._has_open_end(parent)]
         if not living:
             return []
@@ -178,7 +192,10 @@ class Drafting:
         log_probs: NDArray[np.float32],
         matches: Sequence[dict[int, int]],
     ) -> NDArray[np.float64]:
-        """Scores [rows, children] of what may become a row; children that exist take theirs, and stand there as minus infinity."""
+        """Scores [rows, children] of what may become a row.
+
+        Children that exist take their new score, and stand there as minus infinity.
+        """
         best = log_probs[:, : self.shape.children]
         chances = best.astype(np.float64) if self._acceptance is None else self._acceptance.log_chances(best)
         bases = [self.scores.get(row.id, 0.0) for row in rows]
@@ -200,7 +217,7 @@ class Drafting:
                     scores[index, column] = score if child is None else -np.inf
         return scores
 
-    def _runnable(self, max_depth: int, min_score: float) -> Iterable[tuple[int, bool]]:
+    def _runnable(self, max_depth: int, min_score: float, since: int = 0) -> Iterable[tuple[int, bool]]:
         """Rows that the drafter can run, the most worthwhile first, and whether it is for the first time."""
         ran, tree = self._ran, self._tree
         ready: list[tuple[float, int, bool]] = []
@@ -208,12 +225,12 @@ class Drafting:
             if score < min_score:
                 continue
             row = tree[id]
-            parent_ran, has_run = ran.get(row.parent, 0), self.has_run(id)
-            if parent_ran <= self._stale_from or row.depth >= max_depth:
+            parent_ran, row_ran = ran.get(row.parent, 0), ran.get(id, 0)
+            if parent_ran <= since or row.depth >= max_depth:
                 continue
-            if not has_run:
+            if row_ran <= since:
                 ready.append((-score, id, True))
-            elif ran[id] < parent_ran and score + REFRESH_SCORE >= min_score:
+            elif row_ran < parent_ran and score + REFRESH_SCORE >= min_score:
                 ready.append((-score - REFRESH_SCORE, id, False))
         heapq.heapify(ready)
         while ready:

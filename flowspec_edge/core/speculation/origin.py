@@ -33,8 +33,10 @@ from flowspec_edge.core.limits import CREDITS_PER_HOP
 from flowspec_edge.core.rows import SessionSpec
 from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.drafting import DraftShape
-from flowspec_edge.core.speculation.generation import Generation, GenerationStatistics, TargetLimits
+from flowspec_edge.core.speculation.generation import Generation, TargetLimits
 from flowspec_edge.core.speculation.pipeline import RingCosts
+from flowspec_edge.core.speculation.schedules import find_schedule
+from flowspec_edge.core.speculation.statistics import GenerationStatistics
 
 PROGRESS_TIMEOUT_S = 60.0
 """Nothing came back for this long: the ring is taken for lost. A 13B model on slow boards answers in seconds."""
@@ -48,8 +50,9 @@ class _Running:
 
 
 class Origin:
-    """All generations of one ring of ``num_stages`` stages. ``taps`` are the layers whose hidden rows the drafter wants, if
-    it wants others than the last stage's.
+    """All generations of one ring of ``num_stages`` stages.
+
+    ``taps`` are the layers whose hidden rows the drafter wants, if it wants others than the last stage's.
     """
 
     def __init__(
@@ -109,14 +112,8 @@ class Origin:
                 for session in list(self._running):
                     self._finish(session, "failed", reason, actions)
             case DeadlinePassed():
-                for session, running in list(self._running.items()):
-                    if running.progress_at + PROGRESS_TIMEOUT_S <= now:
-                        reason = f"nothing came back from the ring for {PROGRESS_TIMEOUT_S:.0f} s; check its nodes"
-                        self._finish(session, "failed", reason, actions)
-        self._begin_turns(actions)
-        self._send_chunks(now, actions)
-        self._begin_turns(actions)  # a chunk that gets no credit must not hold up those that wait for turns
-        self._compute(now, actions)
+                self._give_up_silent(now, actions)
+        self._go_on(now, actions)
         return actions
 
     def next_deadline(self) -> float | None:
@@ -146,6 +143,7 @@ class Origin:
             event.session,
             event.prompt,
             event.options,
+            schedule=find_schedule(event.options.schedule)(self._num_stages),
             limits=self._limits,
             costs=self._costs,
             acceptance=self._acceptance,
@@ -177,12 +175,26 @@ class Origin:
             actions.append(FinishGeneration(session, reason, error))
             self._close(session, actions)
 
+    def _give_up_silent(self, now: float, actions: list[OriginAction]) -> None:
+        """End the generations for which nothing came back for too long."""
+        for session, running in list(self._running.items()):
+            if running.progress_at + PROGRESS_TIMEOUT_S <= now:
+                reason = f"nothing came back from the ring for {PROGRESS_TIMEOUT_S:.0f} s; check its nodes"
+                self._finish(session, "failed", reason, actions)
+
     def _close(self, session: int, actions: list[OriginAction]) -> None:
         del self._running[session]
         actions.append(CloseSessions(session))
 
     def _turns(self) -> list[Generation]:
         return [running.generation for running in self._running.values() if not running.num_stages_missing]
+
+    def _go_on(self, now: float, actions: list[OriginAction]) -> None:
+        """Do all that can be done now."""
+        self._begin_turns(actions)
+        self._send_chunks(now, actions)
+        self._begin_turns(actions)  # a chunk that gets no credit must not hold up those that wait for turns
+        self._compute(now, actions)
 
     def _begin_turns(self, actions: list[OriginAction]) -> None:
         for generation in self._turns():

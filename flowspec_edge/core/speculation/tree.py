@@ -12,7 +12,7 @@ So chunks and Advances commute: any interleaving that keeps parents before child
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from flowspec_edge.core.limits import MAX_WAITING_ADVANCES
@@ -37,13 +37,15 @@ class TreeRow:
 
 
 class Tree:
-    """The living rows of one session."""
+    """The living rows of one session, ``rows`` to begin with."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
         self._rows: dict[int, TreeRow] = {}
         self._waiting: dict[int, int] = {}
         self._first: int | None = None
         self._dropped: list[int] = []
+        for row in rows:
+            self.add(row)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -1,7 +1,8 @@
 """Schedules: small policies over one machinery, chosen by name.
 
-The machinery (``core/generation.py``) sends the prompt, verifies, prunes and emits. A schedule decides which rows form the next
-chunk and when it leaves, what the drafter runs next, and whether returned rows may be verified yet.
+The machinery (``core/speculation/generation.py``) sends the prompt, verifies, prunes and emits. A schedule decides
+which rows form the next chunk and when it leaves, what the drafter runs next, and whether returned rows may be verified
+yet.
 """
 
 from __future__ import annotations
@@ -22,11 +23,26 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "lockstep": Lockstep,
     "flowspec": Flowspec,
 }
+_registered: dict[str, type[Schedule]] = {}
 
 
 def ablation_names() -> list[str]:
     """Schedules that are ``flowspec`` without one thing: for comparison, not for use."""
     return list(ABLATIONS)
+
+
+def register_schedule(name: str, schedule: type[Schedule]) -> None:
+    """Make a schedule of one's own known by ``name`` in this process, to be chosen like those that come along.
+
+    A name that was registered before stands for the new schedule from now on. Where other processes are to run it, as
+    in a comparison on the virtual clock on all cores, each of them registers it: from a module that they import.
+
+    Raises:
+        ValueError: the name belongs to a schedule that comes along.
+    """
+    if name in SCHEDULES or name in ABLATIONS:
+        raise ValueError(f"schedule {name!r} comes with flowspec-edge; choose another name")
+    _registered[name] = schedule
 
 
 def find_schedule(name: str) -> type[Schedule]:
@@ -35,7 +51,8 @@ def find_schedule(name: str) -> type[Schedule]:
     Raises:
         RequestError: there is none.
     """
-    found = SCHEDULES.get(name) or ABLATIONS.get(name)
+    found = SCHEDULES.get(name) or ABLATIONS.get(name) or _registered.get(name)
     if found is None:
-        raise RequestError(f"schedule {name!r} is not known; choose one of {', '.join(SCHEDULES)}")
+        known = ", ".join([*SCHEDULES, *_registered])
+        raise RequestError(f"schedule {name!r} is not known; choose one of {known}")
     return found

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from flowspec_edge.core.speculation.schedules.base import Schedule
+from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 from flowspec_edge.core.speculation.schedules.flowspec import Flowspec
-
-if TYPE_CHECKING:
-    from flowspec_edge.core.speculation.generation import Generation
 
 CHUNK_ROWS = 16
 TREE_PASSES = 6
@@ -19,17 +16,17 @@ TREE_PASSES = 6
 class WithoutScoreOrder(Flowspec):
     """Rows leave in the order in which they were drafted."""
 
-    def _candidates(self, generation: Generation) -> Iterable[int]:
-        return sorted(super()._candidates(generation))
+    def _candidates(self, view: GenerationView) -> Iterable[int]:
+        return sorted(super()._candidates(view))
 
 
 class WithoutTree(Flowspec):
     """A chain: of each row's children only the likeliest one leaves."""
 
-    def _candidates(self, generation: Generation) -> Iterable[int]:
-        tree, scores = generation.tree, generation.drafting.scores
-        chosen = {generation.root, *generation.sent}
-        for id in super()._candidates(generation):
+    def _candidates(self, view: GenerationView) -> Iterable[int]:
+        tree, scores = view.tree, view.drafting.scores
+        chosen = {view.root, *view.sent}
+        for id in super()._candidates(view):
             parent = tree[id].parent
             if parent in chosen and id == max(tree[parent].children.values(), key=scores.__getitem__):
                 chosen.add(id)
@@ -39,14 +36,14 @@ class WithoutTree(Flowspec):
 class WithoutChunkControl(Flowspec):
     """Chunks of a fixed size, whatever a row costs."""
 
-    def _is_worth_adding(self, generation: Generation, num_rows: int, chance: float, entry: float) -> bool:
+    def _is_worth_adding(self, view: GenerationView, num_rows: int, chance: float, entry: float) -> bool:
         return num_rows < CHUNK_ROWS
 
 
 class WithoutJustInTime(Flowspec):
     """Chunks leave as soon as there is credit."""
 
-    def _leaves_at(self, generation: Generation, rows: list[int], entry: float, now: float) -> float:
+    def _leaves_at(self, view: GenerationView, rows: list[int], entry: float, now: float) -> float:
         return now
 
 
@@ -78,49 +75,49 @@ class _CountsPasses(Flowspec):
         super().__init__(num_stages)
         self._num_passes = 0  # since the root was last drafted anew
 
-    def choose_pass(self, generation: Generation, now: float) -> list[int] | None:
-        rows = super().choose_pass(generation, now)
+    def choose_pass(self, view: GenerationView, now: float) -> list[int] | None:
+        rows = super().choose_pass(view, now)
         self._num_passes += rows is not None
         return rows
 
-    def take_verified(self, generation: Generation, num_tokens: int, now: float) -> None:
-        super().take_verified(generation, num_tokens, now)
-        if generation.root not in generation.sent:
+    def take_verified(self, view: GenerationView, num_tokens: int, now: float) -> None:
+        super().take_verified(view, num_tokens, now)
+        if view.root not in view.sent:
             self._num_passes = 0
 
-    def _is_tree_drafted(self, generation: Generation, now: float) -> bool:
-        if self._num_passes < TREE_PASSES and not generation.is_computing:
-            return super().choose_pass(generation, now) is None
+    def _is_tree_drafted(self, view: GenerationView, now: float) -> bool:
+        if self._num_passes < TREE_PASSES and not view.is_computing:
+            return super().choose_pass(view, now) is None
         return self._num_passes >= TREE_PASSES
 
 
 class WithoutExpansion(_CountsPasses):
     """Nothing is drafted below a tree that is under way."""
 
-    def choose_pass(self, generation: Generation, now: float) -> list[int] | None:
-        return None if self._num_passes >= TREE_PASSES else super().choose_pass(generation, now)
+    def choose_pass(self, view: GenerationView, now: float) -> list[int] | None:
+        return None if self._num_passes >= TREE_PASSES else super().choose_pass(view, now)
 
 
 class WithoutImmediateRoot(_CountsPasses):
     """A new root waits for its tree."""
 
-    def _leaves_at(self, generation: Generation, rows: list[int], entry: float, now: float) -> float:
-        if rows[0] == generation.root and not self._is_tree_drafted(generation, now):
+    def _leaves_at(self, view: GenerationView, rows: list[int], entry: float, now: float) -> float:
+        if rows[0] == view.root and not self._is_tree_drafted(view, now):
             return math.inf
-        return super()._leaves_at(generation, rows, entry, now)
+        return super()._leaves_at(view, rows, entry, now)
 
 
 class WithoutIncrementalDrafting(_CountsPasses):
     """Children leave when the whole tree is drafted."""
 
-    def _rows_worth_sending(self, generation: Generation) -> tuple[list[int], float]:
-        rows, entry = super()._rows_worth_sending(generation)
-        return (rows[:1] if rows and rows[0] == generation.root else rows), entry
+    def _rows_worth_sending(self, view: GenerationView) -> tuple[list[int], float]:
+        rows, entry = super()._rows_worth_sending(view)
+        return (rows[:1] if rows and rows[0] == view.root else rows), entry
 
-    def _leaves_at(self, generation: Generation, rows: list[int], entry: float, now: float) -> float:
-        if rows[0] != generation.root and not self._is_tree_drafted(generation, now):
+    def _leaves_at(self, view: GenerationView, rows: list[int], entry: float, now: float) -> float:
+        if rows[0] != view.root and not self._is_tree_drafted(view, now):
             return math.inf
-        return super()._leaves_at(generation, rows, entry, now)
+        return super()._leaves_at(view, rows, entry, now)
 
 
 ABLATIONS: dict[str, type[Schedule]] = {

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from flowspec_edge.core.speculation.schedules.base import Schedule
-
-if TYPE_CHECKING:
-    from flowspec_edge.core.speculation.generation import Generation
+from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 
 
 class Autoregressive(Schedule):
     uses_drafter: ClassVar[bool] = False
 
-    def choose_rows(self, generation: Generation, now: float) -> list[int]:
-        return [] if generation.root in generation.sent else [generation.root]
+    def choose_rows(self, view: GenerationView, now: float) -> list[int]:
+        return [] if view.root in view.sent else [view.root]

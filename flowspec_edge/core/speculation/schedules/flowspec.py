@@ -2,32 +2,29 @@
 
 Three questions, each answered by the time that is expected to be won or lost:
 
-* Which rows? The likeliest ones, as long as one more wins more than it costs. A row that is left out waits for the next chunk:
-  with chance ``p`` the text goes through it, and comes later by an interval of the slowest stage, or by several: better rows may
-  push ahead again. A row that is taken makes its whole chunk later by what a row costs on a trip, which matters with the chance
-  that the text enters the chunk at all. Where rows cost little, chunks are wide; where every row costs, they are single rows of
-  a chain.
-* When? As late as the first stage allows without a bubble: what is chosen later is chosen with more known. A new root leaves
-  at once, with the children that it has by then.
-* Now, or after the next chunk is back? What comes back may show that the text goes elsewhere, and a chunk that left just
-  before blocks the first stage. It leaves if what it wins, should the text go through it, exceeds what it costs, should it
-  not.
+* Which rows? The likeliest ones, as long as one more wins more than it costs. A row that is left out waits for the next
+  chunk: with chance ``p`` the text goes through it, and comes later by an interval of the slowest stage, or by several:
+  better rows may push ahead again. A row that is taken makes its whole chunk later by what a row costs on a trip, which
+  matters with the chance that the text enters the chunk at all. Where rows cost little, chunks are wide; where every
+  row costs, they are single rows of a chain.
+* When? As late as the first stage allows without a bubble: what is chosen later is chosen with more known. A new root
+  leaves at once, with the children that it has by then.
+* Now, or after the next chunk is back? What comes back may show that the text goes elsewhere, and a chunk that left
+  just before blocks the first stage. It leaves if what it wins, should the text go through it, exceeds what it costs,
+  should it not.
 
-And one check of it all: where speculation brings less than single rows would, it pauses (core/payoff.py).
+And one check of it all: where speculation brings less than single rows would, it pauses (core/speculation/payoff.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from flowspec_edge.core.limits import MAX_LIVING_ROWS, MAX_TREE_ROWS
 from flowspec_edge.core.speculation.payoff import Payoff
-from flowspec_edge.core.speculation.schedules.base import Schedule
-
-if TYPE_CHECKING:
-    from flowspec_edge.core.speculation.generation import Generation
+from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 
 MAX_CHUNK_ROWS = 128
 LEAD_S = 0.002
@@ -36,8 +33,9 @@ PASS_SLACK = 0.1
 """How much longer a pass of the drafter may take for rows beyond the shape's width."""
 MAX_PASS_ROWS = 24
 INTERVALS_LATE = 1.5
-"""How many intervals of the slowest stage a row that is left out comes later, on average. On the testbeds 1 is up to 6 % slower
-and 2 as good."""
+"""How many intervals of the slowest stage a row that is left out comes later, on average.
+
+On the testbeds 1 is up to 6 % slower and 2 as good."""
 MIN_CHANCE = 0.001
 """Rows less likely than this are neither sent nor expanded."""
 
@@ -53,64 +51,64 @@ class Flowspec(Schedule):
         self._payoff = Payoff()
         self._ask_at = math.inf
 
-    def take_verified(self, generation: Generation, num_tokens: int, now: float) -> None:
-        self._payoff.count(num_tokens, now, generation.pipeline.costs.plain_token_s)
+    def take_verified(self, view: GenerationView, num_tokens: int, now: float) -> None:
+        self._payoff.count(num_tokens, now, view.pipeline.costs.plain_token_s)
 
-    def choose_rows(self, generation: Generation, now: float) -> list[int]:
-        rows, entry = self._rows_worth_sending(generation)
-        self._ask_at = self._leaves_at(generation, rows, entry, now) if rows else math.inf
+    def choose_rows(self, view: GenerationView, now: float) -> list[int]:
+        rows, entry = self._rows_worth_sending(view)
+        self._ask_at = self._leaves_at(view, rows, entry, now) if rows else math.inf
         return rows if self._ask_at <= now else []
 
     def next_time(self) -> float | None:
         return self._ask_at if self._ask_at < math.inf else None
 
-    def choose_pass(self, generation: Generation, now: float) -> list[int] | None:
+    def choose_pass(self, view: GenerationView, now: float) -> list[int] | None:
         if not self._payoff.is_on:
             return None
-        drafting, pipeline = generation.drafting, generation.pipeline
+        drafting, pipeline = view.drafting, view.pipeline
         width = drafting.shape.width
         if (row_s := pipeline.costs.draft.slope) > 0:  # rows that cost nearly nothing come along
             width = min(width + int(PASS_SLACK * pipeline.costs.draft.at(width) / row_s), MAX_PASS_ROWS)
-        if not generation.num_unextended:
+        if not view.num_unextended:
             if len(drafting.scores) > MAX_TREE_ROWS:
                 return None
             returns_at = pipeline.returns_at()
             if returns_at is not None and now <= returns_at < now + pipeline.costs.draft.at(width):
                 return None  # the head comes first
-        rows = drafting.next_pass(width, generation.max_depth, math.log(MIN_CHANCE))
-        return rows if rows or generation.num_unextended else None
+        rows = drafting.next_pass(width, view.max_depth, math.log(MIN_CHANCE))
+        return rows if rows or view.num_unextended else None
 
-    def _candidates(self, generation: Generation) -> Iterable[int]:
-        return generation.unsent(math.log(MIN_CHANCE)) if self._payoff.is_on else ()
+    def _candidates(self, view: GenerationView) -> Iterable[int]:
+        return view.unsent(math.log(MIN_CHANCE)) if self._payoff.is_on else ()
 
-    def _rows_worth_sending(self, generation: Generation) -> tuple[list[int], float]:
+    def _rows_worth_sending(self, view: GenerationView) -> tuple[list[int], float]:
         """The next chunk, and the chance that the text enters it."""
-        tree, scores = generation.tree, generation.drafting.scores
-        is_new_root = generation.root not in generation.sent
-        rows = [generation.root] if is_new_root else []
+        tree, scores = view.tree, view.drafting.scores
+        is_new_root = view.root not in view.sent
+        rows = [view.root] if is_new_root else []
         chosen = set(rows)
         entry = 1.0 if is_new_root else 0.0
-        room = min(MAX_CHUNK_ROWS, MAX_LIVING_ROWS - generation.num_living_sent)
-        for id in self._candidates(generation):
+        room = min(MAX_CHUNK_ROWS, MAX_LIVING_ROWS - view.num_living_sent)
+        for id in self._candidates(view):
             chance = math.exp(scores[id])
             if tree[id].parent not in chosen:
                 entry = min(entry + chance, 1.0)
-            if len(rows) >= room or (rows and not self._is_worth_adding(generation, len(rows), chance, entry)):
+            if len(rows) >= room or (rows and not self._is_worth_adding(view, len(rows), chance, entry)):
                 break
             rows.append(id)
             chosen.add(id)
         return rows, entry
 
-    def _is_worth_adding(self, generation: Generation, num_rows: int, chance: float, entry: float) -> bool:
-        costs = generation.pipeline.costs
+    def _is_worth_adding(self, view: GenerationView, num_rows: int, chance: float, entry: float) -> bool:
+        costs = view.pipeline.costs
         return chance * INTERVALS_LATE * costs.interval_s(1) >= entry * costs.seconds_per_row
 
-    def _leaves_at(self, generation: Generation, rows: list[int], entry: float, now: float) -> float:
+    def _leaves_at(self, view: GenerationView, rows: list[int], entry: float, now: float) -> float:
         """When the chunk should leave, or be thought of anew; infinity if something else must happen first."""
-        pipeline = generation.pipeline
-        if rows[0] == generation.root or not pipeline.costs.is_measured:
+        pipeline = view.pipeline
+        if rows[0] == view.root or not pipeline.costs.is_measured:
             return now
-        if generation.is_verifying and entry < 0.5:
+        if view.is_verifying and entry < 0.5:
             return math.inf
         at = pipeline.send_at(len(rows)) - LEAD_S
         returns_at = pipeline.returns_at()

@@ -1,19 +1,15 @@
 """Schedules that draft a whole tree before its root may leave: chunked, pruned, and FlowSpec as published.
 
-A round begins with a new root: a tree is drafted, sorted by score and cut into chunks. It ends when the target's token is not
-in the tree.
+A round begins with a new root: a tree is drafted, sorted by score and cut into chunks. It ends when the target's token
+is not in the tree.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from typing import TYPE_CHECKING
 
-from flowspec_edge.core.speculation.schedules.base import Schedule
-
-if TYPE_CHECKING:
-    from flowspec_edge.core.speculation.generation import Generation
+from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 
 TREE_ROWS = 80
 """Rows of a round's tree, the root included (FlowSpec, section 4.1)."""
@@ -31,66 +27,69 @@ class Pruned(Schedule):
     def __init__(self, num_stages: int) -> None:
         super().__init__(num_stages)
         self._chunks: deque[list[int]] | None = None  # of this round, not sent yet; None while it is drafted
+        # Numbers of passes. What ran up to the first is drafted anew; those after the second count for this tree.
+        self._drafted_since = self._counted_since = 0
 
-    def choose_rows(self, generation: Generation, now: float) -> list[int]:
-        if self._chunks is None and not self._plan(generation):
+    def choose_rows(self, view: GenerationView, now: float) -> list[int]:
+        if self._chunks is None and not self._plan(view):
             return []
         assert self._chunks is not None
         while self._chunks:
-            living = [id for id in self._chunks.popleft() if self._is_open(generation, id)]
+            living = [id for id in self._chunks.popleft() if self._is_open(view, id)]
             if living:
                 return living
         return []
 
-    def choose_pass(self, generation: Generation, now: float) -> list[int] | None:
-        return None if self._chunks is not None else self._grow(generation, TREE_PASSES)
+    def choose_pass(self, view: GenerationView, now: float) -> list[int] | None:
+        return None if self._chunks is not None else self._grow(view, TREE_PASSES)
 
-    def take_verified(self, generation: Generation, num_tokens: int, now: float) -> None:
-        if not self._holds_root(generation):
+    def take_verified(self, view: GenerationView, num_tokens: int, now: float) -> None:
+        self._counted_since = view.drafting.num_passes
+        if not self._holds_root(view):
             self._chunks = None
-            generation.drafting.restart()
+            self._drafted_since = view.drafting.num_passes
         elif self._chunks:
-            living = [[id for id in chunk if self._is_open(generation, id)] for chunk in self._chunks]
+            living = [[id for id in chunk if self._is_open(view, id)] for chunk in self._chunks]
             self._chunks = deque(chunk for chunk in living if chunk)
 
-    def _holds_root(self, generation: Generation) -> bool:
+    def _holds_root(self, view: GenerationView) -> bool:
         """Whether the root is a row of this round's tree."""
         waiting = self._chunks or ()
-        return generation.root in generation.sent or any(generation.root in chunk for chunk in waiting)
+        return view.root in view.sent or any(view.root in chunk for chunk in waiting)
 
-    def _grow(self, generation: Generation, num_passes: int) -> list[int] | None:
-        drafting = generation.drafting
-        if drafting.passes >= num_passes:
+    def _grow(self, view: GenerationView, num_passes: int) -> list[int] | None:
+        drafting = view.drafting
+        if drafting.num_passes - self._counted_since >= num_passes:
             return None
-        rows = drafting.frontier(drafting.shape.width, generation.max_depth)
-        return rows if rows or generation.num_unextended else None
+        rows = drafting.frontier(drafting.shape.width, view.max_depth, self._drafted_since)
+        return rows if rows or view.num_unextended else None
 
-    def _plan(self, generation: Generation) -> bool:
+    def _plan(self, view: GenerationView) -> bool:
         """Cut the tree into chunks, one more than there are stages, once it is drafted."""
-        if generation.root in generation.sent or generation.is_computing or self.choose_pass(generation, 0) is not None:
+        if view.root in view.sent or view.is_computing or self.choose_pass(view, 0) is not None:
             return False
-        rows = [generation.root, *itertools.islice(generation.unsent(), TREE_ROWS - 1)]
+        rows = [view.root, *itertools.islice(view.unsent(), TREE_ROWS - 1)]
         size = -(-len(rows) // (self.num_stages + 1))
         self._chunks = deque(rows[start : start + size] for start in range(0, len(rows), size))
         return True
 
     @staticmethod
-    def _is_open(generation: Generation, id: int) -> bool:
-        return id == generation.root or id in generation.drafting.scores
+    def _is_open(view: GenerationView, id: int) -> bool:
+        return id == view.root or id in view.drafting.scores
 
 
 class Chunked(Pruned):
     """Pipeline parallelism over chunks of a tree that is verified when all of it has come back (Chunk-PP)."""
 
-    def may_verify(self, generation: Generation) -> bool:
-        return not self._chunks and not generation.pipeline.flights
+    def may_verify(self, view: GenerationView) -> bool:
+        return not self._chunks and not view.pipeline.flights
 
-    def _holds_root(self, generation: Generation) -> bool:
+    def _holds_root(self, view: GenerationView) -> bool:
         return False
 
 
 class Lockstep(Pruned):
-    """FlowSpec as published: in every turn each stage runs one chunk, and waits for the origin's word before the next."""
+    """FlowSpec as published: in every turn each stage runs one chunk, and waits for the origin before the next."""
 
     def __init__(self, num_stages: int) -> None:
         super().__init__(num_stages)
@@ -98,52 +97,52 @@ class Lockstep(Pruned):
         self._num_passes = 0  # of this turn's expansion
         self._was_accepted = False
 
-    def choose_rows(self, generation: Generation, now: float) -> list[int]:
+    def choose_rows(self, view: GenerationView, now: float) -> list[int]:
         if self.turn == self._sent_in:
             return []
-        rows = super().choose_rows(generation, now)
-        if not rows and self._chunks is not None and generation.root in generation.sent:
-            rows = self._expansion(generation)
+        rows = super().choose_rows(view, now)
+        if not rows and self._chunks is not None and view.root in view.sent:
+            rows = self._expansion(view)
         if rows:
             self._sent_in = self.turn
         return rows
 
-    def choose_pass(self, generation: Generation, now: float) -> list[int] | None:
-        return self._grow(generation, TREE_PASSES if self._chunks is None else self._num_passes)
+    def choose_pass(self, view: GenerationView, now: float) -> list[int] | None:
+        return self._grow(view, TREE_PASSES if self._chunks is None else self._num_passes)
 
-    def next_turn(self, generation: Generation, has_credit: bool) -> int | None:
-        """A turn begins when all that the last one returned is verified and the drafter has done its work for this one."""
-        if generation.is_computing or self.choose_pass(generation, 0) is not None:
+    def next_turn(self, view: GenerationView, has_credit: bool) -> int | None:
+        """A turn begins when all that the last one returned is verified and the drafter has done its work for it."""
+        if view.is_computing or self.choose_pass(view, 0) is not None:
             return None
-        if self._chunks is None and not self._plan(generation):
+        if self._chunks is None and not self._plan(view):
             return None
         following = self.turn + 1
-        if any(flight.turn <= following - self.num_stages for flight in generation.pipeline.flights):
+        if any(flight.turn <= following - self.num_stages for flight in view.pipeline.flights):
             return None
         if self._sent_in < self.turn:
-            if not generation.pipeline.flights:
+            if not view.pipeline.flights:
                 return None
-            if has_credit and (self._chunks or self._expansion(generation)):
+            if has_credit and (self._chunks or self._expansion(view)):
                 return None  # this turn's chunk is about to leave
         self.turn = following
+        self._counted_since = view.drafting.num_passes
         if self._was_accepted:
-            generation.drafting.restart()
-        generation.drafting.passes = 0
+            self._drafted_since = view.drafting.num_passes
         self._num_passes = TREE_PASSES if self._was_accepted else FRONTIER_PASSES
         self._was_accepted = False
         return self.turn
 
-    def take_verified(self, generation: Generation, num_tokens: int, now: float) -> None:
-        super().take_verified(generation, num_tokens, now)
+    def take_verified(self, view: GenerationView, num_tokens: int, now: float) -> None:
+        super().take_verified(view, num_tokens, now)
         self._was_accepted = True
 
-    def _expansion(self, generation: Generation) -> list[int]:
-        scores = generation.drafting.scores
+    def _expansion(self, view: GenerationView) -> list[int]:
+        scores = view.drafting.scores
         best = set(sorted(scores, key=lambda id: -scores[id])[:EXPANSION_ROWS])
         rows: list[int] = []
-        ready = {generation.root, *generation.sent}
-        for id in generation.unsent():
-            if id in best and generation.tree[id].parent in ready:  # a score may be older than its parent's
+        ready = {view.root, *view.sent}
+        for id in view.unsent():
+            if id in best and view.tree[id].parent in ready:  # a score may be older than its parent's
                 rows.append(id)
                 ready.add(id)
         return rows
