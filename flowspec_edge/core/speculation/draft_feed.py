@@ -92,7 +92,9 @@ class DraftFeed:
 
     def num_unextended(self, root: int) -> int:
         """Verified pairs that the drafter has not taken yet, and can take."""
-        return 0 if self.is_awaiting_tapped(root) else self._tree[root].depth - self._num_extended
+        if not self._is_on or self.is_awaiting_tapped(root):
+            return 0
+        return self._tree[root].depth - self._num_extended
 
     def is_awaiting_tapped(self, root: int) -> bool:
         """Whether the drafter cannot take the verified pairs before tapped rows are here that have not come."""
