@@ -42,8 +42,10 @@ class HeadFeed:
             kept = [index for index, row in enumerate(returned) if self._is_open(row.id, root)]
             rows += [returned[index] for index in kept]
             hidden += [values[kept]]
+        if not rows:
+            return None
         self._running = rows
-        return np.concatenate(hidden) if rows else None
+        return np.concatenate(hidden)
 
     def take_logits(self, logits: Floats) -> int:
         """The head has finished: logits [rows, vocab_size] of what it ran over. Returns the number of these rows."""

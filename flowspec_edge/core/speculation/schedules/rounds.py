@@ -33,12 +33,7 @@ class Pruned(Schedule):
     def choose_rows(self, view: GenerationView, now: float) -> list[int]:
         if self._chunks is None and not self._plan(view):
             return []
-        assert self._chunks is not None
-        while self._chunks:
-            living = [id for id in self._chunks.popleft() if self._is_open(view, id)]
-            if living:
-                return living
-        return []
+        return self._chunks.popleft() if self._chunks else []
 
     def choose_pass(self, view: GenerationView, now: float) -> list[int] | None:
         return None if self._chunks is not None else self._grow(view, TREE_PASSES)
