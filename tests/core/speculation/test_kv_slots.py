@@ -92,7 +92,7 @@ def test_a_row_that_is_run_again_stands_behind_all_slots_and_its_children_look_a
     assert slots.place(again) == [1, 3, 4], "only what had no slot has taken one"
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(stories(), st.data())
 def test_reused_slots_show_each_row_its_ancestors(story, data):
     """Whatever stands where: what a row may look at, read as draft ids, is its path."""

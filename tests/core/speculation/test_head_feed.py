@@ -1,0 +1,71 @@
+"""Returned rows until they have logits, and logits until the walk has used them."""
+
+import numpy as np
+
+from flowspec_edge.core.rows import NO_PARENT, Advance, Floats, Row
+from flowspec_edge.core.speculation.head_feed import HeadFeed
+from flowspec_edge.core.speculation.tree import Tree
+from tests.core.speculation.comparable import comparable
+
+ROWS = [Row(0, NO_PARENT, 5), Row(1, 0, 6), Row(2, 1, 7), Row(3, 1, 8), Row(4, 2, 9)]
+"""The root 1 with children 2 and 3, and 4 below 2."""
+
+
+def of(*ids: int) -> tuple[tuple[Row, ...], Floats]:
+    """Rows, and a hidden row each that shows which one it is."""
+    return tuple(ROWS[id] for id in ids), np.array([[float(id)] for id in ids], np.float32)
+
+
+def make_feed() -> tuple[Tree, HeadFeed]:
+    tree = Tree(ROWS)
+    return tree, HeadFeed(tree)
+
+
+def test_the_head_takes_all_that_waits_at_once_and_answers_row_by_row() -> None:
+    _, feed = make_feed()
+    feed.take_returned(*of(1, 2), root=1)
+    feed.take_returned(*of(3), root=1)
+    assert comparable(feed.next_rows(1)) == [[1.0], [2.0], [3.0]]
+    assert feed.next_rows(1) is None
+    assert feed.take_logits(np.array([[10.0], [20.0], [30.0]], np.float32)) == 3
+    assert [comparable(feed.logits_of(id)) for id in (1, 2, 3, 4)] == [[10.0], [20.0], [30.0], None]
+
+
+def test_it_is_busy_from_a_rows_return_to_its_logits() -> None:
+    _, feed = make_feed()
+    assert not feed.is_busy
+    feed.take_returned(*of(1), root=1)
+    assert feed.is_busy
+    feed.next_rows(1)
+    assert feed.is_busy
+    feed.take_logits(np.zeros((1, 1), np.float32))
+    assert not feed.is_busy
+
+
+def test_rows_before_the_root_need_no_logits() -> None:
+    """All hidden rows of a prompt come back where a drafter wants them; the walk begins at the last one."""
+    _, feed = make_feed()
+    feed.take_returned(*of(0), root=1)
+    assert not feed.is_busy
+    feed.take_returned(*of(0, 1), root=1)
+    assert comparable(feed.next_rows(1)) == [[1.0]]
+
+
+def test_pruning_forgets_rows_that_wait_and_logits_that_the_walk_cannot_reach() -> None:
+    tree, feed = make_feed()
+    feed.take_returned(*of(1, 2, 3), root=1)
+    feed.next_rows(1)
+    feed.take_logits(np.array([[1.0], [2.0], [3.0]], np.float32))
+    feed.take_returned(*of(3), root=1)
+    tree.advance(Advance(1, 7))  # the text goes on with row 2
+    feed.prune(tree.take_dropped(), root=2)
+    assert not feed.is_busy, "row 3 is dead, and nothing else waits"
+    assert [comparable(feed.logits_of(id)) for id in (1, 2, 3)] == [None, [2.0], None]
+
+
+def test_rows_that_died_while_they_waited_do_not_reach_the_head() -> None:
+    tree, feed = make_feed()
+    feed.take_returned(*of(3, 4), root=1)
+    tree.advance(Advance(1, 7))
+    feed.prune(tree.take_dropped(), root=2)
+    assert comparable(feed.next_rows(2)) == [[4.0]]

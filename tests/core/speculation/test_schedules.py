@@ -1,0 +1,516 @@
+"""What each schedule answers, on views made by hand."""
+
+import math
+from typing import Any
+
+import pytest
+
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core import events as ev
+from flowspec_edge.core.limits import MAX_LIVING_ROWS, MAX_TREE_ROWS
+from flowspec_edge.core.speculation import schedules
+from flowspec_edge.core.speculation.generation import TargetLimits
+from flowspec_edge.core.speculation.origin import Origin
+from flowspec_edge.core.speculation.payoff import FIRST_PAUSE_TOKENS, TRIAL_TOKENS
+from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names, find_schedule, register_schedule
+from flowspec_edge.core.speculation.schedules.ablations import CHUNK_ROWS
+from flowspec_edge.core.speculation.schedules.autoregressive import Autoregressive
+from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
+from flowspec_edge.core.speculation.schedules.flowspec import (
+    LEAD_S,
+    MAX_CHUNK_ROWS,
+    MAX_PASS_ROWS,
+    Flowspec,
+)
+from flowspec_edge.core.speculation.schedules.pipedec import LEVEL_ROWS, Pipedec
+from flowspec_edge.core.speculation.schedules.rounds import (
+    EXPANSION_ROWS,
+    FRONTIER_PASSES,
+    TREE_PASSES,
+    TREE_ROWS,
+    Chunked,
+    Lockstep,
+    Pruned,
+)
+from flowspec_edge.errors import RequestError
+from tests.core.speculation.views import (
+    ROOT,
+    CostsStub,
+    FlightStub,
+    LineStub,
+    PipelineStub,
+    View,
+    changed,
+    make_view,
+)
+
+TREE = {1: (ROOT, 0.6), 2: (ROOT, 0.3), 3: (1, 0.4), 4: (3, 0.1), 5: (2, 0.0001)}
+"""Two children of the root; below the likelier one a chain of two; and a row that is worth nothing."""
+DRAFTED: dict[str, Any] = {"ran": {ROOT: 1, 1: 2, 3: 3}, "num_passes": TREE_PASSES}
+WIDE = {id: (ROOT, 0.5 - id / 10_000) for id in range(1, 600)}
+
+
+def level(num_rows: int, start: int = 1) -> dict[int, tuple[int, float]]:
+    """So many children of the root."""
+    return {id: (ROOT, 0.9 / id) for id in range(start, start + num_rows)}
+
+
+# ---------------------------------------------------------------------- all of them
+
+
+@pytest.mark.parametrize("name", [*SCHEDULES, *ablation_names()])
+def test_a_schedule_looks_and_changes_nothing(name: str) -> None:
+    """These views raise where something is assigned, added or removed. Typing says the same of all that is written."""
+    schedule = find_schedule(name)(2)
+    fresh = make_view(TREE, **DRAFTED, is_computing=True)
+    drafted, sent = changed(fresh, is_computing=False), changed(fresh, is_computing=False, sent=frozenset({ROOT, 1}))
+    flying = changed(sent, num_unextended=1, pipeline=PipelineStub(flights=(FlightStub(turn=1),), back_at=0.1))
+    for view in (fresh, drafted, sent, flying, changed(flying, is_verifying=True)) * 2:
+        schedule.choose_pass(view, 0.0)
+        schedule.next_turn(view, True)
+        schedule.choose_rows(view, 0.0)
+        schedule.may_verify(view)
+        schedule.take_verified(view, 1, 0.0)
+        schedule.next_time()
+
+
+@pytest.mark.parametrize("name", [*SCHEDULES, *ablation_names()])
+def test_a_root_that_was_not_sent_leaves_first(name: str) -> None:
+    schedule = find_schedule(name)(2)
+    view = make_view(TREE, **DRAFTED)
+    schedule.next_turn(view, True)
+    for _ in range(TREE_PASSES + 1):  # those that wait for a tree count the passes they asked for
+        schedule.choose_pass(view, 0.0)
+    assert schedule.choose_rows(view, 0.0)[0] == ROOT
+
+
+# ---------------------------------------------------------------------- autoregressive
+
+
+def test_autoregressive_sends_each_root_once_and_drafts_nothing() -> None:
+    schedule = Autoregressive(2)
+    view = make_view(TREE, **DRAFTED)
+    assert schedule.choose_rows(view, 0.0) == [ROOT]
+    assert schedule.choose_rows(changed(view, sent=frozenset({ROOT})), 0.0) == []
+    assert schedule.choose_pass(view, 0.0) is None
+    assert not schedule.uses_drafter
+
+
+# ---------------------------------------------------------------------- flowspec
+
+
+def test_flowspec_sends_a_new_root_at_once_with_the_likeliest_rows() -> None:
+    view = make_view(TREE, pipeline=PipelineStub(leaves_at=9.0))
+    assert Flowspec(2).choose_rows(view, 0.0) == [ROOT, 1, 3, 2, 4], "row 5 is below the least chance"
+
+
+def test_flowspec_takes_rows_as_long_as_one_more_wins_more_than_it_costs() -> None:
+    """With a new root the text enters the chunk surely: a row must win 0.15 s times its chance, and costs 0.05 s."""
+    costs = CostsStub(stage=LineStub(fixed=0.1), seconds_per_row=0.05)
+    view = make_view(TREE, pipeline=PipelineStub(costs))
+    assert Flowspec(2).choose_rows(view, 0.0) == [ROOT, 1, 3]
+    dear = make_view(TREE, pipeline=PipelineStub(CostsStub(stage=LineStub(fixed=0.1), seconds_per_row=0.15)))
+    assert Flowspec(2).choose_rows(dear, 0.0) == [ROOT], "the root goes whatever it costs"
+
+
+def test_flowspec_counts_a_rows_cost_only_where_the_text_enters_the_chunk() -> None:
+    """Row 3 wins 0.15 s times 0.12. It makes a chunk later that the text enters with a chance of 0.3: 0.015 s."""
+    costs = CostsStub(stage=LineStub(fixed=0.1), seconds_per_row=0.05)
+    tree = {1: (ROOT, 0.3), 3: (1, 0.12), 4: (3, 0.09)}
+    view = make_view(tree, sent=frozenset({ROOT}), pipeline=PipelineStub(costs))
+    assert Flowspec(2).choose_rows(view, 0.0) == [1, 3]
+
+
+def test_flowspec_bounds_a_chunk_and_what_the_stages_hold() -> None:
+    view = make_view(WIDE, sent=frozenset({ROOT}))
+    assert len(Flowspec(2).choose_rows(view, 0.0)) == MAX_CHUNK_ROWS
+    nearly_full = changed(view, sent=frozenset({ROOT, *range(1, MAX_LIVING_ROWS - 2)}))
+    assert len(Flowspec(2).choose_rows(nearly_full, 0.0)) == 3
+
+
+def test_flowspec_sends_as_late_as_the_first_stage_allows() -> None:
+    schedule = Flowspec(2)
+    view = make_view(TREE, sent=frozenset({ROOT}), pipeline=PipelineStub(leaves_at=2.0))
+    assert schedule.choose_rows(view, 1.9) == []
+    assert schedule.next_time() == 2.0 - LEAD_S
+    assert schedule.choose_rows(view, 2.0 - LEAD_S) == [1, 3, 2, 4]
+
+
+def test_flowspec_sends_at_once_while_nothing_is_measured() -> None:
+    costs = CostsStub(is_measured=False)
+    view = make_view(TREE, sent=frozenset({ROOT}), pipeline=PipelineStub(costs, leaves_at=2.0))
+    assert Flowspec(2).choose_rows(view, 0.0) == [1, 3, 2, 4]
+
+
+def test_flowspec_waits_for_the_head_where_the_text_hardly_enters_the_chunk() -> None:
+    schedule = Flowspec(2)
+    unlikely = make_view({1: (ROOT, 0.4)}, sent=frozenset({ROOT}), is_verifying=True)
+    assert schedule.choose_rows(unlikely, 5.0) == []
+    assert schedule.next_time() is None, "the head will tell"
+    likely = make_view({1: (ROOT, 0.6)}, sent=frozenset({ROOT}), is_verifying=True)
+    assert schedule.choose_rows(likely, 5.0) == [1]
+
+
+def test_flowspec_waits_for_the_next_chunk_where_waiting_costs_less_than_a_blocked_stage() -> None:
+    """The next chunk is back in 10 ms; a chunk that leaves now blocks the first stage for 100 ms."""
+    schedule = Flowspec(2)
+    pipeline = PipelineStub(back_at=1.010)
+    unlikely = make_view({1: (ROOT, 0.4)}, sent=frozenset({ROOT}), pipeline=pipeline)
+    assert schedule.choose_rows(unlikely, 1.0) == []
+    assert schedule.next_time() == 1.010
+    likely = make_view({1: (ROOT, 0.95)}, sent=frozenset({ROOT}), pipeline=pipeline)
+    assert schedule.choose_rows(likely, 1.0) == [1]
+
+
+def test_flowspec_pauses_where_speculation_does_not_pay() -> None:
+    """Sixteen tokens in two seconds each, where plain decoding takes one."""
+    schedule = Flowspec(2)
+    view = make_view(TREE, **DRAFTED)
+    for number in range(TRIAL_TOKENS + 1):
+        assert schedule.choose_pass(view, 2.0 * number) is not None
+        schedule.take_verified(view, 1, 2.0 * number)
+    assert schedule.choose_pass(view, 0.0) is None
+    assert schedule.choose_rows(view, 0.0) == [ROOT]
+    for number in range(FIRST_PAUSE_TOKENS):
+        schedule.take_verified(view, 1, 40.0 + number)
+    assert schedule.choose_rows(view, 0.0) == [ROOT, 1, 3, 2, 4], "it is tried again"
+
+
+def test_flowspec_runs_the_likeliest_rows_and_more_of_them_where_they_cost_little() -> None:
+    def rows(draft: LineStub) -> list[int] | None:
+        view = make_view(level(100), ran={ROOT: 1}, width=4, pipeline=PipelineStub(CostsStub(draft=draft)))
+        return Flowspec(2).choose_pass(view, 0.0)
+
+    assert rows(LineStub(slope=0.010)) == [1, 2, 3, 4]
+    assert rows(LineStub(fixed=0.006, slope=0.0001)) == list(range(1, 11)), "six more take a tenth of the time"
+    assert rows(LineStub(fixed=0.1, slope=0.0001)) == list(range(1, MAX_PASS_ROWS + 1))
+
+
+def test_flowspec_leaves_the_lane_to_a_head_that_is_about_to_come() -> None:
+    """A pass takes 20 ms. Verified rows go at once: what is drafted before them may be void."""
+    view = make_view(TREE, ran={ROOT: 1}, pipeline=PipelineStub(back_at=1.015))
+    assert Flowspec(2).choose_pass(view, 1.0) is None
+    assert Flowspec(2).choose_pass(view, 0.9) == [1, 2]
+    assert Flowspec(2).choose_pass(view, 1.1) == [1, 2], "it is late, and who knows how late"
+    assert Flowspec(2).choose_pass(changed(view, num_unextended=1), 1.0) == [1, 2]
+
+
+def test_flowspec_bounds_the_tree() -> None:
+    view = make_view(level(MAX_TREE_ROWS), ran={ROOT: 1})
+    assert Flowspec(2).choose_pass(view, 0.0)
+    full = make_view(level(MAX_TREE_ROWS + 1), ran={ROOT: 1})
+    assert Flowspec(2).choose_pass(full, 0.0) is None
+    assert Flowspec(2).choose_pass(changed(full, num_unextended=1), 0.0), "but it takes what is verified"
+
+
+def test_flowspec_asks_for_no_pass_over_nothing() -> None:
+    assert Flowspec(2).choose_pass(make_view(), 0.0) is None
+    assert Flowspec(2).choose_pass(make_view(num_unextended=2), 0.0) == []
+
+
+# ---------------------------------------------------------------------- pruned and chunked
+
+
+def drafted_round(num_rows: int) -> View:
+    """A tree of one level that took all its passes."""
+    return make_view(level(num_rows), ran={ROOT: 1}, num_passes=TREE_PASSES)
+
+
+@pytest.mark.parametrize("kind", [Pruned, Chunked, Lockstep])
+def test_a_round_drafts_one_level_per_pass_before_anything_leaves(kind: type[Pruned]) -> None:
+    schedule = kind(3)
+    for num_passes in range(TREE_PASSES):
+        view = make_view(TREE, ran={ROOT: 1}, num_passes=num_passes)
+        assert schedule.choose_pass(view, 0.0) == [1, 2]
+        assert schedule.choose_rows(view, 0.0) == []
+    assert schedule.choose_pass(drafted_round(11), 0.0) is None
+
+
+def test_a_round_cuts_its_tree_into_one_chunk_more_than_there_are_stages() -> None:
+    schedule = Pruned(3)
+    view = drafted_round(11)
+    chunks = [schedule.choose_rows(view, 0.0) for _ in range(5)]
+    assert chunks == [[ROOT, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], []]
+    assert len([id for _ in range(4) for id in Pruned(3).choose_rows(drafted_round(200), 0.0)]) == TREE_ROWS
+
+
+def test_a_round_waits_while_head_or_drafter_work() -> None:
+    assert Pruned(3).choose_rows(changed(drafted_round(11), is_computing=True), 0.0) == []
+
+
+def test_pruned_goes_on_with_what_lives_while_the_text_stays_in_the_tree() -> None:
+    schedule = Pruned(1)
+    view = make_view({1: (ROOT, 0.6), 2: (ROOT, 0.3), 3: (1, 0.5)}, ran={ROOT: 1}, num_passes=TREE_PASSES)
+    assert schedule.choose_rows(view, 0.0) == [ROOT, 1]
+    taken = make_view({3: (1, 0.8)}, root=1, num_passes=TREE_PASSES, sent=frozenset({ROOT, 1}))
+    schedule.take_verified(taken, 1, 0.0)
+    assert schedule.choose_pass(taken, 0.0) is None, "nothing is drafted while the round goes on"
+    assert schedule.choose_rows(taken, 0.0) == [3], "row 2 is dead"
+
+
+def test_a_chunk_whose_rows_have_all_died_is_passed_over() -> None:
+    schedule = Pruned(2)
+    assert schedule.choose_rows(make_view(level(4), ran={ROOT: 1}, num_passes=TREE_PASSES), 0.0) == [ROOT, 1]
+    taken = make_view({4: (1, 0.8)}, root=1, sent=frozenset({ROOT, 1}), num_passes=TREE_PASSES)
+    schedule.take_verified(taken, 1, 0.0)  # of rows 2 and 3, and row 4, only the last lives
+    assert schedule.choose_rows(taken, 0.0) == [4]
+
+
+def test_pruned_drafts_a_tree_anew_when_the_text_has_left_it() -> None:
+    """What ran in the last round does not count: row 1 is run again."""
+    schedule = Pruned(1)
+    schedule.choose_rows(drafted_round(3), 0.0)
+    missed = make_view({1: (9, 0.5)}, root=9, ran={9: 6, 1: 6}, num_passes=6, num_unextended=1)
+    schedule.take_verified(missed, 1, 0.0)
+    assert schedule.choose_pass(missed, 0.0) == [], "the new root first"
+    assert schedule.choose_rows(missed, 0.0) == []
+    after = make_view({1: (9, 0.5)}, root=9, ran={9: 7, 1: 6}, num_passes=7)
+    assert schedule.choose_pass(after, 0.0) == [1]
+    assert schedule.choose_pass(changed(after, drafting=make_view(num_passes=12).drafting), 0.0) is None
+
+
+def test_chunked_verifies_when_all_of_its_tree_is_back() -> None:
+    schedule = Chunked(1)
+    view = drafted_round(3)
+    schedule.choose_rows(view, 0.0)
+    assert not schedule.may_verify(view), "a chunk has not left"
+    schedule.choose_rows(view, 0.0)
+    assert not schedule.may_verify(changed(view, pipeline=PipelineStub(flights=(FlightStub(),))))
+    assert schedule.may_verify(view)
+    assert Pruned(1).may_verify(changed(view, pipeline=PipelineStub(flights=(FlightStub(),))))
+
+
+def test_chunked_begins_a_round_with_every_verification() -> None:
+    schedule = Chunked(1)
+    schedule.choose_rows(drafted_round(3), 0.0)
+    accepted = make_view({2: (1, 0.5)}, root=1, ran={1: 3}, num_passes=6, sent=frozenset({ROOT, 1}), num_unextended=1)
+    schedule.take_verified(accepted, 2, 0.0)
+    assert schedule.choose_pass(accepted, 0.0) == [], "it drafts again, though its root was a row of the tree"
+
+
+# ---------------------------------------------------------------------- lockstep
+
+
+def begin_lockstep(num_stages: int = 2) -> tuple[Lockstep, View]:
+    """Turn 1 has begun, and its chunk has left."""
+    schedule = Lockstep(num_stages)
+    view = drafted_round(8)
+    assert schedule.next_turn(view, True) == 1
+    assert schedule.choose_rows(view, 0.0) == [ROOT, 1, 2]
+    assert schedule.choose_rows(view, 0.0) == [], "one chunk a turn"
+    return schedule, changed(view, sent=frozenset({ROOT, 1, 2}), pipeline=PipelineStub(flights=(FlightStub(turn=1),)))
+
+
+def finish_passes(view: View, num_passes: int) -> View:
+    return changed(view, drafting=make_view(level(8), ran={ROOT: 1}, num_passes=num_passes).drafting)
+
+
+def test_a_lockstep_turn_begins_when_the_drafter_has_done_its_passes() -> None:
+    schedule, view = begin_lockstep()
+    for num_passes in range(TREE_PASSES, TREE_PASSES + FRONTIER_PASSES):
+        view = finish_passes(view, num_passes)
+        assert schedule.choose_pass(view, 0.0) is not None
+        assert schedule.next_turn(view, True) is None
+    view = finish_passes(view, TREE_PASSES + FRONTIER_PASSES)
+    assert schedule.next_turn(changed(view, is_computing=True), True) is None
+    assert schedule.next_turn(view, True) == 2
+    assert schedule.turn == 2
+    assert schedule.choose_rows(view, 0.0) == [3, 4, 5]
+
+
+def test_a_lockstep_turn_waits_for_the_chunk_that_must_be_back() -> None:
+    """With two stages, what left in turn 1 has passed the ring when turn 3 begins."""
+    schedule, view = begin_lockstep()
+    view = finish_passes(view, TREE_PASSES + FRONTIER_PASSES)
+    assert schedule.next_turn(view, True) == 2
+    schedule.choose_rows(view, 0.0)
+    view = finish_passes(view, TREE_PASSES + 2 * FRONTIER_PASSES)
+    assert schedule.next_turn(view, True) is None
+    back = changed(view, pipeline=PipelineStub(flights=(FlightStub(turn=2),)))
+    assert schedule.next_turn(back, True) == 3
+
+
+def test_a_lockstep_turn_lets_its_chunk_leave_before_the_next_begins() -> None:
+    schedule, view = begin_lockstep()
+    view = finish_passes(view, TREE_PASSES + FRONTIER_PASSES)
+    assert schedule.next_turn(view, True) == 2
+    view = finish_passes(view, TREE_PASSES + 2 * FRONTIER_PASSES)
+    later = changed(view, pipeline=PipelineStub(flights=(FlightStub(turn=2),)))
+    assert schedule.next_turn(later, True) is None, "there is credit for it"
+    assert schedule.next_turn(changed(later, pipeline=PipelineStub()), False) is None, "nothing else brings credit"
+    assert schedule.next_turn(later, False) == 3, "it gets none in time"
+
+
+def test_lockstep_expands_the_tree_longer_where_tokens_were_accepted() -> None:
+    schedule, view = begin_lockstep()
+    view = finish_passes(view, TREE_PASSES + FRONTIER_PASSES)
+    schedule.take_verified(view, 1, 0.0)
+    view = finish_passes(view, TREE_PASSES + 2 * FRONTIER_PASSES)
+    assert schedule.next_turn(view, True) == 2
+    schedule.choose_rows(view, 0.0)
+    first = TREE_PASSES + 2 * FRONTIER_PASSES
+    anew: dict[str, Any] = {"ran": {ROOT: first + 1, 1: first}}
+    counts = [
+        schedule.choose_pass(make_view(level(8), num_passes=first + passes, **anew), 0.0)
+        for passes in range(TREE_PASSES + 1)
+    ]
+    assert [rows is not None for rows in counts] == [True] * TREE_PASSES + [False]
+    assert counts[0] is not None
+    assert 1 in counts[0], "it ran before, and is drafted anew"
+
+
+def test_lockstep_sends_the_best_rows_of_the_new_tree_once_its_chunks_have_left() -> None:
+    schedule = Lockstep(1)
+    view = drafted_round(1)
+    schedule.next_turn(view, True)
+    assert schedule.choose_rows(view, 0.0) == [ROOT]
+    schedule.turn = 2
+    assert schedule.choose_rows(changed(view, sent=frozenset({ROOT})), 0.0) == [1]
+    schedule.turn = 3
+    grown = make_view(level(100, start=2) | {1: (ROOT, 0.95)}, sent=frozenset({ROOT, 1}))
+    assert schedule.choose_rows(grown, 0.0) == list(range(2, EXPANSION_ROWS + 1))
+
+
+# ---------------------------------------------------------------------- pipedec
+
+
+def test_pipedec_sends_one_level_a_turn_and_no_more_rows_than_a_level_may_have() -> None:
+    schedule = Pipedec(2)
+    view = make_view(level(LEVEL_ROWS + 4) | {90: (1, 0.05), 91: (2, 0.04)})
+    assert schedule.choose_rows(view, 0.0) == [], "no turn has begun"
+    assert schedule.next_turn(view, True) == 1
+    assert schedule.choose_rows(view, 0.0) == [ROOT]
+    assert schedule.choose_rows(view, 0.0) == []
+    view = changed(view, sent=frozenset({ROOT}), pipeline=PipelineStub(flights=(FlightStub(turn=1),)))
+    assert schedule.next_turn(view, True) == 2
+    assert schedule.choose_rows(view, 0.0) == list(range(1, LEVEL_ROWS + 1))
+    below = changed(view, sent=frozenset(range(LEVEL_ROWS + 1)), pipeline=PipelineStub())
+    assert schedule.next_turn(below, True) == 3
+    assert schedule.choose_rows(below, 0.0) == [90, 91], "only children of rows that were sent"
+
+
+def test_a_pipedec_turn_waits_for_what_must_be_back_and_verified() -> None:
+    schedule = Pipedec(2)
+    view = make_view(level(4))
+    schedule.next_turn(view, True)
+    schedule.choose_rows(view, 0.0)
+    sent = changed(view, sent=frozenset({ROOT}))
+    assert schedule.next_turn(changed(sent, is_verifying=True), True) is None
+    assert schedule.next_turn(changed(sent, pipeline=PipelineStub(flights=(FlightStub(turn=0),))), True) is None
+    assert schedule.next_turn(changed(sent, pipeline=PipelineStub(flights=(FlightStub(turn=1),))), True) == 2
+
+
+def test_a_pipedec_turn_waits_for_the_next_level_while_it_may_still_be_drafted() -> None:
+    flying = PipelineStub(flights=(FlightStub(turn=1),))
+    for busy in ({"is_computing": True}, {"num_unextended": 1}, {"pipeline": PipelineStub()}):
+        schedule = Pipedec(2)
+        schedule.next_turn(make_view(), True)
+        schedule.choose_rows(make_view(), 0.0)
+        view = make_view(sent=frozenset({ROOT}), **({"pipeline": flying} | busy))
+        assert schedule.next_turn(view, True) is None, busy
+        assert schedule.next_turn(make_view(sent=frozenset({ROOT}), pipeline=flying), True) == 2, "there is none"
+
+
+def test_a_pipedec_turn_lets_its_chunk_leave_before_the_next_begins() -> None:
+    schedule = Pipedec(2)
+    view = make_view(level(4), pipeline=PipelineStub(flights=(FlightStub(turn=1),)))
+    schedule.next_turn(view, True)
+    assert schedule.next_turn(view, True) is None, "there is credit for it"
+    assert schedule.next_turn(view, False) == 2
+
+
+def test_pipedec_expands_what_was_sent_and_refreshes_what_was_accepted() -> None:
+    view = make_view(TREE, ran={ROOT: 1, 2: 1}, sent=frozenset({ROOT, 1}))
+    assert Pipedec(2).choose_pass(view, 0.0) == [1], "row 3 was not sent"
+    refreshed = make_view(TREE, ran={ROOT: 4, 1: 3, 2: 3, 3: 5}, sent=frozenset({ROOT}))
+    assert Pipedec(2).choose_pass(refreshed, 0.0) == [1, 2]
+    assert Pipedec(2).choose_pass(make_view(), 0.0) is None
+    assert Pipedec(2).choose_pass(make_view(num_unextended=1), 0.0) == []
+
+
+# ---------------------------------------------------------------------- flowspec less one thing
+
+
+def answer(name: str, view: View, now: float = 0.0) -> list[int]:
+    return find_schedule(f"flowspec-without-{name}")(2).choose_rows(view, now)
+
+
+def test_what_each_variant_leaves_out() -> None:
+    new_root = make_view(TREE)
+    assert answer("score-order", make_view({3: (ROOT, 0.1), 1: (ROOT, 0.3), 2: (1, 0.29)})) == [ROOT, 1, 2, 3]
+    assert answer("tree", new_root) == [ROOT, 1, 3, 4]
+    waiting = make_view(TREE, sent=frozenset({ROOT}), pipeline=PipelineStub(leaves_at=9.0))
+    assert answer("just-in-time", waiting) == [1, 3, 2, 4]
+    dear = PipelineStub(CostsStub(seconds_per_row=9.0))
+    assert len(answer("chunk-control", make_view(WIDE, pipeline=dear))) == CHUNK_ROWS
+    assert answer("incremental-drafting", new_root) == [ROOT]
+    flags = {
+        name: (kind.is_calibrated, kind.uses_lookup, kind.is_coupled, kind.cancels)
+        for name in ("calibration", "lookup", "coupling", "cancelling")
+        for kind in [find_schedule(f"flowspec-without-{name}")]
+    }
+    assert flags == {
+        "calibration": (False, False, True, True),
+        "lookup": (True, False, True, True),
+        "coupling": (True, True, False, True),
+        "cancelling": (True, True, True, False),
+    }
+
+
+def test_without_an_immediate_root_it_waits_for_its_tree() -> None:
+    schedule = find_schedule("flowspec-without-immediate-root")(2)
+    view = make_view(TREE, ran={ROOT: 1})
+    for _ in range(TREE_PASSES):
+        assert schedule.choose_rows(view, 0.0) == []
+        assert schedule.next_time() is None
+        assert schedule.choose_pass(view, 0.0) == [1, 2]
+    assert schedule.choose_rows(view, 0.0)[0] == ROOT
+    schedule.take_verified(view, 1, 0.0)
+    assert schedule.choose_rows(view, 0.0) == [], "so does the next root"
+
+
+def test_without_expansion_a_tree_gets_its_passes_and_no_more() -> None:
+    schedule = find_schedule("flowspec-without-expansion")(2)
+    view = make_view(TREE, ran={ROOT: 1})
+    passes = [schedule.choose_pass(view, 0.0) for _ in range(TREE_PASSES + 1)]
+    assert passes == [[1, 2]] * TREE_PASSES + [None]
+
+
+def test_without_incremental_drafting_children_leave_with_the_whole_tree() -> None:
+    schedule = find_schedule("flowspec-without-incremental-drafting")(2)
+    view = make_view(TREE, ran={ROOT: 1}, sent=frozenset({ROOT}))
+    assert schedule.choose_rows(view, 0.0) == []
+    for _ in range(TREE_PASSES):
+        schedule.choose_pass(view, 0.0)
+    assert schedule.choose_rows(view, 0.0) == [1, 3, 2, 4]
+
+
+# ---------------------------------------------------------------------- one of one's own
+
+
+class Mine(Schedule):
+    """The root and its likeliest child."""
+
+    def choose_rows(self, view: GenerationView, now: float) -> list[int]:
+        return [] if view.root in view.sent else [view.root, *list(view.unsent(math.log(0.5)))[:1]]
+
+
+def test_a_schedule_of_ones_own_is_found_by_its_name_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "_registered", {})
+    with pytest.raises(RequestError, match="'mine' is not known"):
+        find_schedule("mine")
+    register_schedule("mine", Mine)
+    assert find_schedule("mine") is Mine
+    assert Mine(2).choose_rows(make_view(TREE), 0.0) == [ROOT, 1]
+    origin = Origin(num_stages=1, limits=TargetLimits(100, 20, frozenset()), has_drafter=False)
+    (opened,) = origin.handle(ev.PromptSubmitted(1, (1,), GenerateOptions(schedule="mine")), 0.0)
+    assert isinstance(opened, ev.OpenSessions)
+    with pytest.raises(RequestError, match="^schedule 'other' is not known; choose one of autoregressive, .*, mine$"):
+        find_schedule("other")
+
+
+@pytest.mark.parametrize("name", ["flowspec", "flowspec-without-tree"])
+def test_names_that_come_along_are_taken(name: str) -> None:
+    with pytest.raises(ValueError, match=f"schedule '{name}' comes with flowspec-edge; choose another name"):
+        register_schedule(name, Mine)
+    assert find_schedule(name) is not Mine
