@@ -75,15 +75,10 @@ class PacedRunner:
         self._runner.free_cache(session)
         self._on_end(self._lateness)
 
-    def run(
-        self,
-        forward: ev.RunForward,
-        is_cancelled: Callable[[], bool],
-        tapped: dict[int, ev.Floats] | None = None,
-    ) -> ev.Floats:
+    def run(self, forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> ev.ForwardFinished:
         """A forward that is given up ends behind the layer that runs then."""
         began = time.monotonic()
-        hidden = self._runner.run(forward, is_cancelled, tapped)
+        finished = self._runner.run(forward, is_cancelled)
         whole_s = self._cost.forward_ms(len(forward.rows)) / 1000
         layer_s = self._cost.layer_ms(len(forward.rows)) / 1000
         asked_s = 0.0
@@ -93,7 +88,7 @@ class PacedRunner:
             if asked_s == whole_s or is_cancelled():
                 break
         self._lateness.wait(began, asked_s)
-        return hidden
+        return finished
 
 
 class PacedEngine(OriginEngine):

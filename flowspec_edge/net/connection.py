@@ -14,14 +14,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
+from enum import IntEnum
 from typing import Any
 
 import aiohttp
 import numpy as np
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSMsgType, web
 
 from flowspec_edge.core import codec, wire
-from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError
+from flowspec_edge.errors import FlowspecError, LinkLostError, OtherVersionError, ProtocolError
 
 FRAGMENT_BYTES = 65536
 """Largest piece of a tail. 600 KB in one message took 1066 us on loopback, in pieces of 64-128 KB 280 us (x86, 2 cores)."""
@@ -45,6 +46,16 @@ ABORT_S = 0.2
 """For the two tasks to see an aborted transport; it takes one turn of the loop."""
 MAX_REASON_BYTES = 120
 """A WebSocket close frame holds 123 bytes of text (RFC 6455, 5.5)."""
+
+
+class CloseCode(IntEnum):
+    """Why a link ends, in its close frame. Codes from 4000 to 4999 are an application's own (RFC 6455, 7.4.2)."""
+
+    DONE = 1000
+    BROKEN_RULE = 1002
+    OTHER_VERSION = 4001
+    """The side that connected speaks another version of the protocol. This code must stay, whatever else changes."""
+
 
 _WebSocket = aiohttp.ClientWebSocketResponse | web.WebSocketResponse
 
@@ -107,11 +118,12 @@ class Link:
             raise self._end
         limit = SEND_QUEUE_MESSAGES[self.purpose]
         if len(self._outgoing) >= limit:
-            self._lose(
+            full = LinkLostError(
                 f"peer {self.peer}: {limit} messages wait on the {self.purpose} link, the limit (SEND_QUEUE_MESSAGES); "
                 "the peer has stopped reading"
             )
-            raise self._end or AssertionError
+            self._lose(full)
+            raise full
         self._outgoing.append(codec.encode(message))
         self._to_send.set()
 
@@ -121,6 +133,7 @@ class Link:
         Raises:
             LinkLostError: the link has ended.
             ProtocolError: the peer broke the rules; the link is closed.
+            OtherVersionError: the peer speaks another version of the protocol, and closed the link.
         """
         while not self._incoming:
             if self._end is not None:
@@ -142,7 +155,7 @@ class Link:
                 raise StopAsyncIteration from None
             raise
 
-    async def close(self, error: ProtocolError | None = None) -> None:
+    async def close(self, error: ProtocolError | OtherVersionError | None = None) -> None:
         """Send what is queued and say goodbye, or abort after about a second. With ``error`` the peer is told why."""
         self._start_closing(error or LinkLostError(f"peer {self.peer}: the link was closed here"))
         assert self._closer is not None
@@ -168,19 +181,18 @@ class Link:
         for event in (self._to_send, self._arrived, self._room):
             event.set()
 
-    def _lose(self, text: str) -> None:
-        self._finish(LinkLostError(text))
+    def _lose(self, end: FlowspecError) -> None:
+        self._finish(end)
         self._transport.abort()
 
     def _start_closing(self, end: FlowspecError) -> None:
         if self._closer is not None:
             return
         if self._end is None:
-            is_fault = isinstance(end, ProtocolError)
-            self._is_clean = not is_fault
-            code = WSCloseCode.PROTOCOL_ERROR if is_fault else WSCloseCode.OK
-            reason = str(end).encode()[:MAX_REASON_BYTES].decode(errors="ignore") if is_fault else ""
-            self._goodbye = int(code).to_bytes(2, "big") + reason.encode()
+            code = _close_code(end)
+            self._is_clean = code is CloseCode.DONE
+            reason = b"" if self._is_clean else str(end).encode()[:MAX_REASON_BYTES]
+            self._goodbye = code.to_bytes(2, "big") + reason.decode(errors="ignore").encode()
             self._finish(end)
         self._closer = asyncio.create_task(self._shut(), name=f"link closer {self.peer}")
 
@@ -212,7 +224,7 @@ class Link:
             if self._goodbye is not None:
                 await self._websocket.send_frame(self._goodbye, WSMsgType.CLOSE)
         except (OSError, aiohttp.ClientError) as cause:
-            self._lose(f"peer {self.peer}: the {self.purpose} link broke ({cause})")
+            self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link broke ({cause})"))
 
     async def _read(self) -> None:
         header: bytes | None = None
@@ -247,15 +259,17 @@ class Link:
             self._start_closing(ProtocolError(f"peer {self.peer}: a text message; links carry binary ones"))
             return b""
         if message.type is WSMsgType.CLOSE:
-            self._is_clean = self._is_clean or (self._end is None and message.data == WSCloseCode.OK)
-            self._lose(f"peer {self.peer} closed the link" + (f": {message.extra}" if message.extra else ""))
+            self._is_clean = self._is_clean or (self._end is None and message.data == CloseCode.DONE)
+            text = f"peer {self.peer} closed the link" + (f": {message.extra}" if message.extra else "")
+            self._lose(OtherVersionError(text) if message.data == CloseCode.OTHER_VERSION else LinkLostError(text))
             return None
         cause = message.data if message.type is WSMsgType.ERROR else self._websocket.exception()
         if isinstance(cause, aiohttp.WebSocketError):
-            self._finish(ProtocolError(f"peer {self.peer}: {cause} (limit of a frame: {MAX_FRAME_BYTES} bytes)"))
-            self._transport.abort()
+            self._lose(ProtocolError(f"peer {self.peer}: {cause} (limit of a frame: {MAX_FRAME_BYTES} bytes)"))
         else:
-            self._lose(f"peer {self.peer}: the {self.purpose} link was lost ({cause or 'connection ended'})")
+            self._lose(
+                LinkLostError(f"peer {self.peer}: the {self.purpose} link was lost ({cause or 'connection ended'})")
+            )
         return None
 
     def _checked(self, message: wire.Message) -> wire.Message:
@@ -273,6 +287,12 @@ class Link:
             await self._room.wait()
         self._incoming.append(message)
         self._arrived.set()
+
+
+def _close_code(end: FlowspecError) -> CloseCode:
+    if isinstance(end, OtherVersionError):
+        return CloseCode.OTHER_VERSION
+    return CloseCode.BROKEN_RULE if isinstance(end, ProtocolError) else CloseCode.DONE
 
 
 def _aligned_buffer(num_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -42,8 +42,6 @@ class LinkTimeouts:
     heartbeat_s: float = 2.0
 
 
-SPEAKS_PROTOCOL = "speaks protocol"
-"""What every version says when it refuses another one; the refused side knows it by these words."""
 DEFAULT_TIMEOUTS = LinkTimeouts()
 
 
@@ -83,8 +81,8 @@ async def open_link(
         await (link.close() if link is not None else session.close())
         if link is None and (mismatch := _key_mismatch(cause)):
             raise OtherKeyError(f"peer {peer} at {address} {mismatch}") from cause
-        if isinstance(cause, (LinkLostError, ProtocolError)):
-            kind = OtherVersionError if SPEAKS_PROTOCOL in str(cause) else NodeUnavailableError
+        if isinstance(cause, LinkLostError | ProtocolError | OtherVersionError):
+            kind = OtherVersionError if isinstance(cause, OtherVersionError) else NodeUnavailableError
             raise kind(f"peer {peer} at {address} refused the link: {cause}") from cause
         if isinstance(cause, (OSError, aiohttp.ClientError)):  # OSError includes TimeoutError
             why = f"no answer within {timeouts.connect_s:g} s" if isinstance(cause, TimeoutError) else str(cause)
@@ -98,6 +96,7 @@ async def open_link(
 def _key_mismatch(cause: BaseException | None) -> str | None:
     """What is wrong with the keys, where that is why a link could not be opened."""
     while cause is not None:
+        # An alert is known by OpenSSL's own name for the error, which ssl gives as its reason, not by a text for people.
         if isinstance(cause, ssl.SSLCertVerificationError) or "ALERT" in (getattr(cause, "reason", None) or ""):
             return "has another cluster key; give both the same one: flowspec key show there, flowspec key set here"
         if isinstance(cause, ssl.SSLError):
@@ -203,7 +202,7 @@ class LinkServer:
         try:
             await self._greet(link)
             await self._on_link(link)
-        except ProtocolError as cause:
+        except (ProtocolError, OtherVersionError) as cause:
             _log.warning("%s", cause)
             await link.close(cause)
         except FlowspecError as cause:
@@ -223,8 +222,8 @@ class LinkServer:
             raise ProtocolError(f"peer {link.peer}: {type(hello).__name__} came where Hello was expected")
         welcome = self._welcome()
         if hello.protocol != wire.PROTOCOL_VERSION:
-            raise ProtocolError(
-                f"{hello.node} {SPEAKS_PROTOCOL} {hello.protocol}, {welcome.node} speaks {wire.PROTOCOL_VERSION}; "
+            raise OtherVersionError(
+                f"{hello.node} speaks protocol {hello.protocol}, {welcome.node} speaks {wire.PROTOCOL_VERSION}; "
                 "run one flowspec version on both"
             )
         if hello.purpose != link.purpose:

@@ -96,12 +96,7 @@ class Runner(Protocol):
 
     def free_cache(self, session: int) -> None: ...
 
-    def run(
-        self,
-        forward: ev.RunForward,
-        is_cancelled: Callable[[], bool],
-        tapped: dict[int, ev.Floats] | None = None,
-    ) -> ev.Floats: ...
+    def run(self, forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> ev.ForwardFinished: ...
 
 
 class Board:

@@ -236,13 +236,11 @@ class StageHost:
         loop = asyncio.get_running_loop()
         while True:
             forward, cancelled = await self._forwards.get()
-            tapped: dict[int, ev.Floats] = {}
-            wanted = (tapped,) if forward.is_tapped else ()
             began = time.monotonic()
-            hidden = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set, *wanted)
+            finished = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set)
             if self._recorder is not None and not cancelled.is_set():
                 self._recorder.add(len(forward.rows), time.monotonic() - began)
-            self._tell(ev.ForwardFinished(hidden, tapped))
+            self._tell(finished)
 
     def _tell(self, event: ev.StageEvent) -> None:
         for action in self._core.handle(event, time.monotonic()):

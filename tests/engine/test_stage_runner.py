@@ -156,10 +156,10 @@ def test_rows_are_written_to_memory_of_their_own(bundle, whole, tokens):
         for stage in (first, later):
             stage.open_cache(session, 100)
         forward = _forward(session, chain[:num_rows])
-        hidden = first.run(forward)
+        hidden = first.run(forward).hidden
         hidden.flags.writeable = False  # as rows are that came in a message
         before = hidden.copy()
-        found.append(later.run(dataclasses.replace(forward, hidden=hidden)))
+        found.append(later.run(dataclasses.replace(forward, hidden=hidden)).hidden)
         np.testing.assert_array_equal(hidden, before)
     for rows in found:
         np.testing.assert_array_equal(rows, expected[: len(rows)])

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.errors import LinkLostError, PlacementError, StageFailedError
@@ -111,7 +112,7 @@ async def test_a_cancel_ends_the_forward_it_was_meant_for_and_not_the_next(node,
                 while not is_cancelled() and time.monotonic() < deadline:
                     time.sleep(0.001)
             seen.append((forward.session, is_cancelled()))
-            return np.zeros((len(forward.rows), 8), np.float32)
+            return ev.ForwardFinished(np.zeros((len(forward.rows), 8), np.float32))
 
     monkeypatch.setattr(stage_host, "StageRunner", Runner)
     link, _ = await asked(node, int8_bundle)
