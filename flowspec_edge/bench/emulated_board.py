@@ -24,10 +24,9 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.speculation.drafting import DraftShape
-from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import LinkLostError, ProtocolError, StageFailedError
-from flowspec_edge.net.link import Link
-from flowspec_edge.node.node import Board, Runner
+from flowspec_edge.net.connection import Link
+from flowspec_edge.node.pacing import Board, Runner
 from flowspec_edge.origin.engine import OriginEngine
 
 TIMER_ABSTIME = 1
@@ -178,7 +177,7 @@ class EmulatedBoard(Board):
         self._numbers = itertools.count()
         self._timer: PreciseTimer | None = None
 
-    def pace(self, runner: StageRunner, stage: int) -> Runner:
+    def pace(self, runner: Runner, stage: int) -> Runner:
         name, stages = self._testbed.name, self._testbed.stages
         if stage >= len(stages):
             raise StageFailedError(f"testbed {name} has {len(stages)} stages; this would be number {stage + 1}")

@@ -21,7 +21,8 @@ from flowspec_edge.core.rows import Chunk, Row
 from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, StageFailedError
-from flowspec_edge.node.node import Node, NodeSettings
+from flowspec_edge.node.node import Node
+from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
 
 GIB = 2**30

@@ -5,8 +5,6 @@ import contextlib
 import gc
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +12,7 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.engine import stage_runner
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import StageFailedError
-from flowspec_edge.node import kept_stage, stage_host
+from flowspec_edge.node import kept_stage, stage_opening
 from flowspec_edge.node.kept_stage import KeptStage, LoadedStage
 from flowspec_edge.origin.opening import open_ring
 from tests.ring.conftest import GIB, answer_of, found_of, nodes_of, tokens_of
@@ -28,7 +26,7 @@ def loaded(monkeypatch):
     """The layer ranges that were loaded, in order."""
     ranges = []
 
-    class Runner(stage_host.StageRunner):
+    class Runner(stage_opening.StageRunner):
         def __init__(self, directory, manifest, start, stop, **options):
             ranges.append((start, stop))
             super().__init__(directory, manifest, start, stop, **options)
@@ -42,7 +40,7 @@ def loaded(monkeypatch):
             self.with_cache.discard(session)
             super().free_cache(session)
 
-    monkeypatch.setattr(stage_host, "StageRunner", Runner)
+    monkeypatch.setattr(stage_opening, "StageRunner", Runner)
     return ranges
 
 
@@ -75,7 +73,7 @@ async def test_the_next_ring_takes_what_is_loaded_and_writes_the_same(int8_bundl
             )
         assert sorted(loaded) == [(0, 4), (4, 8)]
         await until(lambda: all(node.kept._kept for node in serving))
-        assert [node.free_bytes for node in serving] == [GIB, GIB], "what is kept counts as free"
+        assert [node.memory.free_bytes for node in serving] == [GIB, GIB], "what is kept counts as free"
         assert not any(node.kept._kept[1].runner.with_cache for node in serving)
 
 
@@ -108,39 +106,21 @@ async def test_a_stage_that_is_ending_is_in_nobodys_way(int8_bundle, prompts, lo
         may_end.wait(30)
         return run(self, forward, *arguments)
 
-    run = stage_host.StageRunner.run
+    run = stage_opening.StageRunner.run
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         found = found_of(serving)
         async with open_ring(origin, int8_bundle, found) as ring:
-            monkeypatch.setattr(stage_host.StageRunner, "run", run_long)
+            monkeypatch.setattr(stage_opening.StageRunner, "run", run_long)
             answer = asyncio.create_task(answer_of(ring, prompts[0], OPTIONS))
             await until(begun.is_set)
             answer.cancel()
             await asyncio.wait({answer})
-        monkeypatch.setattr(stage_host.StageRunner, "run", run)
-        await until(lambda: serving[0].free_bytes == GIB)
+        monkeypatch.setattr(stage_opening.StageRunner, "run", run)
+        await until(lambda: serving[0].memory.free_bytes == GIB)
         assert serving[0].kept._kept is None, "its last forward has not ended"
         asyncio.get_running_loop().call_soon(may_end.set)
         assert len(await text_of(origin, int8_bundle, found, prompts[0])) == 12
     assert loaded == [(0, 8)]
-
-
-async def test_a_stage_whose_end_is_cancelled_lets_go_of_its_files():
-    kept, closed = KeptStage(), []
-    stage = stage_of("a", closed)
-    stage.files.callback(closed.append, "files")
-    host = stage_host.StageHost(SimpleNamespace(kept=kept), CLOSED)
-    host._is_sound = True
-    may_end = threading.Event()
-    with ThreadPoolExecutor(1) as host._executor:
-        host._executor.submit(may_end.wait)
-        ending = asyncio.create_task(host._lay_down(KEY, stage))
-        await asyncio.sleep(0)
-        ending.cancel()
-        await asyncio.wait({ending})
-        may_end.set()
-    assert ending.cancelled() and kept._kept is None
-    assert closed == ["a", "files"]
 
 
 @pytest.mark.parametrize("is_failed", [False, True])
@@ -152,7 +132,7 @@ async def test_its_memory_goes_with_it_whatever_still_refers_to_it(
     try:
         async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
             if is_failed:
-                monkeypatch.setattr(stage_host.StageRunner, "run", refuse)
+                monkeypatch.setattr(stage_opening.StageRunner, "run", refuse)
             with contextlib.suppress(StageFailedError):
                 await text_of(origin, int8_bundle, found_of(serving), prompts[0])
             assert len(graphs) == 8
@@ -164,7 +144,7 @@ async def test_its_memory_goes_with_it_whatever_still_refers_to_it(
 async def test_a_stage_that_failed_is_not_used_again(int8_bundle, prompts, loaded, monkeypatch):
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         with monkeypatch.context() as broken:
-            broken.setattr(stage_host.StageRunner, "run", refuse)
+            broken.setattr(stage_opening.StageRunner, "run", refuse)
             with pytest.raises(StageFailedError, match="out of memory"):
                 await text_of(origin, int8_bundle, found_of(serving), prompts[0])
         assert len(await text_of(origin, int8_bundle, found_of(serving), prompts[0])) == 12

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from flowspec_edge.core import events as ev
-from flowspec_edge.origin.ring import Ring
+from flowspec_edge.node.pacing import Board
+from flowspec_edge.origin.ring import Ring, RingLinks
+from tests.fake_links import FakeLink
 
 
 class Core:
@@ -26,11 +28,10 @@ class Core:
 
 
 @pytest.fixture
-async def ring(int8_bundle):
-    ring = Ring(SimpleNamespace(drafter=None), int8_bundle, [], [])
-    ring._core = Core()
-    yield ring
-    ring._stop()
+async def ring():
+    links = RingLinks([], FakeLink("first"), FakeLink("last"))
+    async with Ring(Core(), SimpleNamespace(drafter=None), [], links, Board()) as ring:
+        yield ring
 
 
 async def next_told(ring):
