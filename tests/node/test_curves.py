@@ -13,6 +13,7 @@ import pytest
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.device.throttling import ThermalReport
 from flowspec_edge.core.planning.placement import TimeLine
+from flowspec_edge.errors import StateError
 from flowspec_edge.node import curves
 from flowspec_edge.node.curves import LEARN_FORWARDS, Measurements
 
@@ -77,7 +78,7 @@ async def test_a_full_disk_is_no_reason_to_stop(
     bundle: Bundle, measured: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(path: pathlib.Path, text: str) -> None:
-        raise curves.StateError(f"{path}: no space left")
+        raise StateError(f"{path}: no space left")
 
     monkeypatch.setattr(curves, "write_private", refuse)
     assert await Measurements(1).curve(bundle, "int8", GIB) == LINE
@@ -121,12 +122,14 @@ async def test_a_stage_with_a_known_curve_learns_none_but_tells_how_far_it_is_fr
     assert await measurements.slowdown() == 1.0, "a stage that begins has no past"
 
 
-async def test_a_forward_is_held_against_all_layers_of_its_stage(bundle: Bundle) -> None:
+async def test_a_forward_is_held_against_all_layers_of_its_stage(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measurements = Measurements(1)
     measurements.keep(bundle.manifest, "int8", LINE, "measured")
     recorder = measurements.recorder(bundle.manifest, "int8", 2)
     seen: list[tuple[float, float]] = []
-    recorder.watch.observe = lambda expected_ms, took_ms, now: seen.append((expected_ms, took_ms))  # type: ignore[method-assign]
+    monkeypatch.setattr(recorder.watch, "observe", lambda expected_ms, ran_ms, now: seen.append((expected_ms, ran_ms)))
     recorder.add(8, 0.025)
     assert seen == [(2 * LINE.at(8), 25.0)]
 

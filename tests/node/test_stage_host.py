@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,8 +14,8 @@ import pytest
 
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.core.speculation.stage import Stage
-from flowspec_edge.core.speculation.tree import NO_PARENT, Row
 from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.stage_host import StageHost, StageLinks
@@ -22,7 +23,7 @@ from tests.fake_links import LIMIT_S, FakeLink, fake_pair, settle
 
 HIDDEN = np.arange(4, dtype=np.float32).reshape(1, 4)
 ROWS = (Row(0, NO_PARENT, 5),)
-PASSAGES = (ev.Passage(4, 0.5, 0.25),)
+PASSAGES = (Passage(4, 0.5, 0.25),)
 MAX_CAPACITY = 200
 
 
@@ -70,6 +71,13 @@ class Recorder:
         self.sizes.append(num_rows)
 
 
+def wait_until(is_cancelled: Callable[[], bool]) -> None:
+    """On the thread of a forward; no longer than a test may take."""
+    deadline = time.monotonic() + LIMIT_S
+    while not is_cancelled() and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
 class Hosted:
     """A stage host, and the other ends of its links."""
 
@@ -102,8 +110,9 @@ def forward_of(session: int, num_rows: int = 1, *, is_tapped: bool = False) -> e
     return ev.RunForward(session, rows, None, (), 1, np.arange(num_rows), mask, is_tapped)
 
 
+SPEC = SessionSpec(1, 100, False, True, 7)
 IN = [
-    ("origin", wire.OpenSession(1, 100, False, True, 7), ev.SessionRequested(1, 100, False, True, 7)),
+    ("origin", wire.OpenSession(SPEC), ev.SessionRequested(SPEC)),
     ("origin", wire.AdvanceSession(1, 4, 5), ev.AdvanceArrived(1, 4, 5)),
     ("origin", wire.BeginTurn(1, 3), ev.TurnBegan(1, 3)),
     ("origin", wire.CloseSession(1), ev.SessionEnded(1)),
@@ -120,15 +129,14 @@ async def test_what_comes_is_told_to_the_core(sender: str, message: wire.Message
     assert core.told == [event]
 
 
-async def test_a_chunk_is_told_with_all_that_it_brings() -> None:
+async def test_a_chunk_is_told_as_it_came() -> None:
     hosted = Hosted(core := ScriptedCore())
+    chunk = Chunk(3, ROWS, 1, HIDDEN, 2, PASSAGES)
     async with hosted.at_work():
-        hosted.before.send(wire.ChunkMessage(0, 3, ROWS, 1, HIDDEN, 2, PASSAGES))
+        hosted.before.send(wire.ChunkMessage(0, chunk))
         await settle()
     (told,) = core.told
-    assert isinstance(told, ev.ChunkArrived)
-    assert (told.session, told.rows, told.num_wanted, told.turn, told.passages) == (3, ROWS, 1, 2, PASSAGES)
-    assert told.hidden is HIDDEN
+    assert isinstance(told, ev.ChunkArrived) and told.chunk is chunk
 
 
 OUT = [
@@ -154,18 +162,17 @@ async def test_what_the_core_answers_is_done(
             assert getattr(hosted, name).received() == (messages if name == receiver else [])
 
 
-async def test_chunks_and_tapped_rows_leave_with_all_that_belongs_to_them_and_chunks_are_numbered() -> None:
+async def test_chunks_and_tapped_rows_leave_as_they_are_and_chunks_are_numbered() -> None:
     hosted = Hosted(core := ScriptedCore())
-    chunks: list[ev.StageAction] = [ev.SendChunk(session, ROWS, 1, HIDDEN, 4, PASSAGES) for session in (8, 9)]
-    core.answers = [[*chunks, ev.SendTapped(8, 2, (0,), HIDDEN)]]
+    chunks = [Chunk(session, ROWS, 1, HIDDEN, 4, PASSAGES) for session in (8, 9)]
+    core.answers = [[*(ev.SendChunk(chunk) for chunk in chunks), ev.SendTapped(8, 2, (0,), HIDDEN)]]
     async with hosted.at_work():
         hosted.after.send(wire.Credit(1))
         sent = [await hosted.after.receive() for _ in chunks]
         tapped = await hosted.origin.receive()
-    for number, message in enumerate(sent):
+    for number, (message, chunk) in enumerate(zip(sent, chunks, strict=True)):
         assert isinstance(message, wire.ChunkMessage)
-        assert (message.number, message.session, message.rows, message.num_wanted) == (number, 8 + number, ROWS, 1)
-        assert message.hidden is HIDDEN and (message.turn, message.passages) == (4, PASSAGES)
+        assert message.number == number and message.chunk is chunk
     assert isinstance(tapped, wire.TappedRows)
     assert (tapped.session, tapped.layer, tapped.ids) == (8, 2, (0,)) and tapped.hidden is HIDDEN
 
@@ -192,8 +199,7 @@ async def test_a_cancel_is_meant_for_the_newest_forward_and_what_was_given_up_is
     def wait_for_cancel(forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> None:
         if forward.session == 1:
             loop.call_soon_threadsafe(began.set)
-            while not is_cancelled():
-                pass
+            wait_until(is_cancelled)
 
     hosted.runner.run_as = wait_for_cancel
     core.answers = [[forward_of(1)], [ev.CancelForward(1), forward_of(2)], [], [ev.GrantCredit(1)]]
@@ -213,23 +219,27 @@ async def test_whoever_leaves_the_context_gives_up_what_runs() -> None:
 
     def wait_for_cancel(forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> None:
         loop.call_soon_threadsafe(began.set)
-        while not is_cancelled():
-            pass
-        cancelled.set()
+        wait_until(is_cancelled)
+        if is_cancelled():
+            cancelled.set()
 
     hosted.runner.run_as = wait_for_cancel
     core.answers = [[forward_of(1)]]
     async with hosted.at_work():
         hosted.after.send(wire.Credit(1))
         await began.wait()
-    assert cancelled.wait(LIMIT_S)
+    assert cancelled.is_set()
     hosted.after.send(wire.Credit(1))
     await settle()
     assert core.told == [ev.CreditArrived(1)], "nobody reads any more"
 
 
 WRONG: list[tuple[str, wire.Message, str]] = [
-    ("origin", wire.OpenSession(1, MAX_CAPACITY + 1), "a session of 201 rows exceeds the 200 that this model can use"),
+    (
+        "origin",
+        wire.OpenSession(SessionSpec(1, MAX_CAPACITY + 1)),
+        "a session of 201 rows exceeds the 200 that this model can use",
+    ),
     ("origin", wire.Credit(1), "peer origin: Credit came on a control link"),
     ("before", wire.Credit(1), "peer attic: Credit came where a chunk was expected"),
     ("after", wire.CloseSession(1), "peer cellar: CloseSession came where Credit was expected"),
@@ -249,7 +259,7 @@ async def test_what_does_not_belong_on_a_link_ends_the_stage(sender: str, messag
 async def test_the_largest_session_is_served() -> None:
     hosted = Hosted(Stage(is_last=True))
     async with hosted.at_work():
-        hosted.origin.send(wire.OpenSession(1, MAX_CAPACITY))
+        hosted.origin.send(wire.OpenSession(SessionSpec(1, MAX_CAPACITY)))
         assert await hosted.origin.receive() == wire.SessionOpened(1)
 
 
@@ -288,13 +298,14 @@ async def test_what_a_forward_or_the_core_cannot_do_ends_it(error: FlowspecError
 async def test_a_chunk_passes_a_real_core_from_link_to_link() -> None:
     hosted = Hosted(Stage(is_last=False))
     async with hosted.at_work():
-        hosted.origin.send(wire.OpenSession(1, 100))
+        hosted.origin.send(wire.OpenSession(SessionSpec(1, 100)))
         assert await hosted.origin.receive() == wire.SessionOpened(1)
-        hosted.before.send(wire.ChunkMessage(0, 1, ROWS, 1, HIDDEN, 0, PASSAGES))
-        chunk = await hosted.after.receive()
-        assert isinstance(chunk, wire.ChunkMessage) and chunk.hidden is not None
+        hosted.before.send(wire.ChunkMessage(0, Chunk(1, ROWS, 1, HIDDEN, passages=PASSAGES)))
+        message = await hosted.after.receive()
+        assert isinstance(message, wire.ChunkMessage) and message.chunk.hidden is not None
+        chunk = message.chunk
         np.testing.assert_array_equal(chunk.hidden, HIDDEN + 1)
-        assert (chunk.number, chunk.rows, chunk.passages[0]) == (0, ROWS, PASSAGES[0])
+        assert (message.number, chunk.rows, chunk.passages[0]) == (0, ROWS, PASSAGES[0])
         assert chunk.passages[1].num_rows == 1
         assert await hosted.before.receive() == wire.Credit(1)
         hosted.origin.send(wire.CloseSession(1))

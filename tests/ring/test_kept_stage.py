@@ -13,12 +13,10 @@ from flowspec_edge.engine import stage_runner
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import StageFailedError
 from flowspec_edge.node import kept_stage, stage_opening
-from flowspec_edge.node.kept_stage import KeptStage, LoadedStage
 from flowspec_edge.origin.opening import open_ring
 from tests.ring.conftest import GIB, answer_of, found_of, nodes_of, tokens_of
 
 OPTIONS = GenerateOptions(max_new_tokens=12)
-KEY, OTHER = ("model", 0, 4, ""), ("model", 4, 8, "")
 
 
 @pytest.fixture
@@ -153,79 +151,6 @@ async def test_a_stage_that_failed_is_not_used_again(int8_bundle, prompts, loade
 
 def refuse(*arguments):
     raise StageFailedError("out of memory")
-
-
-class Control:
-    def __init__(self, is_open):
-        self.is_open = is_open
-
-
-class NamedRunner:
-    """Says when it is closed."""
-
-    def __init__(self, name, closed):
-        self.name, self.closed = name, closed
-
-    def close(self):
-        self.closed.append(self.name)
-
-
-def stage_of(name, closed):
-    return LoadedStage(None, NamedRunner(name, closed), 0, contextlib.ExitStack())
-
-
-OPEN, CLOSED = Control(is_open=True), Control(is_open=False)
-
-
-@pytest.mark.parametrize("wanted", [KEY, OTHER])
-async def test_whoever_comes_while_a_stage_ends_waits_for_it_whatever_it_is(wanted):
-    kept, closed = KeptStage(), []
-    stage = stage_of("a", closed)
-    with kept.using(OPEN):
-        assert await kept.take(KEY) is None, "one that serves is not waited for"
-    with kept.using(CLOSED):
-        taking = asyncio.create_task(kept.take(wanted))
-        await asyncio.sleep(0)
-        kept.keep(KEY, stage, CLOSED)
-        assert not taking.done()
-    assert await taking is (stage if wanted == KEY else None)
-    assert closed == ([] if wanted == KEY else ["a"]), "it gives way"
-
-
-async def test_a_stage_that_ends_too_late_is_not_kept_beside_the_one_that_came(monkeypatch):
-    monkeypatch.setattr(kept_stage, "ENDING_S", 0.0)
-    kept, closed = KeptStage(), []
-    with kept.using(CLOSED):
-        assert await kept.take(OTHER) is None
-        with kept.using(OPEN):
-            kept.keep(KEY, stage_of("a", closed), CLOSED)
-            assert closed == ["a"]
-            kept.keep(OTHER, stage_of("b", closed), OPEN)  # its data link was lost; the other's control link is closed
-    assert closed == ["a"]
-    kept.close()
-    assert closed == ["a", "b"]
-
-
-async def test_a_node_that_has_ended_keeps_nothing():
-    kept, closed = KeptStage(), []
-    kept.keep(KEY, stage_of("a", closed), CLOSED)
-    kept.close()
-    assert closed == ["a"]
-    kept.keep(KEY, stage_of("b", closed), CLOSED)
-    assert closed == ["a", "b"] and await kept.take(KEY) is None
-
-
-async def test_of_stages_that_end_at_once_one_is_kept_and_the_clock_of_the_other_stops(monkeypatch):
-    kept, closed = KeptStage(), []
-    monkeypatch.setattr(kept_stage, "KEEP_S", 0.0)
-    kept.keep(KEY, stage_of("a", closed), CLOSED)
-    monkeypatch.setattr(kept_stage, "KEEP_S", 60.0)
-    kept.keep(KEY, stage_of("b", closed), CLOSED)
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert closed == ["a"]
-    kept.close()
-    assert closed == ["a", "b"]
 
 
 async def until(condition):
