@@ -1,7 +1,7 @@
 """A testbed's board on this machine: what it computes is run and then waited out, what it sends is held back.
 
-A forward lasts as long as the testbed says, and so does each pass of head and drafter at the origin; a message leaves when the
-testbed's network would have brought it. What this machine needs beyond that is late, and counted.
+A forward lasts as long as the testbed says, and so does each pass of head and drafter at the origin; a message leaves
+when the testbed's network would have brought it. What this machine needs beyond that is late, and counted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ def _sleep_until(deadline: float) -> None:
 
 
 class PacedRunner:
-    """A stage's runner whose forwards last as long as ``cost`` says. ``on_end`` is told, per session, how well that was kept."""
+    """A stage's runner whose forwards last as long as ``cost`` says.
+
+    ``on_end`` is told, when a session ends, how well that was kept.
+    """
 
     def __init__(self, runner: Runner, cost: StageCost, on_end: Callable[[Lateness], None]) -> None:
         self._runner, self._cost, self._on_end = runner, cost, on_end
@@ -131,8 +134,9 @@ class Wire:
 
 
 class PreciseTimer:
-    """Calls back on the event loop at a time of its clock, about 0.1 ms late; the loop's own timers are up to 1.1 ms late,
-    since epoll counts whole milliseconds (x86, Linux 6, Python 3.11).
+    """Calls back on the event loop at a time of its clock, about 0.1 ms late.
+
+    The loop's own timers are up to 1.1 ms late, since epoll counts whole milliseconds (x86, Linux 6, Python 3.11).
     """
 
     def __init__(self, callback: Callable[[], None]) -> None:
@@ -166,7 +170,7 @@ class PreciseTimer:
 
 
 class EmulatedBoard(Board):
-    """Any one of a testbed's boards: which one, the ring says. ``on_end`` is told how well a session's times were kept."""
+    """Any one of a testbed's boards; the ring says which. ``on_end`` is told how well a session's times were kept."""
 
     is_measured: ClassVar[bool] = False
 

@@ -2,8 +2,8 @@
 
 A message is one binary WebSocket message with its header; the tail of a chunk follows in further ones of at most
 FRAGMENT_BYTES, which the receiver puts together in one buffer. Between two nodes there are two kinds of link: control
-(small messages both ways, with a heartbeat) and data (chunks forwards, credits backwards, without one, since a heartbeat
-behind a large chunk on a slow wire raises false alarms).
+(small messages both ways, with a heartbeat) and data (chunks forwards, credits backwards, without one, since a
+heartbeat behind a large chunk on a slow wire raises false alarms).
 
 A link is used once. It ends by ``close`` here, by the peer, by a cut, or by a broken rule; the first of these is the
 error that ``receive`` and ``send`` raise from then on. Reconnecting lives outside.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from enum import IntEnum
 from typing import Any
 
 import aiohttp
@@ -23,21 +22,23 @@ from aiohttp import WSMsgType, web
 
 from flowspec_edge.core import codec, wire
 from flowspec_edge.errors import FlowspecError, LinkLostError, OtherVersionError, ProtocolError
+from flowspec_edge.net.close_codes import CloseCode, close_code_of
 
 FRAGMENT_BYTES = 65536
-"""Largest piece of a tail. 600 KB in one message took 1066 us on loopback, in pieces of 64-128 KB 280 us (x86, 2 cores)."""
+"""Largest piece of a tail. 600 KB in one message took 1066 us on loopback, in pieces of 64-128 KB 280 us (x86, 2
+cores)."""
 MAX_FRAME_BYTES = 66560
 """What the WebSocket layer lets in: a fragment or a header, and 1 KB for its way of counting."""
 NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 UNSENT_BYTES = 131072
-"""What the system may hold of a control link beyond what is on the wire. Heartbeats pass between the pieces of tapped rows, but
-not what the system has taken: on 10 Mbit/s with its usual megabytes a link was lost after 3 s, with this it carried 24 MB in
-21 s (x86, Linux 6, tbf)."""
+"""What the system may hold of a control link beyond what is on the wire. Heartbeats pass between the pieces of tapped
+rows, but not what the system has taken: on 10 Mbit/s with its usual megabytes a link was lost after 3 s, with this it
+carried 24 MB in 21 s (x86, Linux 6, tbf)."""
 TAIL_ALIGNMENT_BYTES = 64
 """A cache line, and the widest vector load of today's CPUs."""
 SEND_QUEUE_MESSAGES = {wire.CONTROL: 1024, wire.DATA: 64}
-"""More than a live peer ever leaves waiting: an origin sends a few hundred control messages per second, and credits keep
-a data link at one or two chunks."""
+"""More than a live peer ever leaves waiting: an origin sends a few hundred control messages per second, and credits
+keep a data link at one or two chunks."""
 RECEIVE_QUEUE_MESSAGES = {wire.CONTROL: 1024, wire.DATA: 8}
 """Beyond this the link stops reading, so that a peer that sends too much is held back by TCP."""
 CLOSE_S = 0.8
@@ -46,16 +47,6 @@ ABORT_S = 0.2
 """For the two tasks to see an aborted transport; it takes one turn of the loop."""
 MAX_REASON_BYTES = 120
 """A WebSocket close frame holds 123 bytes of text (RFC 6455, 5.5)."""
-
-
-class CloseCode(IntEnum):
-    """Why a link ends, in its close frame. Codes from 4000 to 4999 are an application's own (RFC 6455, 7.4.2)."""
-
-    DONE = 1000
-    BROKEN_RULE = 1002
-    OTHER_VERSION = 4001
-    """The side that connected speaks another version of the protocol. This code must stay, whatever else changes."""
-
 
 _WebSocket = aiohttp.ClientWebSocketResponse | web.WebSocketResponse
 
@@ -189,7 +180,7 @@ class Link:
         if self._closer is not None:
             return
         if self._end is None:
-            code = _close_code(end)
+            code = close_code_of(end)
             self._is_clean = code is CloseCode.DONE
             reason = b"" if self._is_clean else str(end).encode()[:MAX_REASON_BYTES]
             self._goodbye = code.to_bytes(2, "big") + reason.decode(errors="ignore").encode()
@@ -287,12 +278,6 @@ class Link:
             await self._room.wait()
         self._incoming.append(message)
         self._arrived.set()
-
-
-def _close_code(end: FlowspecError) -> CloseCode:
-    if isinstance(end, OtherVersionError):
-        return CloseCode.OTHER_VERSION
-    return CloseCode.BROKEN_RULE if isinstance(end, ProtocolError) else CloseCode.DONE
 
 
 def _aligned_buffer(num_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

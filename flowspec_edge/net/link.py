@@ -81,26 +81,37 @@ async def open_link(
         await (link.close() if link is not None else session.close())
         if link is None and (mismatch := _key_mismatch(cause)):
             raise OtherKeyError(f"peer {peer} at {address} {mismatch}") from cause
-        if isinstance(cause, LinkLostError | ProtocolError | OtherVersionError):
-            kind = OtherVersionError if isinstance(cause, OtherVersionError) else NodeUnavailableError
-            raise kind(f"peer {peer} at {address} refused the link: {cause}") from cause
-        if isinstance(cause, (OSError, aiohttp.ClientError)):  # OSError includes TimeoutError
-            why = f"no answer within {timeouts.connect_s:g} s" if isinstance(cause, TimeoutError) else str(cause)
-            raise NodeUnavailableError(
-                f"peer {peer} at {address} cannot be reached ({why}); check that `flowspec node` runs there "
-                f"and that no firewall blocks port {port}"
-            ) from cause
+        if (error := _named(cause, f"peer {peer} at {address}", port, timeouts)) is not None:
+            raise error from cause
         raise
+
+
+def _named(cause: BaseException, who: str, port: int, timeouts: LinkTimeouts) -> NodeUnavailableError | None:
+    """Why a link was not opened, where it was the peer or the network."""
+    if isinstance(cause, OtherVersionError):
+        return OtherVersionError(f"{who} refused the link: {cause}")
+    if isinstance(cause, LinkLostError | ProtocolError):
+        return NodeUnavailableError(f"{who} refused the link: {cause}")
+    if isinstance(cause, OSError | aiohttp.ClientError):  # OSError includes TimeoutError
+        why = f"no answer within {timeouts.connect_s:g} s" if isinstance(cause, TimeoutError) else str(cause)
+        return NodeUnavailableError(
+            f"{who} cannot be reached ({why}); check that `flowspec node` runs there "
+            f"and that no firewall blocks port {port}"
+        )
+    return None
 
 
 def _key_mismatch(cause: BaseException | None) -> str | None:
     """What is wrong with the keys, where that is why a link could not be opened."""
     while cause is not None:
-        # An alert is known by OpenSSL's own name for the error, which ssl gives as its reason, not by a text for people.
+        # An alert is known by OpenSSL's own name for it, which ssl gives as the reason, not by a text for people.
         if isinstance(cause, ssl.SSLCertVerificationError) or "ALERT" in (getattr(cause, "reason", None) or ""):
             return "has another cluster key; give both the same one: flowspec key show there, flowspec key set here"
         if isinstance(cause, ssl.SSLError):
-            return "does not encrypt: it was started with --insecure, or runs something else; start it with the cluster key"
+            return (
+                "does not encrypt: it was started with --insecure, or runs something else; start it with the cluster "
+                "key"
+            )
         if isinstance(cause, aiohttp.ServerDisconnectedError):  # what a TLS listener does to a request in the clear
             return (
                 "closed the connection at once, as a node with a cluster key does where there is none; copy its key: "

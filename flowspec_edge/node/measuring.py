@@ -1,4 +1,4 @@
-"""What an origin asks before it plans, and what this node answers: its layer curves, and its links, which it measures."""
+"""What an origin asks before it plans, and what a node answers: its layer curves, and the links that it measures."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Measuring:
     exchange_peers: ExchangePeers
 
     async def answer(self, control: Link) -> wire.Message | None:
-        """Answer what is asked for a plan, and what peers tell. Gives the first other message, or None at the link's end.
+        """Answer what is asked for a plan, and what peers tell; the first other message, or None at the link's end.
 
         Raises:
             LinkLostError: the link was lost. ProtocolError: the peer broke the rules.

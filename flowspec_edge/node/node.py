@@ -1,4 +1,4 @@
-"""A running process: it listens for links, serves layer ranges to whoever opens a stage, and takes in its own rings' returns.
+"""A running process: it listens for links, serves layers to whoever opens a stage, and takes in its own rings' returns.
 
 It wires and decides nothing: links, memory, curves, measuring and stages have modules of their own.
 """
@@ -81,8 +81,8 @@ class Node:
         """
         if not (is_loopback(settings.host) or settings.credentials or settings.is_insecure):
             raise ClusterKeyError(
-                f"node {settings.name}: {settings.host} is open to the network, and there is no cluster key; make one with "
-                "flowspec key new, or copy the one of another board with flowspec key set"
+                f"node {settings.name}: {settings.host} is open to the network, and there is no cluster key; make one "
+                "with flowspec key new, or copy the one of another board with flowspec key set"
             )
         node = cls(settings, board or Board())
         try:

@@ -15,6 +15,7 @@ from typing import Self
 
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import ProtocolError
 from flowspec_edge.net.connection import Link
@@ -25,7 +26,7 @@ from flowspec_edge.tasks import run_until_first_ends
 
 @dataclass(frozen=True, slots=True)
 class StageLinks:
-    """``control`` leads to the origin, ``behind`` to the node that chunks come from, ``ahead`` to the one they go to."""
+    """``control`` leads to the origin, ``behind`` to whom chunks come from, ``ahead`` to whom they go."""
 
     control: Link
     behind: Link
@@ -35,13 +36,14 @@ class StageLinks:
 class StageHost:
     """A loaded and connected stage, which works as long as the context lasts; ``wait_ended`` tells when it has ended.
 
-    ``runner`` runs on ``executor``, which has one thread. A session may have at most ``max_capacity`` rows.
-    ``recorder`` is told how long forwards took.
+    ``journal`` writes down what ``core`` is told, where that is wanted. ``runner`` runs on ``executor``, which has one
+    thread. A session may have at most ``max_capacity`` rows. ``recorder`` is told how long forwards took.
     """
 
     def __init__(
         self,
         core: Stage,
+        journal: Journal,
         runner: Runner,
         links: StageLinks,
         board: Board,
@@ -50,7 +52,7 @@ class StageHost:
         max_capacity: int,
         recorder: StageRecorder | None = None,
     ) -> None:
-        self._core = core
+        self._core, self._journal = core, journal
         self._runner = runner
         self._control, self._behind, self._ahead = links.control, links.behind, links.ahead
         self._board = board
@@ -99,7 +101,8 @@ class StageHost:
                 case wire.OpenSession(spec):
                     if spec.capacity > self._max_capacity:
                         raise ProtocolError(
-                            f"a session of {spec.capacity} rows exceeds the {self._max_capacity} that this model can use"
+                            f"a session of {spec.capacity} rows exceeds the {self._max_capacity} that this model "
+                            "can use"
                         )
                     self._tell(ev.SessionRequested(spec))
                 case wire.AdvanceSession(session, at, to):
@@ -138,7 +141,7 @@ class StageHost:
             self._tell(finished)
 
     def _tell(self, event: ev.StageEvent) -> None:
-        for action in self._core.handle(event, time.monotonic()):
+        for action in self._journal.handle(self._core, event, time.monotonic()):
             match action:
                 case ev.OpenCache(session, capacity):
                     self._runner.open_cache(session, capacity)

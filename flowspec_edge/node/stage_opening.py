@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.limits import TREE_MARGIN
 from flowspec_edge.core.planning.placement import stage_memory_bytes
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.core.weights.fetching import Source
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError
+from flowspec_edge.files import open_record, records_text
 from flowspec_edge.net.link import Link, open_link
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.curves import Measurements, StageRecorder
@@ -89,8 +91,10 @@ class _Opening:
         ahead = await self._connect_ahead()
         self.control.send(wire.StageOpened(request.ring, stage.memory_bytes, load_ms, fetched_bytes))
         behind = await self._take_behind()
+        itself = {"is_last": request.stop == manifest.geometry.num_layers}
         host = StageHost(
-            Stage(is_last=request.stop == manifest.geometry.num_layers),
+            Stage(**itself),
+            Journal("stage", itself, open_record("stage"), has_text=records_text()),
             runner,
             StageLinks(self.control, behind, ahead),
             board,
@@ -216,7 +220,7 @@ async def stage_in_use(
 
 
 async def _report(control: Link, cause: FlowspecError) -> None:
-    """Tell the origin, and give it time to end the ring: data links that close first would put the blame on this node."""
+    """Tell the origin, and give it time to end the ring: data links that close first put the blame on this node."""
     _log.info("%s", cause)
     if control.is_open:
         control.send(wire.StageFailure(str(cause)))

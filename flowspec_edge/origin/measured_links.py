@@ -71,7 +71,7 @@ async def links_now(settings: NodeSettings, peers: Mapping[str, Peer], plan: Pla
 async def measure_pairs(
     settings: NodeSettings, peers: Mapping[str, Peer], pairs: Sequence[tuple[str, str]]
 ) -> _KeptLinks:
-    """What links between these ends are, no node in two at a time; kept for the next plans, and those that fail left out."""
+    """The links between these ends, no node in two at a time; kept for the next plans. Those that fail are left out."""
     measured: _KeptLinks = {}
     missing, now = list(pairs), time.time()
     while missing:
@@ -98,7 +98,7 @@ def _hop_of(kept: tuple[int, int, int]) -> Hop:
 
 
 def origin_name(settings: NodeSettings, peers: Mapping[str, Peer]) -> str:
-    """An origin that serves is a node as any other; one that does not has a new name at each start, but the same links."""
+    """An origin that serves is a node as any other; another one has a new name at each start, but the same links."""
     return settings.name if settings.name in peers else f"{socket.gethostname()} (origin)"
 
 

@@ -46,8 +46,8 @@ _log = logging.getLogger(__name__)
 class PlanWishes:
     """What a plan is made for: a schedule, and sessions of at most ``num_tokens`` (None: all that the model allows).
 
-    With ``is_any_precision`` the plan chooses among the bundle's precisions for each device; else each device has its own.
-    ``say`` is told of what takes long.
+    With ``is_any_precision`` the plan chooses among the bundle's precisions for each device; else each device has its
+    own. ``say`` is told of what takes long.
     """
 
     schedule: str = "flowspec"
@@ -64,8 +64,10 @@ async def make_plan(
     wishes: PlanWishes,
     loaded: Mapping[str, LoadedLayers] | None = None,
 ) -> Plan:
-    """Measure what is not known, and plan. ``settings`` are the origin's; ``refused`` are left out already. ``loaded`` is
-    what a ring serves that the plan may take the place of, else what was served last.
+    """Measure what is not known, and plan.
+
+    ``settings`` are those of the origin's own node; ``refused`` are left out already. ``loaded`` is what a ring serves
+    that the plan may take the place of, else what was served last.
 
     Raises:
         PlacementError: the model does not fit; NotMeasuredError: no node could measure its layers.
@@ -127,8 +129,8 @@ def _devices(
     known = [curves for curves, _ in measured.values() if curves]
     if not known:
         raise NotMeasuredError(
-            f"none of the {len(peers)} nodes that answered has measured a layer of this model yet; they do with their first session "
-            "(flowspec generate --equal-split), or at once where they have the whole bundle"
+            f"none of the {len(peers)} nodes that answered has measured a layer of this model yet; they do with their "
+            "first session (flowspec generate --equal-split), or at once where they have the whole bundle"
         )
     usual = {
         precision: TimeLine(fmean(line.fixed_ms for line in lines), fmean(line.row_ms for line in lines))

@@ -1,7 +1,7 @@
 """A ring as its origin sees it: stages opened on nodes, links to all of them, and the generations that run through it.
 
-The origin's core decides; this module performs its actions. A ring is used until something in it is lost, then closed for
-good: whoever needs another one opens another one (``opening.py``).
+The origin's core decides; this module performs its actions. A ring is used until something in it is lost, then closed
+for good: whoever needs another one opens another one (``opening.py``).
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome, hold_against
-from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.errors import (
     FlowspecError,
@@ -58,34 +57,24 @@ class RingStage:
 
 @dataclass(frozen=True, slots=True)
 class RingLinks:
-    """``controls`` lead to the stages, in their order, ``ahead`` to the first of them; ``behind`` comes from the last."""
+    """``controls`` lead to the stages, in their order, ``ahead`` to the first one; ``behind`` comes from the last."""
 
     controls: Sequence[Link]
     ahead: Link
     behind: Link
 
 
-def core_of(bundle: Bundle, num_stages: int, *, has_drafter: bool) -> Origin:
-    """What decides on the generations of a ring that serves the bundle."""
-    manifest = bundle.manifest
-    geometry = manifest.geometry
-    return Origin(
-        num_stages=num_stages,
-        limits=TargetLimits(geometry.max_context, geometry.vocab_size, frozenset(manifest.eos_token_ids)),
-        has_drafter=has_drafter,
-        taps=tuple(manifest.drafter.taps) if manifest.drafter is not None else (),
-    )
-
-
 class Ring:
     """Opened and connected stages of one bundle, which work as long as the context lasts. Made by ``open_ring``.
 
-    ``plan`` is what the planner expects of it, where it was planned.
+    ``journal`` writes down what ``core`` is told, where that is wanted. ``plan`` is what the planner expects of the
+    ring, where it was planned.
     """
 
     def __init__(
         self,
         core: Origin,
+        journal: Journal,
         engine: OriginEngine,
         stages: list[RingStage],
         links: RingLinks,
@@ -94,7 +83,7 @@ class Ring:
     ) -> None:
         self.stages = stages
         self.plan = plan
-        self._core = core
+        self._core, self._journal = core, journal
         self._engine = engine
         self._controls, self._ahead, self._behind = links.controls, links.ahead, links.behind
         self._board = board
@@ -155,8 +144,9 @@ class Ring:
                 yield piece
 
     async def write(self, answer: Answer, on_trip: OnTrip | None = None) -> AsyncGenerator[Piece, None]:
-        """Pieces of an answer from where it is now, as ``generate`` gives them; but no last piece where the ring was left,
-        since another ring is to go on with it then.
+        """Pieces of an answer from where it is now, as ``generate`` gives them.
+
+        Where the ring was left there is no last piece, since another ring is to go on with the answer.
         """
         if self._lost is not None:
             raise StageFailedError(self._lost)
@@ -249,7 +239,7 @@ class Ring:
     def _tell(self, event: ev.OriginEvent, not_before: float = 0.0) -> None:
         if isinstance(event, ev.RingLost):
             self._lost = event.reason
-        for action in self._core.handle(event, max(time.monotonic(), not_before)):
+        for action in self._journal.handle(self._core, event, max(time.monotonic(), not_before)):
             match action:
                 case ev.SendChunk(chunk):
                     self._send(self._ahead, wire.ChunkMessage(self._num_sent, chunk))

@@ -16,7 +16,8 @@ from flowspec_edge.core import codec, wire
 from flowspec_edge.core.rows import Chunk, Row
 from flowspec_edge.errors import LinkLostError, NodeUnavailableError, OtherVersionError, ProtocolError
 from flowspec_edge.net import connection
-from flowspec_edge.net.connection import TAIL_ALIGNMENT_BYTES, CloseCode
+from flowspec_edge.net.close_codes import CloseCode
+from flowspec_edge.net.connection import TAIL_ALIGNMENT_BYTES
 from flowspec_edge.net.link import LinkServer, LinkTimeouts, open_link
 from flowspec_edge.net.server import serve_app
 from tests.net.conftest import linked, listening, make_hello, make_welcome

@@ -1,4 +1,7 @@
-"""A stage at work: what comes over its links is told to its core, and what the core answers is done. No sockets, no ONNX."""
+"""A stage at work: what comes over its links is told to its core, and what the core answers is done.
+
+No sockets, no ONNX.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import pytest
 
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError, StageFailedError
@@ -82,6 +86,7 @@ class Hosted:
     """A stage host, and the other ends of its links."""
 
     def __init__(self, core: Stage) -> None:
+        self.journal = Journal("stage", {})  # which writes nothing
         self.core, self.runner, self.recorder = core, FakeRunner(), Recorder()
         self.origin, control = fake_pair("origin", "hall")
         self.before, behind = fake_pair("attic", "hall", wire.DATA, "ring-1/1")
@@ -93,6 +98,7 @@ class Hosted:
         with ThreadPoolExecutor(1) as executor:
             host = StageHost(
                 self.core,
+                self.journal,
                 self.runner,
                 self.links,
                 Board(),

@@ -147,7 +147,7 @@ class Opened:
 
     @contextlib.asynccontextmanager
     async def ask(self, request: wire.OpenStage | None = None) -> Any:
-        """The origin's end of a control link on which it has asked; afterwards it is closed, and the stage has ended."""
+        """The origin's end of a control link on which it has asked; it is closed at the end, which ends the stage."""
         origin, control = fake_pair("origin", "hall")
         async with asyncio.timeout(LIMIT_S):
             serving = asyncio.create_task(self.opener.serve(control, request or self.request()))

@@ -1,4 +1,7 @@
-"""Rings are opened over nodes that were found: who is asked for what, and what becomes of each refusal. No sockets, no ONNX."""
+"""Rings are opened over nodes that were found: who is asked for what, and what becomes of each refusal.
+
+No sockets, no ONNX.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from flowspec_edge.errors import (
     ProtocolError,
     StageFailedError,
 )
-from flowspec_edge.origin import opening
+from flowspec_edge.origin import dialogue, opening
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanWishes, load_placement
 from tests.fake_links import LIMIT_S, settle
@@ -37,7 +40,8 @@ def no_engine(bundle: Bundle, num_threads: int, shape: Any) -> Any:
 @pytest.fixture
 async def network(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeNetwork]:
     network = FakeNetwork(bundle, "attic", "cellar", "hall")
-    monkeypatch.setattr(opening, "open_link", network.open_link)
+    for module in (dialogue, opening):
+        monkeypatch.setattr(module, "open_link", network.open_link)
     async with asyncio.timeout(LIMIT_S), network.at_work():
         yield network
         await settle()
@@ -86,7 +90,7 @@ async def test_weights_may_come_from_the_origin_first_and_from_all_others(networ
 
 
 async def test_of_many_sources_only_so_many_are_named(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "MAX_SOURCES", 2)
+    monkeypatch.setattr(dialogue, "MAX_SOURCES", 2)
     async with open_on(network):
         pass
     assert network.nodes["cellar"].request.sources == ["192.0.2.1:7000/origin", "192.0.2.10:7361/attic"]
@@ -165,7 +169,7 @@ async def test_a_stage_that_is_not_opened_ends_the_opening(
     async def refuse(node: FakeNode, message: wire.Message) -> list[wire.Message]:
         return [] if answer is None else [answer]
 
-    monkeypatch.setattr(opening, "STAGE_OPEN_S", 0.05)
+    monkeypatch.setattr(dialogue, "STAGE_OPEN_S", 0.05)
     network.nodes["cellar"].answer = refuse
     with pytest.raises(error, match=said):
         async with open_on(network):

@@ -1,4 +1,4 @@
-"""A ring as its origin sees it: what comes over its links is told to the core, what the core answers is done; and its timer.
+"""A ring as its origin sees it: what comes is told to the core, what the core answers is done; and its timer.
 
 No sockets, no ONNX.
 """
@@ -17,6 +17,7 @@ import pytest
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.placement import StagePlan
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.core.speculation.generation import GenerationStatistics, TargetLimits
@@ -105,7 +106,7 @@ class Opened:
 async def opened() -> AsyncIterator[tuple[Opened, Ring]]:
     parts = Opened()
     engine: Any = parts.engine
-    ring = Ring(parts.core, engine, parts.stages, parts.links, Board())
+    ring = Ring(parts.core, Journal("origin", {}), engine, parts.stages, parts.links, Board())
     async with asyncio.timeout(LIMIT_S), ring:
         yield parts, ring
 
@@ -215,7 +216,7 @@ async def test_whoever_leaves_it_ends_its_readers_and_its_timer() -> None:
     parts = Opened()
     engine: Any = parts.engine
     parts.core.deadline = time.monotonic() + 0.01
-    async with Ring(parts.core, engine, parts.stages, parts.links, Board()):
+    async with Ring(parts.core, Journal("origin", {}), engine, parts.stages, parts.links, Board()):
         parts.first.send(wire.Credit(1))
         await parts.core.next_told()
     parts.first.send(wire.Credit(1))

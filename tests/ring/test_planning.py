@@ -21,8 +21,7 @@ from flowspec_edge.files import state_directory
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import measuring
 from flowspec_edge.node.pacing import Board
-from flowspec_edge.origin import measured_links, planning
-from flowspec_edge.origin import opening as ring_opening
+from flowspec_edge.origin import dialogue, measured_links, planning
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanWishes, keep_placement, load_placement
 from tests.ring.conftest import DEMO_MODEL, answer_of, found_of, nodes_of, tokens_of
@@ -205,7 +204,7 @@ async def test_a_link_that_cannot_be_measured_is_a_reason_and_no_end(int8_bundle
 
 @pytest.mark.slow
 async def test_a_plan_may_choose_each_devices_precision(two_precisions, monkeypatch, prompts):
-    """By hand one board keeps its own; of the others each gets the quickest that it has room for, and the ring runs in them."""
+    """By hand one board keeps its own; of the others each gets the quickest that it has room for."""
     curves = {"fp32": TimeLine(300.0, 1.0), "int8": TimeLine(400.0, 1.0)}
     monkeypatch.setattr(curves.Measurements, "_measure", lambda self, bundle, precision, free: curves[precision])
     monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
@@ -273,7 +272,7 @@ async def test_no_link_stays_open_when_a_plan_is_given_up(int8_bundle, quick_cur
         await reader.read()
         writer.close()
 
-    monkeypatch.setattr(ring_opening, "open_link", open_and_tell)
+    monkeypatch.setattr(dialogue, "open_link", open_and_tell)
     silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     async with asyncio.timeout(20), silent, nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         (attic,) = found_of(serving)

@@ -19,8 +19,10 @@ MIN_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``cause`` says which part was off, where the difference is large; ``is_network`` that it was the hops, which only a new
-    measurement tells apart, with chunks of ``num_rows`` on average.
+    """A generation's tokens/s, predicted and measured, with chunks of ``num_rows`` on average.
+
+    Where the difference is large, ``cause`` says which part was off. ``is_network``: it was the hops, which only a new
+    measurement tells apart.
     """
 
     predicted_per_s: float
@@ -55,8 +57,9 @@ def hold_against(plan: Plan, costs: RingCosts, tokens_per_s: float, num_tokens: 
 
 
 def name_link(outcome: Outcome, plan: Plan, measured: Mapping[tuple[str, str], Hop]) -> Outcome:
-    """The same with the link that is furthest from what it was when the plan was made; ``measured`` is what the ring's links are
-    now, by their two ends.
+    """The same with the link that is furthest from what it was when the plan was made.
+
+    ``measured`` is what the ring's links are now, by their two ends.
     """
     found = []
     for hop in plan.hops:
