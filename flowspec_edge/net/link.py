@@ -25,8 +25,6 @@ from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.connection import CLOSE_S, MAX_FRAME_BYTES, Link
 from flowspec_edge.net.server import ServedApp, serve_app
 
-__all__ = ["Link", "LinkServer", "LinkTimeouts", "open_link"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.engine.stage_runner import StageRunner
-from flowspec_edge.net.link import Link
+from flowspec_edge.net.connection import Link
 
 KEEP_S = 60.0
 """How long: whoever moves a ring, or asks again, comes within seconds; others want the memory."""

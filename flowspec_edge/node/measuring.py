@@ -14,7 +14,8 @@ from flowspec_edge.core.planning.measured import curves_to_text, estimate_hop
 from flowspec_edge.core.planning.placement import TimeLine
 from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError
 from flowspec_edge.manifest import Manifest
-from flowspec_edge.net.link import Link, open_link
+from flowspec_edge.net.connection import Link
+from flowspec_edge.net.link import open_link
 from flowspec_edge.node.curves import Measurements
 from flowspec_edge.node.kept_stage import KeptStage
 from flowspec_edge.node.precision_choice import PrecisionChoice

@@ -14,9 +14,10 @@ from flowspec_edge.core import wire
 from flowspec_edge.errors import ClusterKeyError, NodeUnavailableError, ProtocolError
 from flowspec_edge.net.addresses import is_loopback
 from flowspec_edge.net.auth import Credentials
+from flowspec_edge.net.connection import Link
 from flowspec_edge.net.directory import Directory, Report
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.net.link import Link, LinkServer, open_link
+from flowspec_edge.net.link import LinkServer, open_link
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.curves import Measurements
 from flowspec_edge.node.kept_stage import KeptStage

@@ -25,7 +25,8 @@ from flowspec_edge.core.weights.fetching import Source
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError
 from flowspec_edge.files import open_record, records_text
-from flowspec_edge.net.link import Link, open_link
+from flowspec_edge.net.connection import Link
+from flowspec_edge.net.link import open_link
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.curves import Measurements, StageRecorder
 from flowspec_edge.node.kept_stage import KeptStage, Key, LoadedStage

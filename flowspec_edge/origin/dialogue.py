@@ -12,8 +12,9 @@ from flowspec_edge.core import wire
 from flowspec_edge.core.planning.placement import LeftOut, StagePlan
 from flowspec_edge.core.weights.fetching import Source
 from flowspec_edge.errors import FlowspecError, NodeUnavailableError, ProtocolError, StageFailedError
+from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.net.link import Link, open_link
+from flowspec_edge.net.link import open_link
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.measured_links import Peer
 

@@ -32,8 +32,9 @@ from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.errors import NodeUnavailableError, NotMeasuredError
 from flowspec_edge.files import open_record, records_text
+from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.net.link import Link, open_link
+from flowspec_edge.net.link import open_link
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.resources import NodeSettings

@@ -16,7 +16,7 @@ from flowspec_edge.core.planning.measured import curves_from_text
 from flowspec_edge.core.planning.placement import TimeLine
 from flowspec_edge.errors import FlowspecError, LinkLostError, NodeUnavailableError, ProtocolError, StageFailedError
 from flowspec_edge.manifest import Manifest
-from flowspec_edge.net.link import Link
+from flowspec_edge.net.connection import Link
 from flowspec_edge.node import measuring
 from flowspec_edge.node.curves import Measurements
 from flowspec_edge.node.kept_stage import KeptStage

@@ -20,7 +20,7 @@ from flowspec_edge.core.rows import NO_PARENT, Chunk, Row, SessionSpec
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import FetchError, FlowspecError, LinkLostError, NodeUnavailableError, StageFailedError
 from flowspec_edge.manifest import Manifest
-from flowspec_edge.net.link import Link
+from flowspec_edge.net.connection import Link
 from flowspec_edge.node import stage_opening
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.curves import Measurements

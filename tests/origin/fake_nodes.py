@@ -10,8 +10,8 @@ from typing import Any
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.errors import NodeUnavailableError
+from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.net.link import Link
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.resources import NodeSettings
