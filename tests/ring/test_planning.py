@@ -20,6 +20,7 @@ from flowspec_edge.errors import LinkLostError, NotMeasuredError
 from flowspec_edge.files import state_directory
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import measuring
+from flowspec_edge.node.curves import Measurements
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin import dialogue, measured_links, planning
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
@@ -206,7 +207,7 @@ async def test_a_link_that_cannot_be_measured_is_a_reason_and_no_end(int8_bundle
 async def test_a_plan_may_choose_each_devices_precision(two_precisions, monkeypatch, prompts):
     """By hand one board keeps its own; of the others each gets the quickest that it has room for."""
     curves = {"fp32": TimeLine(300.0, 1.0), "int8": TimeLine(400.0, 1.0)}
-    monkeypatch.setattr(curves.Measurements, "_measure", lambda self, bundle, precision, free: curves[precision])
+    monkeypatch.setattr(Measurements, "_measure", lambda self, bundle, precision, free: curves[precision])
     monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
     wishes = dataclasses.replace(WISHES, is_any_precision=True)
     async with nodes_of(two_precisions, ("attic", "hall")) as (serving, origin):
