@@ -24,7 +24,8 @@ import numpy as np
 from flowspec_edge.core import wire
 from flowspec_edge.core.rows import Chunk, Row
 from flowspec_edge.net.auth import Credentials, derive_credentials
-from flowspec_edge.net.link import Link, LinkServer, open_link
+from flowspec_edge.net.connection import Link
+from flowspec_edge.net.link import LinkServer, open_link
 from tests.lan import Lan, lan_of, why_not
 
 PLAIN_PORT, SECURE_PORT = 7001, 7002

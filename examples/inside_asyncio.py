@@ -11,7 +11,8 @@ import contextlib
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.node.node import Node, NodeSettings
+from flowspec_edge.node.node import Node
+from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.origin.ring import Ring
 

@@ -32,22 +32,16 @@ OF_LIBRARIES = {"exporter.tokenizer: (...)._tokenizer", "flowspec_edge.net.link:
 STANDING: dict[str, set[str]] = {
     "long": {
         "`flowspec_edge/cli/node.py`, `_node`",
-        "`flowspec_edge/node/node.py`",
-        "`flowspec_edge/origin/planning.py`",
+        "`flowspec_edge/core/speculation/generation.py`",
+        "`flowspec_edge/core/speculation/generation.py`, `Generation.__init__`",
         "`flowspec_edge/weights/cache.py`",
     },
     "upwards": set(),
     "circles": {
-        "measuring node stage_host",
+        "generation schedules ablations autoregressive base flowspec pipedec rounds",
     },
-    "handed on": {
-        "flowspec_edge.net.link.Link",
-    },
+    "handed on": set(),
     "private": {
-        "flowspec_edge.origin.opening: ring._ahead",
-        "flowspec_edge.origin.opening: ring._behind",
-        "flowspec_edge.origin.opening: ring._run",
-        "flowspec_edge.origin.opening: ring._stop",
         "flowspec_edge.weights.supply: self.supply._own",
         "flowspec_edge.weights.supply: self.supply._run",
         "flowspec_edge.weights.supply: self.supply._tls",

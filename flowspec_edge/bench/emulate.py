@@ -24,8 +24,9 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.errors import BenchError, NodeUnavailableError
 from flowspec_edge.net.directory import find_peers
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.node.node import Node, NodeSettings, unique_name
+from flowspec_edge.node.node import Node
 from flowspec_edge.node.process import SEARCH_S, NodeProcess, node_processes
+from flowspec_edge.node.resources import NodeSettings, unique_name
 from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.origin.ring import Ring
 from flowspec_edge.version import __version__

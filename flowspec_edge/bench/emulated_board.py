@@ -1,7 +1,7 @@
 """A testbed's board on this machine: what it computes is run and then waited out, what it sends is held back.
 
-A forward lasts as long as the testbed says, and so does each pass of head and drafter at the origin; a message leaves when the
-testbed's network would have brought it. What this machine needs beyond that is late, and counted.
+A forward lasts as long as the testbed says, and so does each pass of head and drafter at the origin; a message leaves
+when the testbed's network would have brought it. What this machine needs beyond that is late, and counted.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.speculation.drafting import DraftShape
-from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import LinkLostError, ProtocolError, StageFailedError
-from flowspec_edge.net.link import Link
-from flowspec_edge.node.node import Board, Runner
+from flowspec_edge.net.connection import Link
+from flowspec_edge.node.pacing import Board, Runner
 from flowspec_edge.origin.engine import OriginEngine
 
 TIMER_ABSTIME = 1
@@ -61,7 +60,10 @@ def _sleep_until(deadline: float) -> None:
 
 
 class PacedRunner:
-    """A stage's runner whose forwards last as long as ``cost`` says. ``on_end`` is told, per session, how well that was kept."""
+    """A stage's runner whose forwards last as long as ``cost`` says.
+
+    ``on_end`` is told, when a session ends, how well that was kept.
+    """
 
     def __init__(self, runner: Runner, cost: StageCost, on_end: Callable[[Lateness], None]) -> None:
         self._runner, self._cost, self._on_end = runner, cost, on_end
@@ -75,15 +77,10 @@ class PacedRunner:
         self._runner.free_cache(session)
         self._on_end(self._lateness)
 
-    def run(
-        self,
-        forward: ev.RunForward,
-        is_cancelled: Callable[[], bool],
-        tapped: dict[int, ev.Floats] | None = None,
-    ) -> ev.Floats:
+    def run(self, forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> ev.ForwardFinished:
         """A forward that is given up ends behind the layer that runs then."""
         began = time.monotonic()
-        hidden = self._runner.run(forward, is_cancelled, tapped)
+        finished = self._runner.run(forward, is_cancelled)
         whole_s = self._cost.forward_ms(len(forward.rows)) / 1000
         layer_s = self._cost.layer_ms(len(forward.rows)) / 1000
         asked_s = 0.0
@@ -93,7 +90,7 @@ class PacedRunner:
             if asked_s == whole_s or is_cancelled():
                 break
         self._lateness.wait(began, asked_s)
-        return hidden
+        return finished
 
 
 class PacedEngine(OriginEngine):
@@ -137,8 +134,9 @@ class Wire:
 
 
 class PreciseTimer:
-    """Calls back on the event loop at a time of its clock, about 0.1 ms late; the loop's own timers are up to 1.1 ms late,
-    since epoll counts whole milliseconds (x86, Linux 6, Python 3.11).
+    """Calls back on the event loop at a time of its clock, about 0.1 ms late.
+
+    The loop's own timers are up to 1.1 ms late, since epoll counts whole milliseconds (x86, Linux 6, Python 3.11).
     """
 
     def __init__(self, callback: Callable[[], None]) -> None:
@@ -172,7 +170,7 @@ class PreciseTimer:
 
 
 class EmulatedBoard(Board):
-    """Any one of a testbed's boards: which one, the ring says. ``on_end`` is told how well a session's times were kept."""
+    """Any one of a testbed's boards; the ring says which. ``on_end`` is told how well a session's times were kept."""
 
     is_measured: ClassVar[bool] = False
 
@@ -183,7 +181,7 @@ class EmulatedBoard(Board):
         self._numbers = itertools.count()
         self._timer: PreciseTimer | None = None
 
-    def pace(self, runner: StageRunner, stage: int) -> Runner:
+    def pace(self, runner: Runner, stage: int) -> Runner:
         name, stages = self._testbed.name, self._testbed.stages
         if stage >= len(stages):
             raise StageFailedError(f"testbed {name} has {len(stages)} stages; this would be number {stage + 1}")

@@ -38,7 +38,8 @@ def add_node(commands: Any) -> None:
 async def _node(options: argparse.Namespace) -> int:
     from flowspec_edge.cli.show_fetches import FetchDisplay
     from flowspec_edge.cli.show_peers import PeerDisplay
-    from flowspec_edge.node.node import Board, Node
+    from flowspec_edge.node.node import Node
+    from flowspec_edge.node.pacing import Board
 
     board = Board()
     if options.emulate is not None:

@@ -101,7 +101,7 @@ async def search(options: argparse.Namespace, access: Access, directory: Any = N
         NodeUnavailableError: there is none, or fewer than asked for.
     """
     from flowspec_edge.net.directory import find_peers, search_peers
-    from flowspec_edge.node.node import unique_name
+    from flowspec_edge.node.resources import unique_name
 
     limits = {"num_nodes": options.nodes, "timeout_s": options.wait, "settle_s": SETTLE_S}
     try:
@@ -124,7 +124,7 @@ def bundle_from(options: argparse.Namespace) -> Any:
 def settings_from(
     options: argparse.Namespace, access: Access, *, is_announced: bool, board: BoardSettings | None = None
 ) -> Any:
-    from flowspec_edge.node.node import NodeSettings, available_memory_bytes, unique_name
+    from flowspec_edge.node.resources import NodeSettings, available_memory_bytes, unique_name
 
     where = neighbourhood(options, access)
     return NodeSettings(

@@ -148,7 +148,7 @@ async def _open_service(
 ) -> AsyncIterator[Any]:
     """A ring over the nodes found, opened when it is needed; where it ``is_served`` to others, it follows those that come later."""
     from flowspec_edge.net.directory import Directory
-    from flowspec_edge.node.node import unique_name
+    from flowspec_edge.node.resources import unique_name
     from flowspec_edge.origin.service import GenerationService
 
     where = neighbourhood(options, access)

@@ -14,8 +14,9 @@ from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.net.directory import find_peers
-from flowspec_edge.node.node import Node, NodeSettings, unique_name
+from flowspec_edge.node.node import Node
 from flowspec_edge.node.process import SEARCH_S, node_processes
+from flowspec_edge.node.resources import NodeSettings, unique_name
 from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.origin.ring import Ring
 from flowspec_edge.version import __version__

@@ -19,7 +19,7 @@ from flowspec_edge.core.planning.placement import stage_memory_bytes
 from flowspec_edge.net.addresses import EVERY_INTERFACE, local_networks
 from flowspec_edge.net.auth import key_path
 from flowspec_edge.net.directory import Directory
-from flowspec_edge.node.node import unique_name
+from flowspec_edge.node.resources import unique_name
 from flowspec_edge.version import __version__
 
 NEIGHBOURS = Path("/proc/net/arp")

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from flowspec_edge.core.events import RunForward
+from flowspec_edge.core.events import ForwardFinished, RunForward
 from flowspec_edge.core.rows import Floats
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
@@ -97,22 +97,23 @@ class StageRunner:
     def free_cache(self, session: int) -> None:
         self._sessions.pop(session, None)
 
+    def free_caches(self) -> None:
+        """Those of all sessions."""
+        for session in list(self._sessions):
+            self.free_cache(session)
+
     def close(self) -> None:
         """Free all that takes memory, whoever still holds the runner; it runs nothing any more."""
         self._sessions, self._blocks = {}, []
         self._embedding = self._final_norm = None
         self._rotary = RotaryTables(self._geometry.rope_frequencies)
 
-    def run(
-        self,
-        forward: RunForward,
-        is_cancelled: Callable[[], bool] = lambda: False,
-        tapped: dict[int, Floats] | None = None,
-    ) -> Floats:
+    def run(self, forward: RunForward, is_cancelled: Callable[[], bool] = lambda: False) -> ForwardFinished:
         """Move cache rows, run the layers, and return the rows' hidden states, [rows, hidden_size]; normed if last.
 
         ``is_cancelled`` is asked before each block; where it says so, the rest is left out and the values mean nothing.
-        ``tapped`` takes in the rows that enter each layer of this range that the drafter taps, [rows, hidden_size].
+        Where ``forward`` is tapped, the answer has the rows that enter each layer of this range that the drafter taps,
+        [rows, hidden_size].
 
         Raises:
             StageFailedError: ONNX Runtime refused the run.
@@ -120,16 +121,17 @@ class StageRunner:
         num_rows = len(forward.rows)
         session = self._sessions.get(forward.session)
         if session is None:  # closed between the decision to run and the run; nobody will use the rows
-            return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
+            return self._nothing(num_rows)
         if not session.bindings:  # here, not where the session is opened: the event loop does not wait for it
             session.bindings = self._bind(session.cache, session.step)
         session.cache.move(forward.moves)
         inputs = session.step.set(forward.mask, forward.positions)
         hidden = HiddenRows(self._embed(forward) if forward.hidden is None else forward.hidden, self._min_rows)
+        tapped: dict[int, Floats] = {}
         for (start, _, block), binding in zip(self._blocks, session.bindings, strict=True):
             if is_cancelled():
-                return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
-            if tapped is not None and self._start + start in self._taps:
+                return self._nothing(num_rows)
+            if forward.is_tapped and self._start + start in self._taps:
                 tapped[self._start + start] = hidden.array[0, :num_rows].copy()
             inputs[HIDDEN] = hidden.source
             block.bind_step(binding, inputs, hidden.target)
@@ -141,7 +143,10 @@ class StageRunner:
             binding.bind_ortvalue_output(HIDDEN_OUT, hidden.target)
             self._final_norm.run_with_iobinding(binding)
             hidden.advance()
-        return hidden.array[0, :num_rows]
+        return ForwardFinished(hidden.array[0, :num_rows], tapped)
+
+    def _nothing(self, num_rows: int) -> ForwardFinished:
+        return ForwardFinished(np.zeros((num_rows, self._geometry.hidden_size), np.float32))
 
     def _bind(self, cache: KvCache, step: StepInputs) -> list[ort.IOBinding]:
         kept = {**self._rotary.reach(cache.num_slots), **step.numbers}

@@ -52,4 +52,5 @@ class UnsplitModel:
     def _run(self, slots: KvSlots, rows: list[Row]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         first = slots.append(rows)
         positions = np.array([row.id for row in rows], np.int64)
-        return self._stage.run(RunForward(0, tuple(rows), None, (), first, positions, slots.ancestor_mask(first)))
+        forward = RunForward(0, tuple(rows), None, (), first, positions, slots.ancestor_mask(first))
+        return self._stage.run(forward).hidden

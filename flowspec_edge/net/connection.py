@@ -2,8 +2,8 @@
 
 A message is one binary WebSocket message with its header; the tail of a chunk follows in further ones of at most
 FRAGMENT_BYTES, which the receiver puts together in one buffer. Between two nodes there are two kinds of link: control
-(small messages both ways, with a heartbeat) and data (chunks forwards, credits backwards, without one, since a heartbeat
-behind a large chunk on a slow wire raises false alarms).
+(small messages both ways, with a heartbeat) and data (chunks forwards, credits backwards, without one, since a
+heartbeat behind a large chunk on a slow wire raises false alarms).
 
 A link is used once. It ends by ``close`` here, by the peer, by a cut, or by a broken rule; the first of these is the
 error that ``receive`` and ``send`` raise from then on. Reconnecting lives outside.
@@ -18,25 +18,27 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSMsgType, web
 
 from flowspec_edge.core import codec, wire
-from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError
+from flowspec_edge.errors import FlowspecError, LinkLostError, OtherVersionError, ProtocolError
+from flowspec_edge.net.close_codes import CloseCode, close_code_of
 
 FRAGMENT_BYTES = 65536
-"""Largest piece of a tail. 600 KB in one message took 1066 us on loopback, in pieces of 64-128 KB 280 us (x86, 2 cores)."""
+"""Largest piece of a tail. 600 KB in one message took 1066 us on loopback, in pieces of 64-128 KB 280 us (x86, 2
+cores)."""
 MAX_FRAME_BYTES = 66560
 """What the WebSocket layer lets in: a fragment or a header, and 1 KB for its way of counting."""
 NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 UNSENT_BYTES = 131072
-"""What the system may hold of a control link beyond what is on the wire. Heartbeats pass between the pieces of tapped rows, but
-not what the system has taken: on 10 Mbit/s with its usual megabytes a link was lost after 3 s, with this it carried 24 MB in
-21 s (x86, Linux 6, tbf)."""
+"""What the system may hold of a control link beyond what is on the wire. Heartbeats pass between the pieces of tapped
+rows, but not what the system has taken: on 10 Mbit/s with its usual megabytes a link was lost after 3 s, with this it
+carried 24 MB in 21 s (x86, Linux 6, tbf)."""
 TAIL_ALIGNMENT_BYTES = 64
 """A cache line, and the widest vector load of today's CPUs."""
 SEND_QUEUE_MESSAGES = {wire.CONTROL: 1024, wire.DATA: 64}
-"""More than a live peer ever leaves waiting: an origin sends a few hundred control messages per second, and credits keep
-a data link at one or two chunks."""
+"""More than a live peer ever leaves waiting: an origin sends a few hundred control messages per second, and credits
+keep a data link at one or two chunks."""
 RECEIVE_QUEUE_MESSAGES = {wire.CONTROL: 1024, wire.DATA: 8}
 """Beyond this the link stops reading, so that a peer that sends too much is held back by TCP."""
 CLOSE_S = 0.8
@@ -107,11 +109,12 @@ class Link:
             raise self._end
         limit = SEND_QUEUE_MESSAGES[self.purpose]
         if len(self._outgoing) >= limit:
-            self._lose(
+            full = LinkLostError(
                 f"peer {self.peer}: {limit} messages wait on the {self.purpose} link, the limit (SEND_QUEUE_MESSAGES); "
                 "the peer has stopped reading"
             )
-            raise self._end or AssertionError
+            self._lose(full)
+            raise full
         self._outgoing.append(codec.encode(message))
         self._to_send.set()
 
@@ -121,6 +124,7 @@ class Link:
         Raises:
             LinkLostError: the link has ended.
             ProtocolError: the peer broke the rules; the link is closed.
+            OtherVersionError: the peer speaks another version of the protocol, and closed the link.
         """
         while not self._incoming:
             if self._end is not None:
@@ -142,7 +146,7 @@ class Link:
                 raise StopAsyncIteration from None
             raise
 
-    async def close(self, error: ProtocolError | None = None) -> None:
+    async def close(self, error: ProtocolError | OtherVersionError | None = None) -> None:
         """Send what is queued and say goodbye, or abort after about a second. With ``error`` the peer is told why."""
         self._start_closing(error or LinkLostError(f"peer {self.peer}: the link was closed here"))
         assert self._closer is not None
@@ -168,19 +172,18 @@ class Link:
         for event in (self._to_send, self._arrived, self._room):
             event.set()
 
-    def _lose(self, text: str) -> None:
-        self._finish(LinkLostError(text))
+    def _lose(self, end: FlowspecError) -> None:
+        self._finish(end)
         self._transport.abort()
 
     def _start_closing(self, end: FlowspecError) -> None:
         if self._closer is not None:
             return
         if self._end is None:
-            is_fault = isinstance(end, ProtocolError)
-            self._is_clean = not is_fault
-            code = WSCloseCode.PROTOCOL_ERROR if is_fault else WSCloseCode.OK
-            reason = str(end).encode()[:MAX_REASON_BYTES].decode(errors="ignore") if is_fault else ""
-            self._goodbye = int(code).to_bytes(2, "big") + reason.encode()
+            code = close_code_of(end)
+            self._is_clean = code is CloseCode.DONE
+            reason = b"" if self._is_clean else str(end).encode()[:MAX_REASON_BYTES]
+            self._goodbye = code.to_bytes(2, "big") + reason.decode(errors="ignore").encode()
             self._finish(end)
         self._closer = asyncio.create_task(self._shut(), name=f"link closer {self.peer}")
 
@@ -212,7 +215,7 @@ class Link:
             if self._goodbye is not None:
                 await self._websocket.send_frame(self._goodbye, WSMsgType.CLOSE)
         except (OSError, aiohttp.ClientError) as cause:
-            self._lose(f"peer {self.peer}: the {self.purpose} link broke ({cause})")
+            self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link broke ({cause})"))
 
     async def _read(self) -> None:
         header: bytes | None = None
@@ -247,15 +250,17 @@ class Link:
             self._start_closing(ProtocolError(f"peer {self.peer}: a text message; links carry binary ones"))
             return b""
         if message.type is WSMsgType.CLOSE:
-            self._is_clean = self._is_clean or (self._end is None and message.data == WSCloseCode.OK)
-            self._lose(f"peer {self.peer} closed the link" + (f": {message.extra}" if message.extra else ""))
+            self._is_clean = self._is_clean or (self._end is None and message.data == CloseCode.DONE)
+            text = f"peer {self.peer} closed the link" + (f": {message.extra}" if message.extra else "")
+            self._lose(OtherVersionError(text) if message.data == CloseCode.OTHER_VERSION else LinkLostError(text))
             return None
         cause = message.data if message.type is WSMsgType.ERROR else self._websocket.exception()
         if isinstance(cause, aiohttp.WebSocketError):
-            self._finish(ProtocolError(f"peer {self.peer}: {cause} (limit of a frame: {MAX_FRAME_BYTES} bytes)"))
-            self._transport.abort()
+            self._lose(ProtocolError(f"peer {self.peer}: {cause} (limit of a frame: {MAX_FRAME_BYTES} bytes)"))
         else:
-            self._lose(f"peer {self.peer}: the {self.purpose} link was lost ({cause or 'connection ended'})")
+            self._lose(
+                LinkLostError(f"peer {self.peer}: the {self.purpose} link was lost ({cause or 'connection ended'})")
+            )
         return None
 
     def _checked(self, message: wire.Message) -> wire.Message:

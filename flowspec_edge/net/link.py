@@ -25,8 +25,6 @@ from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.connection import CLOSE_S, MAX_FRAME_BYTES, Link
 from flowspec_edge.net.server import ServedApp, serve_app
 
-__all__ = ["Link", "LinkServer", "LinkTimeouts", "open_link"]
-
 _log = logging.getLogger(__name__)
 
 
@@ -42,8 +40,6 @@ class LinkTimeouts:
     heartbeat_s: float = 2.0
 
 
-SPEAKS_PROTOCOL = "speaks protocol"
-"""What every version says when it refuses another one; the refused side knows it by these words."""
 DEFAULT_TIMEOUTS = LinkTimeouts()
 
 
@@ -83,25 +79,37 @@ async def open_link(
         await (link.close() if link is not None else session.close())
         if link is None and (mismatch := _key_mismatch(cause)):
             raise OtherKeyError(f"peer {peer} at {address} {mismatch}") from cause
-        if isinstance(cause, (LinkLostError, ProtocolError)):
-            kind = OtherVersionError if SPEAKS_PROTOCOL in str(cause) else NodeUnavailableError
-            raise kind(f"peer {peer} at {address} refused the link: {cause}") from cause
-        if isinstance(cause, (OSError, aiohttp.ClientError)):  # OSError includes TimeoutError
-            why = f"no answer within {timeouts.connect_s:g} s" if isinstance(cause, TimeoutError) else str(cause)
-            raise NodeUnavailableError(
-                f"peer {peer} at {address} cannot be reached ({why}); check that `flowspec node` runs there "
-                f"and that no firewall blocks port {port}"
-            ) from cause
+        if (error := _named(cause, f"peer {peer} at {address}", port, timeouts)) is not None:
+            raise error from cause
         raise
+
+
+def _named(cause: BaseException, who: str, port: int, timeouts: LinkTimeouts) -> NodeUnavailableError | None:
+    """Why a link was not opened, where it was the peer or the network."""
+    if isinstance(cause, OtherVersionError):
+        return OtherVersionError(f"{who} refused the link: {cause}")
+    if isinstance(cause, LinkLostError | ProtocolError):
+        return NodeUnavailableError(f"{who} refused the link: {cause}")
+    if isinstance(cause, OSError | aiohttp.ClientError):  # OSError includes TimeoutError
+        why = f"no answer within {timeouts.connect_s:g} s" if isinstance(cause, TimeoutError) else str(cause)
+        return NodeUnavailableError(
+            f"{who} cannot be reached ({why}); check that `flowspec node` runs there "
+            f"and that no firewall blocks port {port}"
+        )
+    return None
 
 
 def _key_mismatch(cause: BaseException | None) -> str | None:
     """What is wrong with the keys, where that is why a link could not be opened."""
     while cause is not None:
+        # An alert is known by OpenSSL's own name for it, which ssl gives as the reason, not by a text for people.
         if isinstance(cause, ssl.SSLCertVerificationError) or "ALERT" in (getattr(cause, "reason", None) or ""):
             return "has another cluster key; give both the same one: flowspec key show there, flowspec key set here"
         if isinstance(cause, ssl.SSLError):
-            return "does not encrypt: it was started with --insecure, or runs something else; start it with the cluster key"
+            return (
+                "does not encrypt: it was started with --insecure, or runs something else; start it with the cluster "
+                "key"
+            )
         if isinstance(cause, aiohttp.ServerDisconnectedError):  # what a TLS listener does to a request in the clear
             return (
                 "closed the connection at once, as a node with a cluster key does where there is none; copy its key: "
@@ -203,7 +211,7 @@ class LinkServer:
         try:
             await self._greet(link)
             await self._on_link(link)
-        except ProtocolError as cause:
+        except (ProtocolError, OtherVersionError) as cause:
             _log.warning("%s", cause)
             await link.close(cause)
         except FlowspecError as cause:
@@ -223,8 +231,8 @@ class LinkServer:
             raise ProtocolError(f"peer {link.peer}: {type(hello).__name__} came where Hello was expected")
         welcome = self._welcome()
         if hello.protocol != wire.PROTOCOL_VERSION:
-            raise ProtocolError(
-                f"{hello.node} {SPEAKS_PROTOCOL} {hello.protocol}, {welcome.node} speaks {wire.PROTOCOL_VERSION}; "
+            raise OtherVersionError(
+                f"{hello.node} speaks protocol {hello.protocol}, {welcome.node} speaks {wire.PROTOCOL_VERSION}; "
                 "run one flowspec version on both"
             )
         if hello.purpose != link.purpose:

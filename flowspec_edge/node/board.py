@@ -25,6 +25,9 @@ from flowspec_edge.core.device.boards import (
 from flowspec_edge.core.device.throttling import ThermalReport
 from flowspec_edge.errors import BoardError
 
+Thermometer = Callable[[], ThermalReport | None]
+"""How hot the board is; None where it does not say."""
+
 PROC, THERMAL, CPUS = Path("/proc"), Path("/sys/class/thermal"), Path("/sys/devices/system/cpu")
 
 
@@ -133,7 +136,7 @@ def read_thermal(
     return ThermalReport(temperature, profile.limit_c, min(shares, default=1.0))
 
 
-def thermometer_of(settings: BoardSettings) -> Callable[[], ThermalReport | None] | None:
+def thermometer_of(settings: BoardSettings) -> Thermometer | None:
     """Reads the board's heat whenever it is asked; None where the board's zones are not known."""
     if settings.profile is None:
         return None

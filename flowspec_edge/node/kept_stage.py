@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.engine.stage_runner import StageRunner
-from flowspec_edge.net.link import Link
+from flowspec_edge.net.connection import Link
 
 KEEP_S = 60.0
 """How long: whoever moves a ring, or asks again, comes within seconds; others want the memory."""
@@ -46,7 +46,10 @@ class KeptStage:
 
     @contextmanager
     def using(self, control: Link) -> Iterator[None]:
-        """A stage is loaded for that control link, or is about to be. Once the link is closed, whoever comes waits for its end."""
+        """A stage is loaded for that control link, or is about to be.
+
+        Once the link is closed, whoever asks for another stage waits for the end of this one.
+        """
         ended = self._uses[control] = asyncio.Event()
         try:
             yield
@@ -67,7 +70,10 @@ class KeptStage:
         return stage
 
     def keep(self, key: Key, stage: LoadedStage, control: Link) -> None:
-        """For KEEP_S, instead of what was kept before; unless others, who may count on the memory, came while it ended."""
+        """Keep it for KEEP_S, instead of what was kept before.
+
+        Where another stage was opened while this one ended, it is closed: the other one may count on its memory.
+        """
         self.drop()
         if self._is_closed or any(other.is_open for other in self._uses if other is not control):
             stage.close()

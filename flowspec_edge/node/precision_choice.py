@@ -1,9 +1,10 @@
-"""The precision that this device runs a bundle in, where its user has measured and chosen one."""
+"""The precision that this device runs a bundle in: what its user says, what a plan says, or what was chosen here."""
 
 from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 
 from flowspec_edge.errors import StateError
 from flowspec_edge.files import read_private, state_directory, write_private
@@ -11,6 +12,17 @@ from flowspec_edge.files import read_private, state_directory, write_private
 FILE_NAME = "precisions.json"
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class PrecisionChoice:
+    """``by_hand`` is the precision that a node's user has set for all bundles, if any."""
+
+    by_hand: str | None = None
+
+    def of(self, digest: str, planned: str = "") -> str | None:
+        """What the layers of a bundle run in: set by hand, planned, or chosen; None for the bundle's own precision."""
+        return self.by_hand or planned or chosen_precision(digest)
 
 
 def chosen_precision(digest: str) -> str | None:

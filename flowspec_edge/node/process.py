@@ -15,13 +15,13 @@ from flowspec_edge.net.addresses import LOOPBACK
 SEARCH_S = 15.0
 """How long to look for nodes of this machine that serve already; they answer within a second."""
 START_S = 60.0
-"""How long a node process may take to say that it serves: a Raspberry Pi imports ONNX Runtime in about three seconds."""
+"""How long a node process may take to say that it serves: a Raspberry Pi imports ONNX Runtime in some three seconds."""
 STOP_S = 5.0
 """How long a node process may take to end by itself."""
 
 
 class NodeProcess:
-    """``flowspec node`` in a process of its own. It ends when its standard input does, so it cannot outlive this one."""
+    """``flowspec node`` in a process of its own. It ends when its standard input does, so it cannot outlive us."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name

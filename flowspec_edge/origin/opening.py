@@ -1,4 +1,8 @@
-"""Rings are opened, and planned, with the nodes that were found: who answers, who gets which layers, and who fetches from whom."""
+"""Rings are opened, and planned, with the nodes that were found.
+
+The dialogue on the control links comes first (``dialogue.py``): nodes welcome the origin, are asked for a plan, load
+their stages and connect them. A ring is made when all of its links stand.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Protocol
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.placement import (
     LeftOut,
     LoadedLayers,
@@ -22,36 +28,44 @@ from flowspec_edge.core.planning.placement import (
 )
 from flowspec_edge.core.planning.prediction import Outcome, name_link
 from flowspec_edge.core.speculation.drafting import DraftShape
-from flowspec_edge.core.weights.fetching import Source
-from flowspec_edge.errors import (
-    FlowspecError,
-    NodeUnavailableError,
-    NotMeasuredError,
-    ProtocolError,
-    StageFailedError,
-)
+from flowspec_edge.core.speculation.generation import TargetLimits
+from flowspec_edge.core.speculation.origin import Origin
+from flowspec_edge.errors import NodeUnavailableError, NotMeasuredError
+from flowspec_edge.files import open_record, records_text
+from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.net.link import Link, open_link
-from flowspec_edge.node.node import Node
+from flowspec_edge.net.link import open_link
+from flowspec_edge.node.arrivals import Arrivals
+from flowspec_edge.node.pacing import Board
+from flowspec_edge.node.resources import NodeSettings
+from flowspec_edge.origin.dialogue import OnFetch, open_stages, stage_requests, welcome_nodes
 from flowspec_edge.origin.engine import LoadEngine, OriginEngine
-from flowspec_edge.origin.planning import Peer, PlanWishes, keep_placement, links_now, make_plan
-from flowspec_edge.origin.ring import Ring, RingStage
-
-STAGE_OPEN_S = 300.0
-"""How long a stage may take to load its layers: 8 GB from an SD card at 40 MB/s takes 200 s."""
-
-MAX_SOURCES = 64
-"""Nodes to name as sources of weights: four times the largest ring, and 64 names of 60 bytes fit into a message."""
-
-OnFetch = Callable[[StagePlan, int, int], None]
-"""Told, while rings open, of a stage's weights how many bytes came and how many were missing."""
+from flowspec_edge.origin.measured_links import Peer, links_now
+from flowspec_edge.origin.planning import PlanWishes, keep_placement, make_plan
+from flowspec_edge.origin.ring import Ring, RingLinks, RingStage
 
 _log = logging.getLogger(__name__)
 
 
+class OriginNode(Protocol):
+    """What a ring needs of the origin's own node, to which its last stage returns."""
+
+    @property
+    def settings(self) -> NodeSettings: ...
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def arrivals(self) -> Arrivals: ...
+
+    @property
+    def board(self) -> Board: ...
+
+
 @contextlib.asynccontextmanager
 async def open_ring(
-    node: Node,
+    node: OriginNode,
     bundle: Bundle,
     found: Sequence[Announcement],
     load_engine: LoadEngine = OriginEngine,
@@ -61,9 +75,8 @@ async def open_ring(
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
-    With a ``plan`` they are dealt like that, with ``wishes`` as the planner says, else equally.
-
-    ``node`` is the origin's own listener, to which the last stage returns; nodes fetch from it what they lack.
+    With a ``plan`` they are dealt like that, with ``wishes`` as the planner says, else equally. Nodes fetch from the
+    origin's ``node`` what they lack.
 
     Raises:
         NodeUnavailableError: no node that was found can be reached, or none of them has the bundle.
@@ -72,39 +85,22 @@ async def open_ring(
     """
     name = f"{node.settings.name}-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as closing:
-        peers, refused = await _welcomed(node, bundle, found, name, closing)
+        peers, refused = await welcome_nodes(node.settings, bundle, found, name, closing)
         if plan is None and wishes is not None:
-            plan = await _planned(node, bundle, peers, refused, wishes)
+            plan = await _planned(node.settings, bundle, peers, refused, wishes)
         plans = _deal(bundle, peers, refused, plan, is_any_precision=wishes is not None and wishes.is_any_precision)
-        addresses = {announcement.node: announcement for announcement in found}
-        links = [peers[part.node].link for part in plans]
-        loop = asyncio.get_running_loop()
-        closing.enter_context(node.expect(f"{name}/{len(plans)}"))
-        engine = loop.run_in_executor(None, load_engine, bundle, node.settings.num_threads, DraftShape())
-        try:
-            opened = await _open_stages(node, bundle, name, plans, links, addresses, on_fetch)
-        finally:
-            await asyncio.wait({engine})
-        stages = [
-            RingStage(part, addresses[part.node], message.load_ms, message.fetched_bytes, message.memory_bytes)
-            for part, message in zip(plans, opened, strict=True)
-        ]
-        ring = Ring(engine.result(), bundle, stages, links, node.board)
+        closing.enter_context(node.arrivals.expect(f"{name}/{len(plans)}"))
+        controls = [peers[part.node].link for part in plans]
+        requests = stage_requests(node.settings.name, node.port, bundle, name, plans, controls, found)
+        loading = asyncio.to_thread(load_engine, bundle, node.settings.num_threads, DraftShape())
+        engine, opened = await _both(loading, open_stages(plans, controls, requests, on_fetch))
+        stages = _ring_stages(plans, opened, found)
         if plan is not None:
-            ring.plan = plan
             await asyncio.to_thread(keep_placement, bundle.digest, plan)
-        closing.callback(ring._stop)
-        first = addresses[plans[0].node]
-        hello, credentials = node.hello(wire.DATA, f"{name}/0"), node.settings.credentials
-        ring._ahead, _ = await open_link(first.host, first.port, hello, node=first.node, credentials=credentials)
-        closing.push_async_callback(ring._ahead.close)
-        ring._behind = await closing.enter_async_context(node.data_link(f"{name}/{len(stages)}"))
-        running = asyncio.create_task(ring._run(), name=f"ring {name}")
-        try:
+        links = RingLinks(controls, *await _connect(node, name, stages, closing))
+        core, journal = _core_of(bundle, len(stages), has_drafter=engine.drafter is not None)
+        async with Ring(core, journal, engine, stages, links, node.board, plan) as ring:
             yield ring
-        finally:
-            running.cancel()
-            await asyncio.wait({running})
 
 
 def _deal(
@@ -134,21 +130,21 @@ def _check_reached(
 
 
 async def plan_layers(
-    node: Node,
+    node: OriginNode,
     bundle: Bundle,
     found: Sequence[Announcement],
     wishes: PlanWishes,
     stages: Sequence[RingStage] = (),
 ) -> Plan:
-    """The plan that a ring would be opened with now; nothing is loaded to serve. ``stages`` are those of a ring that it would
-    take the place of unless it is clearly better: what they hold counts as free.
+    """The plan that a ring would be opened with now; nothing is loaded to serve. ``stages`` are those of a ring that
+    stays unless the plan is clearly better; what they hold counts as free.
 
     Raises:
         NodeUnavailableError, PlacementError: as for :func:`open_ring`.
         NotMeasuredError: no node knows what a layer takes.
     """
     async with contextlib.AsyncExitStack() as closing:
-        peers, refused = await _welcomed(node, bundle, found, "", closing)
+        peers, refused = await welcome_nodes(node.settings, bundle, found, "", closing)
         _check_reached([stage.plan for stage in stages], peers, refused)
         held = {stage.plan.node: stage.held_bytes for stage in stages}
         freed = {
@@ -158,117 +154,75 @@ async def plan_layers(
         loaded = {
             stage.plan.node: LoadedLayers(stage.plan.start, stage.plan.stop, stage.plan.precision) for stage in stages
         }
-        return await make_plan(node, bundle, freed, refused, wishes, loaded)
+        return await make_plan(node.settings, bundle, freed, refused, wishes, loaded)
 
 
-async def explain_outcome(node: Node, bundle: Bundle, ring: Ring, outcome: Outcome) -> Outcome:
-    """Where the network was off: which link of the ring, by a new measurement of each with at most 1 MiB. Seconds, at most."""
+async def explain_outcome(node: OriginNode, bundle: Bundle, ring: Ring, outcome: Outcome) -> Outcome:
+    """Where the network was off: which link of the ring, by a new measurement of each with at most 1 MiB."""
     if not outcome.is_network or ring.plan is None:
         return outcome
     found = [stage.announcement for stage in ring.stages]
     async with contextlib.AsyncExitStack() as closing:
         try:
-            peers, _ = await _welcomed(node, bundle, found, "", closing)
+            peers, _ = await welcome_nodes(node.settings, bundle, found, "", closing)
         except NodeUnavailableError:
             return outcome  # all of it has been lost meanwhile
-        return name_link(outcome, ring.plan, await links_now(node, peers, ring.plan))
+        return name_link(outcome, ring.plan, await links_now(node.settings, peers, ring.plan))
 
 
 async def _planned(
-    node: Node, bundle: Bundle, peers: dict[str, Peer], refused: list[LeftOut], wishes: PlanWishes
+    settings: NodeSettings, bundle: Bundle, peers: dict[str, Peer], refused: list[LeftOut], wishes: PlanWishes
 ) -> Plan | None:
     """None, and equal shares, where nothing is known of the nodes; they learn from the session that follows."""
     try:
-        return await make_plan(node, bundle, peers, refused, wishes)
+        return await make_plan(settings, bundle, peers, refused, wishes)
     except NotMeasuredError as cause:
         _log.info("equal shares: %s", cause)
         return None
 
 
-async def _welcomed(
-    node: Node, bundle: Bundle, found: Sequence[Announcement], ring: str, closing: contextlib.AsyncExitStack
-) -> tuple[dict[str, Peer], list[LeftOut]]:
-    """The nodes that answer and have the bundle or may fetch it, in the order found, and the others with the reason."""
-    hello, credentials = node.hello(wire.CONTROL, ring), node.settings.credentials
-
-    async def open_to(peer: Announcement) -> tuple[Link, wire.Welcome]:
-        answer = await open_link(peer.host, peer.port, hello, node=peer.node, credentials=credentials)
-        closing.push_async_callback(answer[0].close)  # at once: whoever waits for the others may be cancelled
-        return answer
-
-    answers = await asyncio.gather(*(open_to(peer) for peer in found), return_exceptions=True)
-    peers: dict[str, Peer] = {}
-    refused: list[LeftOut] = []
-    for announcement, answer in zip(found, answers, strict=True):
-        if isinstance(answer, FlowspecError):
-            refused.append(LeftOut(announcement.node, str(answer)))
-            continue
-        if isinstance(answer, BaseException):
-            raise answer
-        link, welcome = answer
-        if bundle.digest not in welcome.bundles and not welcome.can_fetch:
-            reason = (
-                f"node {welcome.node} does not have this bundle and may not fetch it; start it with --bundle "
-                f"{bundle.directory}, or without --no-cache"
-            )
-            refused.append(LeftOut(welcome.node, reason))
-            continue
-        peers[welcome.node] = Peer(link, announcement, welcome.free_memory_bytes)
-    for out in refused:
-        _log.warning("%s", out.reason)
-    if found and not peers:
-        raise NodeUnavailableError(f"none of the {len(found)} nodes found can serve: {refused[0].reason}")
-    return peers, refused
-
-
-async def _open_stages(
-    node: Node,
-    bundle: Bundle,
-    ring: str,
-    plans: list[StagePlan],
-    links: list[Link],
-    addresses: dict[str, Announcement],
-    on_fetch: OnFetch,
-) -> list[wire.StageOpened]:
-    for hop, (plan, link) in enumerate(zip(plans, links, strict=True)):
-        if hop + 1 < len(plans):
-            ahead = addresses[plans[hop + 1].node]
-            name, host, port = ahead.node, ahead.host, ahead.port
-        else:
-            name, host, port = node.settings.name, link.local_host, node.port
-        sources = [Source(node.settings.name, link.local_host, node.port)]
-        sources += [Source(peer.node, peer.host, peer.port) for peer in addresses.values() if peer.node != plan.node]
-        texts = [source.to_text() for source in sources[:MAX_SOURCES]]
-        link.send(
-            wire.OpenStage(ring, hop, bundle.digest, plan.start, plan.stop, name, host, port, texts, plan.precision)
-        )
-
-    async def opened(plan: StagePlan, link: Link) -> wire.StageOpened:
-        message = await _receive(plan, link)
-        while isinstance(message, wire.StageProgress):
-            on_fetch(plan, message.num_bytes, message.total_bytes)
-            message = await _receive(plan, link)
-        if isinstance(message, wire.StageFailure):
-            raise StageFailedError(f"node {plan.node}, layers [{plan.start}, {plan.stop}): {message.reason}")
-        if not isinstance(message, wire.StageOpened):
-            raise ProtocolError(f"peer {plan.node}: {type(message).__name__} came where StageOpened was expected")
-        return message
-
-    waiting = [asyncio.create_task(opened(plan, link)) for plan, link in zip(plans, links, strict=True)]
+async def _both(
+    loading: Coroutine[Any, Any, OriginEngine], opening: Coroutine[Any, Any, list[wire.StageOpened]]
+) -> tuple[OriginEngine, list[wire.StageOpened]]:
+    """At once. What is loaded on a thread is waited for even where stages could not be opened."""
+    task = asyncio.create_task(loading, name="loading head and drafter")
     try:
-        return await asyncio.gather(*waiting)
+        opened = await opening
     finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(waiting)
+        await asyncio.wait({task})
+    return task.result(), opened
 
 
-async def _receive(plan: StagePlan, link: Link) -> wire.Message:
-    """The next message of a stage that opens; a node that fetches says so often."""
-    try:
-        async with asyncio.timeout(STAGE_OPEN_S):
-            return await link.receive()
-    except TimeoutError:
-        raise StageFailedError(
-            f"node {plan.node}: layers [{plan.start}, {plan.stop}) were not loaded within {STAGE_OPEN_S:.0f} s; is the disk stuck?"
-        ) from None
+def _core_of(bundle: Bundle, num_stages: int, *, has_drafter: bool) -> tuple[Origin, Journal]:
+    """What decides on a ring's generations, and the journal of what it is told."""
+    manifest = bundle.manifest
+    geometry = manifest.geometry
+    itself: dict[str, Any] = {
+        "num_stages": num_stages,
+        "limits": TargetLimits(geometry.max_context, geometry.vocab_size, frozenset(manifest.eos_token_ids)),
+        "has_drafter": has_drafter,
+        "taps": tuple(manifest.drafter.taps) if manifest.drafter is not None else (),
+    }
+    return Origin(**itself), Journal("origin", itself, open_record("origin"), has_text=records_text())
+
+
+def _ring_stages(
+    plans: Sequence[StagePlan], opened: Sequence[wire.StageOpened], found: Sequence[Announcement]
+) -> list[RingStage]:
+    addresses = {announcement.node: announcement for announcement in found}
+    return [
+        RingStage(plan, addresses[plan.node], message.load_ms, message.fetched_bytes, message.memory_bytes)
+        for plan, message in zip(plans, opened, strict=True)
+    ]
+
+
+async def _connect(
+    node: OriginNode, ring: str, stages: Sequence[RingStage], closing: contextlib.AsyncExitStack
+) -> tuple[Link, Link]:
+    """The data link to the first stage, and that from the last one."""
+    first, settings = stages[0].announcement, node.settings
+    hello = settings.hello(wire.DATA, f"{ring}/0")
+    ahead, _ = await open_link(first.host, first.port, hello, node=first.node, credentials=settings.credentials)
+    closing.push_async_callback(ahead.close)
+    behind = await closing.enter_async_context(node.arrivals.data_link(f"{ring}/{len(stages)}"))
+    return ahead, behind

@@ -1,14 +1,11 @@
-"""An origin's plan: it asks the nodes what they measured, has their links measured, and deals the layers."""
+"""An origin's plan: it asks the nodes what they measured, counts their links, and deals the layers."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
-import socket
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -16,49 +13,41 @@ from statistics import fmean
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.limits import TREE_MARGIN
-from flowspec_edge.core.planning.measured import curves_from_text, hop_from, rounded
-from flowspec_edge.core.planning.placement import Device, Hop, LeftOut, Links, LoadedLayers, ModelNeeds, Plan, TimeLine
+from flowspec_edge.core.planning.measured import curves_from_text, rounded
+from flowspec_edge.core.planning.placement import (
+    Device,
+    Hop,
+    LeftOut,
+    Links,
+    LoadedLayers,
+    ModelNeeds,
+    Plan,
+    TimeLine,
+)
 from flowspec_edge.core.planning.planner import plan_ring
 from flowspec_edge.core.planning.throughput import NO_DRAFTS, TYPICAL_DRAFTS, Throughput
-from flowspec_edge.errors import FlowspecError, NodeUnavailableError, NotMeasuredError, ProtocolError, StateError
+from flowspec_edge.errors import NotMeasuredError, ProtocolError, StateError
 from flowspec_edge.files import read_private, state_directory, write_private
-from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.net.link import Link
-from flowspec_edge.node.measuring import measure_link
-from flowspec_edge.node.node import Node
+from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.costs import origin_costs
+from flowspec_edge.origin.measured_links import Peer, Say, known_links, origin_name
 
 STAGE_MS = 0.7
 """What a stage takes per chunk beside its layers: Python and threads (docs/performance.md, "In real time"; x86)."""
-HOP_MS = 1.0
-"""What a chunk takes on its way beside the link: packing, sockets and event loops at both ends (the same)."""
 USUAL_HOP = Hop(2.0)
 """A link that could not be measured is taken for this: a message on a LAN of small boards."""
 MEASURE_S = 180.0
 """For a node to measure its layers: it may have to read gigabytes from an SD card first."""
-LINKS_KEPT_S = 24 * 3600.0
-"""A link is measured anew after a day; cables and access points change more seldom than that."""
 
 _log = logging.getLogger(__name__)
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A node that can serve: its control link, its address, and what it offers."""
-
-    link: Link
-    address: Announcement
-    free_memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanWishes:
     """What a plan is made for: a schedule, and sessions of at most ``num_tokens`` (None: all that the model allows).
 
-    With ``is_any_precision`` the plan chooses among the bundle's precisions for each device; else each device has its own.
-    ``say`` is told of what takes long.
+    With ``is_any_precision`` the plan chooses among the bundle's precisions for each device; else each device has its
+    own. ``say`` is told of what takes long.
     """
 
     schedule: str = "flowspec"
@@ -68,15 +57,17 @@ class PlanWishes:
 
 
 async def make_plan(
-    node: Node,
+    settings: NodeSettings,
     bundle: Bundle,
     peers: Mapping[str, Peer],
     refused: Sequence[LeftOut],
     wishes: PlanWishes,
     loaded: Mapping[str, LoadedLayers] | None = None,
 ) -> Plan:
-    """Measure what is not known, and plan. ``node`` is the origin; ``refused`` are left out already. ``loaded`` is what a ring
-    serves that the plan may take the place of, else what was served last.
+    """Measure what is not known, and plan.
+
+    ``settings`` are those of the origin's own node; ``refused`` are left out already. ``loaded`` is what a ring serves
+    that the plan may take the place of, else what was served last.
 
     Raises:
         PlacementError: the model does not fit; NotMeasuredError: no node could measure its layers.
@@ -87,19 +78,19 @@ async def make_plan(
     limit = manifest.geometry.max_context
     num_tokens = min(wishes.num_tokens or limit, limit)
     # One after another: an origin that serves would measure its head and its layers at once, and links beside both.
-    head_ms, draft_ms = await asyncio.to_thread(origin_costs, bundle, node.settings.num_threads)
+    head_ms, draft_ms = await asyncio.to_thread(origin_costs, bundle, settings.num_threads)
     wishes.say(f"asking {len(peers)} nodes what a layer takes them; the first time they measure it ...")
     answers = await asyncio.gather(*(_layers(name, peer, bundle, wishes) for name, peer in peers.items()))
     refused = [*refused, *(answer for answer in answers if isinstance(answer, LeftOut))]
     measured = {n: answer for n, answer in zip(peers, answers, strict=True) if not isinstance(answer, LeftOut)}
     peers = {name: peers[name] for name in measured}
-    hops = await _hops(node, peers, wishes.say)
+    hops = await known_links(settings, peers, wishes.say)
     loaded = loaded or load_placement(bundle.digest)
     sure = manifest.precision if wishes.is_any_precision else None
-    devices = _devices(node, peers, measured, loaded, head_ms + draft_ms, sure)
+    devices = _devices(settings.name, peers, measured, loaded, head_ms + draft_ms, sure)
     model = ModelNeeds.from_manifest(manifest, num_tokens=num_tokens + TREE_MARGIN, head_ms=head_ms)
     throughput = Throughput(wishes.schedule, TYPICAL_DRAFTS if manifest.drafter else NO_DRAFTS, draft_ms)
-    links = Links(origin=_origin_name(node, peers), usual=USUAL_HOP, measured=hops)
+    links = Links(origin=origin_name(settings, peers), usual=USUAL_HOP, measured=hops)
     plan = await asyncio.to_thread(plan_ring, devices, links, model, throughput)
     return replace(plan, left_out=(*plan.left_out, *refused))
 
@@ -107,8 +98,8 @@ async def make_plan(
 async def _layers(
     name: str, peer: Peer, bundle: Bundle, wishes: PlanWishes
 ) -> tuple[dict[str, TimeLine], float] | LeftOut:
-    """The node's curves by precision, none where it has nothing to measure with, and how slow it is at present; or why it
-    could not measure.
+    """The node's curves by precision, none where it has nothing to measure with, and how slow it is at present; or why
+    it could not measure.
     """
     try:
         async with asyncio.timeout(MEASURE_S):
@@ -125,21 +116,21 @@ async def _layers(
 
 
 def _devices(
-    node: Node,
+    origin: str,
     peers: Mapping[str, Peer],
     measured: Mapping[str, tuple[dict[str, TimeLine], float]],
     loaded: Mapping[str, LoadedLayers],
     origin_ms: float,
     sure: str | None,
 ) -> list[Device]:
-    """A node without a curve is taken for an average one, in the precision ``sure`` if there is one that every node can run; it
-    learns its own from the first forwards that it runs.
+    """A node without a curve is taken for an average one, in the precision ``sure`` if there is one that every node can
+    run; it learns its own from the first forwards that it runs. ``origin`` is the name of the origin's own node.
     """
     known = [curves for curves, _ in measured.values() if curves]
     if not known:
         raise NotMeasuredError(
-            f"none of the {len(peers)} nodes that answered has measured a layer of this model yet; they do with their first session "
-            "(flowspec generate --equal-split), or at once where they have the whole bundle"
+            f"none of the {len(peers)} nodes that answered has measured a layer of this model yet; they do with their "
+            "first session (flowspec generate --equal-split), or at once where they have the whole bundle"
         )
     usual = {
         precision: TimeLine(fmean(line.fixed_ms for line in lines), fmean(line.row_ms for line in lines))
@@ -155,7 +146,7 @@ def _devices(
             free_memory_bytes=peer.free_memory_bytes,
             layer=layers[name],
             stage_ms=STAGE_MS,
-            beside_ms=origin_ms if name == node.settings.name else 0.0,
+            beside_ms=origin_ms if name == origin else 0.0,
             slowdown=measured[name][1],
             loaded=_in_its_precision(loaded.get(name), layers[name], sure),
         )
@@ -166,115 +157,10 @@ def _devices(
 def _in_its_precision(
     loaded: LoadedLayers | None, curves: Mapping[str, TimeLine], sure: str | None
 ) -> LoadedLayers | None:
-    """A stage that was left its node's own precision has that of the only curve, or, where it offers several, the bundle's."""
+    """A stage that was left its node's own precision has that of the only curve, or the bundle's of several curves."""
     if loaded is None or loaded.precision:
         return loaded
     return replace(loaded, precision=next(iter(curves)) if len(curves) == 1 else sure or "")
-
-
-# ---------------------------------------------------------------------- links
-
-
-async def _hops(node: Node, peers: Mapping[str, Peer], say: Say) -> dict[tuple[str, str], Hop]:
-    """All pairs of nodes, the origin included: kept ones, and the others measured, no node in two at a time."""
-    origin = _origin_name(node, peers)
-    names = sorted({*peers, origin})
-    kept, now = _load_links(), time.time()
-    missing = [
-        pair
-        for pair in itertools.combinations(names, 2)
-        if not (pair in kept and 0 <= now - kept[pair][2] < LINKS_KEPT_S)
-    ]
-    if missing:
-        say(f"measuring {len(missing)} links between {len(names)} nodes ...")
-    kept |= await measure_pairs(node, peers, missing)
-    return {pair: _hop_of(kept[pair]) for pair in itertools.combinations(names, 2) if pair in kept}
-
-
-async def links_now(node: Node, peers: Mapping[str, Peer], plan: Plan) -> dict[tuple[str, str], Hop]:
-    """The links of a plan's hops, measured anew; the next plan counts them."""
-    origin = _origin_name(node, peers)
-    known = {*peers, origin}
-    ends = [tuple(sorted((hop.start, hop.end))) for hop in plan.hops if {hop.start, hop.end} <= known]
-    pairs = [(start, end) for start, end in dict.fromkeys(ends) if start != end]
-    return {pair: _hop_of(found) for pair, found in (await measure_pairs(node, peers, pairs)).items()}
-
-
-async def measure_pairs(node: Node, peers: Mapping[str, Peer], pairs: Sequence[tuple[str, str]]) -> _KeptLinks:
-    """What links between these ends are, no node in two at a time; kept for the next plans, and those that fail left out."""
-    measured: _KeptLinks = {}
-    missing, now = list(pairs), time.time()
-    while missing:
-        round_, busy = [], set[str]()
-        for pair in missing:
-            if busy.isdisjoint(pair):
-                round_.append(pair)
-                busy.update(pair)
-        missing = [pair for pair in missing if pair not in round_]
-        for pair, found in zip(
-            round_, await asyncio.gather(*(_pair(node, peers, pair) for pair in round_)), strict=True
-        ):
-            if found is not None:
-                measured[pair] = (found.latency_ns, found.bytes_per_s, int(now))
-    if measured:
-        young = {pair: values for pair, values in _load_links().items() if now - values[2] < LINKS_KEPT_S}
-        await asyncio.to_thread(_keep_links, young | measured)
-    return measured
-
-
-def _hop_of(kept: tuple[int, int, int]) -> Hop:
-    hop = hop_from(*kept[:2])
-    return Hop(hop.latency_ms + HOP_MS, hop.ms_per_byte)
-
-
-def _origin_name(node: Node, peers: Mapping[str, Peer]) -> str:
-    """An origin that serves is a node as any other; one that does not has a new name at each start, but the same links."""
-    return node.settings.name if node.settings.name in peers else f"{socket.gethostname()} (origin)"
-
-
-async def _pair(node: Node, peers: Mapping[str, Peer], pair: tuple[str, str]) -> wire.LinkMeasured | None:
-    """One link, measured from one of its ends; None, with a warning, where that failed."""
-    origin = _origin_name(node, peers)
-    start, end = pair if pair[1] != origin else pair[::-1]
-    address = peers[end].address
-    try:
-        if start == origin:
-            return await measure_link(node, end, address.host, address.port)
-        link = peers[start].link
-        link.send(wire.MeasureLink(end, address.host, address.port))
-        answer = await link.receive()
-        if isinstance(answer, wire.StageFailure):
-            raise NodeUnavailableError(answer.reason)
-        if not isinstance(answer, wire.LinkMeasured):
-            raise ProtocolError(f"peer {start}: {type(answer).__name__} came where LinkMeasured was expected")
-        return answer
-    except FlowspecError as cause:
-        _log.warning("the link from %s to %s is not measured: %s", start, end, cause)
-        return None
-
-
-_KeptLinks = dict[tuple[str, str], tuple[int, int, int]]  # nanoseconds, bytes per second, when
-
-
-def _load_links() -> _KeptLinks:
-    kept: _KeptLinks = {}
-    try:
-        for start, end, latency_ns, bytes_per_s, at in json.loads(read_private(_links_path()) or "[]"):
-            kept[str(start), str(end)] = (int(latency_ns), int(bytes_per_s), int(at))
-    except (StateError, ValueError, TypeError) as cause:
-        _log.warning("kept links are not used: %s", cause)
-    return kept
-
-
-def _keep_links(kept: _KeptLinks) -> None:
-    try:
-        write_private(_links_path(), json.dumps([[*pair, *values] for pair, values in kept.items()]) + "\n")
-    except StateError as cause:
-        _log.warning("links are not kept: %s", cause)
-
-
-def _links_path() -> Path:
-    return state_directory() / "links.json"
 
 
 # ---------------------------------------------------------------------- where layers were

@@ -1,7 +1,7 @@
 """A ring as its origin sees it: stages opened on nodes, links to all of them, and the generations that run through it.
 
-The origin's core decides; this module performs its actions. A ring is used until something in it is lost, then closed for
-good: whoever needs another one opens another one (``ring_opening.py``).
+The origin's core decides; this module performs its actions. A ring is used until something in it is lost, then closed
+for good: whoever needs another one opens another one (``opening.py``).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome, hold_against
-from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.errors import (
     FlowspecError,
@@ -30,9 +30,9 @@ from flowspec_edge.errors import (
     ProtocolError,
     StageFailedError,
 )
+from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.net.link import Link
-from flowspec_edge.node.node import Board
+from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.engine import OriginEngine
 from flowspec_edge.tasks import run_until_first_ends
@@ -44,8 +44,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RingStage:
-    """One stage of an opened ring; ``load_ms`` is what the node took to load its layers, of which it fetched so many bytes, and
-    ``held_bytes`` what it holds for them of the memory that it offers.
+    """One stage of an opened ring. ``load_ms`` is what the node took to load its layers, of which it fetched so many
+    bytes, and ``held_bytes`` what it holds for them of the memory that it offers.
     """
 
     plan: StagePlan
@@ -55,33 +55,38 @@ class RingStage:
     held_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RingLinks:
+    """``controls`` lead to the stages, in their order, ``ahead`` to the first one; ``behind`` comes from the last."""
+
+    controls: Sequence[Link]
+    ahead: Link
+    behind: Link
+
+
 class Ring:
-    """Opened stages of one bundle. Made by ``open_ring``."""
+    """Opened and connected stages of one bundle, which work as long as the context lasts. Made by ``open_ring``.
+
+    ``journal`` writes down what ``core`` is told, where that is wanted. ``plan`` is what the planner expects of the
+    ring, where it was planned.
+    """
 
     def __init__(
         self,
+        core: Origin,
+        journal: Journal,
         engine: OriginEngine,
-        bundle: Bundle,
         stages: list[RingStage],
-        controls: list[Link],
-        board: Board | None = None,
+        links: RingLinks,
+        board: Board,
+        plan: Plan | None = None,
     ) -> None:
         self.stages = stages
-        self.plan: Plan | None = None
-        """What the planner expects of it, where it was planned."""
+        self.plan = plan
+        self._core, self._journal = core, journal
         self._engine = engine
-        self._board = board or Board()
-        self._controls = controls
-        manifest = bundle.manifest
-        self._limits = TargetLimits(
-            manifest.geometry.max_context, manifest.geometry.vocab_size, frozenset(manifest.eos_token_ids)
-        )
-        self._core = Origin(
-            num_stages=len(stages),
-            limits=self._limits,
-            has_drafter=engine.drafter is not None,
-            taps=tuple(manifest.drafter.taps) if manifest.drafter is not None else (),
-        )
+        self._controls, self._ahead, self._behind = links.controls, links.ahead, links.behind
+        self._board = board
         self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
         self._sessions = itertools.count(1)
         self._jobs: asyncio.Queue[ev.RunHead | ev.RunDraft] = asyncio.Queue()
@@ -91,8 +96,21 @@ class Ring:
         self._num_sent = 0
         self._lost: str | None = None
         self._is_left = False
-        self._ahead: Link
-        self._behind: Link
+        self._working: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._working = asyncio.create_task(self._work(), name=f"ring of {len(self.stages)} stages")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, cause: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._working is not None, "entered before"
+        self._working.cancel()
+        await asyncio.wait({self._working})
+        if self._timer is not None:
+            self._timer.cancel()
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     @property
     def is_open(self) -> bool:
@@ -126,7 +144,10 @@ class Ring:
                 yield piece
 
     async def write(self, answer: Answer, on_trip: OnTrip | None = None) -> AsyncGenerator[Piece, None]:
-        """The same from where an answer is; without a last piece where the ring was left, and another one is to go on."""
+        """Pieces of an answer from where it is now, as ``generate`` gives them.
+
+        Where the ring was left there is no last piece, since another ring is to go on with the answer.
+        """
         if self._lost is not None:
             raise StageFailedError(self._lost)
         session = next(self._sessions)
@@ -160,7 +181,7 @@ class Ring:
         for session in list(self._answers):
             self._tell(ev.GenerationCancelled(session))
 
-    async def _run(self) -> None:
+    async def _work(self) -> None:
         """Perform until something in the ring is lost; the reason then ends every generation."""
         try:
             await run_until_first_ends(
@@ -218,7 +239,7 @@ class Ring:
     def _tell(self, event: ev.OriginEvent, not_before: float = 0.0) -> None:
         if isinstance(event, ev.RingLost):
             self._lost = event.reason
-        for action in self._core.handle(event, max(time.monotonic(), not_before)):
+        for action in self._journal.handle(self._core, event, max(time.monotonic(), not_before)):
             match action:
                 case ev.SendChunk(chunk):
                     self._send(self._ahead, wire.ChunkMessage(self._num_sent, chunk))
@@ -268,8 +289,3 @@ class Ring:
             delay = max(deadline - time.monotonic(), 0)
             # Timers may be early by the clock's resolution; the core is told a time at which the deadline has passed.
             self._timer = asyncio.get_running_loop().call_later(delay, self._tell, ev.DeadlinePassed(), deadline)
-
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._executor.shutdown(wait=False, cancel_futures=True)

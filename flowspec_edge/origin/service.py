@@ -19,7 +19,8 @@ from flowspec_edge.errors import FlowspecError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
 from flowspec_edge.origin.answer import Answer
-from flowspec_edge.origin.opening import OnFetch, explain_outcome, open_ring, plan_layers
+from flowspec_edge.origin.dialogue import OnFetch
+from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanWishes
 from flowspec_edge.origin.ring import Ring
 

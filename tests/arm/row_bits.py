@@ -43,8 +43,8 @@ def sizes_that_differ(directory: Path, precision: str, head: Head) -> list[int]:
             chunk = tuple(rows[start : start + num_rows])
             first = slots.append(chunk)
             positions = np.arange(start, start + len(chunk))
-            hidden = stage.run(RunForward(1, chunk, None, (), first, positions, slots.ancestor_mask(first)))
-            found.append(head.logits(hidden))
+            forward = RunForward(1, chunk, None, (), first, positions, slots.ancestor_mask(first))
+            found.append(head.logits(stage.run(forward).hidden))
         return np.concatenate(found)
 
     expected = logits(NUM_ROWS)

@@ -21,7 +21,8 @@ from flowspec_edge.core.rows import Chunk, Row
 from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, StageFailedError
-from flowspec_edge.node.node import Node, NodeSettings
+from flowspec_edge.node.node import Node
+from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
 
 GIB = 2**30
@@ -62,8 +63,8 @@ class FakeRunner:
     def free_cache(self, session):
         pass
 
-    def run(self, forward, is_cancelled, tapped=None):
-        return np.zeros((len(forward.rows), 2), np.float32)
+    def run(self, forward, is_cancelled):
+        return ev.ForwardFinished(np.zeros((len(forward.rows), 2), np.float32))
 
 
 def forward_of(num_rows):
@@ -77,7 +78,7 @@ def test_a_forward_lasts_at_least_as_long_as_the_board_takes(num_rows):
     runner = PacedRunner(FakeRunner(), StageCost(fixed_ms=10, row_ms=1, num_layers=5), told.append)
     runner.open_cache(1, 100)
     began = time.monotonic()
-    assert runner.run(forward_of(num_rows), lambda: False).shape == (num_rows, 2)
+    assert runner.run(forward_of(num_rows), lambda: False).hidden.shape == (num_rows, 2)
     assert time.monotonic() - began >= 0.010 + num_rows * 0.001
     runner.free_cache(1)
     assert told[0].asked_s == pytest.approx(0.010 + num_rows * 0.001)

@@ -11,7 +11,8 @@ from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key, parse_key
 from flowspec_edge.errors import ClusterKeyError, KeyTextError, RequestError
 from flowspec_edge.net.auth import key_path, load_key, make_key
-from flowspec_edge.node.node import Node, NodeSettings
+from flowspec_edge.node.node import Node
+from flowspec_edge.node.resources import NodeSettings
 
 
 def test_without_a_key_there_is_this_machine_only():

@@ -45,7 +45,7 @@ class Session:
         hidden = None
         for stage in self.stages:
             forward = RunForward(1, tuple(rows), hidden, moves, first, positions, mask)
-            hidden = stage.run(forward, **options).copy()
+            hidden = stage.run(forward, **options).hidden.copy()
         return hidden
 
     def drop(self, ids):

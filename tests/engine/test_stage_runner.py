@@ -156,10 +156,10 @@ def test_rows_are_written_to_memory_of_their_own(bundle, whole, tokens):
         for stage in (first, later):
             stage.open_cache(session, 100)
         forward = _forward(session, chain[:num_rows])
-        hidden = first.run(forward)
+        hidden = first.run(forward).hidden
         hidden.flags.writeable = False  # as rows are that came in a message
         before = hidden.copy()
-        found.append(later.run(dataclasses.replace(forward, hidden=hidden)))
+        found.append(later.run(dataclasses.replace(forward, hidden=hidden)).hidden)
         np.testing.assert_array_equal(hidden, before)
     for rows in found:
         np.testing.assert_array_equal(rows, expected[: len(rows)])
@@ -210,3 +210,29 @@ def test_a_forward_that_fails_is_a_failed_stage(whole, tokens):
     session.slots.capacity = 100  # the slots believe in more room than the cache has
     with pytest.raises(StageFailedError, match=r"layers \[0, 1\) failed"):
         session.run(make_chain(tokens[:20]))
+
+
+def test_rows_are_tapped_where_they_enter_a_layer_and_only_where_that_is_asked(bundle, tokens):
+    drafter = dataclasses.replace(bundle.manifest.drafter, taps=(0, 3, 8))
+    manifest = dataclasses.replace(bundle.manifest, drafter=drafter)
+    before, stage = (StageRunner(bundle.directory, manifest, *layers) for layers in ((0, 2), (2, NUM_LAYERS)))
+    for runner in (before, stage):
+        runner.open_cache(1, 100)
+    forward = _forward(1, make_chain(tokens[:10]))
+    forward = dataclasses.replace(forward, hidden=before.run(forward).hidden.copy())
+    tapped = dataclasses.replace(forward, is_tapped=True)
+    assert not stage.run(forward).tapped
+    third = StageRunner(bundle.directory, manifest, 2, 3)
+    third.open_cache(1, 100)
+    found = stage.run(tapped).tapped
+    assert list(found) == [3], "of its own layers"
+    np.testing.assert_array_equal(found[3], third.run(forward).hidden)
+    assert not stage.run(tapped, lambda: True).tapped, "given up"
+
+
+def test_all_caches_are_freed_at_once(bundle, tokens):
+    stage = StageRunner(bundle.directory, bundle.manifest, 0, 1)
+    for session in (1, 2):
+        stage.open_cache(session, 100)
+    stage.free_caches()
+    assert not stage.run(_forward(1, make_chain(tokens[:4]))).hidden.any(), "a session that is closed runs nothing"

@@ -20,8 +20,9 @@ from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import BundleError, CheckpointError, StageFailedError
 from flowspec_edge.manifest import load_manifest
-from flowspec_edge.node.node import Node, NodeSettings
+from flowspec_edge.node.node import Node
 from flowspec_edge.node.precision_choice import chosen_precision, keep_precision
+from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
 from tests.engine.conftest import Session, make_chain
 from tests.exporter.checkpoints import save_checkpoint

@@ -37,7 +37,8 @@ def secrets_of(prompt):
     rows = [Row(i, i - 1 if i else NO_PARENT, token) for i, token in enumerate(ids)]
     first = slots.append(rows)
     positions = np.arange(len(ids))
-    hidden = runner.run(RunForward(0, tuple(rows), None, (), first, positions, slots.ancestor_mask(first)))
+    forward = RunForward(0, tuple(rows), None, (), first, positions, slots.ancestor_mask(first))
+    hidden = runner.run(forward).hidden
     return {
         "tokens": np.array(ids, "<u4").tobytes(),
         "tensor": np.ascontiguousarray(hidden[2, :64]).tobytes(),

@@ -10,13 +10,16 @@ import aiohttp
 import msgpack
 import numpy as np
 import pytest
+from aiohttp import web
 
 from flowspec_edge.core import codec, wire
 from flowspec_edge.core.rows import Chunk, Row
-from flowspec_edge.errors import LinkLostError, NodeUnavailableError, ProtocolError
+from flowspec_edge.errors import LinkLostError, NodeUnavailableError, OtherVersionError, ProtocolError
 from flowspec_edge.net import connection
+from flowspec_edge.net.close_codes import CloseCode
 from flowspec_edge.net.connection import TAIL_ALIGNMENT_BYTES
 from flowspec_edge.net.link import LinkServer, LinkTimeouts, open_link
+from flowspec_edge.net.server import serve_app
 from tests.net.conftest import linked, listening, make_hello, make_welcome
 
 
@@ -241,7 +244,7 @@ BOTH_PROTOCOLS = f"pi-hall speaks protocol 99, pi-kitchen speaks {wire.PROTOCOL_
 
 async def test_another_protocol_version_is_named_at_both_ends(caplog):
     async with listening(pytest.fail) as server, asyncio.timeout(5):
-        with pytest.raises(NodeUnavailableError, match=BOTH_PROTOCOLS):
+        with pytest.raises(OtherVersionError, match=BOTH_PROTOCOLS):
             await open_link("127.0.0.1", server.port, make_hello(protocol=99))
     assert "pi-hall speaks protocol 99" in caplog.text
 
@@ -333,3 +336,29 @@ async def test_the_system_holds_little_of_a_control_link_so_that_heartbeats_pass
 
 SIOCOUTQNSD = 0x894B
 """Linux: bytes in a socket's send queue that are not on the wire."""
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "is_other_version"),
+    [(CloseCode.OTHER_VERSION, b"", True), (1002, b"pi-hall speaks protocol 9", False)],
+)
+async def test_another_protocol_version_is_known_by_its_code_alone(code, words, is_other_version):
+    async def refuse(request):
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        await websocket.receive()
+        await websocket.close(code=code, message=words)
+        return websocket
+
+    app = web.Application()
+    app.router.add_get("/link/control", refuse)
+    served = await serve_app(app)
+    async with asyncio.timeout(5):
+        with pytest.raises(NodeUnavailableError) as refused:
+            await open_link("127.0.0.1", served.port, make_hello())
+        await served.close()
+    assert isinstance(refused.value, OtherVersionError) == is_other_version
+
+
+def test_the_codes_are_those_that_every_version_knows():
+    assert [int(code) for code in CloseCode] == [1000, 1002, 4001]

@@ -9,8 +9,9 @@ import pytest
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.core.planning.placement import TimeLine
 from flowspec_edge.engine.unsplit import UnsplitModel
-from flowspec_edge.node import measuring
-from flowspec_edge.node.node import Node, NodeSettings
+from flowspec_edge.node import curves
+from flowspec_edge.node.node import Node
+from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin import planning
 from flowspec_edge.origin.opening import open_ring
 from tests.held_out import held_out_prompts
@@ -105,7 +106,7 @@ def quick_curve(monkeypatch):
         measured.append(bundle.manifest.name)
         return TimeLine(400.0, 1.0)
 
-    monkeypatch.setattr(measuring.Measurements, "_measure", measure)
+    monkeypatch.setattr(curves.Measurements, "_measure", measure)
     monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
     return measured
 

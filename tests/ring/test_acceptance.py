@@ -8,7 +8,8 @@ from tests.ring.whole_tree import WholeTree
 
 pytestmark = pytest.mark.slow
 
-# docs/demo-model.md, from torch in float32, for trees of depth 6, top-k 10: tokens per verification, bonus included, mean of the prompts.
+# docs/demo-model.md, from torch in float32, for trees of depth 6, top-k 10: tokens per verification, bonus included,
+# mean of the prompts.
 REPORTED = [(80, 0.0, 5.77), (64, 0.6, 4.42)]
 
 

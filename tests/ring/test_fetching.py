@@ -16,8 +16,9 @@ from flowspec_edge.errors import FetchError, NodeUnavailableError, StageFailedEr
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import kept_stage
-from flowspec_edge.node.node import Node, NodeSettings
+from flowspec_edge.node.node import Node
 from flowspec_edge.node.process import node_processes
+from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.weights.cache import WeightCache
 from flowspec_edge.weights.download import fetch_manifest
@@ -184,7 +185,7 @@ async def test_an_origin_that_leaves_ends_the_fetch_and_what_came_is_kept(start,
     origin, node = await start("origin", bundles=(int8_bundle,)), await start("node", caches[0])
     came = asyncio.Event()
     node.on_fetch = lambda progress: came.set() if progress.num_bytes else None
-    link, _ = await open_link("127.0.0.1", node.port, origin.hello(wire.CONTROL, "ring-1"), node="node")
+    link, _ = await open_link("127.0.0.1", node.port, origin.settings.hello(wire.CONTROL, "ring-1"), node="node")
     source = f"127.0.0.1:{origin.port}/origin"
     link.send(wire.OpenStage("ring-1", 0, int8_bundle.digest, 0, 8, "origin", "127.0.0.1", origin.port, [source]))
     await came.wait()
@@ -200,7 +201,7 @@ async def test_a_source_that_is_none_and_a_bundle_that_nobody_has(start, caches,
     origin, node = await start("origin", bundles=(int8_bundle,)), await start("node", caches[0])
 
     async def answer(digest, sources):
-        link, _ = await open_link("127.0.0.1", node.port, origin.hello(wire.CONTROL, "ring-1"), node="node")
+        link, _ = await open_link("127.0.0.1", node.port, origin.settings.hello(wire.CONTROL, "ring-1"), node="node")
         link.send(wire.OpenStage("ring-1", 0, digest, 0, 8, "origin", "127.0.0.1", origin.port, sources))
         message = await link.receive()
         await link.close()

@@ -5,8 +5,6 @@ import contextlib
 import gc
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,13 +12,11 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.engine import stage_runner
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import StageFailedError
-from flowspec_edge.node import kept_stage, stage_host
-from flowspec_edge.node.kept_stage import KeptStage, LoadedStage
+from flowspec_edge.node import kept_stage, stage_opening
 from flowspec_edge.origin.opening import open_ring
 from tests.ring.conftest import GIB, answer_of, found_of, nodes_of, tokens_of
 
 OPTIONS = GenerateOptions(max_new_tokens=12)
-KEY, OTHER = ("model", 0, 4, ""), ("model", 4, 8, "")
 
 
 @pytest.fixture
@@ -28,7 +24,7 @@ def loaded(monkeypatch):
     """The layer ranges that were loaded, in order."""
     ranges = []
 
-    class Runner(stage_host.StageRunner):
+    class Runner(stage_opening.StageRunner):
         def __init__(self, directory, manifest, start, stop, **options):
             ranges.append((start, stop))
             super().__init__(directory, manifest, start, stop, **options)
@@ -42,7 +38,7 @@ def loaded(monkeypatch):
             self.with_cache.discard(session)
             super().free_cache(session)
 
-    monkeypatch.setattr(stage_host, "StageRunner", Runner)
+    monkeypatch.setattr(stage_opening, "StageRunner", Runner)
     return ranges
 
 
@@ -75,7 +71,7 @@ async def test_the_next_ring_takes_what_is_loaded_and_writes_the_same(int8_bundl
             )
         assert sorted(loaded) == [(0, 4), (4, 8)]
         await until(lambda: all(node.kept._kept for node in serving))
-        assert [node.free_bytes for node in serving] == [GIB, GIB], "what is kept counts as free"
+        assert [node.memory.free_bytes for node in serving] == [GIB, GIB], "what is kept counts as free"
         assert not any(node.kept._kept[1].runner.with_cache for node in serving)
 
 
@@ -108,39 +104,21 @@ async def test_a_stage_that_is_ending_is_in_nobodys_way(int8_bundle, prompts, lo
         may_end.wait(30)
         return run(self, forward, *arguments)
 
-    run = stage_host.StageRunner.run
+    run = stage_opening.StageRunner.run
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         found = found_of(serving)
         async with open_ring(origin, int8_bundle, found) as ring:
-            monkeypatch.setattr(stage_host.StageRunner, "run", run_long)
+            monkeypatch.setattr(stage_opening.StageRunner, "run", run_long)
             answer = asyncio.create_task(answer_of(ring, prompts[0], OPTIONS))
             await until(begun.is_set)
             answer.cancel()
             await asyncio.wait({answer})
-        monkeypatch.setattr(stage_host.StageRunner, "run", run)
-        await until(lambda: serving[0].free_bytes == GIB)
+        monkeypatch.setattr(stage_opening.StageRunner, "run", run)
+        await until(lambda: serving[0].memory.free_bytes == GIB)
         assert serving[0].kept._kept is None, "its last forward has not ended"
         asyncio.get_running_loop().call_soon(may_end.set)
         assert len(await text_of(origin, int8_bundle, found, prompts[0])) == 12
     assert loaded == [(0, 8)]
-
-
-async def test_a_stage_whose_end_is_cancelled_lets_go_of_its_files():
-    kept, closed = KeptStage(), []
-    stage = stage_of("a", closed)
-    stage.files.callback(closed.append, "files")
-    host = stage_host.StageHost(SimpleNamespace(kept=kept), CLOSED)
-    host._is_sound = True
-    may_end = threading.Event()
-    with ThreadPoolExecutor(1) as host._executor:
-        host._executor.submit(may_end.wait)
-        ending = asyncio.create_task(host._lay_down(KEY, stage))
-        await asyncio.sleep(0)
-        ending.cancel()
-        await asyncio.wait({ending})
-        may_end.set()
-    assert ending.cancelled() and kept._kept is None
-    assert closed == ["a", "files"]
 
 
 @pytest.mark.parametrize("is_failed", [False, True])
@@ -152,7 +130,7 @@ async def test_its_memory_goes_with_it_whatever_still_refers_to_it(
     try:
         async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
             if is_failed:
-                monkeypatch.setattr(stage_host.StageRunner, "run", refuse)
+                monkeypatch.setattr(stage_opening.StageRunner, "run", refuse)
             with contextlib.suppress(StageFailedError):
                 await text_of(origin, int8_bundle, found_of(serving), prompts[0])
             assert len(graphs) == 8
@@ -164,7 +142,7 @@ async def test_its_memory_goes_with_it_whatever_still_refers_to_it(
 async def test_a_stage_that_failed_is_not_used_again(int8_bundle, prompts, loaded, monkeypatch):
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         with monkeypatch.context() as broken:
-            broken.setattr(stage_host.StageRunner, "run", refuse)
+            broken.setattr(stage_opening.StageRunner, "run", refuse)
             with pytest.raises(StageFailedError, match="out of memory"):
                 await text_of(origin, int8_bundle, found_of(serving), prompts[0])
         assert len(await text_of(origin, int8_bundle, found_of(serving), prompts[0])) == 12
@@ -173,79 +151,6 @@ async def test_a_stage_that_failed_is_not_used_again(int8_bundle, prompts, loade
 
 def refuse(*arguments):
     raise StageFailedError("out of memory")
-
-
-class Control:
-    def __init__(self, is_open):
-        self.is_open = is_open
-
-
-class NamedRunner:
-    """Says when it is closed."""
-
-    def __init__(self, name, closed):
-        self.name, self.closed = name, closed
-
-    def close(self):
-        self.closed.append(self.name)
-
-
-def stage_of(name, closed):
-    return LoadedStage(None, NamedRunner(name, closed), 0, contextlib.ExitStack())
-
-
-OPEN, CLOSED = Control(is_open=True), Control(is_open=False)
-
-
-@pytest.mark.parametrize("wanted", [KEY, OTHER])
-async def test_whoever_comes_while_a_stage_ends_waits_for_it_whatever_it_is(wanted):
-    kept, closed = KeptStage(), []
-    stage = stage_of("a", closed)
-    with kept.using(OPEN):
-        assert await kept.take(KEY) is None, "one that serves is not waited for"
-    with kept.using(CLOSED):
-        taking = asyncio.create_task(kept.take(wanted))
-        await asyncio.sleep(0)
-        kept.keep(KEY, stage, CLOSED)
-        assert not taking.done()
-    assert await taking is (stage if wanted == KEY else None)
-    assert closed == ([] if wanted == KEY else ["a"]), "it gives way"
-
-
-async def test_a_stage_that_ends_too_late_is_not_kept_beside_the_one_that_came(monkeypatch):
-    monkeypatch.setattr(kept_stage, "ENDING_S", 0.0)
-    kept, closed = KeptStage(), []
-    with kept.using(CLOSED):
-        assert await kept.take(OTHER) is None
-        with kept.using(OPEN):
-            kept.keep(KEY, stage_of("a", closed), CLOSED)
-            assert closed == ["a"]
-            kept.keep(OTHER, stage_of("b", closed), OPEN)  # its data link was lost; the other's control link is closed
-    assert closed == ["a"]
-    kept.close()
-    assert closed == ["a", "b"]
-
-
-async def test_a_node_that_has_ended_keeps_nothing():
-    kept, closed = KeptStage(), []
-    kept.keep(KEY, stage_of("a", closed), CLOSED)
-    kept.close()
-    assert closed == ["a"]
-    kept.keep(KEY, stage_of("b", closed), CLOSED)
-    assert closed == ["a", "b"] and await kept.take(KEY) is None
-
-
-async def test_of_stages_that_end_at_once_one_is_kept_and_the_clock_of_the_other_stops(monkeypatch):
-    kept, closed = KeptStage(), []
-    monkeypatch.setattr(kept_stage, "KEEP_S", 0.0)
-    kept.keep(KEY, stage_of("a", closed), CLOSED)
-    monkeypatch.setattr(kept_stage, "KEEP_S", 60.0)
-    kept.keep(KEY, stage_of("b", closed), CLOSED)
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert closed == ["a"]
-    kept.close()
-    assert closed == ["a", "b"]
 
 
 async def until(condition):

@@ -1,20 +1,20 @@
 """What a node does with links that are not as they should be, and with forwards that nobody needs any more."""
 
 import asyncio
-import dataclasses
 import threading
 import time
 
 import numpy as np
 import pytest
 
+from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.errors import LinkLostError, PlacementError, StageFailedError
 from flowspec_edge.net.link import open_link
-from flowspec_edge.node import node as nodes
-from flowspec_edge.node import stage_host
-from flowspec_edge.node.node import Node, NodeSettings
+from flowspec_edge.node import stage_opening
+from flowspec_edge.node.node import Node
+from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
 from tests.ring.conftest import GIB
 
@@ -69,7 +69,7 @@ async def test_a_precision_set_by_hand_goes_before_a_planned_one(node, int8_bund
     link, answer = await asked(node, int8_bundle, precision="w8a8")
     assert "has no precision 'w8a8'" in answer.reason
     await link.close()
-    node.settings = dataclasses.replace(node.settings, precision="int8")
+    node.precisions.by_hand = "int8"
     link, answer = await asked(node, int8_bundle, precision="w8a8")
     assert isinstance(answer, wire.StageOpened)
     await link.close()
@@ -103,7 +103,7 @@ async def test_a_cancel_ends_the_forward_it_was_meant_for_and_not_the_next(node,
     began = threading.Event()
     seen = []
 
-    class Runner(stage_host.StageRunner):
+    class Runner(stage_opening.StageRunner):
         def run(self, forward, is_cancelled):
             if forward.session == 1:
                 began.set()
@@ -111,12 +111,12 @@ async def test_a_cancel_ends_the_forward_it_was_meant_for_and_not_the_next(node,
                 while not is_cancelled() and time.monotonic() < deadline:
                     time.sleep(0.001)
             seen.append((forward.session, is_cancelled()))
-            return np.zeros((len(forward.rows), 8), np.float32)
+            return ev.ForwardFinished(np.zeros((len(forward.rows), 8), np.float32))
 
-    monkeypatch.setattr(stage_host, "StageRunner", Runner)
+    monkeypatch.setattr(stage_opening, "StageRunner", Runner)
     link, _ = await asked(node, int8_bundle)
     data, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "ring-1/0"))
-    async with node.data_link("ring-1/1") as returned:
+    async with node.arrivals.data_link("ring-1/1") as returned:
         for session in (1, 2):
             link.send(wire.OpenSession(SessionSpec(session, 100)))
             assert await link.receive() == wire.SessionOpened(session)
@@ -132,7 +132,7 @@ async def test_a_cancel_ends_the_forward_it_was_meant_for_and_not_the_next(node,
 async def test_a_chunk_runs_in_its_turn_and_tells_of_its_passage(node, int8_bundle):
     link, _ = await asked(node, int8_bundle)
     data, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "ring-1/0"))
-    async with node.data_link("ring-1/1") as returned:
+    async with node.arrivals.data_link("ring-1/1") as returned:
         link.send(wire.OpenSession(SessionSpec(1, 100)))
         assert await link.receive() == wire.SessionOpened(1)
         earlier = Passage(4, 0.5, 0.25)
@@ -153,13 +153,13 @@ async def test_a_nodes_memory_is_taken_and_given_back(node, int8_bundle):
     assert welcome.free_memory_bytes < GIB
     await other.close()
     await link.close()
-    while node.free_bytes < GIB:
+    while node.memory.free_bytes < GIB:
         other, _ = await open_link("127.0.0.1", node.port, hello())
         await other.close()
 
 
 async def test_a_data_link_that_nobody_expects_is_closed(node, monkeypatch):
-    monkeypatch.setattr(nodes, "DATA_LINK_S", 0.05)
+    monkeypatch.setattr(node.arrivals, "limit_s", 0.05)
     link, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "no-ring/0"))
     with pytest.raises(LinkLostError, match="nobody here expected the data link no-ring/0"):
         await link.receive()

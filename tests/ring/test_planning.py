@@ -20,9 +20,9 @@ from flowspec_edge.errors import LinkLostError, NotMeasuredError
 from flowspec_edge.files import state_directory
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import measuring
-from flowspec_edge.node.node import Board
-from flowspec_edge.origin import opening as ring_opening
-from flowspec_edge.origin import planning
+from flowspec_edge.node.curves import Measurements
+from flowspec_edge.node.pacing import Board
+from flowspec_edge.origin import dialogue, measured_links, planning
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanWishes, keep_placement, load_placement
 from tests.ring.conftest import DEMO_MODEL, answer_of, found_of, nodes_of, tokens_of
@@ -54,7 +54,7 @@ async def test_what_is_known_is_not_measured_again(int8_bundle, quick_curve, mon
         async def never(*arguments):
             raise AssertionError("a link was measured again")
 
-        monkeypatch.setattr(planning, "measure_link", never)
+        monkeypatch.setattr(measured_links, "measure_link", never)
         monkeypatch.setattr(measuring, "measure_link", never)
         again = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
     assert again == first and not quick_curve
@@ -96,11 +96,11 @@ async def test_where_the_network_was_slow_its_links_are_measured_anew(int8_bundl
         async with open_ring(origin, int8_bundle, found_of(serving), wishes=WISHES) as ring:
             outcome = Outcome(20.0, 10.0, "the network, all hops together, was slower", is_network=True, num_rows=4)
 
-            async def measure(node, peer, host, port):
-                is_slow = {node.settings.name, peer} == {"attic", "cellar"}
+            async def measure(settings, peer, host, port):
+                is_slow = {settings.name, peer} == {"attic", "cellar"}
                 return wire.LinkMeasured(3 * 10**9 if is_slow else 10**6, 10**8)
 
-            for module in (planning, measuring):
+            for module in (measured_links, measuring):
                 monkeypatch.setattr(module, "measure_link", measure)
             said = (await explain_outcome(origin, int8_bundle, ring, outcome)).cause
             other = dataclasses.replace(outcome, is_network=False)
@@ -187,14 +187,14 @@ async def test_a_link_is_measured_with_at_most_a_mebibyte(int8_bundle, monkeypat
         ),
     )
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
-        found = await measuring.measure_link(origin, "attic", "127.0.0.1", serving[0].port)
+        found = await measuring.measure_link(origin.settings, "attic", "127.0.0.1", serving[0].port)
     assert found.latency_ns > 0
     assert 2**16 <= sum(sent) <= 2**20
 
 
 async def test_a_link_that_cannot_be_measured_is_a_reason_and_no_end(int8_bundle):
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
-        link, _ = await open_link("127.0.0.1", serving[0].port, origin.hello(wire.CONTROL, ""), node="attic")
+        link, _ = await open_link("127.0.0.1", serving[0].port, origin.settings.hello(wire.CONTROL, ""), node="attic")
         link.send(wire.MeasureLink("cellar", "127.0.0.1", 1))
         answer = await link.receive()
         assert isinstance(answer, wire.StageFailure) and "cannot be reached" in answer.reason
@@ -205,18 +205,18 @@ async def test_a_link_that_cannot_be_measured_is_a_reason_and_no_end(int8_bundle
 
 @pytest.mark.slow
 async def test_a_plan_may_choose_each_devices_precision(two_precisions, monkeypatch, prompts):
-    """By hand one board keeps its own; of the others each gets the quickest that it has room for, and the ring runs in them."""
+    """By hand one board keeps its own; of the others each gets the quickest that it has room for."""
     curves = {"fp32": TimeLine(300.0, 1.0), "int8": TimeLine(400.0, 1.0)}
-    monkeypatch.setattr(measuring.Measurements, "_measure", lambda self, bundle, precision, free: curves[precision])
+    monkeypatch.setattr(Measurements, "_measure", lambda self, bundle, precision, free: curves[precision])
     monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
     wishes = dataclasses.replace(WISHES, is_any_precision=True)
     async with nodes_of(two_precisions, ("attic", "hall")) as (serving, origin):
         own = await plan_layers(origin, two_precisions, found_of(serving), WISHES)
         assert {stage.precision for stage in own.stages} == {"fp32"}, "the bundle's own"
-        serving[0].settings = dataclasses.replace(serving[0].settings, precision="int8")
+        serving[0].precisions.by_hand = "int8"
         plan = await plan_layers(origin, two_precisions, found_of(serving), wishes)
         assert {stage.node: stage.precision for stage in plan.stages} == {"attic": "int8", "hall": "fp32"}
-        serving[0].settings = dataclasses.replace(serving[0].settings, precision=None)
+        serving[0].precisions.by_hand = None
         curves["int8"] = TimeLine(100.0, 1.0)
         for curve in state_directory().glob("curves/*.json"):
             curve.unlink()
@@ -254,7 +254,7 @@ async def test_files_that_are_broken_are_measured_anew(int8_bundle, quick_curve,
 
 async def test_a_node_that_cannot_measure_is_left_out_with_its_reason(int8_bundle, quick_curve):
     async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
-        serving[1].settings = dataclasses.replace(serving[1].settings, precision="int3")
+        serving[1].precisions.by_hand = "int3"
         plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
     (out,) = plan.left_out
     assert out.node == "cellar" and "has no precision 'int3'" in out.reason
@@ -273,7 +273,7 @@ async def test_no_link_stays_open_when_a_plan_is_given_up(int8_bundle, quick_cur
         await reader.read()
         writer.close()
 
-    monkeypatch.setattr(ring_opening, "open_link", open_and_tell)
+    monkeypatch.setattr(dialogue, "open_link", open_and_tell)
     silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     async with asyncio.timeout(20), silent, nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         (attic,) = found_of(serving)

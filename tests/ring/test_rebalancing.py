@@ -12,7 +12,7 @@ from flowspec_edge.core.device.throttling import ThermalReport
 from flowspec_edge.core.planning import rebalancing
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import NodeUnavailableError
-from flowspec_edge.node.node import Board
+from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin import service as serving
 from flowspec_edge.origin.planning import PlanWishes
 from flowspec_edge.origin.service import GenerationService

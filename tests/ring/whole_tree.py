@@ -93,4 +93,4 @@ class WholeTree:
         first = self.slots.append(rows)
         positions = np.array([self.tree[row.id].depth for row in rows], np.int64)
         mask = self.slots.ancestor_mask(first)
-        return self.stage.run(RunForward(1, tuple(rows), None, moves, first, positions, mask)).copy()
+        return self.stage.run(RunForward(1, tuple(rows), None, moves, first, positions, mask)).hidden.copy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowspec_edge.core.planning.placement import Hop, Plan
 from flowspec_edge.core.speculation.pipeline import RingCosts
@@ -13,15 +13,16 @@ TOLERANCE = 0.2
 """A difference up to this is not worth a word: it is what the prediction is good for (core/throughput.py)."""
 NOTABLE_SHARE = 0.05
 """Of a trip: what a stage or a link must take beyond its measurement to be named as a cause."""
-NETWORK = "the network, all hops together,"
 MIN_TOKENS = 16
 """A shorter text says nothing of tokens/s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``cause`` says which part was off, where the difference is large; ``is_network`` that it was the hops, which only a new
-    measurement tells apart, with chunks of ``num_rows`` on average.
+    """A generation's tokens/s, predicted and measured, with chunks of ``num_rows`` on average.
+
+    Where the difference is large, ``cause`` says which part was off. ``is_network``: it was the hops, which only a new
+    measurement tells apart.
     """
 
     predicted_per_s: float
@@ -51,13 +52,14 @@ def hold_against(plan: Plan, costs: RingCosts, tokens_per_s: float, num_tokens: 
     if abs(outcome.difference) <= TOLERANCE:
         return outcome
     num_rows = costs.stages[0].mean_size
-    cause = _cause(plan, costs, num_rows, is_slower=outcome.difference < 0)
-    return replace(outcome, cause=cause, is_network=cause.startswith(NETWORK), num_rows=num_rows)
+    cause, is_network = _cause(plan, costs, num_rows, is_slower=outcome.difference < 0)
+    return replace(outcome, cause=cause, is_network=is_network, num_rows=num_rows)
 
 
 def name_link(outcome: Outcome, plan: Plan, measured: Mapping[tuple[str, str], Hop]) -> Outcome:
-    """The same with the link that is furthest from what it was when the plan was made; ``measured`` is what the ring's links are
-    now, by their two ends.
+    """The same with the link that is furthest from what it was when the plan was made.
+
+    ``measured`` is what the ring's links are now, by their two ends.
     """
     found = []
     for hop in plan.hops:
@@ -79,18 +81,29 @@ def _said_of(name: str, took_ms: float, expected_ms: float, num_rows: float) -> 
     return f"{name} was {word} than measured: {took_ms:.0f} ms for {num_rows:.0f} rows, {expected_ms:.0f} expected"
 
 
-def _cause(plan: Plan, costs: RingCosts, num_rows: float, *, is_slower: bool) -> str:
+class _Part(NamedTuple):
+    """A part of a trip, by what it took and by what was expected of it, in milliseconds."""
+
+    name: str
+    took_ms: float
+    expected_ms: float
+    is_network: bool = False
+
+
+def _cause(plan: Plan, costs: RingCosts, num_rows: float, *, is_slower: bool) -> tuple[str, bool]:
+    """Which part was off, in a sentence, and whether that was the network."""
     stages_ms = sum(stage.time.at(plan.num_rows) for stage in plan.stages)
     hops_ms = plan.trip_ms - plan.head_ms - stages_ms
     parts = [
-        (f"node {stage.node}", line.at(num_rows) * 1000, stage.time.at(num_rows))
+        _Part(f"node {stage.node}", line.at(num_rows) * 1000, stage.time.at(num_rows))
         for stage, line in zip(plan.stages, costs.stages, strict=True)
     ]
-    parts.append((NETWORK, costs.hops.at(num_rows) * 1000, hops_ms))
-    parts.append(("the head at the origin", costs.head.at(1) * 1000, plan.head_ms))
+    hops_took_ms = costs.hops.at(num_rows) * 1000
+    parts.append(_Part("the network, all hops together,", hops_took_ms, hops_ms, is_network=True))
+    parts.append(_Part("the head at the origin", costs.head.at(1) * 1000, plan.head_ms))
     sign = 1 if is_slower else -1
-    name, took_ms, expected_ms = max(parts, key=lambda part: sign * (part[1] - part[2]))
-    if sign * (took_ms - expected_ms) < NOTABLE_SHARE * plan.trip_ms:
+    worst = max(parts, key=lambda part: sign * (part.took_ms - part.expected_ms))
+    if sign * (worst.took_ms - worst.expected_ms) < NOTABLE_SHARE * plan.trip_ms:
         more = "fewer" if is_slower else "more"
-        return f"all parts took what was measured; drafts brought {more} tokens than expected of this text"
-    return _said_of(name, took_ms, expected_ms, num_rows)
+        return f"all parts took what was measured; drafts brought {more} tokens than expected of this text", False
+    return _said_of(worst.name, worst.took_ms, worst.expected_ms, num_rows), worst.is_network

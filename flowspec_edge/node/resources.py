@@ -1,0 +1,103 @@
+"""What a node brings along: its settings, and the account of the memory that it offers."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.core import wire
+from flowspec_edge.core.cluster.address import Address
+from flowspec_edge.net.auth import Credentials
+from flowspec_edge.net.connection import Link
+from flowspec_edge.net.neighbourhood import Neighbourhood
+from flowspec_edge.node.board import Thermometer
+from flowspec_edge.version import __version__
+from flowspec_edge.weights.cache import WeightCache
+
+MEMORY_SHARE = 0.8
+"""How much of the memory that is free at the start a node offers; the rest is for caches and the system."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """``cluster`` is the label that nodes must share to find each other; memory is what the node offers, in bytes.
+
+    ``num_threads`` run one stage. An ``announced`` node is found by others and serves layers; one that is not only
+    takes in what returns from its own rings. Beyond loopback it needs ``credentials``, or has to be told to be
+    insecure. Without a ``cache`` it fetches no weights and serves its own bundles alone. Port 0 is ``preferred_port``
+    where that is free, else any. ``peers`` were typed; a node that ``remembers`` peers looks for those of its earlier
+    runs as well. Its stages run in ``precision``; where that is None, in what was chosen for their bundle by
+    measurement, or in the bundle's own. ``thermometer`` tells of the board's heat, where it can.
+    """
+
+    name: str
+    cluster: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    bundles: tuple[Bundle, ...] = ()
+    memory_bytes: int = 0
+    num_threads: int = 1
+    is_announced: bool = True
+    credentials: Credentials | None = None
+    is_insecure: bool = False
+    cache: WeightCache | None = None
+    preferred_port: int = 0
+    peers: tuple[Address, ...] = ()
+    remembers: bool = False
+    precision: str | None = None
+    thermometer: Thermometer | None = None
+
+    @property
+    def neighbourhood(self) -> Neighbourhood:
+        return Neighbourhood(
+            cluster=self.cluster,
+            host=self.host,
+            credentials=self.credentials,
+            peers=self.peers,
+            remembers=self.remembers,
+        )
+
+    def hello(self, purpose: str, ring: str) -> wire.Hello:
+        """What this node says first on a link that it opens."""
+        return wire.Hello(self.name, __version__, wire.PROTOCOL_VERSION, purpose, ring)
+
+
+class MemoryAccount:
+    """The memory that a node offers for layers, and what the stages of open control links have reserved of it."""
+
+    def __init__(self, offered_bytes: int) -> None:
+        self.offered_bytes = offered_bytes
+        self._reserved_bytes: dict[Link, int] = {}
+
+    @contextlib.contextmanager
+    def reserve(self, control: Link, num_bytes: int) -> Iterator[None]:
+        """Take this much off what the node offers, while the stage of that control link needs it."""
+        self._reserved_bytes[control] = num_bytes
+        try:
+            yield
+        finally:
+            del self._reserved_bytes[control]
+
+    @property
+    def free_bytes(self) -> int:
+        """Of what is offered. Stages that are ending have none of it: whoever opens another waits (KeptStage)."""
+        reserved = sum(num_bytes for control, num_bytes in self._reserved_bytes.items() if control.is_open)
+        return max(self.offered_bytes - reserved, 0)
+
+
+def unique_name() -> str:
+    """This machine's name and six digits by chance: freshly flashed cards share one name, and often one process id."""
+    return f"{socket.gethostname()}-{secrets.token_hex(3)}"
+
+
+def available_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """What Linux says is available without swapping, less a reserve; see MEMORY_SHARE."""
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(int(line.split()[1]) * 1024 * MEMORY_SHARE)
+    return 0

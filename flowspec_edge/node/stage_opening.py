@@ -1,0 +1,249 @@
+"""How a node opens a stage for an origin: it gets the weights, loads the layers, connects, and hosts the stage then.
+
+A stage lives as long as its control link. When that ends, however it ends, the stage does; its layers stay loaded for
+a while (``kept_stage.py``), unless the stage failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.core import wire
+from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.limits import TREE_MARGIN
+from flowspec_edge.core.planning.placement import stage_memory_bytes
+from flowspec_edge.core.speculation.stage import Stage
+from flowspec_edge.core.weights.fetching import Source
+from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError
+from flowspec_edge.files import open_record, records_text
+from flowspec_edge.net.connection import Link
+from flowspec_edge.net.link import open_link
+from flowspec_edge.node.arrivals import Arrivals
+from flowspec_edge.node.curves import Measurements, StageRecorder
+from flowspec_edge.node.kept_stage import KeptStage, Key, LoadedStage
+from flowspec_edge.node.pacing import Board
+from flowspec_edge.node.precision_choice import PrecisionChoice
+from flowspec_edge.node.resources import MemoryAccount, NodeSettings
+from flowspec_edge.node.stage_host import StageHost, StageLinks
+from flowspec_edge.tasks import run_until_first_ends
+from flowspec_edge.weights.supply import FetchProgress, OnFetch, StageRequest, WeightSupply
+
+PROGRESS_S = 0.25
+"""How often an origin is told how far a fetch is: as often as a display needs."""
+FAILURE_S = 2.0
+"""How long a failed stage keeps its data links open for the origin to end the ring."""
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOpener:
+    """Opens stages, and hosts them, with what a node has for all of them."""
+
+    settings: NodeSettings
+    precisions: PrecisionChoice
+    memory: MemoryAccount
+    arrivals: Arrivals
+    kept: KeptStage
+    measurements: Measurements
+    supply: WeightSupply
+    board: Board
+    on_fetch: OnFetch
+
+    async def serve(self, control: Link, request: wire.OpenStage) -> None:
+        """Until the origin closes the control link. Whatever else ends the stage is told to the origin."""
+        executor = ThreadPoolExecutor(1, thread_name_prefix=f"stage {request.start}")
+        with contextlib.suppress(FlowspecError):  # the origin has been told
+            async with contextlib.AsyncExitStack() as held:
+                held.callback(executor.shutdown, wait=False, cancel_futures=True)
+                try:
+                    await _Opening(self, control, request, executor, held).serve()
+                except FlowspecError as cause:
+                    await _report(control, cause)
+                    raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """One stage, from the origin's request to its end. ``held`` holds what it takes, and lets go of it in the end."""
+
+    node: StageOpener
+    control: Link
+    request: wire.OpenStage
+    executor: ThreadPoolExecutor
+    held: contextlib.AsyncExitStack
+
+    async def serve(self) -> None:
+        request, board = self.request, self.node.board
+        self.held.enter_context(self.node.arrivals.expect(f"{request.ring}/{request.hop}"))
+        stage, load_ms, fetched_bytes = await self._load()
+        manifest, runner = stage.bundle.manifest, board.pace(stage.runner, request.hop)
+        recorder = self._recorder(stage)
+        ahead = await self._connect_ahead()
+        self.control.send(wire.StageOpened(request.ring, stage.memory_bytes, load_ms, fetched_bytes))
+        behind = await self._take_behind()
+        itself = {"is_last": request.stop == manifest.geometry.num_layers}
+        host = StageHost(
+            Stage(**itself),
+            Journal("stage", itself, open_record("stage"), has_text=records_text()),
+            runner,
+            StageLinks(self.control, behind, ahead),
+            board,
+            self.executor,
+            max_capacity=manifest.geometry.max_context + TREE_MARGIN,
+            recorder=recorder,
+        )
+        async with host:
+            await host.wait_ended()
+
+    async def _load(self) -> tuple[LoadedStage, int, int]:
+        """The stage that is still loaded, or one that is loaded now; how many ms that took, and the bytes fetched."""
+        request, kept = self.request, self.node.kept
+        key = (request.bundle, request.start, request.stop, self._precision or "")
+        began, report = time.monotonic(), _FetchReport(self.control, self.node.on_fetch)
+        stage = await kept.take(key)
+        self.held.enter_context(kept.using(self.control))
+        if stage is not None:
+            self.held.enter_context(self.node.memory.reserve(self.control, stage.memory_bytes))
+        else:
+            with contextlib.ExitStack() as files:
+                supplied = self._supply(files, report)
+                bundle, memory_bytes = await _unless_left(self.control, supplied, "the weights of its stage were here")
+                began = time.monotonic()
+                runner = await _in_thread(self.executor, self._load_runner, bundle)
+                stage = LoadedStage(bundle, runner, memory_bytes, files.pop_all())
+        await self.held.enter_async_context(stage_in_use(kept, key, stage, self.control, self.executor))
+        return stage, round((time.monotonic() - began) * 1000), report.num_bytes
+
+    @property
+    def _precision(self) -> str | None:
+        return self.node.precisions.of(self.request.bundle, self.request.precision)
+
+    async def _supply(self, files: contextlib.ExitStack, report: _FetchReport) -> tuple[Bundle, int]:
+        """The weights, fetched where they are missing and held by ``files``, and the memory reserved for them."""
+        request, supply = self.request, self.node.supply
+        sources = tuple(Source.from_text(text) for text in request.sources)
+        wanted = StageRequest(request.bundle, request.start, request.stop, sources, self._precision)
+        manifest = await supply.manifest(wanted)
+        memory_bytes = stage_memory_bytes(manifest.blocks_of(request.start, request.stop, self._precision))
+        self.held.enter_context(self.node.memory.reserve(self.control, memory_bytes))
+        return await supply.stage(wanted, manifest, files, report.tell), memory_bytes
+
+    def _load_runner(self, bundle: Bundle) -> StageRunner:
+        return StageRunner(
+            bundle.directory,
+            bundle.manifest,
+            self.request.start,
+            self.request.stop,
+            num_threads=self.node.settings.num_threads,
+            precision=self._precision,
+        )
+
+    def _recorder(self, stage: LoadedStage) -> StageRecorder | None:
+        if not self.node.board.is_measured:
+            return None
+        num_layers = self.request.stop - self.request.start
+        recorder = self.node.measurements.recorder(stage.bundle.manifest, self._precision, num_layers)
+        self.held.push_async_callback(recorder.finish)
+        return recorder
+
+    async def _connect_ahead(self) -> Link:
+        request, settings = self.request, self.node.settings
+        ahead, _ = await open_link(
+            request.next_host,
+            request.next_port,
+            settings.hello(wire.DATA, f"{request.ring}/{request.hop + 1}"),
+            node=request.next_node,
+            credentials=settings.credentials,
+        )
+        self.held.push_async_callback(ahead.close)
+        return ahead
+
+    async def _take_behind(self) -> Link:
+        """The node before may still be fetching; the origin knows how long to wait for it, and leaves if it must."""
+        behind = self.node.arrivals.data_link(f"{self.request.ring}/{self.request.hop}", is_limited=False)
+        return await _unless_left(
+            self.control, self.held.enter_async_context(behind), "the data link to its stage was open"
+        )
+
+
+@dataclass(slots=True)
+class _FetchReport:
+    """Tells the origin and this node's user how far a fetch is. ``num_bytes`` have come."""
+
+    control: Link
+    on_fetch: OnFetch
+    num_bytes: int = 0
+    told_at: float = 0.0
+
+    def tell(self, progress: FetchProgress) -> None:
+        self.on_fetch(progress)
+        self.num_bytes = progress.num_bytes
+        now = time.monotonic()
+        is_due = progress.report is not None or now - self.told_at >= PROGRESS_S
+        if is_due and self.control.is_open:
+            self.told_at = now
+            self.control.send(wire.StageProgress(self.control.hello.ring, progress.num_bytes, progress.total_bytes))
+
+
+@contextlib.asynccontextmanager
+async def stage_in_use(
+    kept: KeptStage, key: Key, stage: LoadedStage, control: Link, executor: ThreadPoolExecutor
+) -> AsyncIterator[None]:
+    """A stage that a ring uses. Afterwards it is kept for the next one, unless it failed; then it is freed at once.
+
+    A peer that was lost or broke the rules is no failure of the stage. Where the end is cancelled, it is freed too.
+    """
+    is_sound = False
+    with contextlib.ExitStack() as lost:
+        lost.callback(stage.close)
+        try:
+            yield
+            is_sound = True
+        except (LinkLostError, ProtocolError):
+            is_sound = True
+            raise
+        finally:
+            await _in_thread(executor, stage.runner.free_caches)  # behind the last forward
+            if is_sound:
+                lost.pop_all()
+                kept.keep(key, stage, control)
+
+
+async def _report(control: Link, cause: FlowspecError) -> None:
+    """Tell the origin, and give it time to end the ring: data links that close first put the blame on this node."""
+    _log.info("%s", cause)
+    if control.is_open:
+        control.send(wire.StageFailure(str(cause)))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAILURE_S):
+                await control.wait_closed()
+
+
+async def _unless_left(control: Link, coroutine: Coroutine[Any, Any, _T], what: str) -> _T:
+    """What ``coroutine`` returns. An origin that leaves before that ends it, and that is a LinkLostError."""
+    returned: list[_T] = []
+
+    async def run() -> None:
+        returned.append(await coroutine)
+
+    async def watch() -> None:
+        await control.wait_closed()
+        raise LinkLostError(f"peer {control.peer}: left before {what}")
+
+    await run_until_first_ends(run(), watch())
+    return returned[0]
+
+
+async def _in_thread(executor: ThreadPoolExecutor, function: Callable[..., _T], *arguments: object) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)

@@ -1,0 +1,141 @@
+"""What an origin says on its control links before there is a ring: who answers, and who is to open which stage."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.core import wire
+from flowspec_edge.core.planning.placement import LeftOut, StagePlan
+from flowspec_edge.core.weights.fetching import Source
+from flowspec_edge.errors import FlowspecError, NodeUnavailableError, ProtocolError, StageFailedError
+from flowspec_edge.net.connection import Link
+from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.net.link import open_link
+from flowspec_edge.node.resources import NodeSettings
+from flowspec_edge.origin.measured_links import Peer
+
+STAGE_OPEN_S = 300.0
+"""How long a stage may take to load its layers: 8 GB from an SD card at 40 MB/s takes 200 s."""
+MAX_SOURCES = 64
+"""Nodes to name as sources of weights: four times the largest ring, and 64 names of 60 bytes fit into a message."""
+
+OnFetch = Callable[[StagePlan, int, int], None]
+"""Told, while rings open, of a stage's weights how many bytes came and how many were missing."""
+
+_log = logging.getLogger(__name__)
+
+
+async def welcome_nodes(
+    settings: NodeSettings,
+    bundle: Bundle,
+    found: Sequence[Announcement],
+    ring: str,
+    closing: contextlib.AsyncExitStack,
+) -> tuple[dict[str, Peer], list[LeftOut]]:
+    """The nodes that answer and have the bundle or may fetch it, in the order found, and the others with the reason."""
+    hello, credentials = settings.hello(wire.CONTROL, ring), settings.credentials
+
+    async def open_to(peer: Announcement) -> tuple[Link, wire.Welcome]:
+        answer = await open_link(peer.host, peer.port, hello, node=peer.node, credentials=credentials)
+        closing.push_async_callback(answer[0].close)  # at once: whoever waits for the others may be cancelled
+        return answer
+
+    answers = await asyncio.gather(*(open_to(peer) for peer in found), return_exceptions=True)
+    peers: dict[str, Peer] = {}
+    refused: list[LeftOut] = []
+    for announcement, answer in zip(found, answers, strict=True):
+        if isinstance(answer, FlowspecError):
+            refused.append(LeftOut(announcement.node, str(answer)))
+            continue
+        if isinstance(answer, BaseException):
+            raise answer
+        link, welcome = answer
+        if bundle.digest not in welcome.bundles and not welcome.can_fetch:
+            reason = (
+                f"node {welcome.node} does not have this bundle and may not fetch it; start it with --bundle "
+                f"{bundle.directory}, or without --no-cache"
+            )
+            refused.append(LeftOut(welcome.node, reason))
+            continue
+        peers[welcome.node] = Peer(link, announcement, welcome.free_memory_bytes)
+    for out in refused:
+        _log.warning("%s", out.reason)
+    if found and not peers:
+        raise NodeUnavailableError(f"none of the {len(found)} nodes found can serve: {refused[0].reason}")
+    return peers, refused
+
+
+def stage_requests(
+    own_name: str,
+    own_port: int,
+    bundle: Bundle,
+    ring: str,
+    plans: Sequence[StagePlan],
+    controls: Sequence[Link],
+    found: Sequence[Announcement],
+) -> list[wire.OpenStage]:
+    """What each stage is asked for: its layers, whom it connects to, and from whom it may fetch its weights.
+
+    The last one connects to the origin's own node, of the name ``own_name``, and all may fetch from it.
+    """
+    addresses = {announcement.node: announcement for announcement in found}
+    requests = []
+    for hop, (plan, control) in enumerate(zip(plans, controls, strict=True)):
+        own = Source(own_name, control.local_host, own_port)
+        ahead = own
+        if hop + 1 < len(plans):
+            next_one = addresses[plans[hop + 1].node]
+            ahead = Source(next_one.node, next_one.host, next_one.port)
+        sources = [
+            own,
+            *(Source(peer.node, peer.host, peer.port) for peer in addresses.values() if peer.node != plan.node),
+        ]
+        texts = [source.to_text() for source in sources[:MAX_SOURCES]]
+        layers = (bundle.digest, plan.start, plan.stop)
+        requests.append(wire.OpenStage(ring, hop, *layers, ahead.node, ahead.host, ahead.port, texts, plan.precision))
+    return requests
+
+
+async def open_stages(
+    plans: Sequence[StagePlan], controls: Sequence[Link], requests: Sequence[wire.OpenStage], on_fetch: OnFetch
+) -> list[wire.StageOpened]:
+    """Ask all for their stages at once. The first that fails ends the waiting for the others."""
+    for control, request in zip(controls, requests, strict=True):
+        control.send(request)
+    waiting = [
+        asyncio.create_task(_opened(plan, control, on_fetch)) for plan, control in zip(plans, controls, strict=True)
+    ]
+    try:
+        return await asyncio.gather(*waiting)
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+
+async def _opened(plan: StagePlan, control: Link, on_fetch: OnFetch) -> wire.StageOpened:
+    message = await _receive(plan, control)
+    while isinstance(message, wire.StageProgress):
+        on_fetch(plan, message.num_bytes, message.total_bytes)
+        message = await _receive(plan, control)
+    if isinstance(message, wire.StageFailure):
+        raise StageFailedError(f"node {plan.node}, layers [{plan.start}, {plan.stop}): {message.reason}")
+    if not isinstance(message, wire.StageOpened):
+        raise ProtocolError(f"peer {plan.node}: {type(message).__name__} came where StageOpened was expected")
+    return message
+
+
+async def _receive(plan: StagePlan, link: Link) -> wire.Message:
+    """The next message of a stage that opens; a node that fetches says so often."""
+    try:
+        async with asyncio.timeout(STAGE_OPEN_S):
+            return await link.receive()
+    except TimeoutError:
+        raise StageFailedError(
+            f"node {plan.node}: layers [{plan.start}, {plan.stop}) were not loaded within {STAGE_OPEN_S:.0f} s; "
+            "is the disk stuck?"
+        ) from None

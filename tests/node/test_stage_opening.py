@@ -1,0 +1,388 @@
+"""How a stage comes to be on a node, and what becomes of it: messages in, messages out. No sockets, no ONNX."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.core import events as ev
+from flowspec_edge.core import wire
+from flowspec_edge.core.planning.placement import stage_memory_bytes
+from flowspec_edge.core.rows import NO_PARENT, Chunk, Row, SessionSpec
+from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.errors import FetchError, FlowspecError, LinkLostError, NodeUnavailableError, StageFailedError
+from flowspec_edge.manifest import Manifest
+from flowspec_edge.net.connection import Link
+from flowspec_edge.node import stage_opening
+from flowspec_edge.node.arrivals import Arrivals
+from flowspec_edge.node.curves import Measurements
+from flowspec_edge.node.kept_stage import KeptStage, LoadedStage
+from flowspec_edge.node.pacing import Board, Runner
+from flowspec_edge.node.precision_choice import PrecisionChoice
+from flowspec_edge.node.resources import MemoryAccount, NodeSettings
+from flowspec_edge.node.stage_opening import StageOpener, stage_in_use
+from flowspec_edge.weights.download import FetchReport
+from flowspec_edge.weights.supply import FetchProgress, OnFetch, StageRequest
+from tests.fake_links import LIMIT_S, FakeLink, fake_pair, settle
+
+GIB = 2**30
+KEY = ("model", 0, 4, "")
+CHUNK = Chunk(1, (Row(0, NO_PARENT, 5),), 1, np.ones((1, 4), np.float32))
+
+
+class FakeRunner(StageRunner):
+    """Loads nothing; ``fails`` is raised by the next forward."""
+
+    loaded: list[tuple[Any, ...]]
+    fails: FlowspecError | None
+
+    def __init__(self, directory: Any, manifest: Any, start: int, stop: int, **options: Any) -> None:
+        self.loaded.append((start, stop, options))
+        self.caches: set[int] = set()
+        self.is_closed = False
+
+    def open_cache(self, session: int, capacity: int) -> None:
+        self.caches.add(session)
+
+    def free_cache(self, session: int) -> None:
+        self.caches.discard(session)
+
+    def free_caches(self) -> None:
+        self.caches.clear()
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def run(self, forward: ev.RunForward, is_cancelled: Callable[[], bool] = lambda: False) -> ev.ForwardFinished:
+        if self.fails is not None:
+            raise self.fails
+        return ev.ForwardFinished(np.ones((len(forward.rows), 4), np.float32))
+
+
+class FakeSupply:
+    """Gives a bundle, after what a test wants to happen before."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.wanted: list[StageRequest] = []
+        self.files_closed = 0
+        self.before: Callable[[OnFetch], Any] | None = None
+
+    async def manifest(self, wanted: StageRequest) -> Manifest:
+        self.wanted.append(wanted)
+        return self.bundle.manifest
+
+    async def stage(
+        self, wanted: StageRequest, manifest: Manifest, files: contextlib.ExitStack, on_fetch: OnFetch
+    ) -> Bundle:
+        files.callback(self._close)
+        if self.before is not None:
+            await self.before(on_fetch)
+        return self.bundle
+
+    def _close(self) -> None:
+        self.files_closed += 1
+
+
+class SlowedBoard(Board):
+    """Notes which stage it is."""
+
+    is_measured = False
+
+    def __init__(self) -> None:
+        self.stages: list[int] = []
+
+    def pace(self, runner: Runner, stage: int) -> Runner:
+        self.stages.append(stage)
+        if stage > 2:
+            raise StageFailedError("this testbed has 3 stages")
+        return runner
+
+
+class Opened:
+    """A node that opens stages, an origin that asks for them, and the nodes before and behind."""
+
+    def __init__(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bundle, self.supply, self.board = bundle, FakeSupply(bundle), SlowedBoard()
+        self.memory, self.arrivals, self.kept = MemoryAccount(GIB), Arrivals(), KeptStage()
+        self.precisions, self.fetched = PrecisionChoice(), list[FetchProgress]()
+        self.hellos: list[tuple[Any, ...]] = []
+        self.after: FakeLink | None = None
+        self.is_next_gone = False
+        monkeypatch.setattr(FakeRunner, "loaded", [], raising=False)
+        monkeypatch.setattr(FakeRunner, "fails", None, raising=False)
+        monkeypatch.setattr(stage_opening, "StageRunner", FakeRunner)
+        monkeypatch.setattr(stage_opening, "open_link", self._open_link)
+        self.opener = StageOpener(
+            settings=NodeSettings(name="hall", cluster="test", num_threads=3),
+            precisions=self.precisions,
+            memory=self.memory,
+            arrivals=self.arrivals,
+            kept=self.kept,
+            measurements=Measurements(1),
+            supply=self.supply,  # type: ignore[arg-type]
+            board=self.board,
+            on_fetch=self.fetched.append,
+        )
+        self.before, self.behind = fake_pair("attic", "hall", wire.DATA, "ring-1/1")
+
+    async def _open_link(self, host: str, port: int, hello: wire.Hello, **options: Any) -> tuple[Link, wire.Welcome]:
+        self.hellos.append((host, port, hello.purpose, hello.ring, options["node"]))
+        if self.is_next_gone:
+            raise NodeUnavailableError("peer cellar cannot be reached")
+        ahead, self.after = fake_pair("hall", "cellar", wire.DATA, hello.ring)
+        return ahead, wire.Welcome("cellar", "0.1.0", 0, [])
+
+    def request(self, start: int = 2, stop: int = 4, hop: int = 1, precision: str = "") -> wire.OpenStage:
+        layers = (self.bundle.digest, start, stop)
+        return wire.OpenStage("ring-1", hop, *layers, "cellar", "192.0.2.5", 7361, [], precision)
+
+    @contextlib.asynccontextmanager
+    async def ask(self, request: wire.OpenStage | None = None) -> Any:
+        """The origin's end of a control link on which it has asked; it is closed at the end, which ends the stage."""
+        origin, control = fake_pair("origin", "hall")
+        async with asyncio.timeout(LIMIT_S):
+            serving = asyncio.create_task(self.opener.serve(control, request or self.request()))
+            try:
+                yield origin
+            finally:
+                await origin.close()
+                await serving
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> Any:
+        """The same, once the node before has opened its link."""
+        async with self.ask() as origin:
+            assert isinstance(await origin.receive(), wire.StageOpened)
+            arriving = asyncio.create_task(self.arrivals.serve(self.behind))
+            await settle()
+            yield origin
+        await arriving
+
+    @property
+    def kept_runner(self) -> FakeRunner | None:
+        kept = self.kept._kept
+        assert kept is None or isinstance(kept[1].runner, FakeRunner)
+        return kept[1].runner if kept is not None else None  # type: ignore[return-value]
+
+
+@pytest.fixture
+def node(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Any:
+    opened = Opened(bundle, monkeypatch)
+    yield opened
+    opened.kept.close()
+
+
+async def test_a_stage_is_loaded_connected_and_told_before_the_node_before_has_come(node: Opened) -> None:
+    memory_bytes = stage_memory_bytes(node.bundle.manifest.blocks_of(2, 4))
+    async with node.ask() as origin:
+        opened = await origin.receive()
+        assert isinstance(opened, wire.StageOpened)
+        assert (opened.ring, opened.memory_bytes, opened.fetched_bytes) == ("ring-1", memory_bytes, 0)
+        assert node.memory.free_bytes == GIB - memory_bytes
+        assert node.hellos == [("192.0.2.5", 7361, wire.DATA, "ring-1/2", "cellar")]
+    assert FakeRunner.loaded == [(2, 4, {"num_threads": 3, "precision": None})]
+    assert node.board.stages == [1]
+    assert node.memory.free_bytes == GIB and node.after is not None and not node.after.is_open
+
+
+async def test_it_works_between_its_links_and_stays_loaded_when_the_origin_has_left(node: Opened) -> None:
+    async with node.connected() as origin:
+        origin.send(wire.OpenSession(SessionSpec(1, 100)))
+        assert await origin.receive() == wire.SessionOpened(1)
+        node.before.send(wire.ChunkMessage(0, CHUNK))
+        assert node.after is not None
+        assert isinstance(await node.after.receive(), wire.ChunkMessage)
+        assert node.kept_runner is None, "it is in use"
+    runner = node.kept_runner
+    assert runner is not None and not runner.caches and not runner.is_closed
+    async with node.ask() as origin:
+        assert isinstance(await origin.receive(), wire.StageOpened)
+    assert len(FakeRunner.loaded) == 1 and node.kept_runner is runner and node.supply.files_closed == 0
+
+
+@pytest.mark.parametrize("changes", [{"start": 0}, {"stop": 3}, {"precision": "int8"}])
+async def test_other_layers_or_another_precision_are_loaded_anew(node: Opened, changes: dict[str, Any]) -> None:
+    for request in (node.request(), node.request(**changes)):
+        async with node.ask(request) as origin:
+            assert isinstance(await origin.receive(), wire.StageOpened)
+    assert len(FakeRunner.loaded) == 2
+    assert node.supply.files_closed == 1, "the first gave way"
+
+
+async def test_a_precision_set_by_hand_goes_before_a_planned_one(node: Opened) -> None:
+    node.precisions.by_hand = "int8"
+    async with node.ask(node.request(precision="w8a8")) as origin:
+        assert isinstance(await origin.receive(), wire.StageOpened)
+    assert FakeRunner.loaded[0][2]["precision"] == node.supply.wanted[0].precision == "int8"
+
+
+async def test_a_forward_that_fails_is_told_while_the_data_links_stand_and_the_stage_is_freed(node: Opened) -> None:
+    FakeRunner.fails = StageFailedError("out of memory")
+    async with node.connected() as origin:
+        origin.send(wire.OpenSession(SessionSpec(1, 100)))
+        assert await origin.receive() == wire.SessionOpened(1)
+        node.before.send(wire.ChunkMessage(0, CHUNK))
+        assert await origin.receive() == wire.StageFailure("out of memory")
+        await settle()
+        assert node.before.is_open and node.after is not None and node.after.is_open
+    assert node.kept_runner is None and node.supply.files_closed == 1
+    assert not node.after.is_open and node.memory.free_bytes == GIB
+
+
+async def test_an_origin_that_does_not_end_the_ring_is_waited_for_only_so_long(
+    node: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_opening, "FAILURE_S", 0.01)
+    async with node.connected() as origin:
+        node.before.cut()
+        assert isinstance(await origin.receive(), wire.StageFailure)
+        assert node.after is not None
+        await node.after.wait_closed()
+
+
+@pytest.mark.parametrize("is_rule", [False, True])
+async def test_a_peers_fault_is_told_and_the_stage_is_as_good_as_before(node: Opened, is_rule: bool) -> None:
+    async with node.connected() as origin:
+        if is_rule:
+            node.before.send(wire.Credit(1))
+        else:
+            node.before.cut()
+        failure = await origin.receive()
+        assert isinstance(failure, wire.StageFailure) and "peer attic" in failure.reason
+    assert node.kept_runner is not None
+
+
+async def test_a_next_node_that_cannot_be_reached_is_told(node: Opened) -> None:
+    node.is_next_gone = True
+    async with node.ask() as origin:
+        assert await origin.receive() == wire.StageFailure("peer cellar cannot be reached")
+    assert node.memory.free_bytes == GIB
+
+
+async def test_a_board_that_cannot_be_that_stage_says_so_before_it_counts_as_open(node: Opened) -> None:
+    async with node.ask(node.request(hop=3)) as origin:
+        assert await origin.receive() == wire.StageFailure("this testbed has 3 stages")
+    assert not node.hellos
+
+
+async def test_weights_that_cannot_be_had_are_told(node: Opened) -> None:
+    async def fail(on_fetch: OnFetch) -> None:
+        raise FetchError("no source has layers-002-003.onnx")
+
+    node.supply.before = fail
+    async with node.ask() as origin:
+        assert await origin.receive() == wire.StageFailure("no source has layers-002-003.onnx")
+    assert not FakeRunner.loaded and node.supply.files_closed == 1 and node.memory.free_bytes == GIB
+
+
+async def test_an_origin_that_leaves_ends_the_fetch(node: Opened) -> None:
+    ended = asyncio.Event()
+
+    async def fetch_for_ever(on_fetch: OnFetch) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    node.supply.before = fetch_for_ever
+    async with node.ask():
+        await settle()
+        assert node.memory.free_bytes < GIB, "reserved before anything is fetched"
+    assert ended.is_set() and not FakeRunner.loaded and node.memory.free_bytes == GIB
+
+
+async def test_an_origin_that_leaves_ends_the_wait_for_the_node_before(node: Opened) -> None:
+    async with node.ask() as origin:
+        assert isinstance(await origin.receive(), wire.StageOpened)
+        await settle()
+    assert node.kept_runner is not None
+
+
+async def test_a_fetch_is_told_to_the_origin_now_and_then_and_to_the_nodes_user_always(node: Opened) -> None:
+    async def fetch(on_fetch: OnFetch) -> None:
+        progress = FetchProgress("model", 2, 4, total_bytes=100)
+        for num_bytes in (0, 10, 100):
+            progress.num_bytes = num_bytes
+            on_fetch(progress)
+        progress.report = FetchReport({}, [])
+        on_fetch(progress)
+
+    node.supply.before = fetch
+    async with node.ask() as origin:
+        assert await origin.receive() == wire.StageProgress("ring-1", 0, 100)
+        assert await origin.receive() == wire.StageProgress("ring-1", 100, 100)
+        opened = await origin.receive()
+    assert isinstance(opened, wire.StageOpened) and opened.fetched_bytes == 100
+    assert len(node.fetched) == 4
+
+
+async def test_a_link_that_came_before_its_stage_was_loaded_is_not_refused(node: Opened) -> None:
+    node.arrivals.limit_s = 0.01
+    may_load = asyncio.Event()
+
+    async def wait(on_fetch: OnFetch) -> None:
+        await may_load.wait()
+
+    node.supply.before = wait
+    async with node.ask() as origin:
+        await settle()
+        arriving = asyncio.create_task(node.arrivals.serve(node.behind))
+        await asyncio.wait({arriving}, timeout=0.03)
+        assert not arriving.done()
+        may_load.set()
+        assert isinstance(await origin.receive(), wire.StageOpened)
+        origin.send(wire.OpenSession(SessionSpec(1, 100)))
+        assert await origin.receive() == wire.SessionOpened(1)
+    await arriving
+
+
+# ---------------------------------------------------------------------- its end
+
+
+def loaded_stage(closed: list[str]) -> LoadedStage:
+    runner = FakeRunner(None, None, 0, 4)
+    files = contextlib.ExitStack()
+    files.callback(closed.append, "files")
+    return LoadedStage(None, runner, 0, files)  # type: ignore[arg-type]
+
+
+async def test_a_stage_whose_end_is_cancelled_lets_go_of_its_files(node: Opened) -> None:
+    kept, closed, may_end = KeptStage(), list[str](), threading.Event()
+    stage = loaded_stage(closed)
+
+    async def use() -> None:
+        async with stage_in_use(kept, KEY, stage, FakeLink("origin"), executor):
+            pass
+
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(may_end.wait)
+        ending = asyncio.create_task(use())
+        await settle()
+        ending.cancel()
+        await asyncio.wait({ending})
+        may_end.set()
+    assert ending.cancelled() and kept._kept is None
+    assert closed == ["files"] and stage.runner.is_closed  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"),
+    [(LinkLostError("lost"), True), (StageFailedError("failed"), False), (ValueError("bug"), False)],
+)
+async def test_only_a_sound_stage_is_kept(node: Opened, error: Exception, is_kept: bool) -> None:
+    kept, closed = KeptStage(), list[str]()
+    with ThreadPoolExecutor(1) as executor, pytest.raises(type(error)):
+        async with stage_in_use(kept, KEY, loaded_stage(closed), FakeLink("origin"), executor):
+            raise error
+    assert (kept._kept is not None) == is_kept
+    kept.close()
+    assert closed == ["files"]

@@ -1,0 +1,330 @@
+"""Rings are opened over nodes that were found: who is asked for what, and what becomes of each refusal.
+
+No sockets, no ONNX.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.core import wire
+from flowspec_edge.core.planning.placement import Hop, LeftOut, Plan, StagePlan
+from flowspec_edge.core.planning.prediction import Outcome
+from flowspec_edge.errors import (
+    FlowspecError,
+    NodeUnavailableError,
+    NotMeasuredError,
+    PlacementError,
+    ProtocolError,
+    StageFailedError,
+)
+from flowspec_edge.origin import dialogue, opening
+from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
+from flowspec_edge.origin.planning import PlanWishes, load_placement
+from tests.fake_links import LIMIT_S, settle
+from tests.origin.fake_nodes import FakeNetwork, FakeNode, open_stage
+
+
+def no_engine(bundle: Bundle, num_threads: int, shape: Any) -> Any:
+    return SimpleNamespace(drafter=None, num_threads=num_threads)
+
+
+@pytest.fixture
+async def network(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeNetwork]:
+    network = FakeNetwork(bundle, "attic", "cellar", "hall")
+    for module in (dialogue, opening):
+        monkeypatch.setattr(module, "open_link", network.open_link)
+    async with asyncio.timeout(LIMIT_S), network.at_work():
+        yield network
+        await settle()
+        links = [link for node in network.nodes.values() for link in [*node.controls, *node.data]]
+        assert not any(link.is_open for link in links), "whoever leaves closes its links"
+
+
+def open_on(network: FakeNetwork, **options: Any) -> Any:
+    return open_ring(network, network.bundle, network.found, no_engine, **options)
+
+
+async def test_each_node_is_asked_for_its_layers_and_told_whom_to_connect_to(network: FakeNetwork) -> None:
+    async with open_on(network) as ring:
+        assert ring.is_open and ring.plan is None
+        assert [(stage.plan.node, stage.plan.start, stage.plan.stop) for stage in ring.stages] == [
+            ("attic", 0, 3),
+            ("cellar", 3, 6),
+            ("hall", 6, 8),
+        ]
+        assert [(stage.load_ms, stage.held_bytes, stage.fetched_bytes) for stage in ring.stages] == [
+            (20, 1000 + hop, hop) for hop in range(3)
+        ]
+    requests = [node.request for node in network.nodes.values()]
+    assert len({request.ring for request in requests}) == 1 and requests[0].ring.startswith("origin-")
+    assert [(request.hop, request.start, request.stop, request.precision) for request in requests] == [
+        (0, 0, 3, ""),
+        (1, 3, 6, ""),
+        (2, 6, 8, ""),
+    ]
+    assert all(request.bundle == network.bundle.digest for request in requests)
+    assert [(request.next_node, request.next_host, request.next_port) for request in requests] == [
+        ("cellar", "192.0.2.11", 7361),
+        ("hall", "192.0.2.12", 7361),
+        ("origin", "192.0.2.1", 7000),
+    ]
+
+
+async def test_weights_may_come_from_the_origin_first_and_from_all_others(network: FakeNetwork) -> None:
+    async with open_on(network):
+        pass
+    assert network.nodes["cellar"].request.sources == [
+        "192.0.2.1:7000/origin",
+        "192.0.2.10:7361/attic",
+        "192.0.2.12:7361/hall",
+    ]
+
+
+async def test_of_many_sources_only_so_many_are_named(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialogue, "MAX_SOURCES", 2)
+    async with open_on(network):
+        pass
+    assert network.nodes["cellar"].request.sources == ["192.0.2.1:7000/origin", "192.0.2.10:7361/attic"]
+
+
+async def test_links_say_which_ring_and_hop_they_are_of(network: FakeNetwork) -> None:
+    async with open_on(network):
+        ring = network.nodes["attic"].request.ring
+        assert [(node, hello.purpose, hello.ring) for node, hello in network.hellos] == [
+            ("attic", wire.CONTROL, ring),
+            ("cellar", wire.CONTROL, ring),
+            ("hall", wire.CONTROL, ring),
+            ("attic", wire.DATA, f"{ring}/0"),
+        ]
+        assert network.returned is not None and network.returned.hello.ring == f"{ring}/3"
+    assert not network.returned.is_open
+
+
+async def test_a_ring_that_is_open_works(network: FakeNetwork) -> None:
+    """It reads its links: what a stage says ends it, and no request is taken any more."""
+    async with open_on(network) as ring:
+        network.nodes["cellar"].controls[0].send(wire.StageFailure("out of memory"))
+        await settle()
+        assert not ring.is_open
+
+
+async def test_nodes_that_cannot_serve_are_left_out(network: FakeNetwork, caplog: pytest.LogCaptureFixture) -> None:
+    network.nodes["attic"].is_gone = True
+    network.nodes["hall"].welcome = msgspec.structs.replace(network.nodes["hall"].welcome, bundles=[])
+    async with open_on(network) as ring:
+        assert [stage.plan.node for stage in ring.stages] == ["cellar"]
+    assert "peer attic cannot be reached" in caplog.text
+    assert "node hall does not have this bundle and may not fetch it" in caplog.text
+    assert not [message for message in network.nodes["hall"].asked if isinstance(message, wire.OpenStage)]
+
+
+async def test_one_that_may_fetch_the_bundle_serves(network: FakeNetwork) -> None:
+    for node in network.nodes.values():
+        node.welcome = msgspec.structs.replace(node.welcome, bundles=[], can_fetch=True)
+    async with open_on(network) as ring:
+        assert len(ring.stages) == 3
+
+
+async def test_where_none_can_serve_the_first_reason_is_said(network: FakeNetwork) -> None:
+    for node in network.nodes.values():
+        node.is_gone = True
+    with pytest.raises(NodeUnavailableError, match="none of the 3 nodes found can serve: peer attic cannot be reached"):
+        async with open_on(network):
+            pass
+
+
+async def test_what_does_not_fit_is_refused_before_anything_is_asked_for(network: FakeNetwork) -> None:
+    for node in network.nodes.values():
+        node.welcome = msgspec.structs.replace(node.welcome, free_memory_bytes=1000)
+    with pytest.raises(PlacementError):
+        async with open_on(network):
+            pass
+    assert not any(node.asked for node in network.nodes.values())
+
+
+REFUSALS = [
+    (wire.StageFailure("out of memory"), StageFailedError, r"node cellar, layers \[3, 6\): out of memory"),
+    (wire.Credit(1), ProtocolError, "peer cellar: Credit came where StageOpened was expected"),
+    (None, StageFailedError, r"node cellar: layers \[3, 6\) were not loaded within 0 s"),
+]
+
+
+@pytest.mark.parametrize(("answer", "error", "said"), REFUSALS, ids=["failure", "nonsense", "silence"])
+async def test_a_stage_that_is_not_opened_ends_the_opening(
+    network: FakeNetwork,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: wire.Message | None,
+    error: type[FlowspecError],
+    said: str,
+) -> None:
+    async def refuse(node: FakeNode, message: wire.Message) -> list[wire.Message]:
+        return [] if answer is None else [answer]
+
+    monkeypatch.setattr(dialogue, "STAGE_OPEN_S", 0.05)
+    network.nodes["cellar"].answer = refuse
+    with pytest.raises(error, match=said):
+        async with open_on(network):
+            pass
+
+
+async def test_as_long_as_bytes_come_a_stage_is_waited_for(
+    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    async def fetch(node: FakeNode, message: wire.Message) -> list[wire.Message]:
+        progress = [wire.StageProgress("ring", num_bytes, 100) for num_bytes in (0, 50, 100)]
+        return [*progress, *await open_stage(node, message)]
+
+    network.nodes["cellar"].answer = fetch
+    async with open_on(network, on_fetch=lambda plan, num_bytes, total: told.append((plan.node, num_bytes, total))):
+        pass
+    assert told == [("cellar", num_bytes, 100) for num_bytes in (0, 50, 100)]
+
+
+async def test_a_last_stage_that_never_connects_back_is_named(network: FakeNetwork) -> None:
+    async def forget(node: FakeNode, message: wire.Message) -> list[wire.Message]:
+        assert isinstance(message, wire.OpenStage)
+        return [wire.StageOpened(message.ring, 0, 0)]
+
+    network.arrivals.limit_s = 0.02
+    network.nodes["hall"].answer = forget
+    with pytest.raises(FlowspecError, match=r"the data link origin-\w+/3 was not opened within 0 s"):
+        async with open_on(network):
+            pass
+
+
+async def test_an_engine_that_cannot_be_loaded_ends_it_after_the_stages_have_answered(network: FakeNetwork) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise StageFailedError("no memory for the head")
+
+    with pytest.raises(StageFailedError, match="no memory for the head"):
+        async with open_ring(network, network.bundle, network.found, fail):
+            pass
+
+
+# ---------------------------------------------------------------------- plans
+
+
+def planned(*stages: StagePlan, **changes: Any) -> Plan:
+    """As much of a plan as an opening looks at."""
+    parts = [SimpleNamespace(node=s.node, start=s.start, stop=s.stop, precision="int8", stage_plan=s) for s in stages]
+    values = {"stages": tuple(parts), "hops": (), "trip_ms": 100.0, "left_out": (), **changes}
+    return SimpleNamespace(**values)  # type: ignore[return-value]
+
+
+PLAN = planned(StagePlan("hall", 0, 5, 0), StagePlan("attic", 5, 8, 0))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What plans were made of; each is PLAN."""
+    calls: list[tuple[Any, ...]] = []
+
+    async def make(*arguments: Any) -> Plan:
+        calls.append(arguments)
+        return PLAN
+
+    monkeypatch.setattr(opening, "make_plan", make)
+    return calls
+
+
+async def test_with_wishes_the_planner_deals_and_its_placement_is_kept(
+    network: FakeNetwork, made: list[tuple[Any, ...]]
+) -> None:
+    network.nodes["cellar"].is_gone = True
+    wishes = PlanWishes()
+    async with open_on(network, wishes=wishes) as ring:
+        assert ring.plan is PLAN
+        assert [stage.plan for stage in ring.stages] == [stage.stage_plan for stage in PLAN.stages]
+    ((settings, bundle, peers, refused, wished),) = made
+    assert (settings, bundle, wished) == (network.settings, network.bundle, wishes)
+    assert list(peers) == ["attic", "hall"]
+    assert refused == [LeftOut("cellar", "peer cellar cannot be reached")]
+    assert {name: (part.start, part.stop) for name, part in load_placement(bundle.digest).items()} == {
+        "hall": (0, 5),
+        "attic": (5, 8),
+    }
+    assert network.nodes["hall"].request.precision == "", "each node has its own"
+
+
+async def test_a_plan_that_may_choose_says_in_which_precision(
+    network: FakeNetwork, made: list[tuple[Any, ...]]
+) -> None:
+    async with open_on(network, wishes=PlanWishes(is_any_precision=True)):
+        pass
+    assert network.nodes["hall"].request.precision == "int8"
+
+
+async def test_where_nothing_is_measured_yet_shares_are_equal(
+    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*arguments: Any) -> Plan:
+        raise NotMeasuredError("none of the 3 nodes")
+
+    monkeypatch.setattr(opening, "make_plan", refuse)
+    async with open_on(network, wishes=PlanWishes()) as ring:
+        assert ring.plan is None and len(ring.stages) == 3
+    assert not load_placement(network.bundle.digest)
+
+
+async def test_a_plan_that_is_given_is_taken_as_it_is(network: FakeNetwork, made: list[tuple[Any, ...]]) -> None:
+    async with open_on(network, wishes=PlanWishes(), plan=PLAN) as ring:
+        assert ring.plan is PLAN
+    assert not made
+
+
+async def test_a_node_of_the_plan_that_is_gone_is_named_with_its_reason(network: FakeNetwork) -> None:
+    network.nodes["hall"].is_gone = True
+    with pytest.raises(NodeUnavailableError, match="peer hall cannot be reached"):
+        async with open_on(network, plan=PLAN):
+            pass
+    with pytest.raises(NodeUnavailableError, match="node zero is not found any more"):
+        async with open_on(network, plan=planned(StagePlan("zero", 0, 8, 0))):
+            pass
+
+
+async def test_what_a_ring_holds_counts_as_free_for_the_plan_that_would_follow(
+    network: FakeNetwork, made: list[tuple[Any, ...]]
+) -> None:
+    async with open_on(network) as ring:
+        await plan_layers(network, network.bundle, network.found, PlanWishes(), ring.stages)
+    (_, _, peers, _, _, loaded) = made[-1]
+    welcomed = network.nodes["cellar"].welcome.free_memory_bytes
+    assert peers["cellar"].free_memory_bytes == welcomed + 1001
+    assert (loaded["cellar"].start, loaded["cellar"].stop) == (3, 6)
+    with pytest.raises(NodeUnavailableError, match="peer cellar cannot be reached"):
+        network.nodes["cellar"].is_gone = True
+        await plan_layers(network, network.bundle, network.found, PlanWishes(), ring.stages)
+
+
+async def test_only_a_slow_network_has_its_links_measured_anew(
+    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    async def measure(settings: Any, peers: Any, plan: Plan) -> dict[tuple[str, str], Hop]:
+        asked.append(sorted(peers))
+        return {}
+
+    monkeypatch.setattr(opening, "links_now", measure)
+    slow = Outcome(20.0, 10.0, "the network was slower", is_network=True)
+    async with open_on(network, plan=PLAN) as ring:
+        other = dataclasses.replace(slow, is_network=False)
+        assert await explain_outcome(network, network.bundle, ring, other) is other
+        assert not asked
+        explained = await explain_outcome(network, network.bundle, ring, slow)
+        assert explained.cause == "the network was slower; by now each link is as it was measured"
+        assert asked == [["attic", "hall"]]
+        for node in network.nodes.values():
+            node.is_gone = True
+        assert await explain_outcome(network, network.bundle, ring, slow) is slow, "all of it is lost"

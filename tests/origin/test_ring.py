@@ -1,0 +1,286 @@
+"""A ring as its origin sees it: what comes is told to the core, what the core answers is done; and its timer.
+
+No sockets, no ONNX.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core import events as ev
+from flowspec_edge.core import wire
+from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.planning.placement import StagePlan
+from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
+from flowspec_edge.core.speculation.generation import GenerationStatistics, TargetLimits
+from flowspec_edge.core.speculation.origin import Origin
+from flowspec_edge.errors import StageFailedError
+from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.node.pacing import Board
+from flowspec_edge.origin.ring import Ring, RingLinks, RingStage
+from tests.fake_links import LIMIT_S, fake_pair, settle
+
+ROWS = (Row(0, NO_PARENT, 5),)
+HIDDEN = np.arange(4, dtype=np.float32).reshape(1, 4)
+PASSAGES = (Passage(4, 0.5, 0.25),)
+OPTIONS = GenerateOptions(max_new_tokens=4)
+
+
+class ScriptedCore(Origin):
+    """Notes what it is told, answers what the test has prepared, and has the deadline that it sets."""
+
+    def __init__(self) -> None:
+        super().__init__(num_stages=2, limits=TargetLimits(64, 16, frozenset()), has_drafter=True)
+        self.deadline: float | None = None
+        self.told: asyncio.Queue[tuple[ev.OriginEvent, float]] = asyncio.Queue()
+        self.answers: list[list[ev.OriginAction]] = []
+
+    def handle(self, event: ev.OriginEvent, now: float) -> list[ev.OriginAction]:
+        self.told.put_nowait((event, now))
+        return self.answers.pop(0) if self.answers else []
+
+    def next_deadline(self) -> float | None:
+        return self.deadline
+
+    def statistics(self, session: int) -> GenerationStatistics:
+        return GenerationStatistics()
+
+    async def next_told(self) -> ev.OriginEvent:
+        return (await self.told.get())[0]
+
+
+class FakeEngine:
+    """In the place of an OriginEngine; its drafter is itself."""
+
+    def __init__(self) -> None:
+        self.drafter, self.done = self, list[tuple[Any, ...]]()
+        self.tokenizer = self
+
+    def decode(self, tokens: Any) -> str:
+        return "x" * len(tokens)
+
+    def open(self, session: int, capacity: int) -> None:
+        self.done.append(("open", session, capacity))
+
+    def close(self, session: int) -> None:
+        self.done.append(("close", session))
+
+    def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished:
+        return ev.HeadFinished(np.ones((1, 16), np.float32))
+
+
+def announcement_of(name: str) -> Announcement:
+    return Announcement(node=name, host="192.0.2.9", port=7361, cluster="test", version="0.1.0", fingerprint="")
+
+
+class Opened:
+    """A ring of two stages, and the other ends of its links."""
+
+    def __init__(self) -> None:
+        self.core, self.engine = ScriptedCore(), FakeEngine()
+        pairs = [fake_pair("origin", name) for name in ("attic", "hall")]
+        self.controls = [far for _, far in pairs]
+        ahead, self.first = fake_pair("origin", "attic", wire.DATA, "ring-1/0")
+        self.last, behind = fake_pair("hall", "origin", wire.DATA, "ring-1/2")
+        self.links = RingLinks([near for near, _ in pairs], ahead, behind)
+        self.stages = [
+            RingStage(StagePlan(name, start, start + 4, 0), announcement_of(name), load_ms=0)
+            for name, start in (("attic", 0), ("hall", 4))
+        ]
+
+    def tell(self, actions: list[ev.OriginAction]) -> None:
+        """The core answers these to the next event, which comes at once."""
+        self.core.answers = [actions]
+        self.first.send(wire.Credit(1))
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[tuple[Opened, Ring]]:
+    parts = Opened()
+    engine: Any = parts.engine
+    ring = Ring(parts.core, Journal("origin", {}), engine, parts.stages, parts.links, Board())
+    async with asyncio.timeout(LIMIT_S), ring:
+        yield parts, ring
+
+
+IN = [
+    ("first", wire.Credit(2), ev.CreditArrived(2)),
+    ("control", wire.SessionOpened(3), ev.StageReady(3)),
+]
+
+
+@pytest.mark.parametrize(("sender", "message", "event"), IN)
+async def test_what_comes_is_told_to_the_core(
+    opened: tuple[Opened, Ring], sender: str, message: wire.Message, event: ev.OriginEvent
+) -> None:
+    parts, _ = opened
+    (parts.controls[1] if sender == "control" else parts.first).send(message)
+    assert await parts.core.next_told() == event
+
+
+async def test_rows_that_come_are_told_with_all_that_belongs_to_them(opened: tuple[Opened, Ring]) -> None:
+    parts, _ = opened
+    chunk = Chunk(3, ROWS, 1, HIDDEN, 2, PASSAGES)
+    parts.last.send(wire.ChunkMessage(0, chunk))
+    returned = await parts.core.next_told()
+    assert isinstance(returned, ev.ChunkReturned) and returned.chunk is chunk
+    parts.controls[0].send(wire.TappedRows(3, 2, (0,), HIDDEN))
+    tapped = await parts.core.next_told()
+    assert isinstance(tapped, ev.TappedArrived) and tapped.hidden is HIDDEN
+    assert (tapped.session, tapped.layer, tapped.ids) == (3, 2, (0,))
+
+
+SPEC = SessionSpec(1, 100, False, True, 7)
+BROADCAST: list[tuple[ev.OriginAction, wire.Message, list[tuple[Any, ...]]]] = [
+    (ev.OpenSessions(SPEC), wire.OpenSession(SPEC), [("open", 1, 100)]),
+    (ev.BroadcastAdvance(1, 4, 5), wire.AdvanceSession(1, 4, 5), []),
+    (ev.BroadcastTurn(1, 3), wire.BeginTurn(1, 3), []),
+    (ev.CloseSessions(1), wire.CloseSession(1), [("close", 1)]),
+]
+
+
+@pytest.mark.parametrize(("action", "message", "done"), BROADCAST)
+async def test_what_concerns_all_stages_is_told_to_all_directly(
+    opened: tuple[Opened, Ring], action: ev.OriginAction, message: wire.Message, done: list[tuple[Any, ...]]
+) -> None:
+    parts, _ = opened
+    parts.tell([action])
+    assert [await control.receive() for control in parts.controls] == [message, message]
+    assert parts.engine.done == done and not parts.first.received()
+
+
+async def test_chunks_go_to_the_first_stage_in_numbers_and_credits_to_the_last(opened: tuple[Opened, Ring]) -> None:
+    parts, _ = opened
+    chunks = [Chunk(8, ROWS, 1, None, 4), Chunk(9, ROWS, 1)]
+    parts.tell([*(ev.SendChunk(chunk) for chunk in chunks), ev.GrantCredit(2)])
+    for number, chunk in enumerate(chunks):
+        message = await parts.first.receive()
+        assert isinstance(message, wire.ChunkMessage)
+        assert message.number == number and message.chunk is chunk
+    assert await parts.last.receive() == wire.Credit(2)
+
+
+async def test_what_the_core_wants_computed_is_told_when_it_is_done(opened: tuple[Opened, Ring]) -> None:
+    parts, _ = opened
+    parts.tell([ev.RunHead(1, HIDDEN)])
+    assert await parts.core.next_told() == ev.CreditArrived(1)
+    assert isinstance(await parts.core.next_told(), ev.HeadFinished)
+
+
+LOST = [
+    ("control", wire.StageFailure("out of memory"), r"node hall, layers \[4, 8\): out of memory; see that all"),
+    ("control", wire.Credit(1), "peer hall: Credit came on a control link"),
+    ("first", wire.CloseSession(1), "peer attic: CloseSession came where Credit was expected"),
+    ("last", wire.Credit(1), "peer hall: hidden rows were expected, not Credit"),
+    ("last", wire.ChunkMessage(0, Chunk(3, ROWS, 1)), "peer hall: hidden rows were expected, not ChunkMessage"),
+    ("last", None, "peer origin: the data link was lost|peer hall: the data link was lost"),
+]
+
+
+@pytest.mark.parametrize(("sender", "message", "said"), LOST)
+async def test_what_breaks_it_is_told_once_and_no_request_is_taken_any_more(
+    opened: tuple[Opened, Ring], sender: str, message: wire.Message | None, said: str
+) -> None:
+    parts, ring = opened
+    link = {"control": parts.controls[1], "first": parts.first, "last": parts.last}[sender]
+    if message is None:
+        link.cut()
+    else:
+        link.send(message)
+    lost = await parts.core.next_told()
+    assert isinstance(lost, ev.RingLost) and not ring.is_open
+    answer = ring.write(ring.begin([1, 2], OPTIONS))
+    with pytest.raises(StageFailedError, match=said):
+        await anext(answer)
+    parts.first.send(wire.Credit(1))
+    await settle()
+    assert parts.core.told.empty(), "nobody reads any more"
+
+
+async def test_a_link_that_is_gone_is_not_sent_to(opened: tuple[Opened, Ring]) -> None:
+    parts, _ = opened
+    await parts.controls[0].close()
+    parts.tell([ev.BroadcastTurn(1, 3)])
+    assert await parts.controls[1].receive() == wire.BeginTurn(1, 3)
+
+
+async def test_whoever_leaves_it_ends_its_readers_and_its_timer() -> None:
+    parts = Opened()
+    engine: Any = parts.engine
+    parts.core.deadline = time.monotonic() + 0.01
+    async with Ring(parts.core, Journal("origin", {}), engine, parts.stages, parts.links, Board()):
+        parts.first.send(wire.Credit(1))
+        await parts.core.next_told()
+    parts.first.send(wire.Credit(1))
+    await asyncio.sleep(0.02)
+    assert parts.core.told.empty()
+
+
+async def test_a_ring_that_is_left_says_no_last_piece(opened: tuple[Opened, Ring]) -> None:
+    parts, ring = opened
+    parts.core.answers = [[], [ev.FinishGeneration(1, "cancelled")]]
+
+    async def write() -> list[Any]:
+        async with contextlib.aclosing(ring.write(ring.begin([1, 2], OPTIONS))) as pieces:
+            return [piece async for piece in pieces]
+
+    writing = asyncio.create_task(write())
+    assert await parts.core.next_told() == ev.PromptSubmitted(1, (1, 2), OPTIONS)
+    ring.leave()
+    assert await writing == [] and not ring.is_open
+    assert await parts.core.next_told() == ev.GenerationCancelled(1)
+
+
+# ---------------------------------------------------------------------- the timer
+
+
+async def test_a_deadline_is_told_when_it_has_passed(opened: tuple[Opened, Ring]) -> None:
+    parts, _ = opened
+    parts.core.deadline = deadline = time.monotonic() + 0.002
+    parts.first.send(wire.Credit(1))
+    assert await parts.core.next_told() == ev.CreditArrived(1)
+    event, now = await parts.core.told.get()
+    assert event == ev.DeadlinePassed()
+    assert now >= deadline
+
+
+async def test_a_deadline_that_has_passed_and_stands_is_told_once(opened: tuple[Opened, Ring]) -> None:
+    parts, _ = opened
+    parts.core.deadline = time.monotonic() - 1
+    for _ in range(3):
+        parts.first.send(wire.Credit(1))
+    told = [await parts.core.next_told() for _ in range(4)]
+    assert told.count(ev.DeadlinePassed()) == 1 and told.count(ev.CreditArrived(1)) == 3
+    await settle()
+    assert parts.core.told.empty()
+
+
+async def test_a_deadline_that_was_taken_back_is_not_told(opened: tuple[Opened, Ring]) -> None:
+    parts, _ = opened
+    parts.core.deadline = time.monotonic() + 0.01
+    parts.first.send(wire.Credit(1))
+    assert await parts.core.next_told() == ev.CreditArrived(1)
+    parts.core.deadline = None
+    parts.first.send(wire.Credit(2))
+    assert await parts.core.next_told() == ev.CreditArrived(2)
+    await asyncio.sleep(0.02)
+    assert parts.core.told.empty()
+
+
+async def test_a_new_deadline_takes_the_place_of_the_last(opened: tuple[Opened, Ring]) -> None:
+    parts, _ = opened
+    parts.core.deadline = time.monotonic() + 1000
+    parts.first.send(wire.Credit(1))
+    await parts.core.next_told()
+    parts.core.deadline = time.monotonic()
+    parts.first.send(wire.Credit(1))
+    await parts.core.next_told()
+    assert await parts.core.next_told() == ev.DeadlinePassed()
