@@ -74,14 +74,14 @@ def _add_context(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def wishes_from(options: argparse.Namespace) -> Any:
+def plan_options_from(options: argparse.Namespace) -> Any:
     """What a ring is planned for; None for equal shares.
 
     Raises:
         RequestError: a number is out of range, or the schedule is not known.
     """
     from flowspec_edge.core.speculation.schedules import find_schedule
-    from flowspec_edge.origin.planning import PlanWishes
+    from flowspec_edge.origin.planning import PlanOptions
 
     if options.context is not None and options.context < 1:
         raise RequestError(f"--context is {options.context}; it must be at least 1")
@@ -89,10 +89,10 @@ def wishes_from(options: argparse.Namespace) -> Any:
         return None
     schedule = getattr(options, "schedule", "flowspec")
     find_schedule(schedule)
-    wishes = PlanWishes(schedule=schedule, num_tokens=options.context, is_any_precision=options.any_precision)
+    plan_options = PlanOptions(schedule=schedule, num_tokens=options.context, is_any_precision=options.any_precision)
     if not sys.stderr.isatty():
-        return wishes
-    return replace(wishes, say=lambda line: print(line, file=sys.stderr, flush=True))
+        return plan_options
+    return replace(plan_options, report=lambda line: print(line, file=sys.stderr, flush=True))
 
 
 async def _plan(options: argparse.Namespace) -> int:
@@ -103,11 +103,11 @@ async def _plan(options: argparse.Namespace) -> int:
 
     access = access_from(options)
     settings = settings_from(options, access, is_announced=False)
-    wishes = wishes_from(options)
+    plan_options = plan_options_from(options)
     found = await search(options, access)
     node = await Node.start(settings)
     try:
-        plan = await plan_layers(node, settings.bundles[0], found, wishes)
+        plan = await plan_layers(node, settings.bundles[0], found, plan_options)
     finally:
         await node.close()
     show_plan(plan, options.schedule, settings.bundles[0].manifest.drafts, is_json=options.json)

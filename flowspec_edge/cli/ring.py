@@ -21,7 +21,7 @@ from flowspec_edge.cli.options import (
     search,
     settings_from,
 )
-from flowspec_edge.cli.plan import add_plan_options, wishes_from
+from flowspec_edge.cli.plan import add_plan_options, plan_options_from
 from flowspec_edge.node.board import use_board
 from flowspec_edge.tasks import until_interrupted
 from flowspec_edge.version import __version__
@@ -158,7 +158,7 @@ async def _open_service(
             node.settings.bundles[0],
             lambda: search(options, access, directory),
             fetches.show_stage,
-            wishes_from(options),
+            plan_options_from(options),
             directory if is_served or options.rebalance else None,
             moves_at_once=options.rebalance,
             names_links=not is_served,

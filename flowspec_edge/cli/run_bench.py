@@ -109,13 +109,13 @@ async def run_calibration(
     Raises:
         FlowspecError: the bundle cannot be loaded, or the choice cannot be kept.
     """
-    say = print if sys.stderr.isatty() else lambda *line, **_: None
+    report = print if sys.stderr.isatty() else lambda *line, **_: None
     found = await asyncio.to_thread(
         calibrate,
         bundle,
         num_threads=num_threads,
         sizes_in_use=sizes_in_use,
-        say=lambda line: say(f"measuring: {line}", file=sys.stderr),
+        report=lambda line: report(f"measuring: {line}", file=sys.stderr),
     )
     best = found.fastest_precision
     if uses_fastest:

@@ -34,7 +34,7 @@ from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.link import Link, open_link
 from flowspec_edge.node.node import Node
 from flowspec_edge.origin.engine import LoadEngine, OriginEngine
-from flowspec_edge.origin.planning import Peer, PlanWishes, keep_placement, links_now, make_plan
+from flowspec_edge.origin.planning import Peer, PlanOptions, keep_placement, links_now, make_plan
 from flowspec_edge.origin.ring import Ring, RingStage
 
 STAGE_OPEN_S = 300.0
@@ -56,12 +56,12 @@ async def open_ring(
     found: Sequence[Announcement],
     load_engine: LoadEngine = OriginEngine,
     on_fetch: OnFetch = lambda plan, num_bytes, total_bytes: None,
-    wishes: PlanWishes | None = None,
+    plan_options: PlanOptions | None = None,
     plan: Plan | None = None,
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
-    With a ``plan`` they are dealt like that, with ``wishes`` as the planner says, else equally.
+    With a ``plan`` they are dealt like that, with ``plan_options`` as the planner says, else equally.
 
     ``node`` is the origin's own listener, to which the last stage returns; nodes fetch from it what they lack.
 
@@ -73,9 +73,11 @@ async def open_ring(
     name = f"{node.settings.name}-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as closing:
         peers, refused = await _welcomed(node, bundle, found, name, closing)
-        if plan is None and wishes is not None:
-            plan = await _planned(node, bundle, peers, refused, wishes)
-        plans = _deal(bundle, peers, refused, plan, is_any_precision=wishes is not None and wishes.is_any_precision)
+        if plan is None and plan_options is not None:
+            plan = await _planned(node, bundle, peers, refused, plan_options)
+        plans = _deal(
+            bundle, peers, refused, plan, is_any_precision=plan_options is not None and plan_options.is_any_precision
+        )
         addresses = {announcement.node: announcement for announcement in found}
         links = [peers[part.node].link for part in plans]
         loop = asyncio.get_running_loop()
@@ -137,7 +139,7 @@ async def plan_layers(
     node: Node,
     bundle: Bundle,
     found: Sequence[Announcement],
-    wishes: PlanWishes,
+    plan_options: PlanOptions,
     stages: Sequence[RingStage] = (),
 ) -> Plan:
     """The plan that a ring would be opened with now; nothing is loaded to serve. ``stages`` are those of a ring that it would
@@ -158,7 +160,7 @@ async def plan_layers(
         loaded = {
             stage.plan.node: LoadedLayers(stage.plan.start, stage.plan.stop, stage.plan.precision) for stage in stages
         }
-        return await make_plan(node, bundle, freed, refused, wishes, loaded)
+        return await make_plan(node, bundle, freed, refused, plan_options, loaded)
 
 
 async def explain_outcome(node: Node, bundle: Bundle, ring: Ring, outcome: Outcome) -> Outcome:
@@ -175,11 +177,11 @@ async def explain_outcome(node: Node, bundle: Bundle, ring: Ring, outcome: Outco
 
 
 async def _planned(
-    node: Node, bundle: Bundle, peers: dict[str, Peer], refused: list[LeftOut], wishes: PlanWishes
+    node: Node, bundle: Bundle, peers: dict[str, Peer], refused: list[LeftOut], plan_options: PlanOptions
 ) -> Plan | None:
     """None, and equal shares, where nothing is known of the nodes; they learn from the session that follows."""
     try:
-        return await make_plan(node, bundle, peers, refused, wishes)
+        return await make_plan(node, bundle, peers, refused, plan_options)
     except NotMeasuredError as cause:
         _log.info("equal shares: %s", cause)
         return None

@@ -20,7 +20,7 @@ from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.opening import OnFetch, explain_outcome, open_ring, plan_layers
-from flowspec_edge.origin.planning import PlanWishes
+from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.ring import Ring
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class GenerationService:
         bundle: Bundle,
         search: Search,
         on_fetch: OnFetch,
-        wishes: PlanWishes | None,
+        plan_options: PlanOptions | None,
         boards: Boards | None,
         *,
         moves_at_once: bool,
@@ -59,7 +59,7 @@ class GenerationService:
         self._bundle = bundle
         self._search = search
         self._on_fetch = on_fetch
-        self._wishes = wishes
+        self._plan_options = plan_options
         self._boards = boards
         self._names_links = names_links
         self._core = rb.Rebalancing(at_once=moves_at_once)
@@ -81,7 +81,7 @@ class GenerationService:
         bundle: Bundle,
         search: Search,
         on_fetch: OnFetch = lambda plan, num_bytes, total_bytes: None,
-        wishes: PlanWishes | None = None,
+        plan_options: PlanOptions | None = None,
         boards: Boards | None = None,
         *,
         moves_at_once: bool = False,
@@ -93,7 +93,7 @@ class GenerationService:
         ``open_ring``.
         """
         service = cls(
-            node, bundle, search, on_fetch, wishes, boards, moves_at_once=moves_at_once, names_links=names_links
+            node, bundle, search, on_fetch, plan_options, boards, moves_at_once=moves_at_once, names_links=names_links
         )
         if boards is not None:
             service._spawn(service._watch(boards), "watching for boards")
@@ -181,7 +181,9 @@ class GenerationService:
         await self._closing.aclose()
 
     async def _enter(self, found: Sequence[Announcement], plan: Plan | None) -> None:
-        opening = open_ring(self._node, self._bundle, found, on_fetch=self._on_fetch, wishes=self._wishes, plan=plan)
+        opening = open_ring(
+            self._node, self._bundle, found, on_fetch=self._on_fetch, plan_options=self._plan_options, plan=plan
+        )
         self._ring = await self._closing.enter_async_context(opening)
         self._dealt = _names(found)
         self._tell(rb.RingOpened(self._dealt))
@@ -226,8 +228,8 @@ class GenerationService:
         ring, found = self._ring, self._usable(boards)
         self._next_plan, is_better = None, False
         try:
-            if ring is not None and self._wishes is not None:
-                plan = await plan_layers(self._node, self._bundle, found, self._wishes, ring.stages)
+            if ring is not None and self._plan_options is not None:
+                plan = await plan_layers(self._node, self._bundle, found, self._plan_options, ring.stages)
                 is_better = not plan.is_kept and not _is_that_of(ring, plan)
                 self._next_plan = plan
             elif ring is not None:  # equal shares for all that there are
@@ -255,8 +257,8 @@ class GenerationService:
                 _log.warning("the ring is opened as it was, since it cannot be moved: %s", cause)
                 return
             assert self._ring is not None
-            say = self._wishes.say if self._wishes is not None else _log.info
-            say(f"the ring has moved: {', '.join(_describe(stage.plan) for stage in self._ring.stages)}")
+            report = self._plan_options.report if self._plan_options is not None else _log.info
+            report(f"the ring has moved: {', '.join(_describe(stage.plan) for stage in self._ring.stages)}")
 
     def _refuse(self, boards: frozenset[str]) -> None:
         """No plan is made with these from now on; with all others that there are."""
