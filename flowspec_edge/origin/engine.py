@@ -7,7 +7,7 @@ from collections.abc import Callable
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.speculation.drafting import DraftShape
-from flowspec_edge.engine.drafters import Drafter
+from flowspec_edge.engine.drafters.drafter import Drafter
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.tokenizer import Tokenizer
