@@ -12,7 +12,8 @@ from flowspec_edge.core.weights.cache_room import CachedFile
 from flowspec_edge.errors import RequestError
 from flowspec_edge.files import cache_directory
 from flowspec_edge.manifest import FileEntry
-from flowspec_edge.weights.cache import PART, WeightCache
+from flowspec_edge.weights.cache import WeightCache
+from flowspec_edge.weights.part import PART_SUFFIX
 
 EPILOG = """\
 examples:
@@ -131,9 +132,9 @@ def _names(cache: WeightCache) -> dict[str, tuple[set[str], FileEntry]]:
 
 
 def _describe(file: CachedFile, names: dict[str, tuple[set[str], FileEntry]]) -> dict[str, Any]:
-    sha256 = file.sha256.removesuffix(PART)
+    sha256 = file.sha256.removesuffix(PART_SUFFIX)
     bundles, entry = names.get(sha256, (set(), None))
-    is_part = file.sha256.endswith(PART)
+    is_part = file.sha256.endswith(PART_SUFFIX)
     state = "in use" if file.is_in_use else "free"
     if is_part:
         share = f"{file.num_bytes / entry.num_bytes:.0%} of it" if entry is not None else "a part"

@@ -18,7 +18,7 @@ import aiohttp
 from flowspec_edge.core.events import DeadlinePassed
 from flowspec_edge.core.weights import fetching as fe
 from flowspec_edge.errors import FetchError, FlowspecError
-from flowspec_edge.weights.cache import Part
+from flowspec_edge.weights.part import Part
 from flowspec_edge.weights.server import READ_BYTES, STALL_S
 
 CONNECT_S = 5.0
