@@ -21,11 +21,6 @@ DATA = bytes(range(256)) * 8
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
-@pytest.fixture
-def cache(tmp_path):
-    return WeightCache(tmp_path / "weights")
-
-
 @pytest.fixture(scope="module")
 def manifest():
     return load_manifest(DEMO_BUNDLE)
