@@ -152,16 +152,17 @@ async def _open_service(
     from flowspec_edge.origin.service import GenerationService
 
     where = neighbourhood(options, access)
-    async with await Directory.start(where, node=unique_name(), version=__version__) as directory:
-        opening = GenerationService.start(
+    async with (
+        await Directory.start(where, node=unique_name(), version=__version__) as directory,
+        GenerationService(
             node,
             node.settings.bundles[0],
             lambda: search(options, access, directory),
-            fetches.show_stage,
-            plan_options_from(options),
-            directory if is_served or options.rebalance else None,
+            on_fetch=fetches.show_stage,
+            plan_options=plan_options_from(options),
+            boards=directory if is_served or options.rebalance else None,
             moves_at_once=options.rebalance,
             names_links=not is_served,
-        )
-        async with opening as service:
-            yield service
+        ) as service,
+    ):
+        yield service

@@ -81,7 +81,7 @@ async def service_of(bundle, names=("attic", "cellar", "hall"), num_first=2, boa
     async with nodes_of(bundle, names, board=board) as (nodes, origin):
         boards = Boards(nodes[:num_first])
         options = {"plan_options": PLAN_OPTIONS, **options}
-        async with GenerationService.start(origin, bundle, boards.search, boards=boards, **options) as service:
+        async with GenerationService(origin, bundle, boards.search, boards=boards, **options) as service:
             async with asyncio.timeout(WAIT_S):
                 yield service, boards, nodes
 
