@@ -1,0 +1,571 @@
+"""When a service opens a ring, leaves it and moves to another; rings and plans are pretended, and each call is compared."""
+
+import asyncio
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+
+from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.core.planning import rebalancing
+from flowspec_edge.core.planning.placement import Plan, PlannedStage, StagePlan
+from flowspec_edge.core.planning.prediction import Outcome
+from flowspec_edge.errors import NodeUnavailableError, PlacementError, StageFailedError
+from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.origin import service as serving
+from flowspec_edge.origin.planning import PlanOptions
+from flowspec_edge.origin.ring import RingStage
+from flowspec_edge.origin.service import GenerationService
+
+NODE = SimpleNamespace(name="origin")
+BUNDLE = SimpleNamespace(manifest=SimpleNamespace(name="model"))
+OPTIONS = GenerateOptions(max_new_tokens=6)
+OUTCOME = Outcome(10.0, 5.0, "the network", is_network=True)
+NAMED = Outcome(10.0, 5.0, "the network from attic to cellar")
+TEXT = "abcdef"
+
+
+@pytest.fixture(autouse=True)
+def no_settling(monkeypatch):
+    monkeypatch.setattr(rebalancing, "SETTLE_S", 0.0)
+
+
+class PretendedAnswer:
+    """Its text is the prompt, written letter by letter."""
+
+    def __init__(self, prompt):
+        self.prompt, self.num_written, self.writers = prompt, 0, []
+
+    @property
+    def num_rings(self):
+        return len(self.writers)
+
+
+class PretendedRing:
+    """Writes a letter of each text, and the rest once ``gate`` is open."""
+
+    def __init__(self, stages, gate):
+        self.stages, self.gate = stages, gate
+        self.is_left, self.loss = False, None
+
+    @property
+    def is_open(self):
+        return self.loss is None and not self.is_left
+
+    @property
+    def layers(self):
+        return {stage.plan.node: (stage.plan.start, stage.plan.stop) for stage in self.stages}
+
+    def begin(self, prompt, options):
+        return PretendedAnswer(prompt)
+
+    async def write(self, answer):
+        answer.writers.append(self)
+        while answer.num_written < len(answer.prompt):
+            answer.num_written += 1
+            yield Piece(text=answer.prompt[answer.num_written - 1], token_ids=[answer.num_written])
+            await self.gate.wait()
+            if self.loss is not None:
+                raise StageFailedError(self.loss)
+            if self.is_left:
+                return
+        yield Piece(text="", token_ids=[], finish_reason="length", statistics={"num_rings": answer.num_rings})
+
+    def outcome(self, statistics):
+        return OUTCOME
+
+    def leave(self):
+        self.is_left = True
+        self.gate.set()
+
+    def lose(self, reason):
+        self.loss = reason
+        self.gate.set()
+
+
+class World:
+    """The boards there are, the plan that would be made of them, and what the service called."""
+
+    def __init__(self):
+        self.calls = []
+        self.rings = []
+        self.found = []
+        self.plan = None
+        self.failures = {}  # by the name of a call: errors to raise, or None
+        self.is_held = False  # rings opened now stop after a letter
+        self._changed = asyncio.Event()
+
+    def set(self, *names):
+        self.found = [Announcement(node=name, host="127.0.0.1", port=1, cluster="test", version="1") for name in names]
+        self._changed.set()
+
+    async def wait_for(self, is_enough, timeout_s):
+        assert timeout_s is None
+        while not is_enough(self.found):
+            self._changed.clear()
+            await self._changed.wait()
+        return self.found
+
+    async def search(self):
+        self._call("search")
+        await asyncio.sleep(0)  # long enough for another text to begin
+        return self.found
+
+    @contextlib.asynccontextmanager
+    async def open_ring(self, node, bundle, found, *, on_fetch, plan_options, plan):
+        assert (node, bundle) == (NODE, BUNDLE)
+        names = tuple(board.node for board in found)
+        self._call("open", names, plan)
+        stages = plan.stages if plan is not None else [equal_share(names, number) for number in range(len(names))]
+        gate = asyncio.Event()
+        if not self.is_held:
+            gate.set()
+        served = [RingStage(StagePlan(s.node, s.start, s.stop, 0, s.precision), None, 0) for s in stages]
+        self.rings.append(PretendedRing(served, gate))
+        try:
+            yield self.rings[-1]
+        finally:
+            self._call("close")
+
+    async def plan_layers(self, node, bundle, found, plan_options, stages):
+        assert list(stages) == self.rings[-1].stages
+        self._call("plan", tuple(board.node for board in found))
+        return self.plan or plan_of(**self.rings[-1].layers)
+
+    async def explain_outcome(self, node, bundle, ring, outcome):
+        self._call("explain", outcome)
+        return NAMED
+
+    def _call(self, name, *arguments):
+        self.calls.append((name, *arguments))
+        errors = self.failures.get(name, [])
+        error = errors.pop(0) if errors else None
+        if error is not None:
+            raise error
+
+
+def equal_share(names, number):
+    return stage(names[number], 8 * number // len(names), 8 * (number + 1) // len(names))
+
+
+def stage(node, start, stop, precision=""):
+    return PlannedStage(node=node, start=start, stop=stop, memory_bytes=0, precision=precision, left_bytes=0, time=None)
+
+
+def plan_of(*, is_kept=False, precision="int8", **layers):
+    stages = tuple(stage(node, start, stop, precision) for node, (start, stop) in layers.items())
+    return Plan(stages=stages, num_rows=1, trip_ms=1.0, interval_ms=1.0, tokens_per_s=1.0, is_kept=is_kept)
+
+
+@pytest.fixture
+def world(monkeypatch):
+    world = World()
+    world.set("attic", "cellar")
+    for name in ("open_ring", "plan_layers", "explain_outcome"):
+        monkeypatch.setattr(serving, name, getattr(world, name))
+    return world
+
+
+@pytest.fixture
+def reported():
+    return []
+
+
+@pytest.fixture
+def service_of(world, reported):
+    planned = PlanOptions(report=reported.append)
+
+    def make(*, follows=True, plan_options=planned, **options):
+        boards = world if follows else None
+        return GenerationService(NODE, BUNDLE, world.search, plan_options=plan_options, boards=boards, **options)
+
+    return make
+
+
+async def answer_of(service, prompt=TEXT):
+    async with asyncio.timeout(5), contextlib.aclosing(service.generate(prompt, OPTIONS)) as pieces:
+        return [piece async for piece in pieces]
+
+
+def text_of(pieces):
+    return "".join(piece.text for piece in pieces)
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def settled():
+    """Everything that is due has happened: the pretended parts need a few turns of the loop, and no time."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+OPENED = [("search",), ("open", ("attic", "cellar"), None)]
+HALL = plan_of(attic=(0, 3), cellar=(3, 6), hall=(6, 8))
+THREE = ("attic", "cellar", "hall")
+
+
+# --------------------------------------------------------------------- opening
+
+
+async def test_a_ring_is_opened_with_the_first_text_and_serves_the_next(service_of, world):
+    async with service_of(follows=False) as service:
+        assert (service.model, service.ring, service.writer) == ("model", None, None)
+        await settled()
+        assert world.calls == []
+        for _ in range(2):
+            assert text_of(await answer_of(service)) == TEXT
+            assert world.calls == OPENED
+        assert service.ring is service.writer is world.rings[0]
+    assert world.calls == [*OPENED, ("close",)]
+
+
+async def test_texts_that_begin_at_once_share_one_ring(service_of, world):
+    async with service_of(follows=False) as service:
+        pieces = await asyncio.gather(*(answer_of(service, text) for text in ("abc", "xyz")))
+    assert [text_of(answer) for answer in pieces] == ["abc", "xyz"]
+    assert world.calls == [*OPENED, ("close",)]
+
+
+async def test_where_no_node_is_found_the_text_fails_and_the_next_looks_again(service_of, world):
+    world.failures["search"] = [NodeUnavailableError("no node")]
+    async with service_of() as service:
+        with pytest.raises(NodeUnavailableError, match="no node"):
+            await answer_of(service)
+        assert service.ring is None
+        assert text_of(await answer_of(service)) == TEXT
+
+
+async def test_where_a_ring_cannot_be_opened_the_text_fails_and_no_board_is_blamed(service_of, world):
+    world.failures["open"] = [PlacementError("too small")]
+    async with service_of() as service:
+        with pytest.raises(PlacementError, match="too small"):
+            await answer_of(service)
+        assert world.calls == OPENED
+        assert text_of(await answer_of(service)) == TEXT
+        assert world.calls == [*OPENED, *OPENED]
+
+
+@pytest.mark.parametrize("follows", [True, False])
+async def test_a_lost_ring_ends_its_texts_and_the_next_one_opens_another(service_of, world, follows):
+    world.is_held = True
+    async with service_of(follows=follows) as service:
+        answer = asyncio.create_task(answer_of(service))
+        await until(lambda: service.ring is not None)
+        world.is_held = False
+        service.ring.lose("cellar is lost")
+        with pytest.raises(StageFailedError, match="cellar is lost"):
+            await answer
+        world.set("attic", "hall")
+        assert text_of(await answer_of(service)) == TEXT
+        assert world.calls == [*OPENED, ("close",), ("search",), ("open", ("attic", "hall"), None)]
+        assert service.ring is world.rings[1]
+
+
+# ------------------------------------------------------------------ predictions
+
+
+@pytest.mark.parametrize(("names_links", "outcome"), [(False, OUTCOME), (True, NAMED)])
+async def test_the_last_piece_says_how_the_prediction_held(service_of, world, names_links, outcome):
+    async with service_of(follows=False, names_links=names_links) as service:
+        last = (await answer_of(service))[-1]
+        assert last.statistics == {"num_rings": 1, "prediction": outcome.to_report()}
+        assert (("explain", OUTCOME) in world.calls) is names_links
+
+
+async def test_no_prediction_without_an_outcome(service_of, world, monkeypatch):
+    monkeypatch.setattr(PretendedRing, "outcome", lambda ring, statistics: None)
+    async with service_of(follows=False, names_links=True) as service:
+        assert (await answer_of(service))[-1].statistics["prediction"] is None
+    assert not [call for call in world.calls if call[0] == "explain"]
+
+
+# ----------------------------------------------------------------------- moving
+
+
+async def test_a_new_board_moves_an_idle_ring_to_the_plan_that_uses_it(service_of, world, reported):
+    async with service_of() as service:
+        await answer_of(service)
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: len(world.rings) == 2)
+        assert world.calls == [*OPENED, ("plan", THREE), ("close",), ("open", THREE, HALL)]
+        assert reported == ["the ring has moved: attic [0, 3), cellar [3, 6), hall [6, 8)"]
+        await settled()
+        assert text_of(await answer_of(service)) == TEXT
+        assert len(world.calls) == 5, "nothing new came"
+
+
+async def test_a_ring_moves_only_when_no_text_is_written(service_of, world):
+    world.is_held = True
+    async with service_of() as service:
+        answers = [asyncio.create_task(answer_of(service)) for _ in range(2)]
+        await until(lambda: service.ring is not None)
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: ("plan", THREE) in world.calls)
+        await settled()
+        assert service.ring is world.rings[0] and world.rings[0].is_open
+        world.is_held = False
+        world.rings[0].gate.set()
+        assert [text_of(await answer) for answer in answers] == [TEXT, TEXT]
+        await until(lambda: len(world.rings) == 2)
+        assert world.calls[-2:] == [("close",), ("open", THREE, HALL)]
+        assert service.writer is world.rings[0] and service.ring is world.rings[1]
+
+
+async def test_at_once_texts_go_on_over_the_new_ring_where_they_were(service_of, world):
+    world.is_held = True
+    async with service_of(moves_at_once=True) as service:
+        answers = [asyncio.create_task(answer_of(service, text)) for text in ("abc", "xyz")]
+        await until(lambda: service.ring is not None)
+        world.is_held, world.plan = False, HALL
+        world.set(*THREE)
+        pieces = [await answer for answer in answers]
+        assert [text_of(answer) for answer in pieces] == ["abc", "xyz"]
+        for answer in pieces:
+            assert [piece.token_ids for piece in answer] == [[1], [2], [3], []]
+            assert answer[-1].statistics == {"num_rings": 2, "prediction": None}, "of which ring?"
+        assert world.calls == [*OPENED, ("plan", THREE), ("close",), ("open", THREE, HALL)]
+        assert service.writer is service.ring is world.rings[1]
+
+
+async def test_a_text_that_its_user_leaves_no_longer_keeps_the_ring(service_of, world):
+    world.is_held = True
+    async with service_of() as service:
+        pieces = service.generate(TEXT, OPTIONS)
+        assert (await anext(pieces)).text == "a"
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: ("plan", THREE) in world.calls)
+        await settled()
+        assert len(world.rings) == 1
+        await pieces.aclose()
+        await until(lambda: len(world.rings) == 2)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        plan_of(is_kept=True, attic=(0, 3), cellar=(3, 8)),
+        plan_of(attic=(0, 4), cellar=(4, 8)),  # as it is served, in the nodes' own precision
+    ],
+    ids=["kept", "same layers"],
+)
+async def test_a_plan_that_changes_nothing_moves_nothing(service_of, world, plan):
+    async with service_of() as service:
+        await answer_of(service)
+        world.plan = plan
+        world.set(*THREE)
+        await until(lambda: ("plan", THREE) in world.calls)
+        await settled()
+        assert world.calls == [*OPENED, ("plan", THREE)]
+        assert service.ring is world.rings[0] and service.ring.is_open
+
+
+async def test_the_same_layers_in_another_precision_are_another_plan(service_of, world):
+    async with service_of() as service:
+        await answer_of(service)
+        world.plan = plan_of(precision="int8", attic=(0, 2), cellar=(2, 8))
+        world.set(*THREE)
+        await until(lambda: len(world.rings) == 2)
+        await settled()
+        world.plan = plan_of(precision="int4", attic=(0, 2), cellar=(2, 8))
+        world.set(*THREE, "zero")
+        await until(lambda: len(world.rings) == 3)
+        assert [stage.plan.precision for stage in service.ring.stages] == ["int4", "int4"]
+
+
+async def test_with_equal_shares_a_new_board_is_reason_enough(service_of, world):
+    async with service_of(plan_options=None) as service:
+        await answer_of(service)
+        world.set(*THREE)
+        await until(lambda: len(world.rings) == 2)
+        assert world.calls == [*OPENED, ("close",), ("open", THREE, None)]
+        world.set("attic", "cellar")
+        await settled()
+        assert len(world.rings) == 2, "a board that leaves breaks the ring or was not in it"
+
+
+async def test_with_equal_shares_a_board_that_was_away_is_dealt_layers_anew(service_of, world, monkeypatch):
+    async with service_of(plan_options=None) as service:
+        await answer_of(service)
+        for names in (("attic",), ("attic", "cellar")):
+            world.set(*names)
+            await settled()
+        assert world.calls == OPENED
+        monkeypatch.setattr(rebalancing, "REPLAN_S", 0.0)
+        await answer_of(service)
+        await until(lambda: len(world.rings) == 2)
+
+
+async def test_a_ring_that_follows_nobody_stays(service_of, world, monkeypatch):
+    monkeypatch.setattr(rebalancing, "REPLAN_S", 0.0)
+    async with service_of(follows=False) as service:
+        await answer_of(service)
+        world.plan = HALL
+        world.set(*THREE)
+        await answer_of(service)
+        await settled()
+        assert world.calls == OPENED
+
+
+async def test_boards_are_asked_anew_when_a_text_ends_after_a_while(service_of, world, monkeypatch):
+    monkeypatch.setattr(rebalancing, "REPLAN_S", 0.0)
+    async with service_of() as service:
+        await answer_of(service)
+        await until(lambda: ("plan", ("attic", "cellar")) in world.calls)
+
+
+# ------------------------------------------------------------------- what fails
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PlacementError("too small"), "the ring stays as it is, since it cannot be planned anew: too small"),
+        (ZeroDivisionError("a bug"), "planning anew failed; please report this"),
+    ],
+    ids=["condition", "bug"],
+)
+async def test_a_plan_that_fails_leaves_the_ring_and_is_not_the_last(
+    service_of, world, monkeypatch, caplog, error, text
+):
+    world.failures["plan"] = [error]
+    async with service_of() as service:
+        await answer_of(service)
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: text in caplog.text)
+        await settled()
+        assert world.calls == [*OPENED, ("plan", THREE)] and service.ring.is_open
+        monkeypatch.setattr(rebalancing, "REPLAN_S", 0.0)
+        await answer_of(service)
+        await until(lambda: len(world.rings) == 2)
+        assert world.calls[3:] == [("plan", THREE), ("close",), ("open", THREE, HALL)]
+
+
+async def test_a_ring_that_cannot_be_moved_is_opened_without_the_boards_that_were_to_join(service_of, world, caplog):
+    async with service_of() as service:
+        await answer_of(service)
+        world.failures["open"] = [NodeUnavailableError("hall: its disk is full")]
+        world.plan = plan_of(attic=(0, 4), hall=(4, 8))
+        world.set(*THREE, "zero")
+        await until(lambda: "cannot be moved: hall: its disk is full" in caplog.text)
+        await settled()
+        assert service.ring is None
+        del world.calls[:]
+        assert text_of(await answer_of(service)) == TEXT
+        assert world.calls == [("search",), ("open", ("attic", "cellar", "zero"), None)], "zero was not to serve"
+
+
+async def test_a_board_that_left_and_came_back_is_tried_again(service_of, world, caplog):
+    async with service_of() as service:
+        await answer_of(service)
+        world.failures["open"] = [NodeUnavailableError("hall: its disk is full")]
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: "cannot be moved" in caplog.text)
+        await answer_of(service)
+        await settled()
+        assert world.rings[-1].layers == {"attic": (0, 4), "cellar": (4, 8)}
+        world.set("attic", "cellar")
+        await settled()
+        world.set(*THREE)
+        await until(lambda: len(world.rings[-1].stages) == 3)
+
+
+async def test_where_the_others_cannot_serve_all_boards_are_tried(service_of, world, caplog):
+    async with service_of() as service:
+        await answer_of(service)
+        world.failures["open"] = [NodeUnavailableError("hall: its disk is full"), PlacementError("too small")]
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: "cannot be moved" in caplog.text)
+        del world.calls[:]
+        assert text_of(await answer_of(service)) == TEXT
+        assert world.calls == [("search",), ("open", ("attic", "cellar"), None), ("open", THREE, None)]
+        world.set(*THREE, "zero")
+        await until(lambda: ("plan", (*THREE, "zero")) in world.calls)
+    assert "all boards are tried, since no ring can be opened with those that served: too small" in caplog.text
+
+
+async def test_a_plan_for_a_ring_that_was_lost_meanwhile_moves_nothing(service_of, world, monkeypatch):
+    plan_layers = world.plan_layers
+
+    async def lose_and_plan(*arguments):
+        world.rings[-1].lose("cellar is lost")
+        return await plan_layers(*arguments)
+
+    monkeypatch.setattr(serving, "plan_layers", lose_and_plan)
+    async with service_of() as service:
+        await answer_of(service)
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: ("plan", THREE) in world.calls)
+        await settled()
+        assert world.calls == [*OPENED, ("plan", THREE)]
+
+
+async def test_a_ring_that_is_lost_before_it_moves_is_closed_and_opened_by_the_next_text(service_of, world):
+    world.is_held = True
+    async with service_of() as service:
+        answer = asyncio.create_task(answer_of(service))
+        await until(lambda: service.ring is not None)
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: ("plan", THREE) in world.calls)
+        await settled()
+        world.is_held = False
+        service.ring.lose("cellar is lost")
+        with pytest.raises(StageFailedError):
+            await answer
+        await settled()
+        assert service.ring is None
+        assert world.calls == [*OPENED, ("plan", THREE), ("close",)]
+        assert text_of(await answer_of(service)) == TEXT
+
+
+# ---------------------------------------------------------------------- closing
+
+
+async def test_closing_ends_a_plan_under_way_and_closes_the_ring(service_of, world, monkeypatch):
+    is_planning, ended = asyncio.Event(), []
+
+    async def plan_forever(*arguments):
+        is_planning.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("plan")
+
+    monkeypatch.setattr(serving, "plan_layers", plan_forever)
+    before = asyncio.all_tasks()
+    async with service_of() as service:
+        await answer_of(service)
+        world.set(*THREE)
+        async with asyncio.timeout(5):
+            await is_planning.wait()
+    assert ended == ["plan"]
+    assert world.calls == [*OPENED, ("close",)]
+    assert asyncio.all_tasks() == before
+
+
+async def test_closing_stops_the_timer(service_of, world, monkeypatch):
+    monkeypatch.setattr(rebalancing, "SETTLE_S", 0.01)
+    async with service_of() as service:
+        await answer_of(service)
+        world.plan = HALL
+        world.set(*THREE)
+        await settled()
+    await asyncio.sleep(0.03)  # the timer would have fired
+    assert world.calls == [*OPENED, ("close",)]
+
+
+async def test_a_service_that_never_answered_closes_too(service_of, world):
+    async with service_of():
+        pass
+    assert world.calls == []
