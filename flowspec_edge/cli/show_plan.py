@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowspec_edge.core.planning.placement import Plan, mib
+from flowspec_edge.core.planning.placement import Instead, Plan, mib
 
 KNOWN_BYTES = 2**49
 """More than any board has: the memory of a described board that its testbed does not tell."""
@@ -78,7 +78,7 @@ def _alone_line(plan: Plan) -> str:
     return line
 
 
-def _instead(instead: Any) -> dict[str, Any] | None:
+def _instead(instead: Instead | None) -> dict[str, Any] | None:
     return None if instead is None else {"node": instead.node, "tokens_per_s": round(instead.tokens_per_s, 3)}
 
 
