@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CLUSTER = "flowspec"
 INSECURE_WARNING = (
-    "--insecure: no key and no encryption. Everyone on this network can use this node, read what it is asked and what it "
-    "answers, and put layers of their own into the ring. `flowspec key new` does away with that."
+    "--insecure: no key and no encryption. Everyone on this network can use this node, read what it is asked and what "
+    "it answers, and put layers of their own into the ring. `flowspec key new` does away with that."
 )
 PLAIN_HTTP_WARNING = (
     "--plain-http: whoever listens on this network can read the API key, the prompts and the answers. "
@@ -54,7 +54,8 @@ class Access:
 def open_access(host: str | None, *, is_insecure: bool, makes_key: bool = False) -> Access:
     """Every interface where this machine has a cluster key, and this machine alone where it has none.
 
-    ``host`` and ``is_insecure`` are what the user chose instead. With ``makes_key`` a first key is made where one is needed.
+    ``host`` and ``is_insecure`` are what the user chose instead. With ``makes_key`` a first key is made where one is
+    needed.
 
     Raises:
         ClusterKeyError: ``host`` is beyond this machine, and there is no key.
@@ -70,15 +71,15 @@ def open_access(host: str | None, *, is_insecure: bool, makes_key: bool = False)
         if host is None:
             return Access(LOOPBACK)
         raise ClusterKeyError(
-            f"--host {host} is open to the network, and this machine has no cluster key ({key_path()}); copy the one of "
-            "another board with flowspec key set, or make the first with flowspec key new (--insecure does without)"
+            f"--host {host} is open to the network, and this machine has no cluster key ({key_path()}); copy the one "
+            "of another board with flowspec key set, or make the first with flowspec key new (--insecure does without)"
         )
     return Access(host or EVERY_INTERFACE, derive_credentials(secret), new_key=format_key(secret) if is_new else None)
 
 
 def neighbourhood(cluster: str, typed: Sequence[str], access: Access) -> Neighbourhood:
-    """Where to look for the nodes of a cluster: at the addresses ``typed`` by the user and, on a network, at those of peers
-    of earlier runs.
+    """Where to look for the nodes of a cluster: at the addresses that the user ``typed`` and, on a network, at those of
+    peers of earlier runs.
 
     Raises:
         RequestError: a typed address is none.
@@ -156,4 +157,7 @@ def api_text(access: ApiAccess) -> str:
     """What a server says when it has made the API's key."""
     certificate = key_path(API_PREFIX).with_suffix(".pem")
     check = "" if access.credentials is None else f"; other clients check the server by {certificate} (name: flowspec)"
-    return f"API key: {access.key}\nClients send it as `Authorization: Bearer`{check}. `flowspec key show --api` prints it again.\n"
+    return (
+        f"API key: {access.key}\nClients send it as `Authorization: Bearer`{check}. "
+        "`flowspec key show --api` prints it again.\n"
+    )

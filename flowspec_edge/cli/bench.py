@@ -96,8 +96,8 @@ def add_bench(commands: Commands) -> None:
     bench.add_argument(
         "--use-fastest",
         action="store_true",
-        help="with --calibrate: nodes here run the bundle in the precision that was the fastest, unless --precision says "
-        "otherwise; look at its quality in the table first",
+        help="with --calibrate: nodes here run the bundle in the precision that was the fastest, unless --precision "
+        "says otherwise; look at its quality in the table first",
     )
     bench.add_argument(
         "--testbed",
@@ -159,8 +159,8 @@ def add_trace(commands: Commands) -> None:
     trace = commands.add_parser(
         "trace",
         help="draw one generation on simulated boards: what each stage ran when, and what became of it",
-        description="Draw one generation on the virtual clock as SVG: a lane per stage, a box per chunk with the share of its "
-        "rows that became text, the origin's work, and a line for each Advance.",
+        description="Draw one generation on the virtual clock as SVG: a lane per stage, a box per chunk with the share "
+        "of its rows that became text, the origin's work, and a line for each Advance.",
         epilog="example: flowspec trace --schedule lockstep --out lockstep.svg",
     )
     trace.add_argument(

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flowspec_edge.cli.access import welcome_text
+from flowspec_edge.cli.node_settings import ServingArguments, add_serving, serving_settings
 from flowspec_edge.cli.options import (
     Commands,
-    ServingArguments,
     access_from,
     add_network,
-    add_serving,
-    serving_settings,
     set_command,
 )
 from flowspec_edge.node.board import board_report, describe_board, use_board

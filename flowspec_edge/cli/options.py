@@ -1,7 +1,7 @@
-"""Options that several commands share: how each is typed on the command line, which type it has, and what becomes of it.
+"""Options that several commands share: how each is written on the command line, its type, and what is made of it.
 
-Options come in groups. ``add_GROUP`` declares a group's options to a parser, and ``GROUPArguments`` has a field for each of
-them. A command's own dataclass is made of the groups that it takes; :func:`set_command` fills it.
+Options come in groups. ``add_GROUP`` declares a group's options to a parser, and ``GROUPArguments`` has a field for
+each of them. A command's own dataclass is made of the groups that it takes; :func:`set_command` fills it.
 
 Whatever loads ONNX Runtime or opens sockets is imported where it is used, so that ``flowspec --help`` answers at once.
 """
@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from flowspec_edge.cli.access import DEFAULT_CLUSTER, NO_KEY_HINT, Access, neighbourhood, open_access
-from flowspec_edge.core.device.boards import BoardSettings
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.errors import NodeUnavailableError, RequestError
 from flowspec_edge.files import cache_directory
 from flowspec_edge.net.addresses import NODE_PORT
-from flowspec_edge.node.board import thermometer_of
 from flowspec_edge.version import __version__
 from flowspec_edge.weights.cache import WeightCache
 
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
     from flowspec_edge.net.directory import Directory
     from flowspec_edge.net.discovery import Announcement
     from flowspec_edge.net.neighbourhood import Neighbourhood
-    from flowspec_edge.node.node import NodeSettings
 
 SEARCH_S = 5.0
 """How long to look for nodes. All of a LAN answer within 1.5 s of the last start (zeroconf 0.154)."""
@@ -206,91 +202,6 @@ async def search(options: SearchArguments, access: Access, directory: Directory 
         if options.host is None and access.is_loopback:
             raise NodeUnavailableError(f"{cause}; {NO_KEY_HINT}") from cause
         raise
-
-
-# ---------------------------------------------------------------- a node of one's own
-
-
-@dataclass(frozen=True, kw_only=True)
-class OriginArguments(SearchArguments, BundleArguments):
-    """Of commands that ask others to serve a bundle, and serve nothing themselves."""
-
-
-def origin_settings(options: OriginArguments, access: Access) -> NodeSettings:
-    """Settings of a node that nobody finds: it only takes in what returns from its own rings."""
-    from flowspec_edge.node.node import NodeSettings, available_memory_bytes, unique_name
-
-    where = neighbourhood_from(options, access)
-    return NodeSettings(
-        name=unique_name(),
-        cluster=options.cluster,
-        host=access.host,
-        credentials=access.credentials,
-        is_insecure=access.is_insecure,
-        peers=where.peers,
-        remembers=where.remembers,
-        bundles=(bundle_from(options),),
-        memory_bytes=available_memory_bytes(),
-        num_threads=len(os.sched_getaffinity(0)),
-        is_announced=False,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServingArguments(NetworkArguments, BundleArguments, CacheArguments):
-    """Of commands that serve layers; their parsers take the options of the network too."""
-
-    name: str | None
-    threads: int | None
-    memory: int | None
-    board: str | None
-    precision: str | None
-
-
-def add_serving(parser: argparse.ArgumentParser) -> None:
-    add_bundle(parser)
-    parser.add_argument("--name", help="name that others see (default: host name and six random digits)")
-    parser.add_argument("--threads", type=int, default=None, help="threads per stage (default: the board profile's)")
-    parser.add_argument("--memory", type=int, metavar="MIB", help="memory to offer (default: the board profile's)")
-    parser.add_argument(
-        "--board",
-        metavar="NAME",
-        help="board profile to use, or a TOML file (default: recognised; see firmware_configs)",
-    )
-    parser.add_argument(
-        "--precision",
-        metavar="NAME",
-        help="run layers in this precision, one of those that the bundle has (default: the one that flowspec bench "
-        "--calibrate --use-fastest chose here, else the bundle's own)",
-    )
-    add_cache_options(parser)
-
-
-def serving_settings(
-    options: ServingArguments, access: Access, board: BoardSettings, *, port: int = 0, is_announced: bool = True
-) -> NodeSettings:
-    """Settings of a node on ``board``; one that is not announced serves no layers, and fetches none."""
-    from flowspec_edge.node.node import NodeSettings, unique_name
-
-    where = neighbourhood_from(options, access)
-    return NodeSettings(
-        name=options.name or unique_name(),
-        cluster=options.cluster,
-        host=access.host,
-        credentials=access.credentials,
-        is_insecure=access.is_insecure,
-        port=port,
-        preferred_port=0 if access.is_loopback or not is_announced else NODE_PORT,
-        peers=where.peers,
-        remembers=where.remembers,
-        bundles=(bundle_from(options),),
-        memory_bytes=board.memory_bytes,
-        num_threads=board.num_threads,
-        is_announced=is_announced,
-        cache=cache_from(options) if is_announced else None,
-        precision=options.precision,
-        thermometer=thermometer_of(board),
-    )
 
 
 # ------------------------------------------------------------------------- generation

@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowspec_edge.cli.node_settings import OriginArguments, origin_settings
 from flowspec_edge.cli.options import (
     Commands,
-    OriginArguments,
     SearchArguments,
     access_from,
     add_network,
     add_search,
-    origin_settings,
     search,
     set_command,
 )
@@ -91,8 +90,8 @@ def add_ring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rebalance",
         action="store_true",
-        help="where a board that comes later makes a better plan, move to it at once, texts under way included; without "
-        "this flowspec serve does so when no text is under way",
+        help="where a board that comes later makes a better plan, move to it at once, texts under way included; "
+        "without this flowspec serve does so when no text is under way",
     )
 
 

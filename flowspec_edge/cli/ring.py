@@ -10,22 +10,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flowspec_edge.cli.access import Access, ApiAccess, api_text, open_api_access
+from flowspec_edge.cli.node_settings import (
+    OriginArguments,
+    ServingArguments,
+    add_serving,
+    origin_settings,
+    serving_settings,
+)
 from flowspec_edge.cli.options import (
     Commands,
     GenerationArguments,
-    OriginArguments,
-    ServingArguments,
     access_from,
     add_bundle,
     add_generation,
     add_network,
     add_search,
-    add_serving,
     generate_options_from,
     neighbourhood_from,
-    origin_settings,
     search,
-    serving_settings,
     set_command,
 )
 from flowspec_edge.cli.plan import RingArguments, add_ring_options, ring_plan_options

@@ -27,7 +27,10 @@ _COMPLETE = 0x2  # ATF_COM in linux/if_arp.h: the card has answered
 
 
 async def run_doctor(where: Neighbourhood, bundle: Bundle, *, wait_s: float, is_json: bool) -> int:
-    """Listen and ask for ``wait_s``, then print what was found. Returns an exit status: 0 where there is nothing to mend."""
+    """Listen and ask for ``wait_s``, then print what was found.
+
+    Returns an exit status: 0 where there is nothing to mend.
+    """
     async with await Directory.start(where, node=unique_name(), version=__version__) as directory:
         if not is_json:
             print(f"listening and asking for {wait_s:g} s ...", flush=True)
@@ -44,7 +47,7 @@ async def run_doctor(where: Neighbourhood, bundle: Bundle, *, wait_s: float, is_
 
 
 def look_around(members: Membership, needed_bytes: int, *, hears_mdns: bool) -> Surroundings:
-    """What the system knows of the hosts heard of."""
+    """What the system knows of the hosts that were heard of."""
     networks = local_networks().values()
     hosts = {address.host for address in members.hints}
     return Surroundings(
@@ -64,7 +67,7 @@ def _is_in(host: str, networks: Iterable[ipaddress.IPv4Network]) -> bool:
 
 
 def read_neighbours(table: str) -> dict[str, str]:
-    """Linux's /proc/net/arp: whether each address's card has answered."""
+    """Whether the network card of each address has answered; ``table`` is what Linux writes to /proc/net/arp."""
     rows = [line.split() for line in table.splitlines()[1:]]
     return {row[0]: REACHED if int(row[2], 16) & _COMPLETE else UNRESOLVED for row in rows if len(row) >= 6}
 
@@ -94,11 +97,12 @@ def print_findings(where: Neighbourhood, mdns_error: str | None, findings: list[
             print(f"  why:  {finding.detail}\n  mend: {finding.remedy}")
     if not findings:
         print(
-            "\nNo other node was heard of. Either none runs (flowspec key show prints the line for the other boards), or "
-            "multicast is blocked:\nname one board to see: flowspec doctor --peer 192.168.1.20 (hostname -I there tells its "
-            "address). Boards on a guest Wi-Fi never see each other."
+            "\nNo other node was heard of. Either none runs (flowspec key show prints the line for the other boards), "
+            "or multicast is blocked:\nname one board to see: flowspec doctor --peer 192.168.1.20 (hostname -I there "
+            "tells its address). Boards on a guest Wi-Fi never see each other."
         )
     elif any(finding.reason == MULTICAST for finding in findings):
         print(
-            "\nMulticast is blocked between this board and those above; peers remembered and named by --peer still form."
+            "\nMulticast is blocked between this board and those above; peers remembered and named by --peer still "
+            "form."
         )

@@ -1,7 +1,7 @@
 """Generations of several users over one ring, which they share.
 
-The ring is opened with the first generation, opened anew when something in it was lost, and moved when boards have come or
-got hot. ``core/planning/rebalancing.py`` decides when the ring moves; this module performs it.
+The ring is opened with the first generation, opened anew when something in it was lost, and moved when boards have come
+or got hot. ``core/planning/rebalancing.py`` decides when the ring moves; this module performs it.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class GenerationService:
         bundle: the model.
         search: asked for nodes each time a ring is opened.
         on_fetch, plan_options: as for :func:`open_ring`.
-        boards: where given, the ring moves to a better plan when other nodes are there than those it was opened with, or
-            when a node got hot.
-        moves_at_once: move while texts are being written, which then go on over the new ring; else move when none is.
-        names_links: where only that can tell why a ring was slow, measure its links before a text's last piece is given.
+        boards: where given, the ring moves to a better plan when other nodes are there than those it was opened
+            with, or when a node got hot.
+        moves_at_once: move while texts are written, which go on over the new ring; else only when none is.
+        names_links: where only that can tell why a ring was slow, measure its links before the last piece is given.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class GenerationService:
             return self._ring
 
     async def _open_trusted(self, found: Sequence[Announcement]) -> None:
-        """Open a ring without the boards that none could be moved to; where the others cannot do it, with all of them."""
+        """Open a ring without the boards that none could be moved to; where that fails, open one with all boards."""
         trusted = [board for board in found if board.node not in self._refused]
         try:
             await self._open_ring(trusted, None)
@@ -238,7 +238,10 @@ class GenerationService:
         self._tell(rb.PlanMade(_names(found), is_better, _used(self._next_plan, found)))
 
     async def _move(self, boards: Boards) -> None:
-        """Leave the ring, and open one with the latest plan. Where that fails, the next text opens one without newcomers."""
+        """Leave the ring, and open one with the latest plan.
+
+        Where that fails, the boards that were to join are refused, and the next text opens a ring without them.
+        """
         async with self._opening:
             ring, plan, found = self._ring, self._next_plan, self._usable(boards)
             if ring is None or not ring.is_open:

@@ -1,11 +1,11 @@
 """Weight files on this node's disk, each under its sha256.
 
-A file is fetched into ``objects/SHA256.part``, checked, and renamed to ``objects/SHA256``: whatever has that name is whole.
-``bundles/DIGEST`` holds a manifest and links named as the manifest names its files, so that layers load from there as they
-do from an exported bundle.
+A file is fetched into ``objects/SHA256.part``, checked, and renamed to ``objects/SHA256``: whatever has that name is
+whole. ``bundles/DIGEST`` holds a manifest and links named as the manifest names its files, so that layers load from
+there as they do from an exported bundle.
 
-Several processes may share a cache. Locks say what is in use and end with their process (``file_locks.py``): a fetch holds
-the parts of its files, and an open stage holds its files. What is held is never evicted.
+Several processes may share a cache. Locks say what is in use and end with their process (``file_locks.py``): a fetch
+holds the parts of its files, and an open stage holds its files. What is held is never evicted.
 """
 
 from __future__ import annotations

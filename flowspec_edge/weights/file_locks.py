@@ -1,6 +1,7 @@
-"""Locks on files that other processes may rename or remove meanwhile (flock). A lock ends with the process that holds it.
+"""Locks on files that other processes may rename or remove meanwhile (flock).
 
-A lock belongs to the opened file, not to its name. So whoever has locked a file looks whether its name still stands for it.
+A lock ends with the process that holds it. It belongs to the opened file, not to its name; so a process that has locked
+a file looks whether the name still stands for that file.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ class Part:
         except OSError as cause:
             what = "the disk is full" if cause.errno == errno.ENOSPC else cause.strerror
             raise CacheError(
-                f"weight cache {self._path.parent.parent}: {what} ({self.num_bytes} bytes of {self._sha256[:12]} are written); "
-                "free space there (flowspec cache prune), or choose another place with --cache DIR"
+                f"weight cache {self._path.parent.parent}: {what} ({self.num_bytes} bytes of {self._sha256[:12]} are "
+                "written); free space there (flowspec cache prune), or choose another place with --cache DIR"
             ) from cause
 
     def drop(self) -> None:

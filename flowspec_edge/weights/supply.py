@@ -167,8 +167,8 @@ class WeightSupply:
         """The cache to fetch a bundle's files into."""
         if self._cache is None:
             raise StageFailedError(
-                f"has no bundle {digest[:12]}; start it with --bundle and the same directory, or without --no-cache, so that "
-                "it may fetch what it needs"
+                f"has no bundle {digest[:12]}; start it with --bundle and the same directory, or without --no-cache, "
+                "so that it may fetch what it needs"
             )
         return self._cache
 
@@ -257,8 +257,8 @@ class _Gathering:
     async def _open_parts(self, missing: list[FileEntry], held: contextlib.ExitStack) -> dict[str, Part]:
         """The parts of those files that are still to be fetched; ``held`` closes them.
 
-        A file that another process fetches is waited for. Every process opens parts in the order of their sha256, so that no
-        two wait for each other.
+        A file that another process fetches is waited for. Every process opens parts in the order of their sha256, so
+        that no two wait for each other.
         """
         parts: dict[str, Part] = {}
         for entry in missing:
@@ -285,8 +285,8 @@ class _Gathering:
                 last, since = size, loop.time()
             if loop.time() - since > BUSY_LIMIT_S:
                 raise FetchError(
-                    f"{entry.file} is being fetched by another process on this machine, which stands still at {size} bytes; "
-                    "end that process, or give this node a cache of its own with --cache DIR"
+                    f"{entry.file} is being fetched by another process on this machine, which stands still at {size} "
+                    "bytes; end that process, or give this node a cache of its own with --cache DIR"
                 )
             await asyncio.sleep(BUSY_S)
         return part

@@ -21,7 +21,7 @@ NOWHERE = Source("nowhere", "127.0.0.1", 9)
 
 
 def make_bundle(directory, blocks=None):
-    """A bundle of the demo model's shape whose files are a few bytes by chance; ``blocks`` are the bytes of its blocks."""
+    """A bundle of the demo model's shape whose files are a few random bytes; ``blocks`` are the bytes of its blocks."""
     manifest = load_manifest(DEMO_BUNDLE)
     blocks = blocks or [os.urandom(BLOCK_BYTES) for _ in manifest.blocks]
     halves = [data[: BLOCK_BYTES // 2] for data in blocks]
