@@ -31,12 +31,10 @@ OF_LIBRARIES = {"exporter.tokenizer: (...)._tokenizer", "flowspec_edge.net.link:
 """Where a library has no public way to what is needed; the line itself says why."""
 STANDING: dict[str, set[str]] = {
     "long": {
-        "`flowspec_edge/cli/node.py`, `_node`",
         "`flowspec_edge/core/speculation/generation.py`",
         "`flowspec_edge/core/speculation/generation.py`, `Generation.__init__`",
         "`flowspec_edge/node/node.py`",
         "`flowspec_edge/origin/planning.py`",
-        "`flowspec_edge/weights/cache.py`",
     },
     "upwards": set(),
     "circles": {
@@ -51,9 +49,6 @@ STANDING: dict[str, set[str]] = {
         "flowspec_edge.origin.opening: ring._behind",
         "flowspec_edge.origin.opening: ring._run",
         "flowspec_edge.origin.opening: ring._stop",
-        "flowspec_edge.weights.supply: self.supply._own",
-        "flowspec_edge.weights.supply: self.supply._run",
-        "flowspec_edge.weights.supply: self.supply._tls",
     },
 }
 """What still stands against each rule. A new entry is refused like an old one whose cause is gone: take that out."""

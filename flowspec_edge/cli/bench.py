@@ -9,8 +9,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowspec_edge.bench.known_testbeds import known_testbeds
 from flowspec_edge.bench.lengths import EMULATED_TOKENS, VIRTUAL_TOKENS
-from flowspec_edge.bench.testbed import known_testbeds
 from flowspec_edge.cli.options import BundleArguments, Commands, add_bundle, bundle_from, set_command
 from flowspec_edge.errors import RequestError
 

@@ -1,4 +1,4 @@
-"""The node that a command runs itself: one that serves layers, or one that only takes in what returns from its rings."""
+"""The node that a command runs itself: it serves layers, or only takes in what returns from its own rings."""
 
 from __future__ import annotations
 

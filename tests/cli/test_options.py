@@ -1,9 +1,12 @@
 """Each option reaches its command with the type that the command's dataclass says."""
 
+import argparse
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,7 @@ from flowspec_edge.cli.main import build_parser
 from flowspec_edge.cli.node import NodeCommand
 from flowspec_edge.cli.plan import PlanCommand
 from flowspec_edge.cli.ring import GenerateCommand, ServeCommand
+from flowspec_edge.core.device.boards import BoardSettings
 from flowspec_edge.errors import RequestError
 
 COMMON = {"command", "verbose", "run"}
@@ -56,19 +60,22 @@ COMMANDS = [
 ]
 
 
-@pytest.fixture
-def parse(monkeypatch):
-    """What argparse found, and what the command was given of it; the command itself does not run."""
-    given = []
+Parse = Callable[[str], tuple[argparse.Namespace, Any]]
 
-    def arguments_of(kind, parsed):
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
+    """What argparse found, and what the command was given of it; the command itself does not run."""
+    given: list[Any] = []
+    real = options.arguments_of
+
+    def arguments_of(kind: type[Any], parsed: argparse.Namespace) -> Any:
         given.append(real(kind, parsed))
         return given[-1]
 
-    real = options.arguments_of
     monkeypatch.setattr(options, "arguments_of", arguments_of)
 
-    def parse(line):
+    def parse(line: str) -> tuple[argparse.Namespace, Any]:
         parsed = build_parser().parse_args(line.split())
         parsed.run(parsed).close()
         return parsed, given.pop()
@@ -76,7 +83,7 @@ def parse(monkeypatch):
     return parse
 
 
-def is_of(value, hint):
+def is_of(value: object, hint: Any) -> bool:
     """Whether a value is of an annotation's type; whole numbers are no floats here."""
     if isinstance(hint, types.UnionType):
         return any(is_of(value, part) for part in typing.get_args(hint))
@@ -88,7 +95,7 @@ def is_of(value, hint):
 @pytest.mark.parametrize(
     ("kind", "least", "most"), COMMANDS, ids=[least.partition(" --")[0] for _, least, _ in COMMANDS]
 )
-def test_every_option_reaches_its_command_with_its_type(parse, kind, least, most):
+def test_every_option_reaches_its_command_with_its_type(parse: Parse, kind: type[Any], least: str, most: str) -> None:
     hints, set_values = typing.get_type_hints(kind), {}
     for line in (least, f"{least} {most}"):
         parsed, found = parse(line)
@@ -102,33 +109,32 @@ def test_every_option_reaches_its_command_with_its_type(parse, kind, least, most
     assert not {name for name in hints if everything[name] == unset[name]} - least_has, "an option was not given"
 
 
-def test_every_command_is_among_them():
+def test_every_command_is_among_them() -> None:
     (choices,) = (action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
     assert set(choices) == {least.split()[0] for _, least, _ in COMMANDS}
 
 
-def test_repeated_options_do_not_gather_over_commands(parse):
+def test_repeated_options_do_not_gather_over_commands(parse: Parse) -> None:
     """argparse appends to one list of defaults, unless it copies it."""
     assert parse("devices --peer a --peer b")[1].peer == ["a", "b"]
     assert parse("devices")[1].peer == []
 
 
 @pytest.fixture
-def demo_bundle(monkeypatch):
+def demo_bundle(monkeypatch: pytest.MonkeyPatch) -> object:
     bundle = object()
     monkeypatch.setattr(Bundle, "load", lambda directory: bundle)
     return bundle
 
 
-def test_a_node_that_serves_is_announced_and_one_that_asks_is_not(parse, demo_bundle, monkeypatch):
-    board = types.SimpleNamespace(memory_bytes=7, num_threads=3, profile=None)
-    monkeypatch.setattr(node_settings, "thermometer_of", lambda board: None)
+def test_a_node_that_serves_is_announced_and_one_that_asks_is_not(parse: Parse, demo_bundle: object) -> None:
+    board = BoardSettings(profile=None, cores=(0,), num_threads=3, memory_bytes=7)
     serve = parse("serve --name attic --precision int4 --cache-limit 1")[1]
     access = options.access_from(serve)
     settings = node_settings.serving_settings(serve, access, board, port=5)
     assert (settings.name, settings.port, settings.is_announced, settings.precision) == ("attic", 5, True, "int4")
     assert (settings.memory_bytes, settings.num_threads, settings.bundles) == (7, 3, (demo_bundle,))
-    assert settings.cache.limit_bytes == 2**30
+    assert settings.cache is not None and settings.cache.limit_bytes == 2**30
     quiet = node_settings.serving_settings(serve, access, board, is_announced=False)
     assert (quiet.name, quiet.is_announced, quiet.cache, quiet.preferred_port) == ("attic", False, None, 0)
     asking = node_settings.origin_settings(parse("generate p --cluster home")[1], access)
@@ -136,7 +142,7 @@ def test_a_node_that_serves_is_announced_and_one_that_asks_is_not(parse, demo_bu
     assert asking.name != "attic"
 
 
-def test_what_is_out_of_range_is_refused(parse):
+def test_what_is_out_of_range_is_refused(parse: Parse) -> None:
     with pytest.raises(RequestError, match="--cache-limit is -1.0"):
         options.cache_from(parse("node --cache-limit -1")[1])
     assert options.cache_from(parse("node --no-cache --cache-limit -1")[1]) is None

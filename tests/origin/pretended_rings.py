@@ -2,17 +2,21 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import SimpleNamespace
+from typing import Any, cast
 
-from flowspec_edge.config import Piece
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core.planning.placement import Plan, PlannedStage, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.errors import StageFailedError
 from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.node.node import Node
 from flowspec_edge.origin.ring import RingStage
 
-NODE = SimpleNamespace(name="origin")
-BUNDLE = SimpleNamespace(manifest=SimpleNamespace(name="model"))
+NODE = cast(Node, SimpleNamespace(name="origin"))
+BUNDLE = cast(Bundle, SimpleNamespace(manifest=SimpleNamespace(name="model")))
 OUTCOME = Outcome(10.0, 5.0, "the network", is_network=True)
 NAMED = Outcome(10.0, 5.0, "the network from attic to cellar")
 
@@ -20,33 +24,35 @@ NAMED = Outcome(10.0, 5.0, "the network from attic to cellar")
 class PretendedAnswer:
     """Its text is the prompt, written letter by letter."""
 
-    def __init__(self, prompt):
-        self.prompt, self.num_written, self.writers = prompt, 0, []
+    def __init__(self, prompt: str) -> None:
+        self.prompt, self.num_written = prompt, 0
+        self.writers: list[PretendedRing] = []
 
     @property
-    def num_rings(self):
+    def num_rings(self) -> int:
         return len(self.writers)
 
 
 class PretendedRing:
     """Writes a letter of each text, and the rest once ``gate`` is open."""
 
-    def __init__(self, stages, gate):
+    def __init__(self, stages: list[RingStage], gate: asyncio.Event) -> None:
         self.stages, self.gate = stages, gate
-        self.is_left, self.loss = False, None
+        self.is_left = False
+        self.loss: str | None = None
 
     @property
-    def is_open(self):
+    def is_open(self) -> bool:
         return self.loss is None and not self.is_left
 
     @property
-    def layers(self):
+    def layers(self) -> dict[str, tuple[int, int]]:
         return {stage.plan.node: (stage.plan.start, stage.plan.stop) for stage in self.stages}
 
-    def begin(self, prompt, options):
+    def begin(self, prompt: str, options: GenerateOptions) -> PretendedAnswer:
         return PretendedAnswer(prompt)
 
-    async def write(self, answer):
+    async def write(self, answer: PretendedAnswer) -> AsyncIterator[Piece]:
         answer.writers.append(self)
         while answer.num_written < len(answer.prompt):
             answer.num_written += 1
@@ -58,14 +64,14 @@ class PretendedRing:
                 return
         yield Piece(text="", token_ids=[], finish_reason="length", statistics={"num_rings": answer.num_rings})
 
-    def outcome(self, statistics):
+    def outcome(self, statistics: dict[str, Any]) -> Outcome | None:
         return OUTCOME
 
-    def leave(self):
+    def leave(self) -> None:
         self.is_left = True
         self.gate.set()
 
-    def lose(self, reason):
+    def lose(self, reason: str) -> None:
         self.loss = reason
         self.gate.set()
 
@@ -73,72 +79,94 @@ class PretendedRing:
 class World:
     """The boards there are, the plan that would be made of them, and what the service called."""
 
-    def __init__(self):
-        self.calls = []
-        self.rings = []
-        self.found = []
-        self.plan = None
-        self.failures = {}  # by the name of a call: errors to raise, or None
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self.rings: list[PretendedRing] = []
+        self.found: list[Announcement] = []
+        self.plan: Plan | None = None
+        self.failures: dict[str, list[Exception]] = {}  # by the name of a call: what it raises, once each
         self.is_held = False  # rings opened now stop after a letter
         self._changed = asyncio.Event()
 
-    def set(self, *names):
-        self.found = [Announcement(node=name, host="127.0.0.1", port=1, cluster="test", version="1") for name in names]
+    def set(self, *names: str) -> None:
+        self.found = [announcement(name) for name in names]
         self._changed.set()
 
-    async def wait_for(self, is_enough, timeout_s):
+    async def wait_for(
+        self, is_enough: Callable[[list[Announcement]], bool], timeout_s: float | None
+    ) -> list[Announcement]:
         assert timeout_s is None
         while not is_enough(self.found):
             self._changed.clear()
             await self._changed.wait()
         return self.found
 
-    async def search(self):
+    async def search(self) -> list[Announcement]:
         self._call("search")
         await asyncio.sleep(0)  # long enough for another text to begin
         return self.found
 
     @contextlib.asynccontextmanager
-    async def open_ring(self, node, bundle, found, *, on_fetch, plan_options, plan):
-        assert (node, bundle) == (NODE, BUNDLE)
+    async def open_ring(
+        self,
+        node: Node,
+        bundle: Bundle,
+        found: Sequence[Announcement],
+        *,
+        on_fetch: object,
+        plan_options: object,
+        plan: Plan | None,
+    ) -> AsyncIterator[PretendedRing]:
+        assert node is NODE and bundle is BUNDLE
         names = tuple(board.node for board in found)
         self._call("open", names, plan)
-        stages = plan.stages if plan is not None else [equal_share(names, number) for number in range(len(names))]
         gate = asyncio.Event()
         if not self.is_held:
             gate.set()
-        served = [RingStage(StagePlan(s.node, s.start, s.stop, 0, s.precision), None, 0) for s in stages]
-        self.rings.append(PretendedRing(served, gate))
+        if plan is not None:
+            plans = [StagePlan(stage.node, stage.start, stage.stop, 0, stage.precision) for stage in plan.stages]
+        else:
+            plans = [StagePlan(name, *equal_share(len(names), number), 0) for number, name in enumerate(names)]
+        self.rings.append(PretendedRing([RingStage(plan, announcement(plan.node), 0) for plan in plans], gate))
         try:
             yield self.rings[-1]
         finally:
             self._call("close")
 
-    async def plan_layers(self, node, bundle, found, plan_options, stages):
+    async def plan_layers(
+        self,
+        node: Node,
+        bundle: Bundle,
+        found: Sequence[Announcement],
+        plan_options: object,
+        stages: Sequence[RingStage],
+    ) -> Plan:
         assert list(stages) == self.rings[-1].stages
         self._call("plan", tuple(board.node for board in found))
-        return self.plan or plan_of(**self.rings[-1].layers)
+        return self.plan or plan_of(self.rings[-1].layers)
 
-    async def explain_outcome(self, node, bundle, ring, outcome):
+    async def explain_outcome(self, node: Node, bundle: Bundle, ring: PretendedRing, outcome: Outcome) -> Outcome:
         self._call("explain", outcome)
         return NAMED
 
-    def _call(self, name, *arguments):
+    def _call(self, name: str, *arguments: object) -> None:
         self.calls.append((name, *arguments))
-        errors = self.failures.get(name, [])
-        error = errors.pop(0) if errors else None
-        if error is not None:
-            raise error
+        if errors := self.failures.get(name):
+            raise errors.pop(0)
 
 
-def equal_share(names, number):
-    return stage(names[number], 8 * number // len(names), 8 * (number + 1) // len(names))
+def announcement(name: str) -> Announcement:
+    return Announcement(node=name, host="127.0.0.1", port=1, cluster="test", version="1")
 
 
-def stage(node, start, stop, precision=""):
-    return PlannedStage(node=node, start=start, stop=stop, memory_bytes=0, precision=precision, left_bytes=0, time=None)
+def equal_share(num_nodes: int, number: int) -> tuple[int, int]:
+    return 8 * number // num_nodes, 8 * (number + 1) // num_nodes
 
 
-def plan_of(*, is_kept=False, precision="int8", **layers):
-    stages = tuple(stage(node, start, stop, precision) for node, (start, stop) in layers.items())
+def plan_of(layers: Mapping[str, tuple[int, int]], *, is_kept: bool = False, precision: str = "int8") -> Plan:
+    """A plan of these layers by node; what it expects plays no part."""
+    stages = tuple(
+        cast(PlannedStage, SimpleNamespace(node=node, start=start, stop=stop, precision=precision))
+        for node, (start, stop) in layers.items()
+    )
     return Plan(stages=stages, num_rows=1, trip_ms=1.0, interval_ms=1.0, tokens_per_s=1.0, is_kept=is_kept)
