@@ -1,20 +1,65 @@
-"""Run one large language model across the small boards on your LAN."""
+"""Run one large language model across the small boards on your LAN.
+
+The public names, each imported from its module when it is first asked for: a program that uses the client needs neither
+numpy nor ONNX Runtime, and one that reads the version needs nothing at all.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
+
+from flowspec_edge.version import __version__
 
 if TYPE_CHECKING:
     from flowspec_edge.client import Client
+    from flowspec_edge.config import GenerateOptions, Piece
+    from flowspec_edge.errors import (
+        FlowspecError,
+        KeyTextError,
+        LinkLostError,
+        NodeUnavailableError,
+        RequestError,
+        StageFailedError,
+    )
+    from flowspec_edge.node.node import Node
+    from flowspec_edge.origin.ring import Ring
 
-__all__ = ["Client", "__version__"]
-__version__ = "0.1.0"
+__all__ = [
+    "Client",
+    "FlowspecError",
+    "GenerateOptions",
+    "KeyTextError",
+    "LinkLostError",
+    "Node",
+    "NodeUnavailableError",
+    "Piece",
+    "RequestError",
+    "Ring",
+    "StageFailedError",
+    "__version__",
+]
+
+_HOMES = {
+    "Client": "client",
+    "FlowspecError": "errors",
+    "GenerateOptions": "config",
+    "KeyTextError": "errors",
+    "LinkLostError": "errors",
+    "Node": "node.node",
+    "NodeUnavailableError": "errors",
+    "Piece": "config",
+    "RequestError": "errors",
+    "Ring": "origin.ring",
+    "StageFailedError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # The client brings aiohttp along; a device that only reads a manifest should not wait for it.
-    if name == "Client":
-        from flowspec_edge.client import Client
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
-        return Client
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -31,11 +31,11 @@ MAX_EVENT_BYTES = 2**20
 
 
 class Answer:
-    """One answer: iterate over its pieces once; the attributes grow with them.
+    """One answer, whose pieces are iterated over once; its attributes grow with them.
 
     Attributes:
-        text: what has come so far.
-        token_ids: its tokens.
+        text: the text that has come so far.
+        token_ids: the tokens of that text.
         finish_reason: ``stop`` or ``length``, once it has ended.
         statistics: figures of the generation, once it has ended (README, "What the figures mean").
     """
@@ -65,8 +65,8 @@ class Answer:
 class Client:
     """A connection to one ``flowspec serve``. Leaving the ``async with`` block cancels what still runs.
 
-    A server beyond this machine wants its ``api_key`` (flowspec key show --api, where it serves). Its certificate follows
-    from that key, so with ``https://`` no other server is trusted and no file is needed.
+    A server beyond this machine wants its ``api_key`` (flowspec key show --api, where it serves). The server's
+    certificate follows from that key, so with ``https://`` no other server is trusted and no file is needed.
     """
 
     def __init__(self, url: str = "http://127.0.0.1:8008", *, api_key: str | None = None) -> None:
@@ -86,7 +86,7 @@ class Client:
         return self
 
     async def _trust(self) -> ssl.SSLContext | bool:
-        """Whom to trust: the holder of the API key alone, or without one whomever this machine trusts.
+        """Whom to trust: the holder of the API key alone, or, without a key, whomever this machine trusts.
 
         Raises:
             KeyTextError: the API key is mistyped.
@@ -142,7 +142,7 @@ class Client:
         return answer
 
     async def complete(self, prompt: str, **options: Any) -> Answer:
-        """Like :meth:`generate`, for the whole answer at once."""
+        """The whole answer at once; takes and raises what :meth:`generate` does."""
         answer = self.generate(prompt, **options)
         async for _ in answer:
             pass

@@ -34,7 +34,7 @@ def state_directory() -> Path:
 
 
 def cache_directory() -> Path:
-    """Where large files that can be fetched again are kept: in ``$FLOWSPEC_HOME``, or beside the user's other caches."""
+    """Where large files are kept that can be fetched again: ``$FLOWSPEC_HOME``, or beside the user's other caches."""
     if chosen := os.environ.get(STATE_VARIABLE):
         return Path(chosen) / "weights"
     if caches := os.environ.get("XDG_CACHE_HOME"):
@@ -43,7 +43,8 @@ def cache_directory() -> Path:
         return Path.home() / ".cache" / "flowspec" / "weights"
     except RuntimeError as cause:
         raise StateError(
-            f"this user has no home directory to keep weights in; set {STATE_VARIABLE} to a directory, or choose --cache DIR"
+            f"this user has no home directory to keep weights in; set {STATE_VARIABLE} to a directory, or choose "
+            "--cache DIR"
         ) from cause
 
 
@@ -68,7 +69,10 @@ def read_private(path: Path) -> str | None:
 
 
 def write_private(path: Path, text: str, *, is_new: bool = False) -> bool:
-    """Write a file of mode 0600 whole or not at all. With ``is_new`` a file that exists stays; False where one did.
+    """Write a file of mode 0600, whole or not at all. With ``is_new`` a file that exists already stays as it is.
+
+    Returns:
+        Whether it was written.
 
     Raises:
         StateError: it cannot be written: no permission, no space.

@@ -31,7 +31,6 @@ OF_LIBRARIES = {"exporter.tokenizer: (...)._tokenizer", "flowspec_edge.net.link:
 """Where a library has no public way to what is needed; the line itself says why."""
 STANDING: dict[str, set[str]] = {
     "long": {
-        "`flowspec_edge/cli/node.py`, `_node`",
         "`flowspec_edge/core/speculation/generation.py`",
         "`flowspec_edge/core/speculation/generation.py`, `Generation.__init__`",
         "`flowspec_edge/weights/cache.py`",

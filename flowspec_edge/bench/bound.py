@@ -19,7 +19,7 @@ from flowspec_edge.bench.tape import Tape
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.rows import Row
 from flowspec_edge.core.speculation.verify import Sampler
-from flowspec_edge.engine.drafters import Drafter
+from flowspec_edge.engine.drafters.drafter import Drafter
 
 SESSION = 1
 ROOTS_STRIDE = 2

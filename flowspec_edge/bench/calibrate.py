@@ -50,9 +50,9 @@ def calibrate(
     *,
     num_threads: int,
     sizes_in_use: Sequence[int] = SIZES_IN_USE,
-    say: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Calibration:
-    """Measure; ``say`` is told what is measured next. Precisions are compared at ``sizes_in_use``.
+    """Measure; ``report`` is told what is measured next. Precisions are compared at ``sizes_in_use``.
 
     Raises:
         BundleError: the bundle cannot be loaded.
@@ -60,21 +60,21 @@ def calibrate(
     directory, manifest = bundle.directory, bundle.manifest
     geometry = manifest.geometry
     own, *others = manifest.precisions
-    forward_ms = _forward_ms(bundle, num_threads, own, sorted({*CHUNK_SIZES, *sizes_in_use}), say)
+    forward_ms = _forward_ms(bundle, num_threads, own, sorted({*CHUNK_SIZES, *sizes_in_use}), report)
     precision_ms = {own: {size: forward_ms[size] for size in sizes_in_use}}
     refused = {}
     for precision in others:
         try:
-            precision_ms[precision] = _forward_ms(bundle, num_threads, precision, sizes_in_use, say)
+            precision_ms[precision] = _forward_ms(bundle, num_threads, precision, sizes_in_use, report)
         except BundleError as cause:  # fp16 on a provider without it, w8a8 on a processor that would be wrong
             refused[precision] = str(cause)
     fixed, slope = fit_line(list(forward_ms), list(forward_ms.values()))
-    say("head")
+    report("head")
     head = Head(directory, manifest, num_threads=num_threads)
     head_ms = time_head_ms(head, manifest)
     draft_pass_ms = draft_row_ms = None
     if manifest.drafter is not None:
-        say("draft head")
+        report("draft head")
         draft_pass_ms, wide_ms = (
             time_draft_ms(directory, manifest, head, num_rows, DRAFT_PASS_ROWS, num_threads)
             for num_rows in (DRAFT_PASS_ROWS, 4 * DRAFT_PASS_ROWS)
@@ -97,14 +97,14 @@ def calibrate(
 
 
 def _forward_ms(
-    bundle: Bundle, num_threads: int, precision: str, sizes: Sequence[int], say: Callable[[str], None]
+    bundle: Bundle, num_threads: int, precision: str, sizes: Sequence[int], report: Callable[[str], None]
 ) -> dict[int, float]:
     """Milliseconds of all layers by chunk size."""
     num_layers = bundle.manifest.geometry.num_layers
     stage = StageUnderTest(bundle.directory, bundle.manifest, 0, num_layers, num_threads, precision)
     times = {}
     for num_rows in sizes:
-        say(f"{num_layers} layers in {precision}, chunks of {num_rows}")
+        report(f"{num_layers} layers in {precision}, chunks of {num_rows}")
         times[num_rows] = stage.time_ms(num_rows)
     return times
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowspec_edge.core.events import DraftFinished, RunDraft
-from flowspec_edge.engine.drafters import Drafter
+from flowspec_edge.engine.drafters.drafter import Drafter
 
 
 @dataclass(slots=True)

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flowspec_edge.bench.compare import YARDSTICK, Plan, Task
+from flowspec_edge.bench.known_testbeds import known_testbeds
 from flowspec_edge.bench.planned import plan_testbed, replanned
 from flowspec_edge.bench.prompts import choose_sets, load_prompts
 from flowspec_edge.bench.tensor_parallel import MODELLED
-from flowspec_edge.bench.testbed import Testbed, known_testbeds, load_testbed
+from flowspec_edge.bench.testbed import Testbed, load_testbed
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names, find_schedule
 from flowspec_edge.errors import RequestError

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowspec_edge.bench.known_testbeds import TESTBEDS, known_testbeds
 from flowspec_edge.core.rows import Chunk
 from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.errors import TestbedError
 
-TESTBEDS = Path(__file__).parent / "testbeds"
 DRAFT_PASS_ROWS = 10
 """Rows of a pass of the draft head that ``draft_pass_ms`` covers: the width of the paper's drafts."""
 
@@ -88,13 +88,6 @@ class Testbed:
         forwards = sum(stage.forward_ms(num_rows) for stage in self.stages)
         transfers = num_stages * self.transfer_ms(num_rows * self.hidden_bytes)
         return forwards + (num_stages + 1) * self.hop_ms + transfers + self.head_ms
-
-
-def known_testbeds() -> list[str]:
-    """The testbeds that come with the package, the paper's own boards first."""
-    return sorted(
-        (path.stem for path in TESTBEDS.glob("*.toml")), key=lambda name: (not name.startswith("jetson"), name)
-    )
 
 
 def load_testbed(name: str) -> Testbed:

@@ -23,7 +23,7 @@ from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.core.speculation.tree import Tree
-from flowspec_edge.engine.drafters import Drafter
+from flowspec_edge.engine.drafters.drafter import Drafter
 from flowspec_edge.errors import StageFailedError
 
 SESSION = 1

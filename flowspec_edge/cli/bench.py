@@ -1,23 +1,30 @@
-"""``flowspec bench`` and ``flowspec trace`` as they are called. Light: every command builds all parsers."""
+"""``flowspec bench`` and ``flowspec trace`` as they are called; ``run_bench.py`` does them.
+
+Every command builds all parsers, so nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from flowspec_edge.bench.known_testbeds import known_testbeds
 from flowspec_edge.bench.lengths import EMULATED_TOKENS, VIRTUAL_TOKENS
-from flowspec_edge.bench.testbed import known_testbeds
-from flowspec_edge.cli.options import add_bundle, bundle_from
+from flowspec_edge.cli.options import BundleArguments, Commands, add_bundle, bundle_from, set_command
 from flowspec_edge.errors import RequestError
 
 DEFAULT_TESTBED = "jetson4-7b-fp16-1gbit"
 EMULATED_SCHEDULES = "autoregressive,chunked,pipedec,flowspec"
 BENCH_DESCRIPTION = """\
-Compare schedules on boards that need not be there. --virtual runs the real cores on simulated time: the texts and what is
-accepted come from the real model and its draft head on this machine, and how long each step takes from a testbed, a file
-that describes boards and network. The same command prints the same digits. --emulate runs the same generations in real time:
-node processes on this machine, real sockets and forwards, each held to the testbed's time; it prints how far from the virtual
+Compare schedules on boards that need not be there. --virtual runs the real cores on simulated time: the texts and \
+what is
+accepted come from the real model and its draft head on this machine, and how long each step takes from a testbed, a \
+file
+that describes boards and network. The same command prints the same digits. --emulate runs the same generations in \
+real time:
+node processes on this machine, real sockets and forwards, each held to the testbed's time; it prints how far from \
+the virtual
 clock they are, and how late this machine was.
 """
 
@@ -35,15 +42,37 @@ prompt sets: functions, classes, docstrings, tables, tests, edits
 testbeds:
 {testbeds}
 
-tokens/s (xi) = tokens after the first / simulated seconds for them; SR = xi / xi of chunked; tau = tokens per verification;
-bound = tau(draft rows under way) / time of a trip that waits for nobody. Means are over prompt sets; outputs that repeat
+tokens/s (xi) = tokens after the first / simulated seconds for them; SR = xi / xi of chunked; tau = tokens per \
+verification;
+bound = tau(draft rows under way) / time of a trip that waits for nobody. Means are over prompt sets; outputs that \
+repeat
 themselves are kept apart.
 """
 
 
-def add_bench(commands: Any) -> None:
-    """``flowspec bench``."""
-    bench: argparse.ArgumentParser = commands.add_parser(
+@dataclass(frozen=True, kw_only=True)
+class BenchCommand(BundleArguments):
+    virtual: bool
+    emulate: bool
+    calibrate: bool
+    chunk_sizes: str
+    use_fastest: bool
+    testbed: str
+    schedules: str | None
+    prompts: str
+    temperature: str
+    max_new_tokens: int | None
+    num_prompts: int | None
+    processes: int | None
+    planned: bool
+    threads: int
+    ablate: bool
+    plot: Path | None
+    json: bool
+
+
+def add_bench(commands: Commands) -> None:
+    bench = commands.add_parser(
         "bench",
         help="compare schedules on simulated boards, or measure this one",
         description=BENCH_DESCRIPTION,
@@ -67,8 +96,8 @@ def add_bench(commands: Any) -> None:
     bench.add_argument(
         "--use-fastest",
         action="store_true",
-        help="with --calibrate: nodes here run the bundle in the precision that was the fastest, unless --precision says "
-        "otherwise; look at its quality in the table first",
+        help="with --calibrate: nodes here run the bundle in the precision that was the fastest, unless --precision "
+        "says otherwise; look at its quality in the table first",
     )
     bench.add_argument(
         "--testbed",
@@ -112,16 +141,26 @@ def add_bench(commands: Any) -> None:
         "--json", action="store_true", help="print one JSON object, or a list where there are more testbeds"
     )
     add_bundle(bench)
-    bench.set_defaults(run=_bench)
+    set_command(bench, BenchCommand, _bench)
 
 
-def add_trace(commands: Any) -> None:
-    """``flowspec trace``."""
-    trace: argparse.ArgumentParser = commands.add_parser(
+@dataclass(frozen=True, kw_only=True)
+class TraceCommand(BundleArguments):
+    testbed: str
+    schedule: str
+    out: Path
+    prompt_set: str
+    index: int
+    temperature: float
+    max_new_tokens: int
+
+
+def add_trace(commands: Commands) -> None:
+    trace = commands.add_parser(
         "trace",
         help="draw one generation on simulated boards: what each stage ran when, and what became of it",
-        description="Draw one generation on the virtual clock as SVG: a lane per stage, a box per chunk with the share of its "
-        "rows that became text, the origin's work, and a line for each Advance.",
+        description="Draw one generation on the virtual clock as SVG: a lane per stage, a box per chunk with the share "
+        "of its rows that became text, the origin's work, and a line for each Advance.",
         epilog="example: flowspec trace --schedule lockstep --out lockstep.svg",
     )
     trace.add_argument(
@@ -136,7 +175,7 @@ def add_trace(commands: Any) -> None:
     trace.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: %(default)s)")
     trace.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="default: %(default)s")
     add_bundle(trace)
-    trace.set_defaults(run=_trace)
+    set_command(trace, TraceCommand, _trace)
 
 
 def _chunk_sizes(text: str) -> tuple[int, ...]:
@@ -148,7 +187,7 @@ def _chunk_sizes(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-async def _bench(options: argparse.Namespace) -> int:
+async def _bench(options: BenchCommand) -> int:
     from flowspec_edge.bench.compare import default_processes
     from flowspec_edge.bench.request import Request
     from flowspec_edge.cli.run_bench import run_calibration, run_emulated, run_virtual
@@ -187,7 +226,7 @@ async def _bench(options: argparse.Namespace) -> int:
     )
 
 
-async def _trace(options: argparse.Namespace) -> int:
+async def _trace(options: TraceCommand) -> int:
     from flowspec_edge.cli.run_bench import run_trace
 
     return await run_trace(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowspec_edge.cli.options import Commands, limit_bytes, set_command
 from flowspec_edge.core.weights.cache_room import CachedFile
-from flowspec_edge.errors import RequestError
 from flowspec_edge.files import cache_directory
 from flowspec_edge.manifest import FileEntry
-from flowspec_edge.weights.cache import PART, WeightCache
+from flowspec_edge.weights.cache import WeightCache
+from flowspec_edge.weights.part import PART_SUFFIX
 
 EPILOG = """\
 examples:
@@ -21,39 +23,26 @@ examples:
   flowspec cache prune --limit 4         remove the longest unused until 4 GiB are left
   flowspec cache prune --dry-run --json  only say what would go
 
-A node fetches the files of its own layers and keeps them here, so that its next start needs no network. What is removed is
+A node fetches the files of its own layers and keeps them here, so that its next start needs no network. \
+What is removed is
 fetched again when it is needed.
 """
-GIB = 2**30
 
 
-def add_cache_options(parser: argparse.ArgumentParser) -> None:
-    """What commands that serve layers want to know of the cache."""
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="where fetched weights are kept (default: ~/.cache/flowspec/weights)",
-    )
-    parser.add_argument(
-        "--cache-limit",
-        type=float,
-        metavar="GIB",
-        help="largest size of that; the longest unused goes first (default: a tenth of the disk stays free)",
-    )
-    parser.add_argument("--no-cache", action="store_true", help="fetch nothing: serve layers of --bundle only")
+@dataclass(frozen=True, kw_only=True)
+class ListCommand:
+    cache: Path | None
+    json: bool
 
 
-def cache_from(options: argparse.Namespace) -> WeightCache | None:
-    """Raises RequestError for options that do not go together."""
-    if options.no_cache:
-        return None
-    return WeightCache(options.cache or cache_directory(), _limit_bytes(options.cache_limit, "--cache-limit"))
+@dataclass(frozen=True, kw_only=True)
+class PruneCommand(ListCommand):
+    limit: float | None
+    dry_run: bool
 
 
-def add_cache(commands: Any) -> None:
-    """The command's arguments."""
-    cache: argparse.ArgumentParser = commands.add_parser(
+def add_cache(commands: Commands) -> None:
+    cache = commands.add_parser(
         "cache",
         help="list or shrink what this machine keeps of fetched weights",
         epilog=EPILOG,
@@ -69,11 +58,11 @@ def add_cache(commands: Any) -> None:
     for parser in (listing, prune):
         parser.add_argument("--cache", type=Path, metavar="DIR", help="default: ~/.cache/flowspec/weights")
         parser.add_argument("--json", action="store_true", help="print one JSON object")
-    listing.set_defaults(run=_list)
-    prune.set_defaults(run=_prune)
+    set_command(listing, ListCommand, _list)
+    set_command(prune, PruneCommand, _prune)
 
 
-async def _list(options: argparse.Namespace) -> int:
+async def _list(options: ListCommand) -> int:
     cache = WeightCache(options.cache or cache_directory())
     files = [_describe(file, names) for names in [_names(cache)] for file in cache.files()]
     files.sort(key=lambda file: (file["bundles"], file["file"]))
@@ -91,12 +80,12 @@ async def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _prune(options: argparse.Namespace) -> int:
+async def _prune(options: PruneCommand) -> int:
     cache = WeightCache(options.cache or cache_directory())
-    limit_bytes = _limit_bytes(options.limit, "--limit") or 0
+    kept_bytes = limit_bytes(options.limit, "--limit") or 0
     names = _names(cache)
     files = cache.files()
-    excess = sum(file.num_bytes for file in files) - limit_bytes
+    excess = sum(file.num_bytes for file in files) - kept_bytes
     removed: list[CachedFile] = []
     for file in sorted(files, key=lambda file: file.last_used):
         if excess > 0 and not file.is_in_use and (options.dry_run or cache.remove(file.sha256)):
@@ -131,9 +120,9 @@ def _names(cache: WeightCache) -> dict[str, tuple[set[str], FileEntry]]:
 
 
 def _describe(file: CachedFile, names: dict[str, tuple[set[str], FileEntry]]) -> dict[str, Any]:
-    sha256 = file.sha256.removesuffix(PART)
+    sha256 = file.sha256.removesuffix(PART_SUFFIX)
     bundles, entry = names.get(sha256, (set(), None))
-    is_part = file.sha256.endswith(PART)
+    is_part = file.sha256.endswith(PART_SUFFIX)
     state = "in use" if file.is_in_use else "free"
     if is_part:
         share = f"{file.num_bytes / entry.num_bytes:.0%} of it" if entry is not None else "a part"
@@ -148,14 +137,6 @@ def _describe(file: CachedFile, names: dict[str, tuple[set[str], FileEntry]]) ->
         "is_part": is_part,
         "state": state,
     }
-
-
-def _limit_bytes(gib: float | None, option: str) -> int | None:
-    if gib is None:
-        return None
-    if not 0 <= gib <= 2**20:
-        raise RequestError(f"{option} is {gib}; it must be a number of GiB, 0 or more")
-    return int(gib * GIB)
 
 
 def _age(seconds: float) -> str:

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
+from dataclasses import dataclass
 
-from flowspec_edge.cli.options import add_bundle, add_generation, bundle_from, generate_options_from
+from flowspec_edge.cli.options import (
+    BundleArguments,
+    Commands,
+    GenerationArguments,
+    add_bundle,
+    add_generation,
+    bundle_from,
+    generate_options_from,
+    set_command,
+)
 from flowspec_edge.errors import RequestError
 
 
-def add_demo(commands: Any) -> None:
-    demo: argparse.ArgumentParser = commands.add_parser(
-        "demo", help="start nodes on this machine, answer a prompt, show each trip, stop them"
-    )
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand(GenerationArguments, BundleArguments):
+    nodes: int
+    prompt: str | None
+    json: bool
+
+
+def add_demo(commands: Commands) -> None:
+    demo = commands.add_parser("demo", help="start nodes on this machine, answer a prompt, show each trip, stop them")
     demo.add_argument("--nodes", type=int, default=4, help="how many nodes to start (default: %(default)s)")
     demo.add_argument("--prompt", default=None, help="the text to continue (default: the head of a Python class)")
     add_generation(demo, temperature=0.6, seed=7)
     add_bundle(demo)
     demo.add_argument("--json", action="store_true", help="print one JSON object instead of the display")
-    demo.set_defaults(run=_demo)
+    set_command(demo, DemoCommand, _demo)
 
 
-async def _demo(options: argparse.Namespace) -> int:
+async def _demo(options: DemoCommand) -> int:
     from flowspec_edge.cli.run_demo import run_demo
 
     if not 1 <= options.nodes <= 64:

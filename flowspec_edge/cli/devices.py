@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from typing import Any
+from dataclasses import dataclass
 
-from flowspec_edge.cli.options import access_from, add_network, add_search, search
+from flowspec_edge.cli.options import (
+    Commands,
+    SearchArguments,
+    access_from,
+    add_network,
+    add_search,
+    search,
+    set_command,
+)
 
 
-def add_devices(commands: Any) -> None:
-    devices: argparse.ArgumentParser = commands.add_parser(
-        "devices", help="list the nodes found, their memory and what they can serve"
-    )
+@dataclass(frozen=True, kw_only=True)
+class DevicesCommand(SearchArguments):
+    json: bool
+
+
+def add_devices(commands: Commands) -> None:
+    devices = commands.add_parser("devices", help="list the nodes found, their memory and what they can serve")
     add_network(devices)
     add_search(devices)
     devices.add_argument("--json", action="store_true", help="print a JSON list")
-    devices.set_defaults(run=_devices)
+    set_command(devices, DevicesCommand, _devices)
 
 
-async def _devices(options: argparse.Namespace) -> int:
+async def _devices(options: DevicesCommand) -> int:
     from flowspec_edge.node.node import ask_nodes
 
     access = access_from(options)

@@ -8,16 +8,16 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from flowspec_edge.cli.access import add_key
 from flowspec_edge.cli.bench import add_bench, add_trace
 from flowspec_edge.cli.cache import add_cache
 from flowspec_edge.cli.demo import add_demo
 from flowspec_edge.cli.devices import add_devices
 from flowspec_edge.cli.doctor import add_doctor
+from flowspec_edge.cli.key import add_key
 from flowspec_edge.cli.node import add_node
+from flowspec_edge.cli.options import Running
 from flowspec_edge.cli.plan import add_plan
 from flowspec_edge.cli.ring import add_generate, add_serve
 from flowspec_edge.errors import FlowspecError
@@ -31,7 +31,8 @@ whoever asks streams a tree of draft tokens around the ring, so that one request
 EPILOG = """\
 examples:
   flowspec demo                               four nodes on this machine answer a prompt
-  flowspec node                               serve layers of the demo model; the first prints the line for the other boards
+  flowspec node                               serve layers of the demo model; the first prints the line for the \
+other boards
   flowspec generate 'def main(argv):'         spread the model over the nodes found and stream the text
   flowspec serve                              the same behind an OpenAI-compatible HTTP API
   flowspec devices                            who is there
@@ -59,7 +60,16 @@ COMMANDS = (
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
+class _Parsed(argparse.Namespace):
+    """What every command line comes to, beside the options of its command."""
+
+    command: str
+    verbose: bool
+    run: Callable[[argparse.Namespace], Running]
+
+
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; see :class:`_Parsed`."""
     parser = argparse.ArgumentParser(
         prog="flowspec", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -72,7 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(arguments)
+    """Run the command of these arguments, or of the command line. Returns an exit status."""
+    options = build_parser().parse_args(arguments, _Parsed())
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING, format="flowspec: %(message)s", stream=sys.stderr
     )
@@ -89,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _run(command: Coroutine[Any, Any, int]) -> int:
+def _run(command: Running) -> int:
     """Run with SIGTERM treated as Ctrl-C is: the command is cancelled and cleans up."""
 
     async def guarded() -> int:

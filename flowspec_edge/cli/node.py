@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flowspec_edge.cli.access import welcome_text
+from flowspec_edge.cli.node_settings import ServingArguments, add_serving, serving_settings
 from flowspec_edge.cli.options import (
+    Commands,
     access_from,
     add_network,
-    add_serving,
-    settings_from,
+    set_command,
 )
 from flowspec_edge.node.board import board_report, describe_board, use_board
 from flowspec_edge.tasks import until_interrupted
 
+if TYPE_CHECKING:
+    from flowspec_edge.core.device.boards import BoardFacts, BoardSettings
+    from flowspec_edge.node.node import Node
+    from flowspec_edge.node.pacing import Board
 
-def add_node(commands: Any) -> None:
-    node: argparse.ArgumentParser = commands.add_parser("node", help="serve layers to whoever finds this node")
+
+@dataclass(frozen=True, kw_only=True)
+class NodeCommand(ServingArguments):
+    port: int
+    json: bool
+    until_stdin_closes: bool
+    emulate: str | None
+
+
+def add_node(commands: Commands) -> None:
+    node = commands.add_parser("node", help="serve layers to whoever finds this node")
     add_serving(node)
     add_network(node)
     node.add_argument("--port", type=int, default=0, help="port to listen on (default: any free one)")
@@ -29,56 +43,35 @@ def add_node(commands: Any) -> None:
     node.add_argument(
         "--emulate",
         metavar="TESTBED",
-        help="compute and send at the pace of a testbed's board, and print as JSON, at the end of each session, the seconds "
-        "that its computing should have taken and those that it took longer (see flowspec bench --emulate)",
+        help="compute and send at the pace of a testbed's board, and print as JSON, at the end of each session, the "
+        "seconds that its computing should have taken and those that it took longer (see flowspec bench --emulate)",
     )
-    node.set_defaults(run=_node)
+    set_command(node, NodeCommand, _node)
 
 
-async def _node(options: argparse.Namespace) -> int:
+async def _node(options: NodeCommand) -> int:
     from flowspec_edge.cli.show_fetches import FetchDisplay
     from flowspec_edge.cli.show_peers import PeerDisplay
     from flowspec_edge.node.node import Node
-    from flowspec_edge.node.pacing import Board
 
-    board = Board()
-    if options.emulate is not None:
-        from flowspec_edge.bench.emulated_board import EmulatedBoard, Lateness
-        from flowspec_edge.bench.testbed import load_testbed
-
-        def tell_lateness(lateness: Lateness) -> None:
-            print(json.dumps([lateness.asked_s, lateness.late_s]), flush=True)
-
-        board = EmulatedBoard(load_testbed(options.emulate), tell_lateness)
+    board = _board_of(options)
     access = access_from(options, makes_key=True)
     if access.new_key is not None:
-        print(
-            welcome_text(access.new_key, options.cluster), file=sys.stderr if options.json else sys.stdout, flush=True
-        )
+        welcome = welcome_text(access.new_key, options.cluster)
+        print(welcome, file=sys.stderr if options.json else sys.stdout, flush=True)
     profile, facts = use_board(
         options.board,
         num_threads=options.threads,
         memory_mib=options.memory,
         keeps_all_cores=options.emulate is not None,
     )
-    settings = settings_from(options, access, is_announced=True, board=profile)
+    settings = serving_settings(options, access, profile, port=options.port)
     display = PeerDisplay(settings.neighbourhood, is_quiet=options.json)
     node = await Node.start(settings, board, display.show)
     display.port = node.port
     node.on_fetch = FetchDisplay().show_own
     try:
-        if options.json:
-            report = {"node": node.settings.name, "host": node.settings.host, "port": node.port}
-            print(json.dumps({**report, **board_report(profile)}), flush=True)
-        else:
-            memory = node.settings.memory_bytes / 2**20
-            print(
-                f"node {node.settings.name} serves on {node.settings.host}:{node.port}, cluster {options.cluster}, "
-                f"{memory:.0f} MiB for layers. Ctrl-C ends it.",
-                describe_board(profile, facts),
-                sep="\n",
-                flush=True,
-            )
+        _print_start(node, profile, facts, is_json=options.json)
         if options.until_stdin_closes:
             await asyncio.get_running_loop().connect_read_pipe(_UntilEnd, sys.stdin)
             await _UntilEnd.ended.wait()
@@ -87,6 +80,40 @@ async def _node(options: argparse.Namespace) -> int:
     finally:
         await node.close()
     return 0
+
+
+def _board_of(options: NodeCommand) -> Board:
+    """This board, or one that pretends to be a testbed's and prints how late it was.
+
+    Raises:
+        TestbedError: there is no such testbed.
+    """
+    from flowspec_edge.node.pacing import Board
+
+    if options.emulate is None:
+        return Board()
+    from flowspec_edge.bench.emulated_board import EmulatedBoard, Lateness
+    from flowspec_edge.bench.testbed import load_testbed
+
+    def print_lateness(lateness: Lateness) -> None:
+        print(json.dumps([lateness.asked_s, lateness.late_s]), flush=True)
+
+    return EmulatedBoard(load_testbed(options.emulate), print_lateness)
+
+
+def _print_start(node: Node, profile: BoardSettings, facts: BoardFacts, *, is_json: bool) -> None:
+    settings = node.settings
+    if is_json:
+        report = {"node": settings.name, "host": settings.host, "port": node.port}
+        print(json.dumps({**report, **board_report(profile)}), flush=True)
+        return
+    print(
+        f"node {settings.name} serves on {settings.host}:{node.port}, cluster {settings.cluster}, "
+        f"{settings.memory_bytes / 2**20:.0f} MiB for layers. Ctrl-C ends it.",
+        describe_board(profile, facts),
+        sep="\n",
+        flush=True,
+    )
 
 
 class _UntilEnd(asyncio.Protocol):

@@ -1,51 +1,136 @@
-"""Options that several commands share, and what they come to: a bundle, a node's settings, the nodes to use.
+"""Options that several commands share: how each is written on the command line, its type, and what is made of it.
 
-What needs ONNX Runtime is imported where it is used: ``flowspec --help`` answers at once.
+Options come in groups. ``add_GROUP`` declares a group's options to a parser, and ``GROUPArguments`` has a field for
+each of them. A command's own dataclass is made of the groups that it takes; :func:`set_command` fills it.
+
+Whatever loads ONNX Runtime or opens sockets is imported where it is used, so that ``flowspec --help`` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import dataclasses
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from flowspec_edge.cli.access import DEFAULT_CLUSTER, NO_KEY_HINT, Access, neighbourhood, open_access
-from flowspec_edge.cli.cache import add_cache_options, cache_from
-from flowspec_edge.core.device.boards import BoardSettings
 from flowspec_edge.core.speculation.schedules import SCHEDULES
-from flowspec_edge.errors import NodeUnavailableError
+from flowspec_edge.errors import NodeUnavailableError, RequestError
+from flowspec_edge.files import cache_directory
 from flowspec_edge.net.addresses import NODE_PORT
-from flowspec_edge.node.board import thermometer_of
 from flowspec_edge.version import __version__
+from flowspec_edge.weights.cache import WeightCache
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from flowspec_edge.bundle import Bundle
+    from flowspec_edge.config import GenerateOptions
+    from flowspec_edge.net.directory import Directory
+    from flowspec_edge.net.discovery import Announcement
+    from flowspec_edge.net.neighbourhood import Neighbourhood
 
 SEARCH_S = 5.0
 """How long to look for nodes. All of a LAN answer within 1.5 s of the last start (zeroconf 0.154)."""
 SETTLE_S = 1.5
 """How long to go on looking after the first node, where it is not said how many there are."""
+GIB = 2**30
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What a command adds its parser to; argparse gives it no public name."""
+Running = Coroutine[Any, Any, int]
+"""A command that runs; its result is the exit status."""
+
+_Arguments = TypeVar("_Arguments", bound="DataclassInstance")
+
+
+def set_command(parser: argparse.ArgumentParser, kind: type[_Arguments], run: Callable[[_Arguments], Running]) -> None:
+    """Have ``run`` perform the command of this parser. ``kind`` has a field for each option that the command reads."""
+    parser.set_defaults(run=lambda parsed: run(arguments_of(kind, parsed)))
+
+
+def arguments_of(kind: type[_Arguments], parsed: argparse.Namespace) -> _Arguments:
+    """What was parsed, as a ``kind``; an option without a field there is left out."""
+    values = vars(parsed)
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
+
+
+# ----------------------------------------------------------------------------- bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleArguments:
+    bundle: Path | None
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle (default: the demo model)")
 
 
-def add_serving(parser: argparse.ArgumentParser) -> None:
-    add_bundle(parser)
-    parser.add_argument("--name", help="name that others see (default: host name and six random digits)")
-    parser.add_argument("--threads", type=int, default=None, help="threads per stage (default: the board profile's)")
-    parser.add_argument("--memory", type=int, metavar="MIB", help="memory to offer (default: the board profile's)")
+def bundle_from(options: BundleArguments) -> Bundle:
+    """Raises BundleError where there is none, or it is broken."""
+    from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
+
+    return Bundle.load(options.bundle or DEMO_BUNDLE)
+
+
+# ------------------------------------------------------------------------------ cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheArguments:
+    cache: Path | None
+    cache_limit: float | None
+    no_cache: bool
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--board",
-        metavar="NAME",
-        help="board profile to use, or a TOML file (default: recognised; see firmware_configs)",
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where fetched weights are kept (default: ~/.cache/flowspec/weights)",
     )
     parser.add_argument(
-        "--precision",
-        metavar="NAME",
-        help="run layers in this precision, one of those that the bundle has (default: the one that flowspec bench --calibrate "
-        "--use-fastest chose here, else the bundle's own)",
+        "--cache-limit",
+        type=float,
+        metavar="GIB",
+        help="largest size of that; the longest unused goes first (default: a tenth of the disk stays free)",
     )
-    add_cache_options(parser)
+    parser.add_argument("--no-cache", action="store_true", help="fetch nothing: serve layers of --bundle only")
+
+
+def cache_from(options: CacheArguments) -> WeightCache | None:
+    """Raises RequestError where the limit is out of range."""
+    if options.no_cache:
+        return None
+    return WeightCache(options.cache or cache_directory(), limit_bytes(options.cache_limit, "--cache-limit"))
+
+
+def limit_bytes(gib: float | None, option: str) -> int | None:
+    """The value of ``option`` in bytes.
+
+    Raises:
+        RequestError: it is out of range.
+    """
+    if gib is None:
+        return None
+    if not 0 <= gib <= 2**20:
+        raise RequestError(f"{option} is {gib}; it must be a number of GiB, 0 or more")
+    return int(gib * GIB)
+
+
+# ---------------------------------------------------------------------------- network
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkArguments:
+    cluster: str
+    peer: list[str]
+    host: str | None
+    insecure: bool
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
@@ -67,11 +152,70 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def access_from(options: NetworkArguments, *, makes_key: bool = False) -> Access:
+    """Raises what :func:`open_access` does."""
+    return open_access(options.host, is_insecure=options.insecure, makes_key=makes_key)
+
+
+def neighbourhood_from(options: NetworkArguments, access: Access) -> Neighbourhood:
+    """Raises what :func:`neighbourhood` does."""
+    return neighbourhood(options.cluster, options.peer, access)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchArguments(NetworkArguments):
+    """Of commands that look for nodes; their parsers take the options of the network too."""
+
+    nodes: int | None
+    wait: float
+
+
 def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, metavar="N", help="go on as soon as N nodes are found")
     parser.add_argument(
         "--wait", type=float, default=SEARCH_S, metavar="S", help="look this long (default: %(default)s)"
     )
+
+
+async def search(options: SearchArguments, access: Access, directory: Directory | None = None) -> list[Announcement]:
+    """The nodes of the cluster, as a directory that is open knows them, or one that is opened for this search.
+
+    Raises:
+        NodeUnavailableError: there is none, or fewer than asked for.
+    """
+    from flowspec_edge.net.directory import find_peers, search_peers
+    from flowspec_edge.node.resources import unique_name
+
+    num_nodes, timeout_s = options.nodes, options.wait
+    try:
+        if directory is not None:
+            return await search_peers(directory, num_nodes=num_nodes, timeout_s=timeout_s, settle_s=SETTLE_S)
+        return await find_peers(
+            neighbourhood_from(options, access),
+            node=unique_name(),
+            version=__version__,
+            num_nodes=num_nodes,
+            timeout_s=timeout_s,
+            settle_s=SETTLE_S,
+        )
+    except NodeUnavailableError as cause:
+        if options.host is None and access.is_loopback:
+            raise NodeUnavailableError(f"{cause}; {NO_KEY_HINT}") from cause
+        raise
+
+
+# ------------------------------------------------------------------------- generation
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationArguments:
+    schedule: str
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    stop: list[str]
 
 
 def add_generation(parser: argparse.ArgumentParser, *, temperature: float, seed: int) -> None:
@@ -90,64 +234,8 @@ def add_generation(parser: argparse.ArgumentParser, *, temperature: float, seed:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
 
 
-def access_from(options: argparse.Namespace, *, makes_key: bool = False) -> Access:
-    return open_access(options.host, is_insecure=options.insecure, makes_key=makes_key)
-
-
-async def search(options: argparse.Namespace, access: Access, directory: Any = None) -> list[Any]:
-    """The nodes of the cluster, from a directory that is open, or one of its own.
-
-    Raises:
-        NodeUnavailableError: there is none, or fewer than asked for.
-    """
-    from flowspec_edge.net.directory import find_peers, search_peers
-    from flowspec_edge.node.resources import unique_name
-
-    limits = {"num_nodes": options.nodes, "timeout_s": options.wait, "settle_s": SETTLE_S}
-    try:
-        if directory is not None:
-            return await search_peers(directory, **limits)
-        where = neighbourhood(options, access)
-        return await find_peers(where, node=unique_name(), version=__version__, **limits)
-    except NodeUnavailableError as cause:
-        if options.host is None and access.is_loopback:
-            raise NodeUnavailableError(f"{cause}; {NO_KEY_HINT}") from cause
-        raise
-
-
-def bundle_from(options: argparse.Namespace) -> Any:
-    from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
-
-    return Bundle.load(options.bundle or DEMO_BUNDLE)
-
-
-def settings_from(
-    options: argparse.Namespace, access: Access, *, is_announced: bool, board: BoardSettings | None = None
-) -> Any:
-    from flowspec_edge.node.resources import NodeSettings, available_memory_bytes, unique_name
-
-    where = neighbourhood(options, access)
-    return NodeSettings(
-        name=getattr(options, "name", None) or unique_name(),
-        cluster=options.cluster,
-        host=access.host,
-        credentials=access.credentials,
-        is_insecure=access.is_insecure,
-        port=getattr(options, "port", 0),
-        preferred_port=0 if access.is_loopback or not is_announced else NODE_PORT,
-        peers=where.peers,
-        remembers=where.remembers,
-        bundles=(bundle_from(options),),
-        memory_bytes=available_memory_bytes() if board is None else board.memory_bytes,
-        num_threads=len(os.sched_getaffinity(0)) if board is None else board.num_threads,
-        is_announced=is_announced,
-        cache=cache_from(options) if is_announced else None,
-        precision=getattr(options, "precision", None),
-        thermometer=None if board is None else thermometer_of(board),
-    )
-
-
-def generate_options_from(options: argparse.Namespace) -> Any:
+def generate_options_from(options: GenerationArguments) -> GenerateOptions:
+    """Raises RequestError where a number is out of range."""
     from flowspec_edge.config import GenerateOptions
 
     return GenerateOptions(

@@ -5,13 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from flowspec_edge.cli.options import access_from, add_network, add_search, search, settings_from
+from flowspec_edge.cli.node_settings import OriginArguments, origin_settings
+from flowspec_edge.cli.options import (
+    Commands,
+    SearchArguments,
+    access_from,
+    add_network,
+    add_search,
+    search,
+    set_command,
+)
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.errors import RequestError
+
+if TYPE_CHECKING:
+    from flowspec_edge.core.planning.placement import Plan
+    from flowspec_edge.origin.planning import PlanOptions
 
 EPILOG = """\
 examples:
@@ -20,14 +33,37 @@ examples:
   flowspec plan --testbed unequal          boards that are only described (see flowspec bench --help)
   flowspec plan --testbed mine.toml --json
 
-Each node measures once what a layer of such a model takes it, and keeps that. Links are measured with at most 1 MB per pair
+Each node measures once what a layer of such a model takes it, and keeps that. Links are measured with at most 1 MB \
+per pair
 of nodes, and again after a day. USED counts weights, caches for --context tokens and the runtime.
 """
 
 
-def add_plan(commands: Any) -> None:
-    """The command's arguments."""
-    plan: argparse.ArgumentParser = commands.add_parser(
+@dataclass(frozen=True, kw_only=True)
+class ContextArguments:
+    """What every plan depends on beside the boards."""
+
+    any_precision: bool
+    context: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RingArguments(SearchArguments, ContextArguments):
+    """Of commands that open a ring over the nodes found."""
+
+    equal_split: bool
+    rebalance: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand(OriginArguments, ContextArguments):
+    testbed: str | None
+    schedule: str
+    json: bool
+
+
+def add_plan(commands: Commands) -> None:
+    plan = commands.add_parser(
         "plan",
         help="show who would serve which layers, what that should bring, and who is left out and why",
         epilog=EPILOG,
@@ -40,11 +76,11 @@ def add_plan(commands: Any) -> None:
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     add_network(plan)
     add_search(plan)
-    plan.set_defaults(run=_plan)
+    set_command(plan, PlanCommand, _plan)
 
 
-def add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """What commands that open a ring let the user say of its plan."""
+def add_ring_options(parser: argparse.ArgumentParser) -> None:
+    """What commands that open a ring let the user choose of its plan; see :class:`RingArguments`."""
     _add_context(parser)
     parser.add_argument(
         "--equal-split",
@@ -54,8 +90,8 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rebalance",
         action="store_true",
-        help="where a board that comes later makes a better plan, move to it at once, texts under way included; without this "
-        "flowspec serve does so when no text is under way",
+        help="where a board that comes later makes a better plan, move to it at once, texts under way included; "
+        "without this flowspec serve does so when no text is under way",
     )
 
 
@@ -63,8 +99,8 @@ def _add_context(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--any-precision",
         action="store_true",
-        help="let the plan choose, for each device, the quickest of the bundle's precisions that has room there; the text then "
-        "depends on the plan (default: each device's own choice)",
+        help="let the plan choose, for each device, the quickest of the bundle's precisions that has room there; the "
+        "text then depends on the plan (default: each device's own choice)",
     )
     parser.add_argument(
         "--context",
@@ -74,40 +110,51 @@ def _add_context(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def wishes_from(options: argparse.Namespace) -> Any:
-    """What a ring is planned for; None for equal shares.
+def ring_plan_options(options: RingArguments, schedule: str) -> PlanOptions | None:
+    """What a ring is planned for; None where each node is to have an equal share.
+
+    Raises:
+        RequestError: a number is out of range, or the schedule is not known.
+    """
+    _check_context(options)
+    return None if options.equal_split else plan_options_from(options, schedule)
+
+
+def plan_options_from(options: ContextArguments, schedule: str) -> PlanOptions:
+    """What a plan is made for; on a terminal it tells there of what takes long.
 
     Raises:
         RequestError: a number is out of range, or the schedule is not known.
     """
     from flowspec_edge.core.speculation.schedules import find_schedule
-    from flowspec_edge.origin.planning import PlanWishes
+    from flowspec_edge.origin.planning import PlanOptions
 
+    _check_context(options)
+    find_schedule(schedule)
+    wanted = PlanOptions(schedule=schedule, num_tokens=options.context, is_any_precision=options.any_precision)
+    if not sys.stderr.isatty():
+        return wanted
+    return replace(wanted, report=lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _check_context(options: ContextArguments) -> None:
     if options.context is not None and options.context < 1:
         raise RequestError(f"--context is {options.context}; it must be at least 1")
-    if getattr(options, "equal_split", False):
-        return None
-    schedule = getattr(options, "schedule", "flowspec")
-    find_schedule(schedule)
-    wishes = PlanWishes(schedule=schedule, num_tokens=options.context, is_any_precision=options.any_precision)
-    if not sys.stderr.isatty():
-        return wishes
-    return replace(wishes, say=lambda line: print(line, file=sys.stderr, flush=True))
 
 
-async def _plan(options: argparse.Namespace) -> int:
+async def _plan(options: PlanCommand) -> int:
     if options.testbed is not None:
         return run_testbed_plan(options.testbed, options.schedule, is_json=options.json)
     from flowspec_edge.node.node import Node
     from flowspec_edge.origin.opening import plan_layers
 
     access = access_from(options)
-    settings = settings_from(options, access, is_announced=False)
-    wishes = wishes_from(options)
+    settings = origin_settings(options, access)
+    plan_options = plan_options_from(options, options.schedule)
     found = await search(options, access)
     node = await Node.start(settings)
     try:
-        plan = await plan_layers(node, settings.bundles[0], found, wishes)
+        plan = await plan_layers(node, settings.bundles[0], found, plan_options)
     finally:
         await node.close()
     show_plan(plan, options.schedule, settings.bundles[0].manifest.drafts, is_json=options.json)
@@ -128,8 +175,8 @@ def run_testbed_plan(name: str, schedule: str, *, is_json: bool) -> int:
     return 0
 
 
-def show_plan(plan: Any, schedule: str, drafts: str | None = None, *, is_json: bool) -> None:
-    """Print it, and where drafts would come from, which a testbed does not tell."""
+def show_plan(plan: Plan, schedule: str, drafts: str | None = None, *, is_json: bool) -> None:
+    """Print the plan, and where drafts would come from, which a testbed does not tell."""
     from flowspec_edge.cli.show_plan import format_plan, plan_report
 
     if is_json:

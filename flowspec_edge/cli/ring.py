@@ -2,61 +2,81 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from flowspec_edge.cli.access import Access, api_text, neighbourhood, open_api_access
+from flowspec_edge.cli.access import Access, ApiAccess, api_text, open_api_access
+from flowspec_edge.cli.node_settings import (
+    OriginArguments,
+    ServingArguments,
+    add_serving,
+    origin_settings,
+    serving_settings,
+)
 from flowspec_edge.cli.options import (
+    Commands,
+    GenerationArguments,
     access_from,
     add_bundle,
     add_generation,
     add_network,
     add_search,
-    add_serving,
     generate_options_from,
+    neighbourhood_from,
     search,
-    settings_from,
+    set_command,
 )
-from flowspec_edge.cli.plan import add_plan_options, wishes_from
+from flowspec_edge.cli.plan import RingArguments, add_ring_options, ring_plan_options
 from flowspec_edge.node.board import use_board
 from flowspec_edge.tasks import until_interrupted
 from flowspec_edge.version import __version__
 
+if TYPE_CHECKING:
+    from flowspec_edge.cli.show_fetches import FetchDisplay
+    from flowspec_edge.config import Piece
+    from flowspec_edge.node.node import Node
+    from flowspec_edge.origin.ring import Ring
+    from flowspec_edge.origin.service import GenerationService
+
 DEFAULT_API_PORT = 8008
+DEFAULT_SCHEDULE = "flowspec"
+"""What ``flowspec serve`` plans for; each request may name another schedule."""
 
 
-def add_generate(commands: Any) -> None:
-    generate: argparse.ArgumentParser = commands.add_parser(
-        "generate", help="stream a continuation of a prompt from the nodes found"
-    )
+@dataclass(frozen=True, kw_only=True)
+class GenerateCommand(GenerationArguments, OriginArguments, RingArguments):
+    prompt: str
+    json: bool
+
+
+def add_generate(commands: Commands) -> None:
+    generate = commands.add_parser("generate", help="stream a continuation of a prompt from the nodes found")
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads standard input")
     add_generation(generate, temperature=0.0, seed=0)
     add_network(generate)
     add_search(generate)
     add_bundle(generate)
-    add_plan_options(generate)
+    add_ring_options(generate)
     generate.add_argument("--json", action="store_true", help="print text, tokens and statistics as one JSON object")
-    generate.set_defaults(run=_generate)
+    set_command(generate, GenerateCommand, _generate)
 
 
-async def _generate(options: argparse.Namespace) -> int:
+async def _generate(options: GenerateCommand) -> int:
     from flowspec_edge.cli.show_fetches import FetchDisplay
-    from flowspec_edge.cli.show_plan import format_outcome
-    from flowspec_edge.cli.show_ring import print_statistics, ring_table
     from flowspec_edge.node.node import Node
 
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     wanted, access = generate_options_from(options), access_from(options)
-    settings = settings_from(options, access, is_announced=False)
+    settings = origin_settings(options, access)
     async with contextlib.AsyncExitStack() as closing:
         node = await Node.start(settings)
         closing.push_async_callback(node.close)
         service = await closing.enter_async_context(
-            _open_service(options, access, node, FetchDisplay(), is_served=False)
+            _open_service(options, options.schedule, access, node, FetchDisplay(), is_served=False)
         )
         pieces = []
         async with contextlib.aclosing(service.generate(prompt, wanted)) as answer:
@@ -64,31 +84,52 @@ async def _generate(options: argparse.Namespace) -> int:
                 pieces.append(piece)
                 if not options.json:
                     print(piece.text, end="", flush=True)
-        last, ring = pieces[-1], service.writer
-        assert last.statistics is not None and ring is not None
+        assert service.writer is not None
         if options.json:
-            report = {
-                "prompt": prompt,
-                "text": "".join(piece.text for piece in pieces),
-                "token_ids": [token for piece in pieces for token in piece.token_ids],
-                "finish_reason": last.finish_reason,
-                **last.statistics,
-                "ring": ring_table(ring.stages),
-                "drafts": settings.bundles[0].manifest.drafts,
-            }
-            print(json.dumps(report))
+            _print_json(prompt, pieces, service.writer, settings.bundles[0].manifest.drafts)
         else:
-            print()
-            print_statistics(last.statistics, file=sys.stderr)
-            if last.statistics["prediction"] is not None:
-                print(format_outcome(last.statistics["prediction"]), file=sys.stderr)
+            _print_figures(pieces[-1])
     return 0
 
 
-def add_serve(commands: Any) -> None:
-    serve: argparse.ArgumentParser = commands.add_parser(
-        "serve", help="an OpenAI-compatible HTTP API over the nodes found, this one included"
-    )
+def _print_json(prompt: str, pieces: list[Piece], ring: Ring, drafts: str) -> None:
+    from flowspec_edge.cli.show_ring import ring_table
+
+    last = pieces[-1]
+    assert last.statistics is not None, "the last piece of an answer has the statistics"
+    report = {
+        "prompt": prompt,
+        "text": "".join(piece.text for piece in pieces),
+        "token_ids": [token for piece in pieces for token in piece.token_ids],
+        "finish_reason": last.finish_reason,
+        **last.statistics,
+        "ring": ring_table(ring.stages),
+        "drafts": drafts,
+    }
+    print(json.dumps(report))
+
+
+def _print_figures(last: Piece) -> None:
+    from flowspec_edge.cli.show_plan import format_outcome
+    from flowspec_edge.cli.show_ring import print_statistics
+
+    assert last.statistics is not None, "the last piece of an answer has the statistics"
+    print()
+    print_statistics(last.statistics, file=sys.stderr)
+    if last.statistics["prediction"] is not None:
+        print(format_outcome(last.statistics["prediction"]), file=sys.stderr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeCommand(ServingArguments, RingArguments):
+    port: int
+    api_host: str | None
+    plain_http: bool
+    no_layers: bool
+
+
+def add_serve(commands: Commands) -> None:
+    serve = commands.add_parser("serve", help="an OpenAI-compatible HTTP API over the nodes found, this one included")
     add_serving(serve)
     add_network(serve)
     add_search(serve)
@@ -100,68 +141,73 @@ def add_serve(commands: Any) -> None:
         "clients need the API key, which the first such start prints",
     )
     serve.add_argument("--plain-http", action="store_true", help="serve the API beyond this machine without encryption")
-    add_plan_options(serve)
+    add_ring_options(serve)
     serve.add_argument("--no-layers", action="store_true", help="serve no layers here: answer requests only")
-    serve.set_defaults(run=_serve)
+    set_command(serve, ServeCommand, _serve)
 
 
-async def _serve(options: argparse.Namespace) -> int:
+async def _serve(options: ServeCommand) -> int:
     from flowspec_edge.cli.show_fetches import FetchDisplay
     from flowspec_edge.net.addresses import LOOPBACK
-    from flowspec_edge.net.server import serve_app
     from flowspec_edge.node.node import Node
-    from flowspec_edge.web.completions import build_app
 
-    api_port, options.port = options.port, 0
     access = access_from(options)
     api = open_api_access(
         options.api_host or options.host or LOOPBACK, is_insecure=options.insecure, is_plain=options.plain_http
     )
     profile, _ = use_board(options.board, num_threads=options.threads, memory_mib=options.memory)
-    settings = settings_from(options, access, is_announced=not options.no_layers, board=profile)
-    node = await Node.start(settings)
+    node = await Node.start(serving_settings(options, access, profile, is_announced=not options.no_layers))
     fetches = FetchDisplay()
     node.on_fetch = fetches.show_own
     try:
-        async with _open_service(options, access, node, fetches, is_served=True) as service:
-            tls = api.credentials.public if api.credentials else None
-            app = await serve_app(build_app(service, api.key), api.host, api_port, tls=tls, cancels_on_disconnect=True)
-            try:
-                if api.is_new:
-                    print(api_text(api), flush=True)
-                print(
-                    f"model {service.model} at {api.scheme}://{api.host}:{app.port}/v1/completions, "
-                    f"node {settings.name}, cluster {options.cluster}. Ctrl-C ends it.",
-                    flush=True,
-                )
-                await until_interrupted()
-            finally:
-                await app.close()
+        async with _open_service(options, DEFAULT_SCHEDULE, access, node, fetches, is_served=True) as service:
+            await _serve_api(service, api, options.port, node)
     finally:
         await node.close()
     return 0
 
 
+async def _serve_api(service: GenerationService, api: ApiAccess, port: int, node: Node) -> None:
+    """Answer over HTTP until the user ends it."""
+    from flowspec_edge.net.server import serve_app
+    from flowspec_edge.web.completions import build_app
+
+    tls = api.credentials.public if api.credentials else None
+    app = await serve_app(build_app(service, api.key), api.host, port, tls=tls, cancels_on_disconnect=True)
+    try:
+        if api.is_new:
+            print(api_text(api), flush=True)
+        print(
+            f"model {service.model} at {api.scheme}://{api.host}:{app.port}/v1/completions, "
+            f"node {node.settings.name}, cluster {node.settings.cluster}. Ctrl-C ends it.",
+            flush=True,
+        )
+        await until_interrupted()
+    finally:
+        await app.close()
+
+
 @contextlib.asynccontextmanager
 async def _open_service(
-    options: argparse.Namespace, access: Access, node: Any, fetches: Any, *, is_served: bool
-) -> AsyncIterator[Any]:
-    """A ring over the nodes found, opened when it is needed; where it ``is_served`` to others, it follows those that come later."""
+    options: RingArguments, schedule: str, access: Access, node: Node, fetches: FetchDisplay, *, is_served: bool
+) -> AsyncIterator[GenerationService]:
+    """Generations over the nodes found; where they are served to others, the ring follows the nodes that come later."""
     from flowspec_edge.net.directory import Directory
     from flowspec_edge.node.resources import unique_name
     from flowspec_edge.origin.service import GenerationService
 
-    where = neighbourhood(options, access)
-    async with await Directory.start(where, node=unique_name(), version=__version__) as directory:
-        opening = GenerationService.start(
+    where = neighbourhood_from(options, access)
+    async with (
+        await Directory.start(where, node=unique_name(), version=__version__) as directory,
+        GenerationService(
             node,
             node.settings.bundles[0],
             lambda: search(options, access, directory),
-            fetches.show_stage,
-            wishes_from(options),
-            directory if is_served or options.rebalance else None,
+            on_fetch=fetches.show_stage,
+            plan_options=ring_plan_options(options, schedule),
+            boards=directory if is_served or options.rebalance else None,
             moves_at_once=options.rebalance,
             names_links=not is_served,
-        )
-        async with opening as service:
-            yield service
+        ) as service,
+    ):
+        yield service

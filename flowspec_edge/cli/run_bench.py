@@ -33,7 +33,7 @@ from flowspec_edge.errors import BenchError, RequestError
 from flowspec_edge.node.precision_choice import keep_precision
 
 QUICK_PROMPTS, QUICK_EMULATED_PROMPTS = 2, 1
-"""Of each set, where only a glance is wanted."""
+"""How many prompts of each set a quick comparison takes."""
 
 
 async def run_virtual(
@@ -72,7 +72,9 @@ async def run_virtual(
 
 
 async def run_emulated(bundle: Bundle, request: Request, *, is_json: bool) -> int:
-    """Run schedules on emulated boards in real time, and print how far from the virtual clock they are. Returns an exit status.
+    """Run schedules on emulated boards in real time, and print how far from the virtual clock they are.
+
+    Returns an exit status.
 
     Raises:
         FlowspecError: a name is not known, a number is out of range, or a run failed.
@@ -103,19 +105,15 @@ async def run_emulated(bundle: Bundle, request: Request, *, is_json: bool) -> in
 async def run_calibration(
     bundle: Bundle, *, num_threads: int, sizes_in_use: Sequence[int], uses_fastest: bool, is_json: bool
 ) -> int:
-    """Measure this device and print a testbed of it. With ``uses_fastest`` nodes of this user run the bundle in the fastest
-    precision from then on. Returns an exit status.
+    """Measure this device and print a testbed of it. Returns an exit status.
+
+    With ``uses_fastest`` the nodes of this user run the bundle in the fastest precision from then on.
 
     Raises:
         FlowspecError: the bundle cannot be loaded, or the choice cannot be kept.
     """
-    say = print if sys.stderr.isatty() else lambda *line, **_: None
     found = await asyncio.to_thread(
-        calibrate,
-        bundle,
-        num_threads=num_threads,
-        sizes_in_use=sizes_in_use,
-        say=lambda line: say(f"measuring: {line}", file=sys.stderr),
+        calibrate, bundle, num_threads=num_threads, sizes_in_use=sizes_in_use, report=_report_measuring
     )
     best = found.fastest_precision
     if uses_fastest:
@@ -127,17 +125,18 @@ async def run_calibration(
         )
     if is_json:
         quality = [dataclasses.asdict(entry) for entry in bundle.manifest.quality]
-        chosen = {"fastest_precision": best, "quality": quality}
-        print(json.dumps({**dataclasses.asdict(found), **chosen}))
+        print(json.dumps({**dataclasses.asdict(found), "fastest_precision": best, "quality": quality}))
     else:
         print(format_precisions(found, bundle.manifest.quality), end="\n\n")
         threads = f"{num_threads} thread{'s' if num_threads > 1 else ''}"
-        print(
-            format_testbed(
-                found, f"flowspec bench --calibrate on {platform.machine()}, {threads}, {time.strftime('%Y-%m-%d')}"
-            )
-        )
+        source = f"flowspec bench --calibrate on {platform.machine()}, {threads}, {time.strftime('%Y-%m-%d')}"
+        print(format_testbed(found, source))
     return 0
+
+
+def _report_measuring(what: str) -> None:
+    if sys.stderr.isatty():
+        print(f"measuring: {what}", file=sys.stderr)
 
 
 async def run_trace(
@@ -184,7 +183,7 @@ def _trace(bundle: Bundle, testbed: Testbed, task: Task, options: GenerateOption
 
 @contextlib.asynccontextmanager
 async def _described(testbed: Testbed) -> AsyncIterator[str]:
-    """A file of it, for node processes to read."""
+    """A file that describes the testbed, for node processes to read."""
     with tempfile.TemporaryDirectory(prefix="flowspec-") as folder:
         path = Path(folder) / f"{testbed.name}.toml"
         _write(path, describe_testbed(testbed, "made by flowspec bench --emulate"))

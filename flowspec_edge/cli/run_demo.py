@@ -34,17 +34,20 @@ PROMPT = '''class Stack:
 async def run_demo(
     *, num_nodes: int, bundle: Bundle, prompt: str | None, options: GenerateOptions, is_json: bool
 ) -> int:
-    """Start nodes, find them, answer ``prompt``, compare with the unsplit model, stop the nodes. Returns an exit status."""
+    """Answer ``prompt`` with nodes that are started for it, and compare the text with the unsplit model's.
+
+    Returns an exit status: 1 where the texts differ.
+    """
     prompt = prompt or PROMPT
     began = time.monotonic()
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         if not is_json:
             print(line, flush=True)
 
-    say(f"starting {num_nodes} nodes on this machine ...")
+    report(f"starting {num_nodes} nodes on this machine ...")
     async with node_processes(num_nodes, bundle.directory) as (cluster, _):
-        say(f"looking for them by mDNS (cluster {cluster}) ...")
+        report(f"looking for them by mDNS (cluster {cluster}) ...")
         settings = NodeSettings(name=unique_name(), cluster=cluster, bundles=(bundle,), is_announced=False)
         found = await find_peers(
             settings.neighbourhood,
@@ -75,7 +78,7 @@ async def _report(
     stages: list[dict[str, Any]],
     display: TripDisplay | None,
 ) -> int:
-    """Print what was done, as JSON where there is no display; 1 where the text is not the unsplit model's."""
+    """Print what was done, as JSON where there is no display. Returns 1 where the text is not the unsplit model's."""
     text = "".join(piece.text for piece in pieces)
     tokens = [token for piece in pieces for token in piece.token_ids]
     statistics = pieces[-1].statistics
@@ -121,6 +124,6 @@ async def _answer(ring: Ring, prompt: str, options: GenerateOptions, display: Tr
 
 
 def _unsplit_tokens(bundle: Bundle, prompt: str, options: GenerateOptions) -> list[int]:
-    """What the plain model writes in one process: the yardstick."""
+    """What the plain model writes in one process, which the ring's text is compared with."""
     tokenizer = Tokenizer(bundle.directory / bundle.manifest.tokenizer.file)
     return list(UnsplitModel(bundle.directory, bundle.manifest).generate(tokenizer.encode(prompt), options))

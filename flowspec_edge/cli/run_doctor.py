@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import dataclasses
 import ipaddress
 import json
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from flowspec_edge.bundle import Bundle
-from flowspec_edge.cli.access import Access, neighbourhood
 from flowspec_edge.core.cluster.diagnosis import MULTICAST, REACHED, UNRESOLVED, Finding, Surroundings, diagnose
 from flowspec_edge.core.cluster.membership import Membership
 from flowspec_edge.core.planning.placement import stage_memory_bytes
-from flowspec_edge.net.addresses import EVERY_INTERFACE, local_networks
+from flowspec_edge.net.addresses import local_networks
 from flowspec_edge.net.auth import key_path
 from flowspec_edge.net.directory import Directory
+from flowspec_edge.net.neighbourhood import Neighbourhood
 from flowspec_edge.node.resources import unique_name
 from flowspec_edge.version import __version__
 
@@ -26,28 +26,28 @@ NEIGHBOURS = Path("/proc/net/arp")
 _COMPLETE = 0x2  # ATF_COM in linux/if_arp.h: the card has answered
 
 
-async def run_doctor(options: argparse.Namespace, access: Access, bundle: Bundle) -> int:
-    """Listen and ask for ``--wait`` seconds, then tell. 0 where there is nothing to mend."""
-    if options.host is None:
-        access = dataclasses.replace(access, host=EVERY_INTERFACE)  # nothing listens here, so no key is no danger
-    where = neighbourhood(options, access)
+async def run_doctor(where: Neighbourhood, bundle: Bundle, *, wait_s: float, is_json: bool) -> int:
+    """Listen and ask for ``wait_s``, then print what was found.
+
+    Returns an exit status: 0 where there is nothing to mend.
+    """
     async with await Directory.start(where, node=unique_name(), version=__version__) as directory:
-        if not options.json:
-            print(f"listening and asking for {options.wait:g} s ...", flush=True)
-        await asyncio.sleep(options.wait)
+        if not is_json:
+            print(f"listening and asking for {wait_s:g} s ...", flush=True)
+        await asyncio.sleep(wait_s)
         members, mdns_error = directory.membership, directory.mdns_error
         needed = min(stage_memory_bytes([block]) for block in bundle.manifest.blocks)
         around = look_around(members, needed, hears_mdns=mdns_error is None)
         findings = diagnose(members, around)
-    if options.json:
-        print(json.dumps(_report(access, options.cluster, mdns_error, findings)))
+    if is_json:
+        print(json.dumps(_report(where, mdns_error, findings)))
     else:
-        print_findings(access, options.cluster, mdns_error, findings)
+        print_findings(where, mdns_error, findings)
     return 0 if findings and mdns_error is None and not any(finding.remedy for finding in findings) else 1
 
 
 def look_around(members: Membership, needed_bytes: int, *, hears_mdns: bool) -> Surroundings:
-    """What the system knows of the hosts heard of."""
+    """What the system knows of the hosts that were heard of."""
     networks = local_networks().values()
     hosts = {address.host for address in members.hints}
     return Surroundings(
@@ -58,36 +58,36 @@ def look_around(members: Membership, needed_bytes: int, *, hears_mdns: bool) -> 
     )
 
 
-def _is_in(host: str, networks: Any) -> bool:
+def _is_in(host: str, networks: Iterable[ipaddress.IPv4Network]) -> bool:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return True  # a name; it was resolved, or the failure is another one
+        return True  # a host name; where it could not be resolved, the failure says so
     return any(address in network for network in networks)
 
 
 def read_neighbours(table: str) -> dict[str, str]:
-    """Linux's /proc/net/arp: whether each address's card has answered."""
+    """Whether the network card of each address has answered; ``table`` is what Linux writes to /proc/net/arp."""
     rows = [line.split() for line in table.splitlines()[1:]]
     return {row[0]: REACHED if int(row[2], 16) & _COMPLETE else UNRESOLVED for row in rows if len(row) >= 6}
 
 
-def _report(access: Access, cluster: str, mdns_error: str | None, findings: list[Finding]) -> dict[str, Any]:
+def _report(where: Neighbourhood, mdns_error: str | None, findings: list[Finding]) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "addresses": sorted(local_networks()),
-        "cluster": cluster,
-        "key": access.fingerprint or None,
+        "cluster": where.cluster,
+        "key": where.fingerprint or None,
         "mdns_error": mdns_error,
         "peers": [{**dataclasses.asdict(finding), "is_usable": finding.is_usable} for finding in findings],
     }
 
 
-def print_findings(access: Access, cluster: str, mdns_error: str | None, findings: list[Finding]) -> None:
+def print_findings(where: Neighbourhood, mdns_error: str | None, findings: list[Finding]) -> None:
     """A line per node, and below it what is wrong and what mends it."""
-    key = f"key {access.fingerprint}" if access.fingerprint else f"no cluster key ({key_path()})"
+    key = f"key {where.fingerprint}" if where.fingerprint else f"no cluster key ({key_path()})"
     addresses = ", ".join(sorted(local_networks())) or "no network address"
-    print(f"this board: {socket.gethostname()}, {addresses}; cluster {cluster}, {key}")
+    print(f"this board: {socket.gethostname()}, {addresses}; cluster {where.cluster}, {key}")
     if mdns_error is not None:
         print(f"  mDNS: {mdns_error}")
     for finding in findings:
@@ -97,11 +97,12 @@ def print_findings(access: Access, cluster: str, mdns_error: str | None, finding
             print(f"  why:  {finding.detail}\n  mend: {finding.remedy}")
     if not findings:
         print(
-            "\nNo other node was heard of. Either none runs (flowspec key show prints the line for the other boards), or "
-            "multicast is blocked:\nname one board to see: flowspec doctor --peer 192.168.1.20 (hostname -I there tells its "
-            "address). Boards on a guest Wi-Fi never see each other."
+            "\nNo other node was heard of. Either none runs (flowspec key show prints the line for the other boards), "
+            "or multicast is blocked:\nname one board to see: flowspec doctor --peer 192.168.1.20 (hostname -I there "
+            "tells its address). Boards on a guest Wi-Fi never see each other."
         )
     elif any(finding.reason == MULTICAST for finding in findings):
         print(
-            "\nMulticast is blocked between this board and those above; peers remembered and named by --peer still form."
+            "\nMulticast is blocked between this board and those above; peers remembered and named by --peer still "
+            "form."
         )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 BAR_CELLS = 24
 REWRITE_S = 0.1
 PLAIN_EVERY_S = 10.0
-"""How often a line where lines cannot be rewritten: a log should not fill with them."""
+"""How often to print a line where lines cannot be rewritten: a log should not fill with them."""
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class FetchDisplay:
         self._drawn_at = float("-inf")
 
     def show(self, name: str, num_bytes: int, total_bytes: int) -> None:
-        """``num_bytes`` of ``total_bytes`` have come for the stage of that name. A new total begins a new bar."""
+        """Show that ``num_bytes`` of ``total_bytes`` have come for a stage; a new total begins a new bar."""
         now = time.monotonic()
         bar = self._bars.get(name)
         if bar is None or bar.total_bytes != total_bytes or num_bytes < bar.num_bytes:
@@ -68,11 +68,11 @@ class FetchDisplay:
             print(f"fetching {name}: {bar.describe(now)}", file=self._file, flush=True)
 
     def show_own(self, progress: FetchProgress) -> None:
-        """For ``Node.on_fetch``: what this node fetches."""
+        """Show what this node fetches; made for ``Node.on_fetch``."""
         self.show(progress.name, progress.num_bytes, progress.total_bytes)
 
     def show_stage(self, plan: StagePlan, num_bytes: int, total_bytes: int) -> None:
-        """For ``open_ring``: what the nodes of a ring fetch."""
+        """Show what a node of a ring fetches; made for ``open_ring``."""
         self.show(f"{plan.node} layers [{plan.start}, {plan.stop})", num_bytes, total_bytes)
 
     def _redraw(self, now: float, *, is_forced: bool) -> None:

@@ -13,10 +13,13 @@ _log = logging.getLogger(__name__)
 
 
 class PeerDisplay:
-    """Prints, or with ``is_quiet`` logs for --verbose alone. Being alone is said on standard error either way."""
+    """Prints who came and who was lost; with ``is_quiet`` it only logs that.
+
+    What users have to act on (a namesake, nobody there) goes to standard error either way.
+    """
 
     def __init__(self, where: Neighbourhood, *, is_quiet: bool) -> None:
-        self.port = NODE_PORT  # until the node has one
+        self.port = NODE_PORT  # the node sets its own once it listens
         self._where = where
         self._is_quiet = is_quiet
 
@@ -45,6 +48,6 @@ def alone_text(where: Neighbourhood, port: int) -> str:
         return f"{alone}; this one listens on this machine only (leave out --host to reach other boards)"
     host = addresses_to_announce(where.host)[0]
     return (
-        f"{alone}. Start one on another board (`flowspec key show` prints the line); if one runs already, `flowspec doctor` "
-        f"says what keeps it away, and with --peer {host}:{port} it reaches this board without mDNS"
+        f"{alone}. Start one on another board (`flowspec key show` prints the line); if one runs already, `flowspec "
+        f"doctor` says what keeps it away, and with --peer {host}:{port} it reaches this board without mDNS"
     )

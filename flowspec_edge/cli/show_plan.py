@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowspec_edge.core.planning.placement import Plan, mib
+from flowspec_edge.core.planning.placement import Instead, Plan, mib
 
 KNOWN_BYTES = 2**49
-"""More than any board has: the memory of a described board that its testbed does not tell."""
+"""A testbed that does not tell a board's memory is taken for more than this, which no board has."""
 
 
 def plan_report(plan: Plan, schedule: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def plan_report(plan: Plan, schedule: str) -> dict[str, Any]:
 
 
 def format_plan(plan: Plan, schedule: str) -> str:
-    """A table of the ring, what it should bring, and what other choices would."""
+    """A table of the ring, what it should bring, and what other choices would bring."""
     width = max(24, *(len(stage.node) for stage in plan.stages))
     lines = [f"{'NODE':{width}} {'LAYERS':>10} {'PRECISION':>12} {'USED':>10} {'FREE':>10} {'STAGE':>10}"]
     for stage in plan.stages:
@@ -78,7 +78,7 @@ def _alone_line(plan: Plan) -> str:
     return line
 
 
-def _instead(instead: Any) -> dict[str, Any] | None:
+def _instead(instead: Instead | None) -> dict[str, Any] | None:
     return None if instead is None else {"node": instead.node, "tokens_per_s": round(instead.tokens_per_s, 3)}
 
 

@@ -9,7 +9,7 @@ PLAIN_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts of ``num_tasks`` things that are all about as long; ``noun`` is what they are."""
+    """Counts ``num_tasks`` tasks that take about as long each; ``noun`` says what they are."""
 
     def __init__(self, what: str, num_tasks: int, noun: str = "prompts") -> None:
         self._what, self._num_tasks, self._noun = what, num_tasks, noun
@@ -19,7 +19,7 @@ class Progress:
         self._show("starting")
 
     def step(self) -> None:
-        """One more is done."""
+        """Count one more task as done."""
         self._num_done += 1
         now = time.monotonic()
         passed = now - self._began
@@ -31,7 +31,7 @@ class Progress:
             self._show(f"about {left:.0f} s left")
 
     def close(self) -> None:
-        """Leave the line as it is, also where not all was done."""
+        """End the line, also where some tasks were not done."""
         if self._is_rewritten:
             print(file=sys.stderr)
 

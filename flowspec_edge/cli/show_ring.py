@@ -16,7 +16,10 @@ COLUMNS = ("trip", "rows back", "accepted", "pruned", "drafted", "in flight")
 
 
 def ring_table(stages: Sequence[RingStage]) -> list[dict[str, Any]]:
-    """The stages of a ring in order, as JSON objects: node, address, layer range ``[start, stop)``, loading time, bytes fetched."""
+    """The stages of a ring in order, as JSON objects.
+
+    Each has its node, address, layer range ``[start, stop)``, loading time in milliseconds, and bytes fetched.
+    """
     return [
         {
             "node": stage.plan.node,
@@ -45,7 +48,8 @@ def print_statistics(statistics: dict[str, Any], file: TextIO | None = None) -> 
     sent, useful = statistics["rows_sent"], statistics["rows_useful"]
     share = f"{useful / sent:.0%}" if sent else "-"
     lines = [
-        f"{statistics['tokens_per_s']:.1f} tokens/s after the first token, which took {statistics['first_token_s']:.2f} s",
+        f"{statistics['tokens_per_s']:.1f} tokens/s after the first token, which took "
+        f"{statistics['first_token_s']:.2f} s",
         f"acceptance length {statistics['acceptance_length']:.2f} = {statistics['completion_tokens']} tokens / "
         f"{statistics['verifications']} verifications (of {statistics['trips']} trips)",
         f"rows sent {sent}, useful {useful} ({share} became text)",
@@ -54,7 +58,7 @@ def print_statistics(statistics: dict[str, Any], file: TextIO | None = None) -> 
 
 
 class TripDisplay:
-    """A line per trip as it happens: what came back, was accepted, pruned and drafted meanwhile, and the text it gave."""
+    """A line per trip as it happens: how many rows came back, were accepted, pruned and drafted, and the new text."""
 
     def __init__(self, began: float) -> None:
         self.first_token_s = 0.0
@@ -71,7 +75,7 @@ class TripDisplay:
         return time.monotonic() - self._began
 
     def take_text(self, text: str) -> None:
-        """The text that the trip reported next has brought."""
+        """Take the text of the trip that :meth:`show_trip` is told next."""
         if not self.first_token_s:
             self.first_token_s = self.total_s
         self._text += text

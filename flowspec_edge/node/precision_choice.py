@@ -44,5 +44,5 @@ def _read() -> dict[str, object]:
     try:
         chosen = json.loads(read_private(state_directory() / FILE_NAME) or "{}")
     except ValueError:
-        return {}  # only wishes; the next one writes it anew
+        return {}  # only plan_options; the next one writes it anew
     return chosen if isinstance(chosen, dict) else {}

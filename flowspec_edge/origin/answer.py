@@ -1,4 +1,4 @@
-"""An answer as it grows: its tokens, what of their text is certain, and the figures of all rings that wrote at it."""
+"""An answer as it grows: its tokens, the text that is certain of them, and the counts of all rings that wrote at it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
 
 
 class Answer:
-    """To a prompt, a text or token ids. Whoever goes on with it replays ``written`` as a prompt: the draw of a token depends on
-    seed and position alone, so that the text is the same.
+    """The answer to a prompt, which is a text or token ids.
+
+    One ring after another may write at it. A ring that goes on with an answer takes ``written`` for its prompt. Since
+    the draw of a token depends on seed and position alone, the text is the same as if one ring had written it.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: str | Sequence[int], options: GenerateOptions) -> None:
@@ -22,7 +24,7 @@ class Answer:
         self._options = options
         self._tokens: list[int] = []
         self._text = TextStream(tokenizer, options.stop)
-        self._counts: list[GenerationStatistics] = []  # of each ring that wrote at it
+        self._counts: list[GenerationStatistics] = []  # one for each ring that wrote at it
         self._began = self._last = time.monotonic()
         self._first: float | None = None
         self._num_first = 0
@@ -34,25 +36,25 @@ class Answer:
 
     @property
     def options_left(self) -> GenerateOptions:
-        """Options of a generation that goes on from there."""
+        """The options of a generation that goes on behind ``written``."""
         return dataclasses.replace(self._options, max_new_tokens=self._options.max_new_tokens - len(self._tokens))
 
     @property
     def num_rings(self) -> int:
-        """That wrote at it."""
+        """How many rings wrote at it."""
         return len(self._counts)
 
     @property
     def is_stopped(self) -> bool:
-        """By a stop string."""
+        """Whether a stop string has ended it."""
         return self._text.is_stopped
 
     def begin(self, counts: GenerationStatistics) -> None:
-        """A ring begins to write at it, and counts there."""
+        """A ring begins to write at it, and keeps its figures in ``counts``."""
         self._counts.append(counts)
 
     def take(self, tokens: tuple[int, ...]) -> Piece:
-        """Tokens that became final, up to a stop string."""
+        """Append tokens that became final, up to a stop string; returns the piece that they make."""
         text, num_taken = self._text.take(tokens)
         self._last = time.monotonic()
         if self._first is None:
@@ -61,7 +63,7 @@ class Answer:
         return Piece(text=text, token_ids=list(tokens[:num_taken]))
 
     def finish(self, reason: str) -> Piece:
-        """The last piece."""
+        """End it; returns the last piece, with the statistics of the whole answer."""
         return Piece(text=self._text.finish(), token_ids=[], finish_reason=reason, statistics=self._report())
 
     def _report(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What head and draft head take at the origin, measured once and kept."""
+"""How long the head and the draft head take at the origin; measured once and kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def origin_costs(bundle: Bundle, num_threads: int) -> tuple[float, float]:
-    """Milliseconds of a run of the head, and of a pass of the draft head (0 where there is none).
+    """Milliseconds that a run of the head takes, and a pass of the draft head (0 where the bundle has none).
 
     Raises:
         BundleError: head or drafter cannot be loaded.

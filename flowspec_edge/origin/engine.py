@@ -1,4 +1,4 @@
-"""The origin's own computation. ``OriginEngine`` is what a ring is given to draft and to take logits with."""
+"""What the origin itself computes: the logits of rows that came back, drafts, and the tokens of texts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.speculation.drafting import DraftShape
-from flowspec_edge.engine.drafters import Drafter
+from flowspec_edge.engine.drafters.drafter import Drafter
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.tokenizer import Tokenizer
 
 
 class OriginEngine:
-    """Head, drafter and tokenizer of a bundle: what the origin itself computes with."""
+    """Head, drafter and tokenizer of a bundle. ``drafter`` is None where the bundle has no draft head."""
 
     def __init__(self, bundle: Bundle, num_threads: int, shape: DraftShape) -> None:
         directory, manifest = bundle.directory, bundle.manifest
@@ -32,4 +32,4 @@ class OriginEngine:
 
 
 LoadEngine = Callable[[Bundle, int, DraftShape], OriginEngine]
-"""Makes the engine of a bundle, with that many threads."""
+"""Makes the engine of a bundle, with that many threads, for draft trees of that shape."""

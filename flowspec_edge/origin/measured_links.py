@@ -30,7 +30,7 @@ LINKS_KEPT_S = 24 * 3600.0
 
 _log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 _KeptLinks = dict[tuple[str, str], tuple[int, int, int]]  # nanoseconds, bytes per second, when
 
 
@@ -43,7 +43,7 @@ class Peer:
     free_memory_bytes: int
 
 
-async def known_links(settings: NodeSettings, peers: Mapping[str, Peer], say: Say) -> dict[tuple[str, str], Hop]:
+async def known_links(settings: NodeSettings, peers: Mapping[str, Peer], report: Report) -> dict[tuple[str, str], Hop]:
     """All pairs of nodes, the origin included: kept ones, and the others measured, no node in two at a time."""
     origin = origin_name(settings, peers)
     names = sorted({*peers, origin})
@@ -54,7 +54,7 @@ async def known_links(settings: NodeSettings, peers: Mapping[str, Peer], say: Sa
         if not (pair in kept and 0 <= now - kept[pair][2] < LINKS_KEPT_S)
     ]
     if missing:
-        say(f"measuring {len(missing)} links between {len(names)} nodes ...")
+        report(f"measuring {len(missing)} links between {len(names)} nodes ...")
     kept |= await measure_pairs(settings, peers, missing)
     return {pair: _hop_of(kept[pair]) for pair in itertools.combinations(names, 2) if pair in kept}
 

@@ -41,7 +41,7 @@ from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.dialogue import OnFetch, open_stages, stage_requests, welcome_nodes
 from flowspec_edge.origin.engine import LoadEngine, OriginEngine
 from flowspec_edge.origin.measured_links import Peer, links_now
-from flowspec_edge.origin.planning import PlanWishes, keep_placement, make_plan
+from flowspec_edge.origin.planning import PlanOptions, keep_placement, make_plan
 from flowspec_edge.origin.ring import Ring, RingLinks, RingStage
 
 _log = logging.getLogger(__name__)
@@ -70,12 +70,12 @@ async def open_ring(
     found: Sequence[Announcement],
     load_engine: LoadEngine = OriginEngine,
     on_fetch: OnFetch = lambda plan, num_bytes, total_bytes: None,
-    wishes: PlanWishes | None = None,
+    plan_options: PlanOptions | None = None,
     plan: Plan | None = None,
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
-    With a ``plan`` they are dealt like that, with ``wishes`` as the planner says, else equally. Nodes fetch from the
+    With a ``plan`` they are dealt like that, with ``plan_options`` as the planner says, else equally. Nodes fetch from the
     origin's ``node`` what they lack.
 
     Raises:
@@ -86,9 +86,11 @@ async def open_ring(
     name = f"{node.settings.name}-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as closing:
         peers, refused = await welcome_nodes(node.settings, bundle, found, name, closing)
-        if plan is None and wishes is not None:
-            plan = await _planned(node.settings, bundle, peers, refused, wishes)
-        plans = _deal(bundle, peers, refused, plan, is_any_precision=wishes is not None and wishes.is_any_precision)
+        if plan is None and plan_options is not None:
+            plan = await _planned(node.settings, bundle, peers, refused, plan_options)
+        plans = _deal(
+            bundle, peers, refused, plan, is_any_precision=plan_options is not None and plan_options.is_any_precision
+        )
         closing.enter_context(node.arrivals.expect(f"{name}/{len(plans)}"))
         controls = [peers[part.node].link for part in plans]
         requests = stage_requests(node.settings.name, node.port, bundle, name, plans, controls, found)
@@ -133,7 +135,7 @@ async def plan_layers(
     node: OriginNode,
     bundle: Bundle,
     found: Sequence[Announcement],
-    wishes: PlanWishes,
+    plan_options: PlanOptions,
     stages: Sequence[RingStage] = (),
 ) -> Plan:
     """The plan that a ring would be opened with now; nothing is loaded to serve. ``stages`` are those of a ring that
@@ -154,7 +156,7 @@ async def plan_layers(
         loaded = {
             stage.plan.node: LoadedLayers(stage.plan.start, stage.plan.stop, stage.plan.precision) for stage in stages
         }
-        return await make_plan(node.settings, bundle, freed, refused, wishes, loaded)
+        return await make_plan(node.settings, bundle, freed, refused, plan_options, loaded)
 
 
 async def explain_outcome(node: OriginNode, bundle: Bundle, ring: Ring, outcome: Outcome) -> Outcome:
@@ -171,11 +173,11 @@ async def explain_outcome(node: OriginNode, bundle: Bundle, ring: Ring, outcome:
 
 
 async def _planned(
-    settings: NodeSettings, bundle: Bundle, peers: dict[str, Peer], refused: list[LeftOut], wishes: PlanWishes
+    settings: NodeSettings, bundle: Bundle, peers: dict[str, Peer], refused: list[LeftOut], plan_options: PlanOptions
 ) -> Plan | None:
     """None, and equal shares, where nothing is known of the nodes; they learn from the session that follows."""
     try:
-        return await make_plan(settings, bundle, peers, refused, wishes)
+        return await make_plan(settings, bundle, peers, refused, plan_options)
     except NotMeasuredError as cause:
         _log.info("equal shares: %s", cause)
         return None

@@ -30,7 +30,7 @@ from flowspec_edge.errors import NotMeasuredError, ProtocolError, StateError
 from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.costs import origin_costs
-from flowspec_edge.origin.measured_links import Peer, Say, known_links, origin_name
+from flowspec_edge.origin.measured_links import Peer, Report, known_links, origin_name
 
 STAGE_MS = 0.7
 """What a stage takes per chunk beside its layers: Python and threads (docs/performance.md, "In real time"; x86)."""
@@ -43,17 +43,17 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanWishes:
+class PlanOptions:
     """What a plan is made for: a schedule, and sessions of at most ``num_tokens`` (None: all that the model allows).
 
     With ``is_any_precision`` the plan chooses among the bundle's precisions for each device; else each device has its
-    own. ``say`` is told of what takes long.
+    own. ``report`` is told of what takes long.
     """
 
     schedule: str = "flowspec"
     num_tokens: int | None = None
     is_any_precision: bool = False
-    say: Say = _log.info
+    report: Report = _log.info
 
 
 async def make_plan(
@@ -61,7 +61,7 @@ async def make_plan(
     bundle: Bundle,
     peers: Mapping[str, Peer],
     refused: Sequence[LeftOut],
-    wishes: PlanWishes,
+    plan_options: PlanOptions,
     loaded: Mapping[str, LoadedLayers] | None = None,
 ) -> Plan:
     """Measure what is not known, and plan.
@@ -76,34 +76,34 @@ async def make_plan(
     """
     manifest = bundle.manifest
     limit = manifest.geometry.max_context
-    num_tokens = min(wishes.num_tokens or limit, limit)
+    num_tokens = min(plan_options.num_tokens or limit, limit)
     # One after another: an origin that serves would measure its head and its layers at once, and links beside both.
     head_ms, draft_ms = await asyncio.to_thread(origin_costs, bundle, settings.num_threads)
-    wishes.say(f"asking {len(peers)} nodes what a layer takes them; the first time they measure it ...")
-    answers = await asyncio.gather(*(_layers(name, peer, bundle, wishes) for name, peer in peers.items()))
+    plan_options.report(f"asking {len(peers)} nodes what a layer takes them; the first time they measure it ...")
+    answers = await asyncio.gather(*(_layers(name, peer, bundle, plan_options) for name, peer in peers.items()))
     refused = [*refused, *(answer for answer in answers if isinstance(answer, LeftOut))]
     measured = {n: answer for n, answer in zip(peers, answers, strict=True) if not isinstance(answer, LeftOut)}
     peers = {name: peers[name] for name in measured}
-    hops = await known_links(settings, peers, wishes.say)
+    hops = await known_links(settings, peers, plan_options.report)
     loaded = loaded or load_placement(bundle.digest)
-    sure = manifest.precision if wishes.is_any_precision else None
+    sure = manifest.precision if plan_options.is_any_precision else None
     devices = _devices(settings.name, peers, measured, loaded, head_ms + draft_ms, sure)
     model = ModelNeeds.from_manifest(manifest, num_tokens=num_tokens + TREE_MARGIN, head_ms=head_ms)
-    throughput = Throughput(wishes.schedule, TYPICAL_DRAFTS if manifest.drafter else NO_DRAFTS, draft_ms)
+    throughput = Throughput(plan_options.schedule, TYPICAL_DRAFTS if manifest.drafter else NO_DRAFTS, draft_ms)
     links = Links(origin=origin_name(settings, peers), usual=USUAL_HOP, measured=hops)
     plan = await asyncio.to_thread(plan_ring, devices, links, model, throughput)
     return replace(plan, left_out=(*plan.left_out, *refused))
 
 
 async def _layers(
-    name: str, peer: Peer, bundle: Bundle, wishes: PlanWishes
+    name: str, peer: Peer, bundle: Bundle, plan_options: PlanOptions
 ) -> tuple[dict[str, TimeLine], float] | LeftOut:
     """The node's curves by precision, none where it has nothing to measure with, and how slow it is at present; or why
     it could not measure.
     """
     try:
         async with asyncio.timeout(MEASURE_S):
-            peer.link.send(wire.MeasureLayers(bundle.digest, wishes.is_any_precision))
+            peer.link.send(wire.MeasureLayers(bundle.digest, plan_options.is_any_precision))
             answer = await peer.link.receive()
     except TimeoutError:
         await peer.link.close()

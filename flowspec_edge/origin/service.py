@@ -1,5 +1,7 @@
-"""Generations over one ring, which they share: opened at the first of them, opened anew when something in it was lost, and
-moved when boards have come or got hot. ``core/rebalancing.py`` decides when; this module performs it.
+"""Generations of several users over one ring, which they share.
+
+The ring is opened with the first generation, opened anew when something in it was lost, and moved when boards have come
+or got hot. ``core/planning/rebalancing.py`` decides when the ring moves; this module performs it.
 """
 
 from __future__ import annotations
@@ -8,27 +10,27 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol, Self
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core.planning import rebalancing as rb
-from flowspec_edge.core.planning.placement import Plan
+from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.errors import FlowspecError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.dialogue import OnFetch
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
-from flowspec_edge.origin.planning import PlanWishes
+from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.ring import Ring
 
 _log = logging.getLogger(__name__)
 
 
 class Boards(Protocol):
-    """The nodes there are, for as long as a ring is to follow them. See ``Directory``."""
+    """The nodes that are there at any time, for a ring that follows them. ``Directory`` is one."""
 
     @property
     def found(self) -> list[Announcement]: ...
@@ -39,28 +41,40 @@ class Boards(Protocol):
 
 
 Search = Callable[[], Awaitable[Sequence[Announcement]]]
+"""Finds the nodes to open a ring with; raises NodeUnavailableError where there are none."""
 
 
 class GenerationService:
-    """Answers prompts of several users. Made by :meth:`start`."""
+    """Answers prompts as long as its ``async with`` block lasts, by rings that it opens and closes.
+
+    Args:
+        node: the origin's own listener.
+        bundle: the model.
+        search: asked for nodes each time a ring is opened.
+        on_fetch, plan_options: as for :func:`open_ring`.
+        boards: where given, the ring moves to a better plan when other nodes are there than those it was opened
+            with, or when a node got hot.
+        moves_at_once: move while texts are written, which go on over the new ring; else only when none is.
+        names_links: where only that can tell why a ring was slow, measure its links before the last piece is given.
+    """
 
     def __init__(
         self,
         node: Node,
         bundle: Bundle,
         search: Search,
-        on_fetch: OnFetch,
-        wishes: PlanWishes | None,
-        boards: Boards | None,
         *,
-        moves_at_once: bool,
-        names_links: bool,
+        on_fetch: OnFetch = lambda plan, num_bytes, total_bytes: None,
+        plan_options: PlanOptions | None = None,
+        boards: Boards | None = None,
+        moves_at_once: bool = False,
+        names_links: bool = False,
     ) -> None:
         self._node = node
         self._bundle = bundle
         self._search = search
         self._on_fetch = on_fetch
-        self._wishes = wishes
+        self._plan_options = plan_options
         self._boards = boards
         self._names_links = names_links
         self._core = rb.Rebalancing(at_once=moves_at_once)
@@ -70,40 +84,16 @@ class GenerationService:
         self._refused: frozenset[str] = frozenset()  # boards that a ring could not be moved to, while they are there
         self._dealt: frozenset[str] = frozenset()  # boards that were there when the ring was opened, and still are
         self._opening = asyncio.Lock()
-        self._closing = contextlib.AsyncExitStack()
+        self._closing = contextlib.AsyncExitStack()  # closes the ring
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def start(
-        cls,
-        node: Node,
-        bundle: Bundle,
-        search: Search,
-        on_fetch: OnFetch = lambda plan, num_bytes, total_bytes: None,
-        wishes: PlanWishes | None = None,
-        boards: Boards | None = None,
-        *,
-        moves_at_once: bool = False,
-        names_links: bool = False,
-    ) -> AsyncIterator[GenerationService]:
-        """``search`` finds the nodes to serve with, each time a ring is opened. Where ``boards`` tells of later ones, the ring
-        moves to a better plan while nobody uses it, or with ``moves_at_once`` whoever does. With ``names_links`` a last piece
-        may wait until the links of the ring are measured anew, if only that tells why it was slow. The others are those of
-        ``open_ring``.
-        """
-        service = cls(
-            node, bundle, search, on_fetch, wishes, boards, moves_at_once=moves_at_once, names_links=names_links
-        )
-        if boards is not None:
-            service._spawn(service._watch(boards), "watching for boards")
-        try:
-            yield service
-        finally:
-            await service._close()
+    async def __aenter__(self) -> Self:
+        if self._boards is not None:
+            self._spawn(self._watch(self._boards), "watching for boards")
+        return self
 
-    async def _close(self) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -114,24 +104,25 @@ class GenerationService:
 
     @property
     def model(self) -> str:
+        """The name of the model that answers."""
         return self._bundle.manifest.name
 
     @property
     def ring(self) -> Ring | None:
-        """The one that is open, or was until something in it was lost."""
+        """The ring that is open, or was open until something in it was lost."""
         return self._ring
 
     @property
     def writer(self) -> Ring | None:
-        """The ring that the latest text was or is written by, though it may have been left since."""
+        """The ring that wrote or writes the latest text; the service may have left it since."""
         return self._writer
 
     async def generate(self, prompt: str, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
-        """Pieces of the answer; see :meth:`Ring.generate`, and :func:`open_ring` for what may go wrong before.
+        """Pieces of the answer; raises what :meth:`Ring.generate` and :func:`open_ring` raise.
 
-        The statistics of the last one hold ``prediction``: what was expected of the ring, beside what it brought.
+        The statistics of the last piece hold ``prediction``: what was expected of the ring, beside what it brought.
         """
-        ring = await self._open()
+        ring = await self._usable_ring()
         self._tell(rb.SessionBegan())
         try:
             answer = ring.begin(prompt, options)
@@ -142,11 +133,12 @@ class GenerationService:
                         yield piece
                         if piece.finish_reason is not None:
                             return
-                ring = await self._open()  # that one was left in the middle
+                ring = await self._usable_ring()  # the text is unfinished, since the ring was left meanwhile
         finally:
             self._tell(rb.SessionEnded())
 
     async def _write(self, ring: Ring, answer: Answer) -> AsyncGenerator[Piece, None]:
+        """The pieces that this ring writes, with its prediction where no other ring wrote at the answer."""
         async with contextlib.aclosing(ring.write(answer)) as pieces:
             async for piece in pieces:
                 if piece.statistics is not None:
@@ -156,40 +148,44 @@ class GenerationService:
                     piece.statistics["prediction"] = outcome.to_report() if outcome else None
                 yield piece
 
-    async def _open(self) -> Ring:
+    async def _usable_ring(self) -> Ring:
+        """The ring that is open; where none is, one that is opened now."""
         async with self._opening:
             if self._ring is None or not self._ring.is_open:
-                await self._leave()
-                await self._enter_found(await self._search())
+                await self._close_ring()
+                await self._open_trusted(await self._search())
             assert self._ring is not None
             return self._ring
 
-    async def _enter_found(self, found: Sequence[Announcement]) -> None:
-        """Without the boards that a ring could not be moved to, as long as the others can do it."""
+    async def _open_trusted(self, found: Sequence[Announcement]) -> None:
+        """Open a ring without the boards that none could be moved to; where that fails, open one with all boards."""
         trusted = [board for board in found if board.node not in self._refused]
         try:
-            await self._enter(trusted, None)
+            await self._open_ring(trusted, None)
         except FlowspecError as cause:
             if len(trusted) == len(found):
                 raise
             _log.warning("all boards are tried, since no ring can be opened with those that served: %s", cause)
             self._refuse(frozenset())
-            await self._enter(found, None)
+            await self._open_ring(found, None)
 
-    async def _leave(self) -> None:
-        self._ring = None
-        self._tell(rb.RingClosed())
-        await self._closing.aclose()
-
-    async def _enter(self, found: Sequence[Announcement], plan: Plan | None) -> None:
-        opening = open_ring(self._node, self._bundle, found, on_fetch=self._on_fetch, wishes=self._wishes, plan=plan)
+    async def _open_ring(self, found: Sequence[Announcement], plan: Plan | None) -> None:
+        opening = open_ring(
+            self._node, self._bundle, found, on_fetch=self._on_fetch, plan_options=self._plan_options, plan=plan
+        )
         self._ring = await self._closing.enter_async_context(opening)
         self._dealt = _names(found)
         self._tell(rb.RingOpened(self._dealt))
 
-    # ------------------------------------------------------------------ while it serves
+    async def _close_ring(self) -> None:
+        self._ring = None
+        self._tell(rb.RingClosed())
+        await self._closing.aclose()
+
+    # ------------------------------------------------------------------ moving
 
     def _tell(self, event: rb.RebalancingEvent) -> None:
+        """Tell the core what happened, start what it asks for, and set the timer to its next deadline."""
         if self._boards is None:
             return
         for action in self._core.handle(event, time.monotonic()):
@@ -208,59 +204,65 @@ class GenerationService:
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._forget)
+        task.add_done_callback(self._end_task)
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
+    def _end_task(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("%s failed, and is given up; please report this", task.get_name(), exc_info=error)
 
     async def _watch(self, boards: Boards) -> None:
+        """Tell the core each time that boards have come or left."""
         seen: frozenset[str] | None = None
         while True:
-            found = await boards.wait_for(lambda found, seen=seen: _names(found) != seen, None)  # type: ignore[misc]
+            found = await boards.wait_for(_differs_from(seen), None)
             seen = _names(found)
-            self._dealt &= seen  # who comes back under its name gets another chance
+            self._dealt &= seen  # a board that left and came back gets another chance
             self._refuse(self._refused & seen)
 
     async def _plan(self, boards: Boards) -> None:
+        """Make a plan, and tell the core whether it is better than the ring that is open."""
         ring, found = self._ring, self._usable(boards)
         self._next_plan, is_better = None, False
         try:
-            if ring is not None and self._wishes is not None:
-                plan = await plan_layers(self._node, self._bundle, found, self._wishes, ring.stages)
-                is_better = not plan.is_kept and not _is_that_of(ring, plan)
+            if ring is not None and self._plan_options is not None:
+                plan = await plan_layers(self._node, self._bundle, found, self._plan_options, ring.stages)
+                is_better = not plan.is_kept and not _has_plan(ring, plan)
                 self._next_plan = plan
-            elif ring is not None:  # equal shares for all that there are
+            elif ring is not None:  # equal shares: a ring over more boards counts as better
                 is_better = bool(_names(found) - self._dealt)
         except FlowspecError as cause:
             _log.warning("the ring stays as it is, since it cannot be planned anew: %s", cause)
-        except Exception:  # a bug: the core waits for this plan, and makes others later
+        except Exception:  # a bug; the core has to hear of it too, or it would never ask for another plan
             _log.exception("the ring stays as it is, since planning anew failed; please report this")
-        is_better &= ring is self._ring and ring is not None and ring.is_open  # it was held against that one
+        is_better &= ring is self._ring and ring is not None and ring.is_open  # the plan was compared with that ring
         self._tell(rb.PlanMade(_names(found), is_better, _used(self._next_plan, found)))
 
     async def _move(self, boards: Boards) -> None:
+        """Leave the ring, and open one with the latest plan.
+
+        Where that fails, the boards that were to join are refused, and the next text opens a ring without them.
+        """
         async with self._opening:
             ring, plan, found = self._ring, self._next_plan, self._usable(boards)
             if ring is None or not ring.is_open:
-                await self._leave()
+                await self._close_ring()
                 return
             before = {stage.plan.node for stage in ring.stages}
             ring.leave()
-            await self._leave()
+            await self._close_ring()
             try:
-                await self._enter(found, plan)
+                await self._open_ring(found, plan)
             except FlowspecError as cause:
                 self._refuse(self._refused | _used(plan, found) - before)
                 _log.warning("the ring is opened as it was, since it cannot be moved: %s", cause)
                 return
             assert self._ring is not None
-            say = self._wishes.say if self._wishes is not None else _log.info
-            say(f"the ring has moved: {', '.join(_describe(stage.plan) for stage in self._ring.stages)}")
+            report = self._plan_options.report if self._plan_options is not None else _log.info
+            report(f"the ring has moved: {', '.join(_describe(stage.plan) for stage in self._ring.stages)}")
 
     def _refuse(self, boards: frozenset[str]) -> None:
-        """No plan is made with these from now on; with all others that there are."""
+        """From now on plan without these boards, and with all others that are there."""
         self._refused = boards
         if self._boards is not None:
             self._tell(rb.BoardsFound(_names(self._usable(self._boards))))
@@ -273,12 +275,17 @@ def _names(found: Sequence[Announcement]) -> frozenset[str]:
     return frozenset(board.node for board in found)
 
 
+def _differs_from(seen: frozenset[str] | None) -> Callable[[Sequence[Announcement]], bool]:
+    return lambda found: _names(found) != seen
+
+
 def _used(plan: Plan | None, found: Sequence[Announcement]) -> frozenset[str]:
-    """The boards that are to serve: without a plan, equally, all."""
+    """The boards that are to serve; without a plan those are all, in equal shares."""
     return frozenset(stage.node for stage in plan.stages) if plan is not None else _names(found)
 
 
-def _is_that_of(ring: Ring, plan: Plan) -> bool:
+def _has_plan(ring: Ring, plan: Plan) -> bool:
+    """Whether the ring serves just what the plan says. A stage without a precision runs in its node's own."""
     served = [(stage.plan.node, stage.plan.start, stage.plan.stop, stage.plan.precision) for stage in ring.stages]
     return len(served) == len(plan.stages) and all(
         now in [(stage.node, stage.start, stage.stop, precision) for precision in ("", stage.precision)]
@@ -286,5 +293,5 @@ def _is_that_of(ring: Ring, plan: Plan) -> bool:
     )
 
 
-def _describe(stage: Any) -> str:
+def _describe(stage: StagePlan) -> str:
     return f"{stage.node} [{stage.start}, {stage.stop})"

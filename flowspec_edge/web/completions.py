@@ -1,7 +1,7 @@
 """The HTTP interface: OpenAI's completions form, streamed as server-sent events, over whatever generates text.
 
-Beyond OpenAI's fields a request may have ``top_k`` and ``schedule``; an answer has ``token_ids`` beside each text, and the
-statistics of the generation in ``flowspec``. A client that leaves cancels its generation.
+Beyond OpenAI's fields a request may have ``top_k`` and ``schedule``; an answer has ``token_ids`` beside each text, and
+the statistics of the generation in ``flowspec``. A client that leaves cancels its generation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flowspec_edge.errors import FlowspecError, RequestError
 from flowspec_edge.net.auth import is_same_key
 
 MAX_REQUEST_BYTES = 4 * 2**20
-"""A prompt of a million tokens."""
+"""Enough for a prompt of a million tokens."""
 MAX_STOPS = 4
 """OpenAI's limit."""
 
@@ -30,7 +30,10 @@ _log = logging.getLogger(__name__)
 
 
 class TextGenerator(Protocol):
-    """What the interface serves. ``generate`` raises RequestError for what the user, FlowspecError for what we can mend."""
+    """What the interface serves.
+
+    ``generate`` raises RequestError where the request is at fault, and another FlowspecError where the server is.
+    """
 
     @property
     def model(self) -> str: ...
@@ -61,7 +64,8 @@ def _wanting_key(api_key: str) -> Middleware:
             return await handler(request)
         return _refuse(
             401,
-            "the API key is missing or wrong; send `Authorization: Bearer KEY` (flowspec key show --api, where it serves)",
+            "the API key is missing or wrong; send `Authorization: Bearer KEY` (flowspec key show --api, where it "
+            "serves)",
         )
 
     return check
@@ -170,7 +174,7 @@ class _Answer:
 
 
 async def _stream(request: web.Request, answer: _Answer, pieces: AsyncGenerator[Piece, None]) -> web.StreamResponse:
-    first = await anext(pieces)  # what goes wrong until here is an HTTP status, not an event
+    first = await anext(pieces)  # an error until here becomes an HTTP status, a later one an event
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     with contextlib.suppress(ConnectionResetError):  # the client has left
         await response.prepare(request)

@@ -1,4 +1,4 @@
-"""Fetching weights over HTTP: performs what ``core/fetching.py`` decides. The other end is ``weight_server.py``."""
+"""Fetching weights over HTTP: performs what ``core/weights/fetching.py`` decides. The other end is ``server.py``."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ import aiohttp
 from flowspec_edge.core.events import DeadlinePassed
 from flowspec_edge.core.weights import fetching as fe
 from flowspec_edge.errors import FetchError, FlowspecError
-from flowspec_edge.weights.cache import Part
+from flowspec_edge.weights.part import Part
 from flowspec_edge.weights.server import READ_BYTES, STALL_S
 
 CONNECT_S = 5.0
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_ANSWER_BYTES = 2**20
-"""What a source says of MAX_QUESTIONS files takes 280 KB."""
+"""An answer about MAX_QUESTIONS files takes 280 KB."""
 
 OnProgress = Callable[[int], None]
-"""Told how many bytes came, each time some do."""
+"""Told how many bytes came, each time that some came."""
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FetchReport:
-    """What a fetch brought: bytes by source, and what sources were caught at."""
+    """What a fetch brought: bytes by source, and what the sources were accused of."""
 
     num_bytes: dict[fe.Source, int]
     accusations: list[str]
@@ -49,10 +49,10 @@ async def fetch_files(
     on_progress: OnProgress = lambda num_bytes: None,
     tls: ssl.SSLContext | None = None,
 ) -> FetchReport:
-    """Fetch files into their parts, by sha256, from whoever has them; see ``core/fetching.py``.
+    """Fetch files into their parts, by sha256, from the sources that have them; see ``core/weights/fetching.py``.
 
     Raises:
-        FetchError: a file cannot be had; with the reason of every source.
+        FetchError: a file cannot be fetched; the text has the reason of every source.
         CacheError: a file cannot be written.
     """
     async with _open_session(tls) as session:
@@ -63,7 +63,7 @@ async def fetch_manifest(digest: str, sources: Sequence[fe.Source], *, tls: ssl.
     """The text of a bundle's manifest, from the first source that has it.
 
     Raises:
-        FetchError: none has; with the reason of each.
+        FetchError: no source has it; the text has the reason of each.
     """
     reasons = []
     async with _open_session(tls) as session:
@@ -93,12 +93,12 @@ async def _read_answer(response: aiohttp.ClientResponse, limit_bytes: int) -> by
 
 
 class _RuleBrokenError(Exception):
-    """A source answered as none of ours does. The text goes on after the source's name."""
+    """A source answered as no node of this project does. The text goes on after the source's name."""
 
 
 @dataclass(slots=True)
 class _Fetcher:
-    """Performs a fetch's actions."""
+    """Performs the actions of one fetch."""
 
     session: aiohttp.ClientSession
     fetch: fe.Fetch
@@ -125,7 +125,7 @@ class _Fetcher:
         return FetchReport(self._num_bytes, self._accusations)
 
     async def _drive(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[None]]) -> FlowspecError | None:
-        """Until the fetch is complete, or the error that ended it."""
+        """Perform actions until the fetch is over; returns the error that ended it, or None where it is complete."""
         actions = self.fetch.begin()
         while True:
             for action in actions:
@@ -199,7 +199,7 @@ class _Fetcher:
                     if len(gathered) >= READ_BYTES:
                         whole, gathered = gathered, bytearray()
                         await self._take(action.source, part, whole)
-            finally:  # what came before a break is as good as the rest
+            finally:  # bytes that came before the transfer broke are kept
                 await self._take(action.source, part, gathered)
 
     async def _take(self, source: fe.Source, part: Part, data: bytearray) -> None:
@@ -208,7 +208,7 @@ class _Fetcher:
         self.on_progress(len(data))
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """Like run_in_executor, but one that is cancelled waits for the thread: nobody may close a part under its hands."""
+        """Run in the executor. When cancelled, wait for the thread: nobody may close a part while it is written."""
         future = asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
         try:
             return await asyncio.shield(future)
@@ -218,7 +218,7 @@ class _Fetcher:
 
 
 def _check_response(response: aiohttp.ClientResponse, wanted: fe.WantedFile, offset: int) -> None:
-    if response.status in (404, 503):  # evicted meanwhile, or busy: it may be otherwise in a moment
+    if response.status in (404, 503):  # evicted meanwhile, or busy: another try may succeed
         raise aiohttp.ClientPayloadError(f"answered {response.status} {response.reason}")
     range_ = f"bytes {offset}-{wanted.num_bytes - 1}/{wanted.num_bytes}"
     if response.status != 206 or response.headers.get("Content-Range") != range_:
@@ -231,8 +231,8 @@ def _check_response(response: aiohttp.ClientResponse, wanted: fe.WantedFile, off
 
 
 def _describe(cause: Exception) -> str:
-    """How a source failed; goes on after its name."""
-    if isinstance(cause, TimeoutError):  # aiohttp's own timeouts are both a ClientError and this
+    """How a source failed; the text goes on after its name."""
+    if isinstance(cause, TimeoutError):  # aiohttp's own timeouts are of this type and a ClientError too
         return f"did not answer within {CONNECT_S:g} s, or stood still for {STALL_S:g} s"
     if isinstance(cause, aiohttp.ClientConnectorError):
         return f"cannot be reached ({cause.os_error.strerror or cause.os_error})"

@@ -1,8 +1,8 @@
 """Weight files over HTTP: what a node hands out to others.
 
-``POST /weights/have`` takes a JSON list of sha256 and answers with those that are here. ``GET /weights/SHA256`` gives one file,
-whole or from a byte on (Range, RFC 9110, 14.1.2). Files have no other names on the network, so no name can lead anywhere
-else on the disk.
+``POST /weights/have`` takes a JSON list of sha256 and answers with those that are here. ``GET /weights/SHA256`` gives
+one file, whole or from a byte on (Range, RFC 9110, 14.1.2). Files have no other names on the network, so no name can
+lead anywhere else on the disk.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from aiohttp import web
 
 from flowspec_edge.weights.cache import is_sha256
 
 READ_BYTES = 262144
-"""One read of a file being sent, one write of a file being fetched: over TLS 284-428 MB/s, checking included (x86, 2 cores);
-aiohttp's FileResponse came to 100-158 MB/s."""
+"""One read of a file being sent, one write of a file being fetched: over TLS 284-428 MB/s, checking included (x86, 2
+cores); aiohttp's FileResponse came to 100-158 MB/s."""
 STALL_S = 15.0
 """How long a transfer may stand still. A card that writes back its cache takes a few seconds."""
 MAX_UPLOADS = 32
-"""Files handed out at once; whoever asks for more is told to come back."""
+"""Files that are sent at once; a node that asks for another one then is told to come back later."""
 UPLOAD_THREADS = 2
 MAX_QUESTIONS = 4096
-"""Files per question: twelve times as many as the deepest model we know has layers, in three precisions."""
+"""Files per question: twelve times the layers of the deepest known model, in three precisions."""
 
 Find = Callable[[str], Path | bytes | None]
-"""A file by its sha256: where it lies, or its bytes."""
+"""Finds a file by its sha256: where it lies, or its bytes; None where it is not here."""
 
 _log = logging.getLogger(__name__)
 
 
 class WeightServer:
-    """Hands out what ``find`` finds, to everyone who reaches the application it is part of."""
+    """Sends the files that ``find`` finds to everyone who reaches the application that it is part of."""
 
     def __init__(self, find: Find) -> None:
         self.num_bytes_sent = 0
@@ -53,7 +53,7 @@ class WeightServer:
         return app
 
     def close(self) -> None:
-        """Once the application is closed: what a thread still reads is READ_BYTES at most."""
+        """End the threads. Call it when the application is closed; a thread then reads READ_BYTES more at most."""
         self._executor.shutdown(cancel_futures=True)
 
     async def _tell(self, request: web.Request) -> web.Response:
@@ -83,7 +83,7 @@ class WeightServer:
         try:
             if found is not None:
                 return io.BytesIO(found) if isinstance(found, bytes) else found.open("rb")
-        except FileNotFoundError:  # evicted meanwhile
+        except FileNotFoundError:  # it was evicted meanwhile
             pass
         raise web.HTTPNotFound(text=f"no file {name[:12]} here")
 
@@ -106,7 +106,9 @@ class WeightServer:
             await self._copy(file, response, stop - start)
         except (TimeoutError, EOFError, ConnectionError) as cause:
             _log.info("peer at %s: a file of weights was not sent to its end (%s)", request.remote, cause)
-            if request.transport is not None:  # whatever came next on this connection would be taken for the rest
+            if (
+                request.transport is not None
+            ):  # the client would take the next answer on this connection for the rest of the file
                 request.transport.abort()
         return response
 
@@ -122,5 +124,5 @@ class WeightServer:
             self.num_bytes_sent += len(data)
 
 
-def _is_name(value: Any) -> bool:
+def _is_name(value: object) -> bool:
     return isinstance(value, str) and is_sha256(value)

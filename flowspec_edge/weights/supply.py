@@ -9,24 +9,19 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.weights.fetching import Source, WantedFile
 from flowspec_edge.errors import CacheError, FetchError, StageFailedError
-from flowspec_edge.manifest import (
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    parse_manifest,
-    verify_digests,
-)
-from flowspec_edge.weights.cache import Lease, Part, WeightCache, find_damaged
+from flowspec_edge.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest, verify_digests
+from flowspec_edge.weights.cache import Lease, WeightCache, find_damaged
 from flowspec_edge.weights.download import FetchReport, fetch_files, fetch_manifest
+from flowspec_edge.weights.part import Part
 
 BUSY_S = 0.2
 """How often to look whether another process has finished a file that it is fetching."""
@@ -72,7 +67,7 @@ OnFetch = Callable[[FetchProgress], None]
 
 
 class WeightSupply:
-    """The weights that a node has and gets. ``executor`` reads and checks files."""
+    """The weights that a node has, and those that it fetches. ``executor`` reads and checks files."""
 
     def __init__(
         self,
@@ -85,13 +80,13 @@ class WeightSupply:
         self._cache = cache
         self._executor = executor
         self._tls = tls
-        self._own = {
+        self._own_files = {
             entry.sha256: bundle.directory / entry.file for bundle in bundles for entry in bundle.manifest.files()
         }
 
     @property
     def digests(self) -> list[str]:
-        """Of the bundles that are here as a whole."""
+        """The digests of the bundles that are here as a whole."""
         return list(self._bundles)
 
     @property
@@ -99,16 +94,16 @@ class WeightSupply:
         return self._cache is not None
 
     def known(self, digest: str) -> tuple[Bundle | None, Manifest | None]:
-        """The bundle of that digest where it is here as a whole, and its manifest where at least that is."""
+        """The bundle of that digest where it is here as a whole, and its manifest where at least that is here."""
         own = self._bundles.get(digest)
         if own is not None:
             return own, own.manifest
         return None, self._cache.manifest(digest) if self._cache is not None else None
 
     def find(self, sha256: str) -> Path | bytes | None:
-        """A file that others may have, by its sha256; a manifest is one too, by its bundle's digest."""
-        if sha256 in self._own:
-            return self._own[sha256]
+        """A file that other nodes may have, by its sha256; a manifest is such a file too, by its bundle's digest."""
+        if sha256 in self._own_files:
+            return self._own_files[sha256]
         if sha256 in self._bundles:
             return self._bundles[sha256].manifest.to_json().encode()
         if self._cache is None:
@@ -122,87 +117,110 @@ class WeightSupply:
         """The manifest of a bundle, fetched where it is not here.
 
         Raises:
-            StageFailedError: nothing here has the bundle, and nothing can be fetched.
-            FetchError, CacheError: it cannot be fetched or kept.
+            StageFailedError: the bundle is not here, and this node fetches nothing.
+            FetchError: no source has the manifest.
+            CacheError: it cannot be kept.
         """
         own = self._bundles.get(request.digest)
         if own is not None:
             return own.manifest
-        cache = self._fetching(request.digest)
+        cache = self._cache_for(request.digest)
         manifest = cache.manifest(request.digest)
         if manifest is None:
             text = await fetch_manifest(request.digest, request.sources, tls=self._tls)
             manifest = parse_manifest(text, Path(request.digest[:12]) / MANIFEST_NAME)
-            await self._run(cache.keep_manifest, manifest)
+            await _run_in(self._executor, cache.keep_manifest, manifest)
         return manifest
 
     async def stage(
         self, request: StageRequest, manifest: Manifest, held: contextlib.ExitStack, on_fetch: OnFetch
     ) -> Bundle:
-        """A bundle with the files of these layers, each of them checked; until ``held`` is closed they stay.
+        """A bundle with the files of these layers, each of them checked; they stay until ``held`` is closed.
 
         Raises:
             BundleError: a file of this node's own bundle is damaged.
-            FetchError, CacheError: one that is missing cannot be fetched or kept.
+            StageFailedError: the bundle is not here, and this node fetches nothing.
+            FetchError: no source has a file that is missing here.
+            CacheError: such a file cannot be kept.
         """
         own = self._bundles.get(request.digest)
         if own is not None:
             files = manifest.stage_files(request.start, request.stop, request.precision)
-            await self._run(verify_digests, own.directory, files)
+            await _run_in(self._executor, verify_digests, own.directory, files)
             return own
-        cache = self._fetching(request.digest)
+        cache = self._cache_for(request.digest)
         lease = held.enter_context(contextlib.closing(cache.lease()))
-        paths = await _Gathering(self, cache, lease, request, manifest, on_fetch).gather()
-        return Bundle(await self._run(cache.link, manifest, paths), manifest, request.digest)
+        gathering = _Gathering(
+            self._own_files,
+            cache,
+            lease,
+            self._executor,
+            self._tls,
+            request=request,
+            name=manifest.name,
+            report=on_fetch,
+        )
+        paths = await gathering.gather(manifest.stage_files(request.start, request.stop, request.precision))
+        return Bundle(await _run_in(self._executor, cache.link, manifest, paths), manifest, request.digest)
 
-    def _fetching(self, digest: str) -> WeightCache:
+    def _cache_for(self, digest: str) -> WeightCache:
+        """The cache to fetch a bundle's files into."""
         if self._cache is None:
             raise StageFailedError(
-                f"has no bundle {digest[:12]}; start it with --bundle and the same directory, or without --no-cache, so that "
-                "it may fetch what it needs"
+                f"has no bundle {digest[:12]}; start it with --bundle and the same directory, or without --no-cache, "
+                "so that it may fetch what it needs"
             )
         return self._cache
 
-    async def _run(self, function: Callable[..., _T], *arguments: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
-
-@dataclass(slots=True)
 class _Gathering:
-    """Brings the files of one stage together."""
+    """Brings the files of one stage together: those that lie here already, and those that have to be fetched."""
 
-    supply: WeightSupply
-    cache: WeightCache
-    lease: Lease
-    request: StageRequest
-    manifest: Manifest
-    on_fetch: OnFetch
-    _paths: dict[str, Path] = field(default_factory=dict)
+    def __init__(
+        self,
+        own_files: Mapping[str, Path],
+        cache: WeightCache,
+        lease: Lease,
+        executor: Executor,
+        tls: ssl.SSLContext | None,
+        *,
+        request: StageRequest,
+        name: str,
+        report: OnFetch,
+    ) -> None:
+        self._own_files = own_files
+        self._cache = cache
+        self._lease = lease
+        self._executor = executor
+        self._tls = tls
+        self._sources = request.sources
+        self._progress = FetchProgress(name, request.start, request.stop)
+        self._report = report
+        self._paths: dict[str, Path] = {}
 
-    async def gather(self) -> dict[str, Path]:
-        """Where each file lies, by sha256."""
-        request = self.request
-        files = self.manifest.stage_files(request.start, request.stop, request.precision)
+    async def gather(self, files: Sequence[FileEntry]) -> dict[str, Path]:
+        """Where each of the files lies, by sha256."""
         entries = {entry.sha256: entry for entry in files}
-        await self._take_what_is_here(entries)
+        for entry in entries.values():
+            await self._take_if_here(entry)
         missing = [entry for sha256, entry in sorted(entries.items()) if sha256 not in self._paths]
         if missing:
             await self._fetch(missing)
         return self._paths
 
-    async def _take_what_is_here(self, entries: dict[str, FileEntry]) -> None:
-        for sha256, entry in entries.items():
-            own = self.supply._own.get(sha256)
-            path = own if own is not None and own.is_file() else self.lease.take(sha256)
-            if path is None:
-                continue
-            if not await self.supply._run(find_damaged, {sha256: path}):
-                self._paths[sha256] = path
-            elif path == own:
-                _log.warning("%s: damaged; %s is fetched from another node", path, entry.file)
-            else:
-                _log.warning("%s: damaged on this disk, and fetched anew; see whether the card is failing", entry.file)
-                path.unlink(missing_ok=True)
+    async def _take_if_here(self, entry: FileEntry) -> None:
+        """Take a file from an own bundle or from the cache, unless it is damaged there."""
+        own = self._own_files.get(entry.sha256)
+        path = own if own is not None and own.is_file() else self._lease.take(entry.sha256)
+        if path is None:
+            return
+        if not await _run_in(self._executor, find_damaged, {entry.sha256: path}):
+            self._paths[entry.sha256] = path
+        elif path == own:
+            _log.warning("%s: damaged; %s is fetched from another node", path, entry.file)
+        else:
+            _log.warning("%s: damaged on this disk, and fetched anew; see whether the card is failing", entry.file)
+            path.unlink(missing_ok=True)
 
     async def _fetch(self, missing: list[FileEntry]) -> None:
         with contextlib.ExitStack() as held:
@@ -215,43 +233,43 @@ class _Gathering:
             left = sum(file.num_bytes - file.num_present for file in wanted)
             if not left:
                 return
-            await self.supply._run(self.cache.make_room, left)
-            progress = FetchProgress(self.manifest.name, self.request.start, self.request.stop, total_bytes=left)
-            self.on_fetch(progress)
-
-            def count(num_bytes: int) -> None:
-                progress.num_bytes += num_bytes
-                self.on_fetch(progress)
-
-            progress.report = await fetch_files(
-                wanted, self.request.sources, parts, on_progress=count, tls=self.supply._tls
+            await _run_in(self._executor, self._cache.make_room, left)
+            self._progress.total_bytes = left
+            self._report(self._progress)
+            self._progress.report = await fetch_files(
+                wanted, self._sources, parts, on_progress=self._count, tls=self._tls
             )
-            self.on_fetch(progress)
+            self._report(self._progress)
             for file in wanted:
                 self._hold(file.sha256, file.name)
-            # The parts' locks end here and the lease's began before: nobody could evict in between.
+            # Parts are closed only now: a file is locked by its part until the lease holds it, so nobody can evict it.
+
+    def _count(self, num_bytes: int) -> None:
+        self._progress.num_bytes += num_bytes
+        self._report(self._progress)
 
     def _hold(self, sha256: str, name: str) -> None:
-        path = self.lease.take(sha256)
+        path = self._lease.take(sha256)
         if path is None:
-            raise CacheError(f"weight cache {self.cache.directory}: {name} was removed as soon as it was fetched")
+            raise CacheError(f"weight cache {self._cache.directory}: {name} was removed as soon as it was fetched")
         self._paths[sha256] = path
 
     async def _open_parts(self, missing: list[FileEntry], held: contextlib.ExitStack) -> dict[str, Part]:
-        """Hold the part of each file that is still to be fetched; what another process fetches is waited for.
+        """The parts of those files that are still to be fetched; ``held`` closes them.
 
-        Everyone takes parts in the order of their names, so that no two wait for each other.
+        A file that another process fetches is waited for. Every process opens parts in the order of their sha256, so
+        that no two wait for each other.
         """
         parts: dict[str, Part] = {}
         for entry in missing:
             part = await self._open_part(entry)
-            if (found := self.lease.take(entry.sha256)) is not None:
+            if (found := self._lease.take(entry.sha256)) is not None:
                 self._paths[entry.sha256] = found
                 part.close()
                 continue
             held.callback(part.close)
             if part.num_bytes >= entry.num_bytes:
-                if await self.supply._run(part.finish) == entry.sha256:
+                if await _run_in(self._executor, part.finish) == entry.sha256:
                     self._hold(entry.sha256, entry.file)
                     continue
                 part.drop()
@@ -261,14 +279,18 @@ class _Gathering:
     async def _open_part(self, entry: FileEntry) -> Part:
         loop = asyncio.get_running_loop()
         last, since = -1, loop.time()
-        while (part := await self.supply._run(self.cache.open_part, entry.sha256)) is None:
-            size = self.cache.part_bytes(entry.sha256)
+        while (part := await _run_in(self._executor, self._cache.open_part, entry.sha256)) is None:
+            size = self._cache.part_bytes(entry.sha256)
             if size != last:
                 last, since = size, loop.time()
             if loop.time() - since > BUSY_LIMIT_S:
                 raise FetchError(
-                    f"{entry.file} is being fetched by another process on this machine, which stands still at {size} bytes; "
-                    "end that process, or give this node a cache of its own with --cache DIR"
+                    f"{entry.file} is being fetched by another process on this machine, which stands still at {size} "
+                    "bytes; end that process, or give this node a cache of its own with --cache DIR"
                 )
             await asyncio.sleep(BUSY_S)
         return part
+
+
+async def _run_in(executor: Executor, function: Callable[..., _T], *arguments: object) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from flowspec_edge.bench.compare import Bench, Task
+from flowspec_edge.bench.known_testbeds import known_testbeds
 from flowspec_edge.bench.prompts import load_prompts
-from flowspec_edge.bench.testbed import known_testbeds, load_testbed
+from flowspec_edge.bench.testbed import load_testbed
 from flowspec_edge.bench.virtual_clock import VirtualRing
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import DraftFinished

@@ -2,7 +2,8 @@
 
 import pytest
 
-from flowspec_edge.bench.testbed import known_testbeds, load_testbed, parse_testbed
+from flowspec_edge.bench.known_testbeds import known_testbeds
+from flowspec_edge.bench.testbed import load_testbed, parse_testbed
 from flowspec_edge.errors import TestbedError
 
 SOUND = """

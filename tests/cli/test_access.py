@@ -2,11 +2,11 @@
 
 import json
 import os
-from argparse import Namespace
 
 import pytest
 
-from flowspec_edge.cli.access import INSECURE_WARNING, neighbourhood, open_access, open_api_access, run_key
+from flowspec_edge.cli.access import INSECURE_WARNING, neighbourhood, open_access, open_api_access
+from flowspec_edge.cli.key import KeyCommand, run_key
 from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key, parse_key
 from flowspec_edge.errors import ClusterKeyError, KeyTextError, RequestError
@@ -63,16 +63,12 @@ def test_the_api_has_a_key_of_its_own_beyond_this_machine(capsys):
     assert "--plain-http: whoever listens" in capsys.readouterr().err
 
 
-def options(action, key=None, api=False, json=False):
-    return Namespace(action=action, key=key, api=api, json=json)
-
-
 async def test_key_commands(capsys, monkeypatch):
     with pytest.raises(ClusterKeyError, match="flowspec key new"):
-        await run_key(options("show"))
-    await run_key(options("new"))
+        await run_key(KeyCommand(action="show"))
+    await run_key(KeyCommand(action="new"))
     key = capsys.readouterr().out.splitlines()[0]
-    await run_key(options("show"))
+    await run_key(KeyCommand(action="show"))
     assert f"flowspec key set {key} && flowspec node" in capsys.readouterr().out
     other = format_key(bytes(20))
     reading, writing = os.pipe()
@@ -80,23 +76,23 @@ async def test_key_commands(capsys, monkeypatch):
     os.close(writing)
     with os.fdopen(reading) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
-        await run_key(options("set", "-"))
+        await run_key(KeyCommand(action="set", key="-"))
     told = capsys.readouterr().out
     assert key not in told and other not in told
     assert "cluster.key.old" in told
-    await run_key(options("show", json=True))
+    await run_key(KeyCommand(action="show", json=True))
     report = json.loads(capsys.readouterr().out)
     assert (report["key"], report["file"]) == (other, str(key_path()))
-    await run_key(options("new", api=True))
+    await run_key(KeyCommand(action="new", api=True))
     assert capsys.readouterr().out.startswith("fsa1-")
     with pytest.raises(KeyTextError):
-        await run_key(options("set", "password"))
+        await run_key(KeyCommand(action="set", key="password"))
     assert load_key() == bytes(20)
 
 
 def test_peers_that_are_typed():
     def peers(host, *texts):
-        return neighbourhood(Namespace(peer=list(texts), cluster="home"), open_access(host, is_insecure=False)).peers
+        return neighbourhood("home", texts, open_access(host, is_insecure=False)).peers
 
     assert peers("127.0.0.1", "localhost:9") == (Address("localhost", 9),)
     with pytest.raises(RequestError, match="--peer 'pi:x' is no address"):

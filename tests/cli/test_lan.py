@@ -1,4 +1,4 @@
-"""Five hosts with addresses of their own: they find each other, with multicast and without, and say why where they do not."""
+"""Five hosts with addresses of their own find each other, with multicast and without, and say why where they do not."""
 
 import asyncio
 import json

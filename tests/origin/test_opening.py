@@ -28,7 +28,7 @@ from flowspec_edge.errors import (
 )
 from flowspec_edge.origin import dialogue, opening
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
-from flowspec_edge.origin.planning import PlanWishes, load_placement
+from flowspec_edge.origin.planning import PlanOptions, load_placement
 from tests.fake_links import LIMIT_S, settle
 from tests.origin.fake_nodes import FakeNetwork, FakeNode, open_stage
 
@@ -242,12 +242,12 @@ async def test_with_wishes_the_planner_deals_and_its_placement_is_kept(
     network: FakeNetwork, made: list[tuple[Any, ...]]
 ) -> None:
     network.nodes["cellar"].is_gone = True
-    wishes = PlanWishes()
-    async with open_on(network, wishes=wishes) as ring:
+    plan_options = PlanOptions()
+    async with open_on(network, plan_options=plan_options) as ring:
         assert ring.plan is PLAN
         assert [stage.plan for stage in ring.stages] == [stage.stage_plan for stage in PLAN.stages]
     ((settings, bundle, peers, refused, wished),) = made
-    assert (settings, bundle, wished) == (network.settings, network.bundle, wishes)
+    assert (settings, bundle, wished) == (network.settings, network.bundle, plan_options)
     assert list(peers) == ["attic", "hall"]
     assert refused == [LeftOut("cellar", "peer cellar cannot be reached")]
     assert {name: (part.start, part.stop) for name, part in load_placement(bundle.digest).items()} == {
@@ -260,7 +260,7 @@ async def test_with_wishes_the_planner_deals_and_its_placement_is_kept(
 async def test_a_plan_that_may_choose_says_in_which_precision(
     network: FakeNetwork, made: list[tuple[Any, ...]]
 ) -> None:
-    async with open_on(network, wishes=PlanWishes(is_any_precision=True)):
+    async with open_on(network, plan_options=PlanOptions(is_any_precision=True)):
         pass
     assert network.nodes["hall"].request.precision == "int8"
 
@@ -272,13 +272,13 @@ async def test_where_nothing_is_measured_yet_shares_are_equal(
         raise NotMeasuredError("none of the 3 nodes")
 
     monkeypatch.setattr(opening, "make_plan", refuse)
-    async with open_on(network, wishes=PlanWishes()) as ring:
+    async with open_on(network, plan_options=PlanOptions()) as ring:
         assert ring.plan is None and len(ring.stages) == 3
     assert not load_placement(network.bundle.digest)
 
 
 async def test_a_plan_that_is_given_is_taken_as_it_is(network: FakeNetwork, made: list[tuple[Any, ...]]) -> None:
-    async with open_on(network, wishes=PlanWishes(), plan=PLAN) as ring:
+    async with open_on(network, plan_options=PlanOptions(), plan=PLAN) as ring:
         assert ring.plan is PLAN
     assert not made
 
@@ -297,14 +297,14 @@ async def test_what_a_ring_holds_counts_as_free_for_the_plan_that_would_follow(
     network: FakeNetwork, made: list[tuple[Any, ...]]
 ) -> None:
     async with open_on(network) as ring:
-        await plan_layers(network, network.bundle, network.found, PlanWishes(), ring.stages)
+        await plan_layers(network, network.bundle, network.found, PlanOptions(), ring.stages)
     (_, _, peers, _, _, loaded) = made[-1]
     welcomed = network.nodes["cellar"].welcome.free_memory_bytes
     assert peers["cellar"].free_memory_bytes == welcomed + 1001
     assert (loaded["cellar"].start, loaded["cellar"].stop) == (3, 6)
     with pytest.raises(NodeUnavailableError, match="peer cellar cannot be reached"):
         network.nodes["cellar"].is_gone = True
-        await plan_layers(network, network.bundle, network.found, PlanWishes(), ring.stages)
+        await plan_layers(network, network.bundle, network.found, PlanOptions(), ring.stages)
 
 
 async def test_only_a_slow_network_has_its_links_measured_anew(

@@ -24,15 +24,15 @@ from flowspec_edge.node.curves import Measurements
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin import dialogue, measured_links, planning
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
-from flowspec_edge.origin.planning import PlanWishes, keep_placement, load_placement
+from flowspec_edge.origin.planning import PlanOptions, keep_placement, load_placement
 from tests.ring.conftest import DEMO_MODEL, answer_of, found_of, nodes_of, tokens_of
 
-WISHES = PlanWishes(num_tokens=256)
+PLAN_OPTIONS = PlanOptions(num_tokens=256)
 
 
 async def test_a_plan_from_what_nodes_and_links_really_take(int8_bundle, state):
     async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
-        plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
     assert sum(stage.stop - stage.start for stage in plan.stages) == 8
     assert all(0 < stage.time.at(2) < 1000 for stage in plan.stages)
     assert plan.tokens_per_s > 0 and 0 < plan.head_ms < plan.trip_ms
@@ -47,7 +47,7 @@ async def test_a_plan_from_what_nodes_and_links_really_take(int8_bundle, state):
 
 async def test_what_is_known_is_not_measured_again(int8_bundle, quick_curve, monkeypatch):
     async with nodes_of(int8_bundle) as (serving, origin):
-        first = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        first = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
         assert quick_curve, "the first time"
         quick_curve.clear()
 
@@ -56,7 +56,7 @@ async def test_what_is_known_is_not_measured_again(int8_bundle, quick_curve, mon
 
         monkeypatch.setattr(measured_links, "measure_link", never)
         monkeypatch.setattr(measuring, "measure_link", never)
-        again = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        again = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
     assert again == first and not quick_curve
     assert len(first.stages) == 3, "slow layers want all boards"
 
@@ -64,8 +64,8 @@ async def test_what_is_known_is_not_measured_again(int8_bundle, quick_curve, mon
 async def test_a_ring_serves_what_was_planned_and_writes_the_unsplit_models_text(int8_bundle, quick_curve, prompts):
     options = GenerateOptions(max_new_tokens=24)
     async with nodes_of(int8_bundle) as (serving, origin):
-        plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
-        async with open_ring(origin, int8_bundle, found_of(serving), wishes=WISHES) as ring:
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
+        async with open_ring(origin, int8_bundle, found_of(serving), plan_options=PLAN_OPTIONS) as ring:
             pieces = await answer_of(ring, prompts[0], options)
             outcome = ring.outcome(pieces[-1].statistics)
     unsplit = UnsplitModel(int8_bundle.directory, int8_bundle.manifest)
@@ -81,19 +81,19 @@ async def test_a_ring_serves_what_was_planned_and_writes_the_unsplit_models_text
 async def test_a_ring_is_held_against_what_it_serves_itself(int8_bundle, quick_curve):
     """Whatever others on this machine have served since."""
     async with nodes_of(int8_bundle) as (serving, origin):
-        async with open_ring(origin, int8_bundle, found_of(serving), wishes=WISHES) as ring:
+        async with open_ring(origin, int8_bundle, found_of(serving), plan_options=PLAN_OPTIONS) as ring:
             first, *others = ring.plan.stages
             swapped = [
                 dataclasses.replace(stage, node=other.node) for stage, other in zip(others, others[::-1], strict=True)
             ]
             keep_placement(int8_bundle.digest, dataclasses.replace(ring.plan, stages=(first, *swapped)))
-            plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES, ring.stages)
+            plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS, ring.stages)
             assert plan.is_kept and plan.stages == ring.plan.stages
 
 
 async def test_where_the_network_was_slow_its_links_are_measured_anew(int8_bundle, quick_curve, monkeypatch, state):
     async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
-        async with open_ring(origin, int8_bundle, found_of(serving), wishes=WISHES) as ring:
+        async with open_ring(origin, int8_bundle, found_of(serving), plan_options=PLAN_OPTIONS) as ring:
             outcome = Outcome(20.0, 10.0, "the network, all hops together, was slower", is_network=True, num_rows=4)
 
             async def measure(settings, peer, host, port):
@@ -118,14 +118,14 @@ async def test_a_node_without_layers_learns_from_its_first_session(int8_bundle, 
         for node in serving:
             monkeypatch.setattr(node.supply, "known", lambda digest: (None, int8_bundle.manifest))
         with pytest.raises(NotMeasuredError, match="none of the 2 nodes"):
-            await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
-        async with open_ring(origin, int8_bundle, found_of(serving), wishes=WISHES) as ring:
+            await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
+        async with open_ring(origin, int8_bundle, found_of(serving), plan_options=PLAN_OPTIONS) as ring:
             assert ring.plan is None and len(ring.stages) == 2, "equal shares"
             await answer_of(ring, prompts[0], GenerateOptions(max_new_tokens=32))
         async with asyncio.timeout(10):
             while not list((state / "curves").glob("*.json")):
                 await asyncio.sleep(0.01)
-        plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
     assert json.loads(next((state / "curves").glob("*.json")).read_text())["how"] == "learned"
     assert plan.stages
 
@@ -136,11 +136,11 @@ def served(plan):
 
 async def test_a_board_whose_forwards_got_slow_is_given_less_in_the_next_plan(int8_bundle, quick_curve):
     async with nodes_of(int8_bundle, ("attic", "hall")) as (serving, origin):
-        before = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        before = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
         recorder = serving[0].measurements.recorder(int8_bundle.manifest, None, 4)
         for ago in range(90, 0, -1):
             recorder.watch.observe(100.0, 190.0, time.monotonic() - ago)
-        after = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        after = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
     assert served(before) == {"attic": 4, "hall": 4}
     assert served(after).get("attic", 0) < 4 < served(after)["hall"]
     assert after.tokens_per_s < before.tokens_per_s
@@ -149,7 +149,7 @@ async def test_a_board_whose_forwards_got_slow_is_given_less_in_the_next_plan(in
 async def test_a_board_that_says_that_it_is_hot_is_given_less_in_the_next_plan(int8_bundle, quick_curve, monkeypatch):
     async with nodes_of(int8_bundle, ("attic", "hall")) as (serving, origin):
         monkeypatch.setattr(serving[0].measurements, "_thermometer", lambda: ThermalReport(82.0, 80.0, 0.6))
-        plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
     assert served(plan) == {"attic": 3, "hall": 5}
     said = {stage.node: stage.slowdown for stage in plan.stages}
     assert said == {"attic": 1.67, "hall": 1.0}
@@ -163,14 +163,14 @@ class UnmeasuredBoard(Board):
 async def test_an_emulated_board_tells_no_curve(int8_bundle, state):
     async with nodes_of(int8_bundle, ("attic",), board=UnmeasuredBoard) as (serving, origin):
         with pytest.raises(NotMeasuredError):
-            await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+            await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
     assert not (state / "curves").exists()
 
 
 async def test_nodes_that_cannot_serve_are_named(int8_bundle, quick_curve):
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         gone = dataclasses.replace(serving[0].announcement, node="cellar", port=1)
-        plan = await plan_layers(origin, int8_bundle, [serving[0].announcement, gone], WISHES)
+        plan = await plan_layers(origin, int8_bundle, [serving[0].announcement, gone], PLAN_OPTIONS)
     assert [stage.node for stage in plan.stages] == ["attic"]
     (out,) = plan.left_out
     assert out.node == "cellar" and "cannot be reached" in out.reason
@@ -209,20 +209,20 @@ async def test_a_plan_may_choose_each_devices_precision(two_precisions, monkeypa
     curves = {"fp32": TimeLine(300.0, 1.0), "int8": TimeLine(400.0, 1.0)}
     monkeypatch.setattr(Measurements, "_measure", lambda self, bundle, precision, free: curves[precision])
     monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
-    wishes = dataclasses.replace(WISHES, is_any_precision=True)
+    plan_options = dataclasses.replace(PLAN_OPTIONS, is_any_precision=True)
     async with nodes_of(two_precisions, ("attic", "hall")) as (serving, origin):
-        own = await plan_layers(origin, two_precisions, found_of(serving), WISHES)
+        own = await plan_layers(origin, two_precisions, found_of(serving), PLAN_OPTIONS)
         assert {stage.precision for stage in own.stages} == {"fp32"}, "the bundle's own"
         serving[0].precisions.by_hand = "int8"
-        plan = await plan_layers(origin, two_precisions, found_of(serving), wishes)
+        plan = await plan_layers(origin, two_precisions, found_of(serving), plan_options)
         assert {stage.node: stage.precision for stage in plan.stages} == {"attic": "int8", "hall": "fp32"}
         serving[0].precisions.by_hand = None
         curves["int8"] = TimeLine(100.0, 1.0)
         for curve in state_directory().glob("curves/*.json"):
             curve.unlink()
-        plan = await plan_layers(origin, two_precisions, found_of(serving), wishes)
+        plan = await plan_layers(origin, two_precisions, found_of(serving), plan_options)
         assert {stage.precision for stage in plan.stages} == {"int8"}
-        async with open_ring(origin, two_precisions, found_of(serving), wishes=wishes) as ring:
+        async with open_ring(origin, two_precisions, found_of(serving), plan_options=plan_options) as ring:
             assert {stage.plan.precision for stage in ring.stages} == {"int8"}
             options = GenerateOptions(max_new_tokens=16)
             tokens = tokens_of(await answer_of(ring, prompts[0], options))
@@ -243,19 +243,19 @@ def two_precisions(tmp_path_factory):
 
 async def test_files_that_are_broken_are_measured_anew(int8_bundle, quick_curve, state):
     async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
-        await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
         for path in [*(state / "curves").glob("*.json"), state / "links.json"]:
             path.write_text('{"fixed_ms": "soon"}')
         (state / "placements").mkdir(exist_ok=True)
         quick_curve.clear()
-        plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
     assert quick_curve and plan.stages
 
 
 async def test_a_node_that_cannot_measure_is_left_out_with_its_reason(int8_bundle, quick_curve):
     async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
         serving[1].precisions.by_hand = "int3"
-        plan = await plan_layers(origin, int8_bundle, found_of(serving), WISHES)
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
     (out,) = plan.left_out
     assert out.node == "cellar" and "has no precision 'int3'" in out.reason
 
@@ -278,7 +278,7 @@ async def test_no_link_stays_open_when_a_plan_is_given_up(int8_bundle, quick_cur
     async with asyncio.timeout(20), silent, nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         (attic,) = found_of(serving)
         found = [attic, dataclasses.replace(attic, node="silent", port=silent.sockets[0].getsockname()[1])]
-        planned = asyncio.create_task(plan_layers(origin, int8_bundle, found, WISHES))
+        planned = asyncio.create_task(plan_layers(origin, int8_bundle, found, PLAN_OPTIONS))
         link = await answered.get()
         planned.cancel()
         await asyncio.wait({planned})

@@ -14,13 +14,13 @@ from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import NodeUnavailableError
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin import service as serving
-from flowspec_edge.origin.planning import PlanWishes
+from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.service import GenerationService
 from tests.ring.conftest import found_of, nodes_of, tokens_of
 
 WAIT_S = 60
 OPTIONS = GenerateOptions(max_new_tokens=40, temperature=0.8, seed=11)
-WISHES = PlanWishes(num_tokens=256)
+PLAN_OPTIONS = PlanOptions(num_tokens=256)
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +80,8 @@ def gate():
 async def service_of(bundle, names=("attic", "cellar", "hall"), num_first=2, board=None, **options):
     async with nodes_of(bundle, names, board=board) as (nodes, origin):
         boards = Boards(nodes[:num_first])
-        options = {"wishes": WISHES, **options}
-        async with GenerationService.start(origin, bundle, boards.search, boards=boards, **options) as service:
+        options = {"plan_options": PLAN_OPTIONS, **options}
+        async with GenerationService(origin, bundle, boards.search, boards=boards, **options) as service:
             async with asyncio.timeout(WAIT_S):
                 yield service, boards, nodes
 
@@ -159,7 +159,7 @@ async def test_without_at_once_a_text_ends_where_it_began(int8_bundle, quick_cur
 
 async def test_a_text_that_ended_just_before_the_move_is_not_gone_on_with(int8_bundle, prompts):
     """Its last tokens wait to be read while the ring is left."""
-    async with service_of(int8_bundle, wishes=None) as (service, _, _nodes):
+    async with service_of(int8_bundle, plan_options=None) as (service, _, _nodes):
         pieces = service.generate(prompts[0], OPTIONS)
         first = await anext(pieces)
         await until(lambda: not service.ring._core._running)
@@ -170,7 +170,7 @@ async def test_a_text_that_ended_just_before_the_move_is_not_gone_on_with(int8_b
 
 
 async def test_equal_shares_take_every_new_board_in(int8_bundle, prompts):
-    async with service_of(int8_bundle, wishes=None) as (service, boards, nodes):
+    async with service_of(int8_bundle, plan_options=None) as (service, boards, nodes):
         await answer_of(service, prompts[0])
         boards.set(nodes)
         await until(lambda: service.ring is not None and len(service.ring.stages) == 3)
@@ -179,7 +179,7 @@ async def test_equal_shares_take_every_new_board_in(int8_bundle, prompts):
 
 async def test_equal_shares_stay_where_a_board_cannot_be_used(int8_bundle, prompts, monkeypatch):
     monkeypatch.setattr(rebalancing, "REPLAN_S", 0.0)
-    async with service_of(int8_bundle, wishes=None) as (service, boards, _nodes):
+    async with service_of(int8_bundle, plan_options=None) as (service, boards, _nodes):
         boards.found.append(dataclasses.replace(boards.found[0], node="hall", port=1))
         await answer_of(service, prompts[0])
         first = service.ring

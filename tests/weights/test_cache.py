@@ -14,16 +14,11 @@ import pytest
 from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.errors import BundleError, CacheError
 from flowspec_edge.manifest import load_manifest, parse_manifest
-from flowspec_edge.weights import cache as weight_cache
+from flowspec_edge.weights import part as weight_part
 from flowspec_edge.weights.cache import WeightCache, find_damaged
 
 DATA = bytes(range(256)) * 8
 SHA256 = hashlib.sha256(DATA).hexdigest()
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return WeightCache(tmp_path / "weights")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +111,7 @@ def test_what_is_used_counts_as_new(cache):
 def test_what_another_process_holds_stays(cache):
     held = put(cache, b"a" * 100)
     code = (
-        "import sys; from pathlib import Path; from flowspec_edge.weight_cache import WeightCache\n"
+        "import sys; from pathlib import Path; from flowspec_edge.weights.cache import WeightCache\n"
         f"lease = WeightCache(Path({str(cache.directory)!r})).lease(); assert lease.take({held!r})\n"
         "print('held', flush=True); sys.stdin.read()"
     )
@@ -213,7 +208,7 @@ def test_finishing_onto_a_broken_disk_is_named(cache, monkeypatch):
 
     part = cache.open_part(SHA256)
     part.write(DATA)
-    monkeypatch.setattr(weight_cache.os, "fsync", broken)
+    monkeypatch.setattr(weight_part.os, "fsync", broken)
     with pytest.raises(CacheError, match="Input/output error; see whether the disk is well"):
         part.finish()
     assert cache.find(SHA256) is None

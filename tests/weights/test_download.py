@@ -12,60 +12,13 @@ from yarl import URL
 
 from flowspec_edge.core.weights.fetching import Source, WantedFile
 from flowspec_edge.errors import CacheError, FetchError
-from flowspec_edge.net.server import serve_app
 from flowspec_edge.weights import download as weights
 from flowspec_edge.weights import server as weight_server
 from flowspec_edge.weights.cache import WeightCache
 from flowspec_edge.weights.download import fetch_files, fetch_manifest
-from flowspec_edge.weights.server import READ_BYTES, WeightServer
+from flowspec_edge.weights.server import READ_BYTES
 
 SIZE = 3 * 2**20 + 17
-
-
-class Peer:
-    """Hands out files as a node does. ``middleware`` may make it worse."""
-
-    def __init__(self, name, files):
-        self.name, self.files = name, {hashlib.sha256(data).hexdigest(): data for data in files}
-        self.server = WeightServer(self.files.get)
-        self.asked = []
-
-    async def start(self, middleware=None):
-        app = self.server.build_app()
-
-        @web.middleware
-        async def record(request, handler):
-            self.asked.append((request.path.rpartition("/")[2], request.headers.get("Range")))
-            return await handler(request)
-
-        app.middlewares.append(record)
-        if middleware is not None:
-            app.middlewares.append(middleware)
-        self.served = await serve_app(app)
-        self.source = Source(self.name, "127.0.0.1", self.served.port)
-        return self
-
-    async def close(self):
-        await self.served.close()
-        self.server.close()
-
-
-@pytest.fixture
-async def peers():
-    """Makes peers, and ends them."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def start(name, files, middleware=None):
-            peer = await Peer(name, files).start(middleware)
-            stack.push_async_callback(peer.close)
-            return peer
-
-        yield start
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return WeightCache(tmp_path / "weights")
 
 
 async def fetch(cache, wanted, sources, **options):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowspec_edge.core.rows import Floats
-from flowspec_edge.engine.drafters import Drafter
+from flowspec_edge.engine.drafters.drafter import Drafter
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.graphs import load_graph, pad_rows
 from flowspec_edge.engine.head import Head

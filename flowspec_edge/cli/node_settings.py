@@ -1,0 +1,109 @@
+"""The node that a command runs itself: it serves layers, or only takes in what returns from its own rings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flowspec_edge.cli.access import Access
+from flowspec_edge.cli.options import (
+    BundleArguments,
+    CacheArguments,
+    NetworkArguments,
+    SearchArguments,
+    add_bundle,
+    add_cache_options,
+    bundle_from,
+    cache_from,
+    neighbourhood_from,
+)
+from flowspec_edge.core.device.boards import BoardSettings
+from flowspec_edge.net.addresses import NODE_PORT
+from flowspec_edge.node.board import thermometer_of
+
+if TYPE_CHECKING:
+    from flowspec_edge.node.resources import NodeSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginArguments(SearchArguments, BundleArguments):
+    """Of commands that ask others to serve a bundle, and serve nothing themselves."""
+
+
+def origin_settings(options: OriginArguments, access: Access) -> NodeSettings:
+    """Settings of a node that nobody finds: it only takes in what returns from its own rings."""
+    from flowspec_edge.node.resources import NodeSettings, available_memory_bytes, unique_name
+
+    where = neighbourhood_from(options, access)
+    return NodeSettings(
+        name=unique_name(),
+        cluster=options.cluster,
+        host=access.host,
+        credentials=access.credentials,
+        is_insecure=access.is_insecure,
+        peers=where.peers,
+        remembers=where.remembers,
+        bundles=(bundle_from(options),),
+        memory_bytes=available_memory_bytes(),
+        num_threads=len(os.sched_getaffinity(0)),
+        is_announced=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingArguments(NetworkArguments, BundleArguments, CacheArguments):
+    """Of commands that serve layers; their parsers take the options of the network too."""
+
+    name: str | None
+    threads: int | None
+    memory: int | None
+    board: str | None
+    precision: str | None
+
+
+def add_serving(parser: argparse.ArgumentParser) -> None:
+    add_bundle(parser)
+    parser.add_argument("--name", help="name that others see (default: host name and six random digits)")
+    parser.add_argument("--threads", type=int, default=None, help="threads per stage (default: the board profile's)")
+    parser.add_argument("--memory", type=int, metavar="MIB", help="memory to offer (default: the board profile's)")
+    parser.add_argument(
+        "--board",
+        metavar="NAME",
+        help="board profile to use, or a TOML file (default: recognised; see firmware_configs)",
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="run layers in this precision, one of those that the bundle has (default: the one that flowspec bench "
+        "--calibrate --use-fastest chose here, else the bundle's own)",
+    )
+    add_cache_options(parser)
+
+
+def serving_settings(
+    options: ServingArguments, access: Access, board: BoardSettings, *, port: int = 0, is_announced: bool = True
+) -> NodeSettings:
+    """Settings of a node on ``board``; one that is not announced serves no layers, and fetches none."""
+    from flowspec_edge.node.resources import NodeSettings, unique_name
+
+    where = neighbourhood_from(options, access)
+    return NodeSettings(
+        name=options.name or unique_name(),
+        cluster=options.cluster,
+        host=access.host,
+        credentials=access.credentials,
+        is_insecure=access.is_insecure,
+        port=port,
+        preferred_port=0 if access.is_loopback or not is_announced else NODE_PORT,
+        peers=where.peers,
+        remembers=where.remembers,
+        bundles=(bundle_from(options),),
+        memory_bytes=board.memory_bytes,
+        num_threads=board.num_threads,
+        is_announced=is_announced,
+        cache=cache_from(options) if is_announced else None,
+        precision=options.precision,
+        thermometer=thermometer_of(board),
+    )

@@ -1,0 +1,150 @@
+"""Each option reaches its command with the type that the command's dataclass says."""
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.cli import node_settings, options
+from flowspec_edge.cli.bench import BenchCommand, TraceCommand
+from flowspec_edge.cli.cache import ListCommand, PruneCommand
+from flowspec_edge.cli.demo import DemoCommand
+from flowspec_edge.cli.devices import DevicesCommand
+from flowspec_edge.cli.doctor import DoctorCommand
+from flowspec_edge.cli.key import KeyCommand
+from flowspec_edge.cli.main import build_parser
+from flowspec_edge.cli.node import NodeCommand
+from flowspec_edge.cli.plan import PlanCommand
+from flowspec_edge.cli.ring import GenerateCommand, ServeCommand
+from flowspec_edge.core.device.boards import BoardSettings
+from flowspec_edge.errors import RequestError
+
+COMMON = {"command", "verbose", "run"}
+
+BUNDLE = "--bundle b"
+NETWORK = "--cluster c --peer h --host 127.0.0.1 --insecure"
+SEARCH = "--nodes 2 --wait 1.5"
+SERVING = f"{BUNDLE} --name n --threads 2 --memory 64 --board b --precision int8 --cache d --cache-limit 2.5 --no-cache"
+TEXT = "--schedule chunked --max-new-tokens 4 --temperature 1 --top-k 3 --top-p 0.5 --seed 9 --stop x --stop y"
+RING = "--any-precision --context 99 --equal-split --rebalance"
+
+# Of each command: its type, what it cannot do without, and everything else that it takes.
+COMMANDS = [
+    (NodeCommand, "node", f"{SERVING} {NETWORK} --port 1 --json --until-stdin-closes --emulate t"),
+    (GenerateCommand, "generate p", f"{TEXT} {NETWORK} {SEARCH} {BUNDLE} {RING} --json"),
+    (ServeCommand, "serve", f"{SERVING} {NETWORK} {SEARCH} --port 1 --api-host h --plain-http {RING} --no-layers"),
+    (DevicesCommand, "devices", f"{NETWORK} {SEARCH} --json"),
+    (DoctorCommand, "doctor", f"{NETWORK} {BUNDLE} --wait 3 --json"),
+    (PlanCommand, "plan", f"b --testbed t --schedule s --any-precision --context 9 --json {NETWORK} {SEARCH}"),
+    (DemoCommand, "demo", f"--nodes 3 --prompt p {TEXT} {BUNDLE} --json"),
+    (KeyCommand, "key set", "k --api --json"),
+    (ListCommand, "cache list", "--cache d --json"),
+    (PruneCommand, "cache prune", "--limit 2 --dry-run --cache d --json"),
+    (
+        BenchCommand,
+        "bench --virtual",
+        "--chunk-sizes 1 --use-fastest --testbed t --schedules s --prompts p --temperature 1 --max-new-tokens 9 "
+        f"--num-prompts 2 --processes 2 --planned --threads 2 --ablate --plot d --json {BUNDLE}",
+    ),
+    (
+        TraceCommand,
+        "trace --out o.svg",
+        f"--testbed t --schedule s --prompt-set s --index 2 --temperature 1 --max-new-tokens 3 {BUNDLE}",
+    ),
+]
+
+
+Parse = Callable[[str], tuple[argparse.Namespace, Any]]
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
+    """What argparse found, and what the command was given of it; the command itself does not run."""
+    given: list[Any] = []
+    real = options.arguments_of
+
+    def arguments_of(kind: type[Any], parsed: argparse.Namespace) -> Any:
+        given.append(real(kind, parsed))
+        return given[-1]
+
+    monkeypatch.setattr(options, "arguments_of", arguments_of)
+
+    def parse(line: str) -> tuple[argparse.Namespace, Any]:
+        parsed = build_parser().parse_args(line.split())
+        parsed.run(parsed).close()
+        return parsed, given.pop()
+
+    return parse
+
+
+def is_of(value: object, hint: Any) -> bool:
+    """Whether a value is of an annotation's type; whole numbers are no floats here."""
+    if isinstance(hint, types.UnionType):
+        return any(is_of(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        return isinstance(value, list) and all(is_of(item, typing.get_args(hint)[0]) for item in value)
+    return type(value) is hint or (hint is Path and isinstance(value, Path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "most"), COMMANDS, ids=[least.partition(" --")[0] for _, least, _ in COMMANDS]
+)
+def test_every_option_reaches_its_command_with_its_type(parse: Parse, kind: type[Any], least: str, most: str) -> None:
+    hints, set_values = typing.get_type_hints(kind), {}
+    for line in (least, f"{least} {most}"):
+        parsed, found = parse(line)
+        assert type(found) is kind
+        assert {field.name for field in dataclasses.fields(kind)} | COMMON >= set(vars(parsed)) - {"action"}
+        for name, hint in hints.items():
+            assert is_of(getattr(found, name), hint), f"{line}: {name} is {getattr(found, name)!r}, not {hint}"
+        set_values[line] = dataclasses.asdict(found)
+    unset, everything = set_values.values()
+    least_has = {"action", "prompt", "virtual", "out"} | {"emulate", "calibrate"}  # the latter exclude --virtual
+    assert not {name for name in hints if everything[name] == unset[name]} - least_has, "an option was not given"
+
+
+def test_every_command_is_among_them() -> None:
+    (choices,) = (action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
+    assert set(choices) == {least.split()[0] for _, least, _ in COMMANDS}
+
+
+def test_repeated_options_do_not_gather_over_commands(parse: Parse) -> None:
+    """argparse appends to one list of defaults, unless it copies it."""
+    assert parse("devices --peer a --peer b")[1].peer == ["a", "b"]
+    assert parse("devices")[1].peer == []
+
+
+@pytest.fixture
+def demo_bundle(monkeypatch: pytest.MonkeyPatch) -> object:
+    bundle = object()
+    monkeypatch.setattr(Bundle, "load", lambda directory: bundle)
+    return bundle
+
+
+def test_a_node_that_serves_is_announced_and_one_that_asks_is_not(parse: Parse, demo_bundle: object) -> None:
+    board = BoardSettings(profile=None, cores=(0,), num_threads=3, memory_bytes=7)
+    serve = parse("serve --name attic --precision int4 --cache-limit 1")[1]
+    access = options.access_from(serve)
+    settings = node_settings.serving_settings(serve, access, board, port=5)
+    assert (settings.name, settings.port, settings.is_announced, settings.precision) == ("attic", 5, True, "int4")
+    assert (settings.memory_bytes, settings.num_threads, settings.bundles) == (7, 3, (demo_bundle,))
+    assert settings.cache is not None and settings.cache.limit_bytes == 2**30
+    quiet = node_settings.serving_settings(serve, access, board, is_announced=False)
+    assert (quiet.name, quiet.is_announced, quiet.cache, quiet.preferred_port) == ("attic", False, None, 0)
+    asking = node_settings.origin_settings(parse("generate p --cluster home")[1], access)
+    assert (asking.cluster, asking.is_announced, asking.cache, asking.port) == ("home", False, None, 0)
+    assert asking.name != "attic"
+
+
+def test_what_is_out_of_range_is_refused(parse: Parse) -> None:
+    with pytest.raises(RequestError, match="--cache-limit is -1.0"):
+        options.cache_from(parse("node --cache-limit -1")[1])
+    assert options.cache_from(parse("node --no-cache --cache-limit -1")[1]) is None
+    with pytest.raises(RequestError, match="top_p is 2.0"):
+        options.generate_options_from(parse("generate p --top-p 2")[1])

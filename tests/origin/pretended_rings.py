@@ -1,0 +1,172 @@
+"""Rings that write without nodes, and a world of boards to open them over. Every call is kept, to be compared."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.core.planning.placement import Plan, PlannedStage, StagePlan
+from flowspec_edge.core.planning.prediction import Outcome
+from flowspec_edge.errors import StageFailedError
+from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.node.node import Node
+from flowspec_edge.origin.ring import RingStage
+
+NODE = cast(Node, SimpleNamespace(name="origin"))
+BUNDLE = cast(Bundle, SimpleNamespace(manifest=SimpleNamespace(name="model")))
+OUTCOME = Outcome(10.0, 5.0, "the network", is_network=True)
+NAMED = Outcome(10.0, 5.0, "the network from attic to cellar")
+
+
+class PretendedAnswer:
+    """Its text is the prompt, written letter by letter."""
+
+    def __init__(self, prompt: str) -> None:
+        self.prompt, self.num_written = prompt, 0
+        self.writers: list[PretendedRing] = []
+
+    @property
+    def num_rings(self) -> int:
+        return len(self.writers)
+
+
+class PretendedRing:
+    """Writes a letter of each text, and the rest once ``gate`` is open."""
+
+    def __init__(self, stages: list[RingStage], gate: asyncio.Event) -> None:
+        self.stages, self.gate = stages, gate
+        self.is_left = False
+        self.loss: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.loss is None and not self.is_left
+
+    @property
+    def layers(self) -> dict[str, tuple[int, int]]:
+        return {stage.plan.node: (stage.plan.start, stage.plan.stop) for stage in self.stages}
+
+    def begin(self, prompt: str, options: GenerateOptions) -> PretendedAnswer:
+        return PretendedAnswer(prompt)
+
+    async def write(self, answer: PretendedAnswer) -> AsyncIterator[Piece]:
+        answer.writers.append(self)
+        while answer.num_written < len(answer.prompt):
+            answer.num_written += 1
+            yield Piece(text=answer.prompt[answer.num_written - 1], token_ids=[answer.num_written])
+            await self.gate.wait()
+            if self.loss is not None:
+                raise StageFailedError(self.loss)
+            if self.is_left:
+                return
+        yield Piece(text="", token_ids=[], finish_reason="length", statistics={"num_rings": answer.num_rings})
+
+    def outcome(self, statistics: dict[str, Any]) -> Outcome | None:
+        return OUTCOME
+
+    def leave(self) -> None:
+        self.is_left = True
+        self.gate.set()
+
+    def lose(self, reason: str) -> None:
+        self.loss = reason
+        self.gate.set()
+
+
+class World:
+    """The boards there are, the plan that would be made of them, and what the service called."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self.rings: list[PretendedRing] = []
+        self.found: list[Announcement] = []
+        self.plan: Plan | None = None
+        self.failures: dict[str, list[Exception]] = {}  # by the name of a call: what it raises, once each
+        self.is_held = False  # rings opened now stop after a letter
+        self._changed = asyncio.Event()
+
+    def set(self, *names: str) -> None:
+        self.found = [announcement(name) for name in names]
+        self._changed.set()
+
+    async def wait_for(
+        self, is_enough: Callable[[list[Announcement]], bool], timeout_s: float | None
+    ) -> list[Announcement]:
+        assert timeout_s is None
+        while not is_enough(self.found):
+            self._changed.clear()
+            await self._changed.wait()
+        return self.found
+
+    async def search(self) -> list[Announcement]:
+        self._call("search")
+        await asyncio.sleep(0)  # long enough for another text to begin
+        return self.found
+
+    @contextlib.asynccontextmanager
+    async def open_ring(
+        self,
+        node: Node,
+        bundle: Bundle,
+        found: Sequence[Announcement],
+        *,
+        on_fetch: object,
+        plan_options: object,
+        plan: Plan | None,
+    ) -> AsyncIterator[PretendedRing]:
+        assert node is NODE and bundle is BUNDLE
+        names = tuple(board.node for board in found)
+        self._call("open", names, plan)
+        gate = asyncio.Event()
+        if not self.is_held:
+            gate.set()
+        if plan is not None:
+            plans = [StagePlan(stage.node, stage.start, stage.stop, 0, stage.precision) for stage in plan.stages]
+        else:
+            plans = [StagePlan(name, *equal_share(len(names), number), 0) for number, name in enumerate(names)]
+        self.rings.append(PretendedRing([RingStage(plan, announcement(plan.node), 0) for plan in plans], gate))
+        try:
+            yield self.rings[-1]
+        finally:
+            self._call("close")
+
+    async def plan_layers(
+        self,
+        node: Node,
+        bundle: Bundle,
+        found: Sequence[Announcement],
+        plan_options: object,
+        stages: Sequence[RingStage],
+    ) -> Plan:
+        assert list(stages) == self.rings[-1].stages
+        self._call("plan", tuple(board.node for board in found))
+        return self.plan or plan_of(self.rings[-1].layers)
+
+    async def explain_outcome(self, node: Node, bundle: Bundle, ring: PretendedRing, outcome: Outcome) -> Outcome:
+        self._call("explain", outcome)
+        return NAMED
+
+    def _call(self, name: str, *arguments: object) -> None:
+        self.calls.append((name, *arguments))
+        if errors := self.failures.get(name):
+            raise errors.pop(0)
+
+
+def announcement(name: str) -> Announcement:
+    return Announcement(node=name, host="127.0.0.1", port=1, cluster="test", version="1")
+
+
+def equal_share(num_nodes: int, number: int) -> tuple[int, int]:
+    return 8 * number // num_nodes, 8 * (number + 1) // num_nodes
+
+
+def plan_of(layers: Mapping[str, tuple[int, int]], *, is_kept: bool = False, precision: str = "int8") -> Plan:
+    """A plan of these layers by node; what it expects plays no part."""
+    stages = tuple(
+        cast(PlannedStage, SimpleNamespace(node=node, start=start, stop=stop, precision=precision))
+        for node, (start, stop) in layers.items()
+    )
+    return Plan(stages=stages, num_rows=1, trip_ms=1.0, interval_ms=1.0, tokens_per_s=1.0, is_kept=is_kept)

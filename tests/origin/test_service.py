@@ -1,0 +1,494 @@
+"""When a service opens a ring, leaves it and moves to another. Rings and plans are pretended, each call is compared."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pytest
+
+from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.core.planning import rebalancing
+from flowspec_edge.core.planning.placement import Plan
+from flowspec_edge.core.planning.prediction import Outcome
+from flowspec_edge.errors import NodeUnavailableError, PlacementError, StageFailedError
+from flowspec_edge.origin import service as serving
+from flowspec_edge.origin.planning import PlanOptions
+from flowspec_edge.origin.service import GenerationService
+from tests.origin.pretended_rings import BUNDLE, NAMED, NODE, OUTCOME, PretendedRing, World, plan_of
+
+OPTIONS = GenerateOptions(max_new_tokens=6)
+TEXT = "abcdef"
+
+
+class MakeService(Protocol):
+    def __call__(self, *, follows: bool = True, **options: Any) -> GenerationService: ...
+
+
+@pytest.fixture(autouse=True)
+def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rebalancing, "SETTLE_S", 0.0)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    world.set("attic", "cellar")
+    for name in ("open_ring", "plan_layers", "explain_outcome"):
+        monkeypatch.setattr(serving, name, getattr(world, name))
+    return world
+
+
+@pytest.fixture
+def reported() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def service_of(world: World, reported: list[str]) -> MakeService:
+    planned = PlanOptions(report=reported.append)
+
+    def make(*, follows: bool = True, **options: Any) -> GenerationService:
+        boards = world if follows else None
+        return GenerationService(NODE, BUNDLE, world.search, boards=boards, **{"plan_options": planned, **options})
+
+    return make
+
+
+async def answer_of(service: GenerationService, prompt: str = TEXT) -> list[Piece]:
+    async with asyncio.timeout(5), contextlib.aclosing(service.generate(prompt, OPTIONS)) as pieces:
+        return [piece async for piece in pieces]
+
+
+def text_of(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def ring_of(service: GenerationService) -> PretendedRing:
+    assert isinstance(service.ring, PretendedRing)
+    return service.ring
+
+
+def writer_of(service: GenerationService) -> PretendedRing:
+    assert isinstance(service.writer, PretendedRing)
+    return service.writer
+
+
+def prediction_in(pieces: list[Piece]) -> object:
+    assert pieces[-1].statistics is not None
+    return pieces[-1].statistics["prediction"]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def settled() -> None:
+    """Everything that is due has happened: the pretended parts need a few turns of the loop, and no time."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+OPENED: list[tuple[object, ...]] = [("search",), ("open", ("attic", "cellar"), None)]
+HALL = plan_of({"attic": (0, 3), "cellar": (3, 6), "hall": (6, 8)})
+THREE = ("attic", "cellar", "hall")
+
+
+# --------------------------------------------------------------------- opening
+
+
+async def test_a_ring_is_opened_with_the_first_text_and_serves_the_next(service_of: MakeService, world: World) -> None:
+    async with service_of(follows=False) as service:
+        assert (service.model, service.ring, service.writer) == ("model", None, None)
+        await settled()
+        assert world.calls == []
+        for _ in range(2):
+            assert text_of(await answer_of(service)) == TEXT
+            assert world.calls == OPENED
+        assert ring_of(service) is writer_of(service) is world.rings[0]
+    assert world.calls == [*OPENED, ("close",)]
+
+
+async def test_texts_that_begin_at_once_share_one_ring(service_of: MakeService, world: World) -> None:
+    async with service_of(follows=False) as service:
+        pieces = await asyncio.gather(*(answer_of(service, text) for text in ("abc", "xyz")))
+    assert [text_of(answer) for answer in pieces] == ["abc", "xyz"]
+    assert world.calls == [*OPENED, ("close",)]
+
+
+async def test_where_no_node_is_found_the_text_fails_and_the_next_looks_again(
+    service_of: MakeService, world: World
+) -> None:
+    world.failures["search"] = [NodeUnavailableError("no node")]
+    async with service_of() as service:
+        with pytest.raises(NodeUnavailableError, match="no node"):
+            await answer_of(service)
+        assert service.ring is None
+        assert text_of(await answer_of(service)) == TEXT
+
+
+async def test_where_a_ring_cannot_be_opened_the_text_fails_and_no_board_is_blamed(
+    service_of: MakeService, world: World
+) -> None:
+    world.failures["open"] = [PlacementError("too small")]
+    async with service_of() as service:
+        with pytest.raises(PlacementError, match="too small"):
+            await answer_of(service)
+        assert world.calls == OPENED
+        assert text_of(await answer_of(service)) == TEXT
+        assert world.calls == [*OPENED, *OPENED]
+
+
+@pytest.mark.parametrize("follows", [True, False])
+async def test_a_lost_ring_ends_its_texts_and_the_next_one_opens_another(
+    service_of: MakeService, world: World, follows: bool
+) -> None:
+    world.is_held = True
+    async with service_of(follows=follows) as service:
+        answer = asyncio.create_task(answer_of(service))
+        await until(lambda: service.ring is not None)
+        world.is_held = False
+        ring_of(service).lose("cellar is lost")
+        with pytest.raises(StageFailedError, match="cellar is lost"):
+            await answer
+        world.set("attic", "hall")
+        assert text_of(await answer_of(service)) == TEXT
+        assert world.calls == [*OPENED, ("close",), ("search",), ("open", ("attic", "hall"), None)]
+        assert ring_of(service) is world.rings[1]
+
+
+# ------------------------------------------------------------------ predictions
+
+
+@pytest.mark.parametrize(("names_links", "outcome"), [(False, OUTCOME), (True, NAMED)])
+async def test_the_last_piece_says_how_the_prediction_held(
+    service_of: MakeService, world: World, names_links: bool, outcome: Outcome
+) -> None:
+    async with service_of(follows=False, names_links=names_links) as service:
+        last = (await answer_of(service))[-1]
+        assert last.statistics == {"num_rings": 1, "prediction": outcome.to_report()}
+        assert (("explain", OUTCOME) in world.calls) is names_links
+
+
+async def test_no_prediction_without_an_outcome(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PretendedRing, "outcome", lambda ring, statistics: None)
+    async with service_of(follows=False, names_links=True) as service:
+        assert prediction_in(await answer_of(service)) is None
+    assert not [call for call in world.calls if call[0] == "explain"]
+
+
+# ----------------------------------------------------------------------- moving
+
+
+async def test_a_new_board_moves_an_idle_ring_to_the_plan_that_uses_it(
+    service_of: MakeService, world: World, reported: list[str]
+) -> None:
+    async with service_of() as service:
+        await answer_of(service)
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: len(world.rings) == 2)
+        assert world.calls == [*OPENED, ("plan", THREE), ("close",), ("open", THREE, HALL)]
+        assert reported == ["the ring has moved: attic [0, 3), cellar [3, 6), hall [6, 8)"]
+        await settled()
+        assert text_of(await answer_of(service)) == TEXT
+        assert len(world.calls) == 5, "nothing new came"
+
+
+async def test_a_ring_moves_only_when_no_text_is_written(service_of: MakeService, world: World) -> None:
+    world.is_held = True
+    async with service_of() as service:
+        answers = [asyncio.create_task(answer_of(service)) for _ in range(2)]
+        await until(lambda: service.ring is not None)
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: ("plan", THREE) in world.calls)
+        await settled()
+        assert ring_of(service) is world.rings[0] and world.rings[0].is_open
+        world.is_held = False
+        world.rings[0].gate.set()
+        assert [text_of(await answer) for answer in answers] == [TEXT, TEXT]
+        await until(lambda: len(world.rings) == 2)
+        assert world.calls[-2:] == [("close",), ("open", THREE, HALL)]
+        assert writer_of(service) is world.rings[0] and ring_of(service) is world.rings[1]
+
+
+async def test_at_once_texts_go_on_over_the_new_ring_where_they_were(service_of: MakeService, world: World) -> None:
+    world.is_held = True
+    async with service_of(moves_at_once=True) as service:
+        answers = [asyncio.create_task(answer_of(service, text)) for text in ("abc", "xyz")]
+        await until(lambda: service.ring is not None)
+        world.is_held, world.plan = False, HALL
+        world.set(*THREE)
+        pieces = [await answer for answer in answers]
+        assert [text_of(answer) for answer in pieces] == ["abc", "xyz"]
+        for answer in pieces:
+            assert [piece.token_ids for piece in answer] == [[1], [2], [3], []]
+            assert answer[-1].statistics == {"num_rings": 2, "prediction": None}, "of which ring?"
+        assert world.calls == [*OPENED, ("plan", THREE), ("close",), ("open", THREE, HALL)]
+        assert writer_of(service) is ring_of(service) is world.rings[1]
+
+
+async def test_a_text_that_its_user_leaves_no_longer_keeps_the_ring(service_of: MakeService, world: World) -> None:
+    world.is_held = True
+    async with service_of() as service:
+        pieces = service.generate(TEXT, OPTIONS)
+        assert (await anext(pieces)).text == "a"
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: ("plan", THREE) in world.calls)
+        await settled()
+        assert len(world.rings) == 1
+        await pieces.aclose()
+        await until(lambda: len(world.rings) == 2)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        plan_of({"attic": (0, 3), "cellar": (3, 8)}, is_kept=True),
+        plan_of({"attic": (0, 4), "cellar": (4, 8)}),  # as it is served, in the nodes' own precision
+    ],
+    ids=["kept", "same layers"],
+)
+async def test_a_plan_that_changes_nothing_moves_nothing(service_of: MakeService, world: World, plan: Plan) -> None:
+    async with service_of() as service:
+        await answer_of(service)
+        world.plan = plan
+        world.set(*THREE)
+        await until(lambda: ("plan", THREE) in world.calls)
+        await settled()
+        assert world.calls == [*OPENED, ("plan", THREE)]
+        assert ring_of(service) is world.rings[0] and ring_of(service).is_open
+
+
+async def test_the_same_layers_in_another_precision_are_another_plan(service_of: MakeService, world: World) -> None:
+    async with service_of() as service:
+        await answer_of(service)
+        world.plan = plan_of({"attic": (0, 2), "cellar": (2, 8)}, precision="int8")
+        world.set(*THREE)
+        await until(lambda: len(world.rings) == 2)
+        await settled()
+        world.plan = plan_of({"attic": (0, 2), "cellar": (2, 8)}, precision="int4")
+        world.set(*THREE, "zero")
+        await until(lambda: len(world.rings) == 3)
+        assert [stage.plan.precision for stage in ring_of(service).stages] == ["int4", "int4"]
+
+
+async def test_with_equal_shares_a_new_board_is_reason_enough(service_of: MakeService, world: World) -> None:
+    async with service_of(plan_options=None) as service:
+        await answer_of(service)
+        world.set(*THREE)
+        await until(lambda: len(world.rings) == 2)
+        assert world.calls == [*OPENED, ("close",), ("open", THREE, None)]
+        world.set("attic", "cellar")
+        await settled()
+        assert len(world.rings) == 2, "a board that leaves breaks the ring or was not in it"
+
+
+async def test_with_equal_shares_a_board_that_was_away_is_dealt_layers_anew(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service_of(plan_options=None) as service:
+        await answer_of(service)
+        for names in (("attic",), ("attic", "cellar")):
+            world.set(*names)
+            await settled()
+        assert world.calls == OPENED
+        monkeypatch.setattr(rebalancing, "REPLAN_S", 0.0)
+        await answer_of(service)
+        await until(lambda: len(world.rings) == 2)
+
+
+async def test_a_ring_that_follows_nobody_stays(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebalancing, "REPLAN_S", 0.0)
+    async with service_of(follows=False) as service:
+        await answer_of(service)
+        world.plan = HALL
+        world.set(*THREE)
+        await answer_of(service)
+        await settled()
+        assert world.calls == OPENED
+
+
+async def test_boards_are_asked_anew_when_a_text_ends_after_a_while(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebalancing, "REPLAN_S", 0.0)
+    async with service_of() as service:
+        await answer_of(service)
+        await until(lambda: ("plan", ("attic", "cellar")) in world.calls)
+
+
+# ------------------------------------------------------------------- what fails
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PlacementError("too small"), "the ring stays as it is, since it cannot be planned anew: too small"),
+        (ZeroDivisionError("a bug"), "planning anew failed; please report this"),
+    ],
+    ids=["condition", "bug"],
+)
+async def test_a_plan_that_fails_leaves_the_ring_and_is_not_the_last(
+    service_of: MakeService,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    text: str,
+) -> None:
+    world.failures["plan"] = [error]
+    async with service_of() as service:
+        await answer_of(service)
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: text in caplog.text)
+        await settled()
+        assert world.calls == [*OPENED, ("plan", THREE)] and ring_of(service).is_open
+        monkeypatch.setattr(rebalancing, "REPLAN_S", 0.0)
+        await answer_of(service)
+        await until(lambda: len(world.rings) == 2)
+        assert world.calls[3:] == [("plan", THREE), ("close",), ("open", THREE, HALL)]
+
+
+async def test_a_ring_that_cannot_be_moved_is_opened_without_the_boards_that_were_to_join(
+    service_of: MakeService, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with service_of() as service:
+        await answer_of(service)
+        world.failures["open"] = [NodeUnavailableError("hall: its disk is full")]
+        world.plan = plan_of({"attic": (0, 4), "hall": (4, 8)})
+        world.set(*THREE, "zero")
+        await until(lambda: "cannot be moved: hall: its disk is full" in caplog.text)
+        await settled()
+        assert service.ring is None
+        del world.calls[:]
+        assert text_of(await answer_of(service)) == TEXT
+        assert world.calls == [("search",), ("open", ("attic", "cellar", "zero"), None)], "zero was not to serve"
+
+
+async def test_a_board_that_left_and_came_back_is_tried_again(
+    service_of: MakeService, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with service_of() as service:
+        await answer_of(service)
+        world.failures["open"] = [NodeUnavailableError("hall: its disk is full")]
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: "cannot be moved" in caplog.text)
+        await answer_of(service)
+        await settled()
+        assert world.rings[-1].layers == {"attic": (0, 4), "cellar": (4, 8)}
+        world.set("attic", "cellar")
+        await settled()
+        world.set(*THREE)
+        await until(lambda: len(world.rings[-1].stages) == 3)
+
+
+async def test_where_the_others_cannot_serve_all_boards_are_tried(
+    service_of: MakeService, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with service_of() as service:
+        await answer_of(service)
+        world.failures["open"] = [NodeUnavailableError("hall: its disk is full"), PlacementError("too small")]
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: "cannot be moved" in caplog.text)
+        del world.calls[:]
+        assert text_of(await answer_of(service)) == TEXT
+        assert world.calls == [("search",), ("open", ("attic", "cellar"), None), ("open", THREE, None)]
+        world.set(*THREE, "zero")
+        await until(lambda: ("plan", (*THREE, "zero")) in world.calls)
+    assert "all boards are tried, since no ring can be opened with those that served: too small" in caplog.text
+
+
+async def test_a_plan_for_a_ring_that_was_lost_meanwhile_moves_nothing(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_layers = world.plan_layers
+
+    async def lose_and_plan(*arguments: Any) -> Plan:
+        world.rings[-1].lose("cellar is lost")
+        return await plan_layers(*arguments)
+
+    monkeypatch.setattr(serving, "plan_layers", lose_and_plan)
+    async with service_of() as service:
+        await answer_of(service)
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: ("plan", THREE) in world.calls)
+        await settled()
+        assert world.calls == [*OPENED, ("plan", THREE)]
+
+
+async def test_a_ring_that_is_lost_before_it_moves_is_closed_and_opened_by_the_next_text(
+    service_of: MakeService, world: World
+) -> None:
+    world.is_held = True
+    async with service_of() as service:
+        answer = asyncio.create_task(answer_of(service))
+        await until(lambda: service.ring is not None)
+        world.plan = HALL
+        world.set(*THREE)
+        await until(lambda: ("plan", THREE) in world.calls)
+        await settled()
+        world.is_held = False
+        ring_of(service).lose("cellar is lost")
+        with pytest.raises(StageFailedError):
+            await answer
+        await settled()
+        assert service.ring is None
+        assert world.calls == [*OPENED, ("plan", THREE), ("close",)]
+        assert text_of(await answer_of(service)) == TEXT
+
+
+# ---------------------------------------------------------------------- closing
+
+
+async def test_closing_ends_a_plan_under_way_and_closes_the_ring(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_planning, ended = asyncio.Event(), []
+
+    async def plan_forever(*arguments: Any) -> None:
+        is_planning.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("plan")
+
+    monkeypatch.setattr(serving, "plan_layers", plan_forever)
+    before = asyncio.all_tasks()
+    async with service_of() as service:
+        await answer_of(service)
+        world.set(*THREE)
+        async with asyncio.timeout(5):
+            await is_planning.wait()
+    assert ended == ["plan"]
+    assert world.calls == [*OPENED, ("close",)]
+    assert asyncio.all_tasks() == before
+
+
+async def test_closing_stops_the_timer(service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rebalancing, "SETTLE_S", 0.01)
+    async with service_of() as service:
+        await answer_of(service)
+        world.plan = HALL
+        world.set(*THREE)
+        await settled()
+    await asyncio.sleep(0.03)  # the timer would have fired
+    assert world.calls == [*OPENED, ("close",)]
+
+
+async def test_a_service_that_never_answered_closes_too(service_of: MakeService, world: World) -> None:
+    async with service_of():
+        pass
+    assert world.calls == []
