@@ -1,4 +1,4 @@
-"""A stage's layers on ONNX Runtime: any contiguous range of blocks, chained without copies."""
+"""Runs a stage's layers on ONNX Runtime: any contiguous range of blocks, chained without copies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def load_embedding(directory: Path, manifest: Manifest) -> NDArray[np.floating]:
 
 @dataclass(slots=True)
 class _Session:
-    """A session's cache, and each block's binding to its part of it and to what stays, once it has run."""
+    """A session's cache, and the bindings of the blocks to it, which are made when the session runs for
+    the first time.
+    """
 
     cache: KvCache
     step: StepInputs
@@ -38,7 +40,7 @@ class _Session:
 class StageRunner:
     """Layers ``[start, stop)`` of a bundle. The first stage embeds, the last one applies the final norm.
 
-    Not safe for use from several threads at once: give it one.
+    It is not safe to use from several threads at once.
 
     Raises:
         PlacementError: the range does not fall on the bundle's block boundaries.
@@ -98,7 +100,7 @@ class StageRunner:
         self._sessions.pop(session, None)
 
     def close(self) -> None:
-        """Free all that takes memory, whoever still holds the runner; it runs nothing any more."""
+        """Free all that takes memory, even if someone still holds the runner. It can run nothing any more."""
         self._sessions, self._blocks = {}, []
         self._embedding = self._final_norm = None
         self._rotary = RotaryTables(self._geometry.rope_frequencies)
@@ -109,19 +111,20 @@ class StageRunner:
         is_cancelled: Callable[[], bool] = lambda: False,
         tapped: dict[int, Floats] | None = None,
     ) -> Floats:
-        """Move cache rows, run the layers, and return the rows' hidden states, [rows, hidden_size]; normed if last.
+        """Move cache rows, run the layers, and return the rows' hidden states, [rows, hidden_size].
 
-        ``is_cancelled`` is asked before each block; where it says so, the rest is left out and the values mean nothing.
-        ``tapped`` takes in the rows that enter each layer of this range that the drafter taps, [rows, hidden_size].
+        The last stage returns normed rows. ``is_cancelled`` is asked before each block; once it returns True, the
+        remaining blocks are left out and the values mean nothing. ``tapped`` receives, for each layer of this range
+        that the drafter taps, the rows that enter it, [rows, hidden_size].
 
         Raises:
             StageFailedError: ONNX Runtime refused the run.
         """
         num_rows = len(forward.rows)
         session = self._sessions.get(forward.session)
-        if session is None:  # closed between the decision to run and the run; nobody will use the rows
+        if session is None:  # it was closed after this run was decided on; nobody will use the rows
             return np.zeros((num_rows, self._geometry.hidden_size), np.float32)
-        if not session.bindings:  # here, not where the session is opened: the event loop does not wait for it
+        if not session.bindings:  # not when the session is opened, where the event loop would wait for it
             session.bindings = self._bind(session.cache, session.step)
         session.cache.move(forward.moves)
         inputs = session.step.set(forward.mask, forward.positions)

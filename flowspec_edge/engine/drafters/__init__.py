@@ -1,4 +1,4 @@
-"""Drafters, chosen by what the bundle has."""
+"""The interface of drafters, one of which is chosen by what the bundle has."""
 
 from __future__ import annotations
 

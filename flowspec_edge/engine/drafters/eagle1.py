@@ -1,9 +1,9 @@
 """An EAGLE-1 draft head: one decoder layer that predicts the target's next feature from a feature and a token.
 
-The pair (hidden row at position i, token i+1) stands at position i. A verified pair has the target's own hidden row; a drafted
-one has the feature that the head predicted for its parent. Both keep a cache slot for as long as their row lives, and a row
-that is run again is written in its place: so the head's view of a token can be refreshed when the target has verified what
-stands before it, while what was drafted below it stays usable. (Li et al., EAGLE, arXiv 2401.15077, section 3.)
+The pair (hidden row at position i, token i+1) is at position i. A verified pair has the target's own hidden row; a
+drafted pair has the feature that the head predicted for its parent. Both keep a cache slot for as long as their row
+lives, and a row that is run again is written to the same slot. So a row can be run anew when the target has verified
+its parent, and the rows that were drafted below it stay usable. (Li et al., EAGLE, arXiv 2401.15077, section 3.)
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from flowspec_edge.errors import BundleError
 from flowspec_edge.manifest import FEATURE, TOKEN_EMBEDDING, Manifest
 
 PASS_ROWS = 256
-"""Rows per run of the graph, so that a long prompt does not need a mask of its length squared."""
+"""Rows per run of the graph at most, so that a long prompt does not need a mask of its length squared."""
 
 
 class _DraftSession:
-    """Slots by draft id. New values are computed behind all slots in use, then moved home.
+    """The cache of one session, and the slot of each row by draft id (``home``).
 
-    ``seen`` and ``features`` serve a row's children, so they are kept for drafted rows and the last verified one only.
+    New rows are computed in slots behind all those in use, and then moved to their own. ``seen`` and ``features`` are
+    needed for a row's children, so they are kept for drafted rows and the last verified row only.
     """
 
     def __init__(self, cache: KvCache, step: StepInputs, capacity: int) -> None:
@@ -40,11 +41,11 @@ class _DraftSession:
         self.step = step
         self.binding: ort.IOBinding | None = None  # until the first run
         self.capacity = capacity
-        self.num_slots = FIRST_SLOT  # in use or free for reuse
+        self.num_slots = FIRST_SLOT  # those in use and those in ``free``
         self.free: list[int] = []
         self.home: dict[int, int] = {}
         self.seen: dict[int, NDArray[np.bool_]] = {}  # per row: itself and its ancestors, [capacity] by slot
-        self.features: dict[int, Floats] = {}  # predicted feature per row, to expand its children from
+        self.features: dict[int, Floats] = {}  # per row: the predicted feature, from which its children are drafted
 
     def forget(self, ids: tuple[int, ...]) -> None:
         for id in ids:
@@ -53,13 +54,13 @@ class _DraftSession:
                 del self.seen[id], self.features[id]
 
     def verify(self, rows: tuple[Row, ...]) -> None:
-        """These rows are verified: of their parents no other child will come."""
+        """Note that these rows are verified. Their parents will have no other child."""
         for row in rows:
             self.seen.pop(row.parent, None)
             self.features.pop(row.parent, None)
 
     def mask(self, rows: tuple[Row, ...]) -> NDArray[np.bool_]:
-        """Who may look at whom while ``rows`` stand behind all slots: [rows, slots in use + rows]."""
+        """Which slots each row sees while ``rows`` are behind all slots in use: [rows, slots in use + rows]."""
         base = self.num_slots
         mask = np.zeros((len(rows), base + len(rows)), np.bool_)  # [rows, slots]
         place = {row.id: index for index, row in enumerate(rows)}
@@ -73,7 +74,7 @@ class _DraftSession:
         return mask
 
     def settle(self, rows: tuple[Row, ...], features: Floats) -> None:
-        """Move what was just computed to each row's own slot."""
+        """Move the values that were just computed to each row's own slot."""
         sources, targets = [], []
         base = self.num_slots
         for index, row in enumerate(rows):
@@ -93,7 +94,10 @@ class _DraftSession:
         self.cache.gather(sources, targets)
 
     def _seen_by(self, parent: int) -> NDArray[np.bool_]:
-        """The text's first token is in no pair, so the first pair sees nobody."""
+        """The slots that a child of ``parent`` sees.
+
+        The text's first token is in no pair, so the first pair sees none.
+        """
         return self.seen[parent] if self.home else np.zeros(self.capacity, np.bool_)
 
 
@@ -115,7 +119,10 @@ class Eagle1Drafter:
         self._sessions: dict[int, _DraftSession] = {}
 
     def open(self, session: int, capacity: int) -> None:
-        """Make a cache for a session whose stages hold ``capacity`` slots: a row that is drafted needs one here as well."""
+        """Make a cache for a session whose stages have ``capacity`` slots.
+
+        Each drafted row needs a slot here as well.
+        """
         capacity += PASS_ROWS
         cache = KvCache(1, self._entry.num_kv_heads, capacity, self._entry.head_dim)
         self._sessions[session] = _DraftSession(cache, StepInputs(self._min_rows), capacity)
@@ -124,7 +131,11 @@ class Eagle1Drafter:
         self._sessions.pop(session, None)
 
     def run(self, job: RunDraft) -> DraftFinished:
-        """One pass. Tokens and log-probabilities are [rows, k]: of the last verified pair, if any, and of drafted rows."""
+        """Run one pass.
+
+        The proposed tokens and their log-probabilities are [rows, k], for the last verified pair if there is one, and
+        then for the drafted rows.
+        """
         session = self._sessions.get(job.session)
         if session is None:  # cancelled meanwhile
             return DraftFinished(np.zeros((0, self._k), np.int64), np.zeros((0, self._k), np.float32))
@@ -148,7 +159,7 @@ class Eagle1Drafter:
         return self._head.top(features, self._k)
 
     def _features_of(self, hidden: Floats) -> Floats:
-        """Features of verified rows, [rows, hidden_size], from what ``RunDraft`` brings of them."""
+        """Features of verified rows, [rows, hidden_size], made from the hidden rows that ``RunDraft`` brings."""
         return hidden
 
     def _forward(
