@@ -7,8 +7,8 @@ import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.core.events import RunForward
-from flowspec_edge.core.rows import NO_PARENT, Row
-from flowspec_edge.core.speculation.kv_slots import KvSlots, SlotMove
+from flowspec_edge.core.rows import NO_PARENT, Row, SlotMove
+from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.engine.stage_runner import StageRunner
 from tests.narrowing import present
 
