@@ -1,7 +1,6 @@
 """The search finds what trying every ring finds."""
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ small = st.one_of(st.just(0.0), st.floats(0.01, 8).map(lambda ms: round(ms, 2)))
 
 
 @st.composite
-def problems(draw: Callable[..., Any]) -> RingProblem:
+def problems(draw: st.DrawFn) -> RingProblem:
     """Up to four devices and six blocks, two chunk sizes, any costs, memory limits and precisions."""
     num_devices, num_blocks = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     sizes = (1, 8)
