@@ -112,8 +112,12 @@ def test_this_machine_is_described() -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "text"),
-    [("pi-9", "no such profile; there are generic-aarch64, "), ("none.toml", "cannot be read"), ("bad.toml", "title is missing")],
-)  # fmt: skip
+    [
+        ("pi-9", "no such profile; there are generic-aarch64, "),
+        ("none.toml", "cannot be read"),
+        ("bad.toml", "title is missing"),
+    ],
+)
 def test_a_profile_that_is_not_there_is_refused(
     wanted: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""``flowspec bench`` and ``flowspec trace`` as commands: one sentence where something is wrong, and the files they write."""
+"""``flowspec bench`` and ``flowspec trace`` as commands: what they refuse, and the files that they write."""
 
 import json
 import xml.etree.ElementTree as ElementTree

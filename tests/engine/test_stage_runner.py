@@ -73,7 +73,7 @@ def test_each_row_of_a_tree_is_what_its_path_gives_as_a_chain(whole: StageRunner
 
 
 def test_the_first_chunk_has_its_positions(whole: StageRunner, tokens: list[int]) -> None:
-    """The attention operator ignores position ids while its cache is empty; the reserved slot keeps it from being so."""
+    """The attention operator ignores position ids while its cache is empty. With the reserved slot it never is."""
     chain = make_chain(tokens[:6])
     siblings = [Row(0, 2**32 - 1, tokens[0]), Row(1, 0, tokens[1]), Row(2, 0, tokens[2]), Row(3, 2, tokens[3])]
     first = Session(whole).run(siblings)

@@ -22,7 +22,10 @@ PROMPT = "class Orchard:\n    def __init__(self, apples, pears):\n        self.a
 
 
 def without_mask(data: bytes) -> bytes:
-    """A WebSocket client XORs what it sends with four bytes over and over; the XOR of bytes four apart does not see it."""
+    """The XOR of bytes that are four apart, which does not change when a WebSocket client masks what it sends.
+
+    The client XORs its bytes with four others over and over.
+    """
     values = np.frombuffer(data, np.uint8)
     return (values[4:] ^ values[:-4]).tobytes()
 

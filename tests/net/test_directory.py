@@ -1,4 +1,4 @@
-"""Peers over real sockets on loopback: found, authenticated, told of, remembered, lost; and rogues that come to nothing."""
+"""Peers over real sockets on loopback are found, authenticated, told of, remembered and lost; rogues get nowhere."""
 
 import asyncio
 import contextlib

@@ -20,14 +20,20 @@ from flowspec_edge.errors import BoardError
 from flowspec_edge.node.board import load_profiles
 from tests.narrowing import present
 
-ARM_CORE = "processor\t: {number}\nBogoMIPS\t: {mips}\nFeatures\t: {features}\nCPU implementer\t: {by}\nCPU architecture: 8\nCPU variant\t: {variant}\nCPU part\t: {part}\nCPU revision\t: {revision}\n\n"
+ARM_CORE = (
+    "processor\t: {number}\nBogoMIPS\t: {mips}\nFeatures\t: {features}\nCPU implementer\t: {by}\n"
+    "CPU architecture: 8\nCPU variant\t: {variant}\nCPU part\t: {part}\nCPU revision\t: {revision}\n\n"
+)
 OLD = "fp asimd evtstrm crc32 cpuid"
 DOT = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 CARMEL = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp"
 
 
 def arm(*kinds: tuple[int, str, str, str, str, str]) -> str:
-    """/proc/cpuinfo as an arm64 kernel writes it: so many cores of each (part, variant, revision, BogoMIPS, features)."""
+    """/proc/cpuinfo as an arm64 kernel writes it.
+
+    Each kind is (number of cores, part, variant, revision, BogoMIPS, features).
+    """
     text, number = "", 0
     for count, part, variant, revision, mips, features in kinds:
         for _ in range(count):
@@ -45,8 +51,9 @@ def pi_tail(revision: str, model: str) -> str:
 
 def x86(num_cores: int, model_name: str) -> str:
     return "".join(
-        f"processor\t: {number}\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 190\nmodel name\t: {model_name}\n"
-        f"siblings\t: {num_cores}\ncore id\t\t: {number}\ncpu cores\t: {num_cores}\nflags\t\t: fpu vme avx2 avx_vnni\n\n"
+        f"processor\t: {number}\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 190\n"
+        f"model name\t: {model_name}\nsiblings\t: {num_cores}\ncore id\t\t: {number}\ncpu cores\t: {num_cores}\n"
+        "flags\t\t: fpu vme avx2 avx_vnni\n\n"
         for number in range(num_cores)
     )
 
@@ -263,8 +270,8 @@ def test_no_pattern_claims_a_board_of_another_profile(profiles: list[BoardProfil
 
 
 STAGE = (
-    '{ what = "m", precision = "int8", num_layers = 4, fixed_ms = 20.0, row_ms = 1.5, basis = "measured", source = "me", '
-    'date = "2026-01-01" }'
+    '{ what = "m", precision = "int8", num_layers = 4, fixed_ms = 20.0, row_ms = 1.5, basis = "measured", '
+    'source = "me", date = "2026-01-01" }'
 )
 GOOD = """
 title = "A board"
@@ -293,15 +300,31 @@ thermal = { zones = ["cpu-thermal"], limit_c = 80, limit_source = "its maker" }
         ("limit_c = 80", "limit_c = 800", "thermal.limit_c is 800; it must be a number from 40 to 110"),
         ("allows_spinning = false", "allows_spinning = 0", "cpu.allows_spinning is 0; it must be true or false"),
         ("title", "title = =", "not readable as TOML"),
-        ("title", 'figures = [{ what = "x", value = 1.0, unit = "s", source = "hearsay", date = "2026" }]\ntitle', "address of its source"),
-        ("title", 'figures = [{ what = "x", value = 1.0, unit = "s", source = "https://x" }]\ntitle', "neither date nor seen"),
+        (
+            "title",
+            'figures = [{ what = "x", value = 1.0, unit = "s", source = "hearsay", date = "2026" }]\ntitle',
+            "address of its source",
+        ),
+        (
+            "title",
+            'figures = [{ what = "x", value = 1.0, unit = "s", source = "https://x" }]\ntitle',
+            "neither date nor seen",
+        ),
         ("title", 'stages = [{ what = "x", fixed_ms = 1.0 }]\ntitle', "stages: a key is missing or unknown"),
-        ("title", f"stages = [{STAGE.replace('2026-01-01', '')}]\ntitle", "stages: 'm' lacks milliseconds, source or date"),
-        ("title", f"stages = [{STAGE.replace('1.5', '-1.5')}]\ntitle", "stages: 'm' lacks milliseconds, source or date"),
+        (
+            "title",
+            f"stages = [{STAGE.replace('2026-01-01', '')}]\ntitle",
+            "stages: 'm' lacks milliseconds, source or date",
+        ),
+        (
+            "title",
+            f"stages = [{STAGE.replace('1.5', '-1.5')}]\ntitle",
+            "stages: 'm' lacks milliseconds, source or date",
+        ),
         ("title", f"stages = [{STAGE.replace('measured', 'guessed')}]\ntitle", "basis measured or modelled"),
         ("title", 'figures = [{ what = "x" }]\ntitle', "figures: a key is missing or unknown"),
     ],
-)  # fmt: skip
+)
 def test_a_profile_with_a_mistake_is_refused_by_file_and_key(old: str, new: str, text: str) -> None:
     assert parse_profile("mine", GOOD).big_cores == (2, 3)
     with pytest.raises(BoardError, match=re.escape(text)):

@@ -204,7 +204,7 @@ def test_what_is_loaded_goes_where_something_is_clearly_better() -> None:
 
 
 def test_of_equal_plans_the_one_that_moves_fewest_layers() -> None:
-    """A node was lost and another one has come: the others keep their places, whatever the order in which they are found."""
+    """A node was lost and another one has come. The others keep their places, in whatever order they are found."""
     first = plan_ring([make_device(n) for n in "abcd"], LAN, make_model(), FLOWSPEC)
     held = loaded(first)
     for order in itertools.permutations("abde"):
