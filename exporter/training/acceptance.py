@@ -7,7 +7,7 @@ each. Of all passes, the nodes with the largest product of probabilities are ver
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +44,12 @@ class Written:
 class Rows:
     """A stack of layers with its cache. Committed rows stay in the cache; rows of a tree stay only when accepted."""
 
-    def __init__(self, layers: nn.ModuleList, target: Target) -> None:
-        self.layers = layers
+    def __init__(self, layers: Iterable[nn.Module], target: Target) -> None:
+        self.layers = list(layers)
         self.cos, self.sin = target.cos, target.sin
         heads, head_dim = target.shape.num_heads, target.shape.head_dim
-        self.keys = [torch.zeros(1, heads, 0, head_dim) for _ in layers]
-        self.values = [torch.zeros(1, heads, 0, head_dim) for _ in layers]
+        self.keys = [torch.zeros(1, heads, 0, head_dim) for _ in self.layers]
+        self.values = [torch.zeros(1, heads, 0, head_dim) for _ in self.layers]
 
     def run(self, x: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Run ``x`` [1, rows, hidden_size] through the layers.

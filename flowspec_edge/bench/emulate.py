@@ -235,6 +235,7 @@ def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
     if any(abs(row["difference"]) > AGREEMENT for row in rows):
         remarks.append(
             f"More than {AGREEMENT:.0%} apart: the virtual clock leaves out what the origin's own code takes (origin: "
-            "its share of the time) and what messages between processes of one machine take beyond the testbed's latency."
+            "its share of the time) and what messages between processes of one machine take beyond the testbed's "
+            "latency."
         )
     return remarks
