@@ -99,8 +99,8 @@ def _of_peer(members: Membership, peer: ms.Peer, around: Surroundings) -> Findin
     if around.hears_mdns and not any(record.node == peer.node for record in members.records.values()):
         return subject.finding(
             MULTICAST,
-            "it answers, but its mDNS announcement (UDP port 5353 to 224.0.0.251) does not get here: an access point, a "
-            "switch or a firewall drops multicast",
+            "it answers, but its mDNS announcement (UDP port 5353 to 224.0.0.251) does not get here: an access point, "
+            "a switch or a firewall drops multicast",
             "sudo ufw allow 5353/udp on both boards, or allow multicast in the access point; "
             f"flowspec node --peer {peer.address} works without it",
         )
@@ -159,8 +159,8 @@ def _of_failure(subject: _Subject, failure: Failure, members: Membership, around
         case ms.REFUSED if ms.RECORD in subject.heard_by:
             return subject.finding(
                 STALE,
-                f"its machine answers, but nothing listens on port {port} there: the announcement is of a node that has "
-                "ended",
+                f"its machine answers, but nothing listens on port {port} there: the announcement is of a node that "
+                "has ended",
                 f"flowspec node on {who}; the old announcement ends by itself within 20 minutes",
             )
         case ms.REFUSED:
@@ -202,7 +202,8 @@ def _of_silence(subject: _Subject, members: Membership, around: Surroundings) ->
         return subject.finding(
             ISOLATED,
             f"{heard} no packet gets to {host}; access points with client isolation do this",
-            "turn off client (AP) isolation, or leave the guest network, in the access point's settings; or use a cable",
+            "turn off client (AP) isolation, or leave the guest network, in the access point's settings; or use a "
+            "cable",
         )
     return subject.finding(
         UNREACHABLE,

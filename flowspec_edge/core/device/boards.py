@@ -263,8 +263,8 @@ class _Reader:
             known = stage.precision in PRECISIONS and stage.basis in (MEASURED, MODELLED)
             if not known or type(stage.num_layers) is not int or stage.num_layers < 1:
                 raise BoardError(
-                    f"{self._name}.toml: stages: {stage.what!r:.60}: precision is one of {', '.join(PRECISIONS)}, basis "
-                    f"{MEASURED} or {MODELLED}, num_layers at least 1"
+                    f"{self._name}.toml: stages: {stage.what!r:.60}: precision is one of {', '.join(PRECISIONS)}, "
+                    f"basis {MEASURED} or {MODELLED}, num_layers at least 1"
                 )
         return stages
 

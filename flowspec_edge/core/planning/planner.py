@@ -170,5 +170,6 @@ def _no_room(devices: Sequence[Device], model: ModelNeeds) -> str:
     free = ", ".join(f"{device.node} {mib(device.free_memory_bytes)}" for device in devices)
     return (
         f"the model needs {mib(needed)} on one node, caches included, and more on several; the {len(devices)} nodes "
-        f"found have {free} free: add a node (flowspec node), shorten the sessions (--context), or use a smaller precision"
+        f"found have {free} free: add a node (flowspec node), shorten the sessions (--context), or use a smaller "
+        "precision"
     )
