@@ -1,8 +1,8 @@
-"""A ring without sockets or ONNX: the real cores over pretend links, with a model that any wrong mask or slot would betray.
+"""A ring without sockets or ONNX: the real cores over pretend links, with a model that shows every wrong mask or slot.
 
-The pretend stage keeps (token, position) in a cache addressed by slots, as a real one does, and hashes what the mask lets a
-row see. Its hidden row is thus right exactly if the cache, the moves, the mask and the positions are. A forward that was
-cancelled leaves rubbish in its slots.
+The pretend stage keeps (token, position) in a cache that is addressed by slots, as a real one does, and hashes what the
+mask lets a row see. So its hidden row is right exactly if the cache, the moves, the mask and the positions are right. A
+forward that was cancelled leaves rubbish in its slots.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Answer:
 
 
 class AnyOrder:
-    """Takes what is due from any lane, as ``rng`` chooses. Time passes by small steps, and leaps where nothing is due."""
+    """Takes what is due from any lane, as ``rng`` chooses. Time passes in small steps, or leaps where nothing is due."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng

@@ -29,7 +29,7 @@ SECRET = (4, 7, 4, 9, 12, 7)
 
 
 def record_ring(*, has_text: bool, options: GenerateOptions) -> tuple[bytes, list[bytes], list[int]]:
-    """One generation that the ring is lost in the middle of: the journals of origin and stages, and what was written."""
+    """One generation during which the ring is lost: the journals of origin and stages, and what was written."""
     ring = FakeRing(3, random.Random(3))
     files = [bytearray() for _ in range(4)]
     told = {"num_stages": 3, "limits": ring.limits, "has_drafter": True}
