@@ -1,15 +1,17 @@
-"""How fast a stage is beside what the memory and the processor allow: every precision, chunk size, past and number of threads.
+"""How fast a stage is compared with what memory and processor allow, for every precision, chunk size, past and number
+of threads.
 
-    python benchmarks/bench_stage.py                 two model shapes; the first run exports them (some minutes, 5 GB of disk)
-    python benchmarks/bench_stage.py --quick         one shape, one thread, four precisions, two sizes
-    python benchmarks/bench_stage.py --cpu-time      where others use the machine too: one thread, and its processor time
+    python benchmarks/bench_stage.py              two model shapes; the first run exports them (minutes, 5 GB of disk)
+    python benchmarks/bench_stage.py --quick      one shape, one thread, four precisions, two sizes
+    python benchmarks/bench_stage.py --cpu-time   on a machine that others use too: one thread, and its processor time
     python benchmarks/bench_stage.py --json
 
-Layers have the shapes of TinyLlama 1.1B and Llama 3.2 3B and random weights, exported as any checkpoint is; more of them than
-the caches hold. Bare: ONNX Runtime's runs with everything bound before. Step: what a node does for a chunk, with slots, mask,
-binding, compaction of the cache and the way to the stage's thread and back. Both run in turns, and so do a matrix-vector
-and a matrix-matrix product of BLAS in float32, so that a neighbour on the machine slows all of them. Beside them, ONNX Runtime's
-product of one large matrix alone: what its kernels leave of the memory's rate, whatever the graph around them.
+The layers have the shapes of TinyLlama 1.1B and Llama 3.2 3B and random weights, are exported as any checkpoint is, and
+are more than the processor's caches hold. A bare run is ONNX Runtime's alone, with everything bound before. A step is
+what a node does for a chunk: slots, mask, binding, compaction of the cache, the run, and the way to the stage's thread
+and back. Bare runs and steps take turns, and so do a matrix-vector and a matrix-matrix product of BLAS in float32, so
+that other work on the machine slows all of them alike. ONNX Runtime's product of one large matrix is measured too: it
+shows how much of the memory's rate the kernels reach by themselves, without a graph around them.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ from flowspec_edge.manifest import FORMAT_VERSION, load_manifest
 PROJECT = Path(__file__).resolve().parents[1]
 PRECISIONS = ("fp32", "fp16", "int8", "w8a8", "int4")
 SIZES, PASTS, THREADS = (1, 4, 16, 32, 64), (128, 1024), (1, 2)
-QUICK_PRECISIONS, QUICK_SIZES, QUICK_PASTS = ("fp32", "int8", "w8a8", "int4"), (1, 16), (128,)
+WHOLE = PRECISIONS, SIZES, PASTS
+QUICK = ("fp32", "int8", "w8a8", "int4"), (1, 16), (128,)
 INSTRUCTIONS = {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
-"""Of /proc/cpuinfo: those that decide which kernels run."""
+"""The flags of /proc/cpuinfo that decide which kernels run."""
 SMALL_PARTS = {
-    "vocab_size": 2048,  # the demo model's tokenizer will do: embedding and head are not measured here
+    "vocab_size": 2048,  # of the demo model's tokenizer; embedding and head are not measured here
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
@@ -47,7 +50,7 @@ SMALL_PARTS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers of a published model: its config.json, but for the number of layers."""
+    """The shape of a published model's layers: fields of its config.json, with fewer layers."""
 
     name: str
     config: dict[str, Any]
@@ -55,7 +58,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class How:
-    """By which clock, and so on how many threads: processor time tells nothing of two that work at once."""
+    """Whether processor time is counted. It says nothing of two threads that work at once, so then there is one."""
 
     is_cpu_time: bool
 
@@ -95,7 +98,7 @@ SHAPES = (
 
 
 def export(shape: Shape, folder: Path, block_size: int = 1) -> Path:
-    """A bundle of that shape in every precision, unless ``folder`` has it from an earlier run."""
+    """A bundle of that shape in every precision, taken from ``folder`` where an earlier run has left it there."""
     bundle = folder / f"{shape.name}-{block_size}-v{FORMAT_VERSION}"
     if (bundle / "manifest.json").exists():
         return bundle
@@ -127,7 +130,7 @@ def export(shape: Shape, folder: Path, block_size: int = 1) -> Path:
 def measure(
     bundle: Path, precisions: Sequence[str], sizes: Sequence[int], pasts: Sequence[int], how: How, threads: int
 ) -> Iterator[Any]:
-    """Rows as they come from a process of its own, with what follows from them."""
+    """Measure in a process of its own, and yield its rows as they come, each with the figures that follow from it."""
     manifest = load_manifest(bundle)
     job = {"bundle": str(bundle), "precisions": precisions, "sizes": sizes, "pasts": pasts, **how.job(threads)}
     command = [sys.executable, "-m", "benchmarks.stage_measurement", json.dumps(job)]
@@ -158,15 +161,15 @@ def measure_all(folder: Path, how: How, is_quick: bool) -> list[dict[str, Any]]:
     for shape in SHAPES[:1] if is_quick else SHAPES:
         bundle = export(shape, folder)
         for threads in how.threads[:1] if is_quick else how.threads:
-            chosen = (QUICK_PRECISIONS, QUICK_SIZES, QUICK_PASTS) if is_quick else (PRECISIONS, SIZES, PASTS)
-            for row in measure(bundle, *chosen, how, threads):
+            precisions, sizes, pasts = QUICK if is_quick else WHOLE
+            for row in measure(bundle, precisions, sizes, pasts, how, threads):
                 rows.append({"shape": shape.name, **row})
                 say(describe(rows[-1]))
     return rows
 
 
 def measure_products(how: How) -> list[dict[str, Any]]:
-    """A matrix by itself, in one and 16 rows."""
+    """Measure the product of one matrix by itself, by 1 and by 16 rows."""
     rows = []
     for threads in how.threads:
         job = {"products": [1, 16], **how.job(threads)}
@@ -186,7 +189,9 @@ def describe_product(row: dict[str, Any]) -> str:
 
 
 def describe_machine(how: How) -> dict[str, Any]:
-    """What figures depend on: processor, whether it multiplies bytes by an instruction, what else ran, the clock and the commit."""
+    """What the figures depend on: the processor and its instructions, the load, the clock that counts,
+    and the commit.
+    """
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in fields.items()}
@@ -205,7 +210,7 @@ def describe_machine(how: How) -> dict[str, Any]:
 
 
 def measure_layouts(folder: Path, how: How) -> list[dict[str, Any]]:
-    """Layers chained as graphs of one each, against one graph of them all."""
+    """Compare layers that are chained as graphs of one layer each with one graph of all layers."""
     shape = SHAPES[0]
     bundles = {"chained": export(shape, folder), "one graph": export(shape, folder, shape.config["num_hidden_layers"])}
     job = {
@@ -231,12 +236,15 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Milliseconds of the bare run by chunk size; then what the issue of speed is about."""
+    """A Markdown table: milliseconds of the bare run by chunk size, then how they compare with the
+    machine's own rates.
+    """
     lines = []
     sizes = list(dict.fromkeys(row["n"] for row in rows))
     heading = " | ".join(f"n = {size}" for size in sizes)
     lines.append(
-        f"| shape | threads | past | precision | {heading} | of matrix-vector, n = {sizes[0]} | n = 16 over n = 1 | step over bare |"
+        f"| shape | threads | past | precision | {heading} | of matrix-vector, n = {sizes[0]} | n = 16 over n = 1 "
+        "| step over bare |"
     )
     lines.append("|---|---|---|---|" + "---:|" * (len(sizes) + 3))
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -287,7 +295,8 @@ def main() -> None:
         print(describe_product(row))
     for row in layouts:
         print(
-            f"{row['precision']}, {row['threads']} threads, n = {row['n']}: chained graphs take {row['ratio']:.3f} of one graph's time"
+            f"{row['precision']}, {row['threads']} threads, n = {row['n']}: chained graphs take {row['ratio']:.3f} "
+            "of one graph's time"
         )
     say(f"done in {time.monotonic() - began:.0f} s")
 

@@ -1,10 +1,12 @@
-"""How long until all nodes have seen all, and until text flows: five hosts in network namespaces, real `flowspec node` processes, real mDNS.
+"""How long it takes until all nodes have seen each other, and until the first text comes.
 
-Measured from the moment at which the last node serves. The model that is asked for lies on the first host alone, as files that no
-node has: each fetches its own layers before the first text. Needs root and iproute2:
+Five hosts in network namespaces run real `flowspec node` processes with real mDNS. Time counts from the moment at which
+the last node serves. Only the first host has the model, as files that no node has: each fetches its own layers before
+the first text. Needs root and iproute2:
 
     python -m benchmarks.discovery
-    python -m benchmarks.discovery --no-multicast      # dropped by nft; the others are given the first one's address
+    python -m benchmarks.discovery --no-multicast      # nft drops multicast; the other hosts get the first one's
+    address
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ PROMPT = "def main(argv):"
 
 
 async def see_all(process: asyncio.subprocess.Process, num_others: int) -> float:
-    """When this node had seen so many others."""
+    """Wait until this node has seen ``num_others`` others, and return when that was."""
     seen: set[str] = set()
     assert process.stderr is not None
     while len(seen) < num_others:
@@ -48,8 +50,13 @@ async def see_all(process: asyncio.subprocess.Process, num_others: int) -> float
 
 @dataclass(frozen=True, slots=True)
 class Formed:
-    """Seconds from when the last node served: until all had seen all, and until the first text, by a command that was started
-    after the former, its search and the fetching and loading of the layers included; and what all nodes fetched for it.
+    """What one run measured. Seconds count from the moment at which the last node served.
+
+    Attributes:
+        seen_s: until all nodes had seen each other.
+        text_s: until the first text of a command that was started then. Its search for nodes, and the fetching and
+            loading of layers, are included.
+        fetched_bytes: what all nodes fetched for that text.
     """
 
     seen_s: float
@@ -58,7 +65,7 @@ class Formed:
 
 
 async def form_once(num_hosts: int, *, has_multicast: bool, place: Path, bundle: Bundle) -> Formed:
-    """``place`` is new: no node has run there before."""
+    """Start the hosts and ask for a text. ``place`` is a new directory, in which no node has run before."""
     async with lan_of(num_hosts) as lan:
         if not has_multicast:
             lan.drop_multicast()

@@ -1,4 +1,5 @@
-"""What encryption costs on a ring of boards: laps of a chunk over real links, with the cluster key and without, in turns.
+"""What encryption costs on a ring of boards: laps of a chunk over real links, with and without the cluster key in
+turns.
 
 Five hosts in network namespaces, each link shaped to 150 Mbit/s. Needs root and iproute2:
 
@@ -17,7 +18,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +36,7 @@ SECRET = bytes(range(20))
 
 
 class Station:
-    """One host's part in one ring: what comes in goes out to the next host."""
+    """One host's part in one ring: it sends on to the next host what comes in."""
 
     def __init__(self, number: int, addresses: list[str], port: int, credentials: Credentials | None) -> None:
         self.number, self.addresses, self.port, self.credentials = number, addresses, port, credentials
@@ -42,7 +44,8 @@ class Station:
         self._closed = asyncio.Event()
 
     @contextlib.asynccontextmanager
-    async def open(self):  # type: ignore[no-untyped-def]
+    async def open(self) -> AsyncIterator[tuple[Link, Link]]:
+        """The links from the host behind and to the host ahead."""
         server = await LinkServer.start(
             self.addresses[self.number], self.port, self._welcome, self._take, credentials=self.credentials
         )
@@ -152,7 +155,7 @@ async def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def parse() -> Callable[[], Awaitable[int | None]]:
+def parse() -> Callable[[], Coroutine[Any, Any, int | None]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", type=int, default=5)
     parser.add_argument("--laps", type=int, default=40, help="of each kind, in turns (default: %(default)s)")
@@ -168,4 +171,4 @@ def parse() -> Callable[[], Awaitable[int | None]]:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(parse()()))  # type: ignore[arg-type]
+    sys.exit(asyncio.run(parse()()))

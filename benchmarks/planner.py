@@ -1,6 +1,9 @@
-"""How long a plan of sixteen devices takes, with its comparisons, on kinds of rings from easy to hard. Run from a checkout:
+"""How long it takes to plan a ring of sixteen devices and to compare it with others, from easy to hard kinds of
+networks.
 
-python -m benchmarks.planner
+Run from a checkout:
+
+    python -m benchmarks.planner
 """
 
 from __future__ import annotations

@@ -1,15 +1,21 @@
-"""One stage on one number of threads: its whole step, the bare run in it, and what this machine can do at all.
+"""Measures one stage on one number of threads: its whole step, the bare run in it, and the rates that the machine
+reaches.
 
-    python -m benchmarks.stage_measurement '{"bundle": ..., "precisions": [...], "sizes": [...], "pasts": [...], "threads": 1}'
-    python -m benchmarks.stage_measurement '{"layouts": {NAME: BUNDLE, ...}, "precisions": [...], "sizes": [...], "threads": 1}'
+The argument is a job as JSON, of one of three kinds; each line printed is a JSON object:
+
+    {"bundle": ..., "precisions": [...], "sizes": [...], "pasts": [...], "threads": 1}
+    {"layouts": {NAME: BUNDLE, ...}, "precisions": [...], "sizes": [...], "threads": 1}
+    {"products": [1, 16], "threads": 1}
+
     python -m benchmarks.stage_measurement '{"products": [1, 16], "threads": 1}'
 
-A process of its own, since BLAS reads its number of threads once, at its start. Prints a JSON object per line.
+It is a process of its own because BLAS reads its number of threads once, when it starts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import sys
@@ -22,7 +28,7 @@ from typing import Any
 
 JOB = json.loads(sys.argv[1])
 os.environ["OPENBLAS_NUM_THREADS"] = str(JOB["threads"])
-os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"  # the shortest: its threads would take the cores from what is measured next
+os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"  # the shortest; threads that wait longer would slow what is measured next
 
 import numpy as np  # noqa: E402 - OpenBLAS reads both when it is loaded
 
@@ -37,19 +43,20 @@ from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, load_manifest  # noqa: E4
 clock = time.process_time if JOB.get("cpu_time") else time.perf_counter
 SESSION = 1
 KEPT = 2
-"""Of three rows of a chunk two die, as about in a draft tree; the third moves up."""
+"""Of every three rows of a chunk the first two die, about as many as in a draft tree; the third moves up."""
 SPENT_S, NUM_LEAST, NUM_MOST = 2.0, 7, 41
-"""Of measuring one size: seconds, and how many times at least and at most."""
+"""How long one size is measured, in seconds, and how many times at least and at most."""
 MATRIX = (8192, 8192)  # float32: 268 MB, far beyond the caches
 PRODUCT = 2048
 LAYOUT_PAST = 128
 ALONE = (2048, 16384)
-"""Inputs and outputs of a product measured alone: as deep as TinyLlama's layers, and beyond the caches in float32 (134 MB). With
-bytes there are four times as many outputs."""
+"""Inputs and outputs of the product that is measured alone. It has as many inputs as TinyLlama's layers, and in float32
+(134 MB) it exceeds the processor's caches. With 8-bit weights it has four times as many outputs.
+"""
 
 
 class MachineRates:
-    """What a matrix-vector and a matrix-matrix product of float32 reach in BLAS."""
+    """The rates that a matrix-vector and a matrix-matrix product of float32 reach in BLAS."""
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)
@@ -58,7 +65,7 @@ class MachineRates:
         self._square = self._matrix[:PRODUCT, :PRODUCT].copy()
 
     def gigabytes_per_s(self) -> float:
-        """Of the matrix read, by one matrix-vector product."""
+        """The rate at which one matrix-vector product reads its matrix."""
         return self._matrix.nbytes / _seconds(lambda: self._matrix @ self._vector) / 1e9
 
     def gigaflops(self) -> float:
@@ -66,7 +73,9 @@ class MachineRates:
 
 
 class StageUnderTest:
-    """All layers of a bundle in one precision, given hidden rows as from a stage before, ``num_past`` rows in the cache."""
+    """A stage of all layers of a bundle in one precision, with ``num_past`` rows in its cache and hidden
+    rows as input.
+    """
 
     def __init__(self, bundle: Path, precision: str, num_past: int, largest: int) -> None:
         manifest = load_manifest(bundle)
@@ -76,15 +85,15 @@ class StageUnderTest:
         )
         self._slots = KvSlots(num_past + 2 * largest + FIRST_SLOT)
         self._runner.open_cache(SESSION, self._slots.capacity)
-        self._rows = np.random.default_rng(0).standard_normal((num_past + largest, manifest.geometry.hidden_size))
-        self._rows = self._rows.astype(np.float32)
+        size = (num_past + largest, manifest.geometry.hidden_size)
+        self._rows = np.random.default_rng(0).standard_normal(size).astype(np.float32)
         self._next_id = 0
         for start in range(0, num_past, 128):
             self._runner.run(self._forward(min(128, num_past - start)))
         self.num_past = num_past
 
     def _forward(self, num_rows: int, moves: tuple[SlotMove, ...] = ()) -> ev.RunForward:
-        """What the core decides for a chunk: a level of the tree, below the cache's last row."""
+        """The forward that the core decides on for a chunk: one level of the tree, below the cache's last row."""
         parent = self._slots.ids[-1] if self._slots.ids else NO_PARENT
         rows = [Row(self._next_id + number, parent, 1) for number in range(num_rows)]
         self._next_id += num_rows
@@ -94,14 +103,14 @@ class StageUnderTest:
         return ev.RunForward(SESSION, tuple(rows), self._rows[:num_rows], moves, first, positions, mask)
 
     def forget(self, num_rows: int) -> tuple[SlotMove, ...]:
-        """Drop the last rows so that most of them die first and those behind them move up, then the rest."""
+        """Drop the last rows: first most of them, so that the rest move up, then the rest. Returns the moves."""
         ids = self._slots.ids[-num_rows:]
         moves = self._slots.drop([id for place, id in enumerate(ids) if place % 3 < KEPT])
         self._slots.drop([id for place, id in enumerate(ids) if place % 3 >= KEPT])
         return tuple(moves)
 
     def bare(self, num_rows: int) -> Callable[[], None]:
-        """The layers' runs and nothing else: everything is bound before."""
+        """A function that runs the layers and does nothing else: everything is bound before."""
         forward = self._forward(num_rows)
         self._slots.drop([row.id for row in forward.rows])
         runner = self._runner
@@ -109,12 +118,13 @@ class StageUnderTest:
         inputs = step.set(forward.mask, forward.positions)
         hidden = HiddenRows(self._rows[:num_rows], runner._min_rows)
         bindings = runner._bind(runner._sessions[SESSION].cache, step)
-        bound = []
+        bound: list[tuple[Callable[[Any], None], Any]] = []
         for (_, _, block), binding in zip(runner._blocks, bindings, strict=True):
             block.bind_step(binding, inputs | {HIDDEN: hidden.source}, hidden.target)
             hidden.advance()
             bound.append((block.run_bound, binding))
         norm = runner._final_norm
+        assert norm is not None, "a stage of all layers ends with the final norm"
         binding = norm.io_binding()
         binding.bind_ortvalue_input(HIDDEN, hidden.source)
         binding.bind_ortvalue_output(HIDDEN_OUT, hidden.target)
@@ -127,23 +137,25 @@ class StageUnderTest:
         return run
 
     async def step(self, executor: ThreadPoolExecutor, num_rows: int, moves: tuple[SlotMove, ...]) -> None:
-        """As a node takes it: slots, mask, the way to the stage's thread, compaction, binding, run, and the way back."""
+        """A step as a node does it: slots, mask, the way to the stage's thread, compaction, binding, run, and the way
+        back.
+        """
         forward = self._forward(num_rows, moves)
         await asyncio.get_running_loop().run_in_executor(executor, self._runner.run, forward)
 
 
 async def measure(stage: StageUnderTest, num_rows: int) -> dict[str, float]:
-    """Seconds of the bare run and of the whole step, in turns, and the median of their differences."""
+    """Medians of the bare run, of the whole step and of their difference, measured in turns."""
     bare = stage.bare(num_rows)
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1) as executor:
-        bares, steps = [], []
+        bares: list[float] = []
+        steps: list[float] = []
         moves: tuple[SlotMove, ...] = ()
         until = time.monotonic() + SPENT_S
         while len(bares) < NUM_LEAST or (len(bares) < NUM_MOST and time.monotonic() < until):
-            bares.append(
-                await loop.run_in_executor(executor, _seconds, bare, 1)
-            )  # the same thread, its caches and its pool
+            # The bare run takes the same thread as the step, with its caches and its pool.
+            bares.append(await loop.run_in_executor(executor, _seconds, bare, 1))
             began = clock()
             await stage.step(executor, num_rows, moves)
             steps.append(clock() - began)
@@ -156,20 +168,21 @@ async def measure(stage: StageUnderTest, num_rows: int) -> dict[str, float]:
 
 
 def measure_products() -> None:
-    """A JSON object per precision and number of rows: ONNX Runtime's product of one large matrix, in turns with BLAS's."""
+    """Print, by precision and number of rows, how ONNX Runtime's product of one large matrix compares with BLAS's."""
     rates = MachineRates()
     for precision in ("fp32", "w8a8"):
         session, rows = _open_product(precision)
         for num_rows in JOB["products"]:
             feed = {"rows": np.repeat(rows, num_rows, axis=0)}
-            turns = [(_seconds(lambda: session.run(None, feed), 1), rates.gigabytes_per_s()) for _ in range(NUM_LEAST)]  # noqa: B023
+            multiply = functools.partial(session.run, None, feed)
+            turns = [(_seconds(multiply, 1), rates.gigabytes_per_s()) for _ in range(NUM_LEAST)]
             seconds, rate = (median(values) for values in zip(*turns, strict=True))
             found = {"ms": seconds * 1000, "share_of_matrix_vector": 4 * ALONE[0] * ALONE[1] / seconds / 1e9 / rate}
             print(json.dumps({"product": precision, "rows": num_rows, **found}), flush=True)
 
 
 def _open_product(precision: str) -> tuple[Any, Any]:
-    """A session that multiplies ``rows`` by a weight as graphs of that precision do, and one row to give it."""
+    """A session that multiplies ``rows`` by a weight as graphs of that precision do, and one row as its input."""
     import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
 
@@ -213,7 +226,7 @@ def _seconds(run: Callable[[], Any], num_times: int = 5) -> float:
 
 
 def measure_sizes() -> None:
-    """A JSON object per precision, past and chunk size."""
+    """Print a JSON object for each precision, past and chunk size."""
     rates = MachineRates()
     for precision in JOB["precisions"]:
         for num_past in JOB["pasts"]:
@@ -227,7 +240,7 @@ def measure_sizes() -> None:
 
 
 def compare_layouts() -> None:
-    """How long the first layout takes over how long the second does, by the median of turns."""
+    """Print how long the first layout takes relative to the second, as the median over turns."""
     for precision in JOB["precisions"]:
         stages = [
             StageUnderTest(Path(path), precision, LAYOUT_PAST, max(JOB["sizes"])) for path in JOB["layouts"].values()

@@ -1,1 +1,1 @@
-"""Turns checkpoints into bundles. torch and optimum live here alone."""
+"""Turns checkpoints into bundles. No other package of this project imports torch or optimum."""

@@ -41,24 +41,25 @@ def build_parser() -> argparse.ArgumentParser:
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT_DIR",
-        help="directory with config.json, tokenizer.json (or tokenizer.model) and safetensors of a Llama, TinyLlama, SmolLM, Vicuna, Mistral, "
-        "Qwen2, Qwen2.5 or Qwen3 model",
+        help="directory with config.json, tokenizer.json (or tokenizer.model) and safetensors of a Llama, TinyLlama, "
+        "SmolLM, Vicuna, Mistral, Qwen2, Qwen2.5 or Qwen3 model",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="directory to write; must not exist")
     parser.add_argument(
         "--drafter",
         type=Path,
         metavar="EAGLE_DIR",
-        help="directory of an EAGLE-1 or EAGLE-3 head for this very model; without it, drafts come from the context alone",
+        help="directory of an EAGLE-1 or EAGLE-3 head for this very model; without it, drafts come from the context "
+        "alone",
     )
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "int8", "w8a8", "int4"),
         default="int8",
-        help="of the whole bundle. int8 (default): 8-bit weights in the files, a quarter of the size, unpacked to float32 when "
-        "loaded. fp32: the checkpoint's weights as they are. fp16: matrices of 16 bits. w8a8: 8-bit weights and activations "
-        "of 8 bits per token, the fastest for chunks. int4: 4-bit weights, the smallest. With w8a8 and int4 a near tie between "
-        "two tokens may fall otherwise in a draft tree than without one",
+        help="of the whole bundle. int8 (default): 8-bit weights in the files, a quarter of the size, unpacked to "
+        "float32 when loaded. fp32: the checkpoint's weights as they are. fp16: matrices of 16 bits. w8a8: 8-bit "
+        "weights and activations of 8 bits per token, the fastest for chunks. int4: 4-bit weights, the smallest. With "
+        "w8a8 and int4 a near tie between two tokens may fall otherwise in a draft tree than without one",
     )
     parser.add_argument(
         "--also",
@@ -72,8 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--eval-text",
         type=Path,
         metavar="FILE",
-        help="UTF-8 text to tell each precision's quality on: error, greedy agreement, perplexity (its first 1024 tokens; "
-        "default: a built-in page of source code)",
+        help="UTF-8 text to tell each precision's quality on: error, greedy agreement, perplexity (its first 1024 "
+        "tokens; default: a built-in page of source code)",
     )
     parser.add_argument(
         "--block-size",

@@ -1,4 +1,6 @@
-"""One export under way: each part is written, in every precision asked for, compared with torch, and let go of."""
+"""One export under way. Each part of the model is written in every precision asked for, compared with torch, and freed
+before the next part is read.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,17 @@ from flowspec_edge.manifest import BlockEntry, DrafterEntry, FileEntry, Manifest
 
 MADE_WITH = ("flowspec-edge", "torch", "optimum", "optimum-onnx", "transformers", "onnx", "onnxruntime")
 SCRATCH = "scratch"
-"""Directory of the float32 file that others are made of; it is gone at the end."""
+"""Directory of the float32 graph from which the files of each precision are made. It is deleted at the end."""
 
 Say = Callable[[str], None]
 
 
 class Assembly:
-    """A bundle in the making, in ``directory``. ``precisions`` are those of the blocks, the bundle's own first."""
+    """A bundle in the making, in ``directory``.
+
+    ``precisions`` names every precision in which blocks are written; the first one is the bundle's own, in which head
+    and drafter are written too.
+    """
 
     def __init__(
         self,
@@ -80,8 +86,9 @@ class Assembly:
         quality = self.quality.report(self.directory / head.file)
         for entry in quality:
             self.say(
-                f"{entry.precision} on {entry.num_tokens} tokens of {entry.text}: error {entry.max_error:.1e}, same token "
-                f"{entry.greedy_agreement:.1%}, perplexity {entry.perplexity:.3f} (torch: {entry.reference_perplexity:.3f})"
+                f"{entry.precision} on {entry.num_tokens} tokens of {entry.text}: error {entry.max_error:.1e}, "
+                f"same token {entry.greedy_agreement:.1%}, perplexity {entry.perplexity:.3f} "
+                f"(torch: {entry.reference_perplexity:.3f})"
             )
         shutil.rmtree(self.directory / SCRATCH)
         parity = Parity(
@@ -114,7 +121,11 @@ class Assembly:
         )
 
     def _blocks(self, block_size: int, taps: tuple[int, ...]) -> dict[str, list[BlockEntry]]:
-        """Files of ``block_size`` layers by precision, with one more cut before each layer whose rows the drafter wants."""
+        """Write the layers to files and return the files' entries by precision.
+
+        A file has ``block_size`` layers, or fewer where it ends before a layer in ``taps``, whose input the drafter
+        reads.
+        """
         num_layers = self.checkpoint.num_layers
         (self.directory / "blocks").mkdir()
         cuts = sorted({*range(0, num_layers, block_size), *taps, num_layers})
@@ -141,7 +152,10 @@ class Assembly:
         return blocks
 
     def _final_norm(self) -> tuple[FileEntry, float]:
-        """Never quantised: it has no matrix. Returns the chain's error in the bundle's own precision."""
+        """Write the final norm, which has no matrix and so is float32 in every precision.
+
+        Returns its entry, and the error of the whole chain in the bundle's own precision.
+        """
         norm = build_final_norm(self.checkpoint.final_norm(), self.checkpoint.geometry.rms_norm_eps)
         path = self.directory / "final_norm.onnx"
         export_graph(norm, final_norm_spec(norm), path)
@@ -181,12 +195,15 @@ class Assembly:
             head_dim=shape.head_dim,
             rope_frequencies=list(shape.rope_frequencies),
             taps=list(draft_head.taps),
-            **parts,
+            fuse=parts.get("fuse"),
+            top=parts.get("top"),
         )
         return entry, error
 
     def _write(self, module: nn.Module, spec: GraphSpec, name: str) -> Path:
-        """Export a graph in the bundle's own precision, and give ``module`` the weights that it now stands for."""
+        """Export a graph in the bundle's own precision, and give ``module`` the weights that the file
+        now stands for.
+        """
         path = self.directory / name
         weights = self.own.write(self._export(module, spec, name), path)
         unexpected = module.load_state_dict(weights, strict=False, assign=True).unexpected_keys
@@ -194,7 +211,10 @@ class Assembly:
         return path
 
     def _export(self, module: nn.Module, spec: GraphSpec, name: str) -> Path:
-        """The float32 file of that name, and files beside it where it is large; the next one takes its place."""
+        """Export ``module`` in float32 and return the file's path, which is valid until the next call.
+
+        The weights of a large graph are in further files beside it.
+        """
         scratch = self.directory / SCRATCH
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()

@@ -1,4 +1,4 @@
-"""Assembles a bundle aside, checks it against torch, and puts it in place only when it is whole."""
+"""Writes a bundle to a temporary directory, checks it against torch, and moves it into place only when it is whole."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ class ExportOptions:
     """What to export, and where to.
 
     Attributes:
-        precision: the bundle's own, of blocks, head and drafter; see :mod:`exporter.precisions`.
-        also: further precisions that devices may choose for their blocks.
-        eval_text: what each precision's quality is told on; a page of source code when None.
+        checkpoint: directory of the target model.
+        drafter: directory of its draft head; None where there is none.
+        out: directory to write.
+        precision: the bundle's own precision, of blocks, head and drafter; see :mod:`exporter.precisions`.
+        also: further precisions of the blocks, among which devices may choose.
+        eval_text: file with the text on which each precision's quality is measured; a page of source code when None.
         block_size: layers per ONNX file; a device serves whole files.
+        name: what users see; the checkpoint directory's name when None.
         max_context: tokens of context to allow; the model's own limit when None.
         allow_pickle: read ``pytorch_model.bin`` where there are no safetensors.
         force: replace a bundle that is already at ``out``.
@@ -104,12 +108,12 @@ def _check_out(options: ExportOptions) -> None:
 
 @contextmanager
 def _written_aside(options: ExportOptions) -> Iterator[Path]:
-    """A directory beside ``out`` that takes its place at the end, or vanishes when anything fails."""
+    """A directory beside ``out`` that takes the place of ``out`` at the end, or is deleted when anything fails."""
     out = options.out
     aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
     try:
         yield aside
-        os.chmod(aside, 0o755)  # mkdtemp's is private
+        os.chmod(aside, 0o755)  # mkdtemp lets only its owner in
         if out.exists():
             replaced = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
             out.rename(replaced / out.name)
@@ -124,7 +128,7 @@ def _written_aside(options: ExportOptions) -> Iterator[Path]:
 
 
 def report(manifest: Manifest) -> dict[str, Any]:
-    """The parity report and sizes as plain data, for ``--json``."""
+    """The parity report, the qualities and the size of a bundle as plain data, for ``--json``."""
     return {
         "name": manifest.name,
         "precision": manifest.precision,

@@ -1,4 +1,7 @@
-"""What a Hugging Face ``config.json`` says of one decoder layer, family by family; what no graph computes is refused by name."""
+"""What a Hugging Face ``config.json`` says of one decoder layer, for each family of models.
+
+A feature that the exported graphs do not compute is refused with an error that names it.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,13 @@ class Family:
     """How an architecture differs from plain Llama, and transformers' defaults for fields that a config leaves out."""
 
     max_context: int
-    qkv_bias: bool = False  # q, k and v, never o; where False, the config's attention_bias speaks for all four
+    # True: q, k and v have biases and o has none. False: the config's attention_bias says it for all four.
+    qkv_bias: bool = False
     qk_norm: bool = False
-    num_kv_heads: int | None = None  # as many as heads
-    head_dim: int | None = None  # hidden_size / heads
-    slides: str | None = None  # the field that turns a sliding window on; "" where the window's size alone does
+    num_kv_heads: int | None = None  # None: as many as attention heads
+    head_dim: int | None = None  # None: hidden_size / attention heads
+    # The config's field that turns a sliding window on; "" where giving its size turns it on; None: never a window.
+    slides: str | None = None
 
 
 FAMILIES = {
@@ -47,8 +52,8 @@ _DEFAULT_ROPE_THETA = 10000.0
 class LayerShape:
     """Everything that shapes one decoder layer and its rotary tables.
 
-    ``rope_frequencies`` are radians per position of each pair of a head's values, [head_dim / 2]. ``attention_inputs`` is how
-    many rows of ``hidden_size`` the attention reads at once: two in EAGLE-3.
+    ``rope_frequencies`` are radians per position of each pair of a head's values, [head_dim / 2]. ``attention_inputs``
+    is how many rows of ``hidden_size`` the attention reads side by side: two in EAGLE-3, one elsewhere.
     """
 
     hidden_size: int
@@ -120,8 +125,8 @@ def read_layer_shape(path: Path, config: dict[str, Any], family: Family, max_con
         )
     if head_dim % HEAD_DIM_MULTIPLE:
         raise CheckpointError(
-            f"{path}: head_dim {head_dim} is not a multiple of {HEAD_DIM_MULTIPLE}; the attention operator of ONNX Runtime "
-            "takes no other, so this model cannot be exported"
+            f"{path}: head_dim {head_dim} is not a multiple of {HEAD_DIM_MULTIPLE}; the attention operator of ONNX "
+            "Runtime takes no other, so this model cannot be exported"
         )
     bias = bool(config.get("attention_bias", False))
     return LayerShape(
@@ -141,7 +146,8 @@ def read_layer_shape(path: Path, config: dict[str, Any], family: Family, max_con
 
 
 def read_rope(path: Path, config: dict[str, Any], head_dim: int) -> tuple[float, ...]:
-    """Frequencies of the rotary embedding, in float32 as transformers computes them: radians per position, [head_dim / 2].
+    """Frequencies of the rotary embedding in radians per position, [head_dim / 2], in float32 as transformers computes
+    them.
 
     Sources: Su et al., "RoFormer"; linear scaling, Chen et al., arXiv 2306.15595; llama3, Llama 3.1's model code.
 
@@ -163,7 +169,7 @@ def read_rope(path: Path, config: dict[str, Any], head_dim: int) -> tuple[float,
 
 
 def _scale_llama3(path: Path, rope: dict[str, Any], frequencies: torch.Tensor) -> torch.Tensor:
-    """Slow waves are slowed by ``factor``, fast ones are left, those between are blended by their wavelength."""
+    """Divide slow waves by ``factor``, leave fast ones, and blend those in between by their wavelength."""
     factor, low, high = (
         positive_number(path, rope, field) for field in ("factor", "low_freq_factor", "high_freq_factor")
     )
@@ -190,9 +196,8 @@ def _rope_kind(rope: dict[str, Any]) -> Any:
 
 def _read_context(path: Path, config: dict[str, Any], family: Family, max_context: int | None) -> int:
     own = positive_int(path, config, "max_position_embeddings", family.max_context)
-    if (
-        _rope_kind(_rope_fields(path, config)) == "linear"
-    ):  # Vicuna 16k keeps its stretched context in a field of its own
+    if _rope_kind(_rope_fields(path, config)) == "linear":
+        # Vicuna 16k keeps its stretched context in a field of its own.
         own = max(own, positive_int(path, config, "max_sequence_length", own))
     if max_context is not None and not 1 <= max_context <= own:
         raise CheckpointError(f"{path}: --max-context {max_context} is outside 1 to {own}, the model's own limit")
@@ -200,14 +205,14 @@ def _read_context(path: Path, config: dict[str, Any], family: Family, max_contex
     window = _read_window(path, config, family)
     if window is not None and context > window:
         raise CheckpointError(
-            f"{path}: sliding_window {window} is below the context of {context} tokens, and attention within a window is "
-            f"not supported; pass --max-context {window} or less, where both are the same"
+            f"{path}: sliding_window {window} is below the context of {context} tokens, and attention within a window "
+            f"is not supported; pass --max-context {window} or less, where both are the same"
         )
     return context
 
 
 def _read_window(path: Path, config: dict[str, Any], family: Family) -> int | None:
-    """Tokens that a row may look back, or None where it sees all."""
+    """How many tokens a row may look back, or None where it sees them all."""
     if family.slides is None or (family.slides and not config.get(family.slides)):
         return None
     if "sliding_window" in config and config["sliding_window"] is None:

@@ -48,7 +48,7 @@ class EagleDrafter(LayerBlock):
         super().__init__(shape, 0, 1, has_input_norm=False)
         self.fc = nn.Linear(2 * shape.hidden_size, shape.hidden_size, bias=has_bias)
 
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # a drafter reads one input more than a block
         self,
         token_embedding: torch.Tensor,
         feature: torch.Tensor,
@@ -78,7 +78,7 @@ class EagleDrafter(LayerBlock):
 
 
 def load_draft_head(directory: Path, target: Geometry, *, allow_pickle: bool = False) -> DraftHead | Eagle3Head:
-    """Read an EAGLE-1 or EAGLE-3 head in its published layout. Its own copy of the embedding, if any, is left aside.
+    """Read an EAGLE-1 or EAGLE-3 head in its published layout. The head's own copy of the embedding is not read.
 
     Raises:
         CheckpointError: neither of them, or made for a target of another hidden size or vocabulary.
@@ -103,7 +103,7 @@ def load_draft_head(directory: Path, target: Geometry, *, allow_pickle: bool = F
                 f"{directory}: has {name}, so it is neither an EAGLE-1 head (one layer, no input norm) "
                 "nor an EAGLE-3 head (midlayer)"
             )
-    for name in ("fc.bias", EMBEDDING):  # not in every head
+    for name in ("fc.bias", EMBEDDING):  # some heads lack them
         if name not in tensors:
             del sizes[name]
     weights = {name: tensors.read(name, size) for name, size in sizes.items()}

@@ -1,6 +1,8 @@
-"""The EAGLE-3 draft head in its published layout: fc over three fused layers, one decoder layer, a norm and a small head.
+"""The EAGLE-3 draft head in its published layout: an ``fc`` that fuses rows of three of the target's layers, one
+decoder layer, a norm, and an output matrix over a vocabulary of its own.
 
-Source: Li et al., "EAGLE-3: Scaling up Inference Acceleration of Large Language Models via Training-Time Test", section 3.
+Source: Li et al., "EAGLE-3: Scaling up Inference Acceleration of Large Language Models via Training-Time Test", section
+3.
 """
 
 from __future__ import annotations
@@ -41,15 +43,17 @@ class Eagle3Head:
         with_weights(drafter, self._part("midlayer."))
         return drafter
 
-    def build_fuse(self) -> nn.Module:
+    def build_fuse(self) -> Fuse:
         with torch.device("meta"):
             fuse = Fuse(self.shape.hidden_size)
-        return with_weights(fuse, self._part("fc."))
+        with_weights(fuse, self._part("fc."))
+        return fuse
 
-    def build_top(self) -> nn.Module:
+    def build_top(self) -> DraftTop:
         with torch.device("meta"):
             top = DraftTop(self.shape, len(self.target_tokens))
-        return with_weights(top, {**self._part("norm."), **self._part("lm_head."), "target_tokens": self.target_tokens})
+        with_weights(top, {**self._part("norm."), **self._part("lm_head."), "target_tokens": self.target_tokens})
+        return top
 
     def _part(self, prefix: str) -> dict[str, torch.Tensor]:
         return {name: weight for name, weight in self.weights.items() if name.startswith(prefix)}
@@ -74,9 +78,8 @@ class MidLayer(nn.Module):
         past_value: torch.Tensor,
         step: Sequence[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        x = torch.cat(
-            (self.input_layernorm(embedding), self.hidden_norm(feature)), dim=-1
-        )  # [1, rows, 2 * hidden_size]
+        normed = self.input_layernorm(embedding), self.hidden_norm(feature)
+        x = torch.cat(normed, dim=-1)  # [1, rows, 2 * hidden_size]
         attended, key, value = self.self_attn(x, past_key, past_value, step)
         x = feature + attended
         return x + self.mlp(self.post_attention_layernorm(x)), key, value
@@ -90,7 +93,7 @@ class Eagle3Layer(LayerBlock):
         self.stop = 1
         self.midlayer = MidLayer(shape)
 
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # a drafter reads one input more than a block
         self,
         token_embedding: torch.Tensor,
         feature: torch.Tensor,
@@ -118,7 +121,9 @@ class Eagle3Layer(LayerBlock):
 
 
 class Fuse(nn.Module):
-    """Tapped rows, one behind the other, to a feature: [1, rows, 3 * hidden_size] to [1, rows, hidden_size]."""
+    """Fuses the three tapped rows of a token, given side by side: [1, rows, 3 * hidden_size] to
+    [1, rows, hidden_size].
+    """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -130,7 +135,9 @@ class Fuse(nn.Module):
 
 
 class DraftTop(nn.Module):
-    """Features to the ``k`` likeliest draft tokens, by the target's ids, and their log-probabilities."""
+    """Maps features to the ``k`` likeliest draft tokens, as ids of the target's vocabulary, and their
+    log-probabilities.
+    """
 
     target_tokens: torch.Tensor
 
@@ -142,7 +149,8 @@ class DraftTop(nn.Module):
         self.register_buffer("target_tokens", torch.empty(num_tokens, dtype=torch.int64))
 
     def forward(self, hidden: torch.Tensor, k: torch.Tensor) -> dict[str, torch.Tensor]:
-        log_probs, draft_tokens = TopLogProbs.apply(self.lm_head(self.norm(hidden)), k)
+        logits = self.lm_head(self.norm(hidden))
+        log_probs, draft_tokens = TopLogProbs.apply(logits, k)  # type: ignore[no-untyped-call]  # torch has no types for it
         return {TOP_LOG_PROBS: log_probs, TOP_TOKENS: self.target_tokens[draft_tokens]}
 
 
@@ -153,7 +161,7 @@ def is_eagle3(tensors: TensorFiles) -> bool:
 def read_eagle3(
     path: Path, config: dict[str, Any], tensors: TensorFiles, shape: LayerShape, target: Geometry
 ) -> Eagle3Head:
-    """Read the tensors of an EAGLE-3 head. Its own copy of the embedding, if any, is left aside.
+    """Read the tensors of an EAGLE-3 head. The head's own copy of the embedding is not read.
 
     Raises:
         CheckpointError: a tensor is missing or of another shape, or the head is for another kind of target.
@@ -174,15 +182,19 @@ def read_eagle3(
 
 
 def _read_target_tokens(tensors: TensorFiles, num_tokens: int, target: Geometry) -> torch.Tensor:
-    """``d2t`` has, for each draft token, how far the target's id is above its own; ``t2d`` says which ids are drafted."""
+    """The target's id of each draft token, [num_tokens].
+
+    The tensor ``d2t`` has, for each draft token, the difference between the target's id and the draft's own; ``t2d``
+    says of each id of the target whether it is drafted.
+    """
     tokens = torch.arange(num_tokens)
     if num_tokens == target.vocab_size and "d2t" not in tensors:
         return tokens
     tokens = tokens + tensors.read_integers("d2t", (num_tokens,))
     if int(tokens.min()) < 0 or int(tokens.max()) >= target.vocab_size or len(tokens.unique()) != num_tokens:
         raise CheckpointError(
-            f"{tensors.directory}: d2t leads to tokens {int(tokens.min())} to {int(tokens.max())}, or to one twice; the "
-            f"target has {target.vocab_size}; use the head trained for this target"
+            f"{tensors.directory}: d2t leads to tokens {int(tokens.min())} to {int(tokens.max())}, or to one twice; "
+            f"the target has {target.vocab_size}; use the head trained for this target"
         )
     if "t2d" in tensors:
         drafted = tensors.read_integers("t2d", (target.vocab_size,)).bool()
@@ -192,7 +204,9 @@ def _read_target_tokens(tensors: TensorFiles, num_tokens: int, target: Geometry)
 
 
 def _choose_taps(path: Path, config: dict[str, Any], target: Geometry) -> tuple[int, ...]:
-    """The layers whose inputs are fused: the published ones, or those of the config, which counts outputs."""
+    """The layers whose inputs are fused: those that the config names by the layer before them, or the published
+    default.
+    """
     named = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
     taps = [layer + 1 for layer in named] if named else [2, target.num_layers // 2, target.num_layers - 3]
     if len(taps) != NUM_TAPS or sorted(set(taps)) != taps or taps[0] < 1 or taps[-1] >= target.num_layers:

@@ -1,14 +1,16 @@
-"""Rewrites every weight matrix of an ONNX file into another file: float16, or 8-bit weights with activations of 8 bits per token.
+"""Copies an ONNX file with every weight matrix in another form: in float16, or in 8 bits with activations of 8 bits.
 
-W8A8 takes each row of activations by itself: its largest magnitude becomes 127 steps around 128, so that a row's bits do not
-depend on its neighbours, and a matrix-vector product reads one byte per weight. Signed activations are ten times slower where
-processors multiply unsigned with signed bytes (x86, onnxruntime 1.32), hence unsigned ones.
+W8A8 scales each row of activations by itself: its largest magnitude becomes 127 steps around 128. So a row's bits do
+not depend on its neighbours, and a matrix-vector product reads one byte per weight. Activations are unsigned because
+signed ones are ten times slower on processors whose instruction multiplies unsigned by signed bytes (x86, onnxruntime
+1.32).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 from flowspec_edge.errors import CheckpointError
 
 MAX_FILE_BYTES = 2**31 - 2**24
-"""A protobuf file ends at 2 GiB; beyond it weights need side files, which a bundle does not describe."""
+"""A protobuf file ends at 2 GiB.
+
+A larger graph needs further files for its weights, which a bundle does not describe.
+"""
 MAX_LEVEL = 127
 ZERO_POINT = 128
 SMALLEST = 1e-20
@@ -31,16 +36,16 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
     """Write a graph with all its weights in one file.
 
     Raises:
-        CheckpointError: they do not fit into one.
+        CheckpointError: the weights do not fit into one file.
     """
     num_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if num_bytes > MAX_FILE_BYTES:
         raise CheckpointError(
-            f"{path.name}: {num_bytes} bytes of weights exceed the {MAX_FILE_BYTES}-byte limit of one ONNX file; choose a "
-            "smaller precision, or lower --block-size"
+            f"{path.name}: {num_bytes} bytes of weights exceed the {MAX_FILE_BYTES}-byte limit of one ONNX file; "
+            "choose a smaller precision, or lower --block-size"
         )
     for tensor in model.graph.initializer:
-        tensor.ClearField("data_location")  # of weights that were read from a side file
+        tensor.ClearField("data_location")  # set where weights were read from a file beside the graph
     onnx.save(model, path)
 
 
@@ -76,9 +81,8 @@ def quantize_per_token(source: Path, path: Path) -> dict[str, torch.Tensor]:
     """
 
     def rewrite(graph: onnx.GraphProto, node: onnx.NodeProto, matrix: np.ndarray, rows: _Rows) -> np.ndarray:
-        scales = np.maximum(np.abs(matrix).max(axis=0), SMALLEST).astype(np.float32) / np.float32(
-            MAX_LEVEL
-        )  # [outputs]
+        largest = np.maximum(np.abs(matrix).max(axis=0), SMALLEST).astype(np.float32)
+        scales = largest / np.float32(MAX_LEVEL)  # [outputs]
         levels = np.rint(matrix / scales).astype(np.int8)
         prefix = rows.prepared(node.input[0], _quantize_rows)
         name = node.name
@@ -91,9 +95,10 @@ def quantize_per_token(source: Path, path: Path) -> dict[str, torch.Tensor]:
             _node("Mul", [f"{name}/floats", f"{prefix}/scale"], f"{name}/row_scaled"),
             helper.make_node("Mul", [f"{name}/row_scaled", f"{name}/scales"], node.output, name=name),
         ]
-        return levels.astype(np.float32) * scales
+        dequantized: np.ndarray = levels.astype(np.float32) * scales
+        return dequantized
 
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "w8a8/zero_point": np.array(ZERO_POINT, np.uint8),
         "w8a8/last_axis": np.array([-1], np.int64),
         "w8a8/smallest": np.array(SMALLEST, np.float32),
@@ -124,7 +129,7 @@ class _Rows:
         self._prefixes: dict[str, str] = {}
 
     def prepared(self, name: str, prepare: Callable[[str, str], Nodes]) -> str:
-        """The prefix of what ``prepare`` makes of the input ``name``."""
+        """Have ``prepare`` add nodes for the input ``name``, once, and return the prefix of their outputs' names."""
         if name not in self._prefixes:
             self._prefixes[name] = f"{name}/rows"
             self.nodes += prepare(name, self._prefixes[name])
@@ -137,7 +142,10 @@ Rewrite = Callable[[onnx.GraphProto, onnx.NodeProto, np.ndarray, _Rows], np.ndar
 def _rewrite(
     source: Path, path: Path, rewrite: Rewrite, constants: dict[str, np.ndarray] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Replace each MatMul with a weight by what ``rewrite`` makes of it; the weights that it now stands for."""
+    """Write ``source`` to ``path`` with each MatMul by a weight replaced by the nodes that ``rewrite`` adds for it.
+
+    Returns the weights that the new file stands for, by torch parameter name.
+    """
     model = onnx.load(source)
     graph = model.graph
     initializers = {tensor.name: tensor for tensor in graph.initializer}
@@ -163,9 +171,12 @@ def _rewrite(
 
 
 def parameter_name(node: onnx.NodeProto) -> str:
-    """Node names follow the module path: /layers.0/self_attn/q_proj/MatMul is layers.0.self_attn.q_proj.weight."""
+    """The torch parameter that a MatMul node multiplies by.
+
+    Node names follow the module path: /layers.0/self_attn/q_proj/MatMul is of layers.0.self_attn.q_proj.weight.
+    """
     return ".".join(part for part in node.name.split("/")[:-1] if part) + ".weight"
 
 
-def _node(op_type: str, inputs: list[str], output: str, **attributes: int) -> onnx.NodeProto:
+def _node(op_type: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op_type, inputs, [output], name=output, **attributes)

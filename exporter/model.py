@@ -115,7 +115,10 @@ def load_checkpoint(directory: Path, max_context: int | None = None, *, allow_pi
 
 
 def _check_tensors(tensors: TensorFiles, shape: LayerShape, num_layers: int, vocab_size: int, is_tied: bool) -> None:
-    """All that the graphs need is there, before the first is written; what none would use means another model's config."""
+    """Check, before the first graph is written, that every tensor needed is there and that no other one is.
+
+    A tensor that no graph would use means that the config belongs to another model.
+    """
     expected = {EMBEDDING: (vocab_size, shape.hidden_size), FINAL_NORM: (shape.hidden_size,)}
     if not is_tied:
         expected[LM_HEAD] = expected[EMBEDDING]
@@ -124,7 +127,7 @@ def _check_tensors(tensors: TensorFiles, shape: LayerShape, num_layers: int, voc
     for name, size in expected.items():
         tensors.check(name, size)
     for name in tensors.names():
-        # A tied head may be stored all the same, and old files keep rotary frequencies beside the weights.
+        # Some files store the head although it is tied, and old ones keep rotary frequencies beside the weights.
         if name not in expected and name != LM_HEAD and not name.endswith("rotary_emb.inv_freq"):
             raise CheckpointError(
                 f"{tensors.directory}: tensor {name} has no place in the model that config.json describes; are config "

@@ -1,4 +1,4 @@
-"""From a torch module to a checked ONNX file, carried by optimum's export and validation."""
+"""Writes a torch module as an ONNX file and checks it, by optimum's export and validation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from optimum.utils import NormalizedConfig
 from torch import nn
 
 from exporter.config import LayerShape
+from exporter.eagle3 import DraftTop, Fuse
 from exporter.stage_module import FinalNorm, Head, LayerBlock, rotary_tables
 from flowspec_edge.errors import ParityError
 from flowspec_edge.manifest import (
@@ -60,7 +61,7 @@ class GraphSpec:
     first_layer: int = 0
 
 
-class GraphOnnxConfig(OnnxConfig):
+class GraphOnnxConfig(OnnxConfig):  # type: ignore[misc]  # optimum has no types
     """Tells optimum about a graph by its :class:`GraphSpec` instead of by a transformers model type."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
@@ -121,15 +122,15 @@ def head_spec(head: Head) -> GraphSpec:
     return GraphSpec(inputs, outputs, lambda: {HIDDEN: _random(3, hidden_size), TOP_K: torch.tensor([4])})
 
 
-def top_spec(top: nn.Module) -> GraphSpec:
-    """Of EAGLE-3's own head: like the target's, without logits."""
+def top_spec(top: DraftTop) -> GraphSpec:
+    """The spec of EAGLE-3's own head, which is like the target's but has no logits among its outputs."""
     hidden_size = top.lm_head.in_features
     outputs: Axes = {TOP_LOG_PROBS: {0: "rows", 1: "top"}, TOP_TOKENS: {0: "rows", 1: "top"}}
     dummies = {HIDDEN: _random(3, hidden_size), TOP_K: torch.tensor([4])}
     return GraphSpec({HIDDEN: {0: "rows"}, TOP_K: {}}, outputs, lambda: dummies)
 
 
-def fuse_spec(fuse: nn.Module) -> GraphSpec:
+def fuse_spec(fuse: Fuse) -> GraphSpec:
     size = fuse.fc.in_features
     return GraphSpec({HIDDEN: {1: "rows"}}, {HIDDEN_OUT: {1: "rows"}}, lambda: {HIDDEN: _random(1, 3, size)})
 
@@ -142,7 +143,7 @@ def final_norm_spec(norm: FinalNorm) -> GraphSpec:
 def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
     """Write ``module`` to ``path`` as opset 18 and let optimum compare it with torch on random inputs.
 
-    Beyond 2 GiB the weights are in files beside it.
+    Where weights exceed 2 GiB they are in files beside it.
 
     Raises:
         ParityError: optimum found an output that differs.
@@ -151,7 +152,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
     for name in ("optimum", "torch.onnx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        # The traced path is the one wanted; torch announces its successor and each frozen size on every export.
+        # Tracing is wanted here; on every export torch warns of its successor and of each size that it freezes.
         warnings.simplefilter("ignore")
         export(module, config, path, opset=OPSET)
         try:
@@ -162,7 +163,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
 
 
 def _block_dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...]) -> Dummies:
-    """Three rows after four slots, row 2 being row 1's sibling, and one of padding.
+    """Inputs of three rows after four slots in use, row 2 being row 1's sibling, and of one row of padding.
 
     The cache is full: where past and present are not one buffer, the operator leaves slots above the total undefined.
     """

@@ -1,7 +1,8 @@
-"""Compares exported graphs with torch on rows of real text: a chain in two chunks, a branching tree, a padded single row.
+"""Compares exported graphs with torch on rows of real text: a chain in two chunks, a branching tree, and a single row
+with padding.
 
-Slot 0 of every cache stays masked for good, so that the attention operator always has a past (without one it ignores
-position ids), and past and present are one buffer: graphs are driven here just as a device drives them.
+Graphs are run here just as a device runs them. Slot 0 of every cache is always masked, so that the attention operator
+always has a past (without one it ignores position ids), and past and present are one buffer.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from torch import nn
 
 from exporter.config import LayerShape
-from exporter.stage_module import rotary_tables
+from exporter.eagle3 import DraftTop, Fuse
+from exporter.stage_module import FinalNorm, Head, LayerBlock, rotary_tables
 from flowspec_edge.engine.padding import attention_padding
 from flowspec_edge.errors import ParityError
 from flowspec_edge.manifest import (
@@ -51,7 +52,9 @@ NUM_CHAIN_ROWS = 64
 TREE_PARENTS = (-1, 0, 0, 0, 1, 1, 2, 4, 4, 6, 7, 9)
 SINGLE_PARENT = 10
 DRAFTER_SLACK = 2.0
-"""Times the tolerance of a block: a draft's error changes no text. The demo model's drafter is at 0.77 in w8a8, tolerance 0.5."""
+"""A drafter's error may be this many times the tolerance of a block, for it changes no text. The demo model's drafter
+has 0.77 in w8a8, where the tolerance is 0.5.
+"""
 
 # Any text would do; code is what the demo model knows, and every tokenizer has tokens for it.
 PROBE_TEXT = '''\
@@ -79,8 +82,9 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Step:
-    """One forward: a chunk of rows and the slots it may look at. Rows from ``num_compared`` on are padding; attention's rows
-    may be more than the chunk's.
+    """One forward: a chunk of rows and the slots that they may look at.
+
+    Rows from ``num_compared`` on are padding. Attention may have further rows of padding, which the chunk has not.
     """
 
     tokens: np.ndarray  # int64 [rows]
@@ -91,7 +95,7 @@ class Step:
 
     @property
     def total(self) -> int:
-        return self.bias.shape[-1]
+        return int(self.bias.shape[-1])
 
     def inputs(self) -> Arrays:
         return {
@@ -104,7 +108,10 @@ class Step:
 
 
 def probe_steps(token_ids: Sequence[int], max_context: int, min_rows: int) -> list[Step]:
-    """The rows every graph is compared on, none in chunks below ``min_rows``. ``token_ids`` is repeated where it is too short."""
+    """The rows that every graph is compared on, in chunks of at least ``min_rows``.
+
+    ``token_ids`` are repeated where they are too few.
+    """
     deepest = 1 + max(_depth(row) for row in range(len(TREE_PARENTS))) + 1
     num_chain = min(NUM_CHAIN_ROWS, max(max_context - deepest, 2))
     parents = [*range(-1, num_chain - 1), *(num_chain + parent for parent in TREE_PARENTS)]
@@ -114,14 +121,17 @@ def probe_steps(token_ids: Sequence[int], max_context: int, min_rows: int) -> li
 
 
 def chain_steps(token_ids: Sequence[int], num_rows: int) -> list[Step]:
-    """A plain text, in chunks of ``num_rows``; a last row by itself is not padded for products."""
+    """A plain text in chunks of ``num_rows``. A last chunk of one row gets no padding for the matrix products."""
     parents = list(range(-1, len(token_ids) - 1))
     starts = range(0, len(token_ids), num_rows)
     return [_step(token_ids, parents, start, min(start + num_rows, len(parents)), min_rows=1) for start in starts]
 
 
 def ancestor_bias(parents: Sequence[int], start: int, stop: int) -> np.ndarray:
-    """Bias of the rows ``[start, stop)``: 0 for a row and its ancestors, masked elsewhere; row ``r`` is in slot ``r + 1``."""
+    """Bias of the rows ``[start, stop)``: 0 for a row and its ancestors, else MASKED.
+
+    Row ``r`` is in slot ``r + 1``.
+    """
     bias = np.full((1, 1, stop - start, stop + 1), MASKED, dtype=np.float32)  # [1, 1, rows, total]
     for row in range(start, stop):
         ancestor = row
@@ -157,13 +167,14 @@ class OnnxGraph:
             binding.bind_ortvalue_output(present, cache)
         binding.bind_output(HIDDEN_OUT)
         self.session.run_with_iobinding(binding)
-        return binding.get_outputs()[-1].numpy()
+        hidden: np.ndarray = binding.get_outputs()[-1].numpy()
+        return hidden
 
 
 class TorchGraph:
-    """The torch module of a block or drafter, driven through the same steps."""
+    """The torch module of a block or drafter, run through the same steps."""
 
-    def __init__(self, module: nn.Module, capacity: int) -> None:
+    def __init__(self, module: LayerBlock, capacity: int) -> None:
         self.module = module
         shape = module.shape
         size = (1, shape.num_kv_heads, capacity, shape.head_dim)
@@ -179,12 +190,17 @@ class TorchGraph:
             outputs = self.module(**inputs, past_key=self._keys, past_value=self._values)
         self._keys = [outputs[f"{PRESENT_KEY}.{i}"] for i in self._layers]
         self._values = [outputs[f"{PRESENT_VALUE}.{i}"] for i in self._layers]
-        return outputs[HIDDEN_OUT].numpy()
+        hidden: np.ndarray = outputs[HIDDEN_OUT].numpy()
+        return hidden
 
 
 @dataclass
 class ChainCheck:
-    """Carries the rows from block to block: what torch has, and what the chain of exported graphs has made of them."""
+    """Takes the rows of the probe text from block to block, once through torch and once through the exported graphs.
+
+    ``tolerance`` is the largest error of one block. The error of the whole chain is held against it only where
+    ``judges_chain`` is set.
+    """
 
     steps: list[Step]
     embedding: np.ndarray  # [vocab_size, hidden_size]
@@ -198,7 +214,7 @@ class ChainCheck:
 
     @property
     def capacity(self) -> int:
-        """One slot more than is used, so that the cache is not full at the end."""
+        """Slots of a cache: one more than are used, so that it is not full at the end."""
         return max(step.total for step in self.steps) + 1
 
     @property
@@ -206,10 +222,11 @@ class ChainCheck:
         return sum(step.num_compared for step in self.steps)
 
     def embed(self, step: Step) -> np.ndarray:
-        return self.embedding[step.tokens].astype(np.float32)[None]  # [1, rows, hidden_size]
+        rows: np.ndarray = self.embedding[step.tokens].astype(np.float32)[None]  # [1, rows, hidden_size]
+        return rows
 
-    def check_block(self, module: nn.Module, path: Path) -> None:
-        """Compare one block on torch's rows, and take both sets of rows through it."""
+    def check_block(self, module: LayerBlock, path: Path) -> None:
+        """Compare one block on torch's rows, and take torch's and the graphs' rows through it."""
         reference = TorchGraph(module, self.capacity)
         alone, chained = (OnnxGraph(path, self.capacity, module.shape) for _ in range(2))
         found, expected = [], []
@@ -222,8 +239,8 @@ class ChainCheck:
         self.block_errors.append(error)
         self._enforce(f"{path.parent.name}/{path.name}: layers [{module.start}, {module.stop})", error)
 
-    def check_final_norm(self, module: nn.Module, path: Path) -> float:
-        """Take the rows through the final norm; returns the error of the whole chain."""
+    def check_final_norm(self, module: FinalNorm, path: Path) -> float:
+        """Take the rows through the final norm, and return the error of the whole chain."""
         session = open_session(path)
         with torch.no_grad():
             self.expected = [module(torch.from_numpy(rows))[HIDDEN_OUT].numpy() for rows in self.expected]
@@ -233,8 +250,8 @@ class ChainCheck:
             self._enforce("the whole chain of blocks and the final norm", error)
         return error
 
-    def check_head(self, module: nn.Module, path: Path, top: int = 8) -> float:
-        """Compare logits on torch's normed rows, and the graph's likeliest tokens with its own logits."""
+    def check_head(self, module: Head, path: Path, top: int = 8) -> float:
+        """Compare logits on torch's normed rows, and the graph's log-probabilities with its own logits."""
         rows = np.concatenate(
             [self._compared(rows, step)[0] for rows, step in zip(self.expected, self.steps, strict=True)]
         )
@@ -254,7 +271,7 @@ class ChainCheck:
             )
         return error
 
-    def check_drafter(self, module: nn.Module, path: Path) -> float:
+    def check_drafter(self, module: LayerBlock, path: Path) -> float:
         """Compare the drafter on pairs of a token and its parent's feature, at the parent's position."""
         reference, graph = TorchGraph(module, self.capacity), OnnxGraph(path, self.capacity, module.shape)
         features = np.concatenate([rows[0] for rows in self.expected])  # [all rows, hidden_size]
@@ -268,8 +285,8 @@ class ChainCheck:
         self._enforce(f"{path.name}: the drafter", error, slack=DRAFTER_SLACK)
         return error
 
-    def check_fuse(self, module: nn.Module, path: Path) -> float:
-        """Compare what fuses tapped rows, on torch's normed rows beside themselves."""
+    def check_fuse(self, module: Fuse, path: Path) -> float:
+        """Compare the graph that fuses tapped rows; each of torch's normed rows stands for all three of its inputs."""
         rows = np.concatenate([np.concatenate([rows] * 3, axis=-1) for rows in self.expected], axis=1)
         with torch.no_grad():
             expected = module(torch.from_numpy(rows))[HIDDEN_OUT].numpy()
@@ -277,8 +294,8 @@ class ChainCheck:
         self._enforce(f"{path.name}: the fuse", error)
         return error
 
-    def check_top(self, module: nn.Module, path: Path, top: int = 8) -> float:
-        """Compare the log-probabilities of a head that gives nothing else, likeliest first."""
+    def check_top(self, module: DraftTop, path: Path, top: int = 8) -> float:
+        """Compare the log-probabilities of EAGLE-3's own head, which has no logits among its outputs."""
         rows = np.concatenate([rows[0] for rows in self.expected])
         k = np.array([min(top, module.lm_head.out_features)], dtype=np.int64)
         found = open_session(path).run([TOP_LOG_PROBS], {HIDDEN: rows, TOP_K: k})[0]
@@ -326,7 +343,9 @@ def _rotary_inputs(shape: LayerShape, capacity: int) -> Arrays:
 
 
 def _step(token_ids: Sequence[int], parents: Sequence[int], start: int, stop: int, min_rows: int) -> Step:
-    """The rows ``[start, stop)``, padded as the engine pads them, each padding row a child of the one before."""
+    """The rows ``[start, stop)``, padded as the engine pads them: each row of padding is a child of the
+    row before it.
+    """
     attention_stop = stop + attention_padding(stop - start, stop + 1)
     parents = [*parents[:stop], *range(stop - 1, attention_stop - 1)]
     depths: list[int] = []
@@ -343,6 +362,6 @@ def _step(token_ids: Sequence[int], parents: Sequence[int], start: int, stop: in
 
 
 def _depth(row: int) -> int:
-    """Rows of the probe tree above this one."""
+    """How many rows of the probe tree are above this one."""
     parent = TREE_PARENTS[row]
     return 0 if parent < 0 else 1 + _depth(parent)

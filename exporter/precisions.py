@@ -1,4 +1,4 @@
-"""The precisions that a bundle may have, and what is asked of each."""
+"""The precisions that a bundle may have: how each is written, and how near to torch it must be."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ Rewrite = Callable[[Path, Path], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Precision:
-    """``rewrite`` makes of a float32 file another of this precision, and returns the matrices that it stands for.
+    """One precision.
 
-    ``tolerance`` is the largest error allowed of one block against torch with those matrices, relative to the rows' RMS (see
-    manifest.Parity): where only sums differ in their order, the demo model's whole chain is at 6e-6; where activations are
-    rounded, its worst block is at 0.14 (w8a8) and 0.05 (int4). Such errors say little of a chain, which is judged by the
-    text instead (manifest.Quality).
+    ``rewrite`` turns a float32 file into one of this precision, and returns the matrices that the new file stands for.
+    It is None where the file is not changed.
+
+    ``tolerance`` is the largest error of one block against torch with those matrices, relative to the rows' RMS (see
+    manifest.Parity). Where nothing but the order of sums differs, the demo model's whole chain has an error of 6e-6.
+    Where activations are rounded, its worst block has 0.14 (w8a8) and 0.05 (int4); such errors say little of a whole
+    chain, whose text is measured instead (manifest.Quality).
+
+    ``reference`` says in the manifest what the blocks were compared with, and ``explained`` what the precision is.
     """
 
     name: str
@@ -31,21 +36,23 @@ class Precision:
     tolerance: float
     reference: str
     explained: str
-    is_unpacked: bool = True  # in memory as float32, whatever the file has
+    is_unpacked: bool = True  # whether weights are float32 in memory, whatever the file has
 
     @property
     def rounds_activations(self) -> bool:
         return self.tolerance > 1e-2
 
     def write(self, source: Path, path: Path) -> dict[str, torch.Tensor]:
-        """Make ``path`` of the float32 file ``source``; the matrices that it stands for, where they are others."""
+        """Write the float32 file ``source`` to ``path`` in this precision, and return the matrices that differ from its
+        own.
+        """
         if self.rewrite is not None:
             return self.rewrite(source, path)
         save_graph(onnx.load(source), path)
         return {}
 
     def memory_bytes(self, module: nn.Module, path: Path) -> int:
-        """What the weights of a block take once they are loaded."""
+        """Bytes of memory that the weights of a block take once they are loaded."""
         if self.is_unpacked:
             return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
         return path.stat().st_size

@@ -1,4 +1,4 @@
-"""What a precision makes of a text: its own chain of blocks beside torch with the checkpoint's weights, token by token."""
+"""Measures what a precision does to a text: its chain of blocks against torch with the checkpoint's own weights."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from exporter.config import LayerShape
 from exporter.parity import OnnxGraph, Step, TorchGraph, chain_steps, open_session, relative_error
+from exporter.stage_module import FinalNorm, Head, LayerBlock
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, LOGITS, TOP_K, Quality
 
 MAX_TOKENS = 1024
-"""Enough for a perplexity within a few percent of a longer text's; every layer runs once over them in each precision."""
+"""Enough tokens for a perplexity within a few percent of a longer text's.
+
+Every layer runs over them once per precision.
+"""
 CHUNK_ROWS = 128
 
 
 class QualityCheck:
-    """Carries the rows of one text through the layers: torch's, and those of each precision's own files."""
+    """Takes the rows of one text through the layers, once with torch and once with the files of each precision."""
 
     def __init__(self, text: str, token_ids: Sequence[int], embedding: np.ndarray, precisions: Iterable[str]) -> None:
         self.text = text
@@ -31,36 +34,36 @@ class QualityCheck:
         self._found = {precision: list(self._expected) for precision in precisions}
         self._expected_logits: list[np.ndarray] = []
 
-    def run_reference(self, block: nn.Module) -> None:
-        """Take torch's rows through a block, which has the checkpoint's own weights."""
+    def run_reference(self, block: LayerBlock) -> None:
+        """Take torch's rows through a block that has the checkpoint's own weights."""
         graph = TorchGraph(block, self._capacity)
         self._expected = [
             graph.run({HIDDEN: rows}, step) for rows, step in zip(self._expected, self._steps, strict=True)
         ]
 
     def run(self, precision: str, path: Path, shape: LayerShape) -> None:
-        """Take a precision's rows through its file of the same block."""
+        """Take a precision's rows through its file of that block."""
         graph = OnnxGraph(path, self._capacity, shape)
         self._found[precision] = [
             graph.run({HIDDEN: rows}, step) for rows, step in zip(self._found[precision], self._steps, strict=True)
         ]
 
-    def run_final_norm(self, norm: nn.Module, path: Path) -> None:
+    def run_final_norm(self, norm: FinalNorm, path: Path) -> None:
         session = open_session(path)
         with torch.no_grad():
             self._expected = [norm(torch.from_numpy(rows))[HIDDEN_OUT].numpy() for rows in self._expected]
         for precision, chunks in self._found.items():
             self._found[precision] = [session.run([HIDDEN_OUT], {HIDDEN: rows})[0] for rows in chunks]
 
-    def run_reference_head(self, head: nn.Module) -> None:
-        """Logits by the head with the checkpoint's own weights."""
+    def run_reference_head(self, head: Head) -> None:
+        """Compute torch's logits by a head that has the checkpoint's own weights."""
         with torch.no_grad():
             self._expected_logits = [
                 head(torch.from_numpy(rows[0]), torch.tensor([1]))[LOGITS].numpy() for rows in self._expected
             ]
 
     def report(self, head_path: Path) -> list[Quality]:
-        """What each precision makes of the text, with the bundle's head."""
+        """The quality of each precision, with the bundle's own head in all of them."""
         session = open_session(head_path)
         k = np.array([1], np.int64)
         loss = _mean_loss(self._expected_logits, self._tokens)

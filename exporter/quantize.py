@@ -1,9 +1,10 @@
-"""Weights of 8 bits in the files, unpacked to float32 when a device loads them, and weights of 4 bits multiplied as they are.
+"""Quantises weights to 8 bits, which a device unpacks to float32 when it loads them, or to 4 bits, which are multiplied
+as they are.
 
-Each block of 32 weights along the input axis shares a scale. At 8 bits the arithmetic stays float32, so that rows verified in a
-tree agree with rows of a chain to 1e-6, as they do with the checkpoint's own weights. Packed 8-bit weights with float32
-activations (MatMulNBits at accuracy level 1) agree too, and take four times as long: 13.1 against 4.1 ms for 16 rows of the demo
-model's 8 layers (x86, one thread). See docs/design.md, "Precision".
+Each block of 32 weights along the input axis shares a scale. At 8 bits the arithmetic stays float32, so that rows
+verified in a tree agree with rows of a chain to 1e-6, as they do with the checkpoint's own weights. Packed 8-bit
+weights with float32 activations (MatMulNBits at accuracy level 1) agree too, but take four times as long: 13.1 against
+4.1 ms for 16 rows of the demo model's 8 layers (x86, one thread). See docs/design.md, "Precision".
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from flowspec_edge.errors import CheckpointError
 
 BLOCK_SIZE = 32
 BLOCKED_OPSET = 21
-"""The first in which DequantizeLinear knows blocks."""
+"""The first opset in which DequantizeLinear knows blocks."""
 INTEGER_ACTIVATIONS = 4
-"""Accuracy level of MatMulNBits at which it multiplies bytes: the only one with fast kernels at 4 bits."""
+"""The accuracy level at which MatMulNBits multiplies bytes: the only one with fast kernels at 4 bits."""
 
 
 def store_in_8_bits(source: Path, path: Path) -> dict[str, torch.Tensor]:
-    """Quantise every weight matrix of the ONNX file ``source``; sessions unpack them to float32.
+    """Write ``source`` to ``path`` with every weight matrix in 8 bits, which sessions unpack to float32.
 
     Returns:
         The dequantised matrices by torch parameter name, as ``torch.nn.Linear`` keeps them: float32
@@ -43,8 +44,10 @@ def store_in_8_bits(source: Path, path: Path) -> dict[str, torch.Tensor]:
 
 
 def quantize_to_4_bits(source: Path, path: Path) -> dict[str, torch.Tensor]:
-    """Quantise every weight matrix of the ONNX file ``source``, to be multiplied as they are. Returns what
-    :func:`store_in_8_bits` does.
+    """Write ``source`` to ``path`` with every weight matrix in 4 bits, which are multiplied as they are.
+
+    Returns:
+        The dequantised matrices, as :func:`store_in_8_bits` does.
     """
     model, weights = _quantize(source, 4)
     save_graph(model, path)
@@ -66,7 +69,7 @@ def _quantize(source: Path, bits: int) -> tuple[onnx.ModelProto, dict[str, torch
 
 
 def dequantized_weights(model: onnx.ModelProto) -> dict[str, torch.Tensor]:
-    """What the MatMulNBits nodes of a graph multiply by, named after the torch module each node came from."""
+    """The matrices that the MatMulNBits nodes of a graph stand for, by torch parameter name."""
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     weights = {}
     for node in model.graph.node:
@@ -75,7 +78,7 @@ def dequantized_weights(model: onnx.ModelProto) -> dict[str, torch.Tensor]:
         packed, scales = (numpy_helper.to_array(initializers[name]) for name in node.input[1:3])
         num_in, num_out = _matrix_size(node)
         bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
-        if bits == 4:  # the even one of a pair in the lower half
+        if bits == 4:  # of a pair, the even weight is in the lower half
             packed = np.stack([packed & 15, packed >> 4], axis=-1)
         levels = packed.reshape(num_out, -1, BLOCK_SIZE).astype(np.float32) - 2 ** (bits - 1)
         matrix = (levels * scales.reshape(num_out, -1, 1)).reshape(num_out, -1)[:, :num_in]
@@ -84,8 +87,10 @@ def dequantized_weights(model: onnx.ModelProto) -> dict[str, torch.Tensor]:
 
 
 def _unpack_at_load(model: onnx.ModelProto) -> None:
-    """Replace each MatMulNBits by a MatMul with a weight that sessions fold once, in one step: each further one would hold
-    the block's weights in float32 once more while they load.
+    """Replace each MatMulNBits by a MatMul whose weight sessions unpack once, when they load.
+
+    One operator unpacks it: with several in a row, each would hold the block's weights in float32 once more while
+    loading.
     """
     graph = model.graph
     initializers = {tensor.name: tensor for tensor in graph.initializer}

@@ -1,7 +1,7 @@
-"""One torch definition of what a bundle's graphs compute: decoder layers in any range, final norm and head.
+"""Defines in torch what a bundle's graphs compute: any range of decoder layers, the final norm and the head.
 
-The same modules are exported, are optimum's reference when it validates the export, and are the reference of the
-parity report.
+These modules are exported, and are also what the graphs are compared with: by optimum when it validates the export, and
+in the parity report.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class RotaryAttention(torch.autograd.Function):
-    """Attention over a cache of fixed capacity, exact in torch and one fused operator in ONNX.
+    """Attention over a cache of fixed capacity: computed step by step in torch, one fused operator in ONNX.
 
-    Row ``r`` of the chunk takes slot ``total - rows + r``; it sees slots up to its own (parents stand before
-    children), plus the bias. The operator ignores position ids when there is no past, so callers keep ``rows < total``.
-    Of these rows the last ``padding[1]`` are zeros, added here and taken off again.
+    Row ``r`` of the chunk takes slot ``total - rows + r``. It sees the slots up to its own (parents come before
+    children), and the bias is added to its scores. The operator ignores position ids when there is no past, so callers
+    keep ``rows < total``. The last ``padding[1]`` of the rows are zeros, added here and removed again from the result.
     """
 
     @staticmethod
@@ -137,7 +137,7 @@ class RmsNorm(nn.Module):
 
 
 class HeadNorm(RmsNorm):
-    """RmsNorm over each head by itself; rows are [1, rows, heads * head_dim]."""
+    """RmsNorm of each head by itself: [1, rows, heads * head_dim]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         heads = x.reshape(-1, x.shape[-1] // self.weight.shape[0], self.weight.shape[0])  # [rows, heads, head_dim]
@@ -162,7 +162,7 @@ class Attention(nn.Module):
         self, x: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor, step: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         projected = self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x)), self.v_proj(x)
-        attended, key, value = RotaryAttention.apply(
+        attended, key, value = RotaryAttention.apply(  # type: ignore[no-untyped-call]  # torch has no types for it
             *projected, past_key, past_value, *step, self.num_heads, self.num_kv_heads
         )
         return self.o_proj(attended), key, value
@@ -177,11 +177,12 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = self.gate_proj(x)
-        return self.down_proj(gate * torch.sigmoid(gate) * self.up_proj(x))
+        out: torch.Tensor = self.down_proj(gate * torch.sigmoid(gate) * self.up_proj(x))
+        return out
 
 
 class DecoderLayer(nn.Module):
-    """One layer of a supported family. EAGLE-1's single layer has no input norm."""
+    """One decoder layer of a supported family. The single layer of an EAGLE-1 head has no input norm."""
 
     def __init__(self, shape: LayerShape, *, has_input_norm: bool = True) -> None:
         super().__init__()
@@ -252,7 +253,7 @@ class FinalNorm(nn.Module):
 
 
 class Head(nn.Module):
-    """Normed rows to logits and the ``k`` likeliest tokens."""
+    """Maps normed rows to logits, and to the ``k`` likeliest tokens with their log-probabilities."""
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
@@ -261,7 +262,7 @@ class Head(nn.Module):
 
     def forward(self, hidden: torch.Tensor, k: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = self.lm_head(hidden)  # [rows, vocab_size]
-        top_log_probs, top_tokens = TopLogProbs.apply(logits, k)
+        top_log_probs, top_tokens = TopLogProbs.apply(logits, k)  # type: ignore[no-untyped-call]  # torch has no types for it
         return {LOGITS: logits, TOP_LOG_PROBS: top_log_probs, TOP_TOKENS: top_tokens}
 
 
@@ -278,10 +279,10 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: tor
     return torch.cat((first * row_cos - second * row_sin, second * row_cos + first * row_sin), dim=-1)
 
 
-def with_weights(module: nn.Module, weights: Tensors) -> nn.Module:
-    """``module`` (built on the meta device) holding exactly these tensors, ready to run."""
+def with_weights(module: nn.Module, weights: Tensors) -> None:
+    """Give ``module``, which was built on the meta device, exactly these tensors, and make it ready to run."""
     module.load_state_dict(dict(weights), strict=True, assign=True)
-    return module.eval().requires_grad_(False)
+    module.eval().requires_grad_(False)
 
 
 def build_block(shape: LayerShape, start: int, stop: int, weights: Tensors) -> LayerBlock:

@@ -1,4 +1,4 @@
-"""The files of a checkpoint directory: JSON, and tensors that are read one by one with their shape and type checked."""
+"""The files of a checkpoint directory: JSON, and tensors, which are read one by one and checked for shape and type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ PICKLED = "pytorch_model.bin"
 
 
 class TensorFiles:
-    """The tensors of one directory: ``model.safetensors`` or its shards; with ``allow_pickle`` also ``pytorch_model.bin``.
+    """The tensors of one directory, in ``model.safetensors`` or its shards, with ``allow_pickle`` also in
+    ``pytorch_model.bin``.
 
     Pickled files are read by torch's restricted unpickler (``weights_only``), and mapped from disk where their format
     allows it.
@@ -36,7 +37,7 @@ class TensorFiles:
         return sorted(self._file_of)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raises CheckpointError where the tensor is missing or of another shape; reads no values."""
+        """Raise CheckpointError where the tensor is missing or of another shape. No values are read."""
         path = self._file_of.get(name)
         if path is None:
             raise CheckpointError(f"{self.directory}: tensor {name} is missing, expected shape {list(shape)}")
@@ -98,7 +99,7 @@ class TensorFiles:
         raise CheckpointError(f"{self.directory}: no {SAFE} or {SAFE}.index.json")
 
     def _present(self, path: Path, index: Path, wanted: set[str] | None) -> list[str]:
-        """The tensors in a file; those that the index promises must be among them."""
+        """The names of a file's tensors. Raises CheckpointError where one that the index promises is not among them."""
         if path.name.endswith(".safetensors"):
             with _open_safetensors(path) as file:
                 shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -114,7 +115,7 @@ class TensorFiles:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; :class:`CheckpointError` where there is none."""
+    """Read a JSON object from a file. Raises CheckpointError where the file is missing or holds something else."""
     if not path.is_file():
         raise CheckpointError(f"{path.parent}: {path.name} is missing")
     try:
@@ -151,7 +152,7 @@ def _open_safetensors(path: Path) -> Any:
 
 def _load_pickled(path: Path) -> dict[str, torch.Tensor]:
     problem = ""
-    for maps_file in (True, False):  # files in torch's format of before 1.6 cannot be mapped
+    for maps_file in (True, False):  # files in the format of torch before 1.6 cannot be mapped
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=maps_file)
         except pickle.UnpicklingError:

@@ -1,4 +1,6 @@
-"""A checkpoint's tokenizer as every device reads it: its own ``tokenizer.json``, or one made of a SentencePiece model."""
+"""Writes a checkpoint's tokenizer as every device reads it: its ``tokenizer.json``, or one converted from
+SentencePiece.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,12 @@ FAST, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 
 
 def find_tokenizer(directory: Path) -> Path:
-    """The file that a checkpoint's tokenizer is in; Vicuna and other children of Llama 1 and 2 have a SentencePiece model alone.
+    """The file that a checkpoint's tokenizer is in.
+
+    Vicuna and other models made from Llama 1 and 2 may have only a SentencePiece model, ``tokenizer.model``.
 
     Raises:
-        CheckpointError: there is neither.
+        CheckpointError: there is no tokenizer file.
     """
     for name in (FAST, SENTENCEPIECE):
         if (directory / name).is_file():
@@ -28,7 +32,7 @@ def write_tokenizer(source: Path, path: Path) -> Tokenizer:
     """Write the tokenizer in ``source`` to ``path`` as ``tokenizer.json``, and open it.
 
     Raises:
-        CheckpointError: it is not readable as a tokenizer.
+        CheckpointError: ``source`` is not readable as a tokenizer.
         OSError: ``path`` cannot be written.
     """
     if source.name == FAST:
@@ -42,8 +46,10 @@ def write_tokenizer(source: Path, path: Path) -> Tokenizer:
 
 
 def _convert(source: Path) -> str:
-    """The text of a ``tokenizer.json``, by transformers' own conversion, with what ``tokenizer_config.json`` beside it says."""
-    from transformers import AutoTokenizer  # seconds to import, and most checkpoints need none of it
+    """The text of a ``tokenizer.json`` as transformers makes it from ``source`` and ``tokenizer_config.json`` beside
+    it.
+    """
+    from transformers import AutoTokenizer  # takes seconds to import, and most checkpoints do not need it
 
     try:
         text: str = AutoTokenizer.from_pretrained(

@@ -12,7 +12,8 @@ from flowspec_edge.errors import FlowspecError
 
 DESCRIPTION = """\
 Train the demo target and its EAGLE-1 head from text on this machine: the standard library, pydoc's topics and the
-sources of installed projects with permissive licences. What is held out stays out, and so do copies of it in other sources.
+sources of installed projects with permissive licences. What is held out stays out, and so do copies of it in other \
+sources.
 
 A run lives in one directory. Stop it when you like (Ctrl-C, or a kill): the same command goes on from the last
 checkpoint and ends with the same model. The result stands in RUN/model, as flowspec-export takes it.

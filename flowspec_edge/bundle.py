@@ -1,4 +1,4 @@
-"""A model bundle on this machine's disk, and the one that comes with the package."""
+"""Model bundles on this machine's disk, and the one that comes with the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle on this node's disk; ``manifest`` may name files that are not there, where only some layers are."""
+    """A bundle on this node's disk. Where only some layers are there, ``manifest`` names files that are not."""
 
     directory: Path
     manifest: Manifest
@@ -20,6 +20,6 @@ class Bundle:
 
     @classmethod
     def load(cls, directory: Path) -> Bundle:
-        """Raises BundleError where there is none that this version can read."""
+        """Load the bundle in ``directory``. Raises BundleError where there is none that this version can read."""
         manifest = load_manifest(directory)
         return cls(directory, manifest, bundle_digest(manifest))

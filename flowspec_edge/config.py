@@ -1,4 +1,4 @@
-"""What a user may ask of a generation, and the pieces of the answer."""
+"""The options of a generation, and the pieces of its answer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flowspec_edge.errors import RequestError
 class GenerateOptions:
     """Options of one generation.
 
-    temperature 0 is greedy; top_k 0 and top_p 1 keep every token. ``stop`` ends the text before the first of its
-    strings.
+    A temperature of 0 is greedy; ``top_k`` of 0 and ``top_p`` of 1 keep every token. The text ends before the first of
+    the strings in ``stop``.
     """
 
     max_new_tokens: int = 128
@@ -39,7 +39,7 @@ class GenerateOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A piece of the answer; the last one has a finish reason and the statistics."""
+    """A piece of the answer. The last piece has a finish reason and the statistics."""
 
     text: str
     token_ids: list[int]

@@ -1,7 +1,7 @@
-"""Every error flowspec-edge raises on purpose, in one place.
+"""Every error that flowspec-edge raises on purpose.
 
-One base class; each text says who, what, the value, and the limit or the remedy, so that a program's last line is
-enough to know what to do next.
+All have one base class. Each text says who failed at what, the value, and the limit or the remedy, so that the last
+line of a program's output is enough to know what to do next.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ class BundleError(FlowspecError):
 
 
 class CheckpointError(FlowspecError):
-    """A checkpoint directory cannot be exported: a file is missing, a tensor has the wrong shape, or the architecture is not known."""
+    """A checkpoint cannot be exported: a file is missing, a tensor has a wrong shape, or the architecture
+    is not known.
+    """
 
 
 class ParityError(FlowspecError):
@@ -40,7 +42,7 @@ class PlacementError(FlowspecError):
 
 
 class NotMeasuredError(PlacementError):
-    """A plan needs to know what a layer takes, and no node has measured one yet."""
+    """A plan needs the time of a layer, and no node has measured it yet."""
 
 
 class RequestError(FlowspecError):
@@ -52,7 +54,7 @@ class NodeUnavailableError(FlowspecError):
 
 
 class OtherKeyError(NodeUnavailableError):
-    """A peer has another cluster key, or only one of the two has any."""
+    """A peer has another cluster key, or only one of the two sides has a key."""
 
 
 class OtherVersionError(NodeUnavailableError):
@@ -60,25 +62,29 @@ class OtherVersionError(NodeUnavailableError):
 
 
 class FetchError(FlowspecError):
-    """Weights could not be fetched: no source has them, all were lost, or those that are left sent something else."""
+    """Weights could not be fetched: no source has them, all sources were lost, or the remaining ones sent something
+    else.
+    """
 
 
 class CacheError(FlowspecError):
-    """The weight cache cannot hold what it should: its limit or the disk is full, or its directory cannot be used."""
+    """The weight cache cannot hold a file: its limit or the disk is full, or its directory cannot be used."""
 
 
 class BoardError(FlowspecError):
-    """A board's profile cannot be used: a key is missing, unknown, of the wrong kind or out of range."""
+    """A board's profile cannot be used: a key is missing or unknown, or its value has a wrong type or is
+    out of range.
+    """
 
 
 class TestbedError(FlowspecError):
     """A description of boards and network cannot be used: a key is missing, unknown or out of range."""
 
-    __test__ = False  # pytest: a name, not a test
+    __test__ = False  # tells pytest that this is no test, whatever its name
 
 
 class LosslessError(FlowspecError):
-    """A schedule wrote something else than the target does. Never the user's fault: a bug, with the prompt that shows it."""
+    """A schedule wrote something other than the target. That is a bug, and the text names the prompt that shows it."""
 
 
 class BenchError(FlowspecError):
@@ -86,19 +92,21 @@ class BenchError(FlowspecError):
 
 
 class KeyTextError(FlowspecError):
-    """A key is not one: mistyped, cut off, or of another kind. The text never repeats the key."""
+    """A text is no key: it is mistyped, cut off, or of another kind. The error never repeats the text."""
 
 
 class ClusterKeyError(FlowspecError):
-    """There is no cluster key where one is needed, or its file cannot be used."""
+    """A cluster key is needed and there is none, or its file cannot be used."""
 
 
 class StateError(FlowspecError):
-    """What a node keeps between runs cannot be read or written."""
+    """A file that a node keeps between runs cannot be read or written."""
 
 
 class TrainingError(FlowspecError):
-    """The demo model cannot be trained or evaluated as asked: text is missing, or a run directory holds something else."""
+    """The demo model cannot be trained or evaluated as asked: text is missing, or a run directory
+    holds something else.
+    """
 
 
 class JournalError(FlowspecError):

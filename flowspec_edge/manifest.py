@@ -1,4 +1,4 @@
-"""The bundle: what the exporter writes and every device reads.
+"""The bundle, which the exporter writes and every device reads.
 
 A bundle is a directory::
 
@@ -29,20 +29,20 @@ FORMAT = "flowspec-bundle"
 FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 MAX_NAME = 200
-"""Characters of a file's name in a bundle, directories included."""
+"""The most characters of a file's name in a bundle, directories included."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # Inputs and outputs of a layer block and of the drafter.
 HIDDEN = "hidden"  # float32 [1, rows, hidden_size]
 HIDDEN_OUT = "hidden_out"  # float32 [1, rows, hidden_size]
-# Attention may get more rows than the chunk has: zeros behind it, here called attention_rows together.
+# Attention may get rows of zeros behind those of the chunk. Together they are called attention_rows here.
 ATTENTION_PADDING = "attention_padding"  # int64 [2] = 0, attention_rows - rows
-# float32 [1, 1, attention_rows, total]: 0 where a row may look, a large negative value elsewhere
+# float32 [1, 1, attention_rows, total]: 0 for slots that a row sees, a large negative value elsewhere
 ATTENTION_BIAS = "attention_bias"
 POSITION_IDS = "position_ids"  # int64 [1, attention_rows]
 SEQLENS_K = "seqlens_k"  # int32 [1] = total - 1
 TOTAL_LENGTH = "total_sequence_length"  # int32 [] = slots in use after this step
-# Cosines and sines by position, float32 [slots, head_dim / 2]: the operator wants a row for each cache slot in use.
+# Cosines and sines by position, float32 [slots, head_dim / 2]. The operator needs a row for each cache slot in use.
 ROTARY_COS, ROTARY_SIN = "rotary_cos", "rotary_sin"
 TOKEN_EMBEDDING = "token_embedding"  # drafter only: float32 [1, rows, hidden_size]
 FEATURE = "feature"  # drafter only: float32 [1, rows, hidden_size]
@@ -51,10 +51,13 @@ FEATURE = "feature"  # drafter only: float32 [1, rows, hidden_size]
 PAST_KEY, PAST_VALUE, PRESENT_KEY, PRESENT_VALUE = "past_key", "past_value", "present_key", "present_value"
 
 UNPACK_ONCE = ("session.disable_quant_qdq", "1")
-"""Setting of ONNX Runtime with which it unpacks 8-bit weights when it loads them, instead of at every run."""
+"""The setting with which ONNX Runtime unpacks 8-bit weights when it loads them, instead of at every run."""
 EXACT_SUMS = ("session.x64quantprecision", "1")
-"""Setting with which it multiplies 8-bit weights as unsigned bytes on x86 processors with AVX2 but without VNNI, whose product of
-signed ones cuts sums off at 16 bits. Their int32 sums are then those of every other processor; elsewhere nothing changes."""
+"""The setting with which ONNX Runtime multiplies 8-bit weights exactly on x86 processors with AVX2 but without VNNI.
+
+There the product of signed bytes cuts sums off at 16 bits; with this setting weights are multiplied as unsigned bytes,
+and int32 sums are the same as on every other processor. Elsewhere it changes nothing.
+"""
 SESSION_SETTINGS = (UNPACK_ONCE, EXACT_SUMS)
 
 # Inputs and outputs of the head; the final norm maps HIDDEN [1, rows, hidden_size] to HIDDEN_OUT of the same shape.
@@ -75,7 +78,7 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockEntry(FileEntry):
-    """The layers ``[start, stop)`` in one ONNX file; its matrices take ``memory_bytes`` once they are loaded."""
+    """The layers ``[start, stop)`` in one ONNX file. Their matrices take ``memory_bytes`` once they are loaded."""
 
     start: int
     stop: int
@@ -86,9 +89,9 @@ class BlockEntry(FileEntry):
 class DrafterEntry(FileEntry):
     """The draft head.
 
-    ``eagle1``: fc(concat(embedding, feature)), one decoder layer, the target's head. ``eagle3``: one decoder layer over both,
-    whose features of verified rows are fused from the hidden rows that enter the layers ``taps``, and a head of its own, whose
-    tokens are the target's.
+    ``eagle1`` is fc(concat(embedding, feature)), one decoder layer, and the target's head. ``eagle3`` is one decoder
+    layer over embedding and feature, and a head of its own that returns the target's token ids. Its features of
+    verified rows are fused (``fuse``) from the hidden rows that enter the layers ``taps``.
     """
 
     kind: str
@@ -106,7 +109,7 @@ class DrafterEntry(FileEntry):
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Shapes of the target model. ``max_context`` counts tokens, prompt and output together.
+    """The shapes of the target model. ``max_context`` counts the tokens of prompt and output together.
 
     ``rope_frequencies`` are radians per position of each pair of a head's values, [head_dim / 2], scaling included.
     """
@@ -125,7 +128,8 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far the exported graphs were from torch: largest absolute difference of hidden rows, relative to their RMS.
+    """How far the exported graphs were from torch: the largest absolute difference of hidden rows, relative to their
+    RMS.
 
     ``reference`` says what torch computed with: the checkpoint's weights, or for quantised precisions their
     dequantised values.
@@ -142,10 +146,11 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """What a precision makes of ``text``, beside torch with the checkpoint's own weights.
+    """How a precision compares, on ``text``, with torch and the checkpoint's own weights.
 
-    ``max_error`` is the largest difference of the rows behind the last layer, relative to their RMS; ``greedy_agreement`` the
-    share of positions whose likeliest next token is the same; a perplexity is exp(mean -log p) over the text.
+    ``max_error`` is the largest difference of the rows after the last layer, relative to their RMS.
+    ``greedy_agreement`` is the share of positions at which the likeliest next token is the same. A perplexity is
+    exp(mean -log p) over the text.
     """
 
     precision: str
@@ -159,7 +164,10 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The whole of ``manifest.json``. ``blocks``, head and drafter are of ``precision``; ``alternatives`` has the blocks of others."""
+    """The contents of ``manifest.json``.
+
+    ``blocks``, head and drafter have the bundle's own ``precision``. ``alternatives`` has the blocks of further ones.
+    """
 
     name: str
     architecture: str
@@ -189,25 +197,28 @@ class Manifest:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Those that a stage may run in, the bundle's own first."""
+        """The precisions in which a stage may run, the bundle's own first."""
         return (self.precision, *self.alternatives)
 
     def blocks_of(self, start: int, stop: int, precision: str | None = None) -> list[BlockEntry]:
-        """The blocks within layers ``[start, stop)``, in a precision or in the bundle's own.
+        """The blocks within layers ``[start, stop)``, in ``precision`` or in the bundle's own.
 
         Raises:
-            BundleError: the bundle does not have it.
+            BundleError: the bundle does not have that precision.
         """
         if precision not in (None, *self.precisions):
             raise BundleError(
-                f"bundle {self.name} has no precision {precision!r}, only {', '.join(self.precisions)}; choose one of them, or "
-                "export it again with --also"
+                f"bundle {self.name} has no precision {precision!r}, only {', '.join(self.precisions)}; choose one of "
+                "them, or export it again with --also"
             )
         blocks = self.blocks if precision in (None, self.precision) else self.alternatives[str(precision)]
         return [block for block in blocks if start <= block.start and block.stop <= stop]
 
     def stage_files(self, start: int, stop: int, precision: str | None = None) -> list[FileEntry]:
-        """What a device needs to serve layers ``[start, stop)``: their blocks, and what the first and the last stage add."""
+        """The files that a device needs for layers ``[start, stop)``.
+
+        The first and the last stage need one more than blocks.
+        """
         files: list[FileEntry] = [*self.blocks_of(start, stop, precision)]
         if start == 0:
             files.append(self.embedding)
@@ -217,7 +228,7 @@ class Manifest:
 
     @property
     def drafts(self) -> str:
-        """Where drafts come from, for users."""
+        """Where drafts come from, as users read it."""
         if self.drafter is None:
             return "repetitions of the text alone (this bundle has no draft head)"
         return f"{self.drafter.kind} head, repetitions of the text"
@@ -242,7 +253,7 @@ def describe_file(directory: Path, name: str) -> dict[str, Any]:
 
 
 def load_manifest(directory: Path) -> Manifest:
-    """Read and check ``manifest.json``: format, version, fields, that the blocks cover every layer, and file sizes.
+    """Read and check ``manifest.json``: format, version and fields, that the blocks cover every layer, and file sizes.
 
     Raises:
         BundleError: the bundle is missing, broken, incomplete or newer than this version reads.
@@ -265,10 +276,10 @@ def load_manifest(directory: Path) -> Manifest:
 def parse_manifest(text: str, path: Path) -> Manifest:
     """Check the text of a manifest: format, version, fields, file names, and that the blocks cover every layer.
 
-    ``path`` is what errors name. The files themselves need not be there.
+    Errors name ``path``. The files themselves need not be there.
 
     Raises:
-        BundleError: it is broken, incomplete or newer than this version reads.
+        BundleError: the manifest is broken, incomplete, or of a version that this one does not read.
     """
     try:
         data = json.loads(text)
@@ -341,7 +352,8 @@ def _check_layers(path: Path, manifest: Manifest) -> None:
         for block in blocks:
             if block.start != layer or block.stop <= block.start:
                 raise BundleError(
-                    f"{path}: block {block.file} covers layers [{block.start}, {block.stop}), expected to start at {layer}"
+                    f"{path}: block {block.file} covers layers [{block.start}, {block.stop}), expected to start at "
+                    f"{layer}"
                 )
             layer = block.stop
         if layer != manifest.geometry.num_layers:
@@ -354,7 +366,10 @@ def _check_layers(path: Path, manifest: Manifest) -> None:
 
 
 def _check_entry(path: Path, entry: FileEntry) -> None:
-    """A manifest may come from a peer: what it names is written into directories and asked of others."""
+    """Check what a manifest says of a file.
+
+    It may come from a peer, and file names lead to directories on this machine.
+    """
     name = PurePosixPath(entry.file) if isinstance(entry.file, str) else PurePosixPath()
     if not name.parts or name.is_absolute() or ".." in name.parts or "\0" in str(name) or len(str(name)) > MAX_NAME:
         raise BundleError(

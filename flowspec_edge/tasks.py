@@ -1,4 +1,4 @@
-"""How tasks end: with the first of those that belong together, or by Ctrl-C."""
+"""Ways for tasks to end: together with the first of several, or by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ class _FirstEnded(Exception):
 
 
 async def run_until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run all at once; when one returns or fails, cancel the others, wait for them, and raise its error if it has one."""
+    """Run all at once.
+
+    When one returns or fails, cancel the others, wait for them, and raise the error of the first.
+    """
 
     async def run(coroutine: Coroutine[Any, Any, None]) -> None:
         await coroutine
@@ -30,6 +33,6 @@ async def run_until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
 
 
 async def until_interrupted() -> None:
-    """Wait for Ctrl-C or SIGTERM. For a command that serves, that is the ordinary end and no failure."""
+    """Wait for Ctrl-C or SIGTERM, which is how a command that serves usually ends."""
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.Event().wait()

@@ -1,7 +1,8 @@
-"""Bundles made of the demo model that compute the same and are other files: what nodes with the package do not have."""
+"""Bundles made from the demo model that compute the same but consist of other files, which no node has."""
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import numpy as np
 
@@ -12,8 +13,8 @@ UNKNOWN_FIELD = b"\xc0\x3e\x01"
 """Field 1000 of a protobuf message, which readers skip: another file, the same graph."""
 
 
-def other_bundle(bundle, directory, num_changed=8):
-    """A bundle that computes the same, of which so many blocks are other files."""
+def other_bundle(bundle: Bundle, directory: Path, num_changed: int = 8) -> Bundle:
+    """A bundle that computes the same, ``num_changed`` of whose blocks are other files."""
     shutil.copytree(bundle.directory, directory)
     blocks = list(bundle.manifest.blocks)
     for index in range(num_changed):
@@ -23,21 +24,21 @@ def other_bundle(bundle, directory, num_changed=8):
     return Bundle.load(directory)
 
 
-def unknown_bundle(bundle, directory):
-    """One of which every file that a stage needs is another one."""
+def unknown_bundle(bundle: Bundle, directory: Path) -> Bundle:
+    """A bundle that computes the same, in which every file that a stage needs is another one."""
     manifest = other_bundle(bundle, directory).manifest
     _extend(directory / manifest.final_norm.file)
     embedding = np.load(directory / manifest.embedding.file)
     embedding[-1, -1] += np.finfo(embedding.dtype).resolution  # of the vocabulary's last token
     np.save(directory / manifest.embedding.file, embedding)
-    changed = {
-        name: dataclasses.replace(entry, **describe_file(directory, entry.file))
-        for name, entry in (("final_norm", manifest.final_norm), ("embedding", manifest.embedding))
-    }
-    dataclasses.replace(manifest, **changed).write(directory)
+    final_norm, embedding_entry = (
+        dataclasses.replace(entry, **describe_file(directory, entry.file))
+        for entry in (manifest.final_norm, manifest.embedding)
+    )
+    dataclasses.replace(manifest, final_norm=final_norm, embedding=embedding_entry).write(directory)
     return Bundle.load(directory)
 
 
-def _extend(path):
+def _extend(path: Path) -> None:
     with path.open("ab") as file:
         file.write(UNKNOWN_FIELD)

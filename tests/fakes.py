@@ -1,8 +1,8 @@
-"""A ring without sockets or ONNX: the real cores over pretend links, with a model that any wrong mask or slot would betray.
+"""A ring without sockets or ONNX: the real cores over pretend links, with a model that shows every wrong mask or slot.
 
-The pretend stage keeps (token, position) in a cache addressed by slots, as a real one does, and hashes what the mask lets a
-row see. Its hidden row is thus right exactly if the cache, the moves, the mask and the positions are. A forward that was
-cancelled leaves rubbish in its slots.
+The pretend stage keeps (token, position) in a cache that is addressed by slots, as a real one does, and hashes what the
+mask lets a row see. So its hidden row is right exactly if the cache, the moves, the mask and the positions are right. A
+forward that was cancelled leaves rubbish in its slots.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from flowspec_edge.core.limits import CREDITS_PER_HOP, TREE_MARGIN
 from flowspec_edge.core.rows import NO_PARENT, Chunk, SessionSpec
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
+from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.core.speculation.verify import Sampler
+from tests.narrowing import present
 
 VOCAB = 13
 EOS = 0
@@ -89,7 +91,7 @@ class FakeStage:
             assert by_position[:, 1].tolist() == list(range(len(seen))), "a row must see each position before it once"
             out[index] = path_hash(by_position[:, 0].tolist())
             if not self.is_first:
-                assert job.hidden[index] == out[index], "hidden rows and tree rows got out of step"
+                assert present(job.hidden)[index] == out[index], "hidden rows and tree rows got out of step"
         if not job.is_tapped:
             return ev.ForwardFinished(out)
         return ev.ForwardFinished(out, {tap: np.hstack([out, np.full_like(out, tap)]) for tap in self.taps})
@@ -145,7 +147,7 @@ class Answer:
 
 
 class AnyOrder:
-    """Takes what is due from any lane, as ``rng`` chooses. Time passes by small steps, and leaps where nothing is due."""
+    """Takes what is due from any lane, as ``rng`` chooses. Time passes in small steps; where nothing is due, it leaps."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -266,7 +268,7 @@ class FakeRing(Watcher):
         for _ in range(max_steps):
             if not self.step():
                 self.ring.check()
-                cores = [self.origin, *self.ring.stages]
+                cores: list[Origin | Stage] = [self.origin, *self.ring.stages]
                 assert all(core._credits == CREDITS_PER_HOP for core in cores), "a credit was lost"
                 return
         raise AssertionError("the ring does not come to rest")

@@ -21,8 +21,8 @@ def held_out_prompts() -> list[list[int]]:
     return [tokens[start : start + PROMPT_TOKENS] for start in range(0, step * NUM_PROMPTS, step)]
 
 
-def _read(name):
-    """A module of the standard library, or a topic of pydoc's; nothing where this Python no longer has it."""
+def _read(name: str) -> str:
+    """A module of the standard library or a topic of pydoc's; empty where this Python no longer has it."""
     if name.startswith("topics/"):
         return topics.get(name.removeprefix("topics/"), "")
     path = Path(sysconfig.get_path("stdlib")) / name

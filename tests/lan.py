@@ -1,4 +1,5 @@
-"""A LAN on this machine: hosts with addresses of their own (network namespaces), a switch between them, and what it hears.
+"""A LAN on this machine: hosts with addresses of their own (network namespaces), a switch between them, and a recording
+of what it forwards.
 
 Needs root and iproute2. No default route, as on a LAN without router.
 """
@@ -14,15 +15,18 @@ import struct
 import subprocess
 import sys
 import threading
+from asyncio.subprocess import Process
 from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
 
 CLONE_NEWNET = 0x40000000
 SO_RCVBUFFORCE = 33
 SUBNET = "10.83.0."
 
 
-def why_not():
-    """Why there can be no such LAN here, or nothing."""
+def why_not() -> str | None:
+    """Why there can be no such LAN here, or None."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if shutil.which("ip") is None or shutil.which("bridge") is None:
@@ -34,7 +38,7 @@ def why_not():
     return None
 
 
-def ip(*arguments, inside=None):
+def ip(*arguments: str, inside: str | None = None) -> None:
     where = ("-n", inside) if inside else ()
     subprocess.run(["ip", *where, *arguments], check=True, capture_output=True, text=True)
 
@@ -42,19 +46,19 @@ def ip(*arguments, inside=None):
 class Lan:
     """Hosts 0, 1, ... at 10.83.0.1, 10.83.0.2, ..."""
 
-    def __init__(self, num_hosts):
+    def __init__(self, num_hosts: int) -> None:
         self.num_hosts = num_hosts
         self._prefix = f"fs{os.getpid()}-"
         self.switch = f"{self._prefix}switch"
-        self.processes = []
+        self.processes: list[Process] = []
 
-    def host(self, number):
+    def host(self, number: int) -> str:
         return f"{self._prefix}{number}"
 
-    def address(self, number):
+    def address(self, number: int) -> str:
         return f"{SUBNET}{number + 1}"
 
-    def build(self):
+    def build(self) -> None:
         ip("netns", "add", self.switch)
         ip("link", "add", "name", "switch", "type", "bridge", inside=self.switch)
         ip("link", "set", "switch", "up", inside=self.switch)
@@ -67,21 +71,21 @@ class Lan:
             for name in ("lo", "eth0"):
                 ip("link", "set", name, "up", inside=host)
 
-    def remove(self):
+    def remove(self) -> None:
         for name in (self.switch, *map(self.host, range(self.num_hosts))):
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
-    def on_host(self, number, *command, text=""):
+    def on_host(self, number: int, *command: str, text: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command there, with a text on its standard input, and wait for it."""
         where = ["ip", "netns", "exec", self.host(number)]
         return subprocess.run([*where, *command], input=text, check=True, capture_output=True, text=True)
 
-    def isolate_clients(self):
+    def isolate_clients(self) -> None:
         """As an access point with client isolation: nobody hears anybody."""
         for number in range(self.num_hosts):
             self._set_port(number, "isolated", "on")
 
-    def drop_multicast(self):
+    def drop_multicast(self) -> None:
         """As on a network that forwards no multicast: by nft on every host, or where there is none, by the switch."""
         for number in range(self.num_hosts):
             if shutil.which("nft") is None:
@@ -89,16 +93,16 @@ class Lan:
                 continue
             self.drop_input(number, "ip daddr 224.0.0.0/4")
 
-    def drop_input(self, number, match):
+    def drop_input(self, number: int, match: str) -> None:
         """Drop by nft what comes in over a host's network card and matches."""
         table = f"table inet t {{ chain c {{ type filter hook input priority 0; iifname eth0 {match} drop; }}; }}"
         self.on_host(number, "nft", "-f", "-", text=table)
 
-    def _set_port(self, number, *setting):
+    def _set_port(self, number: int, *setting: str) -> None:
         command = ["bridge", "-n", self.switch, "link", "set", "dev", f"port{number}", *setting]
         subprocess.run(command, check=True, capture_output=True)
 
-    async def start(self, number, *arguments, env=None):
+    async def start(self, number: int, *arguments: str, env: Mapping[str, str] | None = None) -> Process:
         """``flowspec`` on a host, as a process."""
         process = await asyncio.create_subprocess_exec(
             *("ip", "netns", "exec", self.host(number), sys.executable, "-m", "flowspec_edge", *arguments),
@@ -110,22 +114,26 @@ class Lan:
         self.processes.append(process)
         return process
 
-    async def run(self, number, *arguments, env=None):
+    async def run(self, number: int, *arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
         """Exit status, standard output, standard error."""
         process = await self.start(number, *arguments, env=env)
         out, err = await process.communicate()
+        assert process.returncode is not None
         return process.returncode, out.decode(), err.decode()
 
-    async def start_node(self, number, *arguments, env=None, is_verbose=False):
-        """A node that serves by the time this returns, and what it said of itself."""
+    async def start_node(
+        self, number: int, *arguments: str, env: Mapping[str, str] | None = None, is_verbose: bool = False
+    ) -> tuple[Process, Any]:
+        """A node that serves by the time this returns, and the JSON in which it described itself."""
         command = ("--verbose", "node") if is_verbose else ("node",)
         options = ("--name", f"pi-{number}", "--threads", "1", "--json", "--until-stdin-closes", *arguments)
         process = await self.start(number, *command, *options, env=env)
+        assert process.stdout is not None and process.stderr is not None
         line = await process.stdout.readline()
         assert line, (await process.stderr.read()).decode()
         return process, json.loads(line)
 
-    async def stop(self):
+    async def stop(self) -> None:
         for process in self.processes:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -135,7 +143,7 @@ class Lan:
 
 
 @contextlib.asynccontextmanager
-async def lan_of(num_hosts):
+async def lan_of(num_hosts: int) -> AsyncIterator[Lan]:
     lan = Lan(num_hosts)
     try:
         lan.build()
@@ -148,16 +156,15 @@ async def lan_of(num_hosts):
 class Capture:
     """Every frame that the switch forwards; a thread of its own takes them."""
 
-    def __init__(self, lan):
-        self.frames = []
+    def __init__(self, lan: Lan) -> None:
+        self.frames: list[bytes] = []
         self._is_done = threading.Event()
-        self._socket = None
         opened = threading.Event()
         self._thread = threading.Thread(target=self._listen, args=(lan.switch, opened))
         self._thread.start()
         assert opened.wait(10)
 
-    def _listen(self, namespace, opened):
+    def _listen(self, namespace: str, opened: threading.Event) -> None:
         with open(f"/run/netns/{namespace}") as file:
             libc = ctypes.CDLL(None, use_errno=True)
             assert libc.setns(file.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
@@ -171,13 +178,13 @@ class Capture:
                     if address[0].startswith("port") and address[2] == socket.PACKET_OUTGOING:
                         self.frames.append(frame)
 
-    def close(self):
+    def close(self) -> None:
         self._is_done.set()
         self._thread.join()
 
-    def streams(self):
+    def streams(self) -> list[bytes]:
         """What went over each TCP connection, by direction."""
-        streams = defaultdict(bytearray)
+        streams: defaultdict[bytes, bytearray] = defaultdict(bytearray)
         for frame in self.frames:
             if frame[12:14] != b"\x08\x00" or frame[23] != 6:  # IPv4, TCP
                 continue
@@ -189,7 +196,7 @@ class Capture:
 
 
 @contextlib.contextmanager
-def captured(lan):
+def captured(lan: Lan) -> Iterator[Capture]:
     capture = Capture(lan)
     try:
         yield capture

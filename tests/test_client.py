@@ -5,6 +5,7 @@ import contextlib
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,27 +13,28 @@ import pytest
 from flowspec_edge import Client
 from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.node.process import node_processes
+from tests.narrowing import present
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 @contextlib.asynccontextmanager
-async def serving(*options):
+async def serving(*options: str) -> AsyncIterator[str]:
     """`flowspec serve` in a process of its own; gives its URL."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "flowspec_edge", "serve", *options), stdout=asyncio.subprocess.PIPE
     )
     try:
         async with asyncio.timeout(60):
-            line = (await process.stdout.readline()).decode()
-        yield re.search(r"http://[\d.]+:\d+", line).group()
+            line = (await present(process.stdout).readline()).decode()
+        yield present(re.search(r"http://[\d.]+:\d+", line)).group()
     finally:
         process.terminate()
         async with asyncio.timeout(10):
             assert await process.wait() == 0
 
 
-def test_the_client_imports_neither_numpy_nor_onnxruntime():
+def test_the_client_imports_neither_numpy_nor_onnxruntime() -> None:
     code = "import sys; from flowspec_edge import Client; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "aiohttp" in found
@@ -40,7 +42,7 @@ def test_the_client_imports_neither_numpy_nor_onnxruntime():
 
 
 @pytest.mark.slow
-async def test_a_served_ring_answers_cancels_and_survives_a_lost_node():
+async def test_a_served_ring_answers_cancels_and_survives_a_lost_node() -> None:
     async with (
         node_processes(2, DEMO_BUNDLE) as (cluster, nodes),
         serving("--port", "0", "--cluster", cluster, "--no-layers", "--wait", "2") as url,
@@ -48,7 +50,7 @@ async def test_a_served_ring_answers_cancels_and_survives_a_lost_node():
         asyncio.timeout(60),
     ):
         answer = await client.complete("def main(", max_new_tokens=24, temperature=0.6, seed=2)
-        assert len(answer.token_ids) == answer.statistics["completion_tokens"] == 24
+        assert len(answer.token_ids) == present(answer.statistics)["completion_tokens"] == 24
         again = await client.complete(
             "def main(", max_new_tokens=24, temperature=0.6, seed=2, schedule="autoregressive"
         )
@@ -71,7 +73,7 @@ async def test_a_served_ring_answers_cancels_and_survives_a_lost_node():
 
 
 @pytest.mark.slow
-async def test_the_readmes_example_runs(capsys):
+async def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     cluster = ("--cluster", "readme-example")
     async with serving("--port", "0", *cluster) as url:

@@ -1,6 +1,7 @@
 """Small private files: whole or not at all, and never readable by others."""
 
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ from flowspec_edge.errors import StateError
 from flowspec_edge.files import read_private, state_directory, write_private
 
 
-def test_what_was_written_is_read_and_private(state):
+def test_what_was_written_is_read_and_private(state: Path) -> None:
     path = state / "deeper" / "file"
     assert read_private(path) is None
     assert write_private(path, "one")
@@ -18,7 +19,7 @@ def test_what_was_written_is_read_and_private(state):
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
-def test_of_many_that_make_a_file_at_once_one_wins(state):
+def test_of_many_that_make_a_file_at_once_one_wins(state: Path) -> None:
     path, wins = state / "key", []
     threads = [
         threading.Thread(target=lambda n=n: wins.append(n) if write_private(path, str(n), is_new=True) else None)
@@ -32,23 +33,23 @@ def test_of_many_that_make_a_file_at_once_one_wins(state):
     assert len(wins) == 1
 
 
-def test_a_file_that_others_may_read_is_refused(state):
+def test_a_file_that_others_may_read_is_refused(state: Path) -> None:
     write_private(state / "key", "x")
     (state / "key").chmod(0o640)
     with pytest.raises(StateError, match=r"mode 0640.*chmod 600"):
         read_private(state / "key")
 
 
-def test_a_place_that_cannot_be_written_is_named(state):
+def test_a_place_that_cannot_be_written_is_named(state: Path) -> None:
     (state / "file").write_text("")
     with pytest.raises(StateError, match=r"file/key cannot be written .*FLOWSPEC_HOME"):
         write_private(state / "file" / "key", "x")
 
 
-def test_a_full_disk_is_named_and_leaves_no_half_file(state, monkeypatch):
+def test_a_full_disk_is_named_and_leaves_no_half_file(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_private(state / "key", "whole")
 
-    def full(descriptor):
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
@@ -58,7 +59,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(state, monkeypatch):
     assert [entry.name for entry in state.iterdir()] == ["key"]
 
 
-def test_where_it_is(monkeypatch, tmp_path):
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FLOWSPEC_HOME")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert state_directory() == tmp_path / "flowspec"

@@ -22,13 +22,14 @@ from flowspec_edge.node.board import (
     read_thermal,
     thermometer_of,
 )
+from tests.narrowing import present
 
 FILES = Path(firmware_configs.__file__).parent
 UNIT = FILES / "systemd/flowspec-node.service"
 USER_DATA = FILES / "cloud-init/user-data"
 
 
-def test_cloud_init_brings_the_very_unit_and_script_that_are_here():
+def test_cloud_init_brings_the_very_unit_and_script_that_are_here() -> None:
     yaml = pytest.importorskip("yaml", reason="reading user-data needs PyYAML, which comes with the exporter")
     text = USER_DATA.read_text()
     assert text.startswith("#cloud-config\n")
@@ -44,7 +45,7 @@ def test_cloud_init_brings_the_very_unit_and_script_that_are_here():
         assert path in command[-1] and path in files
 
 
-def test_the_script_is_plain_shell_and_says_what_it_needs():
+def test_the_script_is_plain_shell_and_says_what_it_needs() -> None:
     script = FILES / "first-boot.sh"
     assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
     if os.geteuid() == 0 and shutil.which("setpriv") is None:
@@ -54,33 +55,33 @@ def test_the_script_is_plain_shell_and_says_what_it_needs():
     assert (run.returncode, run.stderr) == (1, "first-boot.sh: needs root; run it with sudo\n")
 
 
-def test_the_unit_is_sound_and_hardened(tmp_path):
+def test_the_unit_is_sound_and_hardened(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("checking a unit needs systemd-analyze")
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/opt/flowspec/bin/flowspec", sys.executable))
     verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert "flowspec-node" not in verified.stderr, verified.stderr
-    arguments = ["systemd-analyze", "security", "--offline=true", "--threshold=20", unit]  # in tenths: 2.0 of 10
+    arguments = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)]  # in tenths: 2.0 of 10
     security = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if "offline" in security.stderr:
         pytest.skip("this systemd cannot judge a unit that is not loaded")
     assert security.returncode == 0, security.stdout[-300:]
 
 
-def test_the_temperature_is_that_of_the_first_zone_there_is(tmp_path):
+def test_the_temperature_is_that_of_the_first_zone_there_is(tmp_path: Path) -> None:
     for number, (kind, temperature) in enumerate([("gpu-thermal", "50000"), ("soc-thermal", "61250"), ("x", "no")]):
         zone = tmp_path / f"thermal_zone{number}"
         zone.mkdir()
         (zone / "type").write_text(kind + "\n")
         (zone / "temp").write_text(temperature + "\n")
     facts = read_facts()
-    assert read_temperature_c(find_profile("rk3588", facts), tmp_path) == 61.25
-    assert read_temperature_c(find_profile("x86-mini-pc", facts), tmp_path) is None
+    assert read_temperature_c(present(find_profile("rk3588", facts)), tmp_path) == 61.25
+    assert read_temperature_c(present(find_profile("x86-mini-pc", facts)), tmp_path) is None
 
 
-def test_a_hot_board_tells_how_much_of_its_clock_is_left(tmp_path):
-    profile = find_profile("rk3588", read_facts())
+def test_a_hot_board_tells_how_much_of_its_clock_is_left(tmp_path: Path) -> None:
+    profile = present(find_profile("rk3588", read_facts()))
     zone = tmp_path / "thermal/thermal_zone0"
     zone.mkdir(parents=True)
     (zone / "type").write_text("package-thermal\n")
@@ -95,14 +96,14 @@ def test_a_hot_board_tells_how_much_of_its_clock_is_left(tmp_path):
     assert read_thermal(profile, [4], tmp_path / "none", tmp_path) is None
 
 
-def test_a_machine_without_a_profile_has_no_thermometer():
+def test_a_machine_without_a_profile_has_no_thermometer() -> None:
     facts = read_facts()
     assert thermometer_of(settings_for(facts, None, [0])) is None
-    read = thermometer_of(settings_for(facts, find_profile("rk3588", facts), [0]))
-    assert read() is None or read().limit_c == 85.0, "as this machine has such a zone or not"
+    read = present(thermometer_of(settings_for(facts, find_profile("rk3588", facts), [0])))
+    assert read() is None or present(read()).limit_c == 85.0, "as this machine has such a zone or not"
 
 
-def test_this_machine_is_described():
+def test_this_machine_is_described() -> None:
     facts = read_facts()
     settings = settings_for(facts, find_profile(None, facts), [0])
     assert facts.cpuinfo and settings.memory_bytes > 0
@@ -111,9 +112,15 @@ def test_this_machine_is_described():
 
 @pytest.mark.parametrize(
     ("wanted", "text"),
-    [("pi-9", "no such profile; there are generic-aarch64, "), ("none.toml", "cannot be read"), ("bad.toml", "title is missing")],
-)  # fmt: skip
-def test_a_profile_that_is_not_there_is_refused(wanted, text, tmp_path, monkeypatch):
+    [
+        ("pi-9", "no such profile; there are generic-aarch64, "),
+        ("none.toml", "cannot be read"),
+        ("bad.toml", "title is missing"),
+    ],
+)
+def test_a_profile_that_is_not_there_is_refused(
+    wanted: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.toml").write_text("")
     with pytest.raises(BoardError, match=text):
@@ -121,7 +128,7 @@ def test_a_profile_that_is_not_there_is_refused(wanted, text, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-async def test_a_node_says_on_what_it_runs_and_takes_a_profile_of_the_users_own(tmp_path):
+async def test_a_node_says_on_what_it_runs_and_takes_a_profile_of_the_users_own(tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
     mine.write_text((FILES / "generic-aarch64.toml").read_text().replace("num_threads = 8", "num_threads = 1"))
     process = await asyncio.create_subprocess_exec(
@@ -131,8 +138,8 @@ async def test_a_node_says_on_what_it_runs_and_takes_a_profile_of_the_users_own(
         stdout=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(60):
-        said = json.loads(await process.stdout.readline())
-        process.stdin.close()
+        said = json.loads(await present(process.stdout).readline())
+        present(process.stdin).close()
         await process.wait()
     assert (said["board"], said["threads"], said["memory_bytes"]) == ("mine", 1, 77 * 2**20)
     assert set(said["cores"]) <= os.sched_getaffinity(0)

@@ -1,1 +1,1 @@
-"""Trains the demo model: text, target, draft head, figures. ``python -m exporter.train_demo`` is the way in."""
+"""Trains the demo model, from gathering its text to measuring the result. ``python -m exporter.train_demo`` runs it."""

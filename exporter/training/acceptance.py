@@ -1,15 +1,17 @@
-"""How many tokens one verification of one whole draft tree gives: the yardstick of target and head together.
+"""Measures how many tokens one verification of a whole draft tree gives: the figure by which target and head are
+judged.
 
-Source of the tree: Li et al., "EAGLE-2" (2024): in each pass the ``WIDTH`` likeliest leaves grow ``WIDTH`` children each;
-the likeliest nodes of all passes, by the product of their probabilities, are verified.
+The tree is that of Li et al., "EAGLE-2" (2024): in each pass the ``WIDTH`` likeliest leaves grow ``WIDTH`` children
+each. Of all passes, the nodes with the largest product of probabilities are verified.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from exporter.training.network import DraftHead, Layer, Target
@@ -23,7 +25,7 @@ RUN_TOKENS, LEAST_DISTINCT = 8, 0.7  # a text loops when under 70 % of its runs 
 
 @dataclass(frozen=True)
 class Written:
-    """One text, and how many verifications gave it."""
+    """One text, and how many verifications it took."""
 
     tokens: list[int]
     num_verifications: int
@@ -40,19 +42,23 @@ class Written:
 
 
 class Rows:
-    """A layer stack over committed rows, which are kept, and tree rows, which are kept only when accepted."""
+    """A stack of layers with its cache. Committed rows stay in the cache; rows of a tree stay only when accepted."""
 
-    def __init__(self, layers: list[Layer], target: Target) -> None:
-        self.layers = layers
+    def __init__(self, layers: Iterable[nn.Module], target: Target) -> None:
+        self.layers = list(layers)
         self.cos, self.sin = target.cos, target.sin
         heads, head_dim = target.shape.num_heads, target.shape.head_dim
-        self.keys = [torch.zeros(1, heads, 0, head_dim) for _ in layers]
-        self.values = [torch.zeros(1, heads, 0, head_dim) for _ in layers]
+        self.keys = [torch.zeros(1, heads, 0, head_dim) for _ in self.layers]
+        self.values = [torch.zeros(1, heads, 0, head_dim) for _ in self.layers]
 
     def run(self, x: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """``x`` [1, rows, hidden_size] through the layers; ``seen`` [rows, kept + rows] says who attends to whom."""
+        """Run ``x`` [1, rows, hidden_size] through the layers.
+
+        ``seen`` [rows, kept + rows] says which rows a row sees.
+        """
         cos, sin = self.cos[positions], self.sin[positions]
         for i, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
             q, k, v = layer.self_attn.project(layer.input_layernorm(x) if layer.has_input_norm else x, cos, sin)
             self.keys[i] = torch.cat((self.keys[i], k), dim=2)
             self.values[i] = torch.cat((self.values[i], v), dim=2)
@@ -71,7 +77,7 @@ class Rows:
 
 @dataclass
 class Node:
-    """A drafted token. Parents stand before their children in every list of nodes."""
+    """A drafted token. In every list of nodes parents come before their children."""
 
     token: int
     parent: int  # place in the list; -1 for the root's own children
@@ -85,8 +91,8 @@ class Speculation:
     def __init__(self, target: Target, head: DraftHead, num_nodes: int, temperature: float, seed: int) -> None:
         self.target, self.head, self.num_nodes = target, head, num_nodes
         self.temperature, self.seed = torch.tensor([temperature]), seed
-        self.verified = Rows(list(target.layers), target)  # type: ignore[arg-type]
-        self.drafted = Rows(list(head.layers), target)  # type: ignore[arg-type]
+        self.verified = Rows(target.layers, target)
+        self.drafted = Rows(head.layers, target)
 
     @torch.no_grad()
     def write(self, prompt: list[int], num_new: int) -> Written:
@@ -111,7 +117,10 @@ class Speculation:
         return Written(new, num_verifications)
 
     def _draw(self, feature: torch.Tensor, position: int) -> int:
-        """By seed and position alone, so that the text does not depend on the trees."""
+        """The token drawn at ``position``.
+
+        It depends on nothing but row, seed and position, so trees do not change the text.
+        """
         generator = torch.Generator().manual_seed(self.seed * 100_003 + position)
         return int(draw(self.target.logits(feature)[None], self.temperature, generator))
 
@@ -131,7 +140,7 @@ class Speculation:
         return normed
 
     def _draft(self, tokens: list[int], features: torch.Tensor) -> list[Node]:
-        """The tree below the last of ``tokens``; ``features`` are those of the tokens just before it."""
+        """The tree below the last of ``tokens``; ``features`` are the rows of the tokens just before that one."""
         kept, length = len(self.drafted), len(features)
         fed = tokens[kept + 1 : kept + 1 + length]
         seen = torch.ones(length, kept + length, dtype=torch.bool).tril(kept)
@@ -166,14 +175,17 @@ class Speculation:
         return self.drafted.run(x, positions, seen)[0]
 
     def _grow(self, nodes: list[Node], rows: dict[int, torch.Tensor]) -> None:
-        """The ``WIDTH`` likeliest children of each node in ``rows``."""
+        """Add the ``WIDTH`` likeliest children of each node in ``rows`` to ``nodes``."""
         top = self.target.logits(torch.stack(list(rows.values()))).log_softmax(dim=-1).topk(WIDTH)
         for parent, scores, children in zip(rows, top.values.tolist(), top.indices.tolist(), strict=True):
             above, depth = (nodes[parent].score, nodes[parent].depth) if parent >= 0 else (0.0, 0)
             nodes.extend(Node(t, parent, depth + 1, above + s) for t, s in zip(children, scores, strict=True))
 
     def _best(self, nodes: list[Node]) -> list[Node]:
-        """The likeliest nodes, in order; a parent is never less likely than its child, so none is orphaned."""
+        """The likeliest nodes in their order.
+
+        A parent is never less likely than its child, so each one's parent is there.
+        """
         chosen = sorted(sorted(range(len(nodes)), key=lambda i: (-nodes[i].score, i))[: self.num_nodes])
         place = {-1: -1} | {i: new for new, i in enumerate(chosen)}
         return [Node(nodes[i].token, place[nodes[i].parent], nodes[i].depth, nodes[i].score) for i in chosen]

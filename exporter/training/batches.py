@@ -7,7 +7,7 @@ import torch
 
 
 class Windows:
-    """Overlapping by one token, so that each token but the stream's first is a label once per epoch."""
+    """Windows of ``rows + 1`` tokens. Each overlaps the next by one, so that a token is a label once per epoch."""
 
     def __init__(self, tokens: np.ndarray, rows: int, seed: int) -> None:
         self.tokens, self.rows, self.seed = tokens, rows, seed
@@ -15,7 +15,9 @@ class Windows:
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def batch(self, number: int, size: int) -> torch.Tensor:
-        """Windows ``number * size`` and the next ones, shuffled anew each epoch: int64 [size, rows + 1]."""
+        """The ``size`` windows from ``number * size`` on, in an order that each epoch shuffles: int64 [size,
+        rows + 1].
+        """
         chosen = [self._window(n) for n in range(number * size, (number + 1) * size)]
         return torch.from_numpy(np.stack(chosen).astype(np.int64))
 
@@ -29,7 +31,7 @@ class Windows:
 
 
 def in_windows(tokens: np.ndarray, rows: int) -> torch.Tensor:
-    """The whole stream as windows in order, its last few tokens left out: int64 [windows, rows + 1]."""
+    """The whole stream as windows in order, without the tokens that fill none: int64 [windows, rows + 1]."""
     num_windows = (len(tokens) - 1) // rows
     return torch.from_numpy(
         np.stack([tokens[i * rows : (i + 1) * rows + 1] for i in range(num_windows)]).astype(np.int64)

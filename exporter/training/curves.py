@@ -1,4 +1,4 @@
-"""The loss curves of a run as one SVG: what was trained on, smoothed, and what was held out."""
+"""Draws the loss curves of a run as one SVG: the smoothed loss of the training text, and that of the held-out text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def draw_curves(directory: Path) -> str:
     found = [(part, directory / f"{part}-curve.json") for part in ("target", "head")]
     panels = [(part, json.loads(path.read_text())) for part, path in found if path.exists()]
     width = WIDTH * max(1, len(panels))
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" font-family="Helvetica, Arial, sans-serif" font-size="12">'
+    size = f'width="{width}" height="{HEIGHT}"'
+    font = 'font-family="Helvetica, Arial, sans-serif" font-size="12"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>'
     body = [
         f'<g transform="translate({i * WIDTH} 0)">{panel(part, curve)}</g>' for i, (part, curve) in enumerate(panels)
     ]

@@ -1,8 +1,8 @@
-"""The head's loss over several draft steps at once, each fed with what the head itself said one step before.
+"""The head's loss over several draft steps at once, each of which reads what the head itself gave one step before.
 
 Sources: Zhang et al., "Learning Harmonized Representations for Speculative Sampling" (HASS, 2024); Li et al., "EAGLE-3"
-(2025), "training-time test". In step k the row at position i stands for a draft k tokens deep: its feature is the head's
-own row of step k - 1 at i - 1, and it attends to true features up to i - k and to its own k ancestors.
+(2025), "training-time test". In step k the row at position i stands for a draft k tokens deep: its feature is the
+head's own row of step k - 1 at i - 1, and it attends to true features up to i - k and to its own k ancestors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from exporter.training.network import DraftHead, Target
+from exporter.training.network import DraftHead, Layer, Target
 
 STEP_WEIGHT = 0.8  # of each draft step relative to the one before: deep drafts are reached less often
 FEATURE_WEIGHT = 0.2  # of the distance to the target's own row, beside the cross-entropy
@@ -27,17 +27,19 @@ def draft_loss(head: DraftHead, target: Target, tokens: torch.Tensor, num_steps:
         cross_entropy = -(wanted * log_probs).sum(-1)[:, step:].mean()
         distance = functional.smooth_l1_loss(rows[:, step:], features[:, 1 + step :])
         total = total + STEP_WEIGHT**step * (cross_entropy + FEATURE_WEIGHT * distance)
-    return total / sum(STEP_WEIGHT**step for step in range(num_steps))
+    mean: torch.Tensor = total / sum(STEP_WEIGHT**step for step in range(num_steps))
+    return mean
 
 
 def draft_rows(
     head: DraftHead, target: Target, tokens: torch.Tensor, features: torch.Tensor, num_steps: int
 ) -> list[torch.Tensor]:
-    """What the head says at each step, [batch, rows, hidden_size] each; the first ``k`` rows of step k mean nothing."""
+    """The head's rows at each step, [batch, rows, hidden_size] each. The first ``k`` rows of step k mean nothing."""
     embedded = target.embed_tokens(tokens[:, 1:]).detach()
     num_rows = embedded.shape[1]
     cos, sin = head.cos[:num_rows], head.sin[:num_rows]
     layer = head.layers[0]
+    assert isinstance(layer, Layer)
     fed = features[:, :-1]
     keys: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
@@ -55,7 +57,7 @@ def draft_rows(
 
 
 def attend(q: torch.Tensor, keys: list[torch.Tensor], values: list[torch.Tensor]) -> torch.Tensor:
-    """Attention of the step ``len(keys) - 1``: all tensors are [batch, heads, rows, head_dim]."""
+    """Attention in the step ``len(keys) - 1``. All tensors are [batch, heads, rows, head_dim]."""
     step = len(keys) - 1
     if step == 0:
         return functional.scaled_dot_product_attention(q, keys[0], values[0], is_causal=True)
@@ -68,11 +70,12 @@ def attend(q: torch.Tensor, keys: list[torch.Tensor], values: list[torch.Tensor]
     out = weights[..., :rows] @ values[0]
     for m, value in enumerate(values[1:], 1):
         out = out + weights[..., rows + m - 1, None] * shifted(value, step - m, dim=2)
-    return out
+    attended: torch.Tensor = out
+    return attended
 
 
 def shifted(x: torch.Tensor, by: int, dim: int) -> torch.Tensor:
-    """``x`` moved ``by`` rows later, zeros before."""
+    """``x`` moved ``by`` rows later, with zeros before it."""
     if by == 0:
         return x
     kept = x.narrow(dim, 0, x.shape[dim] - by)

@@ -1,4 +1,6 @@
-"""Held-out figures of a demo model: loss, what the head proposes, acceptance length of whole trees."""
+"""Measures a demo model on held-out text: its loss, how often the head is right, the acceptance length
+of whole trees.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from exporter.training.draft_loss import draft_rows
 from exporter.training.network import DraftHead, Target, load_head, load_target
 from exporter.training.text import held_out_repeats, held_out_texts, held_out_tokens
 
-LOSS_ROWS = 512  # context of the loss; the figures in the documentation use it
+LOSS_ROWS = 512  # tokens of context; the losses in the documentation are measured with it
 RECALL_ROWS = 256
 TREES = ((80, 0.0), (64, 0.6))  # nodes, temperature
 RANKS = (1, 3, 10)
@@ -26,7 +28,10 @@ RANKS = (1, 3, 10)
 
 @dataclass(frozen=True)
 class TreeFigures:
-    """``acceptance_length`` = tokens / verifications, bonus included, mean of the prompts."""
+    """Figures of the trees of one size.
+
+    ``acceptance_length`` = tokens / verifications, bonus included, mean of the prompts.
+    """
 
     num_nodes: int
     temperature: float
@@ -37,10 +42,10 @@ class TreeFigures:
 
 
 def evaluate(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Figures of ``directory/target`` and ``directory/eagle`` on what was held out.
+    """Measure ``directory/target`` and ``directory/eagle`` on the held-out text.
 
     Raises:
-        TrainingError: not a demo model, or this Python lacks held-out files.
+        TrainingError: the directory is not a demo model, or this Python lacks held-out files.
     """
     target = load_target(directory / "target")
     head = load_head(directory / "eagle", target.shape)
@@ -64,7 +69,8 @@ def evaluate(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
         trees.append(asdict(figures))
         say(
             f"{num_nodes} nodes, T={temperature:g}: acceptance length {figures.acceptance_length:.2f} on "
-            f"{figures.num_prompts} prompts, {figures.not_looping:.2f} on the {figures.num_not_looping} that do not loop"
+            f"{figures.num_prompts} prompts, {figures.not_looping:.2f} on the {figures.num_not_looping} that do not "
+            "loop"
         )
     return {"held_out_loss": loss, "held_out_loss_on_new": loss_on_new, "recall": recall, "trees": trees}
 
@@ -96,7 +102,7 @@ def mean_length(texts: list[Written]) -> float:
 
 @torch.no_grad()
 def recalls(target: Target, head: DraftHead, windows: torch.Tensor, num_steps: int = 4) -> list[dict[int, float]]:
-    """By draft depth: how often the target's likeliest token is among the head's 1, 3 and 10 likeliest."""
+    """How often the target's likeliest token is among the head's 1, 3 and 10 likeliest, for each draft depth."""
     hits = torch.zeros(num_steps, max(RANKS))
     counts = torch.zeros(num_steps)
     for window in windows.split(4):

@@ -33,7 +33,7 @@ EVALUATIONS = 8  # over a run
 
 @dataclass(frozen=True)
 class Worker:
-    """One of the processes that share a step. ``number`` 0 writes files and progress."""
+    """One of the processes that share a step. The worker with ``number`` 0 writes files and progress."""
 
     number: int = 0
     num_workers: int = 1
@@ -55,7 +55,7 @@ class Worker:
             ) from cause
 
     def join(self, meeting: Path) -> None:
-        """Meet the other workers at the file ``meeting``, which must not exist before.
+        """Meet the other workers through the file ``meeting``, which must not exist before.
 
         Raises:
             TrainingError: another worker did not come.
@@ -83,7 +83,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one part of a run does. ``name`` names its files."""
+    """What one part of a run does. Its files begin with ``name``."""
 
     name: str
     num_steps: int
@@ -93,12 +93,12 @@ class Plan:
     weight_decay: float = 0.1
 
 
-LossOf = Callable[[int], torch.Tensor]  # of the micro batch with this number, counted over all steps and workers
+LossOf = Callable[[int], torch.Tensor]  # the loss of a micro batch by its number over all steps and workers
 Measure = Callable[[], float]
 
 
 class Training:
-    """Trains ``module`` by ``plan``; goes on from the checkpoint that ``directory`` may hold."""
+    """Trains ``module`` by ``plan``, and continues from the checkpoint in ``directory`` if there is one."""
 
     def __init__(
         self, module: nn.Module, plan: Plan, directory: Path, worker: Worker, say: Callable[[str], None]
@@ -116,7 +116,10 @@ class Training:
         return self.directory / f"{self.plan.name}.pt"
 
     def run(self, loss_of: LossOf, measure: Measure, num_steps: int | None = None) -> bool:
-        """Train to the plan's end, or for ``num_steps``. True when the plan is done, False when it was stopped."""
+        """Train to the plan's end, or for ``num_steps`` steps.
+
+        True when the plan is done, False when it was stopped.
+        """
         end = min(self.plan.num_steps, self.step + (num_steps or self.plan.num_steps))
         every = max(1, self.plan.num_steps // EVALUATIONS)
         saved = time.monotonic()
@@ -140,19 +143,23 @@ class Training:
         total, shares = 0.0, self.plan.micro_batches * self.worker.num_workers
         for i in range(self.plan.micro_batches):
             loss = loss_of(self.step * shares + self.worker.number * self.plan.micro_batches + i) / shares
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += float(loss.detach())
         total = self._exchange_gradients(total)
         if not total < 1e4:
+            peak = self.plan.rates.peak
             raise TrainingError(
-                f"{self.plan.name}: the loss is {total} at step {self.step}; lower the peak rate ({self.plan.rates.peak})"
+                f"{self.plan.name}: the loss is {total} at step {self.step}; lower the peak rate ({peak})"
             )
         self.optimizer.step(self.plan.rates.at(self.step, self.plan.num_steps), self.worker.exchange)
         self.step += 1
         return total
 
     def _exchange_gradients(self, loss: float) -> float:
-        """Sum gradients, loss and the wish to stop over all workers in one message; clip to a norm of 1."""
+        """Sum gradients, loss and the wish to stop over all workers in one message, and clip gradients to a norm of 1.
+
+        Returns the sum of the losses.
+        """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor([loss, float(self._is_stopping)])])
         self.worker.exchange(flat)

@@ -24,7 +24,7 @@ PAD_TOKEN = 1
 
 @dataclass(frozen=True)
 class Shape:
-    """Geometry of the demo target; the head has one layer of the same."""
+    """Geometry of the demo target. The head has one layer of this geometry."""
 
     vocab_size: int = 2048
     hidden_size: int = 256
@@ -91,7 +91,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """One Llama layer; EAGLE's has no input norm."""
+    """One Llama layer. The layer of an EAGLE head has no input norm."""
 
     def __init__(self, shape: Shape, *, has_input_norm: bool = True) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Layer(nn.Module):
 
 
 class Target(nn.Module):
-    """A Llama with tied embeddings. State names are those of ``LlamaForCausalLM`` without the ``model.`` prefix."""
+    """A Llama with tied embeddings. Its tensors are named as in ``LlamaForCausalLM``, without the prefix ``model.``."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Target(nn.Module):
         self.cos, self.sin = rotary(shape)
 
     def features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Rows after the final norm, [batch, rows, hidden_size]: what the head drafts from."""
+        """Rows after the final norm, [batch, rows, hidden_size], from which the head drafts."""
         rows = tokens.shape[1]
         cos, sin = self.cos[:rows], self.sin[:rows]
         x = self.embed_tokens(tokens)
@@ -133,13 +133,15 @@ class Target(nn.Module):
         return functional.linear(features, self.embed_tokens.weight)
 
     def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy in nats of ``labels`` [batch, rows], which are ``tokens`` one later."""
+        """Mean cross-entropy in nats of ``labels`` [batch, rows], each of which is the token after the one in
+        ``tokens``.
+        """
         logits = self.logits(self.features(tokens))
         return functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
 class DraftHead(nn.Module):
-    """EAGLE-1: ``fc`` over embedding and feature, one layer without input norm."""
+    """An EAGLE-1 head: ``fc`` over embedding and feature, and one layer without input norm."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -163,13 +165,13 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def share(x: torch.Tensor, group: int) -> torch.Tensor:
-    """Each key-value head for the ``group`` query heads that read it."""
+    """``x`` with each key-value head repeated for the ``group`` query heads that read it."""
     batch, heads, rows, head_dim = x.shape
     return x[:, :, None].expand(batch, heads, group, rows, head_dim).reshape(batch, heads * group, rows, head_dim)
 
 
 def save_target(target: Target, directory: Path, tokenizer: Path) -> None:
-    """A ``LlamaForCausalLM`` directory: float16 safetensors, config, tokenizer."""
+    """Write a ``LlamaForCausalLM`` directory: float16 safetensors, config, tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
     config = configuration(target.shape, architectures=["LlamaForCausalLM"])
     (directory / "config.json").write_text(json.dumps(config, indent=1))
@@ -180,7 +182,7 @@ def save_target(target: Target, directory: Path, tokenizer: Path) -> None:
 
 
 def save_head(head: DraftHead, directory: Path) -> None:
-    """An EAGLE-1 directory in the published layout: float16 safetensors and config."""
+    """Write an EAGLE-1 directory in the published layout: float16 safetensors and config."""
     directory.mkdir(parents=True, exist_ok=True)
     config = configuration(
         head.shape,
@@ -202,7 +204,7 @@ def save_head(head: DraftHead, directory: Path) -> None:
 
 
 def configuration(shape: Shape, **more: Any) -> dict[str, Any]:
-    """``shape`` in the words of a Hugging Face ``config.json``."""
+    """``shape`` as the fields of a Hugging Face ``config.json``, with further fields ``more``."""
     return {
         "model_type": "llama",
         "vocab_size": shape.vocab_size,
@@ -270,12 +272,12 @@ def fill(module: nn.Module, path: Path, prefix: str = "") -> None:
     try:
         tensors = load_file(path)
         module.load_state_dict({name.removeprefix(prefix): value.float() for name, value in tensors.items()})
-    except (OSError, SafetensorError, RuntimeError) as cause:  # torch names missing and misshapen tensors so
+    except (OSError, SafetensorError, RuntimeError) as cause:  # RuntimeError: a tensor is missing or misshapen
         raise TrainingError(f"{path}: does not hold the weights of this model ({cause})") from cause
 
 
 def initialize(module: nn.Module, seed: int) -> None:
-    """Random weights: normal, narrower where a layer writes to the residual stream."""
+    """Fill ``module`` with random weights: normal, and narrower where a layer writes to the residual stream."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

@@ -1,7 +1,8 @@
-"""Muon for the matrices inside layers, AdamW for everything else, and one schedule for both.
+"""Muon for the matrices inside layers, AdamW for everything else, and one schedule of learning rates for both.
 
-Sources: Jordan et al., "Muon" (2024); Liu et al., "Muon is scalable for LLM training" (2025) for the scale that lets
-both share a learning rate.
+Sources: Jordan et al., "Muon" (2024); Liu et al., "Muon is scalable for LLM training" (2025) for the scale with which
+    both
+can share a learning rate.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ RMS_SCALE = 0.2  # AdamW's usual update size, per unit of learning rate
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rate: warm up, hold, then fall in a straight line to zero over the last ``decay`` of the steps."""
+    """The learning rate: it warms up, holds, then falls in a straight line to zero over the last ``decay`` of the
+    steps.
+    """
 
     peak: float
     warmup_steps: int = 40
@@ -33,7 +36,10 @@ class Rates:
 
 
 class MuonAdamW:
-    """Both optimizers over one module. Each worker orthogonalizes its share of the matrices; ``exchange`` sums shares."""
+    """Both optimizers over one module.
+
+    Each worker orthogonalizes some of the matrices, and ``exchange`` joins the results.
+    """
 
     def __init__(self, module: nn.Module, weight_decay: float, worker: int = 0, num_workers: int = 1) -> None:
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
@@ -51,15 +57,14 @@ class MuonAdamW:
         self.adamw.step()
         by_size: dict[torch.Size, list[str]] = {}
         for name, parameter in self.matrices.items():
-            assert parameter.grad is not None
-            self.momentum[name].lerp_(parameter.grad, 0.05)
+            self.momentum[name].lerp_(self._gradient(name), 0.05)
             by_size.setdefault(parameter.shape, []).append(name)
         for names in by_size.values():
             self._step_alike(names, rate, exchange)
 
     def _step_alike(self, names: list[str], rate: float, exchange: Callable[[torch.Tensor], None]) -> None:
-        """Move the matrices of one size; as one batch their products are fewer and larger."""
-        updates = torch.stack([self.matrices[n].grad.lerp(self.momentum[n], 0.95) for n in names])  # type: ignore[union-attr]
+        """Update the matrices of one size together: as one batch, their products are fewer and larger."""
+        updates = torch.stack([self._gradient(name).lerp(self.momentum[name], 0.95) for name in names])
         mine = torch.arange(self.worker, len(names), self.num_workers)
         share = torch.zeros_like(updates)
         if len(mine):
@@ -68,6 +73,11 @@ class MuonAdamW:
         scale = RMS_SCALE * max(updates.shape[1:]) ** 0.5
         for name, update in zip(names, share, strict=True):
             self.matrices[name].mul_(1 - rate * self.weight_decay).add_(update, alpha=-rate * scale)
+
+    def _gradient(self, name: str) -> torch.Tensor:
+        gradient = self.matrices[name].grad
+        assert gradient is not None
+        return gradient
 
     def state_dict(self) -> dict[str, Any]:
         return {"momentum": self.momentum, "adamw": self.adamw.state_dict()}

@@ -1,4 +1,7 @@
-"""A whole run in one directory: text, target, the target's own texts, head. Each part is done once and then kept."""
+"""Runs the whole training in one directory: text, target, texts that the target writes, head.
+
+Each is made once and kept.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,13 @@ from exporter.training.text import DEMO_MODEL, Limits, candidates, gather, held_
 from flowspec_edge.errors import TrainingError
 
 TOKENIZER = DEMO_MODEL / "target/tokenizer.json"
-TEMPERATURES = (0.6, 0.0, 0.6, 0.8)  # of the target's own texts, in turn: what the demo and the benchmark ask for
-PROMPT_ROWS = 64  # tokens of training text that each of them starts from
+TEMPERATURES = (0.6, 0.0, 0.6, 0.8)  # at which the target writes its texts, in turn; demo and benchmark use them
+PROMPT_ROWS = 64  # tokens of training text with which each of these texts starts
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run trains. Sizes are in tokens; a micro batch is ``windows`` texts of ``rows`` tokens."""
+    """What a run trains. Sizes are in tokens. A micro batch is ``windows`` texts of ``rows`` tokens."""
 
     directory: Path
     extra_text: tuple[Path, ...] = ()
@@ -56,7 +59,7 @@ class Settings:
     head_rows: int = 256
     head_windows: int = 4
     draft_steps: int = 4
-    measured_windows: int = 1000  # of the held-out stream, at most, each time the loss on it is taken
+    measured_windows: int = 1000  # at most, each time the held-out loss is measured
     num_workers: int = 2
     seed: int = 0
     is_compiled: bool = True
@@ -69,7 +72,7 @@ class Settings:
         return self.target_tokens == 0
 
     def fixed(self) -> dict[str, Any]:
-        """What may not change between a start and its resumption."""
+        """The settings that may not change while a run is continued."""
         return {
             "text": [str(path) for path in self.extra_text],
             "start_from": str(self.start_from) if self.start_from else None,
@@ -91,11 +94,11 @@ Say = Callable[[str], None]
 
 
 def train(settings: Settings, say: Say, num_steps: int | None = None) -> bool:
-    """Begin or go on with the run in ``settings.directory``. True when all is done, False when it was stopped.
+    """Begin or continue the run in ``settings.directory``. True when all is done, False when it was stopped.
 
     Raises:
-        TrainingError: there is nothing to train, the directory holds a run of other settings, a worker was lost, or there is
-            no text.
+        TrainingError: there is nothing to train, the directory holds a run of other settings, a worker was lost, or
+            there is no text.
     """
     directory = settings.directory
     if settings.keeps_target and settings.start_from is None:
@@ -148,7 +151,7 @@ def work_quietly(settings: Settings, worker: Worker, meeting: Path) -> None:
 
 
 def work(settings: Settings, worker: Worker, meeting: Path, say: Say, num_steps: int | None = None) -> bool:
-    """All parts, as one of the workers."""
+    """Do all parts of the run as one of its workers."""
     torch.set_num_threads(1)  # two threads of one process wait for each other on a busy machine
     worker.join(meeting)
     try:
@@ -213,7 +216,7 @@ def mean_loss(target: Target, windows: torch.Tensor, worker: Worker) -> float:
 
 
 def write_own_texts(settings: Settings, target: Target, tokens: np.ndarray, worker: Worker, say: Say) -> np.ndarray:
-    """Texts of the target's own, [texts, head_rows + 1], written batch by batch so that a kill costs one batch."""
+    """Have the target write texts, [texts, head_rows + 1]. A kill costs at most the batch under way."""
     batch_size = 64
     num_batches = -(-settings.own_tokens // (batch_size * settings.head_rows))
     directory = settings.directory / "own"
@@ -233,7 +236,7 @@ def write_own_texts(settings: Settings, target: Target, tokens: np.ndarray, work
         )
         write_array(path, texts.numpy().astype(np.uint16))
         say(f"own texts: batch {number + 1} of {num_batches}")
-    worker.exchange(torch.zeros(1))  # until all have written
+    worker.exchange(torch.zeros(1))  # waits until all workers have written
     return np.concatenate([np.load(directory / f"{number:05}.npy") for number in range(num_batches)])
 
 
@@ -247,7 +250,7 @@ def train_head(
     say: Say,
     num_steps: int | None,
 ) -> bool:
-    """On the target's own texts and on the training text in turn."""
+    """Train the head on the target's own texts and on the training text in turn."""
     target.requires_grad_(False)
     head = DraftHead(target.shape)
     initialize(head, settings.seed + 2)

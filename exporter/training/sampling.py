@@ -1,17 +1,20 @@
-"""Text that the target writes itself: what its draft head will meet."""
+"""Has the target write texts, which its draft head is trained on because it will have to continue such texts."""
 
 from __future__ import annotations
 
 import torch
 
-from exporter.training.network import Target
+from exporter.training.network import Layer, Target
 
 
 @torch.no_grad()
 def continue_texts(
     target: Target, prompts: torch.Tensor, num_new: int, temperature: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """``prompts`` [batch, rows] with ``num_new`` tokens more. ``temperature`` [batch]; 0 takes the likeliest token."""
+    """``prompts`` [batch, rows], each continued by ``num_new`` tokens.
+
+    ``temperature`` [batch]: 0 takes the likeliest token.
+    """
     caches = [Cache(target, prompts.shape, num_new) for _ in target.layers]
     tokens, fed = prompts, prompts
     for _ in range(num_new):
@@ -22,7 +25,7 @@ def continue_texts(
 
 
 class Cache:
-    """Keys and values of one layer, for every query head."""
+    """Keys and values of one layer, repeated for every query head."""
 
     def __init__(self, target: Target, prompt_shape: torch.Size, num_new: int) -> None:
         shape = target.shape
@@ -31,11 +34,12 @@ class Cache:
 
 
 def last_rows(target: Target, fed: torch.Tensor, start: int, caches: list[Cache]) -> torch.Tensor:
-    """Normed rows of the last of the tokens ``fed`` [batch, rows], which stand at ``start`` and after."""
+    """The normed row of the last of the tokens ``fed`` [batch, rows], whose positions begin at ``start``."""
     stop = start + fed.shape[1]
     cos, sin = target.cos[start:stop], target.sin[start:stop]
     x = target.embed_tokens(fed)
     for layer, cache in zip(target.layers, caches, strict=True):
+        assert isinstance(layer, Layer)
         q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
         cache.keys[:, :, start:stop], cache.values[:, :, start:stop] = k, v
         attended = torch.nn.functional.scaled_dot_product_attention(
@@ -48,7 +52,7 @@ def last_rows(target: Target, fed: torch.Tensor, start: int, caches: list[Cache]
 
 
 def draw(logits: torch.Tensor, temperature: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One token per row of ``logits`` [batch, vocabulary]."""
+    """Draw one token per row of ``logits`` [batch, vocabulary]."""
     scaled = logits / temperature.clamp(min=1e-3)[:, None]
     sampled = torch.multinomial(scaled.softmax(dim=-1), 1, generator=generator)[:, 0]
     return torch.where(temperature > 0, sampled, logits.argmax(dim=-1))

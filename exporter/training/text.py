@@ -1,9 +1,10 @@
-"""The training text: Python sources and manuals on this machine, cleaned, without copies, without what was held out.
+"""Gathers the training text: Python sources and manuals on this machine, cleaned, without copies and without held-out
+text.
 
 Held out are the files of ``exporter/demo_model/val_files.json`` and the benchmark's prompts. Neither they nor copies of
-their parts (any run of ``NGRAM`` words) reach the training text, with one exception: the running Python's own library is
-taken as it is, less the held-out files, though it repeats parts of them (``held_out_repeats``). The projects that the
-prompts come from are left out altogether, and so is whatever has no permissive licence.
+their parts (any run of ``NGRAM`` words) are trained on, with one exception: the running Python's own library is taken
+as it is, without the held-out files, though it repeats parts of them (``held_out_repeats``). The projects that the
+prompts come from are left out altogether, and so is every project without a permissive licence.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ END_OF_TEXT = 0
 LEFT_OUT_PROJECTS = frozenset({"aiohttp", "jinja2", "networkx", "sympy", "numpy", "flowspec-edge", "flowspec_edge"})
 PERMISSIVE = re.compile(r"\b(MIT|BSD|Apache|PSF|Python Software Foundation|ISC|0BSD|Zlib|CC0)\b", re.IGNORECASE)
 RESTRICTED = re.compile(r"\b(L?GPL|AGPL|MPL|Mozilla|Proprietary)", re.IGNORECASE)
-FOREIGN = re.compile(r"^\.\.|(^|/)_?(vendor|vendored|extern|third_party)/")  # others' work, under other licences
+FOREIGN = re.compile(r"^\.\.|(^|/)_?(vendor|vendored|extern|third_party)/")  # copies of other projects
 WORD = re.compile(r"\w+|[^\w\s]")
 RST_ROLE = re.compile(r":[\w:+-]+:`[~!]?([^`<]+?)(?:\s*<[^`]*>)?`")
 RST_LITERAL = re.compile(r"``([^`\n]+)``")
@@ -43,9 +44,9 @@ OWN_LIBRARY = "stdlib"  # of the Python that runs the trainer
 NGRAM = 13  # words that two texts must share in a row to count as copies, as in the GPT-3 paper's appendix C
 MAX_FILE_BYTES = 200_000  # larger sources are mostly generated
 MIN_FILE_BYTES = 200
-TOPIC_COPIES = 3  # of pydoc's topics: a small part of the text, and soon forgotten among so much else
+TOPIC_COPIES = 3  # how often pydoc's topics are repeated: they are a small part, and would be forgotten
 MIN_BLOCK_CHARS = 60  # shorter paragraphs repeat by chance
-MAX_LINE_CHARS = 400  # data, not source
+MAX_LINE_CHARS = 400  # a longer line is data, not source
 MAX_COPIED = 0.8  # of a file's characters; beyond it the file is a copy of something already taken
 MAX_HELD_OUT = 0.2  # of a file's word runs; beyond it the file is another version of a held-out one
 
@@ -63,7 +64,7 @@ class Candidate:
     source: str
     path: str
     text: str
-    is_project: bool = False  # an installed one, which may give a limited share only
+    is_project: bool = False  # an installed project, of which a limited share is taken
 
     @property
     def num_copies(self) -> int:
@@ -76,23 +77,23 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Limits:
-    """Tokens taken at most, so that no project or kind dominates."""
+    """How many tokens are taken at most, so that no project and no kind of file dominates."""
 
     per_project: int = 80_000
     tests: int = 800_000
 
     def of(self, candidate: Candidate) -> tuple[str, int]:
-        """What ``candidate`` counts as, and the limit of that."""
+        """What ``candidate`` counts as, and how many tokens of that are taken."""
         if candidate.is_test:
             return "tests", self.tests
         return candidate.source, self.per_project if candidate.is_project else sys.maxsize
 
 
 def held_out_texts() -> dict[str, str]:
-    """The held-out files and topics by name, from the standard library that runs this.
+    """The held-out files and topics by name, from the standard library of the running Python.
 
     Raises:
-        TrainingError: this Python lacks one of them, so that a loss on the rest would not compare.
+        TrainingError: this Python lacks one of them, so that a loss on the rest could not be compared.
     """
     texts = {}
     stdlib = Path(sysconfig.get_path("stdlib"))
@@ -121,14 +122,14 @@ def ngrams(text: str) -> Iterator[int]:
 
 
 class Cleaner:
-    """Takes texts one by one and gives back what of each is new and not held out. ``seen`` may be shared."""
+    """Takes texts one by one and returns what of each is new and not held out. Cleaners may share ``seen``."""
 
     def __init__(self, held_out: Iterable[str], seen: set[bytes] | None = None) -> None:
         self._held_out = {ngram for text in held_out for ngram in ngrams(text)}
         self.seen = set() if seen is None else seen
 
     def clean(self, text: str) -> str | None:
-        """``text`` without copied paragraphs; ``None`` when it is data, or a copy, or copies what was held out."""
+        """``text`` without copied paragraphs; ``None`` where it is data, a copy, or has copies of held-out text."""
         text = text.replace("\r\n", "\n").replace("\t", "    ").strip("\n") + "\n"
         if max(map(len, text.split("\n"))) > MAX_LINE_CHARS or not is_prose_or_code(text):
             return None
@@ -149,18 +150,20 @@ class Cleaner:
         return None if copied > MAX_COPIED * len(text) else "\n\n".join(kept)
 
     def overlaps(self, text: str) -> bool:
-        """Does ``text`` share a run of ``NGRAM`` words with what was held out?"""
+        """Whether ``text`` shares a run of ``NGRAM`` words with held-out text."""
         return any(ngram in self._held_out for ngram in ngrams(text))
 
 
 def is_prose_or_code(text: str) -> bool:
-    """Not a table of numbers or another script: mostly ASCII letters and white space."""
+    """Whether ``text`` is mostly ASCII letters and white space, not a table of numbers nor text in another script."""
     letters = sum(c.isascii() and (c.isalpha() or c.isspace()) for c in text)
     return letters > 0.6 * len(text)
 
 
 def candidates(extra: Iterable[Path]) -> Iterator[Candidate]:
-    """Every text that could be trained on: standard library, pydoc topics, ``extra`` directories, installed projects."""
+    """Every text that could be trained on: standard library, pydoc topics, directories in ``extra``, installed
+    projects.
+    """
     yield from library_texts(OWN_LIBRARY, Path(sysconfig.get_path("stdlib")))
     for directory in extra:
         if not directory.is_dir():
@@ -176,7 +179,9 @@ def candidates(extra: Iterable[Path]) -> Iterator[Candidate]:
 
 
 def library_texts(source: str, root: Path) -> Iterator[Candidate]:
-    """Python files and pydoc topics of a standard library, or of any directory, less those that are held out."""
+    """Python files and pydoc topics of a standard library or of any other directory, without those that
+    are held out.
+    """
     held_out = set(json.loads(VAL_FILES.read_text()))
     yield from (c for c in python_files(source, root) if c.path not in held_out)
     yield from (c for c in pydoc_topics(source, root) if c.path not in held_out)
@@ -192,7 +197,7 @@ def python_files(source: str, root: Path) -> Iterator[Candidate]:
 
 
 def pydoc_topics(source: str, stdlib: Path) -> Iterator[Candidate]:
-    """Those of ``stdlib``, if it is a standard library."""
+    """The pydoc topics of ``stdlib``; none where it is no standard library."""
     path = stdlib / "pydoc_data/topics.py"
     if path.is_file():
         _, _, literal = path.read_text(encoding="utf-8").partition("topics = ")
@@ -201,7 +206,9 @@ def pydoc_topics(source: str, stdlib: Path) -> Iterator[Candidate]:
 
 
 def manual_pages(source: str, root: Path) -> Iterator[Candidate]:
-    """reStructuredText under ``root``, roles and literals as pydoc's topics print them: in double quotes."""
+    """The reStructuredText files under ``root``, with roles and literals in double quotes, as pydoc's topics print
+    them.
+    """
     for path in sorted([*root.rglob("*.rst"), *root.rglob("*.rst.txt")]):
         text = read_source(path)
         if text is not None:
@@ -222,8 +229,9 @@ def installed_projects() -> Iterator[tuple[str, Path, list[str]]]:
 
 
 def is_permissive(fields: metadata.PackageMetadata) -> bool:
-    """Judged by the licence expression, the classifiers and the first line of the licence field."""
-    stated = [fields.get("License-Expression") or "", (fields.get("License") or "").split("\n")[0]]
+    """Whether the licence expression, the classifiers and the first line of the licence field say so."""
+    expression, licence = ((fields.get_all(name) or [""])[0] for name in ("License-Expression", "License"))
+    stated = [expression, licence.split("\n")[0]]
     stated += [c for c in fields.get_all("Classifier") or () if c.startswith("License ::")]
     text = " ".join(stated)
     return bool(PERMISSIVE.search(text)) and not RESTRICTED.search(text)
@@ -241,10 +249,10 @@ def read_source(path: Path) -> str | None:
 def gather(
     directory: Path, tokenizer: Tokenizer, found: list[Candidate], limits: Limits, say: Callable[[str], None]
 ) -> None:
-    """Write ``files.json`` and ``tokens.npy`` (uint16, one stream, a text's end marked) into ``directory``.
+    """Write ``files.json`` and ``tokens.npy`` (uint16, one stream, with a mark before each text) into ``directory``.
 
     Raises:
-        TrainingError: nothing in ``found`` is fit to train on.
+        TrainingError: no text in ``found`` is fit to train on.
     """
     strict = Cleaner([*held_out_texts().values(), *prompt_texts()])
     lenient = Cleaner(prompt_texts(), strict.seen)
@@ -278,7 +286,7 @@ def gather(
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write aside, then rename: ``path`` exists only when it is whole."""
+    """Write to another file, then rename it, so that ``path`` exists only when it is whole."""
     aside = path.with_suffix(".part")
     try:
         with aside.open("wb") as file:
@@ -289,13 +297,15 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def held_out_tokens(tokenizer: Tokenizer) -> np.ndarray:
-    """The held-out texts as one stream, each after an end-of-text token."""
+    """The held-out texts as one stream, an end-of-text token before each."""
     ids = [i for text in held_out_texts().values() for i in (END_OF_TEXT, *tokenizer.encode(text).ids)]
     return np.array(ids, np.int64)
 
 
 def held_out_repeats(tokenizer: Tokenizer) -> np.ndarray:
-    """Which of ``held_out_tokens`` lie in a run of ``NGRAM`` words that the running Python's library has elsewhere too."""
+    """Which of ``held_out_tokens`` are in a run of ``NGRAM`` words that the running Python's library
+    has elsewhere too.
+    """
     library = library_texts(OWN_LIBRARY, Path(sysconfig.get_path("stdlib")))
     known = {ngram for candidate in library for ngram in ngrams(candidate.text)}
     repeats: list[bool] = []

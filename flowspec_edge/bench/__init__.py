@@ -1,1 +1,1 @@
-"""Measuring schedules: the real cores and the real model, on simulated time."""
+"""Measures and compares schedules, on simulated time and on emulated boards."""

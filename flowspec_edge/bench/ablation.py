@@ -1,4 +1,4 @@
-"""The share of each mechanism: what ``flowspec`` loses without it, everything else being equal."""
+"""Shows what each mechanism brings: how much slower ``flowspec`` is without it, with everything else the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ WHOLE = "flowspec"
 
 
 def add_shares(report: dict[str, Any]) -> None:
-    """Put ``ablation`` into a report: by variant and temperature, what part of flowspec's tokens/s is lost with it."""
+    """Add ``ablation`` to a report: by variant and temperature, the share of flowspec's tokens/s that the variant
+    loses.
+    """
     whole = report["mean"][WHOLE]
     report["ablation"] = {
         name: {

@@ -1,10 +1,11 @@
-"""What a ring could reach at best with a drafter: Little's law over the draft rows under way.
+"""The bound of a ring: the most tokens/s that it could reach with a drafter, by Little's law over the draft rows under
+way.
 
-A token comes back one trip after its row left. So in the time of one trip a ring gives at most what a draft tree of as many
-rows as are under way is worth: ``tau(rows under way) / trip``. ``tau(n)`` (``tokens_of_best_rows`` in core/throughput.py) is
-the acceptance length of the drafter's best tree of ``n`` rows, its root and the bonus token included, counted here on the
-target's own text with nothing to hurry; ``trip`` is the time of one trip that waits for nobody, at the mean size of the run's
-chunks, the head included.
+A token comes back one trip after its row left. So during one trip a ring gives at most the tokens of a draft tree of as
+many rows as are under way, which makes ``tau(rows under way) / trip`` tokens/s. ``tau(n)`` is the acceptance length of
+the drafter's best tree of ``n`` rows, root and bonus token included (``tokens_of_best_rows`` in
+core/planning/throughput.py). It is counted here on the target's own text, with as much time for drafting as it takes.
+``trip`` is the time of one trip without waiting, head included, for chunks of the run's mean size.
 """
 
 from __future__ import annotations
@@ -23,26 +24,28 @@ from flowspec_edge.engine.drafters.drafter import Drafter
 
 SESSION = 1
 ROOTS_STRIDE = 2
-"""Every second root is enough: a thousand trees a testbed's table."""
+"""Every second root is enough for the table of a testbed: that is about a thousand trees."""
 PASS_ROWS = 24
 MAX_PASSES = 10
-"""Levels of a tree; the score below ends most trees before."""
+"""Levels of a tree at most. MIN_SCORE ends most trees earlier."""
 MIN_SCORE = math.log(0.001)
-"""A row this unlikely is not expanded: it does not change tau."""
+"""A row less likely than this is left out, since it does not change tau."""
 
 
 def accepted_places(
     tape: Tape, drafter: Drafter, roots: Sequence[int], sampler: Sampler | None = None
 ) -> list[tuple[int, ...]]:
-    """For every second of the ``roots``, given by position: which rows of its tree follow the text, as their places in score
-    order, from 1 on; the root's own place is 0. With the text's ``sampler``, drafts are ranked by its noise.
+    """For every second root: the rows of its draft tree that follow the text, by their places in the order of scores.
+
+    ``roots`` are positions in the text. Places count from 1; the root's own place is 0. With the text's ``sampler``,
+    scores include the noise with which it draws.
     """
     tokens = tape.tokens
     drafter.open(SESSION, len(tokens) + MAX_PASSES * PASS_ROWS)
     places: list[tuple[int, ...]] = []
     num_extended = 0
     dropped: tuple[int, ...] = ()
-    next_id = len(tokens)  # a text row's draft id is its position; a drafted one is never named twice
+    next_id = len(tokens)  # rows of the text have their position as draft id; no id of a drafted row is used twice
     for root in roots[::ROOTS_STRIDE]:
         verified = range(num_extended + 1, root + 1)
         tree = _Tree(tape, root, next_id, sampler)
@@ -59,7 +62,7 @@ def accepted_places(
             parents = [row.id for row in rows]
             hidden = np.zeros((0, 0), np.float32)
         path = tree.accepted()
-        if root + len(path) + 1 < len(tokens):  # or the text ends before the tree does
+        if root + len(path) + 1 < len(tokens):  # otherwise the text ends before the tree does
             places.append(path)
         next_id, dropped, num_extended = tree.next_id, tree.expanded, root
     drafter.close(SESSION)
@@ -96,13 +99,13 @@ class _Tree:
                     self.next_id += 1
 
     def frontier(self) -> list[Row]:
-        """The likeliest rows that are not expanded yet; they are now."""
+        """The likeliest rows that have no children yet. They count as expanded from now on."""
         best = [heapq.heappop(self._unexpanded)[1] for _ in range(min(PASS_ROWS, len(self._unexpanded)))]
         self.expanded += tuple(best)
         return [Row(id, self._rows[id][0], self._rows[id][1]) for id in best]
 
     def accepted(self) -> tuple[int, ...]:
-        """Places, in score order, of the rows that follow the text."""
+        """The places, in the order of scores, of the rows that follow the text."""
         order = sorted(self._rows, key=lambda id: (-self._rows[id][2], id))
         place = {id: number for number, id in enumerate(order, 1)}
         children = {(parent, token): id for id, (parent, token, _, _) in self._rows.items()}

@@ -1,4 +1,4 @@
-"""What a bundle costs on this device: the figures of a testbed, measured here and now."""
+"""Measures what a bundle costs on this device, as the figures of a testbed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from flowspec_edge.errors import BundleError
 from flowspec_edge.manifest import Quality
 
 SIZES_IN_USE = (1, 4, 16)
-"""What a ring runs most: a new root with few children, and chunks of its tree."""
+"""The chunk sizes that a ring runs most: a new root, a root with few children, and chunks of its tree."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Measured milliseconds. ``fixed_ms`` and ``row_ms`` are per layer; ``forward_ms`` is of all layers, by chunk size.
+    """Measured milliseconds.
 
-    All of these are in the bundle's own precision. ``precision_ms`` has all layers in each precision of the bundle that runs
-    here, by the sizes of the chunks in use; ``refused`` says why the others do not.
+    ``fixed_ms`` and ``row_ms`` are per layer, and ``forward_ms`` is the time of all layers by chunk size, both in the
+    bundle's own precision. ``precision_ms`` has the time of all layers, by chunk size, for each precision of the bundle
+    that runs on this device; ``refused`` says of each other precision why it does not run.
     """
 
     bundle: str
@@ -41,7 +42,9 @@ class Calibration:
 
     @property
     def fastest_precision(self) -> str:
-        """The one with the smallest geometric mean over the chunk sizes in use: each size counts alike."""
+        """The precision with the smallest geometric mean over the chunk sizes in use, in which each
+        size counts alike.
+        """
         return min(self.precision_ms, key=lambda name: fmean(math.log(ms) for ms in self.precision_ms[name].values()))
 
 
@@ -52,7 +55,7 @@ def calibrate(
     sizes_in_use: Sequence[int] = SIZES_IN_USE,
     report: Callable[[str], None] = lambda line: None,
 ) -> Calibration:
-    """Measure; ``report`` is told what is measured next. Precisions are compared at ``sizes_in_use``.
+    """Measure a bundle. ``report`` is told what is measured next. Precisions are compared at ``sizes_in_use``.
 
     Raises:
         BundleError: the bundle cannot be loaded.
@@ -66,7 +69,7 @@ def calibrate(
     for precision in others:
         try:
             precision_ms[precision] = _forward_ms(bundle, num_threads, precision, sizes_in_use, report)
-        except BundleError as cause:  # fp16 on a provider without it, w8a8 on a processor that would be wrong
+        except BundleError as cause:  # such as w8a8 on a processor whose sums would be wrong
             refused[precision] = str(cause)
     fixed, slope = fit_line(list(forward_ms), list(forward_ms.values()))
     report("head")
@@ -110,7 +113,7 @@ def _forward_ms(
 
 
 def format_precisions(calibration: Calibration, quality: Sequence[Quality]) -> str:
-    """A table of the bundle's precisions, as comments of a testbed file: milliseconds by rows of a chunk, and quality."""
+    """A table of the bundle's precisions as comments of a testbed file: milliseconds by chunk size, and quality."""
     by_name = {entry.precision: entry for entry in quality}
     sizes = list(next(iter(calibration.precision_ms.values())))
     heads = "".join(f"{size:>5} rows" for size in sizes)
@@ -124,8 +127,8 @@ def format_precisions(calibration: Calibration, quality: Sequence[Quality]) -> s
     if quality:
         first = quality[0]
         lines.append(
-            f"# ms of all layers; quality on {first.num_tokens} tokens of {first.text}, where the checkpoint's own weights have "
-            f"perplexity {first.reference_perplexity:.3f}"
+            f"# ms of all layers; quality on {first.num_tokens} tokens of {first.text}, where the checkpoint's own "
+            f"weights have perplexity {first.reference_perplexity:.3f}"
         )
     best = calibration.fastest_precision
     lines.append(f"# fastest on this device for chunks of {', '.join(map(str, sizes))}: {best}")
@@ -133,7 +136,7 @@ def format_precisions(calibration: Calibration, quality: Sequence[Quality]) -> s
 
 
 def format_testbed(calibration: Calibration, source: str) -> str:
-    """A testbed file of this device alone, to cut and paste from: a stage of fewer layers takes its share."""
+    """A testbed file that describes this device with all layers, from which users make their own."""
     layers = calibration.num_layers
     lines = [
         f'summary = "{calibration.bundle} on this device"',

@@ -1,4 +1,4 @@
-"""One testbed's figures as bars: a panel per temperature, a group per prompt set, a bar per schedule."""
+"""Draws the figures of one testbed as bars: a panel per temperature, a group per prompt set, a bar per schedule."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ OTHER_COLORS = (
 BAR, GROUP_GAP = 22, 26
 LEFT, RIGHT, TOP, PANEL, GAP = 64, 24, 96, 300, 50
 HEADROOM = 116
-"""Pixels of a panel above its highest bar: title, and the label that stands on the bar."""
+"""Pixels of a panel above its highest bar, for the title and for the label on the bar."""
 
 
 def draw_bars(report: dict[str, Any]) -> str:
-    """An SVG file. Outputs that loop are left out, as they are from the means."""
+    """An SVG file. Outputs that loop are left out, as they are in the means."""
     rows = [row for row in report["rows"] if row["prompt_set"] != LOOPING]
     known = list(report["mean"])
     schedules = [name for name in COLORS if name in known] + [name for name in known if name not in COLORS]

@@ -1,7 +1,7 @@
-"""Running schedules against each other on the virtual clock: every prompt, temperature, testbed and schedule, on all cores.
+"""Compares schedules on the virtual clock: every prompt, temperature, testbed and schedule, on all cores.
 
-A task is one prompt at one temperature. Its process records what the target says once, and plays it to every schedule on every
-testbed. Tasks know nothing of each other, so the figures do not depend on how many processes there are.
+A task is one prompt at one temperature. Its process records the target's text once, and plays it to every schedule on
+every testbed. Tasks are independent of each other, so the figures do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import BenchError, LosslessError
 
 YARDSTICK = "chunked"
-"""The schedule that others are compared with; it is part of every plan."""
+"""The schedule with which the others are compared. It is part of every plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is compared: names as the user gave them, all of them known."""
+    """What is compared: testbeds, schedules that exist, and the length of each text."""
 
     testbeds: tuple[Testbed, ...]
     schedules: tuple[str, ...]
@@ -63,8 +63,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Sums over generations. ``num_decoded`` tokens came after the first ones, in ``decode_s`` seconds of simulated time;
-    the other fields are those of ``VirtualAnswer`` and ``GenerationStatistics``.
+    """Sums over generations.
+
+    ``num_decoded`` tokens came after the first ones, in ``decode_s`` seconds of simulated time. The other fields mean
+    what they mean in ``VirtualAnswer`` and ``GenerationStatistics``.
     """
 
     num_generations: int = 0
@@ -105,8 +107,9 @@ FIELDS = tuple(field.name for field in fields(Figures))
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one task: figures by testbed and schedule, and what the bound is made of, without and with coupled
-    drafts.
+    """The result of one task: figures by testbed and schedule, and the accepted places from which the bound follows.
+
+    ``places`` has them without coupled drafts (False) and with them (True).
     """
 
     task: Task
@@ -116,7 +119,7 @@ class Outcome:
 
 
 class Bench:
-    """A bundle in this process: target, drafter and tokenizer."""
+    """A bundle loaded in this process: its target, drafter and tokenizer."""
 
     def __init__(self, bundle: Bundle) -> None:
         directory, manifest = bundle.directory, bundle.manifest
@@ -131,7 +134,7 @@ class Bench:
             self._drafter = RememberedDrafts(Eagle1Drafter(directory, manifest, head, k=DraftShape().proposals))
 
     def record(self, task: Task, options: GenerateOptions) -> Tape:
-        """What the target writes after the task's prompt. Play one tape before you record the next.
+        """Record what the target writes after the task's prompt. A tape must be played before the next one is recorded.
 
         Raises:
             BenchError: the prompt leaves no room in the model's context.
@@ -140,7 +143,8 @@ class Bench:
         if not 0 < len(prompt) < self._limits.max_context:
             limit = self._limits.max_context
             raise BenchError(
-                f"{_name(task)} has {len(prompt)} tokens; the bundle's context allows 1 to {limit - 1}: take another bundle"
+                f"{_name(task)} has {len(prompt)} tokens; the bundle's context allows 1 to {limit - 1}: take another "
+                "bundle"
             )
         if self._drafter is not None:
             self._drafter.forget()
@@ -149,7 +153,7 @@ class Bench:
     def play(
         self, testbed: Testbed, tape: Tape, options: GenerateOptions, observer: Watcher | None = None
     ) -> VirtualAnswer:
-        """One generation on simulated time.
+        """Run one generation on simulated time.
 
         Raises:
             RequestError: there is no such schedule.
@@ -161,7 +165,7 @@ class Bench:
         return answer
 
     def run(self, plan: Plan, task: Task, is_stopping: Callable[[], bool] = lambda: False) -> Outcome | None:
-        """Every schedule on every testbed; None where it was told to stop meanwhile."""
+        """Run every schedule on every testbed. Returns None where ``is_stopping`` became true meanwhile."""
         options = task.options(plan)
         tape = self.record(task, options)
         outcome = Outcome(task, tape.is_looping)
@@ -187,13 +191,13 @@ def _name(task: Task) -> str:
 
 
 def _roots(tape: Tape, answer: VirtualAnswer) -> list[int]:
-    """Positions of the last token of each verification but the last: where the next tree began."""
+    """The positions at which a draft tree began: the last token of each verification but the last."""
     ends = accumulate(len(list(tokens)) for _, tokens in groupby(answer.token_times_s))
     return [tape.num_prompt + end - 1 for end in ends][:-1]
 
 
 def check_text(written: Sequence[int], expected: Sequence[int], who: str) -> None:
-    """Raises LosslessError where ``who`` wrote something else than the target."""
+    """Raise LosslessError where ``who`` wrote something else than the target."""
     for place, (token, right) in enumerate(zip(written, expected, strict=False)):
         if token != right:
             raise LosslessError(f"{who} wrote token {token} at place {place}, the target {right}; this is a bug")
@@ -205,14 +209,14 @@ def check_text(written: Sequence[int], expected: Sequence[int], who: str) -> Non
 
 
 class _Process:
-    """What a process holds."""
+    """What each worker process holds."""
 
     bench: Bench
     stopping: Event
 
 
 def default_processes() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -238,7 +242,9 @@ def _run_task(plan: Plan, task: Task) -> Outcome | None:
 async def run_tasks(
     plan: Plan, tasks: Sequence[Task], bundle: Bundle, *, num_processes: int, on_finish: Callable[[], None]
 ) -> list[Outcome]:
-    """Outcomes in the order of the tasks. ``on_finish`` is called after each. Cancelling it ends the processes.
+    """Run tasks in worker processes, and return their outcomes in the order of the tasks.
+
+    ``on_finish`` is called after each task. Cancelling this coroutine ends the processes.
 
     Raises:
         BenchError: a process was lost.
@@ -254,7 +260,7 @@ async def run_tasks(
     )
     loop = asyncio.get_running_loop()
 
-    # Ctrl-C reaches the whole process group, but the parent ends its processes in order: they inherit the blocked signal.
+    # Ctrl-C reaches the whole process group. The processes inherit the blocked signal, so that the parent ends them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         running = [asyncio.ensure_future(loop.run_in_executor(pool, _run_task, plan, task)) for task in tasks]

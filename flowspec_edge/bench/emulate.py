@@ -1,7 +1,8 @@
-"""Schedules on boards that are not there, in real time: node processes of this machine that keep to a testbed's times.
+"""Runs schedules on emulated boards in real time: node processes of this machine that take as long as a testbed says.
 
-Everything but time is real: processes, sockets, messages and forwards are those of any ring. Each generation is compared with
-the same one on the virtual clock.
+Everything else is as in any ring: processes, sockets, messages and forwards are real. Each generation is compared with
+the
+same generation on the virtual clock.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from flowspec_edge.origin.ring import Ring
 from flowspec_edge.version import __version__
 
 TOLD_S = 5.0
-"""How long a node may take to say how late it was; it says so when its session ends."""
+"""How long a node may take to report how late it was, after its session has ended."""
 LATE_LIMIT = 0.05
-"""Computing that took this share longer than the testbed says: half of what the clocks may differ by is this machine's fault."""
+"""A run is not valid where computing took more than this share longer than the testbed says. That would be half of what
+the clocks may differ by.
+"""
 AGREEMENT = 0.1
-"""How far from the virtual clock a valid figure may be without an explanation."""
+"""A valid figure that differs from the virtual clock by more than this share is explained in the output."""
 
 
 async def _told_lateness(node: NodeProcess) -> Lateness:
@@ -56,8 +59,8 @@ async def _told_lateness(node: NodeProcess) -> Lateness:
 class EmulatedAnswer(TimedAnswer):
     """One generation in real time.
 
-    ``origin_s`` is the processor time of the origin's event loop after the first tokens: planning, packing and sending, which
-    the virtual clock leaves out.
+    ``origin_s`` is the processor time of the origin's event loop after the first tokens. It goes into planning, packing
+    and sending, which the virtual clock leaves out.
     """
 
     lateness: Lateness = field(default_factory=Lateness)
@@ -81,7 +84,7 @@ class Emulation:
         self._node, self._processes, self._found = node, processes, found
 
     async def generate(self, prompt: Sequence[int], options: GenerateOptions) -> EmulatedAnswer:
-        """One generation on a ring of its own, which has learned nothing before, as on the virtual clock.
+        """Generate one text on a new ring, which has learned nothing from earlier texts, as on the virtual clock.
 
         Raises:
             BenchError: the bundle cannot be cut into as many stages.
@@ -101,7 +104,7 @@ class Emulation:
 
 
 async def time_answer(ring: Ring, prompt: Sequence[int], options: GenerateOptions) -> EmulatedAnswer:
-    """One generation, and when each of its tokens was final."""
+    """Generate one text, and note when each of its tokens was final."""
     answer = EmulatedAnswer()
     began_at = 0.0
     async with contextlib.aclosing(ring.generate(prompt, options)) as pieces:
@@ -116,10 +119,10 @@ async def time_answer(ring: Ring, prompt: Sequence[int], options: GenerateOption
 
 @contextlib.asynccontextmanager
 async def emulated_boards(testbed: Testbed, source: str, bundle: Bundle) -> AsyncIterator[Emulation]:
-    """Start the testbed's boards; ``source`` is its name or file. They end with the context.
+    """Start the boards of a testbed, whose name or file is ``source``. They end with the context.
 
     Raises:
-        NodeUnavailableError: a process did not start, or was not found.
+        NodeUnavailableError: a node process did not start, or was not found.
     """
     num_nodes = len(testbed.stages)
     engine = await asyncio.to_thread(PacedEngine, bundle, testbed)
@@ -141,7 +144,7 @@ async def emulated_boards(testbed: Testbed, source: str, bundle: Bundle) -> Asyn
 
 @dataclass(slots=True)
 class Comparison:
-    """Sums over generations with one schedule at one temperature."""
+    """Sums over all generations with one schedule at one temperature."""
 
     schedule: str
     temperature: float
@@ -161,7 +164,10 @@ class Comparison:
         self.lateness += emulated.lateness
 
     def to_row(self) -> dict[str, Any]:
-        """``difference`` is that of tokens/s to the virtual clock; ``late`` and ``origin`` are shares of time."""
+        """The figures as a row of the table.
+
+        ``difference`` compares tokens/s with the virtual clock; ``late`` and ``origin`` are shares of time.
+        """
         has_decoded = self.num_decoded > 0
         emulated = self.num_decoded / self.emulated_s if has_decoded else 0.0
         virtual = self.num_decoded / self.virtual_s if has_decoded else 0.0
@@ -180,7 +186,7 @@ class Comparison:
 async def compare_with_virtual(
     boards: Emulation, bench: Bench, plan: Plan, tasks: Sequence[Task], on_finish: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """Every schedule on every task, on the boards and on the virtual clock; ``on_finish`` is called after each.
+    """Run every schedule on every task, on the boards and on the virtual clock. ``on_finish`` is called after each run.
 
     Raises:
         LosslessError: a schedule wrote another text than the target.
@@ -202,7 +208,7 @@ async def compare_with_virtual(
 
 
 def format_comparison(testbed: Testbed, rows: Sequence[dict[str, Any]]) -> str:
-    """A table, and below it what is wrong with its figures, if anything is."""
+    """A table, and below it remarks on figures that are not valid or need an explanation."""
     header = ["schedule", "temperature", "prompts", "emulated", "virtual", "difference", "late", "origin"]
     lines = [
         [
@@ -224,12 +230,13 @@ def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
     late = [row["schedule"] for row in rows if row["late"] > LATE_LIMIT]
     if late:
         remarks.append(
-            f"Not valid: {', '.join(late)}. Computing took over {LATE_LIMIT:.0%} longer than the testbed says, because this "
-            "machine is too slow or was busy; end what else runs here, or take a slower testbed."
+            f"Not valid: {', '.join(late)}. Computing took over {LATE_LIMIT:.0%} longer than the testbed says, because "
+            "this machine is too slow or was busy; end what else runs here, or take a slower testbed."
         )
     if any(abs(row["difference"]) > AGREEMENT for row in rows):
         remarks.append(
-            f"More than {AGREEMENT:.0%} apart: the virtual clock leaves out what the origin's own code takes (origin: its share "
-            "of the time) and what messages between processes of one machine take beyond the testbed's latency."
+            f"More than {AGREEMENT:.0%} apart: the virtual clock leaves out what the origin's own code takes (origin: "
+            "its share of the time) and what messages between processes of one machine take beyond the testbed's "
+            "latency."
         )
     return remarks

@@ -1,4 +1,6 @@
-"""How long the texts of a comparison are, where the user does not say."""
+"""The length of a comparison's texts where the user gives none."""
 
 VIRTUAL_TOKENS, EMULATED_TOKENS = 96, 48
-"""What runs in real time is short by default: with these, about three minutes on a testbed."""
+"""New tokens of each text on the virtual clock, and on emulated boards. The latter run in real time: with this many
+tokens a testbed takes about three minutes.
+"""

@@ -1,4 +1,4 @@
-"""The planner on a testbed: its boards as devices, and the testbed that comes out when the layers are dealt anew."""
+"""Plans a ring of a testbed's boards, and makes the testbed in which the layers are dealt as planned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS, AcceptanceCur
 ORIGIN = "origin"
 PRECISION = "as described"
 ENOUGH_BYTES = 2**50
-"""Room of a board whose memory the testbed does not tell."""
+"""The memory assumed of a board for which the testbed gives none."""
 
 
 def plan_testbed(
@@ -30,7 +30,7 @@ def plan_testbed(
 def known_of(
     testbed: Testbed, schedule: str, *, acceptance: AcceptanceCurve = TYPICAL_DRAFTS, block_layers: int = 1
 ) -> tuple[list[Device], Links, ModelNeeds, Throughput]:
-    """What the planner is told of a testbed."""
+    """What the planner needs to know, as a testbed describes it."""
     num_layers = testbed.num_layers
     blocks = tuple((start, min(start + block_layers, num_layers)) for start in range(0, num_layers, block_layers))
     model = ModelNeeds(
@@ -45,7 +45,7 @@ def known_of(
 
 
 def devices_of(testbed: Testbed) -> list[Device]:
-    """A device per stage of the testbed, by number and name."""
+    """A device for each stage of the testbed, named by its number and board."""
     return [
         Device(
             node=f"{number}: {stage.device or 'board'}",
@@ -57,7 +57,7 @@ def devices_of(testbed: Testbed) -> list[Device]:
 
 
 def replanned(testbed: Testbed, plan: Plan) -> Testbed:
-    """The testbed with its layers dealt as planned; who is left out is not in it."""
+    """The testbed with its layers dealt as planned. It lacks the boards that the plan leaves out."""
     boards = dict(zip((device.node for device in devices_of(testbed)), testbed.stages, strict=True))
     stages = []
     for stage in plan.stages:

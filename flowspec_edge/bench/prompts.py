@@ -12,7 +12,7 @@ PROMPTS = Path(__file__).parent / "prompts.json"
 
 
 def load_prompts() -> Mapping[str, Sequence[str]]:
-    """Texts by set."""
+    """The prompts' texts by set."""
     sets = json.loads(PROMPTS.read_text(encoding="utf-8"))
     return {name: [prompt["text"] for prompt in prompts] for name, prompts in sets.items()}
 

@@ -1,7 +1,8 @@
-"""A drafter that does not compute twice what was asked twice.
+"""A drafter that remembers its answers, so that nothing is computed twice.
 
-Schedules that do not look at the clock ask for the same passes on every testbed, and some share their passes with each other.
-A drafter's answer follows from the jobs of its session so far: so answers are kept by the whole sequence of jobs.
+Schedules that do not look at the clock ask for the same passes on every testbed, and some share passes with other
+schedules. A drafter's answer depends on all jobs of its session so far, so answers are kept by the whole sequence of
+jobs.
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ from flowspec_edge.engine.drafters.drafter import Drafter
 
 @dataclass(slots=True)
 class _Asked:
-    """After a sequence of jobs: the last one's answer, and what was asked next."""
+    """A sequence of jobs: the answer to the last one, and the sequences that continue it, by the next job."""
 
     answer: DraftFinished | None = None
     following: dict[Any, _Asked] = field(default_factory=dict)
 
 
 class RememberedDrafts:
-    """A drafter for one session at a time, around another one, which is behind while answers are known."""
+    """A drafter for one session at a time. It runs another drafter only for jobs whose answers are not known yet."""
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
         self._start = self._at = _Asked()
         self._capacity = 0
-        self._behind: list[RunDraft] = []  # jobs that were answered and not run
+        self._behind: list[RunDraft] = []  # jobs that were answered from memory, which the other drafter has not run
         self._is_open = False
 
     def forget(self) -> None:
-        """Another text begins: hidden rows are known by their place in it."""
+        """Forget all answers, since another text begins: jobs tell hidden rows apart by their place in
+        the text alone.
+        """
         self._start = _Asked()
 
     def open(self, session: int, capacity: int) -> None:

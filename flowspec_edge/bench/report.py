@@ -1,4 +1,4 @@
-"""From outcomes to figures: the paper's table, as JSON and as text."""
+"""Makes the paper's table of a comparison's outcomes, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from flowspec_edge.core.planning.throughput import tokens_of_best_rows as tau
 from flowspec_edge.core.speculation.schedules import find_schedule
 
 LOOPING = "looping"
-"""The column of outputs that repeat themselves: everything is easy there, so they count in no set and in no mean."""
+"""The column of outputs that repeat themselves.
+
+They are easy for every schedule, so they count in no set and no mean.
+"""
 
 Row = dict[str, Any]
 
 
 def build_report(testbed: Testbed, outcomes: Sequence[Outcome], schedules: Sequence[str], max_new_tokens: int) -> Row:
-    """One testbed's figures. A set that has only looping outputs has no rows.
+    """The figures of one testbed. A set in which all outputs loop has no rows.
 
-    ``tokens_per_s`` of a set is xi = its decoded tokens / the seconds in which they were decoded; ``speedup_over_chunked`` is
-    SR = xi / xi of ``chunked``; the means are over sets, xi and SR each by themselves, as the paper's are.
+    ``tokens_per_s`` of a set is xi = its decoded tokens / the seconds in which they were decoded.
+    ``speedup_over_chunked`` is SR = xi / xi of ``chunked``. Means are taken over the sets, of xi and of SR separately,
+    as in the paper.
     """
     temperatures = sorted({outcome.task.temperature for outcome in outcomes})
     sets = list(dict.fromkeys(outcome.task.prompt_set for outcome in outcomes))
@@ -111,7 +115,7 @@ def _mean(rows: Sequence[Row], schedule: str, temperature: float) -> Row:
 
 
 def format_report(report: Row) -> str:
-    """The tables of one testbed, one per temperature, as Markdown that reads well as it is."""
+    """The tables of one testbed, one per temperature, as Markdown."""
     parts = [f"### {report['testbed']}: {report['summary']}"]
     rows = report["rows"]
     for temperature in sorted({row["temperature"] for row in rows}):

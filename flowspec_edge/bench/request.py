@@ -1,4 +1,4 @@
-"""What ``flowspec bench`` is asked to compare: names and numbers as typed, read into testbeds, schedules and tasks."""
+"""Turns the names and numbers that a user gave ``flowspec bench`` into testbeds, schedules and tasks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from flowspec_edge.errors import RequestError
 
 @dataclass(frozen=True)
 class Request:
-    """Options of ``flowspec bench``; each method raises RequestError where a name is not known or a number is out of range.
+    """Options of ``flowspec bench``.
+
+    Each method raises RequestError where a name is not known or a number is out of range.
 
     Args:
-        testbeds, schedules, prompts, temperatures: as typed, with commas; ``all`` and ``quick`` as the help says.
-        num_prompts: of each set; None for all of them, or for as many as a quick look takes.
-        max_new_tokens: length of each text; None for the usual one.
-        is_planned: each testbed also as the planner deals its layers.
+        testbeds, schedules, prompts, temperatures: as typed, with commas. The help explains ``all`` and ``quick``.
+        num_prompts: prompts of each set; None for all of them, or for a few where ``prompts`` is ``quick``.
+        max_new_tokens: length of each text; None for the usual length.
+        is_planned: whether each testbed is also compared with its layers dealt by the planner.
     """
 
     testbeds: str
@@ -36,7 +38,7 @@ class Request:
     is_planned: bool = False
 
     def schedule_names(self, is_ablation: bool) -> list[str]:
-        """The schedules to show, in the order of the paper's table; the yardstick is always among them."""
+        """The schedules to show, in the order of the paper's table, the yardstick always among them."""
         if is_ablation:
             return [YARDSTICK, "flowspec", *ablation_names()]
         every = [*MODELLED, *SCHEDULES]
@@ -49,7 +51,7 @@ class Request:
         return [name for name in every if name in {*wanted, YARDSTICK}] + [name for name in wanted if name not in every]
 
     def running_names(self) -> list[str]:
-        """The schedules to run on processes, where nothing is only modelled."""
+        """The schedules to run on emulated boards, which leaves out those that are only modelled."""
         if self.schedules == "all":
             return list(SCHEDULES)
         names = _names("--schedules", self.schedules)
@@ -58,7 +60,11 @@ class Request:
         return names
 
     def plan(self, schedules: Sequence[str], usual_tokens: int, num_blocks: int | None = None) -> Plan:
-        """Testbeds and schedules. ``num_blocks``: of the bundle whose layers emulated boards hold; virtual ones hold none."""
+        """The testbeds and schedules to compare.
+
+        ``num_blocks`` is the number of blocks of the bundle whose layers emulated boards load; None on the virtual
+        clock.
+        """
         return Plan(
             testbeds=tuple(self._load_testbeds(num_blocks)),
             schedules=tuple(schedules),
@@ -66,7 +72,7 @@ class Request:
         )
 
     def tasks(self, plan: Plan, num_quick: int) -> list[Task]:
-        """What to generate; ``num_quick`` prompts of each set where only a glance is wanted."""
+        """The texts to generate, with ``num_quick`` prompts of each set where ``quick`` was asked for."""
         names = list(load_prompts()) if self.prompts in ("quick", "all") else _names("--prompts", self.prompts)
         limit = num_quick if self.prompts == "quick" and self.num_prompts is None else self.num_prompts
         if limit is not None and limit < 1:
@@ -81,9 +87,9 @@ class Request:
         return tasks
 
     def _load_testbeds(self, num_blocks: int | None) -> Iterator[Testbed]:
-        """Each testbed, and behind it, if wanted, the one that the planner makes of its boards.
+        """Each testbed, followed, where wanted, by the one that the planner makes of its boards.
 
-        Of a bundle of ``num_blocks`` blocks as many parts of the testbed's layers are dealt.
+        With ``num_blocks``, the planner deals the testbed's layers in at most that many parts.
         """
         for name in known_testbeds() if self.testbeds == "all" else _names("--testbed", self.testbeds):
             testbed = load_testbed(name)

@@ -1,4 +1,4 @@
-"""Just enough SVG for the charts: shapes and text in pixels, on a white ground."""
+"""Draws the few SVG shapes that the charts need, in pixels on a white ground."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Anchor = Literal["start", "middle", "end"]
 
 
 class Drawing:
-    """Shapes in the order in which they are drawn."""
+    """A drawing. Later shapes lie on earlier ones."""
 
     def __init__(self, width: float, height: float, title: str) -> None:
         self.width, self.height = width, height
@@ -22,7 +22,7 @@ class Drawing:
     def rect(
         self, x: float, y: float, width: float, height: float, fill: str, *, stroke: str = "none", tip: str = ""
     ) -> None:
-        """``tip`` is shown by viewers when the mouse rests on it."""
+        """Draw a rectangle. Viewers show ``tip`` while the mouse rests on it."""
         inside = f"<title>{escape(tip)}</title>" if tip else ""
         self._add("rect", inside, x=x, y=y, width=max(width, 0), height=max(height, 0), fill=fill, stroke=stroke)
 
@@ -43,7 +43,7 @@ class Drawing:
         is_bold: bool = False,
         turned: bool = False,
     ) -> None:
-        """``y`` is the baseline; ``turned`` text reads upwards from there."""
+        """Write a text whose baseline is at ``y``. Text that is ``turned`` reads upwards from there."""
         turn = {"transform": f"rotate(-90 {x:.2f} {y:.2f})"} if turned else {}
         weight = "bold" if is_bold else "normal"
         self._add(
@@ -51,7 +51,7 @@ class Drawing:
         )
 
     def to_text(self) -> str:
-        """The whole file."""
+        """The text of the whole file."""
         size = f'width="{self.width:.0f}" height="{self.height:.0f}" viewBox="0 0 {self.width:.0f} {self.height:.0f}"'
         head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family={quoteattr(FONT)}>'
         return "\n".join([head, f"<title>{escape(self._title)}</title>", *self._parts, "</svg>\n"])

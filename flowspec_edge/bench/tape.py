@@ -1,7 +1,7 @@
-"""What the target says along one text, computed once.
+"""Records the target's hidden rows and logits along one text, so that they are computed only once.
 
-A token is the same whatever schedule found it, so the target runs once per prompt and options, and every schedule on every
-testbed reads the result. Rows off the text have no values of their own: no verification reaches them.
+All schedules write the same text. So the target runs once per prompt and options, and every schedule on every testbed
+reads the result. Draft rows that are not part of the text need no values, because no verification reaches them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from flowspec_edge.engine.unsplit import UnsplitModel
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tape:
-    """One text of the target: prompt and continuation, and per position its normed hidden row and logits."""
+    """One text of the target: the prompt and its continuation, and the normed hidden row and logits
+    at each position.
+    """
 
     num_prompt: int
     tokens: tuple[int, ...]
@@ -49,7 +51,7 @@ class Tape:
 
 
 class TapeRecorder:
-    """A bundle's target in one process."""
+    """Runs a bundle's target in this process."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._unsplit = UnsplitModel(bundle.directory, bundle.manifest)
@@ -57,7 +59,9 @@ class TapeRecorder:
         self._head = Head(bundle.directory, bundle.manifest)
 
     def record(self, prompt: list[int], options: GenerateOptions) -> Tape:
-        """The continuation, then every position's values in one run over all of it."""
+        """Write the continuation of ``prompt``, then compute the values of every position in one run over the whole
+        text.
+        """
         tokens = [*prompt, *self._unsplit.generate(prompt, options)]
         slots = KvSlots(len(tokens) + FIRST_SLOT)
         self._stage.open_cache(0, slots.capacity)

@@ -1,7 +1,7 @@
-"""Descriptions of boards and networks to compare schedules on: costs, units and sources, one TOML file each.
+"""Testbeds: descriptions of boards and networks on which schedules are compared, one TOML file each.
 
-A file has the tables ``[model]``, ``[network]``, ``[origin]`` and one or more ``[[stages]]``; units are in the names of the
-keys. Every table says in ``source`` where its values come from: measured, published, or modelled and how.
+A file has the tables ``[model]``, ``[network]``, ``[origin]`` and one or more ``[[stages]]``; units are in the names of
+the keys. Every table says in ``source`` where its values come from: measured, published, or modelled and how.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.errors import TestbedError
 
 DRAFT_PASS_ROWS = 10
-"""Rows of a pass of the draft head that ``draft_pass_ms`` covers: the width of the paper's drafts."""
+"""``draft_pass_ms`` is the time of a pass of the draft head over this many rows, the width of the paper's drafts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCost:
-    """A forward over ``n`` rows takes ``fixed_ms + n * row_ms``; ``num_layers`` is how many it runs one after another.
+    """What a stage costs: a forward of its ``num_layers`` layers over ``n`` rows takes ``fixed_ms + n * row_ms``.
 
-    ``memory_bytes`` is what the board may use for its layers, 0 where that is not said.
+    ``memory_bytes`` is what the board may use for its layers, 0 where that is not given.
     """
 
     fixed_ms: float
@@ -36,7 +36,10 @@ class StageCost:
     memory_bytes: int = 0
 
     def layer_ms(self, num_rows: float) -> float:
-        """How long a forward that is given up goes on at most: until the layer that runs has ended."""
+        """The time of one layer.
+
+        A cancelled forward goes on for no longer, since it ends with the layer that is running.
+        """
         return self.forward_ms(num_rows) / self.num_layers
 
     def forward_ms(self, num_rows: float) -> float:
@@ -45,12 +48,12 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Testbed:
-    """Devices and network.
+    """Described devices and their network.
 
-    Every hop takes ``hop_ms`` and its bytes at ``rate_mbit_per_s``, one chunk after another; ``hidden_bytes`` is one hidden
-    row on the wire. Small messages (credits, Advances) take ``hop_ms``. The origin's one compute lane takes ``head_ms`` per
-    run of the head, and ``draft_pass_ms`` per pass of the draft head over up to ten rows, ``draft_row_ms`` for each beyond.
-    ``layer_bytes`` is a layer's weights in memory, 0 where that is not said.
+    A hop takes ``hop_ms``, and the time of its bytes at ``rate_mbit_per_s``, one chunk after another; a hidden row has
+    ``hidden_bytes`` on the wire. Small messages (credits, Advances) take ``hop_ms``. The origin computes one thing at a
+    time: a run of the head takes ``head_ms``, and a pass of the draft head ``draft_pass_ms`` for up to ten rows, with
+    ``draft_row_ms`` for each row more. ``layer_bytes`` is a layer's weights in memory, 0 where that is not given.
     """
 
     name: str
@@ -72,18 +75,18 @@ class Testbed:
         return self.stages[stage].forward_ms(num_rows)
 
     def chunk_bytes(self, chunk: Chunk) -> int:
-        """What a chunk takes on the wire."""
+        """Bytes of a chunk on the wire."""
         return len(chunk.rows) * (ROW_BYTES + (self.hidden_bytes if chunk.hidden is not None else 0))
 
     def transfer_ms(self, num_bytes: float) -> float:
-        """Time on the wire, without the hop's latency."""
+        """Time that bytes take on the wire, without the hop's latency."""
         return num_bytes * 8 / (self.rate_mbit_per_s * 1000)
 
     def draft_ms(self, num_rows: int) -> float:
         return self.draft_pass_ms + max(num_rows - DRAFT_PASS_ROWS, 0) * self.draft_row_ms
 
     def trip_ms(self, num_rows: float) -> float:
-        """From the origin around the ring and through the head, without any waiting, for a chunk of ``num_rows``."""
+        """Time of a chunk of ``num_rows`` from the origin around the ring and through the head, without any waiting."""
         num_stages = len(self.stages)
         forwards = sum(stage.forward_ms(num_rows) for stage in self.stages)
         transfers = num_stages * self.transfer_ms(num_rows * self.hidden_bytes)
@@ -91,10 +94,10 @@ class Testbed:
 
 
 def load_testbed(name: str) -> Testbed:
-    """A testbed of the package by its name, or any by the path of its file (a name that ends in ``.toml``).
+    """Load a testbed of the package by its name, or any other by the path of its file, which ends in ``.toml``.
 
     Raises:
-        TestbedError: there is none, or its file is not what this module describes.
+        TestbedError: there is no such testbed, or its file is not as this module describes.
     """
     path = Path(name) if name.endswith(".toml") else TESTBEDS / f"{name}.toml"
     try:
@@ -109,7 +112,7 @@ def load_testbed(name: str) -> Testbed:
 
 
 def parse_testbed(text: str, name: str, where: str) -> Testbed:
-    """From the text of a file; ``where`` names it in errors.
+    """Read a testbed from the text of a file, which errors call ``where``.
 
     Raises:
         TestbedError: the text is not TOML; a key is missing or unknown; a value has the wrong type or sign.
@@ -142,7 +145,7 @@ def parse_testbed(text: str, name: str, where: str) -> Testbed:
 
 
 def describe_testbed(testbed: Testbed, source: str) -> str:
-    """The text of a file that describes it."""
+    """The text of a file that describes the testbed."""
     lines = [
         f"summary = {json.dumps(testbed.summary or testbed.name)}",
         "",
@@ -184,7 +187,7 @@ def _stages(entry: _Table) -> list[StageCost]:
 
 
 class _Table:
-    """One table of a file: values are taken out by name and kind, and none may be left."""
+    """One table of a file. Values are taken out by name and type, and none may remain."""
 
     def __init__(self, values: dict[str, Any], where: str, name: str) -> None:
         self._values = dict(values)
@@ -227,7 +230,7 @@ class _Table:
         return [_Table(entry, self._where, f"{key} {number}") for number, entry in enumerate(value)]
 
     def finish(self) -> None:
-        """Refuse what nobody asked for: a misspelt key must not be a silent default."""
+        """Raise TestbedError where a key was not asked for, so that no misspelt key silently becomes a default."""
         for key in self._values:
             raise TestbedError(f"{self._where}: key {key!r} is not known; the keys here are {', '.join(self._known)}")
 

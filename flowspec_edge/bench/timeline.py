@@ -1,4 +1,4 @@
-"""One generation drawn as the paper's figure: what each stage ran when, which of it became text, and what pruned the rest."""
+"""Draws one generation like the paper's figure: what each stage ran when, and which of its rows became text."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LEFT, RIGHT, TOP = 150, 30, 104
 LANE, LANE_GAP, STRIP_GAP = 44, 8, 72
 STRIP_WIDTH = 1380
 CHUNK_WIDTH = 40
-"""Pixels of a mean forward: wide enough for its label."""
+"""Pixels of a forward of mean length, which is wide enough for its label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Something that a lane did, in simulated milliseconds."""
+    """A forward, a run of the head or a draft pass, with its begin and end in simulated milliseconds."""
 
     began_ms: float
     ended_ms: float
@@ -58,7 +58,7 @@ class Timeline(Watcher):
 
 
 def draw_timeline(timeline: Timeline, testbed: Testbed, tape: Tape, answer: VirtualAnswer, heading: str) -> str:
-    """An SVG file: time from the first token on, in as many strips as it takes."""
+    """An SVG file of the time from the first token on, in as many strips below each other as it takes."""
     return _Picture(timeline, testbed, tape, answer, heading).draw()
 
 
@@ -91,7 +91,8 @@ class _Picture:
         drawing.text(20, 30, self._heading, size=19, is_bold=True)
         statistics = answer.statistics
         facts = (
-            f"{answer.tokens_per_s:.2f} tokens/s  ·  {answer.num_decoded} tokens in {answer.decode_s * 1000:.0f} ms  ·  "
+            f"{answer.tokens_per_s:.2f} tokens/s  ·  "
+            f"{answer.num_decoded} tokens in {answer.decode_s * 1000:.0f} ms  ·  "
             f"{statistics.num_rows_useful} of {statistics.num_rows_sent} draft rows became text  ·  "
             f"time from the first token on"
         )
@@ -162,7 +163,7 @@ class _Picture:
         num_useful = sum(row.id in self._text_rows for row in bar.rows)
         useful = inner * num_useful / num_rows
         if num_useful:
-            useful = max(useful, 7)  # a thin slice must be seen
+            useful = max(useful, 7)  # a thinner slice would not be seen
         tip = f"{num_useful} of {num_rows} rows became text, {_span(bar, self._from_ms)}"
         if bar.is_cancelled:
             drawing.rect(x, y + 3, width, inner, CANCELLED, stroke=WASTED, tip=f"given up, {_span(bar, self._from_ms)}")
@@ -193,7 +194,7 @@ class _Picture:
         return [bar for bar in bars if bar.began_ms < ends_ms and bar.ended_ms > begins_ms]
 
     def _place(self, bar: Bar, begins_ms: float) -> tuple[float, float]:
-        """Left edge and width, within the strip."""
+        """The bar's left edge and width within the strip."""
         first, last = max(bar.began_ms, begins_ms), min(bar.ended_ms, begins_ms + self._strip_ms)
         return LEFT + (first - begins_ms) * self._scale, (last - first) * self._scale
 
@@ -207,8 +208,8 @@ def _span(bar: Bar, from_ms: float) -> str:
 
 
 def _text_rows(timeline: Timeline, tape: Tape) -> set[int]:
-    """Draft ids of the rows that lie on the text."""
-    place: dict[int, int] = {}  # of rows on the text
+    """The draft ids of the rows that became text."""
+    place: dict[int, int] = {}  # position in the text, by draft id
     for bar in sorted((bar for bars in timeline.stages.values() for bar in bars), key=lambda bar: bar.began_ms):
         for row in bar.rows:
             above = -1 if row.parent == NO_PARENT else place.get(row.parent)

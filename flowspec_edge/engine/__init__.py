@@ -1,1 +1,1 @@
-"""The only importer of ONNX Runtime."""
+"""Runs graphs. No other package imports ONNX Runtime."""

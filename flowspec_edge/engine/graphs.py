@@ -1,7 +1,7 @@
 """ONNX Runtime sessions and caches: the parts that stages and drafters share.
 
-Every graph with a cache is run the same way: the new rows go to the next slots of a cache that is updated in place, slot 0
-being reserved, since the attention operator ignores position ids while its past is empty.
+Every graph with a cache is run in the same way: its new rows are written to the next slots of a cache that is updated
+in place. Slot 0 is reserved, because the attention operator ignores position ids while its past is empty.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def load_graph(path: Path, num_threads: int) -> ort.InferenceSession:
 
 
 class KvCache:
-    """Keys and values of some layers, in one stack that the graphs update in place."""
+    """Keys and values of some layers, in one array that the graphs update in place."""
 
     def __init__(self, num_layers: int, num_kv_heads: int, capacity: int, head_dim: int) -> None:
-        # Slots for padding rows, which stand behind those in use.
+        # Rows of padding take slots behind those in use.
         shape = (2 * num_layers, 1, num_kv_heads, capacity + MAX_ATTENTION_PADDING, head_dim)
         self._stack = np.zeros(shape, np.float32)  # [2 layers, 1, kv_heads, capacity, head_dim]
         self.values = [as_ort_value(layer) for layer in self._stack]
@@ -83,15 +83,15 @@ class KvCache:
             self._stack[:, :, :, target : target + length] = self._stack[:, :, :, source : source + length]
 
     def gather(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy single slots; all are read before any is written."""
+        """Copy single slots. All sources are read before any target is written."""
         if sources:
             self._stack[:, :, :, targets] = self._stack[:, :, :, sources]
 
 
 class StepInputs:
-    """What the forwards of one session need besides their rows, by the graphs' input names, attention's padding included.
+    """The inputs that each forward of a session needs besides its rows, with the padding that attention needs.
 
-    Its numbers stay where they are and change in place, so they are bound once.
+    ``numbers``, by the graphs' input names, are changed in place, so that a session binds them once.
     """
 
     def __init__(self, min_rows: int) -> None:
@@ -104,10 +104,13 @@ class StepInputs:
         }
 
     def set(self, mask: NDArray[np.bool_], positions: NDArray[np.int64]) -> dict[str, ort.OrtValue]:
-        """For who may see whom, [rows, total], and each row's position, [rows]: what is to be bound for this forward."""
+        """Set the numbers for a forward, and return its further inputs, which are to be bound for this forward alone.
+
+        ``mask`` [rows, total] says which slots a row sees, and ``positions`` are [rows].
+        """
         rows, total = mask.shape
         num_padding = attention_padding(rows, total)
-        if num_padding:  # rows that see themselves alone
+        if num_padding:  # a row of padding sees itself alone
             padded = np.zeros((rows + num_padding, total + num_padding), np.bool_)
             padded[:rows, :total] = mask
             padded[rows:, total:] = np.eye(num_padding, dtype=np.bool_)
@@ -120,7 +123,11 @@ class StepInputs:
 
 
 def as_ort_value(array: NDArray[Any]) -> ort.OrtValue:
-    """A view of the array for ONNX Runtime. A view with gaps would be copied silently, and updates in place lost."""
+    """A view of ``array`` for ONNX Runtime.
+
+    Raises:
+        StageFailedError: the array has gaps. ONNX Runtime would silently copy it, and updates in place would be lost.
+    """
     if not array.flags.c_contiguous:
         raise StageFailedError(
             f"an array of shape {array.shape} has gaps; only contiguous memory can be bound in place"
@@ -129,16 +136,17 @@ def as_ort_value(array: NDArray[Any]) -> ort.OrtValue:
 
 
 def pad_rows(rows: Floats, min_rows: int) -> Floats:
-    """[1, rows, width], with at least ``min_rows`` rows."""
+    """``rows`` as [1, rows, width], with zeros added so that there are at least ``min_rows``."""
     if len(rows) < min_rows:
         rows = np.concatenate([rows, np.zeros((min_rows - len(rows), rows.shape[1]), np.float32)])
     return np.ascontiguousarray(rows, np.float32)[None]
 
 
 class HiddenRows:
-    """Rows on their way through graphs, [1, rows, width]: each writes where the next one reads, and nothing is copied.
+    """Rows on their way through a chain of graphs, [1, rows, width].
 
-    What is given is never written to.
+    Each graph writes to the buffer from which the next one reads, so nothing is copied. The rows given at the start are
+    never written to.
     """
 
     def __init__(self, rows: Floats, min_rows: int) -> None:
@@ -149,7 +157,7 @@ class HiddenRows:
 
     @property
     def array(self) -> Floats:
-        """What the last graph wrote; the next but one writes over it."""
+        """The rows that the last graph wrote. They are overwritten by the graph after the next one."""
         return self._buffers[self._from]
 
     @property
@@ -161,7 +169,7 @@ class HiddenRows:
         return self._values[self._to]
 
     def advance(self) -> None:
-        """The target has been written."""
+        """Make the target, which a graph has written, the source of the next graph."""
         self._from, self._to = self._to, 3 - self._to
 
 
@@ -173,7 +181,10 @@ class CachedGraph:
         self._layers = range(start, stop)
 
     def bind(self, caches: Sequence[ort.OrtValue], inputs: dict[str, ort.OrtValue]) -> ort.IOBinding:
-        """What stays for as long as a session does: ``caches`` is key, value per layer; rotary tables and a step's numbers."""
+        """Bind what stays the same during a session.
+
+        ``caches`` has keys and values of each layer in turn; ``inputs`` are rotary tables and a step's numbers by name.
+        """
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
@@ -184,13 +195,13 @@ class CachedGraph:
         return binding
 
     def bind_step(self, binding: ort.IOBinding, inputs: dict[str, ort.OrtValue], hidden_out: ort.OrtValue) -> None:
-        """What one forward reads and writes besides."""
+        """Bind what changes with each forward: its further inputs, and the rows that it writes."""
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_ortvalue_output(HIDDEN_OUT, hidden_out)
 
     def run_bound(self, binding: ort.IOBinding) -> None:
-        """Raises StageFailedError where ONNX Runtime refuses the run."""
+        """Run the graph. Raises StageFailedError where ONNX Runtime refuses."""
         try:
             self._session.run_with_iobinding(binding)
         except Exception as cause:  # ONNX Runtime raises its own types, none of them exported

@@ -1,4 +1,4 @@
-"""The target's output head: logits to verify with, and the likeliest tokens to draft with."""
+"""The target's output head. It gives logits for verification, and the likeliest tokens for drafting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from flowspec_edge.manifest import HIDDEN, LOGITS, TOP_K, TOP_LOG_PROBS, TOP_TOK
 
 
 class Head:
-    """Normed hidden rows in, logits or top-k out. The top-k is taken inside the graph: no vocabulary-sized rows leave it."""
+    """Maps normed hidden rows to logits, or to the likeliest tokens.
+
+    The graph itself picks the likeliest tokens, so that rows as wide as the vocabulary do not leave it.
+    """
 
     def __init__(self, directory: Path, manifest: Manifest, *, num_threads: int = 1) -> None:
         if manifest.precision == EXACT_PRECISION:
@@ -24,7 +27,7 @@ class Head:
         self._session = load_graph(directory / manifest.head.file, num_threads)
 
     def logits(self, hidden: Floats) -> Floats:
-        """[rows, vocab_size] of normed rows, [rows, hidden_size]."""
+        """The logits, [rows, vocab_size], of normed rows, [rows, hidden_size]."""
         (logits,) = self._session.run([LOGITS], self._inputs(hidden, 1))
         return logits[: len(hidden)]  # type: ignore[no-any-return]
 

@@ -1,8 +1,9 @@
-"""Weights on huge pages, where Linux has them on request: a forward reads every weight, and small pages keep the processor
-looking up addresses.
+"""Moves weights to huge pages where Linux gives them on request. A forward reads every weight, and with small pages the
+processor spends time on looking up addresses.
 
-Many systems give huge pages only to memory that asks for them (``madvise`` in /sys/kernel/mm/transparent_hugepage/enabled). NumPy
-asks, ONNX Runtime does not. With them a chunk of one row took 4 to 7 % less time, one of 16 rows 2 to 3 % (x86, Linux 6.18).
+Many systems give huge pages only to memory for which a program asks (``madvise`` in
+/sys/kernel/mm/transparent_hugepage/enabled). NumPy asks, ONNX Runtime does not. With huge pages a chunk of one row took
+4 to 7 % less time, a chunk of 16 rows 2 to 3 % (x86, Linux 6.18).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ _MAPPINGS = Path("/proc/self/maps")
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # asm-generic/mman-common.h of Linux; the second since 6.1
 
 Ranges = list[tuple[int, int]]
-"""Of addresses: first, and one behind the last."""
+"""Ranges of addresses, each with its first address and the one behind its last."""
 
 
 def huge_page_bytes(settings: Path = SETTINGS) -> int:
-    """How large a huge page is here; 0 where the system has none or its owner wants none."""
+    """The size of a huge page here; 0 where the system has none or is set to give none."""
     try:
         if "[never]" in (settings / "enabled").read_text():
             return 0
@@ -33,9 +34,10 @@ def huge_page_bytes(settings: Path = SETTINGS) -> int:
 
 @contextlib.contextmanager
 def on_huge_pages() -> Iterator[None]:
-    """What is allocated while this is entered, and is in use at its end, moves to huge pages. Takes no more memory.
+    """Move memory that is allocated inside the ``with`` block, and is in use at its end, to huge pages.
 
-    About two seconds per GB on a slow machine; a system that refuses leaves everything as it was.
+    No more memory is used than before. Moving takes about two seconds per GB on a slow machine. Where the system
+    refuses, everything stays as it was.
     """
     size = huge_page_bytes()
     if not size:
@@ -50,12 +52,12 @@ def on_huge_pages() -> Iterator[None]:
         for page in range(-(-start // size) * size, stop - size + 1, size):
             is_used = ctypes.create_string_buffer(size // mmap.PAGESIZE)
             if libc.mincore(page, size, is_used) == 0 and all(is_used.raw):
-                libc.madvise(page, size, _MADV_HUGEPAGE)  # for the kernel to do in its own time
-                libc.madvise(page, size, _MADV_COLLAPSE)  # and now, where it can
+                libc.madvise(page, size, _MADV_HUGEPAGE)  # the kernel moves the page some time later
+                libc.madvise(page, size, _MADV_COLLAPSE)  # or at once, where it can
 
 
 def _anonymous_memory() -> Ranges:
-    """This process's own private memory, the heap left out, in ascending order; nothing where the system does not tell."""
+    """The private memory of this process without the heap, in ascending order; empty where the system does not tell."""
     ranges: Ranges = []
     try:
         lines = _MAPPINGS.read_bytes().split(b"\n")  # names of files may be in any encoding
@@ -70,7 +72,7 @@ def _anonymous_memory() -> Ranges:
 
 
 def _without(ranges: Ranges, others: Iterable[tuple[int, int]]) -> Ranges:
-    """What of ``ranges`` lies in none of the others."""
+    """The parts of ``ranges`` that lie in none of ``others``."""
     for other_start, other_stop in others:
         pieces = [
             piece

@@ -1,8 +1,9 @@
-"""Whether this processor multiplies bytes exactly.
+"""Checks that this processor multiplies bytes exactly.
 
-The precision w8a8 multiplies unsigned with signed bytes. x86 processors with AVX2 but without VNNI have an instruction that adds
-two such products in 16 bits and cuts what does not fit (VPMADDUBSW), and ONNX Runtime uses it there unless it is told to be exact
-(manifest.EXACT_SUMS). Should a processor or another version of it be wrong all the same, its sums would be so silently.
+The precision w8a8 multiplies unsigned with signed bytes. x86 processors with AVX2 but without VNNI have an instruction
+that adds two such products in 16 bits and cuts what does not fit (VPMADDUBSW). ONNX Runtime uses it there unless it is
+told to be exact (manifest.EXACT_SUMS). If a processor or a version of ONNX Runtime were wrong all the same, nothing
+else would report it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _GRAPH = zlib.decompress(
         "xB5B"
     )
 )
-"""ONNX: y = MatMulInteger(a, WEIGHTS, ZERO_POINT), a uint8 [rows, terms], y int32 [rows, outputs], as w8a8 has it in each layer."""
+"""The ONNX graph y = MatMulInteger(a, WEIGHTS, ZERO_POINT) with a uint8 [rows, terms] and y int32 [rows, outputs]. Each
+layer in w8a8 has such products.
+"""
 
 WEIGHTS = np.full((256, 64), 127, np.int8)  # [terms, outputs]
 WEIGHTS[:, 1::2] = -127
@@ -38,9 +41,10 @@ Product = Callable[[NDArray[np.uint8]], NDArray[np.int32]]
 
 
 def check_integer_products(product: Product | None = None) -> None:
-    """Multiply the largest bytes there are, in numbers of rows that vector kernels tell apart.
+    """Multiply the largest bytes that there are, for numbers of rows for which kernels differ.
 
-    ``product`` multiplies rows, uint8 [rows, 256], less the zero point, by :data:`WEIGHTS`; by default ONNX Runtime does.
+    ``product`` subtracts the zero point from rows, uint8 [rows, 256], and multiplies them by :data:`WEIGHTS`. By
+    default ONNX Runtime does so.
 
     Raises:
         BundleError: the sums are wrong.
@@ -52,8 +56,8 @@ def check_integer_products(product: Product | None = None) -> None:
         expected = np.tile(WEIGHTS[0].astype(np.int32) * (255 - ZERO_POINT) * num_terms, (num_rows, 1))
         if not np.array_equal(product(largest), expected):
             raise BundleError(
-                f"this processor cuts sums of byte products, so {EXACT_PRECISION} would be wrong on it with onnxruntime "
-                f"{ort.__version__}; run another precision of the bundle: flowspec node --precision NAME"
+                f"this processor cuts sums of byte products, so {EXACT_PRECISION} would be wrong on it with "
+                f"onnxruntime {ort.__version__}; run another precision of the bundle: flowspec node --precision NAME"
             )
 
 

@@ -1,9 +1,10 @@
-"""Memory of loading: what ONNX Runtime frees on the way goes back to the system at once.
+"""Makes memory that ONNX Runtime frees while it loads a graph go back to the system at once.
 
-It reads a file, copies its weights and packs them anew, one after the other. glibc keeps what is freed meanwhile for later
-allocations (192 MB of float32 layers in four files: a peak of 1.7 times that, most of it kept); as mappings of their own these
-pieces leave at once (1.1 times; x86, glibc 2.36, onnxruntime 1.32). Running graphs get the usual heap, since mapping a buffer
-for each forward costs page faults.
+ONNX Runtime reads a file, copies its weights and packs them anew, one after the other. glibc keeps what is freed in
+between for later allocations: 192 MB of float32 layers in four files reached a peak of 1.7 times that, most of which
+was kept. When these pieces are mappings of their own they are given back at once, and the peak is 1.1 times (x86, glibc
+2.36, onnxruntime 1.32). Running graphs use the usual heap, because mapping a buffer for each forward would cost page
+faults.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Iterator
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _LOADING_BYTES = 1 << 20
-"""Smaller pieces than this are no weights."""
+"""Pieces of memory below this size are not weights."""
 _RUNNING_BYTES = 32 << 20
-"""glibc's own limit for what it takes from the heap, once it has seen large pieces come and go."""
+"""The limit below which glibc takes memory from the heap, as it sets it itself once large pieces have been freed."""
 
 _lock = threading.Lock()
 _num_loading = 0
@@ -25,9 +26,10 @@ _num_loading = 0
 
 @contextlib.contextmanager
 def frugal_allocation() -> Iterator[None]:
-    """While this is entered, in any thread, large pieces of memory are mapped, and given back when they are freed.
+    """Inside the ``with`` block, in every thread, large pieces of memory are mapped, and given back when they are
+    freed.
 
-    Does nothing where the C library is not glibc.
+    Nothing is changed where the C library is not glibc.
     """
     global _num_loading
     libc = ctypes.CDLL(None)

@@ -1,8 +1,9 @@
-"""Rows added to a chunk so that a row has the same bits whatever its chunk.
+"""Rows of padding, which are added to a chunk so that a row has the same bits in every chunk.
 
-ONNX Runtime computes a row by itself with other code than rows together: in its attention operator, and in the products of some
-precisions. And its softmax adds up the weights of four slots at a time, then what is left one by one, so that a row's sum depends
-on how many slots come after its own; on x86 with AVX2 nothing is left over, since those kernels mask (onnxruntime 1.32).
+ONNX Runtime computes a single row with other code than several rows: in its attention operator, and in the products of
+some precisions. Its softmax adds up the weights of four slots at a time, and then the remaining ones one by one, so
+that a row's sum depends on how many slots come after its own. On x86 with AVX2 none remain, because those kernels mask
+(onnxruntime 1.32).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _MIN_ROWS = {"int4": 2}
 
 
 def slots_at_a_time(cpuinfo: Path = Path("/proc/cpuinfo")) -> int:
-    """Of how many slots attention must have a multiple on this processor; the safe number where it is not known."""
+    """Attention must have a multiple of this many slots on this processor. Where it is unknown, the number is safe."""
     try:
         text = cpuinfo.read_text(errors="replace")
     except OSError:
@@ -28,11 +29,14 @@ SLOTS_AT_A_TIME = slots_at_a_time()
 
 
 def min_rows(precision: str) -> int:
-    """Of every chunk that a graph of that precision is given."""
+    """The least number of rows of a chunk for graphs of that precision."""
     return _MIN_ROWS.get(precision, 1)
 
 
 def attention_padding(num_rows: int, num_slots: int) -> int:
-    """Rows that attention gets behind ``num_rows`` of a chunk, each with a slot of its own behind ``num_slots`` in use."""
+    """How many rows of padding attention gets.
+
+    They come after the ``num_rows`` of a chunk, and each takes a slot of its own behind the ``num_slots`` in use.
+    """
     missing = max(MIN_ATTENTION_ROWS - num_rows, 0)
     return missing + -(num_slots + missing) % SLOTS_AT_A_TIME

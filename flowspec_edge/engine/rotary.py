@@ -1,4 +1,4 @@
-"""Cosines and sines of the rotary embedding: one pair of tables for all layers of a stage."""
+"""Cosines and sines of the rotary embedding, one pair of tables for all layers of a stage."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from flowspec_edge.manifest import ROTARY_COS, ROTARY_SIN
 
 
 class RotaryTables:
-    """Tables that reach as far as the longest session asked for so far, [slots, head_dim / 2] float32.
+    """Tables that are long enough for the longest session so far, [slots, head_dim / 2] float32.
 
-    Angles are float32 products, as models were trained with; cosines and sines of them are taken in float64 and rounded
+    Angles are float32 products, as in the training of models. Cosines and sines are computed in float64 and rounded
     once, so that every processor has the same bits.
     """
 
@@ -25,8 +25,9 @@ class RotaryTables:
         self._inputs: dict[str, ort.OrtValue] = {}
 
     def reach(self, num_slots: int) -> dict[str, ort.OrtValue]:
-        """Tables of at least this length, by the graphs' input names; 1,000 slots of heads of 128 values take 16 ms to make (x86,
-        a busy core).
+        """Tables of at least ``num_slots``, by the graphs' input names.
+
+        Tables of 1,000 slots for heads of 128 values take 16 ms to make (x86, a busy core).
 
         Raises:
             StageFailedError: there is not enough memory.

@@ -1,4 +1,4 @@
-"""A stage's layers on ONNX Runtime: any contiguous range of blocks, chained without copies."""
+"""Runs a stage's layers on ONNX Runtime: any contiguous range of blocks, chained without copies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def load_embedding(directory: Path, manifest: Manifest) -> NDArray[np.floating]:
 
 @dataclass(slots=True)
 class _Session:
-    """A session's cache, and each block's binding to its part of it and to what stays, once it has run."""
+    """A session's cache, and the bindings of the blocks to it, which are made when the session runs for
+    the first time.
+    """
 
     cache: KvCache
     step: StepInputs
@@ -38,7 +40,7 @@ class _Session:
 class StageRunner:
     """Layers ``[start, stop)`` of a bundle. The first stage embeds, the last one applies the final norm.
 
-    Not safe for use from several threads at once: give it one.
+    It is not safe to use from several threads at once.
 
     Raises:
         PlacementError: the range does not fall on the bundle's block boundaries.
@@ -103,7 +105,7 @@ class StageRunner:
             self.free_cache(session)
 
     def close(self) -> None:
-        """Free all that takes memory, whoever still holds the runner; it runs nothing any more."""
+        """Free all that takes memory, even if someone still holds the runner. It can run nothing any more."""
         self._sessions, self._blocks = {}, []
         self._embedding = self._final_norm = None
         self._rotary = RotaryTables(self._geometry.rope_frequencies)

@@ -1,4 +1,4 @@
-"""What layers, head and draft head cost on this device, measured here and now."""
+"""Measures what layers, head and draft head cost on this device."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from flowspec_edge.manifest import Manifest
 RUNTIME = f"onnxruntime {onnxruntime.__version__}"
 CHUNK_SIZES = (1, 2, 4, 8, 16, 32, 64)
 NUM_PAST = 128
-"""Rows in the cache before a chunk: a prompt's worth."""
+"""Rows in the cache before a chunk, as after a usual prompt."""
 NUM_REPEATS = 15
-"""Medians of so many: a scheduler's hiccup does not count."""
+"""Each time is the median of this many runs, so that single interruptions do not count."""
 HEAD_ROWS = 16
 SESSION = 1
 
@@ -50,7 +50,7 @@ class StageUnderTest:
         self._run([Row(id, id - 1 if id else NO_PARENT, 1) for id in range(NUM_PAST)])
 
     def time_ms(self, num_rows: int, limit_s: float = 60.0) -> float:
-        """A chain of so many rows, which is forgotten afterwards; in about ``limit_s`` at most."""
+        """Time a chunk of ``num_rows`` in a chain, which is forgotten afterwards. Takes about ``limit_s`` at most."""
         return median_ms(lambda: self._run_and_forget(num_rows), limit_s)
 
     def _run_and_forget(self, num_rows: int) -> None:
@@ -67,7 +67,7 @@ class StageUnderTest:
 
 
 def time_head_ms(head: Head, manifest: Manifest) -> float:
-    """A run of the head over as many rows as a chunk may bring."""
+    """Time a run of the head over HEAD_ROWS rows."""
     rows = np.zeros((HEAD_ROWS, manifest.geometry.hidden_size), np.float32)
     return median_ms(lambda: head.logits(rows))
 
@@ -75,7 +75,7 @@ def time_head_ms(head: Head, manifest: Manifest) -> float:
 def time_draft_ms(
     directory: Path, manifest: Manifest, head: Head, num_rows: int, width: int, num_threads: int
 ) -> float:
-    """A pass of the draft head over so many children of one verified row, each with ``width`` proposals."""
+    """Time a pass of the draft head over ``num_rows`` children of one verified row, each with ``width`` proposals."""
     entry = manifest.drafter
     assert entry is not None, "asked only of bundles with a draft head"
     drafter = load_drafter(directory, manifest, head, k=width, num_threads=num_threads)
@@ -92,9 +92,9 @@ def time_draft_ms(
 
 
 def fit_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
-    """Least squares of ``time = a + b * size``, each sample weighed by its own time; neither below 0.
+    """Fit ``time = a + b * size`` by least squares, with neither ``a`` nor ``b`` below 0.
 
-    Weighing keeps the relative error even: small chunks are what most schedules send.
+    Each sample is weighed by its own time, which keeps the relative error even: most schedules send small chunks.
     """
     x, y = np.array(sizes, np.float64), np.array(times, np.float64)
     a, b = np.linalg.lstsq(np.stack([np.ones_like(x), x], axis=1) / y[:, None], np.ones_like(y), rcond=None)[0]
@@ -106,7 +106,7 @@ def fit_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, flo
 
 
 def median_ms(run: Callable[[], object], limit_s: float = 60.0) -> float:
-    """Of NUM_REPEATS runs, or as many as begin within ``limit_s``."""
+    """The median time of NUM_REPEATS runs, or of as many as begin within ``limit_s``."""
     run()  # the first run allocates
     times: list[float] = []
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Text to token ids and back, as the text streams."""
+"""Turns text into token ids, and token ids into text while it is being written."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Tokenizer:
 
 
 class TextStream:
-    """Tokens in, text out, as early as it is certain.
+    """Takes tokens and returns their text as early as it is certain.
 
-    A character may end in a later token, and a stop string too: what could still change is held back.
+    A character or a stop string may end in a later token, so text that could still change is held back.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
@@ -43,7 +43,7 @@ class TextStream:
         self.is_stopped = False
 
     def feed(self, tokens: tuple[int, ...]) -> str:
-        """The text that has become certain with these tokens. After a stop string, nothing more."""
+        """The text that has become certain with these tokens. It is empty after a stop string."""
         self._tokens += tokens
         if self.is_stopped:
             return ""
@@ -57,7 +57,10 @@ class TextStream:
         return self._give(self._certain_length())
 
     def take(self, tokens: tuple[int, ...]) -> tuple[str, int]:
-        """Feed tokens one by one up to a stop string; the certain text, and how many of the tokens it took."""
+        """Feed tokens one by one up to a stop string.
+
+        Returns the certain text, and how many of the tokens were taken.
+        """
         text = ""
         for num_taken, token in enumerate(tokens):
             if self.is_stopped:
@@ -66,7 +69,7 @@ class TextStream:
         return text, len(tokens)
 
     def finish(self) -> str:
-        """What was held back; an unfinished character comes as U+FFFD."""
+        """The text that was held back. An unfinished character becomes U+FFFD."""
         if self.is_stopped:
             return ""
         before = self._tokenizer.decode(self._tokens[max(self._num_read - 4, 0) : self._num_read])
@@ -75,7 +78,10 @@ class TextStream:
         return self._give(self._certain_length(is_end=True))
 
     def _certain_length(self, *, is_end: bool = False) -> int:
-        """How much of the text cannot change any more; cuts it where a stop string begins before all that could still be one."""
+        """How many characters of the text cannot change any more.
+
+        Where a stop string begins before all characters that could still become one, the text is cut there.
+        """
         text = self._text
         held = 0
         for stop in () if is_end else self._stop:

@@ -1,4 +1,4 @@
-"""The plain model: all layers in one process, one token after another. What every ring's output must equal."""
+"""The plain model, with all layers in one process and one token after another. Every ring must write what it writes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class UnsplitModel:
         self._head = Head(directory, manifest, num_threads=num_threads)
 
     def generate(self, prompt: list[int], options: GenerateOptions) -> Iterator[int]:
-        """The continuation of ``prompt``, token by token, until an end of sequence, the limit, or the context's end."""
+        """Continue ``prompt`` token by token until an end of sequence, the limit, or the end of the context."""
         limit = min(options.max_new_tokens, self._manifest.geometry.max_context - len(prompt))
         sampler = Sampler(options, self._manifest.geometry.vocab_size)
         slots = KvSlots(len(prompt) + limit + FIRST_SLOT)

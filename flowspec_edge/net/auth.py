@@ -1,8 +1,9 @@
-"""One cluster key makes one cluster: key -> scrypt -> Ed25519 seed -> the same certificate on every node.
+"""Authenticates the nodes of a cluster by its key: key -> scrypt -> Ed25519 seed -> the same certificate on every node.
 
-Each side shows that certificate, wants to see it, and trusts no other, so whoever does not hold the key is refused in the
-handshake, before any handler runs. TLS 1.3 alone: it hides the certificates as well. A side that connects finishes first
-there, so a peer counts as joined only after its Welcome (``link.py``).
+Each side shows that certificate, requires it of the other side, and trusts no other. So whoever does not hold the key
+is refused in the handshake, before any handler runs. Only TLS 1.3 is spoken, which hides the certificates as well. In
+TLS 1.3 the connecting side finishes its handshake first, so a peer counts as joined only after its Welcome
+(``link.py``).
 """
 
 from __future__ import annotations
@@ -21,22 +22,26 @@ from flowspec_edge.errors import ClusterKeyError, KeyTextError
 from flowspec_edge.files import read_private, state_directory, write_private
 
 HANDSHAKE_S = 5.0
-"""A handshake takes 2 ms on x86 and some 20 ms on the smallest board; a socket that stays silent is closed after this."""
+"""A socket that stays silent is closed after this time.
+
+A handshake takes 2 ms on x86, and some 20 ms on the smallest board.
+"""
 
 _SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 2**15, 8, 1
-"""118 ms and 32 MiB on x86. The key is random, so this only stands behind the 160 bits."""
+"""Takes 118 ms and 32 MiB on x86. It need not be slower, since the key has 160 random bits."""
 _KEY_FILES = {CLUSTER_PREFIX: "cluster.key", API_PREFIX: "api.key"}
 _NAMES = {CLUSTER_PREFIX: "flowspec cluster", API_PREFIX: "flowspec api"}
-# A board without a battery-backed clock starts in 1970; the certificate's dates must never be what keeps it out.
+# A board without a battery-backed clock starts in 1970, and the certificate's dates must not keep it out.
 _NOT_BEFORE = datetime.datetime(1950, 1, 1, tzinfo=datetime.UTC)
 _NOT_AFTER = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a key becomes. ``fingerprint`` names the cluster in public and tells nothing about the key.
+    """What is derived from a key.
 
-    ``server`` and ``client`` want the other side's certificate; ``public`` is a server that does not.
+    ``fingerprint`` names the cluster in public and tells nothing about the key. ``server`` and ``client`` require the
+    other side's certificate; ``public`` is for a server that requires none.
     """
 
     fingerprint: str
@@ -47,7 +52,7 @@ class Credentials:
 
 
 def derive_credentials(secret: bytes, prefix: str = CLUSTER_PREFIX) -> Credentials:
-    """The same for the same key, on every machine; blocks for some 0.1 s."""
+    """Derive the credentials of a key, which are the same on every machine. Blocks for some 0.1 s."""
     seed, public = _stretch(secret, _NAMES[prefix])
     certificate, private_key = _certificate_of(seed, _NAMES[prefix])
     return Credentials(
@@ -60,7 +65,7 @@ def derive_credentials(secret: bytes, prefix: str = CLUSTER_PREFIX) -> Credentia
 
 
 def _stretch(secret: bytes, purpose: str) -> tuple[bytes, bytes]:
-    """The seed of the private key, and the fingerprint. Keys of another length are refused."""
+    """The seed of the private key, and the fingerprint. Raises KeyTextError for a key of another length."""
     if len(secret) != KEY_BYTES:
         raise KeyTextError(f"a key of {len(secret)} bytes; keys have {KEY_BYTES} (flowspec key new makes one)")
     stretched = hashlib.scrypt(
@@ -70,8 +75,11 @@ def _stretch(secret: bytes, purpose: str) -> tuple[bytes, bytes]:
 
 
 def _certificate_of(seed: bytes, name: str) -> tuple[bytes, bytes]:
-    """Certificate and private key, as PEM. Ed25519 signs without chance, so the same seed gives the same bytes."""
-    # Only a node with a key needs this library, and it takes a small board a while to load.
+    """Certificate and private key as PEM.
+
+    Ed25519 signatures are deterministic, so the same seed gives the same bytes.
+    """
+    # Only a node with a key needs this library, which a small board takes a while to load.
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -99,12 +107,12 @@ def _certificate_of(seed: bytes, name: str) -> tuple[bytes, bytes]:
 def _context(kind: int, certificate: bytes, private_key: bytes | None, verify: ssl.VerifyMode) -> ssl.SSLContext:
     context = ssl.SSLContext(kind)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False  # boards change their addresses; the certificate alone says who is who
+    context.check_hostname = False  # boards change their addresses; the certificate alone identifies a peer
     context.verify_mode = verify
     if verify is ssl.CERT_REQUIRED:
         context.load_verify_locations(cadata=certificate.decode())
     if private_key is not None:
-        # The ssl module reads files only; this one has no name and never touches a disk.
+        # The ssl module reads only files. This file has no name and is never on a disk.
         descriptor = os.memfd_create("flowspec certificate", os.MFD_CLOEXEC)
         with open(descriptor, "wb") as file:
             file.write(certificate + private_key)
@@ -114,10 +122,10 @@ def _context(kind: int, certificate: bytes, private_key: bytes | None, verify: s
 
 
 def trust_key(api_key: str) -> ssl.SSLContext:
-    """For users of the HTTP API: trust the server that holds this key, and no other.
+    """The context with which a user of the HTTP API trusts the server that holds this key, and no other.
 
     Raises:
-        KeyTextError: it is not a key.
+        KeyTextError: the text is not a key.
     """
     seed, _ = _stretch(parse_key(api_key, API_PREFIX), _NAMES[API_PREFIX])
     certificate, _ = _certificate_of(seed, _NAMES[API_PREFIX])
@@ -130,15 +138,15 @@ def is_same_key(given: str, wanted: str) -> bool:
 
 
 def key_path(prefix: str = CLUSTER_PREFIX) -> Path:
-    """Where the cluster key, or the key of the HTTP API, is kept."""
+    """The file in which the cluster key, or the key of the HTTP API, is kept."""
     return state_directory() / _KEY_FILES[prefix]
 
 
 def load_key(prefix: str = CLUSTER_PREFIX) -> bytes | None:
-    """The key kept on this machine, or None.
+    """Load the key that is kept on this machine; None where there is none.
 
     Raises:
-        StateError: its file cannot be read, or others may read it.
+        StateError: the file cannot be read, or other users may read it.
         ClusterKeyError: the file holds no key.
     """
     path = key_path(prefix)
@@ -152,10 +160,12 @@ def load_key(prefix: str = CLUSTER_PREFIX) -> bytes | None:
 
 
 def make_key(prefix: str = CLUSTER_PREFIX) -> tuple[bytes, bool]:
-    """The key kept here, and whether it was made just now, because there was none.
+    """Load the key that is kept on this machine, or make one where there is none.
+
+    Returns the key, and whether it was made just now.
 
     Raises:
-        StateError: it cannot be kept.
+        StateError: the key cannot be written.
     """
     known = load_key(prefix)
     if known is not None:
@@ -164,15 +174,17 @@ def make_key(prefix: str = CLUSTER_PREFIX) -> tuple[bytes, bool]:
     if write_private(key_path(prefix), format_key(secret, prefix) + "\n", is_new=True):
         return secret, True
     made_meanwhile = load_key(prefix)
-    assert made_meanwhile is not None, "whoever was faster has written it whole"
+    assert made_meanwhile is not None, "the process that was faster has written a whole key"
     return made_meanwhile, False
 
 
 def replace_key(secret: bytes | None = None, prefix: str = CLUSTER_PREFIX) -> tuple[bytes, Path | None]:
-    """Keep this key from now on, or a new one; and where the one before is kept, if there was another.
+    """Replace the key that is kept by ``secret``, or by a new key.
+
+    Returns the key, and the file in which the previous one is kept, or None where there was no other.
 
     Raises:
-        StateError: it cannot be written.
+        StateError: the key cannot be written.
     """
     path, kept = key_path(prefix), None
     secret = secret or secrets.token_bytes(KEY_BYTES)

@@ -1,4 +1,7 @@
-"""The peers of a node, found and authenticated: ``core/membership.py`` decides, this module greets, listens and remembers."""
+"""Finds and authenticates a node's peers.
+
+``core/cluster/membership.py`` decides; this module greets, listens and remembers.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from flowspec_edge.net.link import DEFAULT_TIMEOUTS, open_link
 from flowspec_edge.net.neighbourhood import Neighbourhood, remember_peers, remembered_peers
 
 WATCH_S = 5.0
-"""How often to look whether this machine's addresses have changed: a cable put in, Wi-Fi that came late."""
+"""How often to check whether this machine's addresses have changed, as when Wi-Fi comes late."""
 
 _KINDS = {
     errno.ECONNREFUSED: ms.REFUSED,
@@ -45,7 +48,10 @@ Report = Callable[[ms.MembershipAction], None]
 
 
 class Directory:
-    """Made by :meth:`start`; use it as an async context, or ``close`` it."""
+    """The directory of a node's peers.
+
+    It is made by :meth:`start`, and is used as an async context or closed by ``close``.
+    """
 
     def __init__(self, where: Neighbourhood, node: str, port: int, version: str, report: Report | None) -> None:
         self.where = where
@@ -73,9 +79,9 @@ class Directory:
     async def start(
         cls, where: Neighbourhood, *, node: str, port: int = 0, version: str, report: Report | None = None
     ) -> Directory:
-        """Begin to look for peers. A node that listens at ``port`` announces itself and tells its peers of it.
+        """Begin to look for peers. A node that listens at ``port`` announces itself, and tells its peers the port.
 
-        Where mDNS cannot be used, a warning says so, and the other ways go on.
+        Where mDNS cannot be used, a warning is logged, and peers are still found in the other ways.
         """
         directory = cls(where, node, port, version, report)
         await directory._open_mdns()
@@ -95,7 +101,7 @@ class Directory:
         await self.close()
 
     async def close(self) -> None:
-        """Take the announcement back and stop looking."""
+        """Withdraw the announcement and stop looking."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -109,7 +115,7 @@ class Directory:
 
     @property
     def found(self) -> list[Announcement]:
-        """The peers there are now, by name."""
+        """The peers that are there now, in the order of their names."""
         return [
             Announcement(
                 node=peer.node,
@@ -125,7 +131,7 @@ class Directory:
     async def wait_for(
         self, is_enough: Callable[[list[Announcement]], bool], timeout_s: float | None
     ) -> list[Announcement]:
-        """The peers once they are enough, or after ``timeout_s``, whatever there is."""
+        """Wait until the peers are enough, at most ``timeout_s``. Returns the peers that are there then."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not is_enough(self.found):
@@ -139,10 +145,10 @@ class Directory:
         self._events.put_nowait(event)
 
     def take_peers(self, host: str, told: wire.Peers) -> wire.Peers:
-        """A member that connected from ``host`` has told where it and others are; the answer is what we know.
+        """Take the addresses that a member which connected from ``host`` has told, and return those known here.
 
         Raises:
-            ProtocolError: what it told are no addresses.
+            ProtocolError: the member told something that is no address.
         """
         if not told.port < 65536:
             raise ProtocolError(f"Peers.port is {told.port}, not a port")
@@ -190,7 +196,7 @@ class Directory:
         task.add_done_callback(self._tasks.discard)
 
     async def _greet(self, address: Address) -> None:
-        """One exchange: who is there, and whom each of the two knows."""
+        """Exchange with a peer who it is, and which peers each of the two knows."""
         hello = wire.Hello(self.membership.node, self._version, wire.PROTOCOL_VERSION, wire.CONTROL, "")
         try:
             link, welcome = await open_link(address.host, address.port, hello, credentials=self.where.credentials)
@@ -232,7 +238,7 @@ class Directory:
                 )
             self.mdns_error = None
         except NodeUnavailableError as cause:
-            if self.mdns_error != str(cause):  # said once, however often addresses change
+            if self.mdns_error != str(cause):  # logged once, however often addresses change
                 _log.warning(
                     "%s. Going on without it: peers are reached by address (--peer HOST:PORT), and tell of others",
                     cause,
@@ -276,11 +282,13 @@ async def find_peers(
 async def search_peers(
     directory: Directory, *, num_nodes: int | None = None, timeout_s: float, settle_s: float = 0.0
 ) -> list[Announcement]:
-    """Look for the nodes of a cluster until ``num_nodes`` have answered, or, where it is not said how many there are, until
-    ``settle_s`` after the first.
+    """Look for the nodes of a cluster until ``num_nodes`` have answered.
+
+    Where ``num_nodes`` is None, the search ends ``settle_s`` after the first node has answered.
 
     Raises:
-        NodeUnavailableError: after ``timeout_s`` none has, or fewer than ``num_nodes``; with what was heard of others.
+        NodeUnavailableError: after ``timeout_s`` no node or fewer than ``num_nodes`` have answered. The text names
+            those that were heard of but cannot be used.
     """
     found = await directory.wait_for(lambda nodes: len(nodes) >= (num_nodes or 1), timeout_s)
     if found and num_nodes is None:
@@ -302,12 +310,12 @@ async def search_peers(
 
 
 def _others(directory: Directory) -> str:
-    """What was heard of and came to nothing, for the end of a sentence."""
+    """The nodes and addresses that were heard of but cannot be used, for the end of an error's text."""
     members = directory.membership
     names = {
         record.node
         for record in members.records.values()
-        # Clusters of other labels on one machine, as tests and demos make them, are meant to be apart.
+        # Clusters of other labels on one machine, as tests and demos have them, are meant to be separate.
         if not members.is_ours(record) and (record.cluster == members.cluster or not directory.where.is_local)
     }
     names |= {str(address) for address, hint in members.hints.items() if hint.failure is not None}
@@ -318,13 +326,13 @@ def _others(directory: Directory) -> str:
 
 
 def failure_kind(cause: BaseException | None) -> str:
-    """What kept a peer away, from the error and those behind it; see ``Failure``."""
+    """The kind of failure (see ``Failure``) that an error, or one of its causes, stands for."""
     if isinstance(cause, OtherKeyError):
         return ms.OTHER_KEY
     if isinstance(cause, OtherVersionError):
         return ms.OTHER_VERSION
     while cause is not None:
-        behind = getattr(cause, "os_error", cause)  # aiohttp wraps what the socket said
+        behind = getattr(cause, "os_error", cause)  # aiohttp wraps the error of the socket
         if isinstance(behind, TimeoutError):
             return ms.TIMED_OUT
         if isinstance(behind, socket.gaierror):

@@ -1,5 +1,7 @@
-"""What nodes say of themselves by mDNS (RFC 6762, RFC 6763). A record is a hint, never a sign of life: a killed node leaves its
-own behind, and anyone may announce anything. Who is really there is for ``directory.py`` to find out.
+"""Announces nodes by mDNS and listens for their records (RFC 6762, RFC 6763).
+
+A record is a hint and never a sign of life: the record of a killed node remains, and anyone may announce anything.
+``directory.py`` finds out who is really there.
 """
 
 from __future__ import annotations
@@ -21,18 +23,18 @@ from flowspec_edge.net.addresses import LOOPBACK, addresses_to_announce, is_loop
 
 SERVICE_TYPE = "_flowspec._tcp.local."
 RECORD_MS = 3000
-"""How long to ask for the record of a node whose name was heard; on a LAN it comes with the name."""
+"""How long to ask for the record of a node whose name was heard. On a LAN the record comes with the name."""
 MAX_ASKING = 64
-"""Records asked for at a time; names heard beyond that are ignored until they are heard again."""
+"""How many records are asked for at a time. Further names are ignored until they are heard again."""
 MAX_LABEL_BYTES = 55
-"""Of a record's name; DNS allows 63, and what makes it unique comes behind."""
+"""The longest name of a node in a record's name. DNS allows 63 bytes, and a suffix that makes it unique follows."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
-    """A node and where it is reached. ``cluster`` is the label that nodes must share to find each other.
+    """A node and its address. ``cluster`` is the label that nodes must share to find each other.
 
     ``fingerprint`` says which cluster key the node has, without telling the key; it is empty where there is none.
     """
@@ -46,7 +48,7 @@ class Announcement:
 
 
 class Announcer:
-    """Keeps a node's record on the network. Made by :meth:`start`."""
+    """Keeps a node's record on the network. It is made by :meth:`start`."""
 
     def __init__(self, zeroconf: AsyncZeroconf, info: AsyncServiceInfo) -> None:
         self._zeroconf = zeroconf
@@ -54,7 +56,7 @@ class Announcer:
 
     @classmethod
     async def start(cls, announcement: Announcement) -> Announcer:
-        """Announce a node that listens already; for a host of 0.0.0.0, all addresses of this machine are.
+        """Announce a node that listens already. For the host 0.0.0.0, all addresses of this machine are announced.
 
         Raises:
             NodeUnavailableError: no network interface can be used for mDNS.
@@ -74,7 +76,7 @@ class Announcer:
         )
         zeroconf = _open_zeroconf(is_local=is_loopback(announcement.host))
         try:
-            # Record names are unique by chance, so probing for a rival would only cost time.
+            # Record names have random suffixes, so probing for the same name elsewhere would only cost time.
             await (await zeroconf.async_register_service(info, cooperating_responders=True))
         except BaseException:
             await zeroconf.async_close()
@@ -82,13 +84,13 @@ class Announcer:
         return cls(zeroconf, info)
 
     async def close(self) -> None:
-        """Take the record back; browsers see it within milliseconds."""
+        """Withdraw the record. Browsers see this within milliseconds."""
         await (await self._zeroconf.async_unregister_service(self._info))
         await self._zeroconf.async_close()
 
 
 class Browser:
-    """Listens for nodes, of any cluster. Made by :meth:`start`."""
+    """Listens for nodes of any cluster. It is made by :meth:`start`."""
 
     def __init__(self, zeroconf: AsyncZeroconf, tell: Callable[[RecordHeard | RecordGone], None]) -> None:
         self._zeroconf = zeroconf
@@ -98,7 +100,9 @@ class Browser:
 
     @classmethod
     async def start(cls, tell: Callable[[RecordHeard | RecordGone], None], *, is_local: bool) -> Browser:
-        """Begin to listen, on loopback alone or on every interface, a default route or not; ``tell`` gets the news.
+        """Begin to listen, on loopback alone or on every interface, even without a default route.
+
+        ``tell`` is called with each record that is heard, and with each one that is withdrawn.
 
         Raises:
             NodeUnavailableError: no network interface can be used for mDNS.
@@ -137,18 +141,19 @@ class Browser:
 
 
 def _open_zeroconf(*, is_local: bool) -> AsyncZeroconf:
-    # Not InterfaceChoice.Default: it fails on a host without default route, a LAN without router.
+    # InterfaceChoice.Default would fail on a host without default route, as on a LAN without router.
     interfaces = [LOOPBACK] if is_local else InterfaceChoice.All
     try:
         return AsyncZeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only)
-    except (OSError, RuntimeError) as cause:  # the latter where no interface has an address
+    except (OSError, RuntimeError) as cause:  # RuntimeError: no interface has an address
         raise NodeUnavailableError(
-            f"mDNS cannot be used here ({cause}); see that a network interface is up and that this user may open UDP port 5353"
+            f"mDNS cannot be used here ({cause}); see that a network interface is up and that this user may open UDP "
+            "port 5353"
         ) from cause
 
 
 def _record_from(info: AsyncServiceInfo) -> RecordHeard | None:
-    """What a record says, or None where it is not a node's."""
+    """The contents of a record; None where it is not a node's."""
     try:
         texts = {key.decode(): (value or b"").decode() for key, value in info.properties.items()}
     except UnicodeDecodeError:

@@ -21,7 +21,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbourhood:
-    """Where to look for peers. ``peers`` were typed; ``remembers`` those of earlier runs, and keeps those of this one."""
+    """Where to look for peers.
+
+    ``peers`` are addresses that the user gave. With ``remembers``, peers of earlier runs are looked for as well, and
+    those of this run are kept.
+    """
 
     cluster: str
     host: str
@@ -43,7 +47,7 @@ def _read_all() -> dict[str, list[str]]:
     try:
         remembered = json.loads(text[:MAX_REMEMBERED_BYTES])
     except ValueError:
-        return {}  # it is only hints; the next peer that answers writes it anew
+        return {}  # these are only hints, and the file is written anew when the next peer answers
     return remembered if isinstance(remembered, dict) else {}
 
 
@@ -59,10 +63,10 @@ def remembered_peers(where: Neighbourhood) -> Iterable[Address]:
 
 
 def remember_peers(where: Neighbourhood, addresses: Sequence[Address]) -> None:
-    """Keep these in front of those kept before, up to MAX_TOLD.
+    """Keep these addresses, followed by those that were kept before, up to MAX_TOLD.
 
     Raises:
-        StateError: it cannot be written.
+        StateError: the file cannot be written.
     """
     everything = _read_all()
     both = dict.fromkeys([*addresses, *remembered_peers(where)])

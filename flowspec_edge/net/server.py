@@ -1,4 +1,4 @@
-"""One aiohttp application on one port, started and ended cleanly."""
+"""Serves one aiohttp application on one port, and ends it cleanly."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.net.auth import HANDSHAKE_S
 
 SHUTDOWN_S = 2.0
-"""How long requests in progress may go on after close; aiohttp's own 60 s would hold up an exit."""
+"""How long requests in progress may go on after close. The 60 s that aiohttp gives them would delay an exit."""
 
 
 class ServedApp:
-    """A listening application. ``port`` is the actual one where 0 was asked for."""
+    """A listening application. ``port`` is the actual port, also where 0 was asked for."""
 
     def __init__(self, runner: web.AppRunner, host: str, port: int) -> None:
         self._runner = runner
@@ -29,7 +29,7 @@ class ServedApp:
 
 
 class _Site(web.BaseSite):
-    """aiohttp's TCPSite gives a handshake 60 s."""
+    """A site whose TLS handshake takes at most HANDSHAKE_S; aiohttp's TCPSite would wait for 60 s."""
 
     def __init__(self, runner: web.AppRunner, host: str, port: int, tls: ssl.SSLContext | None) -> None:
         super().__init__(runner, ssl_context=tls)

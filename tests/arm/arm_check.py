@@ -3,11 +3,11 @@
     make arm-check                       everything, in build/arm
     make arm-check ARGS=--quick          one text for each precision instead of four
 
-The boards run Debian's Python and the published aarch64 wheels under qemu-user, one as a Raspberry Pi 5 (Cortex-A76), one as
-a Raspberry Pi 4 (Cortex-A72). This machine originates and serves no layers, so every layer's weights are fetched by a board.
-Kernels differ between processors, and so may the last bits of a logit: where a text differs, the check finds the first
-token that does and how far apart the two choices are; more than a near tie fails. On one board a row must have the same bits
-whatever its chunk.
+The boards run Debian's Python and the published aarch64 wheels under qemu-user, one as a Raspberry Pi 5 (Cortex-A76),
+one as a Raspberry Pi 4 (Cortex-A72). This machine originates and serves no layers, so every layer's weights are fetched
+by a board. Kernels differ between processors, and so may the last bits of a logit. Where a text differs, the check
+finds the first token that differs and how far apart the two choices are; it fails where that is more than a near tie.
+On one board a row must have the same bits in every chunk.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ from tests.arm.userland import BOARDS, PROJECT, ArmCheckError, Say, Userland, ru
 PROMPT = 'class Stack:\n    """A last-in, first-out container."""\n\n    def __init__(self, items=()):\n'
 NUM_TOKENS = 48
 NEAR_TIE = 0.2
-"""Nats between two choices that rounding may turn around. In w8a8 an activation near the middle between two of its 8-bit
-values falls on the other one: embedded rows that differ by 1e-6, on one processor, move the two likeliest of this text apart or
-together by 0.04 nats at the median and 0.2 at most (48 tokens, 12 draws)."""
+"""Nats between two choices whose order rounding may change.
+
+In w8a8 an activation near the middle between two 8-bit values may fall on either. Embedded rows that differ by 1e-6, on
+one processor, move the two likeliest tokens of this text by 0.04 nats at the median and 0.2 at most (48 tokens, 12
+draws).
+"""
 MAX_GAP = 64.0
-"""Nats; the farthest that is looked for."""
+"""Nats: a larger gap is not looked for."""
 START_S = 120.0
-"""Emulated, a node imports for ten seconds."""
+"""An emulated node needs ten seconds for its imports."""
 GENERATE_S = 300.0
 
 
@@ -58,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Text:
-    """What a ring wrote; ``fetched_bytes``: of weights that its nodes did not have before."""
+    """What a ring wrote. ``fetched_bytes`` counts the weights that its nodes did not have before."""
 
     tokens: list[int]
     fetched_bytes: int
@@ -66,7 +69,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Finding:
-    """One text on both rings. ``gap``: nats between the choices where they part, None where they do not."""
+    """One text on both rings.
+
+    ``gap`` is the nats between the choices at the first token that differs; None where all are equal.
+    """
 
     case: Case
     num_tokens: int
@@ -91,7 +97,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class BitsOfRows:
-    """Sizes of chunks in which a row has other bits than in a large one: none are wanted."""
+    """The sizes of chunks in which a row has other bits than in a large chunk. There should be none."""
 
     board: str
     precision: str
@@ -110,10 +116,10 @@ class Ring:
         self.cluster, self.ports, self.bundle, self.home = cluster, ports, bundle, home
 
     async def generate(self, case: Case) -> Text:
-        """One text.
+        """Have the ring write one text.
 
         Raises:
-            ArmCheckError: there is none; with the last line that the origin said.
+            ArmCheckError: there is no text; the last line that the origin wrote says why.
         """
         peers = [word for port in self.ports for word in ("--peer", f"127.0.0.1:{port}")]
         process = await asyncio.create_subprocess_exec(
@@ -144,7 +150,9 @@ class Ring:
 
 @contextlib.asynccontextmanager
 async def open_ring(commands: Sequence[tuple[Sequence[str], str | None]], bundle: Path) -> AsyncIterator[Ring]:
-    """Nodes by the commands that start Python there, with the board that each must take itself for; ended on every way out."""
+    """Start nodes by the commands that run Python there, and end them in any case. With each command comes the name of
+    the board that the node must recognise.
+    """
     cluster = f"arm-check-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowspec-arm-")))
@@ -153,19 +161,19 @@ async def open_ring(commands: Sequence[tuple[Sequence[str], str | None]], bundle
             for number, (command, board) in enumerate(commands)
         ]
         started = await asyncio.gather(*starts, return_exceptions=True)
-        for node in started:
-            if not isinstance(node, BaseException):
-                stack.push_async_callback(_end, node[0])
+        nodes = [node for node in started if not isinstance(node, BaseException)]
+        for process, _ in nodes:
+            stack.push_async_callback(_end, process)
         for node in started:
             if isinstance(node, BaseException):
                 raise node
-        yield Ring(cluster, [port for _, port in started], bundle, home)  # type: ignore[misc]
+        yield Ring(cluster, [port for _, port in nodes], bundle, home)
 
 
 async def _start_node(
     command: Sequence[str], board: str | None, name: str, cluster: str, home: Path
 ) -> tuple[asyncio.subprocess.Process, int]:
-    """Its process and port, once it serves."""
+    """Start a node, and return its process and port once it serves."""
     await asyncio.to_thread(home.mkdir)
     process = await asyncio.create_subprocess_exec(
         *(*command, "-m", "flowspec_edge", "node", "--name", name, "--cluster", cluster, "--host", "127.0.0.1"),
@@ -209,7 +217,7 @@ def _last_line(errors: bytes) -> str:
 
 
 def compare(case: Case, here: Text, there: Text, bundle: Bundle, seconds: float) -> Finding:
-    """Where the texts part, and how close a decision that was."""
+    """Find the first token at which the texts differ, and how close that decision was."""
     pairs = zip(here.tokens, there.tokens, strict=False)
     num_equal = next((index for index, (one, other) in enumerate(pairs) if one != other), len(there.tokens))
     gap = None
@@ -220,7 +228,7 @@ def compare(case: Case, here: Text, there: Text, bundle: Bundle, seconds: float)
 
 
 def find_gap(case: Case, bundle: Bundle, index: int, token: int) -> float:
-    """How many nats more the logit of ``token`` would need to be drawn here at ``index`` of the text."""
+    """By how many nats the logit of ``token`` would have to grow for it to be drawn here at ``index`` of the text."""
     options = GenerateOptions(max_new_tokens=NUM_TOKENS, temperature=case.temperature)
     prompt = Tokenizer(bundle.directory / bundle.manifest.tokenizer.file).encode(PROMPT)
     tape = TapeRecorder(bundle).record(prompt, options)
@@ -236,7 +244,7 @@ def find_gap(case: Case, bundle: Bundle, index: int, token: int) -> float:
 
 
 def bundles_to_check(folder: Path, say: Say) -> list[Bundle]:
-    """The demo model as it is shipped, and exported to w8a8 and the others where the exporter can run."""
+    """The demo model as it is shipped, and where the exporter can run, exported to w8a8 and the other precisions."""
     shipped = Bundle.load(DEMO_BUNDLE)
     try:
         import torch  # noqa: F401
@@ -256,7 +264,7 @@ def bundles_to_check(folder: Path, say: Say) -> list[Bundle]:
 
 
 async def check(folder: Path, is_quick: bool, say: Say) -> dict[str, Any]:
-    """Everything; what was found, as JSON has it."""
+    """Make the whole check, and return what was found as JSON."""
     began = time.monotonic()
     userland = Userland(folder)
     userland.prepare(say)

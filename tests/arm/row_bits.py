@@ -1,9 +1,9 @@
-"""Whether a row has the same bits in every chunk on this processor: layers of each precision of a bundle, behind its head. Run on
-a board, where only flowspec-edge is installed.
+"""Checks that a row has the same bits in every chunk on this processor: all layers of a bundle and its head, in each of
+its precisions. It runs on a board where only flowspec-edge is installed.
 
     python row_bits.py BUNDLE
 
-Prints as JSON, by precision, the chunk sizes whose rows differ from those of one large chunk: none are wanted.
+Prints as JSON, by precision, the chunk sizes whose rows differ from those of one large chunk. There should be none.
 """
 
 import json

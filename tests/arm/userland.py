@@ -1,6 +1,7 @@
 """An aarch64 userland in a folder: qemu-user, Debian's Python for arm64, and the wheels that a board would install.
 
-Packages are unpacked, never installed: nothing of this machine changes, and no root is needed. What was fetched stays in the
+Packages are unpacked, never installed: nothing of this machine changes, and no root is needed. What was fetched stays
+in the
 folder, so that the next check begins at once.
 """
 
@@ -17,14 +18,15 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
 SOURCES = ("pyproject.toml", "README.md", "flowspec_edge", "exporter", "firmware_configs")
-"""What the project's wheel is made of."""
+"""The files and folders of which the project's wheel is made."""
 PYTHON = "python3.11"
 ARM_PACKAGES = (PYTHON, "libstdc++6")
 PLATFORMS = tuple(f"manylinux{tag}_aarch64" for tag in ("_2_28", "_2_27", "_2_26", "_2_17", "2014"))
-"""What pip on Debian 11 and newer, and so on Raspberry Pi OS and JetPack 6, takes."""
+"""The platforms that pip accepts on Debian 11 and newer, and so on Raspberry Pi OS and JetPack 6."""
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "rustc", "cargo", "as", "ld")
 EM_AARCH64 = 183  # e_machine of an ELF file (ELF for the Arm 64-bit Architecture)
 Say = Callable[[str], None]
@@ -36,7 +38,7 @@ class ArmCheckError(Exception):
 
 @dataclass(frozen=True)
 class Board:
-    """What a node sees of the board that it believes to run on. ``cpu`` is qemu's name of its processor."""
+    """What a node sees of the board on which it believes to run. ``cpu`` is qemu's name of its processor."""
 
     name: str
     model: str
@@ -71,18 +73,20 @@ BOARDS = (
         features="fp asimd evtstrm crc32 cpuid",
     ),
 )
-"""With and without the dot products (asimddp) that 8-bit kernels are written for: onnxruntime takes other ones on each."""
+"""Boards with and without the dot products (asimddp) that 8-bit kernels are written for: onnxruntime has other kernels
+for each.
+"""
 
 
 @dataclass(frozen=True)
 class Userland:
-    """Everything in ``folder``; :meth:`prepare` makes what is missing."""
+    """The userland in ``folder``. :meth:`prepare` makes what is missing."""
 
     folder: Path
 
     @property
     def site(self) -> Path:
-        """What pip installed: the wheels, and flowspec-edge as one of them."""
+        """The folder into which pip unpacks the wheels, flowspec-edge as one of them."""
         return self.folder / "site"
 
     @property
@@ -90,7 +94,7 @@ class Userland:
         return self.folder / "root"
 
     def command(self, board: Board, *arguments: str) -> list[str]:
-        """Python on that board, with these arguments."""
+        """The command that runs Python on that board with these arguments."""
         root = self.folder / "boards" / board.name
         return [
             str(self.folder / "qemu/usr/bin/qemu-aarch64-static"),
@@ -100,7 +104,7 @@ class Userland:
         ]
 
     def prepare(self, say: Say) -> None:
-        """Fetch and unpack, once; then look at what is there.
+        """Fetch and unpack what is missing, then check all that is there.
 
         Raises:
             ArmCheckError: a package or wheel cannot be had, or is not what a board could use.
@@ -114,7 +118,8 @@ class Userland:
         self._check_site()
 
     def versions(self, board: Board) -> dict[str, str]:
-        """What Python says there of itself; it starts, and sees no torch and no compiler.
+        """The versions of Python and libraries there, once it is known that it starts and finds neither torch nor a
+        compiler.
 
         Raises:
             ArmCheckError: it does not start, or sees one.
@@ -123,7 +128,8 @@ class Userland:
             "import importlib.util, json, platform, shutil, numpy, onnxruntime\n"
             f"extra = [name for name in {COMPILERS!r} if shutil.which(name)]\n"
             "extra += ['torch'] if importlib.util.find_spec('torch') else []\n"
-            "print(json.dumps([platform.machine(), platform.python_version(), numpy.__version__, onnxruntime.__version__, extra]))"
+            "versions = [platform.python_version(), numpy.__version__, onnxruntime.__version__]\n"
+            "print(json.dumps([platform.machine(), *versions, extra]))"
         )
         found = run(self.command(board, "-c", program), f"{board.cpu}: Python does not start")
         machine, python, numpy, onnxruntime, extra = json.loads(found)
@@ -134,7 +140,7 @@ class Userland:
         return {"python": python, "numpy": numpy, "onnxruntime": onnxruntime}
 
     def sizes_that_differ(self, board: Board, bundle: Path) -> dict[str, list[int]]:
-        """By precision, sizes of chunks in which rows have other bits there than in a large one."""
+        """The sizes of chunks in which rows have other bits there than in one large chunk, by precision."""
         program = str(Path(__file__).with_name("row_bits.py"))
         found: dict[str, list[int]] = json.loads(
             run(self.command(board, program, str(bundle)), f"{board.name}: no rows")
@@ -164,7 +170,7 @@ class Userland:
             run(["dpkg", "-x", str(package), str(target)], f"{package}: cannot be unpacked")
 
     def _unpack_root(self, target: Path) -> None:
-        """The arm64 packages and all that they depend on, by an apt that keeps its own books."""
+        """Fetch the arm64 packages and all that they depend on, with an apt that keeps its state in this folder."""
         state, cache = self.folder / "apt", self.folder / "apt/cache"
         for directory in (state / "lists/partial", cache / "archives/partial"):
             directory.mkdir(parents=True, exist_ok=True)
@@ -172,8 +178,8 @@ class Userland:
         settings = state / "apt.conf"
         settings.write_text(
             'APT::Architecture "arm64";\nAPT::Architectures { "arm64"; };\nAPT::Install-Recommends "false";\n'
-            f'APT::Sandbox::User "";\nDebug::NoLocking "1";\nDir::State "{state}";\nDir::State::status "{state / "status"}";\n'
-            f'Dir::Cache "{cache}";\n'
+            'APT::Sandbox::User "";\nDebug::NoLocking "1";\n'
+            f'Dir::State "{state}";\nDir::State::status "{state / "status"}";\nDir::Cache "{cache}";\n'
         )
         environment = {**os.environ, "APT_CONFIG": str(settings)}
         hint = f"arm64 packages cannot be fetched (Debian 12's {PYTHON} is wanted: see /etc/apt)"
@@ -183,7 +189,7 @@ class Userland:
             run(["dpkg", "-x", str(package), str(target)], f"{package}: cannot be unpacked")
 
     def _install_wheels(self, target: Path) -> None:
-        """The project's wheel and those that it depends on, none of them built here."""
+        """Unpack the project's wheel, and the wheels that it depends on as they were published."""
         wheels = self.folder / "wheels"
         shutil.rmtree(wheels, ignore_errors=True)
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -203,7 +209,7 @@ class Userland:
         run([*pip, "install", *found, *binary, str(own)], "the wheels cannot be unpacked")
 
     def _describe(self, board: Board) -> None:
-        """A root that differs from the others in what the kernel would say of the board."""
+        """Make a root for the board, with the files in which the kernel would describe it."""
         root = self.folder / "boards" / board.name
         (root / "proc/device-tree").mkdir(parents=True, exist_ok=True)
         (root / "proc/cpuinfo").write_text(board.cpuinfo)
@@ -214,7 +220,9 @@ class Userland:
                 link.symlink_to(entry.resolve())
 
     def _check_site(self) -> None:
-        """Every machine code file is for aarch64, and nothing that only an exporter needs came along."""
+        """Check that every file of machine code is for aarch64, and that nothing is there that only
+        the exporter needs.
+        """
         if unwanted := [name for name in ("torch", "transformers", "optimum") if (self.site / name).exists()]:
             raise ArmCheckError(f"{self.site}: holds {', '.join(unwanted)}; boards do without")
         for path in _elf_files(self.site):
@@ -245,7 +253,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _digest_of_sources() -> str:
-    """Changes when the project's wheel would."""
+    """A digest of the files of which the project's wheel is made."""
     digest = hashlib.sha256()
     for source in SOURCES:
         for path in sorted((PROJECT / source).rglob("*")) or [PROJECT / source]:
@@ -254,14 +262,14 @@ def _digest_of_sources() -> str:
     return f"sources {digest.hexdigest()[:16]}"
 
 
-def run(command: Sequence[str], failure: str, **options: object) -> str:
-    """Its standard output.
+def run(command: Sequence[str], failure: str, **options: Any) -> str:
+    """Run a command, with further options of :func:`subprocess.run`, and return its standard output.
 
     Raises:
-        ArmCheckError: it does not exist or fails, with ``failure`` and its last words.
+        ArmCheckError: it does not exist or fails; the text is ``failure`` and the last line that it wrote.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     except OSError as cause:
         raise ArmCheckError(f"{failure}: {cause}") from cause
     if done.returncode != 0:

@@ -1,5 +1,7 @@
 """A text without a model, a small ring for it, and the demo bundle."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -12,17 +14,17 @@ VOCAB = 8
 
 
 @pytest.fixture(scope="session")
-def bundle():
+def bundle() -> Bundle:
     return Bundle.load(DEMO_BUNDLE)
 
 
 @pytest.fixture(scope="session")
-def bench(bundle):
+def bench(bundle: Bundle) -> Bench:
     return Bench(bundle)
 
 
 @pytest.fixture
-def two_stages():
+def two_stages() -> Testbed:
     """A row of hidden values takes 1 ms on the wire."""
     return Testbed(
         name="two-stages",
@@ -39,7 +41,7 @@ def two_stages():
     )
 
 
-def make_tape(num_prompt, tokens):
+def make_tape(num_prompt: int, tokens: Sequence[int]) -> Tape:
     """A target that is sure of every token."""
     logits = np.zeros((len(tokens), VOCAB), np.float32)
     logits[np.arange(len(tokens) - 1), tokens[1:]] = 1

@@ -1,7 +1,8 @@
-"""``flowspec bench`` and ``flowspec trace`` as commands: one sentence where something is wrong, and the files they write."""
+"""``flowspec bench`` and ``flowspec trace`` as commands: what they refuse, and the files that they write."""
 
 import json
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 
@@ -32,21 +33,23 @@ BENCH = ("bench", "--virtual")
         (("trace", "--out", "/nowhere/x.svg", "--max-new-tokens", "2"), "/nowhere/x.svg: cannot be written"),
     ],
 )
-def test_wrong_options_are_one_sentence(arguments, said, capsys):
+def test_wrong_options_are_one_sentence(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments) == 1
     printed = capsys.readouterr().err.strip().splitlines()
     assert len(printed) == 1
     assert printed[0].startswith(f"flowspec {arguments[0]}: ") and said in printed[0]
 
 
-def test_a_mode_must_be_chosen(capsys):
+def test_a_mode_must_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["bench"])
     assert "--virtual --emulate --calibrate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("schedule", ["flowspec", "lockstep"])
-def test_trace_draws_every_stage(schedule, tmp_path):
+def test_trace_draws_every_stage(schedule: str, tmp_path: Path) -> None:
     out = tmp_path / "trace.svg"
     arguments = ["trace", "--schedule", schedule, "--testbed", "mixed", "--max-new-tokens", "12", "--out", str(out)]
     assert main(arguments) == 0
@@ -57,7 +60,7 @@ def test_trace_draws_every_stage(schedule, tmp_path):
 
 
 @pytest.mark.slow
-def test_bench_prints_the_same_digits_twice_and_draws(tmp_path, capsys):
+def test_bench_prints_the_same_digits_twice_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*BENCH, "--testbed", "mixed", "--prompts", "functions,tables", "--num-prompts", "1", "--json"]
     arguments += ["--max-new-tokens", "12", "--plot", str(tmp_path)]
     printed = []
@@ -73,7 +76,7 @@ def test_bench_prints_the_same_digits_twice_and_draws(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_calibration_prints_a_testbed(capsys):
+def test_calibration_prints_a_testbed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--calibrate"]) == 0
     testbed = parse_testbed(capsys.readouterr().out, "here", "here")
     assert testbed.stages[0].num_layers == 8

@@ -3,20 +3,24 @@
 import asyncio
 import json
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from flowspec_edge.bench import ablation
 from flowspec_edge.bench.charts import draw_bars
-from flowspec_edge.bench.compare import Figures, Outcome, Plan, Task, run_tasks
+from flowspec_edge.bench.compare import Bench, Figures, Outcome, Plan, Task, run_tasks
 from flowspec_edge.bench.prompts import choose_sets, load_prompts
 from flowspec_edge.bench.remembered_drafts import RememberedDrafts
 from flowspec_edge.bench.report import LOOPING, build_report, format_report
 from flowspec_edge.bench.tensor_parallel import GALAXY, MEGA_LM, forward_ms, model_figures
-from flowspec_edge.bench.testbed import load_testbed
+from flowspec_edge.bench.testbed import Testbed, load_testbed
 from flowspec_edge.bench.virtual_clock import VirtualRing
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.events import DraftFinished, RunDraft
 from flowspec_edge.core.planning.throughput import tokens_of_best_rows as tau
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
@@ -26,7 +30,9 @@ from flowspec_edge.errors import BenchError, LosslessError
 from tests.bench.conftest import make_tape
 
 
-def outcome_of(prompt_set, testbed, rates, *, is_looping=False, temperature=0.0):
+def outcome_of(
+    prompt_set: str, testbed: Testbed, rates: Mapping[str, float], *, is_looping: bool = False, temperature: float = 0.0
+) -> Outcome:
     """A task whose schedules decoded 100 tokens at these rates."""
     task = Task(prompt_set=prompt_set, seed=0, temperature=temperature, text="")
     figures = {
@@ -48,7 +54,7 @@ def outcome_of(prompt_set, testbed, rates, *, is_looping=False, temperature=0.0)
 
 
 @pytest.fixture
-def report(two_stages):
+def report(two_stages: Testbed) -> dict[str, Any]:
     outcomes = [
         outcome_of("first", two_stages, {"chunked": 10.0, "flowspec": 20.0}),
         outcome_of("first", two_stages, {"chunked": 5.0, "flowspec": 15.0}),
@@ -58,7 +64,7 @@ def report(two_stages):
     return build_report(two_stages, outcomes, ["chunked", "flowspec", MEGA_LM], 96)
 
 
-def test_rates_are_tokens_over_seconds_and_means_are_over_sets(report, two_stages):
+def test_rates_are_tokens_over_seconds_and_means_are_over_sets(report: dict[str, Any], two_stages: Testbed) -> None:
     rows = {(row["schedule"], row["prompt_set"]): row for row in report["rows"]}
     first = rows["flowspec", "first"]
     assert first["tokens_per_s"] == pytest.approx(200 / (5 + 100 / 15))
@@ -73,7 +79,7 @@ def test_rates_are_tokens_over_seconds_and_means_are_over_sets(report, two_stage
     assert rows["flowspec", LOOPING]["tokens_per_s"] == pytest.approx(90)
 
 
-def test_the_report_is_json_and_a_table(report):
+def test_the_report_is_json_and_a_table(report: dict[str, Any]) -> None:
     assert json.loads(json.dumps(report)) == report
     assert set(report) >= {"testbed", "rows", "mean"}
     for row in report["rows"]:
@@ -87,13 +93,13 @@ def test_the_report_is_json_and_a_table(report):
     assert "mega-lm (modelled)" in table[-1]
 
 
-def test_bars_are_well_formed_and_name_every_schedule(report):
+def test_bars_are_well_formed_and_name_every_schedule(report: dict[str, Any]) -> None:
     picture = draw_bars(report)
     ElementTree.fromstring(picture)
     assert all(name in picture for name in ("flowspec", "chunked", "mega-lm", "first", "second", "mean"))
 
 
-def test_a_set_of_looping_outputs_alone_has_no_row(two_stages):
+def test_a_set_of_looping_outputs_alone_has_no_row(two_stages: Testbed) -> None:
     outcomes = [outcome_of("only", two_stages, {"chunked": 10.0}, is_looping=True)]
     report = build_report(two_stages, outcomes, ["chunked"], 96)
     assert [row["prompt_set"] for row in report["rows"]] == [LOOPING]
@@ -102,14 +108,14 @@ def test_a_set_of_looping_outputs_alone_has_no_row(two_stages):
     ElementTree.fromstring(draw_bars(report))
 
 
-def test_tau_counts_accepted_rows_among_the_best():
+def test_tau_counts_accepted_rows_among_the_best() -> None:
     places = [(1, 5), (3,)]
     assert [tau(places, n) for n in (1, 2, 4, 6, 100)] == [1.0, 1.5, 2.0, 2.5, 2.5]
     assert tau(places, 1.5) == 1.25
     assert tau([], 10) == 1.0
 
 
-def test_tensor_parallel_baselines_by_hand(two_stages):
+def test_tensor_parallel_baselines_by_hand(two_stages: Testbed) -> None:
     # 10 layers of 2.2 and 4.4 ms alone at one row make 22/15 ms together; half a row's bytes take 0.5 ms.
     layer_ms, message_ms = 22 / 15, 3.5
     assert forward_ms(MEGA_LM, two_stages, 1) == pytest.approx(10 * (layer_ms + 4 * message_ms))
@@ -119,12 +125,12 @@ def test_tensor_parallel_baselines_by_hand(two_stages):
     assert model_figures(MEGA_LM, two_stages, chunked).decode_s == pytest.approx(10 * step_ms / 1000)
 
 
-def test_fit_line():
+def test_fit_line() -> None:
     assert fit_line([1, 2, 4], [3.0, 5.0, 9.0]) == pytest.approx((1.0, 2.0))
     assert fit_line([1, 2, 4], [5.0, 5.0, 4.0])[1] == 0.0
 
 
-def test_shares_of_mechanisms(two_stages):
+def test_shares_of_mechanisms(two_stages: Testbed) -> None:
     rates = {"chunked": 5.0, "flowspec": 10.0, "flowspec-without-cancelling": 9.0}
     report = build_report(two_stages, [outcome_of("one", two_stages, rates)], list(rates), 96)
     ablation.add_shares(report)
@@ -132,7 +138,7 @@ def test_shares_of_mechanisms(two_stages):
     assert "-10.0%" in ablation.format_shares(report)
 
 
-def test_every_set_has_enough_prompts_that_differ():
+def test_every_set_has_enough_prompts_that_differ() -> None:
     sets = load_prompts()
     assert len(sets) == 6
     for texts in sets.values():
@@ -141,19 +147,19 @@ def test_every_set_has_enough_prompts_that_differ():
         choose_sets(["poems"])
 
 
-def test_another_text_than_the_targets_is_an_error(bench, two_stages):
+def test_another_text_than_the_targets_is_an_error(bench: Bench, two_stages: Testbed) -> None:
     tape = make_tape(3, [1, 2, 3, 4, 5, 6])
     with pytest.raises(LosslessError, match=r"chunked on two-stages wrote \d+ tokens, the target 3"):
         bench.play(two_stages, tape, GenerateOptions(max_new_tokens=1, schedule="chunked"))
 
 
 @pytest.mark.slow
-def test_processes_do_not_change_the_figures(bundle):
+def test_processes_do_not_change_the_figures(bundle: Bundle) -> None:
     plan = Plan(testbeds=(load_testbed("mixed"),), schedules=("chunked", "flowspec"), max_new_tokens=12)
     texts = load_prompts()["tables"][:3]
     tasks = [Task(prompt_set="tables", seed=i, temperature=0.6, text=text) for i, text in enumerate(texts)]
 
-    def run(num_processes):
+    def run(num_processes: int) -> list[Outcome]:
         calls = []
         done = run_tasks(plan, tasks, bundle, num_processes=num_processes, on_finish=lambda: calls.append(1))
         outcomes = asyncio.run(done)
@@ -163,17 +169,22 @@ def test_processes_do_not_change_the_figures(bundle):
     assert run(1) == run(2)
 
 
-def test_remembered_drafts_are_the_drafters_own_and_run_once(bench, bundle):
+def test_remembered_drafts_are_the_drafters_own_and_run_once(bench: Bench, bundle: Bundle) -> None:
     head = Head(bundle.directory, bundle.manifest)
     real = Eagle1Drafter(bundle.directory, bundle.manifest, head, k=10)
-    ran = []
-    watched = SimpleNamespace(open=real.open, close=real.close, run=lambda job: ran.append(job) or real.run(job))
+    ran: list[RunDraft] = []
+
+    def run(job: RunDraft) -> DraftFinished:
+        ran.append(job)
+        return real.run(job)
+
+    watched = SimpleNamespace(open=real.open, close=real.close, run=run)
     drafts = RememberedDrafts(watched)
     task = Task(prompt_set="functions", seed=0, temperature=0.0, text=load_prompts()["functions"][0])
     tape = bench.record(task, GenerateOptions(max_new_tokens=24))
     limits = TargetLimits(1024, bundle.manifest.geometry.vocab_size, frozenset(bundle.manifest.eos_token_ids))
 
-    def play(drafter, schedule):
+    def play(drafter: RememberedDrafts | Eagle1Drafter, schedule: str) -> list[float]:
         ring = VirtualRing(load_testbed("mixed"), tape, drafter, limits)
         return ring.generate(GenerateOptions(max_new_tokens=24, schedule=schedule)).token_times_s
 

@@ -1,18 +1,23 @@
 """Laws of the schedules, on the virtual clock, which is exact."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 
 from flowspec_edge.bench.compare import Bench, Task
 from flowspec_edge.bench.known_testbeds import known_testbeds
 from flowspec_edge.bench.prompts import load_prompts
-from flowspec_edge.bench.testbed import load_testbed
+from flowspec_edge.bench.tape import Tape
+from flowspec_edge.bench.testbed import Testbed, load_testbed
 from flowspec_edge.bench.virtual_clock import VirtualRing
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.events import DraftFinished
+from flowspec_edge.core.events import DraftFinished, RunDraft
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.schedules import SCHEDULES
+from flowspec_edge.engine.drafters.drafter import Drafter
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from tests.bench.conftest import make_tape
@@ -21,7 +26,7 @@ NUM_TOKENS = 64
 
 
 @pytest.fixture(scope="module")
-def tapes(bench: Bench):
+def tapes(bench: Bench) -> list[Tape]:
     """Three texts of different kinds."""
     prompts = load_prompts()
     return [
@@ -34,7 +39,7 @@ def tapes(bench: Bench):
 
 
 @pytest.fixture(scope="module")
-def limits(bundle):
+def limits(bundle: Bundle) -> TargetLimits:
     return TargetLimits(
         bundle.manifest.geometry.max_context,
         bundle.manifest.geometry.vocab_size,
@@ -42,7 +47,13 @@ def limits(bundle):
     )
 
 
-def tokens_per_s(testbed, schedule, tapes, drafter_for, limits):
+def tokens_per_s(
+    testbed: str,
+    schedule: str,
+    tapes: Sequence[Tape],
+    drafter_for: Callable[[Tape], Drafter],
+    limits: TargetLimits,
+) -> float:
     """Over all texts, each of which comes out as the target has it."""
     options = GenerateOptions(max_new_tokens=NUM_TOKENS, temperature=0.6, schedule=schedule)
     answers = [VirtualRing(load_testbed(testbed), tape, drafter_for(tape), limits).generate(options) for tape in tapes]
@@ -51,7 +62,7 @@ def tokens_per_s(testbed, schedule, tapes, drafter_for, limits):
 
 
 @pytest.fixture(scope="module")
-def rates(bundle, tapes, limits):
+def rates(bundle: Bundle, tapes: list[Tape], limits: TargetLimits) -> Callable[[str], dict[str, float]]:
     """Tokens/s of every schedule on a testbed."""
     head = Head(bundle.directory, bundle.manifest)
     drafter = Eagle1Drafter(bundle.directory, bundle.manifest, head, k=DraftShape().proposals)
@@ -62,7 +73,7 @@ def rates(bundle, tapes, limits):
 
 
 @pytest.mark.parametrize("testbed", ["jetson4-7b-fp16-1gbit", "jetson4-7b-int4-150mbit"])
-def test_flowspec_leads_on_boards_where_rows_are_cheap(rates, testbed):
+def test_flowspec_leads_on_boards_where_rows_are_cheap(rates: Callable[[str], dict[str, float]], testbed: str) -> None:
     rate = rates(testbed)
     assert rate["flowspec"] > 1.6 * rate["chunked"]
     assert rate["flowspec"] > max(rate["lockstep"], rate["pipedec"], rate["pruned"])
@@ -70,7 +81,7 @@ def test_flowspec_leads_on_boards_where_rows_are_cheap(rates, testbed):
     assert rate["flowspec"] > rate["flowspec-without-coupling"]
 
 
-def test_flowspec_leads_where_every_row_costs_and_trees_do_not_pay(rates):
+def test_flowspec_leads_where_every_row_costs_and_trees_do_not_pay(rates: Callable[[str], dict[str, float]]) -> None:
     rate = rates("pi5x4-3b-int4")
     assert rate["flowspec"] > 1.4 * rate["autoregressive"]
     assert rate["flowspec"] > 3.5 * rate["chunked"]
@@ -80,31 +91,31 @@ def test_flowspec_leads_where_every_row_costs_and_trees_do_not_pay(rates):
 class WrongDrafter:
     """Sure of tokens that never come."""
 
-    def __init__(self, tape):
+    def __init__(self, tape: Tape) -> None:
         words = sorted(set(range(len(tape.tokens) + DraftShape().children)) - set(tape.tokens))
         self._wrong = np.array(words[: DraftShape().children])
 
-    def open(self, session, capacity):
+    def open(self, session: int, capacity: int) -> None:
         pass
 
-    def close(self, session):
+    def close(self, session: int) -> None:
         pass
 
-    def run(self, job):
+    def run(self, job: RunDraft) -> DraftFinished:
         num_rows = len(job.rows) - max(len(job.hidden) - 1, 0)
         log_probs = np.log(0.9 * 0.1 ** np.arange(len(self._wrong), dtype=np.float32))
         return DraftFinished(np.tile(self._wrong, (num_rows, 1)), np.tile(log_probs, (num_rows, 1)))
 
 
 @pytest.mark.parametrize("testbed", known_testbeds())
-def test_a_drafter_that_is_always_wrong_costs_nothing(tapes, limits, testbed):
+def test_a_drafter_that_is_always_wrong_costs_nothing(tapes: list[Tape], limits: TargetLimits, testbed: str) -> None:
     plain, speculating = (
         tokens_per_s(testbed, schedule, tapes, WrongDrafter, limits) for schedule in ("autoregressive", "flowspec")
     )
     assert speculating >= 0.99 * plain
 
 
-def test_text_that_repeats_itself_needs_no_draft_head(two_stages):
+def test_text_that_repeats_itself_needs_no_draft_head(two_stages: Testbed) -> None:
     tape = make_tape(6, [1, 2, 3, 4, 1, 2, *([3, 4, 1, 2] * 12)])
     limits = TargetLimits(max_context=256, vocab_size=13, eos_token_ids=frozenset())
     seconds = {}

@@ -1,9 +1,11 @@
 """Testbed files: those of the package are sound, and a wrong one is refused with a sentence that names the fault."""
 
+from pathlib import Path
+
 import pytest
 
 from flowspec_edge.bench.known_testbeds import known_testbeds
-from flowspec_edge.bench.testbed import load_testbed, parse_testbed
+from flowspec_edge.bench.testbed import Testbed, load_testbed, parse_testbed
 from flowspec_edge.errors import TestbedError
 
 SOUND = """
@@ -35,11 +37,11 @@ source = "a stopwatch"
 """
 
 
-def parse(text):
+def parse(text: str) -> Testbed:
     return parse_testbed(text, "mine", "mine.toml")
 
 
-def test_the_packages_testbeds():
+def test_the_packages_testbeds() -> None:
     names = known_testbeds()
     assert {
         *("jetson4-7b-fp16-1gbit", "jetson4-7b-fp16-150mbit", "jetson4-7b-int4-1gbit", "jetson4-7b-int4-150mbit"),
@@ -48,7 +50,7 @@ def test_the_packages_testbeds():
     assert [load_testbed(name).name for name in names] == names
 
 
-def test_values_and_times():
+def test_values_and_times() -> None:
     testbed = parse(SOUND)
     assert (len(testbed.stages), testbed.num_layers, testbed.hidden_bytes) == (3, 12, 1024)
     assert testbed.forward_ms(0, 4) == 12.0
@@ -59,7 +61,7 @@ def test_values_and_times():
     assert testbed.trip_ms(4) == pytest.approx(36 + 4 + 3 * 4096 * 8 / 1e5 + 2)
 
 
-def test_a_file_of_ones_own(tmp_path):
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(SOUND)
     assert load_testbed(str(path)) == parse(SOUND)
@@ -83,13 +85,13 @@ def test_a_file_of_ones_own(tmp_path):
         ("[model]", "[model", "not a TOML file"),
     ],
 )
-def test_a_fault_is_named(old, new, said):
+def test_a_fault_is_named(old: str, new: str, said: str) -> None:
     with pytest.raises(TestbedError, match=said) as caught:
         parse(SOUND.replace(old, new, 1))
     assert str(caught.value).startswith("mine.toml")
 
 
-def test_an_unknown_name_lists_the_known_ones():
+def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(TestbedError, match=r"'nope' is not known; choose one of .*mixed"):
         load_testbed("nope")
     with pytest.raises(TestbedError, match="cannot be read"):

@@ -7,8 +7,10 @@ import pytest
 
 from flowspec_edge.bench.compare import Bench, Task
 from flowspec_edge.bench.prompts import load_prompts
-from flowspec_edge.bench.testbed import load_testbed
-from flowspec_edge.bench.virtual_clock import VirtualRing
+from flowspec_edge.bench.tape import Tape
+from flowspec_edge.bench.testbed import Testbed, load_testbed
+from flowspec_edge.bench.virtual_clock import VirtualAnswer, VirtualRing
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.schedules import SCHEDULES
@@ -19,13 +21,13 @@ from tests.bench.conftest import make_tape
 LIMITS = TargetLimits(max_context=256, vocab_size=13, eos_token_ids=frozenset())
 
 
-def run_plain(testbed, num_tokens=6):
+def run_plain(testbed: Testbed, num_tokens: int = 6) -> VirtualAnswer:
     tape = make_tape(3, [1, 2, 3, *([4, 5] * num_tokens)[:num_tokens]])
     options = GenerateOptions(max_new_tokens=num_tokens, schedule="autoregressive")
     return VirtualRing(testbed, tape, None, LIMITS).generate(options)
 
 
-def test_plain_pipelining_takes_what_the_testbed_says(two_stages):
+def test_plain_pipelining_takes_what_the_testbed_says(two_stages: Testbed) -> None:
     answer = run_plain(two_stages)
     row_ms = ROW_BYTES * 8 / 8000  # ids and token of one row at 8 Mbit/s
     trip_ms = (3 + row_ms) + 11 + 2 * (3 + 1 + row_ms) + 22 + 5
@@ -35,14 +37,14 @@ def test_plain_pipelining_takes_what_the_testbed_says(two_stages):
     assert answer.busy_s == pytest.approx([0.010 + 3 * 0.001 + 5 * 0.011, 0.020 + 3 * 0.002 + 5 * 0.022, 6 * 0.005])
 
 
-def test_figures_behind_the_bound(two_stages):
+def test_figures_behind_the_bound(two_stages: Testbed) -> None:
     """One row under way for all of the time but the head's, and forwards of one row each."""
     answer = run_plain(two_stages)
     assert answer.row_seconds / answer.decode_s == pytest.approx(1 - 5 * 0.005 / answer.decode_s)
     assert (answer.num_forwards, answer.num_forward_rows) == (10, 10)
 
 
-def test_a_slow_wire_is_waited_for(two_stages):
+def test_a_slow_wire_is_waited_for(two_stages: Testbed) -> None:
     slow = dataclasses.replace(two_stages, rate_mbit_per_s=0.8)
     assert 1 / run_plain(slow).tokens_per_s - 1 / run_plain(two_stages).tokens_per_s == pytest.approx(
         (3 * ROW_BYTES + 2 * 1000) * 8 * 9 / 8e6
@@ -50,16 +52,16 @@ def test_a_slow_wire_is_waited_for(two_stages):
 
 
 @pytest.fixture(scope="module")
-def task():
+def task() -> Task:
     return Task(prompt_set="functions", seed=3, temperature=0.0, text=load_prompts()["functions"][3])
 
 
 @pytest.fixture(scope="module")
-def tape(bench: Bench, task):
+def tape(bench: Bench, task: Task) -> Tape:
     return bench.record(task, GenerateOptions(max_new_tokens=24))
 
 
-def test_a_tape_is_what_the_unsplit_model_says(bundle, tape):
+def test_a_tape_is_what_the_unsplit_model_says(bundle: Bundle, tape: Tape) -> None:
     unsplit = UnsplitModel(bundle.directory, bundle.manifest)
     assert list(unsplit.generate(list(tape.prompt), GenerateOptions(max_new_tokens=24))) == list(tape.continuation)
     last = tape.num_prompt - 1
@@ -68,7 +70,9 @@ def test_a_tape_is_what_the_unsplit_model_says(bundle, tape):
 
 @pytest.mark.parametrize("testbed", ["jetson4-7b-int4-150mbit", "mixed"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_writes_the_unsplit_models_text_and_repeats_itself(bench, tape, schedule, testbed):
+def test_every_schedule_writes_the_unsplit_models_text_and_repeats_itself(
+    bench: Bench, tape: Tape, schedule: str, testbed: str
+) -> None:
     options = GenerateOptions(max_new_tokens=24, schedule=schedule)
     first, second = (bench.play(load_testbed(testbed), tape, options) for _ in range(2))
     assert first.tokens == list(tape.continuation)

@@ -1,6 +1,8 @@
 """Bytes in, messages out; everything a peer may send wrong is a ProtocolError."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from flowspec_edge.core import codec, limits, wire
 from flowspec_edge.core.rows import Chunk, Passage, Row, SessionSpec
 from flowspec_edge.errors import ProtocolError
+from tests.narrowing import instance, present
 
 U32 = st.integers(0, 2**32 - 1)
 PLAIN = [
@@ -30,10 +33,16 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("message", PLAIN, ids=lambda message: type(message).__name__)
-def test_plain_messages_come_back_equal(message):
+def test_plain_messages_come_back_equal(message: wire.Plain) -> None:
     header, tail = codec.encode(message)
     assert tail is None
     assert codec.decode(header) == message
+
+
+def encoded(message: wire.Message) -> tuple[bytes, memoryview]:
+    """Header and tail of a message that has a tail."""
+    header, tail = codec.encode(message)
+    return header, present(tail)
 
 
 SECONDS = st.floats(0, limits.MAX_PASSAGE_S)
@@ -41,25 +50,27 @@ PASSAGES = st.lists(st.builds(Passage, st.integers(1, limits.MAX_CHUNK_ROWS), SE
 
 
 @given(st.lists(st.tuples(U32, U32, U32), min_size=1, max_size=40), st.integers(1, 8), st.integers(0, 2**40), PASSAGES)
-def test_chunks_come_back_equal(rows, width, turn, passages):
+def test_chunks_come_back_equal(
+    rows: Sequence[tuple[int, ...]], width: int, turn: int, passages: tuple[Passage, ...]
+) -> None:
     hidden = np.arange(len(rows) * width, dtype=np.float32).reshape(len(rows), width)
     sent = Chunk(7, tuple(Row(*row) for row in rows), 1, hidden, turn, passages)
-    header, tail = codec.encode(wire.ChunkMessage(5, sent))
+    header, tail = encoded(wire.ChunkMessage(5, sent))
     assert codec.num_tail_bytes(header) == len(tail) == hidden.nbytes
-    message = codec.decode(header, bytes(tail))
+    message = instance(codec.decode(header, bytes(tail)), wire.ChunkMessage)
     got = message.chunk
     assert (message.number, got.session, got.rows, got.num_wanted) == (5, 7, sent.rows, 1)
     assert (got.turn, got.passages) == (turn, passages)
     assert all(type(passage) is Passage for passage in got.passages)
-    np.testing.assert_array_equal(got.hidden, hidden)
+    np.testing.assert_array_equal(present(got.hidden), hidden)
 
 
 @given(st.lists(U32, min_size=1, max_size=40), st.integers(1, 8), st.integers(0, 2**31))
-def test_tapped_rows_come_back_equal(ids, width, layer):
+def test_tapped_rows_come_back_equal(ids: Sequence[int], width: int, layer: int) -> None:
     hidden = np.arange(len(ids) * width, dtype=np.float32).reshape(len(ids), width)
-    header, tail = codec.encode(wire.TappedRows(7, layer, tuple(ids), hidden))
+    header, tail = encoded(wire.TappedRows(7, layer, tuple(ids), hidden))
     assert codec.num_tail_bytes(header) == len(tail) == hidden.nbytes
-    got = codec.decode(header, bytes(tail))
+    got = instance(codec.decode(header, bytes(tail)), wire.TappedRows)
     assert (got.session, got.layer, got.ids) == (7, layer, tuple(ids))
     np.testing.assert_array_equal(got.hidden, hidden)
 
@@ -77,38 +88,40 @@ def test_tapped_rows_come_back_equal(ids, width, layer):
         ["Tapped", 7, 2, bytes(4)],
     ],
 )
-def test_tapped_rows_that_break_a_rule_are_refused(values):
+def test_tapped_rows_that_break_a_rule_are_refused(values: Sequence[bytes | int | str]) -> None:
     with pytest.raises(ProtocolError):
         codec.num_tail_bytes(msgpack.packb(values))
 
 
-def test_tapped_rows_without_their_tail_are_refused():
-    header, tail = codec.encode(wire.TappedRows(7, 2, (1,), np.ones((1, 4), np.float32)))
+def test_tapped_rows_without_their_tail_are_refused() -> None:
+    header, tail = encoded(wire.TappedRows(7, 2, (1,), np.ones((1, 4), np.float32)))
     for wrong in (None, bytes(tail)[:-4]):
         with pytest.raises(ProtocolError, match="1 rows of 4 floats with a tail of"):
             codec.decode(header, wrong)
 
 
-def test_a_view_with_gaps_is_sent_whole():
+def test_a_view_with_gaps_is_sent_whole() -> None:
     hidden = np.arange(24, dtype=np.float32).reshape(4, 6)[::2, ::2]
-    header, tail = codec.encode(wire.ChunkMessage(0, Chunk(1, (Row(0, 1, 2), Row(1, 0, 2)), 2, hidden)))
-    np.testing.assert_array_equal(codec.decode(header, bytes(tail)).chunk.hidden, hidden)
+    header, tail = encoded(wire.ChunkMessage(0, Chunk(1, (Row(0, 1, 2), Row(1, 0, 2)), 2, hidden)))
+    message = instance(codec.decode(header, bytes(tail)), wire.ChunkMessage)
+    np.testing.assert_array_equal(present(message.chunk.hidden), hidden)
 
 
-def test_the_largest_chunk_has_a_header_within_the_limit():
+def test_the_largest_chunk_has_a_header_within_the_limit() -> None:
     rows = tuple(Row(2**32 - 1, 2**32 - 1, 2**32 - 1) for _ in range(limits.MAX_CHUNK_ROWS))
     passages = (Passage(limits.MAX_CHUNK_ROWS, 0.1, 0.1),) * limits.MAX_PASSAGES
     header, _ = codec.encode(
         wire.ChunkMessage(limits.MAX_COUNT, Chunk(limits.MAX_COUNT, rows, 1, None, limits.MAX_COUNT, passages))
     )
-    assert codec.decode(header).chunk.passages == passages
+    assert instance(codec.decode(header), wire.ChunkMessage).chunk.passages == passages
 
 
 CHUNK = ["Chunk", 0, 1, 1, np.zeros(3, "<u4").tobytes(), 4, 0, []]
 
 
-def chunk(turn=0, passages=()):
-    return msgpack.packb([*CHUNK[:6], turn, passages])
+def chunk(turn: int = 0, passages: Any = ()) -> bytes:
+    header: bytes = msgpack.packb([*CHUNK[:6], turn, passages])
+    return header
 
 
 @pytest.mark.parametrize(
@@ -147,19 +160,19 @@ def chunk(turn=0, passages=()):
         (bytes(70000), None, "exceeds the 65536-byte limit"),
     ],
 )
-def test_what_a_peer_may_send_wrong(header, tail, text):
+def test_what_a_peer_may_send_wrong(header: bytes, tail: bytes | None, text: str) -> None:
     with pytest.raises(ProtocolError, match=text):
         codec.decode(header, tail)
 
 
-def test_an_oversized_tail_is_refused_before_it_comes():
+def test_an_oversized_tail_is_refused_before_it_comes() -> None:
     rows = np.zeros((limits.MAX_CHUNK_ROWS, 3), "<u4").tobytes()
     with pytest.raises(ProtocolError, match="MAX_TAIL_BYTES"):
         codec.num_tail_bytes(msgpack.packb([*CHUNK[:4], rows, 2**20, *CHUNK[6:]]))
 
 
 @given(st.binary(max_size=200), st.binary(max_size=64))
-def test_noise_never_raises_anything_else(header, tail):
+def test_noise_never_raises_anything_else(header: bytes, tail: bytes) -> None:
     try:
         codec.num_tail_bytes(header)
         codec.decode(header, tail)

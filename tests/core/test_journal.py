@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -15,7 +16,7 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import journal as journals
 from flowspec_edge.core.cluster.address import Address
-from flowspec_edge.core.cluster.membership import AddressLearned, Membership, PeerFailed, TimePassed
+from flowspec_edge.core.cluster.membership import AddressLearned, Membership, MembershipEvent, PeerFailed, TimePassed
 from flowspec_edge.core.cluster.membership import Failure as GreetingFailure
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Row, SessionSpec
@@ -28,7 +29,7 @@ SECRET = (4, 7, 4, 9, 12, 7)
 
 
 def record_ring(*, has_text: bool, options: GenerateOptions) -> tuple[bytes, list[bytes], list[int]]:
-    """One generation that the ring is lost in the middle of: the journals of origin and stages, and what was written."""
+    """One generation during which the ring is lost: the journals of origin and stages, and what was written."""
     ring = FakeRing(3, random.Random(3))
     files = [bytearray() for _ in range(4)]
     told = {"num_stages": 3, "limits": ring.limits, "has_drafter": True}
@@ -119,7 +120,7 @@ def test_an_error_is_recorded_and_raised() -> None:
 
 def test_the_other_cores_run_again_too() -> None:
     data = bytearray()
-    told = {
+    told: dict[str, Any] = {
         "node": "a",
         "cluster": "c",
         "fingerprint": "f",
@@ -127,14 +128,13 @@ def test_the_other_cores_run_again_too() -> None:
         "own": frozenset({Address("10.0.0.1", 7361)}),
     }
     journal, members = Journal("membership", told, data.extend), Membership(**told)
-    for now, event in enumerate(
-        [
-            AddressLearned(Address("10.0.0.2", 7361), "typed"),
-            TimePassed(),
-            PeerFailed(Address("10.0.0.2", 7361), GreetingFailure("refused", "no")),
-            TimePassed(),
-        ]
-    ):
+    events: list[MembershipEvent] = [
+        AddressLearned(Address("10.0.0.2", 7361), "typed"),
+        TimePassed(),
+        PeerFailed(Address("10.0.0.2", 7361), GreetingFailure("refused", "no")),
+        TimePassed(),
+    ]
+    for now, event in enumerate(events):
         journal.handle(members, event, float(now))
     assert all(step.is_same for step in replay(read_journal(bytes(data))))
     data = bytearray()

@@ -1,24 +1,27 @@
 """The demo bundle's graphs, and rows to run through them."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.core.events import RunForward
-from flowspec_edge.core.rows import NO_PARENT, Row
+from flowspec_edge.core.rows import NO_PARENT, Row, SlotMove
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.engine.stage_runner import StageRunner
+from tests.narrowing import present
 
 NUM_LAYERS = 8
 
 
 @pytest.fixture(scope="session")
-def bundle():
+def bundle() -> Bundle:
     return Bundle.load(DEMO_BUNDLE)
 
 
 @pytest.fixture(scope="session")
-def whole(bundle):
+def whole(bundle: Bundle) -> StageRunner:
     """All layers as one stage."""
     return StageRunner(bundle.directory, bundle.manifest, 0, NUM_LAYERS)
 
@@ -26,15 +29,15 @@ def whole(bundle):
 class Session:
     """One session of a chain of stages, with its slots and the depth of each row."""
 
-    def __init__(self, *stages, capacity=400):
+    def __init__(self, *stages: StageRunner, capacity: int = 400) -> None:
         self.stages = stages
         self.slots = KvSlots(capacity)
-        self.depths = {}
-        self.moves = ()
+        self.depths: dict[int, int] = {}
+        self.moves: tuple[SlotMove, ...] = ()
         for stage in stages:
             stage.open_cache(1, capacity)
 
-    def run(self, rows, **options):
+    def run(self, rows: Sequence[Row], is_cancelled: Callable[[], bool] = lambda: False) -> np.ndarray:
         """Hidden rows after the last stage."""
         for row in rows:
             self.depths[row.id] = self.depths.get(row.parent, -1) + 1
@@ -42,20 +45,21 @@ class Session:
         positions = np.array([self.depths[row.id] for row in rows], np.int64)
         mask = self.slots.ancestor_mask(first)
         moves, self.moves = self.moves, ()
-        hidden = None
+        hidden: np.ndarray | None = None
         for stage in self.stages:
             forward = RunForward(1, tuple(rows), hidden, moves, first, positions, mask)
-            hidden = stage.run(forward, **options).hidden.copy()
-        return hidden
+            hidden = stage.run(forward, is_cancelled).hidden.copy()
+        return present(hidden)
 
-    def drop(self, ids):
+    def drop(self, ids: Sequence[int]) -> None:
         self.moves = tuple(self.slots.drop(ids))
 
 
-def make_chain(tokens, first=0):
+def make_chain(tokens: Sequence[int], first: int = 0) -> list[Row]:
     return [Row(i, i - 1 if i else NO_PARENT, int(token)) for i, token in enumerate(tokens, first)]
 
 
 @pytest.fixture(scope="session")
-def tokens():
-    return np.random.default_rng(5).integers(2, 2048, 64).tolist()
+def tokens() -> list[int]:
+    found: list[int] = np.random.default_rng(5).integers(2, 2048, 64).tolist()
+    return found

@@ -1,34 +1,46 @@
 """The draft head: a row's draft depends on its path alone, however and how often it was run."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
-from flowspec_edge.core.events import RunDraft
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.core.events import DraftFinished, RunDraft
 from flowspec_edge.core.rows import Row
 from flowspec_edge.engine.drafters.eagle1 import PASS_ROWS, Eagle1Drafter
 from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.stage_runner import StageRunner
 from tests.engine.conftest import Session, make_chain
 
 NO_HIDDEN = np.zeros((0, 0), np.float32)
-TOLERANCE = {"atol": 1e-4}
+TOLERANCE: dict[str, Any] = {"atol": 1e-4}
 """Attention sums over slots in their order, which depends on when a row was run."""
 
 
 @pytest.fixture
-def drafter(bundle):
+def drafter(bundle: Bundle) -> Eagle1Drafter:
     drafter = Eagle1Drafter(bundle.directory, bundle.manifest, Head(bundle.directory, bundle.manifest), k=5)
     drafter.open(1, 200)
     return drafter
 
 
 @pytest.fixture
-def pairs(whole, tokens):
+def pairs(whole: StageRunner, tokens: list[int]) -> tuple[list[Row], np.ndarray]:
     """Rows of a chain from the second on, each with its parent's hidden row."""
     chain = make_chain(tokens[:30])
     return chain[1:], Session(whole).run(chain)[:-1]
 
 
-def verify(drafter, pairs, start, stop, drafted=(), dropped=()):
+def verify(
+    drafter: Eagle1Drafter,
+    pairs: tuple[Sequence[Row], np.ndarray],
+    start: int,
+    stop: int,
+    drafted: Sequence[tuple[Row, int]] = (),
+    dropped: tuple[int, ...] = (),
+) -> DraftFinished:
     """One pass over pairs ``start`` to ``stop`` and over drafted rows, each given with its position."""
     rows, hidden = pairs
     positions = np.array([*range(start, stop), *(at for _, at in drafted)])
@@ -36,11 +48,11 @@ def verify(drafter, pairs, start, stop, drafted=(), dropped=()):
     return drafter.run(RunDraft(1, (*rows[start:stop], *(row for row, _ in drafted)), positions, hidden, dropped))
 
 
-def draft(drafter, *drafted, dropped=()):
+def draft(drafter: Eagle1Drafter, *drafted: tuple[Row, int], dropped: tuple[int, ...] = ()) -> DraftFinished:
     return verify(drafter, ((), NO_HIDDEN), 0, 0, drafted, dropped)
 
 
-def test_pairs_in_parts_are_pairs_at_once(drafter, pairs):
+def test_pairs_in_parts_are_pairs_at_once(drafter: Eagle1Drafter, pairs: tuple[list[Row], np.ndarray]) -> None:
     whole = verify(drafter, pairs, 0, 29)
     drafter.open(1, 200)
     for start, stop in ((0, 10), (10, 11), (11, 29)):
@@ -51,7 +63,9 @@ def test_pairs_in_parts_are_pairs_at_once(drafter, pairs):
     assert (np.diff(whole.log_probs) <= 0).all()
 
 
-def test_the_last_pair_comes_before_the_drafted_rows_in_the_answer(drafter, pairs):
+def test_the_last_pair_comes_before_the_drafted_rows_in_the_answer(
+    drafter: Eagle1Drafter, pairs: tuple[list[Row], np.ndarray]
+) -> None:
     verify(drafter, pairs, 0, 20)
     taken = pairs[0][20]
     draft(drafter, (taken, 20))
@@ -62,7 +76,9 @@ def test_the_last_pair_comes_before_the_drafted_rows_in_the_answer(drafter, pair
     np.testing.assert_allclose(both.log_probs[0], alone.log_probs[0], **TOLERANCE)
 
 
-def test_a_drafted_row_that_is_verified_is_as_if_it_had_never_been_drafted(drafter, pairs):
+def test_a_drafted_row_that_is_verified_is_as_if_it_had_never_been_drafted(
+    drafter: Eagle1Drafter, pairs: tuple[list[Row], np.ndarray]
+) -> None:
     verify(drafter, pairs, 0, 20)
     draft(drafter, (pairs[0][20], 20))
     draft(drafter, (pairs[0][21], 21))
@@ -71,7 +87,9 @@ def test_a_drafted_row_that_is_verified_is_as_if_it_had_never_been_drafted(draft
     np.testing.assert_allclose(drafted_before.log_probs, verify(drafter, pairs, 0, 29).log_probs, **TOLERANCE)
 
 
-def test_dropped_rows_leave_no_trace_and_their_slots_are_used_anew(drafter, pairs):
+def test_dropped_rows_leave_no_trace_and_their_slots_are_used_anew(
+    drafter: Eagle1Drafter, pairs: tuple[list[Row], np.ndarray]
+) -> None:
     verify(drafter, pairs, 0, 20)
     last = pairs[0][19]
     for id in range(100, 600):
@@ -81,14 +99,14 @@ def test_dropped_rows_leave_no_trace_and_their_slots_are_used_anew(drafter, pair
     np.testing.assert_allclose(with_drafts.log_probs, verify(drafter, pairs, 0, 29).log_probs, **TOLERANCE)
 
 
-def test_a_row_that_is_run_again_is_the_same_row(drafter, pairs):
+def test_a_row_that_is_run_again_is_the_same_row(drafter: Eagle1Drafter, pairs: tuple[list[Row], np.ndarray]) -> None:
     verify(drafter, pairs, 0, 20)
     row = (Row(100, pairs[0][19].id, 7), 20)
     first = draft(drafter, row)
     np.testing.assert_allclose(draft(drafter, row).log_probs, first.log_probs, **TOLERANCE)
 
 
-def test_siblings_do_not_see_each_other(drafter, pairs):
+def test_siblings_do_not_see_each_other(drafter: Eagle1Drafter, pairs: tuple[list[Row], np.ndarray]) -> None:
     verify(drafter, pairs, 0, 20)
     siblings = [(Row(100 + i, pairs[0][19].id, 300 + i), 20) for i in range(4)]
     together = draft(drafter, *siblings)
@@ -100,7 +118,7 @@ def test_siblings_do_not_see_each_other(drafter, pairs):
     np.testing.assert_allclose(together.log_probs, np.stack(alone), **TOLERANCE)
 
 
-def test_a_long_text_leaves_features_of_living_rows_only(bundle, whole, tokens):
+def test_a_long_text_leaves_features_of_living_rows_only(bundle: Bundle, whole: StageRunner, tokens: list[int]) -> None:
     drafter = Eagle1Drafter(bundle.directory, bundle.manifest, Head(bundle.directory, bundle.manifest), k=5)
     capacity = PASS_ROWS + 200
     chain = make_chain((tokens * 10)[: PASS_ROWS + 100])
@@ -117,6 +135,6 @@ def test_a_long_text_leaves_features_of_living_rows_only(bundle, whole, tokens):
     np.testing.assert_allclose(in_parts.log_probs, at_once.log_probs, **TOLERANCE)
 
 
-def test_a_closed_session_drafts_nothing(drafter, pairs):
+def test_a_closed_session_drafts_nothing(drafter: Eagle1Drafter, pairs: tuple[list[Row], np.ndarray]) -> None:
     drafter.close(1)
     assert verify(drafter, pairs, 0, 3).tokens.shape == (0, 5)

@@ -4,6 +4,7 @@ import mmap
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from flowspec_edge.engine.huge_pages import SETTINGS, _without, huge_page_bytes,
 MB = 1 << 20
 
 
-def collapses_on_request():
+def collapses_on_request() -> bool:
     """Whether Linux moves memory when it is asked to, and only then: since 6.1; earlier ones take their time."""
     version = re.match(r"(\d+)\.(\d+)", platform.release())
     if version is None or tuple(map(int, version.groups())) < (6, 1) or not 0 < huge_page_bytes() <= 2 * MB:
@@ -31,14 +32,15 @@ def collapses_on_request():
 needs_huge_pages = pytest.mark.skipif(not collapses_on_request(), reason="no huge pages on request, or unasked")
 
 
-def memory():
+def memory() -> tuple[int, int]:
     """Bytes of this process: (on huge pages, at all)."""
     fields = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-    return tuple(int(fields[name].split()[0]) * 1024 for name in ("AnonHugePages", "Rss"))
+    on_huge, at_all = (int(fields[name].split()[0]) * 1024 for name in ("AnonHugePages", "Rss"))
+    return on_huge, at_all
 
 
 @needs_huge_pages
-def test_weights_are_on_huge_pages_and_take_no_more_memory(tmp_path):
+def test_weights_are_on_huge_pages_and_take_no_more_memory(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).standard_normal((4096, 2048), np.float32)  # 32 MB
     given = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["num_rows", 4096])
     found = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["num_rows", 2048])
@@ -60,7 +62,7 @@ def test_weights_are_on_huge_pages_and_take_no_more_memory(tmp_path):
 
 
 @needs_huge_pages
-def test_memory_that_is_hardly_used_stays_so():
+def test_memory_that_is_hardly_used_stays_so() -> None:
     _, before = memory()
     with on_huge_pages():
         reserved = mmap.mmap(-1, 64 * MB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -71,15 +73,17 @@ def test_memory_that_is_hardly_used_stays_so():
     assert after - before < 8 * MB
 
 
-def test_a_mapped_file_may_have_any_name(tmp_path):
+def test_a_mapped_file_may_have_any_name(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/not utf-8 \xe9 \xe2\x80\xa8 \x85"
-    with open(path, "wb") as file:
-        file.write(bytes(MB))
+    with open(path, "wb") as made:
+        made.write(bytes(MB))
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped, on_huge_pages():
         assert mapped[0] == 0
 
 
-def test_a_system_that_does_not_tell_its_mappings_is_left_as_it_is(tmp_path, monkeypatch):
+def test_a_system_that_does_not_tell_its_mappings_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huge_pages, "_MAPPINGS", tmp_path / "none")
     monkeypatch.setattr(huge_pages, "huge_page_bytes", lambda: 2 * MB)
     with on_huge_pages():
@@ -96,7 +100,9 @@ def test_a_system_that_does_not_tell_its_mappings_is_left_as_it_is(tmp_path, mon
         (None, None, 0),
     ],
 )
-def test_what_the_system_says_of_huge_pages(tmp_path, enabled, size, expected):
+def test_what_the_system_says_of_huge_pages(
+    tmp_path: Path, enabled: str | None, size: str | None, expected: int
+) -> None:
     for name, text in (("enabled", enabled), ("hpage_pmd_size", size)):
         if text is not None:
             (tmp_path / name).write_text(text)
@@ -104,13 +110,13 @@ def test_what_the_system_says_of_huge_pages(tmp_path, enabled, size, expected):
 
 
 ranges = st.lists(st.integers(0, 40), max_size=8, unique=True).map(
-    lambda cuts: [tuple(pair) for pair in zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False)]
+    lambda cuts: list(zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False))
 )
 
 
 @given(ranges, ranges)
-def test_what_is_in_the_first_ranges_alone(first, second):
-    def places(of):
+def test_what_is_in_the_first_ranges_alone(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> None:
+    def places(of: Sequence[tuple[int, int]]) -> set[int]:
         return {place for start, stop in of for place in range(start, stop)}
 
     found = _without(first, second)

@@ -7,27 +7,29 @@ from flowspec_edge.engine.integer_products import WEIGHTS, ZERO_POINT, _product,
 from flowspec_edge.errors import BundleError
 
 
-def exact(a):
-    return (a.astype(np.int32) - ZERO_POINT) @ WEIGHTS.astype(np.int32)
+def exact(a: np.ndarray) -> np.ndarray:
+    product: np.ndarray = (a.astype(np.int32) - ZERO_POINT) @ WEIGHTS.astype(np.int32)
+    return product
 
 
-def saturating(a):
+def saturating(a: np.ndarray) -> np.ndarray:
     """VPMADDUBSW: pairs of products are added in 16 bits."""
     products = a[:, :, None].astype(np.int32) * WEIGHTS[None].astype(np.int32)  # [rows, terms, outputs]
     pairs = (products[:, ::2] + products[:, 1::2]).clip(-(2**15), 2**15 - 1)
-    return pairs.sum(axis=1) - ZERO_POINT * WEIGHTS.sum(axis=0, dtype=np.int32)
+    sums: np.ndarray = pairs.sum(axis=1) - ZERO_POINT * WEIGHTS.sum(axis=0, dtype=np.int32)
+    return sums
 
 
-def test_a_processor_that_saturates_is_refused():
+def test_a_processor_that_saturates_is_refused() -> None:
     with pytest.raises(BundleError, match="cuts sums of byte products.*--precision NAME"):
         check_integer_products(saturating)
 
 
-def test_exact_products_pass():
+def test_exact_products_pass() -> None:
     check_integer_products(exact)
 
 
-def test_onnx_runtime_is_exact_here():
+def test_onnx_runtime_is_exact_here() -> None:
     """Also where the processor has no instruction for it."""
     check_integer_products()
     a = np.random.default_rng(0).integers(0, 256, (3, len(WEIGHTS)), np.uint8)

@@ -10,7 +10,7 @@ from flowspec_edge.manifest import ROTARY_COS, ROTARY_SIN
 FREQUENCIES = [float(np.float32(10000.0 ** -(i / 16))) for i in range(16)]
 
 
-def test_the_tables_are_cosines_and_sines_of_float32_angles():
+def test_the_tables_are_cosines_and_sines_of_float32_angles() -> None:
     tables = RotaryTables(FREQUENCIES).reach(5000)
     angles = np.outer(np.arange(5000, dtype=np.float32), np.array(FREQUENCIES, np.float32))
     assert angles.dtype == np.float32
@@ -20,7 +20,7 @@ def test_the_tables_are_cosines_and_sines_of_float32_angles():
         np.testing.assert_array_equal(found, function(angles.astype(np.float64)).astype(np.float32))
 
 
-def test_they_grow_when_a_longer_session_comes_and_stay_when_a_shorter_one_does():
+def test_they_grow_when_a_longer_session_comes_and_stay_when_a_shorter_one_does() -> None:
     tables = RotaryTables(FREQUENCIES)
     first = tables.reach(100)
     assert tables.reach(50) is first
@@ -29,6 +29,6 @@ def test_they_grow_when_a_longer_session_comes_and_stay_when_a_shorter_one_does(
     np.testing.assert_array_equal(longer[ROTARY_COS].numpy()[:100], first[ROTARY_COS].numpy())
 
 
-def test_too_little_memory_is_a_failed_stage():
+def test_too_little_memory_is_a_failed_stage() -> None:
     with pytest.raises(StageFailedError, match="no memory for rotary tables of 100000000000000 slots"):
         RotaryTables(FREQUENCIES).reach(10**14)

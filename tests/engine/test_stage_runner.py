@@ -5,10 +5,13 @@ import gc
 import itertools
 import shutil
 import weakref
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.events import RunForward
 from flowspec_edge.core.rows import Row
 from flowspec_edge.core.speculation.kv_slots import KvSlots
@@ -22,13 +25,15 @@ from tests.engine.conftest import NUM_LAYERS, Session, make_chain
 TREE = [-1, -1, -1, 0, 0, 1, 3, 3, 5, 6]  # parents by place, counted from the tree's first row; -1 is the chain's last
 
 
-def make_tree(chain, tokens):
+def make_tree(chain: Sequence[Row], tokens: list[int]) -> list[Row]:
     first = len(chain)
     return [Row(first + i, first + parent, tokens[i]) for i, parent in enumerate(TREE)]
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 8, 16, 32])
-def test_a_rows_bits_do_not_depend_on_its_chunk(whole, bundle, tokens, num_rows):
+def test_a_rows_bits_do_not_depend_on_its_chunk(
+    whole: StageRunner, bundle: Bundle, tokens: list[int], num_rows: int
+) -> None:
     chain = make_chain(tokens)
     expected = Session(whole).run(chain)
     session = Session(whole)
@@ -40,7 +45,9 @@ def test_a_rows_bits_do_not_depend_on_its_chunk(whole, bundle, tokens, num_rows)
 
 
 @pytest.mark.parametrize("cuts", [(1,), (4,), (7,), (2, 5), (1, 2, 3, 4, 5, 6, 7)])
-def test_any_split_of_the_layers_gives_the_same_bits(whole, bundle, tokens, cuts):
+def test_any_split_of_the_layers_gives_the_same_bits(
+    whole: StageRunner, bundle: Bundle, tokens: list[int], cuts: tuple[int, ...]
+) -> None:
     bounds = [0, *cuts, NUM_LAYERS]
     stages = [StageRunner(bundle.directory, bundle.manifest, start, stop) for start, stop in itertools.pairwise(bounds)]
     chain = make_chain(tokens[:20])
@@ -50,7 +57,7 @@ def test_any_split_of_the_layers_gives_the_same_bits(whole, bundle, tokens, cuts
         np.testing.assert_array_equal(split.run(rows), unsplit.run(rows))
 
 
-def test_each_row_of_a_tree_is_what_its_path_gives_as_a_chain(whole, tokens):
+def test_each_row_of_a_tree_is_what_its_path_gives_as_a_chain(whole: StageRunner, tokens: list[int]) -> None:
     chain = make_chain(tokens[:20])
     tree = make_tree(chain, tokens[20:])
     session = Session(whole)
@@ -65,8 +72,8 @@ def test_each_row_of_a_tree_is_what_its_path_gives_as_a_chain(whole, tokens):
         np.testing.assert_allclose(found[place], alone[-1], atol=2e-4)
 
 
-def test_the_first_chunk_has_its_positions(whole, tokens):
-    """The attention operator ignores position ids while its cache is empty; the reserved slot keeps it from being so."""
+def test_the_first_chunk_has_its_positions(whole: StageRunner, tokens: list[int]) -> None:
+    """The attention operator ignores position ids while its cache is empty. With the reserved slot it never is."""
     chain = make_chain(tokens[:6])
     siblings = [Row(0, 2**32 - 1, tokens[0]), Row(1, 0, tokens[1]), Row(2, 0, tokens[2]), Row(3, 2, tokens[3])]
     first = Session(whole).run(siblings)
@@ -76,7 +83,7 @@ def test_the_first_chunk_has_its_positions(whole, tokens):
     assert not np.allclose(first[2], Session(whole).run(chain)[2], atol=1e-2)
 
 
-def test_a_compacted_cache_is_as_good_as_a_new_one(whole, tokens):
+def test_a_compacted_cache_is_as_good_as_a_new_one(whole: StageRunner, tokens: list[int]) -> None:
     chain = make_chain(tokens[:20])
     tree = make_tree(chain, tokens[20:])
     session = Session(whole)
@@ -91,12 +98,14 @@ def test_a_compacted_cache_is_as_good_as_a_new_one(whole, tokens):
 
 
 @pytest.mark.parametrize("num_blocks", [0, 3])
-def test_a_cancelled_forward_ends_between_blocks_and_spoils_nothing(whole, tokens, num_blocks):
+def test_a_cancelled_forward_ends_between_blocks_and_spoils_nothing(
+    whole: StageRunner, tokens: list[int], num_blocks: int
+) -> None:
     chain = make_chain(tokens[:20])
     tree = make_tree(chain, tokens[20:])
     dead = [row.id for row in tree if row.id not in {20, 23, 26, 29}]  # off the path 0 -> 3 -> 6 -> 9 of the tree
 
-    def pruned():
+    def pruned() -> Session:
         session = Session(whole)
         session.run(chain)
         session.run(tree)
@@ -113,7 +122,9 @@ def test_a_cancelled_forward_ends_between_blocks_and_spoils_nothing(whole, token
     np.testing.assert_array_equal(found, pruned().run([Row(41, 29, tokens[51])]))
 
 
-def test_slots_may_run_past_the_context_while_positions_do_not(whole, bundle, tokens):
+def test_slots_may_run_past_the_context_while_positions_do_not(
+    whole: StageRunner, bundle: Bundle, tokens: list[int]
+) -> None:
     max_context = bundle.manifest.geometry.max_context
     session = Session(whole, capacity=max_context + 1024)
     chain = make_chain((tokens * 20)[: max_context - 1])
@@ -126,7 +137,7 @@ def test_slots_may_run_past_the_context_while_positions_do_not(whole, bundle, to
     np.testing.assert_allclose(found[0], found[64], atol=2e-4)  # the same token at the same place
 
 
-def test_a_session_goes_on_after_a_longer_one_came(bundle, whole, tokens):
+def test_a_session_goes_on_after_a_longer_one_came(bundle: Bundle, whole: StageRunner, tokens: list[int]) -> None:
     """Its bindings keep the rotary tables that it began with."""
     chain = make_chain(tokens[:20])
     expected = Session(whole).run(chain)
@@ -145,7 +156,7 @@ def test_a_session_goes_on_after_a_longer_one_came(bundle, whole, tokens):
     del reused
 
 
-def test_rows_are_written_to_memory_of_their_own(bundle, whole, tokens):
+def test_rows_are_written_to_memory_of_their_own(bundle: Bundle, whole: StageRunner, tokens: list[int]) -> None:
     """Not over rows that came in, nor over those of another chunk or session."""
     chain = make_chain(tokens[:30])
     expected = Session(whole).run(chain)
@@ -165,14 +176,14 @@ def test_rows_are_written_to_memory_of_their_own(bundle, whole, tokens):
         np.testing.assert_array_equal(rows, expected[: len(rows)])
 
 
-def _forward(session, rows):
+def _forward(session: int, rows: Sequence[Row]) -> RunForward:
     """A chain from the first slot on."""
     slots = KvSlots(100)
     first = slots.append(rows)
     return RunForward(session, tuple(rows), None, (), first, np.arange(len(rows)), slots.ancestor_mask(first))
 
 
-def test_a_closed_runner_holds_nothing_that_takes_memory(bundle, tokens):
+def test_a_closed_runner_holds_nothing_that_takes_memory(bundle: Bundle, tokens: list[int]) -> None:
     runner = StageRunner(bundle.directory, bundle.manifest, 0, NUM_LAYERS)
     runner.open_cache(1, 100)
     runner.run(_forward(1, make_chain(tokens[:4])))
@@ -188,31 +199,34 @@ def test_a_closed_runner_holds_nothing_that_takes_memory(bundle, tokens):
     runner.free_cache(1)
 
 
-def test_a_view_with_gaps_is_refused():
+def test_a_view_with_gaps_is_refused() -> None:
     with pytest.raises(StageFailedError, match="has gaps"):
         as_ort_value(np.zeros((4, 8), np.float32)[:, ::2])
 
 
-def test_a_range_that_is_not_of_whole_blocks_is_refused(bundle):
+def test_a_range_that_is_not_of_whole_blocks_is_refused(bundle: Bundle) -> None:
     with pytest.raises(PlacementError, match=r"layers \[3, 9\) cannot be cut"):
         StageRunner(bundle.directory, bundle.manifest, 3, 9)
 
 
-def test_a_block_that_is_no_graph_is_named(bundle, tmp_path):
+def test_a_block_that_is_no_graph_is_named(bundle: Bundle, tmp_path: Path) -> None:
     broken = shutil.copytree(bundle.directory, tmp_path / "broken")
     (broken / "blocks/layers-002-003.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"layers-002-003\.onnx: not a graph"):
         StageRunner(broken, bundle.manifest, 2, 3)
 
 
-def test_a_forward_that_fails_is_a_failed_stage(whole, tokens):
+def test_a_forward_that_fails_is_a_failed_stage(whole: StageRunner, tokens: list[int]) -> None:
     session = Session(whole, capacity=8)
     session.slots.capacity = 100  # the slots believe in more room than the cache has
     with pytest.raises(StageFailedError, match=r"layers \[0, 1\) failed"):
         session.run(make_chain(tokens[:20]))
 
 
-def test_rows_are_tapped_where_they_enter_a_layer_and_only_where_that_is_asked(bundle, tokens):
+def test_rows_are_tapped_where_they_enter_a_layer_and_only_where_that_is_asked(
+    bundle: Bundle, tokens: list[int]
+) -> None:
+    assert bundle.manifest.drafter is not None
     drafter = dataclasses.replace(bundle.manifest.drafter, taps=(0, 3, 8))
     manifest = dataclasses.replace(bundle.manifest, drafter=drafter)
     before, stage = (StageRunner(bundle.directory, manifest, *layers) for layers in ((0, 2), (2, NUM_LAYERS)))
@@ -230,7 +244,7 @@ def test_rows_are_tapped_where_they_enter_a_layer_and_only_where_that_is_asked(b
     assert not stage.run(tapped, lambda: True).tapped, "given up"
 
 
-def test_all_caches_are_freed_at_once(bundle, tokens):
+def test_all_caches_are_freed_at_once(bundle: Bundle, tokens: list[int]) -> None:
     stage = StageRunner(bundle.directory, bundle.manifest, 0, 1)
     for session in (1, 2):
         stage.open_cache(session, 100)

@@ -2,19 +2,21 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 DEMO_MODEL = Path(__file__).parents[2] / "exporter/demo_model"
 torch.set_num_threads(1)  # models this small are slower with more
 
 VOCAB = 2048  # the demo model's tokenizer serves them all
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -38,26 +40,34 @@ LLAMA3_ROPE = {  # so that with heads of 16 each of the three bands of wavelengt
 }
 
 
-def save_checkpoint(directory, config_class=LlamaConfig, *, max_shard_size="5GB", dtype=torch.float32, **changes):
-    """A checkpoint as transformers saves it; returns the model."""
+def save_checkpoint(
+    directory: Path,
+    config_class: type[Any] = LlamaConfig,
+    *,
+    max_shard_size: str = "5GB",
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> PreTrainedModel:
+    """Save a checkpoint as transformers does, and return the model."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config_class(**{**SHAPE, **changes})).eval()
+    model: Any = AutoModelForCausalLM.from_config(config_class(**{**SHAPE, **changes})).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # random norms and biases too, so that none can be left out unseen
             parameter.add_(torch.randn_like(parameter) * 0.05)
     model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
     shutil.copy(DEMO_MODEL / "target/tokenizer.json", directory)
-    return model
+    saved: PreTrainedModel = model
+    return saved
 
 
-def edit_config(directory, *absent, **changes):
+def edit_config(directory: Path, *absent: str, **changes: Any) -> None:
     """Set fields of ``config.json`` and take others out."""
     path = directory / "config.json"
     config = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({name: value for name, value in config.items() if name not in absent}))
 
 
-def save_llama1(directory):
+def save_llama1(directory: Path) -> None:
     """As converted in 2023: no grouped heads in the config, rotary buffers beside the weights."""
     save_checkpoint(directory, num_key_value_heads=4, dtype=torch.float16)
     edit_config(
@@ -68,7 +78,7 @@ def save_llama1(directory):
     save_file({**load_file(path), **inverse}, path, metadata={"format": "pt"})
 
 
-def save_pickled(directory, num_shards, **changes):
+def save_pickled(directory: Path, num_shards: int, **changes: Any) -> None:
     """``pytorch_model.bin``, in parts where there are several."""
     save_checkpoint(directory, **changes)
     tensors = load_file(directory / "model.safetensors")
@@ -84,8 +94,8 @@ def save_pickled(directory, num_shards, **changes):
     (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
-def save_sentencepiece(directory):
-    """Llama's kind of tokenizer in place of ``tokenizer.json``: BPE with bytes to fall back on, text as it is; returns it."""
+def save_sentencepiece(directory: Path) -> sentencepiece.SentencePieceProcessor:
+    """Replace ``tokenizer.json`` by a tokenizer like Llama's, BPE with bytes for unknown characters, and return it."""
     (directory / "tokenizer.json").unlink()
     path = directory / "tokenizer.model"
     with path.open("wb") as file:
@@ -104,17 +114,18 @@ def save_sentencepiece(directory):
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
-def save_vicuna_16k(directory):
+def save_vicuna_16k(directory: Path) -> None:
     save_pickled(
         directory, 2, num_key_value_heads=4, rope_scaling={"type": "linear", "factor": 4.0}, max_position_embeddings=24
     )
     edit_config(directory, max_sequence_length=96)
 
 
-BF16, FP16 = {"dtype": torch.bfloat16}, {"dtype": torch.float16}
-LLAMA3 = {"rope_theta": 5e5, "rope_scaling": LLAMA3_ROPE, **BF16}
+BF16: dict[str, Any] = {"dtype": torch.bfloat16}
+FP16: dict[str, Any] = {"dtype": torch.float16}
+LLAMA3: dict[str, Any] = {"rope_theta": 5e5, "rope_scaling": LLAMA3_ROPE, **BF16}
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[[Path], object]] = {
     "Llama 1": save_llama1,
     "Llama 2 70B": lambda directory: save_checkpoint(directory, max_shard_size="200KB", **FP16),
     "Llama 3.1": lambda directory: save_checkpoint(directory, **LLAMA3),
@@ -137,7 +148,9 @@ FAMILIES = {
 """Sizes are small, and all else is as published: names, types, shards, ties, and what a config says or leaves out."""
 
 
-def save_eagle(directory, *, has_bias=True, hidden_size=64, pickled=False, **changes):
+def save_eagle(
+    directory: Path, *, has_bias: bool = True, hidden_size: int = 64, pickled: bool = False, **changes: Any
+) -> dict[str, torch.Tensor]:
     """An EAGLE-1 head as published: fc, one layer without input norm, a copy of the embedding."""
     directory.mkdir()
     config = {
@@ -180,8 +193,10 @@ def save_eagle(directory, *, has_bias=True, hidden_size=64, pickled=False, **cha
 EAGLE3_DRAFTED = 512
 
 
-def save_eagle3(directory, *, hidden_size=64, head_dim=32, num_layers=8, **changes):
-    """An EAGLE-3 head as published: three layers fused, attention over embedding and feature, a vocabulary of its own."""
+def save_eagle3(
+    directory: Path, *, hidden_size: int = 64, head_dim: int = 32, num_layers: int = 8, **changes: Any
+) -> dict[str, torch.Tensor]:
+    """An EAGLE-3 head as published: three fused layers, attention over embedding and feature, its own vocabulary."""
     directory.mkdir()
     config = {
         **SHAPE,

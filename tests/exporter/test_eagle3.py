@@ -1,25 +1,31 @@
-"""An EAGLE-3 head in its published layout drafts what a plain torch model of it drafts, alone and at the origin of a ring."""
+"""An EAGLE-3 head in its published layout drafts what a plain torch model of it drafts, alone and in a ring."""
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
+pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
 
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from exporter.bundle import ExportOptions, export_bundle
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.events import RunDraft
+from flowspec_edge.core.events import DraftFinished, RunDraft
 from flowspec_edge.core.rows import Row
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import CheckpointError
+from flowspec_edge.origin.ring import Ring
 from tests.exporter.checkpoints import SHAPE, edit_config, save_checkpoint, save_eagle3
+from tests.narrowing import present
 from tests.ring.conftest import answer_of, ring_of, tokens_of
 
 pytestmark = pytest.mark.slow
@@ -29,7 +35,7 @@ K = 6
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Target and head on disk."""
     directory = tmp_path_factory.mktemp("eagle3")
     save_checkpoint(directory / "target", num_hidden_layers=8)
@@ -38,7 +44,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bundle(saved):
+def bundle(saved: Path) -> Bundle:
     out = saved / "out"
     options = ExportOptions(
         checkpoint=saved / "target", drafter=saved / "head", out=out, precision="fp32", block_size=3
@@ -50,19 +56,19 @@ def bundle(saved):
 class Reference:
     """The published head in plain torch, over a whole path at once."""
 
-    def __init__(self, saved):
+    def __init__(self, saved: Path) -> None:
         self.weights = load_file(saved / "head/model.safetensors")
         model = AutoModelForCausalLM.from_pretrained(saved / "target").eval()
         self.model, self.embed = model, model.get_input_embeddings()
 
-    def tapped(self, tokens):
+    def tapped(self, tokens: Sequence[int]) -> torch.Tensor:
         """What enters the tapped layers: [tokens, 3 * hidden_size]."""
         with torch.no_grad():
             states = self.model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
         return torch.cat([states[tap][0] for tap in TAPS], dim=-1)
 
-    def draft(self, tokens, num_verified):
-        """Log-probabilities of target tokens after the last one; pairs from ``num_verified`` on have drafted features."""
+    def draft(self, tokens: Sequence[int], num_verified: int) -> np.ndarray:
+        """Log-probabilities of the tokens after the last one; pairs from ``num_verified`` on have drafted features."""
         with torch.no_grad():
             features = self.tapped(tokens[:num_verified]) @ self.weights["fc.weight"].T
             for length in range(num_verified, len(tokens)):
@@ -73,10 +79,10 @@ class Reference:
         full[torch.arange(len(logits)) + self.weights["d2t"]] = logits.log_softmax(-1)
         return full.numpy()
 
-    def _norm(self, x, name):
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + SHAPE["rms_norm_eps"]) * self.weights[f"{name}.weight"]
 
-    def _layer(self, embedded, features):
+    def _layer(self, embedded: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         w = {name.removeprefix("midlayer."): value for name, value in self.weights.items()}
         x = torch.cat(
             [self._norm(embedded, "midlayer.input_layernorm"), self._norm(features, "midlayer.hidden_norm")], -1
@@ -94,37 +100,39 @@ class Reference:
         return hidden + gated @ w["mlp.down_proj.weight"].T
 
     @staticmethod
-    def _rotate(x, cos, sin):
+    def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         first, second = x.chunk(2, -1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 @pytest.fixture(scope="module")
-def reference(saved):
+def reference(saved: Path) -> Reference:
     return Reference(saved)
 
 
-def check_draft(tokens, log_probs, expected):
+def check_draft(tokens: np.ndarray, log_probs: np.ndarray, expected: np.ndarray) -> None:
     """The likeliest ones, with their probabilities."""
     np.testing.assert_allclose(log_probs, np.sort(expected)[::-1][: len(log_probs)], atol=2e-4)
     np.testing.assert_allclose(log_probs, expected[tokens], atol=2e-4)
 
 
-def test_the_bundle_says_what_it_taps_and_cuts_there(bundle):
-    drafter = bundle.manifest.drafter
+def test_the_bundle_says_what_it_taps_and_cuts_there(bundle: Bundle) -> None:
+    drafter = present(bundle.manifest.drafter)
     assert (drafter.kind, tuple(drafter.taps)) == ("eagle3", TAPS)
     assert [block.start for block in bundle.manifest.blocks] == [0, 2, 3, 4, 5, 6]
     assert {"drafter.onnx", "fuse.onnx", "draft_top.onnx"} <= {entry.file for entry in bundle.manifest.files()}
 
 
-def test_verified_and_drafted_rows_are_the_published_models(bundle, reference):
+def test_verified_and_drafted_rows_are_the_published_models(bundle: Bundle, reference: Reference) -> None:
     drafter = load_drafter(bundle.directory, bundle.manifest, Head(bundle.directory, bundle.manifest), k=K)
     drafter.open(1, 200)
     tokens = np.random.default_rng(1).integers(2, 2048, 14).tolist()
     hidden = reference.tapped(tokens).numpy()
     pairs = tuple(Row(id, id - 1, tokens[id]) for id in range(1, 10))
 
-    def run(rows, positions, hidden=None):
+    def run(
+        rows: tuple[Row, ...] | Sequence[Row], positions: range | Sequence[int], hidden: np.ndarray | None = None
+    ) -> DraftFinished:
         hidden = np.zeros((0, 0), np.float32) if hidden is None else hidden
         return drafter.run(RunDraft(1, tuple(rows), np.array(positions), hidden, ()))
 
@@ -140,16 +148,29 @@ def test_verified_and_drafted_rows_are_the_published_models(bundle, reference):
         check_draft(*draft, reference.draft(tokens[:10] + path, 9))
 
 
+def watch_drafter(ring: Ring, jobs: list[RunDraft]) -> None:
+    """Have the ring's drafter keep each of its jobs in ``jobs``."""
+    drafter = present(ring._engine.drafter)
+    run = drafter.run
+
+    def run_and_keep(job: RunDraft) -> DraftFinished:
+        jobs.append(job)
+        return run(job)
+
+    drafter.run = run_and_keep  # type: ignore[method-assign]  # for this one test
+
+
 @pytest.mark.parametrize(("num_nodes", "schedule"), [(3, "flowspec"), (2, "lockstep")])
-async def test_a_ring_brings_the_tapped_rows_together_and_stays_lossless(bundle, reference, num_nodes, schedule):
+async def test_a_ring_brings_the_tapped_rows_together_and_stays_lossless(
+    bundle: Bundle, reference: Reference, num_nodes: int, schedule: str
+) -> None:
     unsplit = UnsplitModel(bundle.directory, bundle.manifest)
     prompt = np.random.default_rng(2).integers(2, 2048, 20).tolist()
     for temperature in (0.0, 1.0):
         options = GenerateOptions(max_new_tokens=24, temperature=temperature, seed=5, schedule=schedule)
         async with ring_of(num_nodes, bundle) as ring:
-            jobs = []
-            run = ring._engine.drafter.run
-            ring._engine.drafter.run = lambda job, run=run, jobs=jobs: jobs.append(job) or run(job)
+            jobs: list[RunDraft] = []
+            watch_drafter(ring, jobs)
             tokens = tokens_of(await answer_of(ring, prompt, options))
         assert tokens == list(unsplit.generate(prompt, options))
         hidden = np.concatenate([job.hidden for job in jobs if len(job.hidden)])
@@ -157,14 +178,14 @@ async def test_a_ring_brings_the_tapped_rows_together_and_stays_lossless(bundle,
         np.testing.assert_allclose(hidden, reference.tapped((prompt + tokens)[: len(hidden)]).numpy(), atol=1e-4)
 
 
-def change(head, **changes):
+def change(head: Path, **changes: Any) -> None:
     tensors = load_file(head / "model.safetensors")
     save_file(
         {**tensors, **{name: function(tensors[name]) for name, function in changes.items()}}, head / "model.safetensors"
     )
 
 
-def shifted(d2t):
+def shifted(d2t: torch.Tensor) -> torch.Tensor:
     d2t[-1] += 4000
     return d2t
 
@@ -187,7 +208,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_a_head_that_does_not_fit_is_refused(saved, tmp_path, text):
+def test_a_head_that_does_not_fit_is_refused(saved: Path, tmp_path: Path, text: str) -> None:
     head = tmp_path / "head"
     head.mkdir()
     for path in (saved / "head").iterdir():
@@ -199,7 +220,7 @@ def test_a_head_that_does_not_fit_is_refused(saved, tmp_path, text):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_target_of_too_few_layers_is_refused(saved, tmp_path):
+def test_a_target_of_too_few_layers_is_refused(saved: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "target", num_hidden_layers=6)
     with pytest.raises(CheckpointError, match=r"here \[2, 3, 3\], which a target of 6 layers does not have"):
         export_bundle(ExportOptions(checkpoint=tmp_path / "target", drafter=saved / "head", out=tmp_path / "out"))

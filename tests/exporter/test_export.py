@@ -4,43 +4,53 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
+pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
 
 import itertools
 
 import onnx
-from transformers import AutoModelForCausalLM, MistralConfig
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
 
 from exporter import assembly as exporting
 from exporter import matmuls
 from exporter.__main__ import main
 from exporter.bundle import ExportOptions, export_bundle
+from exporter.config import LayerShape
+from exporter.onnx_export import GraphSpec, export_graph
+from exporter.stage_module import DecoderLayer, LayerBlock, build_block
 from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.core.rows import Row
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import CheckpointError, ParityError
-from flowspec_edge.manifest import load_manifest, verify_digests
+from flowspec_edge.manifest import Manifest, load_manifest, verify_digests
 from tests.engine.conftest import Session, make_chain
 from tests.exporter.checkpoints import DEMO_MODEL, FAMILIES, save_checkpoint, save_eagle, save_sentencepiece
+from tests.narrowing import instance, present
 
 pytestmark = pytest.mark.slow
 
 PARENTS = [-1, -1, 0, 0, 1, 3]  # of a small tree, counted from its first row; -1 is the chain's last
 
 
-def export(tmp_path, drafter=None, **options):
-    options = ExportOptions(checkpoint=tmp_path / "target", drafter=drafter, out=tmp_path / "out", **options)
-    return export_bundle(options)
+def export(tmp_path: Path, drafter: Path | None = None, **options: Any) -> Manifest:
+    return export_bundle(
+        ExportOptions(checkpoint=tmp_path / "target", drafter=drafter, out=tmp_path / "out", **options)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_chain_is_transformers_model(tmp_path, family):
+def test_the_chain_is_transformers_model(tmp_path: Path, family: str) -> None:
     FAMILIES[family](tmp_path / "target")
     block_size = 2 if family == "Qwen3" else 1
     manifest = export(tmp_path, precision="fp32", block_size=block_size, allow_pickle="Vicuna" in family)
@@ -51,11 +61,16 @@ def test_the_chain_is_transformers_model(tmp_path, family):
     _compare_chain(model, tmp_path / "out", manifest, [[0, *some, 3] for some in _subsets(cuts)])
 
 
-def _subsets(cuts):
+def _subsets(cuts: Sequence[int]) -> Iterable[tuple[int, ...]]:
     return itertools.chain.from_iterable(itertools.combinations(cuts, number) for number in range(len(cuts) + 1))
 
 
-def _compare_chain(model, directory, manifest, splits):
+def _compare_chain(
+    model: PreTrainedModel,
+    directory: Path,
+    manifest: Manifest,
+    splits: Sequence[list[int]],
+) -> None:
     """Prefill in two chunks, a tree, and the last row of it by itself, in each split of the layers."""
     tokens = np.random.default_rng(0).integers(2, 2048, 40).tolist()
     chain = make_chain(tokens[:20])
@@ -74,12 +89,13 @@ def _compare_chain(model, directory, manifest, splits):
         np.testing.assert_allclose(np.concatenate(found), np.stack(expected), atol=2e-4)
 
 
-def _logits(model, tokens):
+def _logits(model: PreTrainedModel, tokens: Sequence[int]) -> np.ndarray:
     with torch.no_grad():
-        return model(torch.tensor([tokens])).logits[0].numpy()
+        logits: np.ndarray = model(torch.tensor([tokens])).logits[0].numpy()
+    return logits
 
 
-HEADS = {
+HEADS: dict[str, dict[str, Any]] = {
     "with a bias": {},
     "without a bias, pickled": {"has_bias": False, "pickled": True},
     "for Qwen2": {"qkv_bias": True, "architectures": ["Qwen2ForCausalLM"]},
@@ -87,16 +103,16 @@ HEADS = {
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_an_eagle_head_is_exported_and_compared(tmp_path, head):
+def test_an_eagle_head_is_exported_and_compared(tmp_path: Path, head: str) -> None:
     save_checkpoint(tmp_path / "target")
     save_eagle(tmp_path / "eagle", **HEADS[head])
     manifest = export(tmp_path, drafter=tmp_path / "eagle", precision="fp32", allow_pickle="pickled" in head)
-    assert manifest.drafter.kind == "eagle1"
-    assert 0 < manifest.parity.drafter_error < 1e-4
+    assert present(manifest.drafter).kind == "eagle1"
+    assert 0 < present(manifest.parity.drafter_error) < 1e-4
 
 
 @pytest.mark.parametrize("source", ["file", "list", "config"])
-def test_the_chat_template_and_special_tokens_are_carried_over(tmp_path, source):
+def test_the_chat_template_and_special_tokens_are_carried_over(tmp_path: Path, source: str) -> None:
     target = tmp_path / "target"
     save_checkpoint(target)
     template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -115,7 +131,7 @@ def test_the_chat_template_and_special_tokens_are_carried_over(tmp_path, source)
     assert (manifest.chat_template, manifest.bos_token_id, manifest.eos_token_ids) == (template, 3, [5, 7])
 
 
-def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_converted(tmp_path):
+def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_converted(tmp_path: Path) -> None:
     """As in Vicuna's directories."""
     target = tmp_path / "target"
     save_checkpoint(target)
@@ -127,7 +143,7 @@ def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_converted(tmp_path):
         assert tokenizer.decode(reference.encode(text)) == text
 
 
-def test_a_shorter_context_makes_a_sliding_window_harmless(tmp_path):
+def test_a_shorter_context_makes_a_sliding_window_harmless(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "target", MistralConfig, sliding_window=40)
     with pytest.raises(CheckpointError, match="sliding_window 40 is below the context of 96 tokens.*--max-context 40"):
         export(tmp_path, precision="fp32")
@@ -137,7 +153,7 @@ def test_a_shorter_context_makes_a_sliding_window_harmless(tmp_path):
     _compare_chain(model, tmp_path / "out", manifest, [[0, 3]])
 
 
-def test_int8_files_are_a_quarter_and_agree_with_their_weights(tmp_path):
+def test_int8_files_are_a_quarter_and_agree_with_their_weights(tmp_path: Path) -> None:
     save_checkpoint(
         tmp_path / "target", hidden_size=256, intermediate_size=500, head_dim=64
     )  # 500: a block of 20 at the end
@@ -149,7 +165,7 @@ def test_int8_files_are_a_quarter_and_agree_with_their_weights(tmp_path):
     assert int8.parity.chain_error < 1e-4
 
 
-def test_the_demo_bundle_is_what_its_checkpoint_gives(tmp_path):
+def test_the_demo_bundle_is_what_its_checkpoint_gives(tmp_path: Path) -> None:
     shipped = load_manifest(DEMO_BUNDLE)
     verify_digests(DEMO_BUNDLE, shipped.files())
     fresh = export_bundle(
@@ -165,19 +181,17 @@ def test_the_demo_bundle_is_what_its_checkpoint_gives(tmp_path):
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
 
 
-def test_a_block_that_differs_is_named_and_nothing_written(tmp_path, monkeypatch):
+def test_a_block_that_differs_is_named_and_nothing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path / "target")
-    build = exporting.build_block
 
-    def build_wrong(shape, start, stop, weights):
-        block = build(shape, start, stop, weights)
+    def build_wrong(shape: LayerShape, start: int, stop: int, weights: Mapping[str, torch.Tensor]) -> LayerBlock:
+        block = build_block(shape, start, stop, weights)
         if start == 1:  # the reference alone changes, after the graph was written
-            write = exporting.export_graph
 
-            def write_then_change(module, spec, path):
-                write(module, spec, path)
+            def write_then_change(module: nn.Module, spec: GraphSpec, path: Path) -> None:
+                export_graph(module, spec, path)
                 if module is block:
-                    module.layers[0].mlp.down_proj.weight.mul_(1.01)
+                    instance(block.layers[0], DecoderLayer).mlp.down_proj.weight.mul_(1.01)
 
             monkeypatch.setattr(exporting, "export_graph", write_then_change)
         return block
@@ -188,7 +202,7 @@ def test_a_block_that_differs_is_named_and_nothing_written(tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_checkpoint(tmp_path / "target")
     arguments = [str(tmp_path / "target"), "--out", str(tmp_path / "out"), "--json"]
     assert main(arguments) == 0
@@ -201,24 +215,31 @@ def test_the_command(tmp_path, capsys):
     assert "no such checkpoint directory" in capsys.readouterr().err
 
 
-def test_help_does_not_wait_for_torch():
-    code = "import sys; sys.argv[1:] = ['--help']\ntry:\n import runpy; runpy.run_module('exporter', run_name='__main__')\nexcept SystemExit: print('torch' in sys.modules)"
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; sys.argv[1:] = ['--help']\n"
+        "try:\n import runpy; runpy.run_module('exporter', run_name='__main__')\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "usage: flowspec-export" in found
     assert found.splitlines()[-1] == "False"
 
 
-def test_weights_beyond_two_gigabytes_pass_through_side_files(tmp_path, monkeypatch):
+def test_weights_beyond_two_gigabytes_pass_through_side_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The float32 file of a large head or layer has its weights beside it; the bundle's files are whole."""
     save_checkpoint(tmp_path / "target")
     expected = export(tmp_path, precision="w8a8", also=("int8", "fp32"), block_size=2)
     shutil.rmtree(tmp_path / "out")
-    write = exporting.export_graph
 
-    def write_beside(module, spec, path):
-        write(module, spec, path)
+    def write_beside(module: nn.Module, spec: GraphSpec, path: Path) -> None:
+        export_graph(module, spec, path)
         if path.parent.name == exporting.SCRATCH:
-            beside = {"save_as_external_data": True, "size_threshold": 0, "location": f"{path.name}_data"}
+            beside: dict[str, Any] = {
+                "save_as_external_data": True,
+                "size_threshold": 0,
+                "location": f"{path.name}_data",
+            }
             onnx.save(onnx.load(path), path, **beside)
 
     monkeypatch.setattr(exporting, "export_graph", write_beside)
@@ -228,7 +249,7 @@ def test_weights_beyond_two_gigabytes_pass_through_side_files(tmp_path, monkeypa
     assert present == {"manifest.json", *(entry.file for entry in found.files())}
 
 
-def test_a_file_that_would_be_too_large_is_refused(tmp_path, monkeypatch):
+def test_a_file_that_would_be_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path / "target")
     monkeypatch.setattr(matmuls, "MAX_FILE_BYTES", 50_000)
     with pytest.raises(

@@ -1,17 +1,20 @@
-"""What loading and serving a stage takes, measured in processes of their own.
+"""The memory that loading and serving a stage takes, measured in processes of their own.
 
-VmHWM is what getrusage calls maxrss, less the peak of the process that started this one, which Linux counts there as well.
+It is read as VmHWM, because Linux counts the peak of the parent process in the maxrss of getrusage as well.
 """
 
 import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
+pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
+
+import torch
 
 from exporter.config import LayerShape
 from exporter.onnx_export import block_spec, export_graph
@@ -55,7 +58,7 @@ print(json.dumps({"peak": peak, "weights": weights, "rows": rows.shape}))
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random layers of 48 MiB in float32, in several precisions, and a large embedding, most of it a hole in a file."""
     root = tmp_path_factory.mktemp("memory")
     (root / "blocks").mkdir()
@@ -63,7 +66,7 @@ def directory(tmp_path_factory):
     layer = LayerBlock(SHAPE, 0, 1)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
-    blocks = {name: [] for name in PRECISIONS}
+    blocks: dict[str, list[BlockEntry]] = {name: [] for name in PRECISIONS}
     for start in range(NUM_LAYERS):
         layer.start, layer.stop = start, start + 1
         export_graph(layer, block_spec(layer), root / "scratch.onnx")
@@ -94,7 +97,7 @@ def directory(tmp_path_factory):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_loading_peaks_at_little_more_than_the_weights(directory, precision):
+def test_loading_peaks_at_little_more_than_the_weights(directory: Path, precision: str) -> None:
     command = [sys.executable, "-c", MEASURE, str(directory), precision]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert found["rows"] == [2, SHAPE.hidden_size], "the embedding was read"
@@ -103,7 +106,7 @@ def test_loading_peaks_at_little_more_than_the_weights(directory, precision):
     assert found["peak"] <= limit, f"{found['peak'] / MIB:.0f} MiB, the limit is {limit / MIB:.0f} MiB"
 
 
-def test_a_cache_is_one_stack_of_the_sessions_length():
+def test_a_cache_is_one_stack_of_the_sessions_length() -> None:
     cache = KvCache(num_layers=3, num_kv_heads=2, capacity=100, head_dim=16)
     one = 2 * (100 + MAX_ATTENTION_PADDING) * 16 * 4
     assert cache.num_bytes == 2 * 3 * one

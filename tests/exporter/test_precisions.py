@@ -3,11 +3,13 @@
 import asyncio
 import dataclasses
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
+pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
 
 from exporter.bundle import ExportOptions, export_bundle
 from exporter.precisions import PRECISIONS
@@ -19,7 +21,7 @@ from flowspec_edge.engine import stage_runner
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import BundleError, CheckpointError, StageFailedError
-from flowspec_edge.manifest import load_manifest
+from flowspec_edge.manifest import Manifest, load_manifest
 from flowspec_edge.node.node import Node
 from flowspec_edge.node.precision_choice import chosen_precision, keep_precision
 from flowspec_edge.node.resources import NodeSettings
@@ -34,7 +36,7 @@ NUM_LAYERS = 2
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle in every precision; weights large enough for their rounding to matter."""
     root = tmp_path_factory.mktemp("precisions")
     save_checkpoint(root / "target", num_hidden_layers=NUM_LAYERS, hidden_size=128, intermediate_size=256, head_dim=64)
@@ -49,12 +51,12 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def manifest(directory):
+def manifest(directory: Path) -> Manifest:
     return load_manifest(directory)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_demo_model_and_its_head_come_in_every_precision(precision, tmp_path):
+def test_the_demo_model_and_its_head_come_in_every_precision(precision: str, tmp_path: Path) -> None:
     target, drafter = DEMO_MODEL / "target", DEMO_MODEL / "eagle"
     export_bundle(ExportOptions(checkpoint=target, drafter=drafter, out=tmp_path / "out", precision=precision))
     manifest = load_manifest(tmp_path / "out")
@@ -65,8 +67,8 @@ def test_the_demo_model_and_its_head_come_in_every_precision(precision, tmp_path
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_rows_bits_do_not_depend_on_its_chunk(directory, manifest, precision):
-    tokens = np.random.default_rng(4).integers(2, 2048, 64)
+def test_a_rows_bits_do_not_depend_on_its_chunk(directory: Path, manifest: Manifest, precision: str) -> None:
+    tokens = np.random.default_rng(4).integers(2, 2048, 64).tolist()
     stage = StageRunner(directory, manifest, 0, NUM_LAYERS, precision=precision)
     head = Head(directory, manifest)  # the bundle's own: w8a8
     chain = make_chain(tokens)
@@ -81,8 +83,10 @@ def test_a_rows_bits_do_not_depend_on_its_chunk(directory, manifest, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_rows_bits_do_not_depend_on_the_number_of_threads(directory, manifest, precision):
-    chain = make_chain(np.random.default_rng(4).integers(2, 2048, 64))
+def test_a_rows_bits_do_not_depend_on_the_number_of_threads(
+    directory: Path, manifest: Manifest, precision: str
+) -> None:
+    chain = make_chain(np.random.default_rng(4).integers(2, 2048, 64).tolist())
     expected = Session(StageRunner(directory, manifest, 0, NUM_LAYERS, precision=precision)).run(chain)
     stage = StageRunner(directory, manifest, 0, NUM_LAYERS, precision=precision, num_threads=3)
     for num_rows in (1, 2, 3, 7, 16, 33, 64):
@@ -91,7 +95,7 @@ def test_a_rows_bits_do_not_depend_on_the_number_of_threads(directory, manifest,
         np.testing.assert_array_equal(found, expected)
 
 
-def test_what_is_reported_of_each_precision(manifest):
+def test_what_is_reported_of_each_precision(manifest: Manifest) -> None:
     quality = {entry.precision: entry for entry in manifest.quality}
     assert tuple(quality) == manifest.precisions == ("w8a8", "fp32", "fp16", "int8", "int4")
     assert {entry.text for entry in manifest.quality} == {"prose.txt"}
@@ -105,7 +109,7 @@ def test_what_is_reported_of_each_precision(manifest):
         assert abs(entry.perplexity / entry.reference_perplexity - 1) < 0.1
 
 
-def test_smaller_precisions_have_smaller_files(manifest):
+def test_smaller_precisions_have_smaller_files(manifest: Manifest) -> None:
     sizes = {precision: manifest.blocks_of(0, 1, precision)[0].num_bytes for precision in manifest.precisions}
     assert sizes["int4"] < 0.65 * sizes["w8a8"]  # 4 bits, and a float32 scale for 32 weights: 0.625
     assert sizes["w8a8"] < 0.3 * sizes["fp32"]
@@ -114,7 +118,7 @@ def test_smaller_precisions_have_smaller_files(manifest):
     assert memory["int8"] == memory["fp32"] > 3 * memory["w8a8"] > 3 * memory["int4"]
 
 
-def test_a_stage_gets_the_files_of_its_precision_alone(manifest):
+def test_a_stage_gets_the_files_of_its_precision_alone(manifest: Manifest) -> None:
     own = {entry.file for entry in manifest.stage_files(0, 1)}
     assert own == {"blocks/layers-000-001.onnx", "embedding.npy"}
     other = {entry.file for entry in manifest.stage_files(1, 2, "int4")}
@@ -123,7 +127,7 @@ def test_a_stage_gets_the_files_of_its_precision_alone(manifest):
         manifest.blocks_of(0, 1, "int3")
 
 
-def test_precisions_that_are_cut_differently_are_refused(directory, manifest, tmp_path):
+def test_precisions_that_are_cut_differently_are_refused(directory: Path, manifest: Manifest, tmp_path: Path) -> None:
     data = json.loads(manifest.to_json())
     data["alternatives"]["int4"][0]["stop"] = 2
     del data["alternatives"]["int4"][1]
@@ -135,8 +139,8 @@ def test_precisions_that_are_cut_differently_are_refused(directory, manifest, tm
         load_manifest(tmp_path)
 
 
-def test_a_text_that_tells_nothing_is_refused(directory, tmp_path):
-    options = {"checkpoint": directory.parent / "target", "drafter": None, "out": tmp_path / "out"}
+def test_a_text_that_tells_nothing_is_refused(directory: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"checkpoint": directory.parent / "target", "drafter": None, "out": tmp_path / "out"}
     text = tmp_path / "text"
     for content, problem in ((b"\xff\xfe\xfa", "not readable as UTF-8"), (b"a", "has 1 tokens")):
         text.write_bytes(content)
@@ -145,7 +149,7 @@ def test_a_text_that_tells_nothing_is_refused(directory, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
-def test_a_device_is_told_the_fastest_precision_at_the_chunk_sizes_in_use(directory, manifest):
+def test_a_device_is_told_the_fastest_precision_at_the_chunk_sizes_in_use(directory: Path, manifest: Manifest) -> None:
     found = calibrate(Bundle.load(directory), num_threads=1, sizes_in_use=(1, 8))
     assert tuple(found.precision_ms) == manifest.precisions
     assert all(set(times) == {1, 8} and min(times.values()) > 0 for times in found.precision_ms.values())
@@ -157,8 +161,10 @@ def test_a_device_is_told_the_fastest_precision_at_the_chunk_sizes_in_use(direct
     assert lines[-1].endswith("for chunks of 1, 8: int4")
 
 
-def test_a_precision_that_is_wrong_on_this_processor_is_left_out(directory, manifest, monkeypatch):
-    def refuse():
+def test_a_precision_that_is_wrong_on_this_processor_is_left_out(
+    directory: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
         raise BundleError("this processor cuts sums")
 
     monkeypatch.setattr(stage_runner, "check_integer_products", refuse)
@@ -170,7 +176,9 @@ def test_a_precision_that_is_wrong_on_this_processor_is_left_out(directory, mani
     assert "does not run here: this processor cuts sums" in format_precisions(found, manifest.quality)
 
 
-def test_a_device_keeps_to_the_precision_that_it_was_told_to_use(directory, capsys, state):
+def test_a_device_keeps_to_the_precision_that_it_was_told_to_use(
+    directory: Path, capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
     digest = Bundle.load(directory).digest
     assert chosen_precision(digest) is None
     arguments = ["bench", "--calibrate", "--bundle", str(directory), "--chunk-sizes", "1", "--json"]
@@ -183,7 +191,7 @@ def test_a_device_keeps_to_the_precision_that_it_was_told_to_use(directory, caps
     assert chosen_precision(digest) is None
 
 
-async def test_each_node_runs_its_layers_in_its_own_precision(directory, manifest):
+async def test_each_node_runs_its_layers_in_its_own_precision(directory: Path, manifest: Manifest) -> None:
     """The ring writes what one process with the same precisions writes."""
     bundle = Bundle.load(directory)
     keep_precision(bundle.digest, "fp32")  # of which the first node's own setting makes nothing
@@ -222,9 +230,9 @@ async def test_each_node_runs_its_layers_in_its_own_precision(directory, manifes
     assert found == tokens[len(prompt) :]
 
 
-async def test_a_node_whose_precision_the_bundle_lacks_says_so(directory):
+async def test_a_node_whose_precision_the_bundle_lacks_says_so(directory: Path) -> None:
     bundle = Bundle.load(directory)
-    settings = {"cluster": "test", "bundles": (bundle,), "is_announced": False}
+    settings: dict[str, Any] = {"cluster": "test", "bundles": (bundle,), "is_announced": False}
     node = await Node.start(NodeSettings(name="other", memory_bytes=2**30, precision="int3", **settings))
     origin = await Node.start(NodeSettings(name="origin", **settings))
     try:

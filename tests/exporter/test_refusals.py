@@ -3,22 +3,27 @@
 import json
 import resource
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
+pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from exporter.bundle import ExportOptions, export_bundle
 from flowspec_edge.errors import BundleError, CheckpointError
+from flowspec_edge.manifest import Manifest
 from tests.exporter.checkpoints import edit_config, save_checkpoint, save_eagle, save_pickled
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in shards, to break copies of."""
     directory = tmp_path_factory.mktemp("saved") / "target"
     save_checkpoint(directory, max_shard_size="300KB")
@@ -26,25 +31,26 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def target(saved, tmp_path):
+def target(saved: Path, tmp_path: Path) -> Path:
     return shutil.copytree(saved, tmp_path / "target")
 
 
-def export(tmp_path, drafter=None, **options):
+def export(tmp_path: Path, drafter: Path | None = None, **options: Any) -> Manifest:
     return export_bundle(
         ExportOptions(checkpoint=tmp_path / "target", drafter=drafter, out=tmp_path / "out", **options)
     )
 
 
-def shard_of(target, tensor):
-    return target / json.loads((target / "model.safetensors.index.json").read_text())["weight_map"][tensor]
+def shard_of(target: Path, tensor: str) -> Path:
+    shards: dict[str, str] = json.loads((target / "model.safetensors.index.json").read_text())["weight_map"]
+    return target / shards[tensor]
 
 
-def truncate(path, num_bytes=5000):
+def truncate(path: Path, num_bytes: int = 5000) -> None:
     path.write_bytes(path.read_bytes()[:num_bytes])
 
 
-def change_tensors(path, **changes):
+def change_tensors(path: Path, **changes: Any) -> None:
     """Replace tensors of a file by what a function makes of them; None takes one out."""
     tensors = load_file(path)
     for name, change in changes.items():
@@ -57,7 +63,7 @@ def change_tensors(path, **changes):
 DOWN = "model.layers.1.mlp.down_proj.weight"
 ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}
 
-BROKEN = {
+BROKEN: dict[str, Callable[[Path], object]] = {
     "config.json is missing": lambda target: (target / "config.json").unlink(),
     "config.json: not readable as JSON": lambda target: truncate(target / "config.json", 40),
     "architecture GPT2LMHeadModel is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, "
@@ -105,21 +111,21 @@ BROKEN = {
 }
 
 
-def drop_from_index(target, tensor):
+def drop_from_index(target: Path, tensor: str) -> None:
     path = target / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     del index["weight_map"][tensor]
     path.write_text(json.dumps(index))
 
 
-def edit_vocabulary(target, size):
+def edit_vocabulary(target: Path, size: int) -> None:
     edit_config(target, vocab_size=size)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         change_tensors(shard_of(target, name), **{name: lambda tensor: tensor[:size].contiguous()})
 
 
 @pytest.mark.parametrize("text", BROKEN)
-def test_a_broken_checkpoint_is_refused_and_nothing_written(target, tmp_path, text):
+def test_a_broken_checkpoint_is_refused_and_nothing_written(target: Path, tmp_path: Path, text: str) -> None:
     BROKEN[text](target)
     with pytest.raises(CheckpointError) as caught:
         export(tmp_path)
@@ -128,7 +134,7 @@ def test_a_broken_checkpoint_is_refused_and_nothing_written(target, tmp_path, te
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-HEADS = {
+HEADS: dict[str, dict[str, Any]] = {
     "the drafter's hidden_size is 128, the target's is 64": {"hidden_size": 128},
     "the drafter's vocab_size is 1024, the target's is 2048": {"vocab_size": 1024},
     "tensor layers.0.mlp.gate_proj.weight has shape [96, 64], expected [80, 64]": {"intermediate_size": 80},
@@ -137,7 +143,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("text", HEADS)
-def test_a_head_for_another_model_is_refused(target, tmp_path, text):
+def test_a_head_for_another_model_is_refused(target: Path, tmp_path: Path, text: str) -> None:
     save_eagle(tmp_path / "eagle", **HEADS[text])
     with pytest.raises(CheckpointError) as caught:
         export(tmp_path, drafter=tmp_path / "eagle")
@@ -145,7 +151,7 @@ def test_a_head_for_another_model_is_refused(target, tmp_path, text):
     assert not (tmp_path / "out").exists()
 
 
-def test_pickled_weights_need_a_flag_and_may_hold_nothing_but_tensors(tmp_path):
+def test_pickled_weights_need_a_flag_and_may_hold_nothing_but_tensors(tmp_path: Path) -> None:
     save_pickled(tmp_path / "target", 2)
     with pytest.raises(CheckpointError, match="has only pickled weights.*--allow-pickle"):
         export(tmp_path)
@@ -164,14 +170,16 @@ class Unpickled:
 
     ran = False
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[type[Any], str, bool]]:
         return (setattr, (Unpickled, "ran", True))
 
 
 @pytest.mark.parametrize("limit_bytes", [60_000, 150_000, 300_000])
-def test_a_full_disk_leaves_nothing_behind(target, tmp_path, limit_bytes):
-    """A limit on the size of files fails a write in the middle, as a full disk does: of the tokenizer, of a graph, of the
-    embedding."""
+def test_a_full_disk_leaves_nothing_behind(target: Path, tmp_path: Path, limit_bytes: int) -> None:
+    """A limit on the size of files makes a write fail in the middle, as a full disk does.
+
+    The limits are reached in the tokenizer, in a graph and in the embedding.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
     try:
@@ -182,7 +190,7 @@ def test_a_full_disk_leaves_nothing_behind(target, tmp_path, limit_bytes):
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-def test_where_it_writes(target, tmp_path):
+def test_where_it_writes(target: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(BundleError, match="exists already"):
         export(tmp_path)

@@ -5,6 +5,7 @@ import multiprocessing
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ SHAPE = Shape(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, n
 SOURCES = ("textwrap.py", "shlex.py", "fnmatch.py", "calendar.py", "bisect.py", "heapq.py")
 
 
-def gathered(directory, found, **limits):
+def gathered(directory: Path, found: list[Candidate], **limits: Any) -> tuple[str, list[dict[str, Any]]]:
     """The text of a run, and the files it was made of."""
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
     gather(directory, tokenizer, found, Limits(**limits), lambda line: None)
@@ -50,14 +51,14 @@ def gathered(directory, found, **limits):
     return tokenizer.decode(tokens), json.loads((directory / "files.json").read_text())
 
 
-def from_stdlib(name):
+def from_stdlib(name: str) -> Candidate:
     return Candidate("stdlib", name, (STDLIB / name).read_text())
 
 
 # The text
 
 
-def test_held_out_text_never_enters(tmp_path):
+def test_held_out_text_never_enters(tmp_path: Path) -> None:
     held_out = held_out_texts()
     renamed = held_out["netrc.py"].replace("netrc", "login_file").replace("# ", "#  ")
     function = held_out["asyncio/queues.py"].split("class Queue")[1][:1500]
@@ -75,13 +76,13 @@ def test_held_out_text_never_enters(tmp_path):
     assert "class IllegalMonthError" in text and "def heappushpop" in text  # what is ours to use stayed
 
 
-def test_copies_are_taken_once(tmp_path):
+def test_copies_are_taken_once(tmp_path: Path) -> None:
     one = from_stdlib("textwrap.py")
     _, files = gathered(tmp_path, [one, replace(one, source="vendored"), from_stdlib("heapq.py")])
     assert sorted(file["path"] for file in files) == ["heapq.py", "textwrap.py"]
 
 
-def test_our_own_library_may_repeat_what_is_held_out(tmp_path):
+def test_our_own_library_may_repeat_what_is_held_out(tmp_path: Path) -> None:
     """More than half of the topic ``compound``, which is held out, stands in ``for``, ``try`` and others once more."""
     topics = {topic.path: topic for topic in library_texts("stdlib", STDLIB) if topic.path.startswith("topics/")}
     assert "topics/for" in topics and "topics/compound" not in topics
@@ -93,7 +94,7 @@ def test_our_own_library_may_repeat_what_is_held_out(tmp_path):
     assert [file["path"] for file in files] == ["heapq.py"]
 
 
-def test_what_is_repeated_is_known_by_token():
+def test_what_is_repeated_is_known_by_token() -> None:
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
     tokens, repeats = held_out_tokens(tokenizer), held_out_repeats(tokenizer)
     assert len(tokens) == len(repeats)
@@ -102,7 +103,7 @@ def test_what_is_repeated_is_known_by_token():
     assert shares["this.py"] == 0 and 0.5 < shares["topics/compound"] < 0.7 and repeats.mean() < 0.3
 
 
-def test_a_manual_is_read_as_pydoc_prints_it(tmp_path):
+def test_a_manual_is_read_as_pydoc_prints_it(tmp_path: Path) -> None:
     (tmp_path / "page.rst.txt").write_text(
         "Use :func:`~os.path.join` or :mod:`the module <os>`, never ``os.sep``: :pep:`8` says why.\n" * 4
     )
@@ -111,7 +112,7 @@ def test_a_manual_is_read_as_pydoc_prints_it(tmp_path):
     assert page.path == "page.rst.txt"
 
 
-def test_limits_and_data_tables(tmp_path):
+def test_limits_and_data_tables(tmp_path: Path) -> None:
     table = Candidate("stdlib", "table.py", "TABLE = [\n" + "    0x1234, 0x5678, 0x9abc,\n" * 200 + "]\n")
     names = ("textwrap.py", "heapq.py", "bisect.py")
     project = [replace(from_stdlib(name), source="project", is_project=True) for name in names]
@@ -119,12 +120,12 @@ def test_limits_and_data_tables(tmp_path):
     assert len(files) == 1  # the limit is met after the first
 
 
-def test_no_text_is_refused(tmp_path):
+def test_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="--text"):
         gathered(tmp_path, [])
 
 
-def test_a_run_of_words_is_what_counts():
+def test_a_run_of_words_is_what_counts() -> None:
     cleaner = Cleaner(["one two three four five six seven eight nine ten eleven twelve thirteen"])
     assert cleaner.overlaps("zero one two three four five\nsix seven eight nine ten eleven twelve thirteen")
     assert not cleaner.overlaps("one two three four five six seven eight nine ten eleven twelve fourteen")
@@ -134,13 +135,13 @@ def test_a_run_of_words_is_what_counts():
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("text")
     gathered(directory, [from_stdlib(name) for name in SOURCES])
     return directory / "tokens.npy"
 
 
-def settings(directory, text, **changes):
+def settings(directory: Path, text: Path, **changes: Any) -> Settings:
     directory.mkdir()
     (directory / "tokens.npy").symlink_to(text)
     sizes = {
@@ -161,11 +162,11 @@ def settings(directory, text, **changes):
     return Settings(directory, **{**sizes, **changes})
 
 
-def run(options, num_steps=None):
+def run(options: Settings, num_steps: int | None = None) -> bool:
     return train(options, lambda line: None, num_steps)
 
 
-def weights(options):
+def weights(options: Settings) -> dict[str, dict[str, torch.Tensor]]:
     return {
         part: {name: value for name, value in torch.load(options.directory / f"{part}.pt")["module"].items()}
         for part in ("target", "head")
@@ -173,13 +174,13 @@ def weights(options):
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory, text):
+def whole_run(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Settings:
     options = settings(tmp_path_factory.mktemp("runs") / "whole", text)
     assert run(options)
     return options
 
 
-def test_losses_fall(whole_run):
+def test_losses_fall(whole_run: Settings) -> None:
     for part in ("target", "head"):
         curve = json.loads((whole_run.directory / f"{part}-curve.json").read_text())
         held_out = [point["held_out"] for point in curve if "held_out" in point]
@@ -187,7 +188,7 @@ def test_losses_fall(whole_run):
         assert curve[-1]["cpu_s"] > 0
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, text, whole_run):
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, text: Path, whole_run: Settings) -> None:
     options = settings(tmp_path / "stopped", text)
     num_calls = 1
     while not run(options, num_steps=7):  # several stops in the target, several in the head
@@ -198,7 +199,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, text, whole_run):
             assert torch.equal(value, wanted[name]), f"{part} {name}"
 
 
-def test_two_workers_learn_what_one_does(tmp_path, text):
+def test_two_workers_learn_what_one_does(tmp_path: Path, text: Path) -> None:
     alone = settings(tmp_path / "alone", text, target_tokens=2048, head_tokens=2048)
     together = settings(
         tmp_path / "together", text, target_tokens=2048, head_tokens=2048, num_workers=2, micro_batches=1
@@ -208,10 +209,10 @@ def test_two_workers_learn_what_one_does(tmp_path, text):
         torch.testing.assert_close(weights(together)["target"][name], value, atol=2e-5, rtol=2e-3)
 
 
-def test_a_lost_worker_is_named(tmp_path, text):
+def test_a_lost_worker_is_named(tmp_path: Path, text: Path) -> None:
     options = settings(tmp_path / "lost", text, num_workers=2, micro_batches=1)
 
-    def kill_the_other(line):
+    def kill_the_other(line: str) -> None:
         for process in multiprocessing.active_children():
             process.kill()
 
@@ -219,12 +220,12 @@ def test_a_lost_worker_is_named(tmp_path, text):
         train(options, kill_the_other)
 
 
-def test_another_run_in_the_directory_is_refused(whole_run):
+def test_another_run_in_the_directory_is_refused(whole_run: Settings) -> None:
     with pytest.raises(TrainingError, match="holds a run with seed = 0, not 1"):
         run(replace(whole_run, seed=1))
 
 
-def test_a_head_can_be_trained_for_a_target_as_it_is(tmp_path, text, whole_run):
+def test_a_head_can_be_trained_for_a_target_as_it_is(tmp_path: Path, text: Path, whole_run: Settings) -> None:
     model = whole_run.directory / "model"
     alone = settings(tmp_path / "alone", text, target_tokens=0, head_tokens=2048, start_from=model)
     assert run(alone)
@@ -239,14 +240,14 @@ def test_a_head_can_be_trained_for_a_target_as_it_is(tmp_path, text, whole_run):
         run(replace(alone, start_from=None))
 
 
-def test_a_broken_checkpoint_is_named(tmp_path, text):
+def test_a_broken_checkpoint_is_named(tmp_path: Path, text: Path) -> None:
     options = settings(tmp_path / "broken", text)
     (options.directory / "target.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(TrainingError, match=r"target\.pt: not a checkpoint"):
         run(options)
 
 
-def test_the_result_is_a_published_layout(whole_run):
+def test_the_result_is_a_published_layout(whole_run: Settings) -> None:
     target = load_target(whole_run.directory / "model/target")
     reference = LlamaForCausalLM.from_pretrained(whole_run.directory / "model/target", dtype=torch.float32)
     tokens = torch.randint(2, 2048, (2, 40), generator=torch.Generator().manual_seed(3))
@@ -255,7 +256,7 @@ def test_the_result_is_a_published_layout(whole_run):
     load_head(whole_run.directory / "model/eagle", target.shape)
 
 
-def test_evaluating_something_else_is_refused(tmp_path, capsys):
+def test_evaluating_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--evaluate", str(tmp_path)]) == 1
     assert "not the configuration of a demo target" in capsys.readouterr().err
 
@@ -264,7 +265,7 @@ def test_evaluating_something_else_is_refused(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def random_model():
+def random_model() -> tuple[Target, DraftHead]:
     target, head = Target(SHAPE), DraftHead(SHAPE)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -273,7 +274,7 @@ def random_model():
     return target.requires_grad_(False), head
 
 
-def test_draft_steps_train_what_drafting_meets(random_model):
+def test_draft_steps_train_what_drafting_meets(random_model: tuple[Target, DraftHead]) -> None:
     """Each row of each step equals the row that a draft of that depth computes, one token at a time."""
     target, head = random_model
     tokens = torch.randint(2, 2048, (1, 13), generator=torch.Generator().manual_seed(5))
@@ -293,7 +294,7 @@ def test_draft_steps_train_what_drafting_meets(random_model):
                 fed, place = said, torch.tensor([root + step + 1])
 
 
-def test_only_the_head_learns_from_the_draft_loss(random_model):
+def test_only_the_head_learns_from_the_draft_loss(random_model: tuple[Target, DraftHead]) -> None:
     target, head = random_model
     draft_loss(head, target, torch.randint(2, 2048, (2, 17)), 3).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
@@ -301,7 +302,7 @@ def test_only_the_head_learns_from_the_draft_loss(random_model):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
-def test_trees_change_no_token(random_model, temperature):
+def test_trees_change_no_token(random_model: tuple[Target, DraftHead], temperature: float) -> None:
     target, head = random_model
     prompt = torch.randint(2, 2048, (1, 20), generator=torch.Generator().manual_seed(6))
     texts = [
@@ -314,17 +315,22 @@ def test_trees_change_no_token(random_model, temperature):
         assert texts[1].tokens == plain[0, 20:].tolist()[: len(texts[1].tokens)]
 
 
-def test_a_perfect_head_is_accepted_to_the_full_depth(random_model, monkeypatch):
+def test_a_perfect_head_is_accepted_to_the_full_depth(
+    random_model: tuple[Target, DraftHead], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the target's own layer as oracle in the head's place, each verification gives depth + 1 tokens."""
     target, head = random_model
     prompt = torch.randint(2, 2048, (1, 20), generator=torch.Generator().manual_seed(7))
     plain = continue_texts(target, prompt, 29, torch.zeros(1), torch.Generator())[0].tolist()
     speculation = Speculation(target, head, 60, 0.0, 0)
 
-    def oracle(tokens, features, positions, seen):
+    def oracle(
+        tokens: torch.Tensor, features: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor
+    ) -> torch.Tensor:
         speculation.drafted.run(torch.zeros(1, len(tokens), SHAPE.hidden_size), positions, seen)
         wanted = torch.tensor([plain[int(p) + 2] if int(p) + 2 < len(plain) else 0 for p in positions])
-        return target.embed_tokens(wanted) * 50
+        found: torch.Tensor = target.embed_tokens(wanted) * 50
+        return found
 
     monkeypatch.setattr(speculation, "_head", oracle)
     written = speculation.write(prompt[0].tolist(), 29)
@@ -332,7 +338,7 @@ def test_a_perfect_head_is_accepted_to_the_full_depth(random_model, monkeypatch)
     assert written.num_verifications == 4  # 1 token from the prompt, then 7 per verification
 
 
-def test_orthogonalize_evens_out_singular_values():
+def test_orthogonalize_evens_out_singular_values() -> None:
     x = (
         torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(8))
         * torch.tensor([1.0, 1e-3, 1e3])[:, None, None]
@@ -342,7 +348,7 @@ def test_orthogonalize_evens_out_singular_values():
         assert values.min() > 0.6 and values.max() < 1.3
 
 
-def test_initial_weights_follow_from_the_seed():
+def test_initial_weights_follow_from_the_seed() -> None:
     one, same, other = Target(SHAPE), Target(SHAPE), Target(SHAPE)
     for target, seed in ((one, 1), (same, 1), (other, 2)):
         initialize(target, seed)
@@ -350,7 +356,7 @@ def test_initial_weights_follow_from_the_seed():
     assert not torch.equal(one.embed_tokens.weight, other.embed_tokens.weight)
 
 
-def test_saving_keeps_the_tokenizer(tmp_path):
+def test_saving_keeps_the_tokenizer(tmp_path: Path) -> None:
     target = Target(SHAPE)
     initialize(target, 0)
     save_target(target, tmp_path, TOKENIZER)

@@ -3,23 +3,25 @@
 import asyncio
 import contextlib
 import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from flowspec_edge.core import wire
+from flowspec_edge.net.connection import Link
 from flowspec_edge.net.link import LinkServer, LinkTimeouts, open_link
 
 
-def make_hello(purpose=wire.CONTROL, protocol=wire.PROTOCOL_VERSION):
+def make_hello(purpose: str = wire.CONTROL, protocol: int = wire.PROTOCOL_VERSION) -> wire.Hello:
     return wire.Hello("pi-hall", "0.1.0", protocol, purpose, "ring-1")
 
 
-def make_welcome():
+def make_welcome() -> wire.Welcome:
     return wire.Welcome("pi-kitchen", "0.1.0", 2**30, ["digest"])
 
 
 @pytest.fixture(autouse=True)
-async def no_leaks():
+async def no_leaks() -> AsyncIterator[None]:
     """No task and no thread that a test started is left after it."""
     threads, tasks = set(threading.enumerate()), asyncio.all_tasks()
     yield
@@ -33,12 +35,14 @@ async def no_leaks():
 class Pair:
     """Two ends of one link: ``near`` connected, ``far`` accepted."""
 
-    def __init__(self, near, far, welcome, server):
+    def __init__(self, near: Link, far: Link, welcome: wire.Welcome, server: LinkServer) -> None:
         self.near, self.far, self.welcome, self.server = near, far, welcome, server
 
 
 @contextlib.asynccontextmanager
-async def listening(on_link, timeouts=None):
+async def listening(
+    on_link: Callable[[Link], Awaitable[None]], timeouts: LinkTimeouts | None = None
+) -> AsyncIterator[LinkServer]:
     server = await LinkServer.start("127.0.0.1", 0, make_welcome, on_link, timeouts=timeouts or LinkTimeouts())
     try:
         yield server
@@ -48,10 +52,11 @@ async def listening(on_link, timeouts=None):
 
 
 @contextlib.asynccontextmanager
-async def linked(purpose=wire.CONTROL, timeouts=None):
-    far, is_done = asyncio.Future(), asyncio.Event()
+async def linked(purpose: str = wire.CONTROL, timeouts: LinkTimeouts | None = None) -> AsyncIterator[Pair]:
+    far: asyncio.Future[Link] = asyncio.Future()
+    is_done = asyncio.Event()
 
-    async def on_link(link):
+    async def on_link(link: Link) -> None:
         far.set_result(link)
         await is_done.wait()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -20,13 +21,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lan_is_possible")]
 PROMPT = "class Orchard:\n    def __init__(self, apples, pears):\n        self.apples = apples\n"
 
 
-def without_mask(data):
-    """A WebSocket client XORs what it sends with four bytes over and over; the XOR of bytes four apart does not see it."""
+def without_mask(data: bytes) -> bytes:
+    """The XOR of bytes that are four apart, which does not change when a WebSocket client masks what it sends.
+
+    The client XORs its bytes with four others over and over.
+    """
     values = np.frombuffer(data, np.uint8)
     return (values[4:] ^ values[:-4]).tobytes()
 
 
-def secrets_of(prompt):
+def secrets_of(prompt: str) -> dict[str, bytes]:
     """Bytes that a ring of two sends for this prompt, by what they are."""
     bundle = Bundle.load(DEMO_BUNDLE)
     manifest = bundle.manifest
@@ -47,13 +51,14 @@ def secrets_of(prompt):
     }
 
 
-async def heard_of_an_answer(*options):
+async def heard_of_an_answer(*options: str) -> tuple[list[bytes], list[bytes]]:
     """Everything that crossed the switch, and how many tokens were written."""
     async with lan_of(3) as lan, asyncio.timeout(120):
         with captured(lan) as capture:
             await asyncio.gather(*(lan.start_node(number, *options) for number in (1, 2)))
             status, out, err = await lan.run(
-                *(0, "generate", PROMPT, "--nodes", "2", "--max-new-tokens", "8", "--json", "--equal-split", *options),
+                0,
+                *("generate", PROMPT, "--nodes", "2", "--max-new-tokens", "8", "--json", "--equal-split", *options),
             )
             assert status == 0, err
         streams = capture.streams()
@@ -63,12 +68,12 @@ async def heard_of_an_answer(*options):
     return streams, capture.frames
 
 
-def found_in(streams, secret):
+def found_in(streams: Sequence[bytes], secret: bytes) -> bool:
     masked = without_mask(secret)
     return any(secret in stream or masked in without_mask(stream) for stream in streams if len(stream) > 4)
 
 
-async def test_an_outsider_hears_neither_tokens_nor_tensors():
+async def test_an_outsider_hears_neither_tokens_nor_tensors() -> None:
     secrets = secrets_of(PROMPT)
     key, _ = make_key()
     streams, frames = await heard_of_an_answer()
@@ -77,7 +82,7 @@ async def test_an_outsider_hears_neither_tokens_nor_tensors():
     assert not any(key in frame or b"Orchard" in frame for frame in frames)
 
 
-async def test_the_same_capture_without_a_key_holds_them_all():
+async def test_the_same_capture_without_a_key_holds_them_all() -> None:
     """What the test above looks for can be found: this is what ``--insecure`` warns of."""
     secrets = secrets_of(PROMPT)
     del secrets["text"]  # a ring sends token ids

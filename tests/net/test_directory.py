@@ -1,4 +1,4 @@
-"""Peers over real sockets on loopback: found, authenticated, told of, remembered, lost; and rogues that come to nothing."""
+"""Peers over real sockets on loopback are found, authenticated, told of, remembered and lost; rogues get nowhere."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,9 @@ import os
 import re
 import secrets
 import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,69 +18,81 @@ from flowspec_edge.core.cluster import membership as ms
 from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.errors import NodeUnavailableError, ProtocolError
 from flowspec_edge.net import directory as directories
-from flowspec_edge.net.auth import derive_credentials
+from flowspec_edge.net.auth import Credentials, derive_credentials
+from flowspec_edge.net.connection import Link
 from flowspec_edge.net.directory import Directory, find_peers
 from flowspec_edge.net.discovery import Announcement, Announcer
-from flowspec_edge.net.link import LinkServer
+from flowspec_edge.net.link import LinkServer, open_link
 from flowspec_edge.net.neighbourhood import Neighbourhood, remember_peers, remembered_peers
+from tests.narrowing import instance, present
 from tests.net.conftest import make_hello
 
 WAIT_S = 20
 
 
 @pytest.fixture
-def cluster():
+def cluster() -> str:
     return f"test-{secrets.token_hex(4)}"
 
 
 @pytest.fixture(scope="module")
-def ours():
+def ours() -> Credentials:
     return derive_credentials(bytes(range(20)))
 
 
 @pytest.fixture(scope="module")
-def theirs():
+def theirs() -> Credentials:
     return derive_credentials(bytes(20))
 
 
 class Board:
     """A node's listener and directory, without layers."""
 
-    def __init__(self, name, server, directory, actions):
+    def __init__(self, name: str, server: LinkServer, directory: Directory, actions: list[ms.MembershipAction]) -> None:
         self.name, self.server, self.directory, self.actions = name, server, directory, actions
 
     @property
-    def address(self):
+    def address(self) -> Address:
         return Address("127.0.0.1", self.server.port)
 
-    def sees(self):
+    def sees(self) -> set[str]:
         return {peer.node for peer in self.directory.found}
 
-    async def until_it_sees(self, *names):
+    async def until_it_sees(self, *names: str) -> None:
         wanted = set(names)
         await self.directory.wait_for(lambda found: {peer.node for peer in found} == wanted, WAIT_S)
         assert self.sees() == wanted
 
-    async def close(self):
+    async def close(self) -> None:
         await self.directory.close()
         await self.server.close()
 
 
-@pytest.fixture
-async def start(cluster, monkeypatch):
-    boards = []
+Start = Callable[..., Awaitable[Board]]
 
-    async def start(name, *peers, credentials=None, label=cluster, is_heard=True, protocol=wire.PROTOCOL_VERSION):
-        def welcome():
+
+@pytest.fixture
+async def start(cluster: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+    boards: list[Board] = []
+
+    async def start(
+        name: str,
+        *peers: Address,
+        credentials: Credentials | None = None,
+        label: str = cluster,
+        is_heard: bool = True,
+        protocol: int = wire.PROTOCOL_VERSION,
+    ) -> Board:
+        def welcome() -> wire.Welcome:
             return wire.Welcome(name, "0.1.0", 2**30, [])
 
-        async def take(link):
+        async def take(link: Link) -> None:
             async for message in link:
-                link.send(board.directory.take_peers(link.peer_host, message))
+                link.send(board.directory.take_peers(link.peer_host, instance(message, wire.Peers)))
 
         server = await LinkServer.start("127.0.0.1", 0, welcome, take, credentials=credentials)
         where = Neighbourhood(cluster=label, host="127.0.0.1", credentials=credentials, peers=peers)
-        actions = []
+        actions: list[ms.MembershipAction] = []
         with contextlib.ExitStack() as stack:
             if not is_heard:
                 stack.enter_context(monkeypatch.context()).setattr(Directory, "_open_mdns", no_mdns)
@@ -92,11 +107,11 @@ async def start(cluster, monkeypatch):
     await asyncio.gather(*(board.close() for board in boards))
 
 
-async def no_mdns(directory):
+async def no_mdns(directory: Directory) -> None:
     """As on a network that drops multicast."""
 
 
-async def test_three_boards_find_each_other_by_mdns(start, ours):
+async def test_three_boards_find_each_other_by_mdns(start: Start, ours: Credentials) -> None:
     hall, attic, shed = [await start(name, credentials=ours) for name in ("hall", "attic", "shed")]
     await hall.until_it_sees("attic", "shed")
     await attic.until_it_sees("hall", "shed")
@@ -106,7 +121,7 @@ async def test_three_boards_find_each_other_by_mdns(start, ours):
     assert any(isinstance(action, ms.ReportLost) and action.peer.node == "shed" for action in hall.actions)
 
 
-async def test_without_multicast_one_address_is_enough_for_all(start, ours):
+async def test_without_multicast_one_address_is_enough_for_all(start: Start, ours: Credentials) -> None:
     hall = await start("hall", credentials=ours, is_heard=False)
     others = [await start(name, hall.address, credentials=ours, is_heard=False) for name in ("attic", "shed", "desk")]
     everyone = {"hall", "attic", "shed", "desk"}
@@ -115,11 +130,11 @@ async def test_without_multicast_one_address_is_enough_for_all(start, ours):
 
 
 @pytest.fixture
-def no_multicast_sockets(monkeypatch):
+def no_multicast_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     """As under an emulator or in a locked container: sockets open, but refuse what multicast asks of them."""
 
     class Socket(socket.socket):
-        def setsockopt(self, level, option, *value):
+        def setsockopt(self, level: int, option: int, *value: Any) -> None:
             if (level, option) == (socket.IPPROTO_IP, socket.IP_MULTICAST_IF):
                 self.close()
                 raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
@@ -129,8 +144,8 @@ def no_multicast_sockets(monkeypatch):
 
 
 async def test_where_multicast_sockets_cannot_be_opened_a_node_says_so_once_and_goes_on(
-    start, ours, no_multicast_sockets, caplog
-):
+    start: Start, ours: Credentials, no_multicast_sockets: None, caplog: pytest.LogCaptureFixture
+) -> None:
     hall = await start("hall", credentials=ours)
     (warning,) = caplog.messages
     assert re.search(
@@ -144,7 +159,9 @@ async def test_where_multicast_sockets_cannot_be_opened_a_node_says_so_once_and_
     assert caplog.messages == []
 
 
-async def test_other_labels_and_other_keys_stay_apart_and_are_heard_of(start, ours, theirs, cluster):
+async def test_other_labels_and_other_keys_stay_apart_and_are_heard_of(
+    start: Start, ours: Credentials, theirs: Credentials, cluster: str
+) -> None:
     boards = [
         await start("ours", credentials=ours),
         await start("theirs", credentials=theirs),
@@ -160,7 +177,9 @@ async def test_other_labels_and_other_keys_stay_apart_and_are_heard_of(start, ou
         assert not board.directory.membership.hints
 
 
-async def test_a_rogue_that_announces_our_fingerprint_is_no_peer(start, ours, theirs, cluster):
+async def test_a_rogue_that_announces_our_fingerprint_is_no_peer(
+    start: Start, ours: Credentials, theirs: Credentials, cluster: str
+) -> None:
     rogue = await start("rogue", credentials=theirs, label=f"{cluster}-rogue")
     forged = await Announcer.start(
         Announcement(
@@ -177,17 +196,21 @@ async def test_a_rogue_that_announces_our_fingerprint_is_no_peer(start, ours, th
     async with asyncio.timeout(WAIT_S):
         while rogue.address not in hints or hints[rogue.address].failure is None:
             await asyncio.sleep(0.01)
-    assert hints[rogue.address].failure.kind == ms.OTHER_KEY
+    assert present(hints[rogue.address].failure).kind == ms.OTHER_KEY
     assert hall.sees() == rogue.sees() == set()
     await forged.close()
 
 
-async def test_looking_finds_those_that_answer_and_says_what_came_to_nothing(start, ours, theirs, cluster):
-    def where(**changes):
-        return Neighbourhood(**{"cluster": cluster, "host": "127.0.0.1", "credentials": ours, **changes})
+async def test_looking_finds_those_that_answer_and_says_what_came_to_nothing(
+    start: Start, ours: Credentials, theirs: Credentials, cluster: str
+) -> None:
+    def where(**changes: Any) -> Neighbourhood:
+        wanted: dict[str, Any] = {"cluster": cluster, "host": "127.0.0.1", "credentials": ours, **changes}
+        return Neighbourhood(**wanted)
 
-    async def look(place, **options):
-        return await find_peers(place, node="asker", version="0.1.0", **{"timeout_s": 3, **options})
+    async def look(place: Neighbourhood, **options: Any) -> list[Announcement]:
+        wanted: dict[str, Any] = {"timeout_s": 3, **options}
+        return await find_peers(place, node="asker", version="0.1.0", **wanted)
 
     with pytest.raises(
         NodeUnavailableError, match=rf"no node of cluster {cluster} .*flowspec node --cluster {cluster}"
@@ -203,15 +226,17 @@ async def test_looking_finds_those_that_answer_and_says_what_came_to_nothing(sta
     assert not any(isinstance(action, ms.ReportJoined) for action in hall.actions)  # an asker serves nobody
 
 
-def raise_from(error):
+def raise_from(error: Exception | None) -> NodeUnavailableError:
     try:
         raise NodeUnavailableError("x") from error
     except NodeUnavailableError as raised:
         return raised
 
 
-async def test_what_kept_a_peer_away_has_a_kind(start, ours, theirs, monkeypatch):
-    async def kind_of(address, credentials=ours):
+async def test_what_kept_a_peer_away_has_a_kind(
+    start: Start, ours: Credentials, theirs: Credentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def kind_of(address: Address, credentials: Credentials | None = ours) -> str:
         where = Neighbourhood(cluster="x", host="127.0.0.1", credentials=credentials, peers=(address,))
         monkeypatch.setattr(Directory, "_open_mdns", no_mdns)
         async with await Directory.start(where, node="asker", version="0.1.0") as directory:
@@ -229,7 +254,7 @@ async def test_what_kept_a_peer_away_has_a_kind(start, ours, theirs, monkeypatch
         unused.bind(("127.0.0.1", 0))
         assert await kind_of(Address(*unused.getsockname())) == ms.REFUSED
     with monkeypatch.context() as other:
-        newer, open_link = make_hello(protocol=99), directories.open_link
+        newer = make_hello(protocol=99)
         other.setattr(directories, "open_link", lambda host, port, hello, **more: open_link(host, port, newer, **more))
         assert await kind_of(hall.address) == ms.OTHER_VERSION
     assert directories.failure_kind(raise_from(TimeoutError())) == ms.TIMED_OUT
@@ -246,13 +271,13 @@ async def test_what_kept_a_peer_away_has_a_kind(start, ours, theirs, monkeypatch
         (wire.Peers(1, ["a:1"] * 65), "65 addresses; at most 64"),
     ],
 )
-async def test_what_is_told_is_checked(start, told, text):
+async def test_what_is_told_is_checked(start: Start, told: wire.Peers, text: str) -> None:
     hall = await start("hall")
     with pytest.raises(ProtocolError, match=text):
         hall.directory.take_peers("127.0.0.1", told)
 
 
-def test_peers_are_remembered_by_cluster(state, ours, theirs):
+def test_peers_are_remembered_by_cluster(state: Path, ours: Credentials, theirs: Credentials) -> None:
     where, other = (
         Neighbourhood(cluster="home", host="0.0.0.0", credentials=c, remembers=True) for c in (ours, theirs)
     )

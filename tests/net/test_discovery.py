@@ -3,23 +3,25 @@
 import asyncio
 import secrets
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from zeroconf import IPVersion
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from flowspec_edge.core.cluster.address import Address
-from flowspec_edge.core.cluster.membership import RecordGone, RecordHeard
+from flowspec_edge.core.cluster.membership import MembershipEvent, RecordGone, RecordHeard
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.discovery import SERVICE_TYPE, Announcement, Announcer, Browser
 
 
 @pytest.fixture
-def cluster():
+def cluster() -> str:
     return f"test-{secrets.token_hex(4)}"
 
 
-def make_announcement(cluster, number=1):
+def make_announcement(cluster: str, number: int = 1) -> Announcement:
     node = f"{cluster}-pi.{number}"
     return Announcement(
         node=node, host="127.0.0.1", port=40000 + number, cluster=cluster, version="0.1.0", fingerprint="abc"
@@ -29,26 +31,26 @@ def make_announcement(cluster, number=1):
 class Ears:
     """A browser, and what it has heard of one cluster's nodes: names that are there."""
 
-    def __init__(self, cluster):
+    def __init__(self, cluster: str) -> None:
         self._cluster = cluster
         self._changed = asyncio.Event()
-        self.records = {}
+        self.records: dict[str, RecordHeard] = {}
 
-    def __call__(self, event):
+    def __call__(self, event: MembershipEvent) -> None:
         if isinstance(event, RecordGone):
             self.records.pop(event.name, None)
-        elif event.node.startswith(self._cluster):
+        elif isinstance(event, RecordHeard) and event.node.startswith(self._cluster):
             self.records[event.name] = event
         self._changed.set()
 
-    async def until(self, is_right):
+    async def until(self, is_right: Callable[[dict[str, RecordHeard]], bool]) -> None:
         async with asyncio.timeout(10):
             while not is_right(self.records):
                 self._changed.clear()
                 await self._changed.wait()
 
 
-async def test_announced_nodes_are_heard_and_missed_after_their_goodbye(cluster):
+async def test_announced_nodes_are_heard_and_missed_after_their_goodbye(cluster: str) -> None:
     ears = Ears(cluster)
     browser = await Browser.start(ears, is_local=True)
     announcers = [await Announcer.start(make_announcement(cluster, number)) for number in (1, 2, 3)]
@@ -71,7 +73,7 @@ STRANGERS = [{}, {"node": "x"}, {"node": b"\xff\xfe", "cluster": "c"}, {"node": 
 
 
 @pytest.mark.parametrize("properties", STRANGERS)
-async def test_a_strangers_record_is_ignored(cluster, properties):
+async def test_a_strangers_record_is_ignored(cluster: str, properties: dict[str, str | bytes]) -> None:
     zeroconf = AsyncZeroconf(interfaces=["127.0.0.1"], ip_version=IPVersion.V4Only)
     info = AsyncServiceInfo(
         SERVICE_TYPE,
@@ -80,7 +82,7 @@ async def test_a_strangers_record_is_ignored(cluster, properties):
         addresses=[socket.inet_aton("127.0.0.1")],
         properties=properties,
     )
-    heard = []
+    heard: list[Any] = []
     browser = await Browser.start(heard.append, is_local=True)
     await (await zeroconf.async_register_service(info, cooperating_responders=True))
     announcer = await Announcer.start(make_announcement(cluster))
@@ -93,7 +95,7 @@ async def test_a_strangers_record_is_ignored(cluster, properties):
     await browser.close()
 
 
-async def test_a_record_holds_no_secret_and_stays_small(cluster):
+async def test_a_record_holds_no_secret_and_stays_small(cluster: str) -> None:
     key = bytes(range(20))
     credentials = derive_credentials(key)
     announcement = Announcement(

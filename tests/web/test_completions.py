@@ -3,12 +3,16 @@
 import asyncio
 import contextlib
 import json
+from builtins import RuntimeError
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from ssl import SSLContext
+from typing import Any
 
 import aiohttp
 import pytest
 
 from flowspec_edge.client import Client
-from flowspec_edge.config import Piece
+from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key
 from flowspec_edge.errors import KeyTextError, LinkLostError, NodeUnavailableError, RequestError, StageFailedError
 from flowspec_edge.net.auth import derive_credentials
@@ -28,13 +32,13 @@ class ScriptedGenerator:
 
     model = "demo"
 
-    def __init__(self, script):
+    def __init__(self, script: Sequence[Piece | Exception | None]) -> None:
         self.script = script
-        self.asked = []
+        self.asked: list[tuple[str, GenerateOptions]] = []
         self.is_closed = asyncio.Event()
         self.goes_on = asyncio.Event()
 
-    async def generate(self, prompt, options):
+    async def generate(self, prompt: str, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         self.asked.append((prompt, options))
         try:
             for step in self.script:
@@ -49,7 +53,11 @@ class ScriptedGenerator:
 
 
 @contextlib.asynccontextmanager
-async def serving(script, api_key=None, tls=None):
+async def serving(
+    script: Sequence[Piece | Exception | None],
+    api_key: str | None = None,
+    tls: SSLContext | None = None,
+) -> AsyncIterator[tuple[ScriptedGenerator, Client, str]]:
     """The scripted generator, a client, and the base URL."""
     generator = ScriptedGenerator(script)
     served = await serve_app(build_app(generator, api_key), tls=tls, cancels_on_disconnect=True)
@@ -61,7 +69,7 @@ async def serving(script, api_key=None, tls=None):
         await served.close()
 
 
-async def post(url, **body):
+async def post(url: str, **body: Any) -> tuple[int, str]:
     async with (
         aiohttp.ClientSession() as session,
         session.post(f"{url}/v1/completions", json=body) as response,
@@ -69,7 +77,7 @@ async def post(url, **body):
         return response.status, await response.text()
 
 
-async def test_a_whole_answer_in_openais_form():
+async def test_a_whole_answer_in_openais_form() -> None:
     async with serving(PIECES) as (generator, _, url):
         status, text = await post(url, model="demo", prompt="x", max_tokens=2, temperature=0.5, stop="q", seed=4)
         answer = json.loads(text)
@@ -84,7 +92,7 @@ async def test_a_whole_answer_in_openais_form():
     assert (prompt, options.max_new_tokens, options.temperature, options.stop, options.seed) == ("x", 2, 0.5, ("q",), 4)
 
 
-async def test_a_streamed_answer_in_openais_form():
+async def test_a_streamed_answer_in_openais_form() -> None:
     async with serving(PIECES) as (_, _, url):
         status, text = await post(url, prompt="x", stream=True)
     lines = text.split("\n\n")
@@ -97,7 +105,7 @@ async def test_a_streamed_answer_in_openais_form():
     assert len({event["id"] for event in events}) == 1
 
 
-async def test_models_and_health():
+async def test_models_and_health() -> None:
     async with serving([]) as (_, _, url), aiohttp.ClientSession() as session:
         async with session.get(f"{url}/v1/models") as response:
             assert [model["id"] for model in (await response.json())["data"]] == ["demo"]
@@ -119,7 +127,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("body", "text"), REFUSED, ids=[text for _, text in REFUSED])
-async def test_a_request_out_of_range_is_refused(body, text):
+async def test_a_request_out_of_range_is_refused(
+    body: Mapping[str, int | str | list[str]] | Sequence[Any], text: str
+) -> None:
     async with (
         serving(PIECES) as (generator, _, url),
         aiohttp.ClientSession() as session,
@@ -132,7 +142,7 @@ async def test_a_request_out_of_range_is_refused(body, text):
         assert not generator.asked
 
 
-async def test_a_body_that_is_not_json_is_refused():
+async def test_a_body_that_is_not_json_is_refused() -> None:
     async with (
         serving(PIECES) as (_, _, url),
         aiohttp.ClientSession() as session,
@@ -142,14 +152,14 @@ async def test_a_body_that_is_not_json_is_refused():
         assert "not JSON" in (await response.json())["error"]["message"]
 
 
-async def test_the_client_gathers_the_answer():
+async def test_the_client_gathers_the_answer() -> None:
     async with serving(PIECES) as (_, client, _):
         answer = await client.complete("x", max_new_tokens=2)
     assert (answer.text, answer.token_ids) == ("ab\n", [5, 6])
     assert (answer.finish_reason, answer.statistics) == ("length", STATISTICS)
 
 
-async def test_leaving_the_clients_block_cancels_the_generation():
+async def test_leaving_the_clients_block_cancels_the_generation() -> None:
     async with serving([PIECES[0], None]) as (generator, _, url):
         async with Client(url) as client:
             async for piece in client.generate("x"):
@@ -158,7 +168,7 @@ async def test_leaving_the_clients_block_cancels_the_generation():
         await generator.is_closed.wait()
 
 
-async def test_errors_before_the_first_piece():
+async def test_errors_before_the_first_piece() -> None:
     async with serving([StageFailedError("node pi-hall was lost")]) as (_, client, _):
         with pytest.raises(StageFailedError, match="pi-hall was lost"):
             await client.complete("x")
@@ -167,7 +177,7 @@ async def test_errors_before_the_first_piece():
             await client.complete("x")
 
 
-async def test_an_error_after_the_first_piece_arrives_as_an_error():
+async def test_an_error_after_the_first_piece_arrives_as_an_error() -> None:
     async with serving([PIECES[0], StageFailedError("node pi-hall was lost")]) as (_, client, _):
         answer = client.generate("x")
         assert await anext(answer) == PIECES[0]
@@ -175,7 +185,7 @@ async def test_an_error_after_the_first_piece_arrives_as_an_error():
             await anext(answer)
 
 
-async def test_a_server_that_is_lost_midway_or_not_there():
+async def test_a_server_that_is_lost_midway_or_not_there() -> None:
     async with serving([PIECES[0], RuntimeError("a bug")]) as (_, client, url):
         answer = client.generate("x")
         await anext(answer)
@@ -193,7 +203,7 @@ API_KEY, OTHER_API_KEY = format_key(SECRET, API_PREFIX), format_key(bytes(20), A
 @pytest.mark.parametrize(
     "header", [None, "Bearer", "Bearer ", f"Bearer {OTHER_API_KEY}", f"Basic {API_KEY}", "Bearer \xe9"]
 )
-async def test_without_the_api_key_nothing_is_served(header):
+async def test_without_the_api_key_nothing_is_served(header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
     async with serving(PIECES, API_KEY) as (generator, _, url), aiohttp.ClientSession(headers=headers) as session:
         for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/health"), ("GET", "/x")):
@@ -203,7 +213,7 @@ async def test_without_the_api_key_nothing_is_served(header):
         assert not generator.asked
 
 
-async def test_the_api_key_opens_as_openais_clients_send_it():
+async def test_the_api_key_opens_as_openais_clients_send_it() -> None:
     async with serving(PIECES, API_KEY) as (_, client, url):
         assert (await client.complete("x", max_new_tokens=2)).text == "ab\n"
         async with Client(url) as stranger:
@@ -211,7 +221,7 @@ async def test_the_api_key_opens_as_openais_clients_send_it():
                 await stranger.complete("x")
 
 
-async def test_with_tls_the_api_key_tells_the_client_whom_to_trust():
+async def test_with_tls_the_api_key_tells_the_client_whom_to_trust() -> None:
     async with serving(PIECES, API_KEY, derive_credentials(SECRET, API_PREFIX).public) as (generator, client, url):
         assert (await client.complete("x", max_new_tokens=2)).text == "ab\n"
         generator.asked.clear()

@@ -1,4 +1,4 @@
-"""Where a node is reached: host and port, and how people write them."""
+"""The address of a node: host and port, and how people write them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is reached from this machine alone."""
+        """Whether it can be reached from its own machine alone."""
         try:
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -24,7 +24,7 @@ class Address:
 
 
 def parse_address(text: str, default_port: int) -> Address | None:
-    """``HOST``, ``HOST:PORT`` or ``[IPV6]:PORT``; None where it is none of these."""
+    """Read ``HOST``, ``HOST:PORT`` or ``[IPV6]:PORT``. Returns None where the text is none of these."""
     host, port = text.strip(), ""
     if host.startswith("["):
         host, bracket, rest = host[1:].partition("]")

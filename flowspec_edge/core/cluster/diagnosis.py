@@ -1,4 +1,4 @@
-"""Why a peer that was heard of cannot be used: from what was seen to one reason and the command that mends it."""
+"""Finds out why a peer that was heard of cannot be used, and with which command the user can change that."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.membership import Failure, Membership
 
 REACHED, UNRESOLVED = "reached", "unresolved"
-"""What the neighbour table says of an address: its card has answered, or has not."""
+"""What the system's neighbour table says of an address: its network card has answered, or has not."""
 
 READY = "ready"
 OTHER_CLUSTER = "other cluster label"
@@ -23,11 +23,11 @@ MULTICAST = "multicast blocked"
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What this machine knows beside the peers' answers.
+    """What this machine knows besides the peers' answers.
 
-    ``neighbours`` is REACHED or UNRESOLVED by host, where the system knows; ``local_hosts`` lie in a network that this machine
-    has a card in. ``needed_bytes`` is the memory of the smallest stage of the model in question. ``hears_mdns``: whether
-    records are to be expected at all.
+    ``neighbours`` says REACHED or UNRESOLVED by host, where the system knows it. ``local_hosts`` are in a network in
+    which this machine has a card. ``needed_bytes`` is the memory of the smallest stage of the model in question.
+    ``hears_mdns`` says whether records can be expected at all.
     """
 
     neighbours: dict[str, str]
@@ -38,7 +38,10 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One node, or one address where none answered. ``remedy`` is empty where there is nothing to mend."""
+    """What was found out about one node, or about an address where no node answered.
+
+    ``remedy`` is empty where none is needed.
+    """
 
     node: str
     address: str
@@ -54,7 +57,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What a finding is about."""
+    """The node or address that a finding is about."""
 
     node: str
     address: Address
@@ -69,7 +72,7 @@ class _Subject:
 
 
 def diagnose(members: Membership, around: Surroundings) -> list[Finding]:
-    """A finding per node heard of and per address without one, usable ones first."""
+    """A finding for each node heard of, and for each address at which no node answered. Usable nodes come first."""
     findings = [_of_peer(members, peer, around) for peer in members.peers.values()]
     explained = {peer.address for peer in members.peers.values()}
     for record in members.records.values():
@@ -96,10 +99,10 @@ def _of_peer(members: Membership, peer: ms.Peer, around: Surroundings) -> Findin
     if around.hears_mdns and not any(record.node == peer.node for record in members.records.values()):
         return subject.finding(
             MULTICAST,
-            "it answers, but its mDNS announcement (UDP port 5353 to 224.0.0.251) does not get here: an access point, a "
-            "switch or a firewall drops multicast",
-            f"sudo ufw allow 5353/udp on both boards, or allow multicast in the access point; flowspec node --peer {peer.address} "
-            "works without it",
+            "it answers, but its mDNS announcement (UDP port 5353 to 224.0.0.251) does not get here: an access point, "
+            "a switch or a firewall drops multicast",
+            "sudo ufw allow 5353/udp on both boards, or allow multicast in the access point; "
+            f"flowspec node --peer {peer.address} works without it",
         )
     return subject.finding(READY, f"version {peer.version}")
 
@@ -135,7 +138,10 @@ def _of_record(members: Membership, record: ms.RecordHeard, around: Surroundings
 
 
 _TELLING = (ms.OTHER_KEY, ms.OTHER_VERSION, ms.SAME_NAME, ms.BROKEN, ms.REFUSED, ms.TIMED_OUT, ms.NO_ROUTE, ms.NO_NAME)
-"""Of a board with several addresses, the failure that says most: an answer says more than silence."""
+"""Kinds of failure, the most telling first.
+
+For a board with several addresses that failure counts which comes first here.
+"""
 
 
 def _of_failure(subject: _Subject, failure: Failure, members: Membership, around: Surroundings) -> Finding:
@@ -153,7 +159,8 @@ def _of_failure(subject: _Subject, failure: Failure, members: Membership, around
         case ms.REFUSED if ms.RECORD in subject.heard_by:
             return subject.finding(
                 STALE,
-                f"its machine answers, but nothing listens on port {port} there: the announcement is of a node that has ended",
+                f"its machine answers, but nothing listens on port {port} there: the announcement is of a node that "
+                "has ended",
                 f"flowspec node on {who}; the old announcement ends by itself within 20 minutes",
             )
         case ms.REFUSED:
@@ -173,7 +180,10 @@ def _of_failure(subject: _Subject, failure: Failure, members: Membership, around
 
 
 def _of_silence(subject: _Subject, members: Membership, around: Surroundings) -> Finding:
-    """No answer at all: the system's neighbour table tells a firewall from a board that is out of reach."""
+    """Explain why there is no answer at all.
+
+    The system's neighbour table tells a firewall from a board that is out of reach.
+    """
     host, port, who = subject.address.host, subject.address.port, subject.who
     if host not in around.local_hosts:
         return subject.finding(
@@ -192,7 +202,8 @@ def _of_silence(subject: _Subject, members: Membership, around: Surroundings) ->
         return subject.finding(
             ISOLATED,
             f"{heard} no packet gets to {host}; access points with client isolation do this",
-            "turn off client (AP) isolation, or leave the guest network, in the access point's settings; or use a cable",
+            "turn off client (AP) isolation, or leave the guest network, in the access point's settings; or use a "
+            "cable",
         )
     return subject.finding(
         UNREACHABLE,
@@ -202,6 +213,6 @@ def _of_silence(subject: _Subject, members: Membership, around: Surroundings) ->
 
 
 def _is_everyone_silent(members: Membership, around: Surroundings) -> bool:
-    """Several boards of this network are known, and none of them has given a sign of life."""
+    """Whether several boards of this network are known, and none of them has given a sign of life."""
     silent = [address for address in members.hints if around.neighbours.get(address.host) == UNRESOLVED]
     return not members.peers and not members.records and len({address.host for address in silent}) > 1

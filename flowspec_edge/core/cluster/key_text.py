@@ -1,7 +1,7 @@
 """A 160-bit key as text that a person can type: bech32m (BIP 350) in groups of four.
 
 The alphabet leaves out 1, b, i and o. The last six characters are a checksum that finds every way to mistype up to four
-characters, so that a typing error is a sentence here and not a node that nobody lets in.
+characters. So a typing error is reported at once, instead of making a node that nobody lets in.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from flowspec_edge.errors import KeyTextError
 
 KEY_BYTES = 20
-"""160 bits, drawn at random: no list and no guessing ever reaches one."""
+"""160 random bits, which nobody can guess."""
 CLUSTER_PREFIX, API_PREFIX = "fsk", "fsa"
 
 _ALPHABET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
@@ -21,7 +21,10 @@ _BECH32M = 0x2BC830A3
 
 
 def format_key(secret: bytes, prefix: str = CLUSTER_PREFIX) -> str:
-    """``fsk1-``, nine groups of four and one of two; the last six characters are the checksum. ``secret`` has KEY_BYTES bytes."""
+    """The text of a key of KEY_BYTES bytes: ``fsk1-``, nine groups of four and one of two.
+
+    The last six characters are the checksum.
+    """
     assert len(secret) == KEY_BYTES, "keys are made by us"
     number = int.from_bytes(secret, "big")
     data = [number >> 5 * place & 31 for place in reversed(range(_NUM_DATA))]
@@ -32,11 +35,11 @@ def format_key(secret: bytes, prefix: str = CLUSTER_PREFIX) -> str:
 
 
 def parse_key(text: str, prefix: str = CLUSTER_PREFIX) -> bytes:
-    """The key's bytes. Case, spaces and hyphens do not matter.
+    """Read a key. Case, spaces and hyphens do not matter.
 
     Raises:
-        KeyTextError: too short, too long, a character that no key has, or a mistyped one; it says which group to look at,
-            and never repeats the text.
+        KeyTextError: the text is too short or too long, has a character that no key has, or is mistyped. The error says
+            which group to look at, and never repeats the text.
     """
     plain = "".join(text.lower().split()).replace("-", "")
     if not plain.startswith(f"{prefix}1"):
@@ -64,9 +67,10 @@ def parse_key(text: str, prefix: str = CLUSTER_PREFIX) -> bytes:
 
 
 def _mistyped_group(data: list[int], remainder: int) -> int | None:
-    """The group, from 1, where one other character would make the key right; None where more are wrong.
+    """The group, from 1 on, in which one other character would make the key right; None where more are wrong.
 
-    The checksum is linear: a difference of ``value`` at ``place`` changes the remainder by ``value`` times a power of the
+    The checksum is linear: a difference of ``value`` at ``place`` changes the remainder by ``value`` times a power of
+    the
     generator that depends on the place alone.
     """
     for value in range(1, 32):

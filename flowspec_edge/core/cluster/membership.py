@@ -1,8 +1,9 @@
-"""Who is in the cluster, as one node knows it: addresses heard of, those that answered, and why the others did not.
+"""The members of the cluster as one node knows them: addresses heard of, those that answered, and why others did not.
 
-An address is a hint, whoever tells it: an mDNS record, the user, a file of an earlier run, a peer. A peer is what answered
-there with the cluster's key. Each hint is greeted; a peer is greeted again now and then, which is how a lost one is seen,
-and each greeting brings the addresses that the other side knows, so that one hint is enough for all.
+An address is a hint, whether an mDNS record, the user, a file of an earlier run or a peer gave it. A peer is a node
+that has answered there with the cluster's key. Each hint is greeted. Peers are greeted again from time to time, by
+which lost ones are noticed. Each greeting brings the addresses that the other side knows, so that one hint is enough to
+find all nodes.
 """
 
 from __future__ import annotations
@@ -13,28 +14,30 @@ from dataclasses import dataclass, field
 from flowspec_edge.core.cluster.address import Address
 
 MAX_ADDRESSES = 256
-"""More than any home has boards; what is heard beyond that is ignored."""
+"""The most addresses that are kept, more than any home has boards. Further ones are ignored."""
 MAX_TOLD = 64
-"""Addresses per greeting."""
+"""The most addresses that a greeting exchanges in each direction."""
 ALONE_S = 5.0
-"""Nodes of a LAN see each other 1.2 s after the last start (zeroconf 0.154, five hosts); after this something is wrong."""
+"""After this time without company something is wrong. The nodes of a LAN see each other 1.2 s after the last start
+(zeroconf 0.154, five hosts).
+"""
 REFRESH_S = 15.0
-"""How often a peer is greeted again: 2 ms of work, and a board that lost its power is missed soon enough."""
+"""How often a peer is greeted again. A greeting is 2 ms of work, and a board without power is noticed soon enough."""
 GOSSIP_S = 0.2
-"""How soon a peer is told of another one that it may not know; what comes meanwhile goes along."""
+"""How soon a peer is told of another one that it may not know, together with those that are found meanwhile."""
 GOODBYE_S = 2.0
-"""How soon to ask a node that said goodbye: until then it may still be listening."""
+"""How soon to greet a node that said goodbye. Until then it may still be listening."""
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Pauses after the first, second, ... failure at an address; the last one from then on."""
+"""The pauses after the first, the second and further failures at an address. The last pause is repeated."""
 TOLD_ATTEMPTS = 4
-"""After so many failures an address that only peers have told is forgotten."""
+"""After this many failures an address that only peers have told is forgotten."""
 
 RECORD, TYPED, REMEMBERED, TOLD = "mDNS", "--peer", "remembered", "told by a peer"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why nothing came of an address. ``kind`` is one of those below; ``text`` is a sentence for the user."""
+    """Why no peer was found at an address. ``kind`` is one of those below, and ``text`` is a sentence for the user."""
 
     kind: str
     text: str
@@ -61,7 +64,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class RecordHeard:
-    """An mDNS record, new or changed. ``name`` is the record's own; everything in it may be forged."""
+    """An mDNS record is new or has changed. ``name`` is the name of the record. All of it may be forged."""
 
     name: str
     node: str
@@ -84,7 +87,7 @@ class AddressLearned:
 
 @dataclass(frozen=True, slots=True)
 class PeerAnswered:
-    """The node at ``address`` holds the key; ``known`` are the addresses it told."""
+    """The node at ``address`` holds the key. ``known`` are the addresses that it told."""
 
     address: Address
     peer: Peer
@@ -99,7 +102,7 @@ class PeerFailed:
 
 @dataclass(frozen=True, slots=True)
 class AddressesChanged:
-    """This node itself is reached at these from now on."""
+    """The addresses of this node itself are now ``own``."""
 
     own: frozenset[Address]
 
@@ -132,7 +135,7 @@ class ReportLost:
 
 @dataclass(frozen=True, slots=True)
 class ReportNamesake:
-    """Another node has this node's name; said once per address."""
+    """Report that another node has this node's name, once per address."""
 
     text: str
 
@@ -144,7 +147,7 @@ class RememberPeers:
 
 @dataclass(frozen=True, slots=True)
 class ReportAlone:
-    """Nobody has answered for ALONE_S; said once."""
+    """Report, once, that nobody has answered for ALONE_S."""
 
 
 MembershipAction = GreetPeer | ReportJoined | ReportLost | ReportNamesake | RememberPeers | ReportAlone
@@ -152,25 +155,27 @@ MembershipAction = GreetPeer | ReportJoined | ReportLost | ReportNamesake | Reme
 
 @dataclass(slots=True)
 class Hint:
-    """An address and what came of it. ``next_try`` is infinite while it is being greeted, or not worth it."""
+    """An address, and what came of it. ``next_try`` is infinite while the address is being greeted."""
 
     sources: set[str]
     next_try: float = math.inf
     num_failures: int = 0
     failure: Failure | None = None
-    node: str = ""  # that answered last
-    told: frozenset[Address] = frozenset()  # that we have told it, or it us
+    node: str = ""  # the node that answered there last
+    told: frozenset[Address] = frozenset()  # the addresses that this node and the other one have told each other
 
     def hasten(self, then: float) -> None:
-        """Greet it by ``then``, unless that is under way."""
+        """Make sure that the address is greeted by ``then``, unless it is being greeted."""
         if self.next_try < math.inf:
             self.next_try = min(self.next_try, then)
 
 
 @dataclass(slots=True)
 class Membership:
-    """``own`` are the addresses at which this node itself can be reached. One that ``is_local`` never leaves its machine,
-    whoever tells of addresses beyond: there nothing is encrypted.
+    """The members of the cluster as this node knows them.
+
+    ``own`` are the addresses at which this node itself can be reached. Where ``is_local`` is set, it greets no address
+    beyond its own machine, because its links are not encrypted.
     """
 
     node: str
@@ -216,11 +221,13 @@ class Membership:
         return tuple(sorted(peer.address for peer in self.peers.values()))[:MAX_TOLD]
 
     def is_ours(self, record: RecordHeard) -> bool:
-        """Whether a record claims to be of this cluster; only a greeting shows whether it is."""
+        """Whether a record claims to be of this cluster. Only a greeting shows whether it is."""
         return (record.cluster, record.fingerprint) == (self.cluster, self.fingerprint)
 
     def check(self) -> None:
-        """Every peer was greeted at its address, which is not our own; nothing is kept beyond the limits."""
+        """Assert that peers were greeted at their addresses, that none of these is our own, and that
+        limits are kept.
+        """
         assert not self.own & self.hints.keys()
         assert len(self.hints) <= MAX_ADDRESSES and len(self.records) <= MAX_ADDRESSES
         for node, peer in self.peers.items():
@@ -246,7 +253,7 @@ class Membership:
             if hint is None or RECORD not in hint.sources:
                 continue
             hint.sources.discard(RECORD)
-            hint.hasten(now + GOODBYE_S)  # has it really left? Anyone may say so.
+            hint.hasten(now + GOODBYE_S)  # anyone may say goodbye in its name
         return []
 
     def _learn(self, address: Address, source: str) -> list[MembershipAction]:
@@ -259,7 +266,7 @@ class Membership:
             self.hints[address] = Hint({source})
             return self._greet(address)
         hint.sources.add(source)
-        # News of an address that failed: its board may have come back. TOLD is repeated often, and no news.
+        # News of an address that has failed: its board may be back. TOLD is repeated often, and is no news.
         return self._greet(address) if hint.failure and source != TOLD and hint.next_try < math.inf else []
 
     def _greet(self, address: Address) -> list[MembershipAction]:
@@ -308,7 +315,7 @@ class Membership:
         return actions
 
     def _lose(self, address: Address, why: str) -> list[MembershipAction]:
-        """What follows when the node that answered at an address does so no more."""
+        """The actions that follow when a node no longer answers at an address where it did."""
         node = self.hints[address].node
         peer = self.peers.get(node)
         if peer is None or peer.address != address:

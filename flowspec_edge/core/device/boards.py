@@ -1,4 +1,4 @@
-"""Which board this is, and what follows from that: threads, cores, memory. Texts in, settings out; nothing is read here."""
+"""Recognises a board by what Linux says of it, and chooses threads, cores and memory. No file is read here."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PRECISIONS = ("fp32", "fp16", "int8", "w8a8", "int4")
 PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider", "ACLExecutionProvider")
 MEASURED, MODELLED = "measured", "modelled"
 SMALL_CORES = frozenset({"0xd03", "0xd04", "0xd05", "0xd46", "0xd80"})
-"""CPU parts of Arm's own small cores: Cortex-A53, A35, A55, A510, A520 (Arm technical reference manuals, MIDR_EL1)."""
+"""The CPU parts of Arm's small cores: Cortex-A53, A35, A55, A510, A520 (Arm technical reference manuals, MIDR_EL1)."""
 MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoardFacts:
-    """What a Linux machine says of itself: /proc/device-tree/model and compatible, /proc/cpuinfo, /proc/meminfo, uname -m."""
+    """What Linux says of a machine: /proc/device-tree/model and compatible, /proc/cpuinfo, /proc/meminfo, uname -m."""
 
     machine: str
     cpuinfo: str = ""
@@ -30,7 +30,7 @@ class BoardFacts:
 
     @property
     def model_name(self) -> str:
-        """The device tree's model; a container does not see it, but a Raspberry Pi's kernel repeats it in cpuinfo."""
+        """The device tree's model. A container does not see it, but a Raspberry Pi's kernel repeats it in cpuinfo."""
         return self.model.strip("\0\n ") or _last_value(self.cpuinfo, "Model")
 
     @property
@@ -39,7 +39,7 @@ class BoardFacts:
 
     @property
     def core_parts(self) -> dict[int, str]:
-        """The CPU part of each processor, by its number; empty on x86, whose kernels do not say one."""
+        """The CPU part of each processor, by its number; empty on x86, where there are none."""
         parts: dict[int, str] = {}
         number = None
         for key, value in _entries(self.cpuinfo):
@@ -51,14 +51,17 @@ class BoardFacts:
 
     @property
     def available_bytes(self) -> int:
-        """What can be had without swapping; 0 where it is not said."""
+        """The memory that is available without swapping; 0 where it is unknown."""
         value = _last_value(self.meminfo, "MemAvailable").split()
         return int(value[0]) * 1024 if value and value[0].isdigit() else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A published measurement of a board: what was measured, in which unit, by whom and when (or when it was seen there)."""
+    """A published measurement of a board.
+
+    ``date`` is when it was measured, ``seen`` when it was read at its ``source``.
+    """
 
     what: str
     value: float
@@ -70,8 +73,10 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTiming:
-    """What a stage of this engine takes on a board: ``fixed_ms + n * row_ms`` for a chunk of ``n`` rows, of so many layers of
-    the model that ``what`` names. ``basis`` is MEASURED or MODELLED; ``source`` says by whom, or how it follows.
+    """The time of a stage on a board: ``fixed_ms + n * row_ms`` for a chunk of ``n`` rows.
+
+    The stage has ``num_layers`` layers of the model that ``what`` names. ``basis`` is MEASURED or MODELLED, and
+    ``source`` says by whom it was measured, or how it was modelled.
     """
 
     what: str
@@ -86,10 +91,10 @@ class StageTiming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoardProfile:
-    """One file of ``firmware_configs``; its README explains the keys.
+    """The contents of one file of ``firmware_configs``, whose README explains the keys.
 
-    ``big_cores`` are processor numbers, empty where all are alike or where cpuinfo is to tell; ``num_threads`` is the most
-    that one stage gains from.
+    ``big_cores`` are the numbers of the big cores, empty where all are alike or where cpuinfo tells them. More threads
+    than ``num_threads`` do not make a stage faster.
     """
 
     name: str
@@ -114,13 +119,13 @@ class BoardProfile:
 
     @property
     def is_generic(self) -> bool:
-        """Whether it is recognised by the processor's kind alone."""
+        """Whether the profile is recognised by the kind of processor alone."""
         return not self.models and not self.compatible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoardSettings:
-    """What a node does on this machine: run on ``cores`` with that many threads per stage, and offer so much memory."""
+    """What a node uses of this machine: its ``cores``, the threads of each stage, and the memory for layers."""
 
     profile: BoardProfile | None
     cores: tuple[int, ...]
@@ -129,8 +134,10 @@ class BoardSettings:
 
 
 def recognise(facts: BoardFacts, profiles: Sequence[BoardProfile]) -> BoardProfile | None:
-    """The profile that names the model, else one that names what the board is compatible with, else that of the processor's
-    kind, else None. The device tree lists the most particular name first.
+    """The profile of a board; None where there is none.
+
+    A profile that names the model comes first, then one that names what the board is compatible with, then that of the
+    kind of processor. The device tree lists the most specific compatible name first.
     """
     here = [profile for profile in profiles if facts.machine in profile.machines]
     for profile in here:
@@ -144,7 +151,10 @@ def recognise(facts: BoardFacts, profiles: Sequence[BoardProfile]) -> BoardProfi
 
 
 def settings_for(facts: BoardFacts, profile: BoardProfile | None, usable_cores: Sequence[int]) -> BoardSettings:
-    """``usable_cores`` are the processors that this process may run on; big ones are preferred where there are any."""
+    """Choose settings among ``usable_cores``, on which this process may run.
+
+    Where some are big, only those are used.
+    """
     big = set(profile.big_cores) if profile is not None and profile.big_cores else _big_by_part(facts.core_parts)
     cores = tuple(sorted(core for core in usable_cores if core in big) or sorted(usable_cores))
     num_threads = len(cores) if profile is None else min(len(cores), profile.num_threads)
@@ -204,7 +214,7 @@ _Entry = TypeVar("_Entry", Figure, StageTiming)
 
 
 class _Reader:
-    """Takes keys out of a file's tables, checks them, and knows which are left over."""
+    """Takes keys out of a file's tables and checks their values. Keys that nobody takes are refused in the end."""
 
     def __init__(self, name: str, data: dict[str, Any]) -> None:
         self._name = name
@@ -253,8 +263,8 @@ class _Reader:
             known = stage.precision in PRECISIONS and stage.basis in (MEASURED, MODELLED)
             if not known or type(stage.num_layers) is not int or stage.num_layers < 1:
                 raise BoardError(
-                    f"{self._name}.toml: stages: {stage.what!r:.60}: precision is one of {', '.join(PRECISIONS)}, basis "
-                    f"{MEASURED} or {MODELLED}, num_layers at least 1"
+                    f"{self._name}.toml: stages: {stage.what!r:.60}: precision is one of {', '.join(PRECISIONS)}, "
+                    f"basis {MEASURED} or {MODELLED}, num_layers at least 1"
                 )
         return stages
 
@@ -277,7 +287,7 @@ class _Reader:
             raise BoardError(f"{self._name}.toml: {table}: a key is missing or unknown ({cause})") from cause
 
     def finish(self) -> None:
-        """Raises BoardError where a key was not taken: mistyped keys must not be ignored."""
+        """Raise BoardError where a key was not taken, so that no mistyped key is ignored."""
         left = [key for key, value in self._data.items() if value or not isinstance(value, dict)]
         if left:
             inner = self._data[left[0]]
@@ -306,12 +316,13 @@ def _last_value(text: str, key: str) -> str:
 
 
 def describe(settings: BoardSettings, facts: BoardFacts) -> str:
-    """One line for the start of a node."""
+    """The line about its board that a node prints when it starts."""
     profile = settings.profile
     title = "a machine of no known kind" if profile is None else profile.title
     name = f" ({facts.model_name})" if facts.model_name and profile is not None and not profile.is_generic else ""
     cores = _ranges(settings.cores)
-    return f"board: {title}{name}; {settings.num_threads} threads on cores {cores}, {settings.memory_bytes / MIB:.0f} MiB for layers"
+    memory = f"{settings.memory_bytes / MIB:.0f} MiB for layers"
+    return f"board: {title}{name}; {settings.num_threads} threads on cores {cores}, {memory}"
 
 
 def _ranges(cores: Sequence[int]) -> str:

@@ -1,24 +1,28 @@
-"""Boards get hot: a forward that goes on taking longer than its board's curve says makes the next plan ask less of it."""
+"""Notices boards that get hot.
+
+Where forwards keep taking longer than was measured, the next plan gives the board less.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 SLOW = 1.15
-"""How many times its curve a forward may take before the board counts as slow: caches fill and curves are fitted."""
+"""How many times as long as measured a forward may take before the board counts as slow."""
 SLOW_S = 30.0
-"""For how long it must be so: a board that swaps or updates itself is not hot."""
+"""How long forwards must be slow, since a board that swaps or updates itself for a moment is not hot."""
 COOLED_S = 300.0
-"""How long after its last forward a board still counts as slow: one that is left out of rings must get another chance."""
+"""How long a board counts as slow after its last forward. A board that is left out of rings must get another chance."""
 FORGETTING = 0.95
-"""Weight of the past at each forward: some twenty of them count."""
+"""The weight of the past at each forward: about the last twenty forwards count."""
 MAX_SLOWDOWN = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class ThermalReport:
-    """What a board says of itself: its temperature and the one from which on it throttles, in degrees Celsius, and the share
-    of its clock that it may still use.
+    """What a board reports: its temperature and the one from which it throttles, in degrees Celsius, and its clock.
+
+    ``clock_share`` is the share of its full clock that it may still use.
     """
 
     temperature_c: float
@@ -31,14 +35,17 @@ class ThermalReport:
 
     @property
     def slowdown(self) -> float:
-        """How many times its curve it takes; a cool board with a low clock was set to it, and is not hot."""
+        """How many times as long as measured it takes.
+
+        A cool board with a low clock was set to that clock, and is not hot.
+        """
         if not self.is_hot:
             return 1.0
         return min(max(1 / max(self.clock_share, 1 / MAX_SLOWDOWN), 1.0), MAX_SLOWDOWN)
 
 
 class StepWatch:
-    """Holds one stage's forwards against its board's curve."""
+    """Compares a stage's forwards with what was measured of its board."""
 
     def __init__(self) -> None:
         self._expected_ms = self._ran_ms = 0.0
@@ -46,7 +53,7 @@ class StepWatch:
         self._observed_at = 0.0
 
     def observe(self, expected_ms: float, ran_ms: float, now: float) -> None:
-        """A forward has ended at ``now`` (seconds)."""
+        """Take note of a forward that ended at ``now``, in seconds."""
         self._observed_at = now
         self._expected_ms = self._expected_ms * FORGETTING + expected_ms
         self._ran_ms = self._ran_ms * FORGETTING + ran_ms
@@ -56,8 +63,9 @@ class StepWatch:
             self._slow_since = now
 
     def slowdown(self, now: float, thermal: ThermalReport | None = None) -> float:
-        """How many times its curve the board takes; 1 unless its forwards were slow for SLOW_S, or it says that it is hot, and
-        then by what its forwards or its clock tell, whichever is more.
+        """How many times as long as measured the board takes, by its forwards or by its clock, whichever says more.
+
+        Forwards count once they were slow for SLOW_S, or at once where the board reports that it is hot. Otherwise 1.
         """
         is_hot = thermal is not None and thermal.is_hot
         measured = 1.0

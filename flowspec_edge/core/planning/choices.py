@@ -1,4 +1,4 @@
-"""What each device could take of a model, stated as a problem for the search."""
+"""Finds out how many blocks of a model each device can take, and states that as a problem for the search."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from flowspec_edge.core.wire import ROW_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """So many blocks in this precision have room."""
+    """A precision, and the most blocks in it for which a device has room."""
 
     precision: str
     num_blocks: int
 
 
 class Choices:
-    """Devices, and in which precision each of them can take how many blocks of the model."""
+    """Devices, and how many blocks of the model each of them can take in which precision."""
 
     def __init__(self, devices: Sequence[Device], links: Links, model: ModelNeeds, throughput: Throughput) -> None:
         self.devices = list(devices)
@@ -32,16 +32,16 @@ class Choices:
         self.fits = [fits_of(device, model) for device in devices]
 
     def precision(self, i: int, num_blocks: int, num_rows: int) -> str:
-        """The quickest for so many blocks on device ``i``."""
+        """The quickest precision in which device ``i`` can take ``num_blocks``."""
         fits = [fit for fit in self.fits[i] if fit.num_blocks >= num_blocks]
         return min(fits, key=lambda fit: self.devices[i].layer[fit.precision].at(num_rows)).precision
 
     def row_bytes(self, *, is_first: bool) -> int:
-        """Of a row on a hop: the first one carries no hidden values."""
+        """Bytes of a row on a hop. The first hop carries no hidden values."""
         return ROW_BYTES + (0 if is_first else self.model.row_bytes)
 
     def problem(self) -> RingProblem:
-        """Numbers for the search, device by device."""
+        """The problem for the search, in numbers."""
         num_stages = range(1, min(len(self.devices), len(self.model.blocks)) + 1)
         sizes = {stages: self.throughput.chunk_rows(stages) for stages in num_stages}
 
@@ -83,7 +83,7 @@ class Choices:
 
 
 def fits_of(device: Device, model: ModelNeeds) -> list[Fit]:
-    """The most blocks that a device has room for, in each precision in which there is room for any."""
+    """The most blocks for which a device has room, in each precision in which it has room for any."""
     fits = []
     for precision in device.layer:
         num_blocks = len(model.blocks)

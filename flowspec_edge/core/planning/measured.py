@@ -1,4 +1,4 @@
-"""What was measured, as it is sent and kept: layer curves and hops, rounded so that noise decides nothing."""
+"""Layer curves and hops as they are sent and kept. They are rounded, so that noise decides nothing."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from flowspec_edge.core.planning.placement import Hop, TimeLine
 from flowspec_edge.errors import ProtocolError
 
 DIGITS = 3
-"""Significant digits that a measurement of time is good for; equal boards look equal, and plans are found sooner."""
+"""Significant digits that are kept of a time. With few of them equal boards look equal, and plans are found sooner."""
 MAX_LAYER_NS = 10**12
-"""A thousand seconds for one layer: no board that works."""
+"""A thousand seconds for one layer: no working board takes longer."""
 MIN_TRANSFER_S = 0.002
-"""A transfer that takes less beyond the round trip says nothing of the rate: timers and threads take as long."""
+"""A transfer must take at least this much longer than a round trip to tell the rate, since timers and threads take as
+long.
+"""
 
 
 def curves_to_text(curves: Mapping[str, TimeLine]) -> list[str]:
-    """One text per precision: its name, and nanoseconds per layer, fixed and per row."""
+    """Curves as texts, one per precision: its name, the fixed nanoseconds per layer, and those per layer and row."""
     return [f"{name} {round(line.fixed_ms * 1e6)} {round(line.row_ms * 1e6)}" for name, line in curves.items()]
 
 
 def curves_from_text(texts: Sequence[str], peer: str) -> dict[str, TimeLine]:
-    """Raises ProtocolError where a peer sent something else."""
+    """Read the texts of :func:`curves_to_text`. Raises ProtocolError where a peer sent something else."""
     curves = {}
     for text in texts:
         name, *numbers = text.split(" ")
@@ -35,15 +37,15 @@ def curves_from_text(texts: Sequence[str], peer: str) -> dict[str, TimeLine]:
 
 
 def rounded(value: float) -> float:
-    """To DIGITS significant digits."""
+    """``value`` rounded to DIGITS significant digits."""
     return float(f"{value:.{DIGITS}g}")
 
 
 def estimate_hop(round_trips_s: Sequence[float], transfers: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """One way's latency in seconds, and bytes per second (0: not measurable), from times of empty probes and of bytes.
+    """The latency of one way in seconds, and the rate in bytes per second, which is 0 where it could not be measured.
 
-    The shortest round trip counts: what waited for something else says nothing of the wire. Of transfers, each a number of
-    bytes and the time until their end was confirmed, the largest one counts.
+    The shortest round trip of an empty probe counts, because longer ones waited for something other than the wire. A
+    transfer is a number of bytes and the time until their end was confirmed; the largest one counts.
     """
     shortest_s = min(round_trips_s)
     num_bytes, took_s = max(transfers, default=(0, 0.0))
@@ -53,5 +55,5 @@ def estimate_hop(round_trips_s: Sequence[float], transfers: Sequence[tuple[int, 
 
 
 def hop_from(latency_ns: int, bytes_per_s: int) -> Hop:
-    """As a plan uses it."""
+    """The hop that a plan uses, from a latency and a rate as they were measured."""
     return Hop(rounded(latency_ns / 1e6), 1000 / rounded(bytes_per_s) if bytes_per_s else 0.0)

@@ -1,6 +1,7 @@
-"""Which node serves which layers: what is known of devices, links and model, and the plan that follows from it.
+"""Which node serves which layers: what a planner knows of devices, links and model, and the plan that it makes.
 
-The plan itself is made in core/planner.py. ``spread_layers`` is the equal split, for who wants it and where nothing was measured.
+Plans are made in core/planning/planner.py. ``spread_layers`` is the equal split, for users who want it and for cases in
+which nothing was measured.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from flowspec_edge.errors import PlacementError
 from flowspec_edge.manifest import BlockEntry, Geometry, Manifest
 
 WEIGHT_FACTOR = 1.2
-"""Loading takes this much of the weights' size: ONNX Runtime packs them anew (x86, onnxruntime 1.32)."""
+"""Loading takes this many times the weights' size, because ONNX Runtime packs them anew (x86, onnxruntime 1.32)."""
 RUNTIME_BYTES = 60 * 2**20
-"""What ONNX Runtime and Python take beside the weights (x86, onnxruntime 1.32)."""
+"""The memory that ONNX Runtime and Python take besides the weights (x86, onnxruntime 1.32)."""
 KV_VALUE_BYTES = 4
-"""Caches hold float32."""
+"""Caches hold values of float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeOffer:
-    """A node that could serve layers, and the memory it may use for that, in bytes."""
+    """A node that could serve layers, and the bytes of memory that it may use for them."""
 
     node: str
     free_memory_bytes: int
@@ -29,8 +30,9 @@ class NodeOffer:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """Layers ``[start, stop)`` on a node, which need about ``memory_bytes`` there; where ``precision`` is empty, in the one that the
-    node chooses.
+    """Layers ``[start, stop)`` on a node, where they need about ``memory_bytes``.
+
+    Where ``precision`` is empty, the node chooses it.
     """
 
     node: str
@@ -68,12 +70,17 @@ class LoadedLayers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A node with what was measured of it.
+    """A node, and what was measured of it.
 
-    ``layer`` is a forward through one layer, by precision; ``last`` is what the last stage does beyond its layers, and
-    ``stage_ms`` what any stage takes per chunk beside computing. ``beside_ms`` of other work falls to its processor in each
-    interval: the head and a draft pass, where it is the origin. ``slowdown`` is how many times its curve a hot board takes.
-    ``free_memory_bytes`` counts layers that are ``loaded`` as free.
+    Attributes:
+        node: its name.
+        free_memory_bytes: memory for layers; layers that are ``loaded`` count as free.
+        layer: the time of a forward through one layer, by precision.
+        last: the time that the last stage takes beyond its layers.
+        stage_ms: what any stage takes per chunk besides computing.
+        beside_ms: other work of its processor in each interval, as the head and a draft pass where it is the origin.
+        slowdown: how many times as long as measured a hot board takes.
+        loaded: layers that it has in memory.
     """
 
     node: str
@@ -86,14 +93,14 @@ class Device:
     loaded: LoadedLayers | None = None
 
     def stage(self, precision: str, num_layers: int, *, is_last: bool = False) -> TimeLine:
-        """A stage of so many layers here."""
+        """The time of a stage of ``num_layers`` on this device."""
         line = self.layer[precision].scaled(num_layers) + (self.last if is_last else TimeLine())
         return line.scaled(self.slowdown) + TimeLine(self.stage_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """A link as measured: one way's latency, and how long a byte occupies it."""
+    """A link as it was measured: the latency of one way, and how long a byte occupies the link."""
 
     latency_ms: float
     ms_per_byte: float = 0.0
@@ -105,9 +112,9 @@ class Hop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Links:
-    """Hops by the names of their two ends; ``origin`` is the name of the node that asks, which may serve layers as well.
+    """The links between nodes, by the names of their two ends. A pair that was not measured counts as ``usual``.
 
-    A pair that was not measured is ``usual``.
+    ``origin`` is the name of the node that asks for the plan. It may serve layers as well.
     """
 
     origin: str
@@ -122,10 +129,11 @@ class Links:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelNeeds:
-    """What a model asks of devices: consecutive ``blocks`` of layers, and bytes.
+    """What a model needs: consecutive ``blocks`` of layers, and their sizes.
 
-    ``block_bytes`` is a block's weights once loaded, by precision, of the largest block; ``kv_bytes`` a block's caches for the
-    length limit; ``row_bytes`` one hidden row on the wire. ``head_ms`` is the head at the origin.
+    ``block_bytes`` is the size of the largest block's loaded weights, by precision. ``kv_bytes`` is the size of a
+    block's caches for sessions of the length limit, and ``row_bytes`` that of one hidden row on the wire. ``head_ms``
+    is the time of the head at the origin.
     """
 
     blocks: tuple[tuple[int, int], ...]
@@ -136,7 +144,7 @@ class ModelNeeds:
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, *, num_tokens: int, head_ms: float) -> ModelNeeds:
-        """For sessions of up to ``num_tokens``."""
+        """The needs of a bundle's model for sessions of up to ``num_tokens``."""
         blocks = manifest.blocks
         widest = max(block.stop - block.start for block in blocks)
         return cls(
@@ -155,7 +163,7 @@ class ModelNeeds:
         return max(stop - start for start, stop in self.blocks)
 
     def memory_bytes(self, precision: str, num_blocks: int) -> int:
-        """What a stage of so many blocks needs on its node."""
+        """The memory that a stage of ``num_blocks`` needs on its node."""
         return (
             int(num_blocks * self.block_bytes[precision] * WEIGHT_FACTOR) + num_blocks * self.kv_bytes + RUNTIME_BYTES
         )
@@ -163,8 +171,10 @@ class ModelNeeds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStage:
-    """A stage of a plan: what it needs, what its node has left then, and what a chunk is expected to take, which is ``slowdown``
-    times what its node's curve says.
+    """A stage of a plan: the memory that it needs, the memory that its node has left, and the time that a chunk should
+    take.
+
+    ``time`` is ``slowdown`` times what was measured of its node.
     """
 
     node: str
@@ -183,7 +193,9 @@ class PlannedStage:
 
 @dataclass(frozen=True, slots=True)
 class PlannedHop:
-    """A hop of a plan, from node to node or from or to the origin: its link as measured, and the bytes of a row on it."""
+    """A hop of a plan, between two nodes or a node and the origin: its link as measured, and the bytes of a
+    row on it.
+    """
 
     start: str
     end: str
@@ -191,7 +203,9 @@ class PlannedHop:
     row_bytes: int
 
     def ms(self, num_rows: float, link: Hop | None = None) -> float:
-        """For a chunk, over the link as it was measured, or as it is now."""
+        """The time of a chunk on this hop, over its link as it was measured or, where ``link`` is given, as
+        it is now.
+        """
         over = link or self.link
         return over.latency_ms + num_rows * self.row_bytes * over.ms_per_byte
 
@@ -206,7 +220,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Instead:
-    """What another choice would bring: ``node`` alone, or one more like it."""
+    """The tokens/s of another choice: ``node`` alone, or one more device like ``node``."""
 
     node: str
     tokens_per_s: float
@@ -214,9 +228,10 @@ class Instead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A ring and what it is expected to bring with chunks of ``num_rows``; see core/throughput.py for trip and interval.
+    """A ring, and what it should bring with chunks of ``num_rows``.
 
-    ``head_ms`` is the part of the trip that the origin itself takes; ``hops`` are those of a trip in order.
+    core/planning/throughput.py explains trip and interval. ``head_ms`` is the part of the trip that the origin itself
+    takes, and ``hops`` are the hops of a trip in their order.
     """
 
     stages: tuple[PlannedStage, ...]
@@ -230,21 +245,21 @@ class Plan:
     alone: Instead | None = None
     one_more: Instead | None = None
     is_kept: bool = False
-    """Whether it is what is loaded already, because nothing else is clearly better."""
+    """Whether the plan keeps what is already loaded, because no other ring is clearly better."""
 
 
 def kv_cache_bytes(geometry: Geometry, num_layers: int, num_tokens: int) -> int:
-    """Keys and values of one session."""
+    """Bytes of the keys and values of one session."""
     return 2 * num_layers * num_tokens * geometry.num_kv_heads * geometry.head_dim * KV_VALUE_BYTES
 
 
 def spread_layers(blocks: Sequence[BlockEntry], offers: Sequence[NodeOffer]) -> list[StagePlan]:
-    """Equal shares of consecutive blocks, in the order of ``offers``, a node taking fewer where its memory ends.
+    """Give each node an equal share of consecutive blocks, in the order of ``offers``.
 
-    With more nodes than blocks the last ones stay out.
+    A node without enough memory takes fewer blocks. With more nodes than blocks, the last nodes get none.
 
     Raises:
-        PlacementError: no node, or the model does not fit into the memory of all of them.
+        PlacementError: there is no node, or the model does not fit into the memory of all nodes together.
     """
     if not offers:
         raise PlacementError("no node offers to serve layers; start one with: flowspec node")
@@ -260,14 +275,15 @@ def spread_layers(blocks: Sequence[BlockEntry], offers: Sequence[NodeOffer]) -> 
     if left:
         raise PlacementError(
             f"the model needs {mib(stage_memory_bytes(blocks))} and runtime room of {mib(RUNTIME_BYTES)} per node; "
-            f"the {len(offers)} nodes found have {', '.join(f'{o.node} {mib(o.free_memory_bytes)}' for o in offers)} free, "
-            f"so layers [{left[0].start}, {left[-1].stop}) have no place: add a node (flowspec node) or use a smaller precision"
+            f"the {len(offers)} nodes found have {', '.join(f'{o.node} {mib(o.free_memory_bytes)}' for o in offers)} "
+            f"free, so layers [{left[0].start}, {left[-1].stop}) have no place: add a node (flowspec node) or use a "
+            "smaller precision"
         )
     return plans
 
 
 def stage_memory_bytes(blocks: Sequence[BlockEntry]) -> int:
-    """What a stage of these blocks needs on its node."""
+    """The memory that a stage of these blocks needs on its node."""
     return int(sum(block.memory_bytes for block in blocks) * WEIGHT_FACTOR) + RUNTIME_BYTES
 
 

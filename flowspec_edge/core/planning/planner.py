@@ -1,4 +1,4 @@
-"""The planner: which devices, in which order, with which layers in which precision, and what is said to the user of it."""
+"""The planner: it chooses devices, their order, their layers and precisions, and explains the choice to the user."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from flowspec_edge.core.planning.throughput import Throughput
 from flowspec_edge.errors import PlacementError
 
 MAX_DEVICES = 16
-"""More than these are not weighed against each other: subsets double with every device."""
+"""More devices than these are not weighed against each other, because every device doubles the number of subsets."""
 KEEP_SHARE = 0.02
-"""What is loaded already stays while nothing is better by more than this: curves are measured no better, and loading takes
-longer than it would win."""
+"""What is already loaded stays while no other ring is better by more than this share. Curves are not measured more
+exactly, and loading would take longer than it saves.
+"""
 
 
 def plan_ring(devices: Sequence[Device], links: Links, model: ModelNeeds, throughput: Throughput) -> Plan:
     """The ring that is expected to bring most tokens/s.
 
     Raises:
-        PlacementError: no device, or the model does not fit into the memory of all of them.
+        PlacementError: there is no device, or the model does not fit into the memory of all devices together.
     """
     weighed, beyond = _quickest(devices, model)
     choices = Choices(weighed, links, model, throughput)
@@ -68,7 +69,7 @@ def plan_ring(devices: Sequence[Device], links: Links, model: ModelNeeds, throug
 
 
 def _quickest(devices: Sequence[Device], model: ModelNeeds) -> tuple[list[Device], list[LeftOut]]:
-    """At most MAX_DEVICES, in the order given, and the others."""
+    """The quickest devices, at most MAX_DEVICES, in the order given; and why the others are left out."""
     order = sorted(range(len(devices)), key=lambda i: (not fits_of(devices[i], model), _layer_ms(devices[i])))
     reason = f"only the {MAX_DEVICES} quickest devices are weighed against each other"
     beyond = [LeftOut(devices[i].node, reason) for i in sorted(order[MAX_DEVICES:])]
@@ -113,14 +114,14 @@ def _hops(choices: Choices, ring: FoundRing) -> tuple[PlannedHop, ...]:
 
 
 def _best_alone(choices: Choices, search: RingSearch) -> Instead | None:
-    """The best of the devices that can hold the whole model."""
+    """The best device that can hold the whole model; None where there is none."""
     rings = [(search.best_of([i]), device.node) for i, device in enumerate(choices.devices)]
     found = [Instead(node, ring.tokens_per_s) for ring, node in rings if ring is not None]
     return max(found, key=lambda instead: instead.tokens_per_s, default=None)
 
 
 def _one_more(choices: Choices, node: str, ring: FoundRing) -> Instead:
-    """With another device of the kind of ``node``, at the same switch, beside it and those of the ring."""
+    """The tokens/s with one more device like ``node``, at the same switch, in addition to the devices of the ring."""
     links = choices.links
     near_ones = [device for i, device in enumerate(choices.devices) if i in ring.order or device.node == node]
     like = next(device for device in near_ones if device.node == node)
@@ -138,7 +139,7 @@ def _one_more(choices: Choices, node: str, ring: FoundRing) -> Instead:
 
 
 def _left_out(choices: Choices, search: RingSearch, ring: FoundRing) -> list[LeftOut]:
-    """Who is not in the ring, and why."""
+    """The devices that are not in the ring, each with the reason."""
     model = choices.model
     same_size = ring.num_rows in choices.throughput.chunk_rows(len(ring.order) + 1)
     found = []
@@ -168,6 +169,7 @@ def _no_room(devices: Sequence[Device], model: ModelNeeds) -> str:
     needed = model.memory_bytes(precision, len(model.blocks))
     free = ", ".join(f"{device.node} {mib(device.free_memory_bytes)}" for device in devices)
     return (
-        f"the model needs {mib(needed)} on one node, caches included, and more on several; the {len(devices)} nodes found have "
-        f"{free} free: add a node (flowspec node), shorten the sessions (--context), or use a smaller precision"
+        f"the model needs {mib(needed)} on one node, caches included, and more on several; the {len(devices)} nodes "
+        f"found have {free} free: add a node (flowspec node), shorten the sessions (--context), or use a smaller "
+        "precision"
     )

@@ -1,4 +1,4 @@
-"""A plan's prediction, held against what a generation brought."""
+"""Compares a plan's prediction with what a generation brought, and names what differed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from flowspec_edge.core.planning.placement import Hop, Plan
 from flowspec_edge.core.speculation.pipeline import RingCosts
 
 TOLERANCE = 0.2
-"""A difference up to this is not worth a word: it is what the prediction is good for (core/throughput.py)."""
+"""A relative difference up to this is not reported: predictions are not more exact (core/planning/throughput.py)."""
 NOTABLE_SHARE = 0.05
-"""Of a trip: what a stage or a link must take beyond its measurement to be named as a cause."""
+"""The share of a trip by which a stage or a link must differ from its measurement to be named as the cause."""
 MIN_TOKENS = 16
-"""A shorter text says nothing of tokens/s."""
+"""A shorter text says nothing about tokens/s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A generation's tokens/s, predicted and measured, with chunks of ``num_rows`` on average.
+    """Predicted and measured tokens/s of a generation, whose chunks had ``num_rows`` on average.
 
-    Where the difference is large, ``cause`` says which part was off. ``is_network``: it was the hops, which only a new
-    measurement tells apart.
+    Where the difference is large, ``cause`` says which part differed from its measurement. Where ``is_network`` is set,
+    the hops did, which only a new measurement tells apart.
     """
 
     predicted_per_s: float
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def hold_against(plan: Plan, costs: RingCosts, tokens_per_s: float, num_tokens: int) -> Outcome | None:
-    """None where the generation was too short to tell."""
+    """Compare a plan with a generation. Returns None where the generation was too short to tell."""
     if num_tokens < MIN_TOKENS or tokens_per_s <= 0 or not costs.is_measured or len(costs.stages) != len(plan.stages):
         return None
     outcome = Outcome(plan.tokens_per_s, tokens_per_s)
@@ -57,9 +57,9 @@ def hold_against(plan: Plan, costs: RingCosts, tokens_per_s: float, num_tokens: 
 
 
 def name_link(outcome: Outcome, plan: Plan, measured: Mapping[tuple[str, str], Hop]) -> Outcome:
-    """The same with the link that is furthest from what it was when the plan was made.
+    """The outcome, with the link that has changed most since the plan was made as its cause.
 
-    ``measured`` is what the ring's links are now, by their two ends.
+    ``measured`` has the ring's links as they are now, by their two ends.
     """
     found = []
     for hop in plan.hops:

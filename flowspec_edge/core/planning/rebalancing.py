@@ -1,8 +1,10 @@
-"""When a ring that serves is planned anew, and when it moves to another plan.
+"""Decides when a ring that serves is planned anew, and when it moves to the new plan.
 
-Two things make a plan due: a board that was not weighed in the last one, and, since boards get hot and cool down, a session's
-end some time after it. A plan is made while the ring goes on. If it is clearly better (what is loaded stays otherwise; see
-core/planner.py), the ring moves as soon as no session runs, or, ``at_once``, with its sessions, which go on where they were.
+Two things make a plan due: a board that the last plan did not weigh, and, since boards get hot and cool down, the end
+of a
+session once the last plan is old. A plan is made while the ring goes on serving. If it is clearly better, the ring
+moves as soon as no session runs; with ``at_once`` it moves at once, and its sessions go on in the new ring. Otherwise
+what is loaded stays (see core/planning/planner.py).
 """
 
 from __future__ import annotations
@@ -11,28 +13,33 @@ import math
 from dataclasses import dataclass, field
 
 REPLAN_S = 60.0
-"""How old a plan may be when the last session ends: boards get hot within minutes, and asking them takes under a second."""
+"""How old a plan may be when the last session ends.
+
+Boards get hot within minutes, and asking them takes under a second.
+"""
 SETTLE_S = 1.5
-"""How long to wait for more boards after a new one: those that are switched on together are seen together."""
+"""How long to wait for more boards after a new one, so that boards that are switched on together
+are weighed together.
+"""
 
 # ------------------------------------------------------------------------------- events
 
 
 @dataclass(frozen=True, slots=True)
 class RingOpened:
-    """``boards`` were found when it was planned, whether it uses them or not."""
+    """A ring was opened. ``boards`` were found when it was planned, whether the ring uses them or not."""
 
     boards: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class RingClosed:
-    """It was lost, or could not be moved; whoever asks next opens another one."""
+    """The ring was lost, or could not be moved. The next request opens another ring."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoardsFound:
-    """All boards that there are now."""
+    """The boards that are there now, all of them."""
 
     boards: frozenset[str]
 
@@ -49,7 +56,7 @@ class SessionEnded:
 
 @dataclass(frozen=True, slots=True)
 class PlanMade:
-    """Among ``boards``, of which it uses some; it is not better where planning failed."""
+    """A plan was made with ``boards``, and uses those in ``used``. ``is_better`` is False where planning failed."""
 
     boards: frozenset[str]
     is_better: bool
@@ -68,12 +75,12 @@ RebalancingEvent = RingOpened | RingClosed | BoardsFound | SessionBegan | Sessio
 
 @dataclass(frozen=True, slots=True)
 class MakePlan:
-    """With the boards that there are; answered by ``PlanMade``."""
+    """Make a plan with the boards that are there. It is answered by ``PlanMade``."""
 
 
 @dataclass(frozen=True, slots=True)
 class MoveRing:
-    """To the plan that was made last; answered by ``RingOpened`` or ``RingClosed``."""
+    """Move the ring to the plan that was made last. It is answered by ``RingOpened`` or ``RingClosed``."""
 
 
 RebalancingAction = MakePlan | MoveRing
@@ -83,7 +90,7 @@ RebalancingAction = MakePlan | MoveRing
 
 @dataclass(slots=True)
 class Rebalancing:
-    """Of one ring at a time."""
+    """The decisions for one ring at a time."""
 
     at_once: bool = False
     _weighed: frozenset[str] | None = None  # None while no ring is open
@@ -92,8 +99,8 @@ class Rebalancing:
     _planned_at: float = field(default=-math.inf)
     _settled_at: float | None = None  # when to plan with newcomers
     _is_planning: bool = False
-    _is_better: bool = False  # the plan made last
-    _used: frozenset[str] = frozenset()  # by that plan
+    _is_better: bool = False  # whether the plan that was made last is better
+    _used: frozenset[str] = frozenset()  # the boards that this plan uses
     _is_moving: bool = False
 
     def handle(self, event: RebalancingEvent, now: float) -> list[RebalancingAction]:

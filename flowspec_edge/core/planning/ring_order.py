@@ -1,4 +1,4 @@
-"""The shortest way around a ring: a dynamic program over subsets (Held and Karp, 1962), whole arrays at a time."""
+"""Finds the shortest way around a ring by a dynamic program over subsets (Held and Karp, 1962), on whole arrays."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Integers = NDArray[np.int64]
 
 
 class Paths:
-    """Shortest ways of all subsets of devices, from the origin and back to it.
+    """The shortest ways through all subsets of devices, from the origin and back to it.
 
-    Where every order is as long, which is so wherever a switch is all that lies between the devices, there is no table.
+    Where all orders are equally long, as between devices at one switch, no table is made.
     """
 
     def __init__(self, hop: Numbers) -> None:
@@ -37,13 +37,19 @@ class Paths:
         return self._table
 
     def sum_ms(self, inside: Numbers) -> Numbers:
-        """At least so much for the devices in each column of ``inside``; exact where the order makes no difference."""
+        """A lower bound of the way through the devices in each column of ``inside``.
+
+        It is exact where all orders are equally long.
+        """
         ends = self._away + self._into
         ways: Numbers = np.matmul(ends[:-1], inside) + ends[-1]
         return ways
 
     def least_ms(self, subsets: Integers, inside: Numbers, last: int | None = None) -> Numbers:
-        """Of each subset the shortest way, with that device at its end if one is given; ``inside`` is [devices, subsets]."""
+        """The shortest way through each subset, ending with the device ``last`` if it is given.
+
+        ``inside`` [devices, subsets] has the same subsets as ``subsets`` has as bits.
+        """
         if self.is_flat:
             return self.sum_ms(inside)
         if last is not None:
@@ -53,7 +59,9 @@ class Paths:
         return ways
 
     def order(self, subset: int, last: int) -> list[int] | None:
-        """The devices of the shortest way that ends with ``last``; None where there is none."""
+        """The devices of a subset in the order of the shortest way that ends with ``last``; None where there
+        is no way.
+        """
         if self.is_flat:
             return [*(i for i in range(len(self._hop) - 1) if subset >> i & 1 and i != last), last]
         if not np.isfinite(self._paths[last, subset] + self._hop[last, -1]):
@@ -62,16 +70,16 @@ class Paths:
 
 
 def shortest_paths(hop: Numbers, joining: Numbers | None = None) -> Numbers:
-    """Per last device and subset, [m, 2**m]: the shortest path from the origin through all of the subset.
+    """The shortest path from the origin through all devices of a subset, by its last device and the subset: [m, 2**m].
 
-    ``hop`` is [m + 1, m + 1], the origin last; infinite where there is no way. ``joining[subset, i]`` is added where device
-    ``i`` follows that subset.
+    ``hop`` is [m + 1, m + 1] with the origin last, and infinite where there is no way. ``joining[subset, i]`` is added
+    where device ``i`` follows the devices of that subset.
     """
     m = len(hop) - 1
     first, *larger = _sizes(m)
     paths = np.full((m, 2**m), np.inf)
     paths[range(m), first.subsets] = hop[m, :m] + (0.0 if joining is None else joining[0])
-    known = paths[:, first.subsets]  # of the subsets of one size: [last device, subset]
+    known = paths[:, first.subsets]  # for the subsets of one size: [last device, subset]
     for size in larger:
         longer = np.full((m, len(size.subsets)), np.inf)
         for i, (places, before) in enumerate(size.extended):
@@ -82,7 +90,7 @@ def shortest_paths(hop: Numbers, joining: Numbers | None = None) -> Numbers:
 
 
 def over_subsets(values: Numbers, combine: Callable[[Numbers, float], Numbers], empty: float) -> Numbers:
-    """What ``combine`` makes of each subset's values, [2**m] by the subset's bits; ``empty`` of none."""
+    """Combine the values of each subset by ``combine``: [2**m] by the subset's bits. The empty subset has ``empty``."""
     table = np.array([empty])
     for value in values:
         table = np.concatenate([table, combine(table, float(value))])
@@ -90,7 +98,7 @@ def over_subsets(values: Numbers, combine: Callable[[Numbers, float], Numbers], 
 
 
 def read_order(paths: Numbers, hop: Numbers, last: int, subset: int) -> list[int]:
-    """The order of the shortest path through the devices of ``subset`` to ``last``, which must be finite."""
+    """The order of devices on the shortest path through ``subset`` to ``last``. There must be such a path."""
     order = [last]
     while subset := subset ^ (1 << order[-1]):
         order.append(int(np.argmin(paths[:, subset] + hop[:-1, order[-1]])))
@@ -98,8 +106,10 @@ def read_order(paths: Numbers, hop: Numbers, last: int, subset: int) -> list[int
 
 
 class _Size(NamedTuple):
-    """The subsets of one size, as bits; for each device the places of those that have it, and where in the size below what
-    they are without it has its place.
+    """The subsets of one size, as bits.
+
+    ``extended`` has two arrays for each device: the places, among these subsets, of those with that device, and the
+    places, among the subsets that are smaller by one, of the same ones without it.
     """
 
     subsets: Integers
@@ -108,7 +118,7 @@ class _Size(NamedTuple):
 
 @functools.lru_cache(maxsize=20)
 def _sizes(m: int) -> list[_Size]:
-    """Of ``m`` devices, from one device to all of them."""
+    """The subsets of ``m`` devices by their size, from one device to all of them."""
     subsets = np.arange(2**m, dtype=np.int64)
     count = sum((subsets >> i & 1 for i in range(m)), np.zeros_like(subsets))
     place = np.zeros_like(subsets)

@@ -1,4 +1,4 @@
-"""What a search for the best ring is given, and what it finds."""
+"""The problem that a search for the best ring solves, and the ring that it finds."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ from typing import Any
 from flowspec_edge.core.planning.ring_order import Numbers
 
 Rate = Callable[[int, Any, Any, Any], Any]
-"""Tokens/s of a ring from its chunk size, its trip and interval in ms, and its number of stages (numbers or arrays); falls
-where either time grows, and is 0 where there are no such chunks."""
+"""Tokens/s of a ring by its chunk size, its trip and interval in ms, and its number of stages, as numbers or arrays.
+
+The rate falls where trip or interval grow. It is 0 where a ring of that many stages does not use that chunk size.
+"""
 
 TOLERANCE_MS = 1e-9
-"""What rounding may add to a sum of times."""
+"""The most that rounding adds to a sum of times."""
 EPSILON = 1e-9
-"""Relative difference below which two rates are one."""
+"""Two rates with a smaller relative difference count as equal."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RingProblem:
-    """Milliseconds; devices are numbered, and the last row and column of a matrix is the origin.
+    """Times in milliseconds. Devices are numbered, and the last row and column of a matrix stands for the origin.
 
-    ``stage[n][i, k]`` is a forward of ``n`` rows over ``k`` blocks on device ``i``, infinite where they do not fit;
-    ``last[n][i]`` comes on top where it is the last stage; ``beside[i]`` is what the device's processor does besides in each
-    interval. A chunk of ``n`` rows from ``i`` to ``j`` takes ``latency[i, j] + n * row[i, j]`` and occupies the link for
-    ``n * row[i, j]``. ``head`` is the origin's own work on each chunk.
+    Attributes:
+        stage: ``stage[n][i, k]`` is a forward of ``n`` rows over ``k`` blocks on device ``i``; infinite where they do
+            not fit.
+        last: ``last[n][i]`` is added where device ``i`` is the last stage.
+        beside: other work of each device's processor in each interval.
+        latency: a chunk of ``n`` rows from ``i`` to ``j`` takes ``latency[i, j] + n * row[i, j]``.
+        row: a chunk of ``n`` rows occupies the link for ``n * row[i, j]``.
+        head: the origin's own work on each chunk.
+        rate: the tokens/s that follow from these times.
     """
 
     stage: dict[int, Numbers]
@@ -48,7 +55,7 @@ class RingProblem:
 
 @dataclass(frozen=True, slots=True)
 class FoundRing:
-    """Devices in ring order with the blocks of each, and what it brings with chunks of ``num_rows``."""
+    """A ring: its devices in order, the number of blocks of each, and what it brings with chunks of ``num_rows``."""
 
     order: tuple[int, ...]
     num_blocks: tuple[int, ...]
@@ -59,7 +66,7 @@ class FoundRing:
 
 
 def measure_ring(problem: RingProblem, order: Sequence[int], num_blocks: Sequence[int], num_rows: int) -> FoundRing:
-    """What a given ring costs and brings."""
+    """Compute the times and the tokens/s of a given ring."""
     times = [float(problem.stage[num_rows][i, k]) for i, k in zip(order, num_blocks, strict=True)]
     times[-1] += float(problem.last[num_rows][order[-1]])
     path = list(itertools.pairwise([-1, *order, -1]))

@@ -1,9 +1,10 @@
-"""The best ring of some devices: which of them, in which order, with how many layer blocks each. Exact.
+"""Searches for the best ring: which devices, in which order, with how many blocks of layers each. The result is exact.
 
-Three nested programs. For a subset of devices, a chunk size and a limit on the interval, each device can run so many blocks,
-and the cheapest way to place all of them is a small dynamic program (core/subset_rings.py). The cheapest order of a subset is another one
-(core/ring_order.py). And limits and subsets are searched best first: what they can bring at most is computed for all subsets
-at once, ranges of limits are halved, and whatever cannot beat the best ring found is dropped.
+Three programs are nested. Given a subset of devices, a chunk size and a limit on the interval, each device can run a
+certain number of blocks, and a small dynamic program finds the cheapest way to place them all
+(core/planning/subset_rings.py). Another one finds the cheapest order of a subset (core/planning/ring_order.py). Around
+them, limits and subsets are searched best first: upper bounds are computed for all subsets at once, ranges of limits
+are halved, and whatever cannot beat the best ring found so far is dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from flowspec_edge.core.planning.subset_rings import SubsetRings, Ways
 
 
 class RingSearch:
-    """Searches for the best ring, with a device or without; what is known of subsets is kept from one search to the next."""
+    """A search for the best ring.
+
+    What it has computed for subsets is kept for further searches, as for those without a device.
+    """
 
     def __init__(self, problem: RingProblem) -> None:
         self.problem = problem
@@ -32,7 +36,7 @@ class RingSearch:
         self._sizes = {num_rows: _Size(problem, self._ways, num_rows) for num_rows in problem.stage}
 
     def best(self, found: FoundRing | None = None) -> FoundRing | None:
-        """The best ring; ``found`` where none is better than that, and None where the blocks do not fit."""
+        """The best ring; ``found`` where no ring is better than that; None where the blocks do not fit."""
         subsets = self._subsets()
         if not len(subsets):
             return found
@@ -41,14 +45,15 @@ class RingSearch:
         bounds = [(size.bound(subsets, inside, sums), size) for size in self._sizes.values()]
         bounds.sort(key=lambda pair: -float(pair[0].rate.max()))
         bound, size = bounds[0]
-        found = size.better(int(subsets[np.argmax(bound.rate)]), found)  # something to compare with
+        found = size.better(int(subsets[np.argmax(bound.rate)]), found)  # a first ring to compare others with
         for bound, size in bounds:
             found = size.search(bound, found)
         return found
 
     def best_of(self, devices: Collection[int], num_rows: int | None = None) -> FoundRing | None:
-        """The best ring of exactly these devices, with chunks of ``num_rows`` if that is given; None where the blocks do not
-        fit, or are fewer than the devices.
+        """The best ring of exactly these devices, with chunks of ``num_rows`` if that is given.
+
+        Returns None where the blocks do not fit, or are fewer than the devices.
         """
         found = None
         for size in self._sizes.values() if num_rows is None else [self._sizes[num_rows]]:
@@ -56,7 +61,7 @@ class RingSearch:
         return found
 
     def _subsets(self) -> Integers:
-        """Subsets that can hold all blocks, without those in which a better device could take a worse one's place."""
+        """The subsets that can hold all blocks, except those in which a better device could replace a worse one."""
         problem = self.problem
         subsets = np.arange(1, 2**problem.num_devices, dtype=np.int64)
         capacity = np.isfinite(next(iter(problem.stage.values()))[:, 1:]).sum(axis=1)
@@ -71,15 +76,15 @@ class RingSearch:
         return subsets[(held >= problem.num_blocks) & (count <= problem.num_blocks)]
 
     def are_equal(self, i: int, j: int) -> bool:
-        """Whether two devices could change places in any ring."""
+        """Whether two devices could change places in every ring without making a difference."""
         return self._is_no_worse(i, j) and self._is_no_worse(j, i)
 
     def _is_better(self, i: int, j: int) -> bool:
-        """Of two equal devices the first is the better one."""
+        """Whether ``i`` is the better device. Of two equal devices the first one counts as better."""
         return self._is_no_worse(i, j) and (i < j or not self._is_no_worse(j, i))
 
     def _is_no_worse(self, i: int, j: int) -> bool:
-        """Whether ``i`` in the place of ``j`` makes no ring worse."""
+        """Whether no ring gets worse when ``i`` takes the place of ``j``."""
         problem = self.problem
         others = [k for k in range(problem.num_devices + 1) if k not in (i, j)]
         pairs = [(self._own[i], self._own[j])]
@@ -90,7 +95,7 @@ class RingSearch:
 
 @dataclass(slots=True, eq=False)
 class _Bound:
-    """Of each subset at most the rate, at least the interval, and the forwards of one block per device."""
+    """Bounds of each subset: the rate at most, the interval at least, and the forwards of one block per device."""
 
     subsets: Integers
     inside: Numbers  # [devices, subsets], 0 or 1
@@ -112,7 +117,9 @@ class _Size(SubsetRings):
     """The search among rings with chunks of one size."""
 
     def bound(self, subsets: Integers, inside: Numbers, paths: tuple[Numbers, Numbers]) -> _Bound:
-        """A first one: layers shared without rounding, or all on the quickest device, whichever helps."""
+        """A first bound, from blocks that are shared without rounding or all on the quickest device, whichever is
+        tighter.
+        """
         problem = self._problem
         base = self._first - self._slope + problem.beside
         each = (np.ones(len(base)), self._first, base / self._slope, 1 / self._slope)
@@ -126,7 +133,7 @@ class _Size(SubsetRings):
         return _Bound(subsets, inside, count, once, path, interval, np.asarray(rate, np.float64))
 
     def search(self, bound: _Bound, found: FoundRing | None) -> FoundRing | None:
-        """Best first through ranges of the interval; in a range that is one value, subsets are looked at one by one."""
+        """Search ranges of the interval, best first. In a range of a single value, subsets are examined one by one."""
         bound = bound.take(bound.rate > rate_of(found) * (1 + EPSILON))
         if not len(bound.subsets):
             return found
@@ -147,7 +154,7 @@ class _Size(SubsetRings):
         return found
 
     def _narrowed(self, bound: _Bound, low: float, high: float, rate: float) -> _Bound:
-        """What subsets can bring with an interval in this range: those that may beat ``rate``."""
+        """The subsets that may beat ``rate`` with an interval in this range, with tighter bounds."""
         part = bound.take((bound.interval <= high + TOLERANCE_MS) & (bound.rate > rate * (1 + EPSILON)))
         part.path = np.maximum(part.path, self._least_path_ms(part.subsets, part.inside, None, high))
         trip = part.once + self._least_ms(part, high) + part.path + self._problem.head
@@ -156,7 +163,10 @@ class _Size(SubsetRings):
         return part.take(part.rate > rate * (1 + EPSILON))
 
     def _look(self, bound: _Bound, limit: float, looked_at: set[int], found: FoundRing | None) -> FoundRing | None:
-        """At each subset, the most promising first; who is last is taken into account before."""
+        """Examine each subset, the most promising first.
+
+        The bounds by which they are ordered take the last device into account.
+        """
         problem = self._problem
         rate = np.zeros(len(bound.subsets))
         for last in range(problem.num_devices):
@@ -177,7 +187,9 @@ class _Size(SubsetRings):
         return found
 
     def _least_ms(self, bound: _Bound, limit: float, last: int | None = None) -> Numbers:
-        """At least so many ms for the blocks beyond each device's first, none busy for longer than ``limit``."""
+        """A lower bound in ms for the blocks beyond each device's first, with no device busy for
+        longer than ``limit``.
+        """
         problem = self._problem
         left = problem.num_blocks - bound.count
         total = np.zeros(len(left))

@@ -1,4 +1,4 @@
-"""Layers that are loaded already: which ring they make, and which of equal rings moves the fewest of them."""
+"""Takes loaded layers into account: which ring they make, and which of several equal rings moves the fewest of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from flowspec_edge.core.planning.ring_problem import EPSILON, FoundRing, measure
 from flowspec_edge.core.planning.ring_search import RingSearch
 
 MOVE_SHARE = 0.001
-"""By how much a trip may be longer so that all layers stay where they are."""
+"""The share by which a trip may be longer if all layers stay where they are."""
 
 
 class Loaded:
-    """What the devices of a search have loaded."""
+    """The layers that the devices of a search have loaded."""
 
     def __init__(self, choices: Choices, search: RingSearch) -> None:
         self._choices, self._search, self._problem = choices, search, search.problem
@@ -27,7 +27,7 @@ class Loaded:
         return not any(device.loaded for device in self._choices.devices)
 
     def ring(self) -> FoundRing | None:
-        """The ring that the loaded layers make, if they make one that could be chosen now."""
+        """The ring that the loaded layers make; None where they make none that could be chosen now."""
         starts = {start: number for number, (start, _) in enumerate(self._choices.model.blocks)}
         stops = {stop: number + 1 for number, (_, stop) in enumerate(self._choices.model.blocks)}
         stages = [
@@ -58,7 +58,7 @@ class Loaded:
         return True
 
     def settled(self, ring: FoundRing) -> FoundRing:
-        """The same ring, or an equal one, that moves fewest layers from where they are loaded."""
+        """The given ring or an equal one, whichever moves the fewest layers."""
         if self.is_empty:
             return ring
         counts = self._exchanged(ring)
@@ -80,7 +80,9 @@ class Loaded:
         return other if rate_of(other) >= rate_of(ring) * (1 - 2 * MOVE_SHARE) else ring
 
     def _exchanged(self, ring: FoundRing) -> dict[int, int]:
-        """Blocks by device, after equal devices have changed places so that who has most loaded serves most."""
+        """Blocks by device, after equal devices have changed places so that the device with most loaded layers serves
+        most.
+        """
         counts = dict(zip(ring.order, ring.num_blocks, strict=True))
         for group in self._equal_devices():
             takes = sorted((counts.pop(i, 0) for i in group), reverse=True)
@@ -104,7 +106,9 @@ class Loaded:
         return loaded.stop - loaded.start if loaded is not None else 0
 
     def _moving_ms(self, counts: Mapping[int, int], block_ms: float) -> Numbers:
-        """What it costs where a device follows a subset of the others, by the blocks that it has to load for that place."""
+        """The cost, by subset and device, of placing a device behind that subset: it has to load blocks
+        for that place.
+        """
         members = list(counts)
         subsets = np.arange(2 ** len(members))
         first = sum(((subsets >> at & 1) * counts[i] for at, i in enumerate(members)), np.zeros_like(subsets))

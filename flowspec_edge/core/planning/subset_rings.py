@@ -1,4 +1,4 @@
-"""The best ring of given devices, for chunks of one size: who takes how many blocks, in which order."""
+"""Finds the best ring of given devices, for chunks of one size: how many blocks each takes, and in which order."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from flowspec_edge.core.planning.ring_problem import (
 )
 
 NUM_WIRE_CLASSES = 4
-"""Shortest paths are known for so many classes of links: where a slow wire would set the pace, quicker ones are taken."""
+"""The number of classes of links, each with its shortest paths.
+
+Where a slow link would set the pace, quicker ones are used.
+"""
 
 
 class Ways:
-    """Shortest ways around the ring, by latency and by what a row takes, over all links and over the quicker ones."""
+    """The shortest ways around the ring, by latency and by the time of a row, over all links or over
+    the quicker ones.
+    """
 
     def __init__(self, problem: RingProblem) -> None:
         self._problem = problem
@@ -31,17 +36,17 @@ class Ways:
         self.latency, self.row = Paths(problem.latency), Paths(problem.row)
 
     def wire_classes(self, row_ms: Numbers) -> Integers:
-        """Numbers of the narrowest classes that hold all links that take at most so long for a row."""
+        """The number of the narrowest class that holds all links that take at most ``row_ms`` for a row."""
         found: Integers = np.searchsorted(self._row_limits, row_ms - TOLERANCE_MS)
         return np.minimum(found, len(self._row_limits) - 1)
 
     def within(self, hop: Numbers, wire_class: int) -> Paths:
-        """Shortest ways over links of that class."""
+        """The shortest ways over the links of one class."""
         return Paths(np.where(self._problem.row <= self._row_limits[wire_class] + TOLERANCE_MS, hop, np.inf))
 
 
 class SubsetRings:
-    """Rings with chunks of one size."""
+    """All rings with chunks of one size."""
 
     def __init__(self, problem: RingProblem, ways: Ways, num_rows: int) -> None:
         self._problem, self._ways, self._num_rows = problem, ways, num_rows
@@ -49,8 +54,9 @@ class SubsetRings:
         self._hop, self._wire = problem.latency + num_rows * problem.row, num_rows * problem.row
         fits = np.isfinite(self._stage[:, 2:])
         steps = np.subtract(self._stage[:, 2:], self._stage[:, 1:-1], out=np.full(fits.shape, np.inf), where=fits)
-        slope = steps.min(axis=1, initial=np.inf)  # a block more costs at least this
-        self._first = np.where(np.isfinite(self._stage[:, 1]), self._stage[:, 1], 0.0)  # 0: in no subset
+        slope = steps.min(axis=1, initial=np.inf)  # one more block costs at least this
+        # 0 for devices that are in no subset.
+        self._first = np.where(np.isfinite(self._stage[:, 1]), self._stage[:, 1], 0.0)
         self._slope = np.where(np.isfinite(slope), slope, np.maximum(self._first, 1.0))
         self._by_slope = np.argsort(self._slope, kind="stable")
         self._widest_wire = float(self._wire[np.isfinite(self._wire)].max(initial=0.0))
@@ -59,7 +65,7 @@ class SubsetRings:
         self._known_paths: dict[tuple[int, int], tuple[list[int], Numbers, Numbers]] = {}
 
     def _least_path_ms(self, subsets: Integers, inside: Numbers, last: int | None, limit: float) -> Numbers:
-        """At least so many ms for all hops over links that take no longer than about ``limit``."""
+        """A lower bound in ms of all hops over links that take no longer than about ``limit``."""
         latency, row = self._ways.latency, self._ways.row
         if self._is_simple:
             return latency.least_ms(subsets, inside, last) + self._num_rows * row.least_ms(subsets, inside, last)
@@ -73,7 +79,7 @@ class SubsetRings:
         members = [i for i in range(self._problem.num_devices) if subset >> i & 1]
         limits = self._limits(members, 0.0)
         inside = np.array([[subset >> i & 1] for i in range(self._problem.num_devices)], np.float64)
-        for last in reversed(members):  # of equal devices the last one is last
+        for last in reversed(members):  # of equal devices, the last one becomes the last stage
             path = self._least_paths_ms(subset, inside, last, limits)
             trips = self._relaxed_ms(members, last, limits) + path + self._problem.head
             rates = self._problem.rate(self._num_rows, trips, limits, len(members))
@@ -86,7 +92,7 @@ class SubsetRings:
         return found
 
     def _limits(self, members: Sequence[int], lowest: float) -> Numbers:
-        """Every interval, from ``lowest`` on, that a ring of these devices can have."""
+        """Every interval from ``lowest`` on that a ring of these devices can have."""
         problem = self._problem
         ends = [*members, problem.num_devices]
         busy = self._stage[members, 1:] + problem.beside[members, None]
@@ -96,7 +102,7 @@ class SubsetRings:
         return possible
 
     def _least_paths_ms(self, subset: int, inside: Numbers, last: int, limits: Numbers) -> Numbers:
-        """At least so many ms for the hops of one subset, for several limits."""
+        """A lower bound in ms of the hops of one subset, for each of several limits."""
         if self._is_simple:
             return np.full(len(limits), self._least_path_ms(np.array([subset]), inside, last, np.inf)[0])
         classes = self._ways.wire_classes(limits / self._num_rows)
@@ -109,7 +115,10 @@ class SubsetRings:
         return out
 
     def _relaxed_ms(self, members: list[int], last: int, limits: Numbers) -> Numbers:
-        """The forwards of a trip at least, no stage busy for longer than each of the limits; exact where costs are lines."""
+        """A lower bound in ms of a trip's forwards, for each limit on how long a stage is busy.
+
+        It is exact where costs are linear.
+        """
         left = np.full(len(limits), self._problem.num_blocks - len(members))
         total: Numbers = np.full(len(limits), float(self._last[last]))
         for i in sorted(members, key=lambda i: float(self._slope[i])):
@@ -121,13 +130,13 @@ class SubsetRings:
         return total
 
     def _num_fitting(self, i: int, is_last: bool, limits: Numbers) -> Integers:
-        """How many blocks device ``i`` runs within each of the limits."""
+        """The number of blocks that device ``i`` runs within each of the limits."""
         beside = self._problem.beside[i] + (self._last[i] if is_last else 0.0)
         fitting: Integers = np.searchsorted(self._stage[i, 1:], limits - beside + TOLERANCE_MS, side="right")
         return fitting
 
     def _ring(self, subset: int, members: list[int], last: int, limit: float) -> FoundRing | None:
-        """The cheapest ring with that last stage and interval."""
+        """The cheapest ring with this last stage and this limit on the interval."""
         num_blocks = self._placed(members, last, limit)
         order = self._order(subset, last, limit)
         if num_blocks is None or order is None:
@@ -135,7 +144,7 @@ class SubsetRings:
         return measure_ring(self._problem, order, [num_blocks[i] for i in order], self._num_rows)
 
     def _placed(self, members: list[int], last: int, limit: float) -> dict[int, int] | None:
-        """How many blocks each device takes so that their forwards take the least time together."""
+        """The number of blocks of each device with which all forwards together take the least time."""
         best = np.full(self._problem.num_blocks + 1, np.inf)
         best[0] = 0.0
         takes: list[Integers] = []
@@ -159,7 +168,7 @@ class SubsetRings:
         return placed
 
     def _order(self, subset: int, last: int, limit: float) -> list[int] | None:
-        """The shortest way from the origin through these devices to ``last`` and back; None where links are too slow."""
+        """The shortest way from the origin through a subset to ``last`` and back; None where its links are too slow."""
         if self._ways.row.is_flat and limit >= self._widest_wire:  # the latency alone decides
             return self._ways.latency.order(subset, last)
         wire_class = int(self._ways.wire_classes(np.array(limit / self._num_rows)))
@@ -176,11 +185,13 @@ class SubsetRings:
         return [members[at] for at in read_order(paths, hop, at, paths.shape[1] - 1)]
 
     def _paths(self, subset: int, limit: float) -> tuple[list[int], Numbers, Numbers]:
-        """The devices of a subset, the hops between them over links quick enough for ``limit``, and the shortest paths."""
+        """The devices of a subset, the hops between them over links that are quick enough for ``limit``, and the
+        shortest paths.
+        """
         members = [i for i in range(self._problem.num_devices) if subset >> i & 1]
         ends = np.ix_([*members, -1], [*members, -1])
         is_quick = self._wire[ends] <= limit + TOLERANCE_MS
-        key = (subset, int(is_quick.sum()))  # with a higher limit, links only ever join
+        key = (subset, int(is_quick.sum()))  # with a higher limit, links are only added
         if key not in self._known_paths:
             hop = np.where(is_quick, self._hop[ends], np.inf)
             self._known_paths[key] = (members, hop, shortest_paths(hop))

@@ -1,9 +1,10 @@
-"""What a ring is worth: expected tokens per second of a schedule, from its trip, its interval and its draft tree.
+"""Estimates the tokens/s of a schedule on a ring, from the ring's trip and interval and from the draft tree.
 
-The *trip* is the time of one round of the ring and the head that waits for nobody; the *interval* is how long its slowest part
-is busy with a chunk, so that a chunk can leave in every interval. A token comes back one trip after its row left: in the time
-of a trip a ring brings at most what a tree of the rows under way is worth (Little's law; bench/bound.py counts it on real
-text). Both more trip and more interval always cost, which the planner's search relies on.
+The *trip* is the time of one round through ring and head without waiting. The *interval* is how long the slowest part
+is busy with a chunk, so that one chunk can leave in every interval. A token comes back one trip after its row left, so
+during a trip a ring brings at most the tokens of a draft tree of all rows under way (Little's law; bench/bound.py
+measures it on real text). A longer trip and a longer interval always cost tokens/s, on which the planner's search
+relies.
 """
 
 from __future__ import annotations
@@ -20,34 +21,40 @@ from flowspec_edge.core.speculation.schedules.pipedec import LEVEL_ROWS
 from flowspec_edge.core.speculation.schedules.rounds import TREE_PASSES, TREE_ROWS
 
 LIVING_SHARE = 0.6
-"""Rows under way that live, of those that a full pipeline holds: the others hang on what was refused meanwhile."""
+"""The share of the rows in a full pipeline that live. The parents of the others were refused meanwhile."""
 REFUSAL_SHARE = 0.15
-"""Of an interval, per token: how long the first stage still works on dead rows when a token comes that was not under way.
+"""The share of an interval, per token, for which the first stage is still busy with dead rows when a token was not
+under way.
 
-Both fitted to flowspec on 15 rings of 1 to 8 stages on the virtual clock, whose tokens/s they tell within 15 %."""
+This and LIVING_SHARE are fitted to flowspec on 15 rings of 1 to 8 stages on the virtual clock, whose tokens/s they
+predict within 15 %.
+"""
 CHUNK_ROWS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64)
-"""Chunk sizes that are tried: between two of them the best rate changes by under 1 %."""
+"""The chunk sizes that are tried. Between two of them the best rate changes by under 1 %."""
 ROUND_GAIN = {"chunked": 1.0, "pruned": 1.42, "lockstep": 1.42}
-"""Tokens/s over those of chunked: means of docs/performance.md (virtual clock, commit 1739c86)."""
+"""Tokens/s relative to chunked: means of docs/performance.md (virtual clock, commit 1739c86)."""
 CURVE_ROWS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 400.0)
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceCurve:
-    """``tokens[i]`` is the acceptance length of the drafter's best tree of ``rows[i]`` rows, root and bonus included.
+    """The acceptance length of a drafter's best tree by its size: ``tokens[i]`` for ``rows[i]``, root and bonus
+    included.
 
-    Between the points it is a line, beyond the last it stays.
+    Between two points it is linear, and beyond the last one constant.
     """
 
     rows: tuple[float, ...]
     tokens: tuple[float, ...]
 
     def at(self, num_rows: Any) -> Any:
-        """Tokens per trip with so many draft rows under way."""
+        """The tokens per trip with ``num_rows`` draft rows under way."""
         return np.interp(num_rows, self.rows, self.tokens)
 
     def scaled(self, factor: float) -> AcceptanceCurve:
-        """With ``factor`` times as many tokens beyond the first, which no draft is needed for; never more than rows."""
+        """The curve with ``factor`` times as many tokens beyond the first, which needs no draft; never more tokens than
+        rows.
+        """
         tokens = (1 + (tokens - 1) * factor for tokens in self.tokens)
         return AcceptanceCurve(
             self.rows, tuple(min(n, max(rows, 1.0)) for n, rows in zip(tokens, self.rows, strict=True))
@@ -55,21 +62,25 @@ class AcceptanceCurve:
 
     @classmethod
     def from_places(cls, places: Sequence[Sequence[int]]) -> AcceptanceCurve:
-        """From the places, in score order and from 1 on, of the rows of each tree that the target took."""
+        """The curve of trees of which the target accepted the rows at these ``places`` in the order of scores, from 1
+        on.
+        """
         return cls(CURVE_ROWS, tuple(tokens_of_best_rows(places, rows) for rows in CURVE_ROWS))
 
 
 NO_DRAFTS = AcceptanceCurve((1.0,), (1.0,))
-"""Of a bundle without a drafter."""
+"""The curve of a bundle without a drafter."""
 TYPICAL_DRAFTS = AcceptanceCurve(
     (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0),
     (1.0, 1.63, 1.98, 2.22, 2.59, 2.85, 3.2, 3.42, 3.66, 3.81, 4.02, 4.15, 4.29, 4.37, 4.51),
 )
-"""Of a draft head before anything was seen of it: an earlier demo model's, greedy, 41 trees of six texts (bench/bound.py)."""
+"""The curve assumed of a draft head at first: that of an earlier demo model, greedy, 41 trees of six texts
+(bench/bound.py).
+"""
 
 
 def tokens_of_best_rows(places: Sequence[Sequence[int]], num_rows: float) -> float:
-    """Mean tokens that trees of ``num_rows`` rows bring, the root's bonus included; between whole numbers, a line."""
+    """The mean tokens of trees of ``num_rows`` rows, the root's bonus included. It is linear between whole numbers."""
     if not places:
         return 1.0
     whole = int(num_rows)
@@ -79,7 +90,10 @@ def tokens_of_best_rows(places: Sequence[Sequence[int]], num_rows: float) -> flo
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Expected tokens/s of one schedule. ``draft_ms`` is a pass of the drafter, which only schedules with rounds wait for."""
+    """The expected tokens/s of one schedule.
+
+    Only schedules with rounds wait for a pass of the drafter, of ``draft_ms``.
+    """
 
     schedule: str
     acceptance: AcceptanceCurve
@@ -89,7 +103,7 @@ class Throughput:
         find_schedule(self.schedule)  # raises RequestError where there is none
 
     def chunk_rows(self, num_stages: int) -> tuple[int, ...]:
-        """Chunk sizes to try on a ring of so many stages."""
+        """The chunk sizes to try on a ring of ``num_stages``."""
         if self.schedule == "autoregressive":
             return (1,)
         if self.schedule in ROUND_GAIN:
@@ -99,7 +113,8 @@ class Throughput:
     def tokens_per_s(self, num_rows: int, trip_ms: Any, interval_ms: Any, num_stages: Any) -> Any:
         """With chunks of ``num_rows``; numbers or arrays of one shape.
 
-        It falls, or stays, wherever trip or interval grow: tokens per trip grow slower than the rows that bring them.
+        It never grows where trip or interval grow, since tokens per trip grow more slowly than the rows that bring
+        them.
         """
         if self.schedule == "autoregressive":
             return 1000 / trip_ms

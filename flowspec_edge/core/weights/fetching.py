@@ -1,11 +1,12 @@
-"""Which file to fetch from whom, from which byte on, and what to do when that fails.
+"""Decides which file to fetch from which source, from which byte on, and what to do when that fails.
 
-A fetch knows its files by sha256 and asks every source which of them it has. Files are whole units: each is fetched from one
-source at a time, several files and several sources at once. What a broken transfer has left is resumed, from whoever is
-there. Only a sha256 says that a file is good; where it differs, the part is dropped, and
+A fetch knows its files by sha256, and asks every source which of them it has. Each file is fetched from one source at a
+time, while several files are fetched from several sources at once. A transfer that broke is resumed, from any source.
+Only its sha256 says that a file is good. Where it differs, the bytes are dropped, and
 
-* where one source gave every byte, that source lied: it is not asked again, and it is named;
-* where several did, nobody knows who lied: the file is fetched anew, whole from one source, which settles it.
+* where one source gave all of them, that source lied: it is named, and not asked again;
+* where several sources gave them, nobody knows who lied: the file is fetched anew as a whole from one source, so that a
+  wrong sum can be blamed on it.
 
 Nothing here opens a socket or a file: ``handle(event, now)`` answers with what to do next.
 """
@@ -19,19 +20,21 @@ from flowspec_edge.core.events import DeadlinePassed
 from flowspec_edge.errors import FetchError
 
 TRANSFERS_PER_SOURCE = 2
-"""One fills the wire while the other's file is checked and put in its place."""
+"""Transfers from one source at a time: one fills the wire while the file of the other is checked and put in place."""
 MAX_TRANSFERS = 8
 MAX_FAILURES = 5
-"""Transfers in a row that brought next to nothing, after which a source is given up; with the delays below after 8 s."""
+"""A source is given up after this many transfers in a row that brought next to nothing. With the delays below, that is
+after 8 s.
+"""
 FIRST_DELAY_S = 0.25
-"""Before a source that failed is tried again; doubled with every failure in a row."""
+"""The delay before a source that failed is tried again. It doubles with every failure in a row."""
 PROGRESS_BYTES = 65536
-"""A transfer that breaks after less than this counts as a failure: no peer keeps a fetch alive byte by byte."""
+"""A transfer that breaks after fewer bytes counts as a failure, so that no peer can keep a fetch alive byte by byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A node that files may be fetched from."""
+    """A node from which files may be fetched."""
 
     node: str
     host: str
@@ -41,12 +44,12 @@ class Source:
         return f"{self.node} at {self.host}:{self.port}"
 
     def to_text(self) -> str:
-        """As it stands in messages: ``host:port/node``."""
+        """The source as messages have it: ``host:port/node``."""
         return f"{self.host}:{self.port}/{self.node}"
 
     @classmethod
     def from_text(cls, text: str) -> Source:
-        """Raises FetchError where this is no source."""
+        """Read the text of :meth:`to_text`. Raises FetchError where it is no source."""
         address, _, node = text.partition("/")
         host, _, port = address.rpartition(":")
         if not (node and host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
@@ -56,7 +59,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class WantedFile:
-    """A file that is to be fetched; ``num_present`` bytes of it are there from an earlier fetch."""
+    """A file to fetch. ``num_present`` bytes of it are here from an earlier fetch."""
 
     sha256: str
     name: str
@@ -77,7 +80,7 @@ class SourceAnswered:
 
 @dataclass(frozen=True, slots=True)
 class SourceLost:
-    """The source did not say what it has."""
+    """The source did not answer which files it has."""
 
     source: Source
     reason: str
@@ -85,7 +88,7 @@ class SourceLost:
 
 @dataclass(frozen=True, slots=True)
 class FileArrived:
-    """All bytes came, the sha256 is right, and the file is in its place."""
+    """All bytes of the file came, its sha256 is right, and it is in its place."""
 
     sha256: str
     source: Source
@@ -93,7 +96,7 @@ class FileArrived:
 
 @dataclass(frozen=True, slots=True)
 class FileDiffered:
-    """All bytes came, and their sha256 is ``found``."""
+    """All bytes of the file came, and their sha256 is ``found``, which is wrong."""
 
     sha256: str
     source: Source
@@ -102,7 +105,10 @@ class FileDiffered:
 
 @dataclass(frozen=True, slots=True)
 class TransferBroke:
-    """``num_present`` bytes of the file are here. ``is_fault``: the source broke the rules, which is worse than to be lost."""
+    """A transfer broke, with ``num_present`` bytes of the file here.
+
+    ``is_fault`` says that the source broke the rules.
+    """
 
     sha256: str
     source: Source
@@ -118,7 +124,7 @@ FetchEvent = SourceAnswered | SourceLost | FileArrived | FileDiffered | Transfer
 
 @dataclass(frozen=True, slots=True)
 class AskSource:
-    """Which of these files does it have? Answered by ``SourceAnswered`` or ``SourceLost``."""
+    """Ask the source which of these files it has. It is answered by ``SourceAnswered`` or ``SourceLost``."""
 
     source: Source
     files: tuple[str, ...]
@@ -126,7 +132,10 @@ class AskSource:
 
 @dataclass(frozen=True, slots=True)
 class StartTransfer:
-    """Get the file's bytes from ``offset`` on. Answered by ``FileArrived``, ``FileDiffered`` or ``TransferBroke``."""
+    """Fetch the file's bytes from ``offset`` on.
+
+    It is answered by ``FileArrived``, ``FileDiffered`` or ``TransferBroke``.
+    """
 
     sha256: str
     source: Source
@@ -135,14 +144,14 @@ class StartTransfer:
 
 @dataclass(frozen=True, slots=True)
 class DropPart:
-    """Forget what is here of the file."""
+    """Delete the bytes of the file that are here."""
 
     sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class AccuseSource:
-    """The source sent what it should not; whoever reads this should look after it."""
+    """Report that the source sent what it should not have sent, so that its owner looks after it."""
 
     source: Source
     reason: str
@@ -150,12 +159,12 @@ class AccuseSource:
 
 @dataclass(frozen=True, slots=True)
 class CompleteFetch:
-    """All files are in their places."""
+    """Report that all files are in their places."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailFetch:
-    """It cannot be done; the reason is a sentence for the user."""
+    """Report that the fetch has failed. The reason is a sentence for the user."""
 
     reason: str
 
@@ -169,10 +178,10 @@ FetchAction = AskSource | StartTransfer | DropPart | AccuseSource | CompleteFetc
 class _File:
     wanted: WantedFile
     num_present: int
-    givers: set[Source | None]  # of the bytes that are here; None for an earlier fetch, whose sources nobody remembers
+    givers: set[Source | None]  # of the bytes that are here; None stands for the unknown sources of an earlier fetch
     running: Source | None = None
     is_here: bool = False
-    is_disputed: bool = False  # several gave bytes and the sum was wrong: whole from one source now
+    is_disputed: bool = False  # the sum of bytes from several sources was wrong; one source must give all of them now
 
 
 @dataclass(slots=True)
@@ -186,7 +195,7 @@ class _SourceState:
 
 @dataclass(slots=True)
 class Fetch:
-    """One fetch of several files. Begin with :meth:`begin`, then tell it events until it completes or fails."""
+    """One fetch of several files. It starts with :meth:`begin`, and then handles events until it completes or fails."""
 
     files: Sequence[WantedFile]
     sources: Sequence[Source]
@@ -203,13 +212,13 @@ class Fetch:
         self._states = {source: _SourceState() for source in self.sources}
 
     def begin(self) -> list[FetchAction]:
-        """Ask everyone."""
+        """Ask all sources."""
         names = tuple(self._files)
         actions: list[FetchAction] = [AskSource(source, names) for source in self._states] if names else []
         return actions + self._go_on()
 
     def handle(self, event: FetchEvent, now: float) -> list[FetchAction]:
-        """What to do, given what happened. Nothing follows after ``CompleteFetch`` or ``FailFetch``."""
+        """What to do after ``event``. Nothing follows ``CompleteFetch`` or ``FailFetch``."""
         if self._is_over:
             return []
         self._now = now
@@ -232,7 +241,7 @@ class Fetch:
         return actions + self._go_on()
 
     def next_deadline(self) -> float | None:
-        """When a source that failed may be tried again, if there is something to try."""
+        """When a source that failed may be tried again; None where there is nothing to try."""
         waiting = [file for file in self._files.values() if not file.is_here and file.running is None]
         times = [
             state.retry_at
@@ -242,7 +251,7 @@ class Fetch:
         return None if self._is_over or not times else min(times)
 
     def check(self) -> None:
-        """Raise AssertionError where the books do not agree."""
+        """Assert the invariants."""
         for source, state in self._states.items():
             running = sum(file.running == source for file in self._files.values())
             assert running == state.num_running <= TRANSFERS_PER_SOURCE, f"{source}: {running} transfers"
@@ -318,7 +327,7 @@ class Fetch:
         actions.append(StartTransfer(file.wanted.sha256, source, file.num_present))
 
     def _choose(self, file: _File) -> Source | None:
-        """The least busy source that has the file, the first of equals."""
+        """The least busy source that has the file; of equally busy ones the first."""
         if sum(state.num_running for state in self._states.values()) >= MAX_TRANSFERS:
             return None
         ready = [

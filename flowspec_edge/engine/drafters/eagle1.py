@@ -27,7 +27,7 @@ from flowspec_edge.errors import BundleError
 from flowspec_edge.manifest import FEATURE, TOKEN_EMBEDDING, Manifest
 
 PASS_ROWS = 256
-"""Rows per run of the graph, so that a long prompt does not need a mask of its length squared."""
+"""Rows per run of the graph at most, so that a long prompt does not need a mask of its length squared."""
 
 
 class _DraftSession:
@@ -50,7 +50,7 @@ class _DraftSession:
             self.features.pop(id, None)
 
     def verify(self, rows: tuple[Row, ...]) -> None:
-        """These rows are verified: of their parents no other child will come."""
+        """Note that these rows are verified. Their parents will have no other child."""
         for row in rows:
             self.features.pop(row.parent, None)
 
@@ -114,7 +114,7 @@ class Eagle1Drafter:
         return self._head.top(features, self._k)
 
     def _features_of(self, hidden: Floats) -> Floats:
-        """Features of verified rows, [rows, hidden_size], from what ``RunDraft`` brings of them."""
+        """Features of verified rows, [rows, hidden_size], made from the hidden rows that ``RunDraft`` brings."""
         return hidden
 
     def _forward(

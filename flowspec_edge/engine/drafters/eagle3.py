@@ -1,9 +1,9 @@
-"""An EAGLE-3 draft head: features of verified rows are fused from three layers of the target, and its vocabulary is its own.
+"""An EAGLE-3 draft head: it fuses features from three layers of the target, and has a vocabulary of its own.
 
-It stands and moves like an EAGLE-1 head: the pair (hidden rows at position i, token i+1) is at position i, and what the one
-decoder layer makes of it is the feature of the pair's children. Two things differ. The hidden rows are those that enter a low, a
-middle and a high layer; one matrix fuses them. And tokens come from a norm and a head over the target's most frequent tokens,
-whose ids the graph turns into the target's. (Li et al., EAGLE-3, arXiv 2503.01840, section 3.)
+It works like an EAGLE-1 head: the pair (hidden rows at position i, token i+1) is at position i, and the output of the
+one decoder layer is the feature of the pair's children. Two things differ. The hidden rows are those that enter a low,
+a middle and a high layer, which one matrix fuses. And the tokens come from a norm and a head over the target's most
+frequent tokens; the graph returns them by the target's ids. (Li et al., EAGLE-3, arXiv 2503.01840, section 3.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, TOP_K, TOP_LOG_PROBS, TOP
 
 
 class Eagle3Drafter(Eagle1Drafter):
-    """The draft head of a bundle. It shares the target's embedding alone."""
+    """The draft head of a bundle. It shares the target's embedding, but has a head of its own."""
 
     kind = "eagle3"
 
@@ -47,7 +47,11 @@ class Eagle3Drafter(Eagle1Drafter):
 
 
 def load_drafter(directory: Path, manifest: Manifest, head: Head, *, k: int, num_threads: int = 1) -> Drafter:
-    """The drafter of a bundle that has a draft head, with ``k`` proposals a row. Raises BundleError for an unknown kind."""
+    """The drafter of a bundle that has a draft head, with ``k`` proposals per row.
+
+    Raises:
+        BundleError: the draft head is of an unknown kind.
+    """
     assert manifest.drafter is not None, "asked only of bundles with a draft head"
     kinds = {kind.kind: kind for kind in (Eagle1Drafter, Eagle3Drafter)}
     if manifest.drafter.kind not in kinds:

@@ -1,5 +1,7 @@
 """Each way in which a node can be heard of and not used has one reason and a command."""
 
+from typing import Any
+
 import pytest
 
 from flowspec_edge.core.cluster import diagnosis as dg
@@ -21,30 +23,31 @@ MIB = 2**20
 
 
 @pytest.fixture
-def members():
+def members() -> Membership:
     return Membership("doctor", "home", "abc", 0.0)
 
 
-def around(neighbours=None, **changes):
-    neighbours = neighbours or {}
-    return Surroundings(neighbours, frozenset({"10.0.0.1", "10.0.0.2"}), **changes)
+def around(neighbours: dict[str, str] | None = None, **changes: Any) -> Surroundings:
+    return Surroundings(neighbours or {}, frozenset({"10.0.0.1", "10.0.0.2"}), **changes)
 
 
-def hear(members, *addresses, cluster="home", fingerprint="abc", node="hall"):
+def hear(
+    members: Membership, *addresses: Address, cluster: str = "home", fingerprint: str = "abc", node: str = "hall"
+) -> None:
     members.handle(RecordHeard(f"{node}.record", node, addresses or (HALL,), cluster, fingerprint, "0.1.0"), 0)
 
 
-def fail(members, address, kind, source=ms.TYPED):
+def fail(members: Membership, address: Address, kind: str, source: str = ms.TYPED) -> None:
     members.handle(AddressLearned(address, source), 0)
     members.handle(PeerFailed(address, Failure(kind, f"said so: {kind}")), 1)
 
 
-def answer(members, address=HALL, node="hall", free=100 * MIB):
+def answer(members: Membership, address: Address = HALL, node: str = "hall", free: int = 100 * MIB) -> None:
     members.handle(AddressLearned(address, ms.TYPED), 0)
     members.handle(PeerAnswered(address, Peer(node, address, "0.1.0", free)), 1)
 
 
-def test_a_peer_that_is_heard_and_answers_is_ready(members):
+def test_a_peer_that_is_heard_and_answers_is_ready(members: Membership) -> None:
     hear(members)
     answer(members)
     (finding,) = diagnose(members, around())
@@ -52,7 +55,7 @@ def test_a_peer_that_is_heard_and_answers_is_ready(members):
     assert finding.heard_by == ("--peer", "mDNS")
 
 
-def test_a_peer_that_answers_and_is_not_heard_shows_that_multicast_is_blocked(members):
+def test_a_peer_that_answers_and_is_not_heard_shows_that_multicast_is_blocked(members: Membership) -> None:
     answer(members)
     (finding,) = diagnose(members, around())
     assert finding.reason == dg.MULTICAST
@@ -61,7 +64,7 @@ def test_a_peer_that_answers_and_is_not_heard_shows_that_multicast_is_blocked(me
     assert diagnose(members, around(hears_mdns=False))[0].reason == dg.READY
 
 
-def test_too_little_memory(members):
+def test_too_little_memory(members: Membership) -> None:
     hear(members)
     answer(members, free=10 * MIB)
     (finding,) = diagnose(members, around(needed_bytes=20 * MIB))
@@ -78,7 +81,7 @@ def test_too_little_memory(members):
         ("", "def", "this machine has no key", "flowspec key show on hall; then here: flowspec key set KEY"),
     ],
 )
-def test_another_key(ours, theirs, detail, remedy):
+def test_another_key(ours: str, theirs: str, detail: str, remedy: str) -> None:
     members = Membership("doctor", "home", ours, 0.0)
     hear(members, fingerprint=theirs)
     (finding,) = diagnose(members, around())
@@ -86,7 +89,7 @@ def test_another_key(ours, theirs, detail, remedy):
     assert detail in finding.detail and remedy in finding.remedy
 
 
-def test_another_label(members):
+def test_another_label(members: Membership) -> None:
     hear(members, cluster="garage")
     (finding,) = diagnose(members, around())
     assert (finding.reason, "--cluster garage here" in finding.remedy) == (dg.OTHER_CLUSTER, True)
@@ -113,7 +116,9 @@ UP, DOWN = {"10.0.0.1": REACHED}, {"10.0.0.1": UNRESOLVED}
         (False, ms.BROKEN, UP, ms.BROKEN, "flowspec --verbose node"),
     ],
 )
-def test_an_address_that_failed(members, is_heard, kind, neighbours, reason, remedy):
+def test_an_address_that_failed(
+    members: Membership, is_heard: bool, kind: str, neighbours: dict[str, str], reason: str, remedy: str
+) -> None:
     if is_heard:
         hear(members)
     fail(members, HALL, kind, ms.RECORD if is_heard else ms.TYPED)
@@ -123,20 +128,20 @@ def test_an_address_that_failed(members, is_heard, kind, neighbours, reason, rem
     assert not finding.is_usable
 
 
-def test_an_address_in_another_network(members):
+def test_an_address_in_another_network(members: Membership) -> None:
     fail(members, HALL_WIFI, ms.TIMED_OUT)
     (finding,) = diagnose(members, around())
     assert (finding.reason, "10.1.0.1 lies in a network" in finding.detail) == (dg.UNREACHABLE, True)
 
 
-def test_several_known_boards_that_are_all_silent_suggest_isolation(members):
+def test_several_known_boards_that_are_all_silent_suggest_isolation(members: Membership) -> None:
     for address in (HALL, ATTIC):
         fail(members, address, ms.NO_ROUTE, ms.REMEMBERED)
     findings = diagnose(members, around({"10.0.0.1": UNRESOLVED, "10.0.0.2": UNRESOLVED}))
     assert [finding.reason for finding in findings] == [dg.ISOLATED, dg.ISOLATED]
 
 
-def test_of_several_addresses_the_one_that_says_most_counts_and_one_that_works_is_enough(members):
+def test_of_several_addresses_the_one_that_says_most_counts_and_one_that_works_is_enough(members: Membership) -> None:
     hear(members, HALL, HALL_WIFI)
     fail(members, HALL_WIFI, ms.TIMED_OUT, ms.RECORD)
     fail(members, HALL, ms.REFUSED, ms.RECORD)
@@ -147,7 +152,7 @@ def test_of_several_addresses_the_one_that_says_most_counts_and_one_that_works_i
     assert finding.reason == dg.READY
 
 
-def test_a_record_at_whose_address_another_node_answers_is_stale(members):
+def test_a_record_at_whose_address_another_node_answers_is_stale(members: Membership) -> None:
     hear(members, node="hall-100")
     hear(members, node="hall-200")
     answer(members, node="hall-200")
@@ -157,7 +162,7 @@ def test_a_record_at_whose_address_another_node_answers_is_stale(members):
     assert "hall-200 answers" in stale.detail
 
 
-def test_our_own_record_is_no_finding():
+def test_our_own_record_is_no_finding() -> None:
     members = Membership("doctor", "home", "abc", 0.0, frozenset({HALL}))
     hear(members, node="doctor")
     assert diagnose(members, around()) == []

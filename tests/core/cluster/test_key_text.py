@@ -12,14 +12,14 @@ ZERO = format_key(bytes(KEY_BYTES))
 
 
 @given(SECRETS)
-def test_a_key_survives_being_read_aloud(secret):
+def test_a_key_survives_being_read_aloud(secret: bytes) -> None:
     text = format_key(secret)
     assert parse_key(text) == secret
     assert parse_key(text.upper().replace("-", " ")) == secret
     assert parse_key("\n" + text.replace("-", "") + "\n") == secret
 
 
-def test_the_checksum_is_that_of_bip_350():
+def test_the_checksum_is_that_of_bip_350() -> None:
     """``abcdef1l7aum6echk45nj3s0wdvt2fg8x9yrzpqzd3ryx`` is one of its test vectors."""
     alphabet = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
     data = [alphabet.index(letter) for letter in "l7aum6echk45nj3s0wdvt2fg8x9yrzpqzd3ryx"]
@@ -27,7 +27,7 @@ def test_the_checksum_is_that_of_bip_350():
 
 
 @given(SECRETS, st.integers(0, 37), st.sampled_from("qpzry9x8gf2tvdw0s3jn54khce6mua7l"))
-def test_one_wrong_character_is_found_in_its_group(secret, place, letter):
+def test_one_wrong_character_is_found_in_its_group(secret: bytes, place: int, letter: str) -> None:
     head, letters = "fsk1", format_key(secret).replace("-", "")[4:]
     if letters[place] == letter:
         return
@@ -38,7 +38,7 @@ def test_one_wrong_character_is_found_in_its_group(secret, place, letter):
 
 
 @given(SECRETS, st.integers(0, 36))
-def test_two_swapped_characters_are_found(secret, place):
+def test_two_swapped_characters_are_found(secret: bytes, place: int) -> None:
     letters = format_key(secret).replace("-", "")[4:]
     swapped = letters[:place] + letters[place + 1] + letters[place] + letters[place + 2 :]
     if swapped != letters:
@@ -57,6 +57,6 @@ def test_two_swapped_characters_are_found(secret, place):
         (format_key(bytes(KEY_BYTES), API_PREFIX), "begins with fsk1-"),
     ],
 )
-def test_what_is_no_key_is_refused(text, why):
+def test_what_is_no_key_is_refused(text: str, why: str) -> None:
     with pytest.raises(KeyTextError, match=why):
         parse_key(text)

@@ -1,6 +1,8 @@
 """Who is in: hints greeted, peers kept, losses seen, and no stream of forged news that breaks it."""
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,36 +26,37 @@ from flowspec_edge.core.cluster.membership import (
     ReportLost,
     TimePassed,
 )
+from tests.narrowing import present
 
 HALL, ATTIC, ATTIC_WIFI, OWN = (Address(host, 7361) for host in ("10.0.0.1", "10.0.0.2", "10.1.0.2", "10.0.0.9"))
 GONE = Failure(ms.TIMED_OUT, "no answer")
 
 
 @pytest.fixture
-def members():
+def members() -> Iterator[Membership]:
     membership = Membership("pi-own", "home", "abc", 0.0, frozenset({OWN}))
     yield membership
     membership.check()
 
 
-def record(node, *addresses, cluster="home", fingerprint="abc"):
+def record(node: str, *addresses: Address, cluster: str = "home", fingerprint: str = "abc") -> RecordHeard:
     return RecordHeard(f"{node}.record", node, addresses, cluster, fingerprint, "0.1.0")
 
 
-def peer(node, address):
+def peer(node: str, address: Address) -> Peer:
     return Peer(node, address, "0.1.0", 2**30)
 
 
-def answered(node, address, *known):
+def answered(node: str, address: Address, *known: Address) -> PeerAnswered:
     return PeerAnswered(address, peer(node, address), known)
 
 
-def joined(members, node, address, now=0.0):
+def joined(members: Membership, node: str, address: Address, now: float = 0.0) -> None:
     members.handle(AddressLearned(address, ms.TYPED), now)
     members.handle(answered(node, address), now)
 
 
-def test_a_record_is_greeted_and_who_answers_is_in(members):
+def test_a_record_is_greeted_and_who_answers_is_in(members: Membership) -> None:
     assert members.handle(record("hall", HALL), 0) == [GreetPeer(HALL)]
     assert members.handle(record("hall", HALL), 0) == []
     assert members.handle(answered("hall", HALL), 1) == [ReportJoined(peer("hall", HALL)), RememberPeers((HALL,))]
@@ -61,14 +64,14 @@ def test_a_record_is_greeted_and_who_answers_is_in(members):
     assert members.handle(answered("hall", HALL), 2) == []
 
 
-def test_what_a_peer_tells_is_greeted_but_never_ourselves(members):
+def test_what_a_peer_tells_is_greeted_but_never_ourselves(members: Membership) -> None:
     members.handle(AddressLearned(HALL, ms.TYPED), 0)
     actions = members.handle(answered("hall", HALL, OWN, HALL, ATTIC), 0)
     assert actions[2:] == [GreetPeer(ATTIC)]
     assert members.known == (HALL,)
 
 
-def test_what_stays_on_its_machine_is_not_lured_from_it():
+def test_what_stays_on_its_machine_is_not_lured_from_it() -> None:
     """Without a key: multicast from the LAN reaches sockets that only wanted loopback's."""
     members = Membership("pi-own", "home", "", 0.0, is_local=True)
     local = Address("127.0.0.1", 7361)
@@ -78,13 +81,15 @@ def test_what_stays_on_its_machine_is_not_lured_from_it():
 
 
 @pytest.mark.parametrize("stranger", [{"cluster": "other"}, {"fingerprint": "def"}, {"fingerprint": ""}])
-def test_records_of_others_are_kept_for_the_doctor_and_never_greeted(members, stranger):
+def test_records_of_others_are_kept_for_the_doctor_and_never_greeted(
+    members: Membership, stranger: Mapping[str, str]
+) -> None:
     assert members.handle(record("hall", HALL, **stranger), 0) == []
     assert not members.hints
     assert list(members.records) == ["hall.record"]
 
 
-def test_a_peer_is_greeted_again_and_missed_when_it_fails(members):
+def test_a_peer_is_greeted_again_and_missed_when_it_fails(members: Membership) -> None:
     joined(members, "hall", HALL)
     assert members.next_deadline() == ms.REFRESH_S
     assert members.handle(TimePassed(), ms.REFRESH_S) == [GreetPeer(HALL)]
@@ -96,7 +101,7 @@ def test_a_peer_is_greeted_again_and_missed_when_it_fails(members):
     assert members.handle(answered("hall", HALL), 22)[0] == ReportJoined(peer("hall", HALL))
 
 
-def test_failures_wait_longer_each_time_and_news_ends_the_wait(members):
+def test_failures_wait_longer_each_time_and_news_ends_the_wait(members: Membership) -> None:
     members.handle(record("hall", HALL), 0)
     pauses = []
     for _ in range(8):
@@ -109,7 +114,7 @@ def test_failures_wait_longer_each_time_and_news_ends_the_wait(members):
     assert members.handle(record("hall", HALL), 101) == [GreetPeer(HALL)]
 
 
-def test_a_goodbye_is_asked_about_not_believed(members):
+def test_a_goodbye_is_asked_about_not_believed(members: Membership) -> None:
     members.handle(record("hall", HALL), 0)
     members.handle(answered("hall", HALL), 0)
     assert members.handle(RecordGone("hall.record"), 1) == []
@@ -120,7 +125,7 @@ def test_a_goodbye_is_asked_about_not_believed(members):
     assert members.handle(RecordGone("unknown"), 6) == []
 
 
-def test_a_node_with_two_addresses_is_one_peer_and_outlives_the_first(members):
+def test_a_node_with_two_addresses_is_one_peer_and_outlives_the_first(members: Membership) -> None:
     members.handle(record("attic", ATTIC, ATTIC_WIFI), 0)
     members.handle(answered("attic", ATTIC), 0)
     assert members.handle(answered("attic", ATTIC_WIFI), 0) == []
@@ -133,7 +138,7 @@ def test_a_node_with_two_addresses_is_one_peer_and_outlives_the_first(members):
     assert members.handle(answered("attic", ATTIC_WIFI), 21)[0] == ReportJoined(peer("attic", ATTIC_WIFI))
 
 
-def test_a_board_that_starts_again_under_another_name_replaces_itself(members):
+def test_a_board_that_starts_again_under_another_name_replaces_itself(members: Membership) -> None:
     joined(members, "hall-100", HALL)
     members.handle(TimePassed(), ms.REFRESH_S)
     assert members.handle(answered("hall-200", HALL), 20)[:2] == [
@@ -143,44 +148,45 @@ def test_a_board_that_starts_again_under_another_name_replaces_itself(members):
     assert list(members.peers) == ["hall-200"]
 
 
-def test_a_namesake_is_no_peer_and_named(members):
+def test_a_namesake_is_no_peer_and_named(members: Membership) -> None:
     members.handle(AddressLearned(HALL, ms.TYPED), 0)
     (report,) = members.handle(answered("pi-own", HALL), 0)
+    assert isinstance(report, ms.ReportNamesake)
     assert "own name, pi-own; give one of the two another --name" in report.text
     members.handle(TimePassed(), 10)
     assert members.handle(answered("pi-own", HALL), 10) == []
-    assert members.hints[HALL].failure.kind == ms.SAME_NAME
+    assert present(members.hints[HALL].failure).kind == ms.SAME_NAME
 
 
-def test_a_peer_is_told_of_a_later_one_soon_and_once(members):
+def test_a_peer_is_told_of_a_later_one_soon_and_once(members: Membership) -> None:
     joined(members, "hall", HALL)
     joined(members, "attic", ATTIC, 1.0)
     assert members.next_deadline() == 1.0 + ms.GOSSIP_S
     assert members.handle(TimePassed(), 2) == [GreetPeer(HALL)]
     members.handle(answered("hall", HALL), 2)
-    assert members.next_deadline() > 10
+    assert present(members.next_deadline()) > 10
 
 
-def test_a_peer_that_already_knows_the_later_one_is_left_alone(members):
+def test_a_peer_that_already_knows_the_later_one_is_left_alone(members: Membership) -> None:
     members.handle(AddressLearned(HALL, ms.TYPED), 0)
     members.handle(answered("hall", HALL, ATTIC), 0)
     members.handle(answered("attic", ATTIC, HALL), 1)
     assert members.next_deadline() == ms.REFRESH_S
 
 
-def test_being_alone_is_said_once(members):
+def test_being_alone_is_said_once(members: Membership) -> None:
     assert members.next_deadline() == ms.ALONE_S
     assert members.handle(TimePassed(), ms.ALONE_S) == [ReportAlone()]
     assert members.handle(TimePassed(), 10) == []
     assert members.next_deadline() is None
 
 
-def test_in_company_nobody_is_told_to_be_alone(members):
+def test_in_company_nobody_is_told_to_be_alone(members: Membership) -> None:
     joined(members, "hall", HALL)
     assert members.handle(TimePassed(), ms.ALONE_S) == []
 
 
-def test_a_told_address_that_never_answers_is_forgotten_a_typed_one_is_not(members):
+def test_a_told_address_that_never_answers_is_forgotten_a_typed_one_is_not(members: Membership) -> None:
     members.handle(AddressLearned(HALL, ms.TOLD), 0)
     members.handle(AddressLearned(ATTIC, ms.TYPED), 0)
     for now in range(ms.TOLD_ATTEMPTS):
@@ -191,7 +197,7 @@ def test_a_told_address_that_never_answers_is_forgotten_a_typed_one_is_not(membe
     assert members.handle(PeerFailed(HALL, GONE), 900) == []
 
 
-def test_a_flood_of_news_is_bounded(members):
+def test_a_flood_of_news_is_bounded(members: Membership) -> None:
     for number in range(1000):
         members.handle(record(f"pi-{number}", Address("10.9.9.9", number + 1)), 0)
         members.handle(AddressLearned(Address("10.9.9.8", number + 1), ms.TOLD), 0)
@@ -211,7 +217,7 @@ EVENTS = st.one_of(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(EVENTS, st.floats(0, 60)), max_size=40))
-def test_whatever_happens_each_address_has_one_greeting_at_a_time(happenings):
+def test_whatever_happens_each_address_has_one_greeting_at_a_time(happenings: Sequence[Any]) -> None:
     members = Membership("pi-own", "home", "abc", 0.0, frozenset({OWN}))
     now, under_way = 0.0, set()
     for event, pause in happenings:
@@ -238,7 +244,7 @@ def test_whatever_happens_each_address_has_one_greeting_at_a_time(happenings):
         *((text, None) for text in ("", ":80", "pi:x", "pi:0", "pi:70000", "a b", "[::1", "http://pi:80", "[::1]80")),
     ],
 )
-def test_addresses_as_they_are_typed(text, address):
+def test_addresses_as_they_are_typed(text: str, address: Address | None) -> None:
     assert parse_address(text, 7) == address
     if address is not None:
         assert parse_address(str(address), 7) == address

@@ -10,6 +10,7 @@ from flowspec_edge.core.device.boards import (
     MODELLED,
     PRECISIONS,
     BoardFacts,
+    BoardProfile,
     describe,
     parse_profile,
     recognise,
@@ -17,15 +18,22 @@ from flowspec_edge.core.device.boards import (
 )
 from flowspec_edge.errors import BoardError
 from flowspec_edge.node.board import load_profiles
+from tests.narrowing import present
 
-ARM_CORE = "processor\t: {number}\nBogoMIPS\t: {mips}\nFeatures\t: {features}\nCPU implementer\t: {by}\nCPU architecture: 8\nCPU variant\t: {variant}\nCPU part\t: {part}\nCPU revision\t: {revision}\n\n"
+ARM_CORE = (
+    "processor\t: {number}\nBogoMIPS\t: {mips}\nFeatures\t: {features}\nCPU implementer\t: {by}\n"
+    "CPU architecture: 8\nCPU variant\t: {variant}\nCPU part\t: {part}\nCPU revision\t: {revision}\n\n"
+)
 OLD = "fp asimd evtstrm crc32 cpuid"
 DOT = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 CARMEL = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp"
 
 
-def arm(*kinds):
-    """/proc/cpuinfo as an arm64 kernel writes it: so many cores of each (part, variant, revision, BogoMIPS, features)."""
+def arm(*kinds: tuple[int, str, str, str, str, str]) -> str:
+    """/proc/cpuinfo as an arm64 kernel writes it.
+
+    Each kind is (number of cores, part, variant, revision, BogoMIPS, features).
+    """
     text, number = "", 0
     for count, part, variant, revision, mips, features in kinds:
         for _ in range(count):
@@ -37,14 +45,15 @@ def arm(*kinds):
     return text
 
 
-def pi_tail(revision, model):
+def pi_tail(revision: str, model: str) -> str:
     return f"Revision\t: {revision}\nSerial\t\t: 10000000a3f1b2c4\nModel\t\t: {model}\n"
 
 
-def x86(num_cores, model_name):
+def x86(num_cores: int, model_name: str) -> str:
     return "".join(
-        f"processor\t: {number}\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 190\nmodel name\t: {model_name}\n"
-        f"siblings\t: {num_cores}\ncore id\t\t: {number}\ncpu cores\t: {num_cores}\nflags\t\t: fpu vme avx2 avx_vnni\n\n"
+        f"processor\t: {number}\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 190\n"
+        f"model name\t: {model_name}\nsiblings\t: {num_cores}\ncore id\t\t: {number}\ncpu cores\t: {num_cores}\n"
+        "flags\t\t: fpu vme avx2 avx_vnni\n\n"
         for number in range(num_cores)
     )
 
@@ -141,11 +150,11 @@ X86 = [("x86-mini-pc", "", "", x86(4, "Intel(R) N100"), 15.4)]
 
 
 @pytest.fixture(scope="module")
-def profiles():
+def profiles() -> list[BoardProfile]:
     return load_profiles()
 
 
-def facts_of(model, compatible, cpuinfo, gib, machine="aarch64"):
+def facts_of(model: str, compatible: str, cpuinfo: str, gib: float, machine: str = "aarch64") -> BoardFacts:
     meminfo = (
         f"MemTotal:       {int(gib * 2**20)} kB\nMemFree:         1000 kB\nMemAvailable:   {int(gib * 2**20)} kB\n"
     )
@@ -154,9 +163,11 @@ def facts_of(model, compatible, cpuinfo, gib, machine="aarch64"):
 
 
 @pytest.mark.parametrize(("name", "model", "compatible", "cpuinfo", "gib"), BOARDS, ids=lambda value: None)
-def test_boards_are_recognised_by_their_device_tree(profiles, name, model, compatible, cpuinfo, gib):
+def test_boards_are_recognised_by_their_device_tree(
+    profiles: list[BoardProfile], name: str, model: str, compatible: str, cpuinfo: str, gib: float
+) -> None:
     facts = facts_of(model, compatible, cpuinfo, gib)
-    profile = recognise(facts, profiles)
+    profile = present(recognise(facts, profiles))
     assert profile.name == name
     cores = sorted(facts.core_parts)
     assert cores == list(range(len(cores))) and len(cores) <= profile.num_cores
@@ -171,23 +182,25 @@ def test_boards_are_recognised_by_their_device_tree(profiles, name, model, compa
 
 
 @pytest.mark.parametrize(("name", "model", "compatible", "cpuinfo", "gib"), X86)
-def test_a_mini_pc_is_recognised_by_its_processor(profiles, name, model, compatible, cpuinfo, gib):
+def test_a_mini_pc_is_recognised_by_its_processor(
+    profiles: list[BoardProfile], name: str, model: str, compatible: str, cpuinfo: str, gib: float
+) -> None:
     facts = facts_of(model, compatible, cpuinfo, gib, machine="x86_64")
     settings = settings_for(facts, recognise(facts, profiles), range(4))
-    assert (settings.profile.name, settings.cores, settings.num_threads) == (name, (0, 1, 2, 3), 4)
+    assert (present(settings.profile).name, settings.cores, settings.num_threads) == (name, (0, 1, 2, 3), 4)
     assert describe(settings, facts) == "board: x86-64 mini-PC; 4 threads on cores 0-3, 12616 MiB for layers"
 
 
-def test_in_a_container_a_raspberry_pi_is_known_by_its_cpuinfo(profiles):
+def test_in_a_container_a_raspberry_pi_is_known_by_its_cpuinfo(profiles: list[BoardProfile]) -> None:
     cpuinfo = arm(A76) + pi_tail("d04170", "Raspberry Pi 5 Model B Rev 1.0")
-    assert recognise(facts_of("", "", cpuinfo, 8), profiles).name == "raspberry-pi-5"
+    assert present(recognise(facts_of("", "", cpuinfo, 8), profiles)).name == "raspberry-pi-5"
     cpuinfo = arm(A53) + "Hardware\t: BCM2835\n" + pi_tail("902120", "Raspberry Pi Zero 2 W Rev 1.0")
-    assert recognise(facts_of("", "", cpuinfo, 0.4), profiles).name == "raspberry-pi-zero-2-w"
+    assert present(recognise(facts_of("", "", cpuinfo, 0.4), profiles)).name == "raspberry-pi-zero-2-w"
 
 
-def test_big_cores_are_used_where_there_are_small_ones(profiles):
+def test_big_cores_are_used_where_there_are_small_ones(profiles: list[BoardProfile]) -> None:
     facts = facts_of("Orange Pi 5", "rockchip,rk3588", RK3588, 8)
-    rk3588 = recognise(facts, profiles)
+    rk3588 = present(recognise(facts, profiles))
     assert {facts.core_parts[core] for core in rk3588.big_cores} == {"0xd0b"}
     assert settings_for(facts, rk3588, range(8)).cores == (4, 5, 6, 7)
     assert settings_for(facts, rk3588, range(6)).cores == (4, 5)
@@ -198,7 +211,7 @@ def test_big_cores_are_used_where_there_are_small_ones(profiles):
     assert settings_for(alike, recognise(alike, profiles), range(4)).cores == (0, 1, 2, 3)
 
 
-def test_the_memory_kept_back_counts_on_small_boards(profiles):
+def test_the_memory_kept_back_counts_on_small_boards(profiles: list[BoardProfile]) -> None:
     facts = facts_of("Raspberry Pi Zero 2 W Rev 1.0", "", arm(A53), 300 / 1024)
     settings = settings_for(facts, recognise(facts, profiles), range(4))
     assert settings.memory_bytes // MIB == 300 - 96
@@ -206,7 +219,7 @@ def test_the_memory_kept_back_counts_on_small_boards(profiles):
     assert settings_for(nothing, recognise(nothing, profiles), [0]).memory_bytes == 0
 
 
-def test_a_processor_of_no_known_kind_has_no_profile(profiles):
+def test_a_processor_of_no_known_kind_has_no_profile(profiles: list[BoardProfile]) -> None:
     facts = BoardFacts(machine="riscv64", meminfo="MemAvailable: 1000000 kB\n")
     assert recognise(facts, profiles) is None
     settings = settings_for(facts, None, [0, 1, 3])
@@ -214,7 +227,7 @@ def test_a_processor_of_no_known_kind_has_no_profile(profiles):
     assert "no known kind; 3 threads on cores 0-1,3" in describe(settings, facts)
 
 
-def test_every_profile_is_whole_and_within_its_units(profiles):
+def test_every_profile_is_whole_and_within_its_units(profiles: list[BoardProfile]) -> None:
     assert {name for name, *_ in [*BOARDS, *X86]} == {profile.name for profile in profiles}
     for profile in profiles:
         assert profile.num_threads <= max(len(profile.big_cores), profile.num_cores)
@@ -234,7 +247,7 @@ def test_every_profile_is_whole_and_within_its_units(profiles):
             assert re.fullmatch(r"20\d\d-\d\d-\d\d", figure.date or figure.seen)
 
 
-def test_stages_of_described_boards_are_theirs(profiles):
+def test_stages_of_described_boards_are_theirs(profiles: list[BoardProfile]) -> None:
     cited = [
         (profile, stage, match[1])
         for profile in profiles
@@ -249,7 +262,7 @@ def test_stages_of_described_boards_are_theirs(profiles):
         assert profile.title.removesuffix(" board") in device
 
 
-def test_no_pattern_claims_a_board_of_another_profile(profiles):
+def test_no_pattern_claims_a_board_of_another_profile(profiles: list[BoardProfile]) -> None:
     for name, model, compatible, cpuinfo, gib in BOARDS:
         others = [profile for profile in profiles if profile.name != name and not profile.is_generic]
         found = recognise(facts_of(model, compatible, cpuinfo, gib), others)
@@ -257,8 +270,8 @@ def test_no_pattern_claims_a_board_of_another_profile(profiles):
 
 
 STAGE = (
-    '{ what = "m", precision = "int8", num_layers = 4, fixed_ms = 20.0, row_ms = 1.5, basis = "measured", source = "me", '
-    'date = "2026-01-01" }'
+    '{ what = "m", precision = "int8", num_layers = 4, fixed_ms = 20.0, row_ms = 1.5, basis = "measured", '
+    'source = "me", date = "2026-01-01" }'
 )
 GOOD = """
 title = "A board"
@@ -287,16 +300,32 @@ thermal = { zones = ["cpu-thermal"], limit_c = 80, limit_source = "its maker" }
         ("limit_c = 80", "limit_c = 800", "thermal.limit_c is 800; it must be a number from 40 to 110"),
         ("allows_spinning = false", "allows_spinning = 0", "cpu.allows_spinning is 0; it must be true or false"),
         ("title", "title = =", "not readable as TOML"),
-        ("title", 'figures = [{ what = "x", value = 1.0, unit = "s", source = "hearsay", date = "2026" }]\ntitle', "address of its source"),
-        ("title", 'figures = [{ what = "x", value = 1.0, unit = "s", source = "https://x" }]\ntitle', "neither date nor seen"),
+        (
+            "title",
+            'figures = [{ what = "x", value = 1.0, unit = "s", source = "hearsay", date = "2026" }]\ntitle',
+            "address of its source",
+        ),
+        (
+            "title",
+            'figures = [{ what = "x", value = 1.0, unit = "s", source = "https://x" }]\ntitle',
+            "neither date nor seen",
+        ),
         ("title", 'stages = [{ what = "x", fixed_ms = 1.0 }]\ntitle', "stages: a key is missing or unknown"),
-        ("title", f"stages = [{STAGE.replace('2026-01-01', '')}]\ntitle", "stages: 'm' lacks milliseconds, source or date"),
-        ("title", f"stages = [{STAGE.replace('1.5', '-1.5')}]\ntitle", "stages: 'm' lacks milliseconds, source or date"),
+        (
+            "title",
+            f"stages = [{STAGE.replace('2026-01-01', '')}]\ntitle",
+            "stages: 'm' lacks milliseconds, source or date",
+        ),
+        (
+            "title",
+            f"stages = [{STAGE.replace('1.5', '-1.5')}]\ntitle",
+            "stages: 'm' lacks milliseconds, source or date",
+        ),
         ("title", f"stages = [{STAGE.replace('measured', 'guessed')}]\ntitle", "basis measured or modelled"),
         ("title", 'figures = [{ what = "x" }]\ntitle', "figures: a key is missing or unknown"),
     ],
-)  # fmt: skip
-def test_a_profile_with_a_mistake_is_refused_by_file_and_key(old, new, text):
+)
+def test_a_profile_with_a_mistake_is_refused_by_file_and_key(old: str, new: str, text: str) -> None:
     assert parse_profile("mine", GOOD).big_cores == (2, 3)
     with pytest.raises(BoardError, match=re.escape(text)):
         parse_profile("mine", GOOD.replace(old, new, 1))

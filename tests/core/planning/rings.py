@@ -1,13 +1,14 @@
 """Every ring there is, for who wants to compare: all devices, orders, shares and chunk sizes of a problem."""
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
-from flowspec_edge.core.planning.ring_problem import measure_ring
+from flowspec_edge.core.planning.ring_problem import FoundRing, RingProblem, measure_ring
 
 
-def every_ring(problem):
+def every_ring(problem: RingProblem) -> Iterator[FoundRing]:
     for size, num_stages in itertools.product(problem.stage, range(1, problem.num_devices + 1)):
         for cuts in itertools.combinations(range(1, problem.num_blocks), num_stages - 1):
             counts = [stop - start for start, stop in itertools.pairwise((0, *cuts, problem.num_blocks))]

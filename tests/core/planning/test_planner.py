@@ -2,22 +2,40 @@
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE
-from flowspec_edge.core.planning.placement import Device, Hop, Links, LoadedLayers, ModelNeeds, TimeLine, kv_cache_bytes
+from flowspec_edge.core.planning.placement import (
+    Device,
+    Hop,
+    Links,
+    LoadedLayers,
+    ModelNeeds,
+    Plan,
+    TimeLine,
+    kv_cache_bytes,
+)
 from flowspec_edge.core.planning.planner import MAX_DEVICES, plan_ring
 from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS, Throughput
 from flowspec_edge.errors import PlacementError
 from flowspec_edge.manifest import load_manifest
+from tests.narrowing import present
 
 MIB = 2**20
 FLOWSPEC = Throughput("flowspec", TYPICAL_DRAFTS)
 LAN = Links(origin="origin", usual=Hop.from_rate(1.0, 1000))
 
 
-def make_model(num_layers=16, *, layers_per_block=1, block_bytes=None, head_ms=5.0):
+def make_model(
+    num_layers: int = 16,
+    *,
+    layers_per_block: int = 1,
+    block_bytes: Mapping[str, int] | None = None,
+    head_ms: float = 5.0,
+) -> ModelNeeds:
     starts = range(0, num_layers, layers_per_block)
     return ModelNeeds(
         blocks=tuple((start, min(start + layers_per_block, num_layers)) for start in starts),
@@ -28,16 +46,16 @@ def make_model(num_layers=16, *, layers_per_block=1, block_bytes=None, head_ms=5
     )
 
 
-def make_device(node, layer_ms=5.0, *, row_ms=0.05, free=10**12, **fields):
+def make_device(node: str, layer_ms: float = 5.0, *, row_ms: float = 0.05, free: int = 10**12, **fields: Any) -> Device:
     layer = {"int8": TimeLine(layer_ms, row_ms)}
     return Device(**{"node": node, "free_memory_bytes": free, "layer": layer, **fields})
 
 
-def ranges(plan):
+def ranges(plan: Plan) -> dict[str, tuple[int, int]]:
     return {stage.node: (stage.start, stage.stop) for stage in plan.stages}
 
 
-def test_equal_boards_share_equally():
+def test_equal_boards_share_equally() -> None:
     plan = plan_ring([make_device(name) for name in "abcd"], LAN, make_model(20), FLOWSPEC)
     assert ranges(plan) == {"a": (0, 5), "b": (5, 10), "c": (10, 15), "d": (15, 20)}
     assert plan.left_out == ()
@@ -46,20 +64,20 @@ def test_equal_boards_share_equally():
     assert took_ms + sum(hop.ms(plan.num_rows) for hop in plan.hops) == pytest.approx(plan.trip_ms)
     assert plan.stages[0].time == TimeLine(25.0, 0.25)
     assert plan.stages[0].memory_bytes == int(500 * MIB * 1.2) + 50 * MIB + 60 * MIB
-    assert plan.alone.tokens_per_s < plan.tokens_per_s < plan.one_more.tokens_per_s
+    assert present(plan.alone).tokens_per_s < plan.tokens_per_s < present(plan.one_more).tokens_per_s
 
 
-def test_a_slower_board_serves_less():
+def test_a_slower_board_serves_less() -> None:
     """Memory keeps the quick boards from doing it alone."""
     room = make_model().memory_bytes("int8", 7)
     devices = [make_device("slow", 10.0, row_ms=0.5), *(make_device(n, row_ms=0.25, free=room) for n in "ab")]
     plan = plan_ring(devices, LAN, make_model(), FLOWSPEC)
     served = {node: stop - start for node, (start, stop) in ranges(plan).items()}
     assert served == {"a": 7, "b": 7, "slow": 2}
-    assert plan.alone.node == "slow"
+    assert present(plan.alone).node == "slow"
 
 
-def test_a_board_that_would_slow_the_ring_is_left_out_by_name():
+def test_a_board_that_would_slow_the_ring_is_left_out_by_name() -> None:
     devices = [make_device("pi-a"), make_device("pi-b"), make_device("pi-zero", 400.0)]
     plan = plan_ring(devices, LAN, make_model(), FLOWSPEC)
     assert sorted(ranges(plan)) == ["pi-a", "pi-b"]
@@ -68,7 +86,7 @@ def test_a_board_that_would_slow_the_ring_is_left_out_by_name():
     assert "would slow the ring" in out.reason and f"{plan.tokens_per_s:.2f} without" in out.reason
 
 
-def test_a_board_twice_as_fast_alone_as_the_ring_is_used_alone():
+def test_a_board_twice_as_fast_alone_as_the_ring_is_used_alone() -> None:
     slow = [make_device(f"pi-{number}", 20.0, row_ms=2.0) for number in range(4)]
     ring = plan_ring(slow, LAN, make_model(), FLOWSPEC)
     for layer_ms in itertools.count(10.0, -0.5):  # as fast as it takes
@@ -77,23 +95,23 @@ def test_a_board_twice_as_fast_alone_as_the_ring_is_used_alone():
             break
     plan = plan_ring([*slow, make_device("jetson", layer_ms)], LAN, make_model(), FLOWSPEC)
     assert ranges(plan) == {"jetson": (0, 16)}
-    assert plan.alone.node == "jetson" and plan.alone.tokens_per_s == plan.tokens_per_s
+    assert present(plan.alone).node == "jetson" and present(plan.alone).tokens_per_s == plan.tokens_per_s
     assert [out.node for out in plan.left_out] == [device.node for device in slow]
 
 
-def test_a_board_without_room_for_a_layer_says_how_much_it_lacks():
+def test_a_board_without_room_for_a_layer_says_how_much_it_lacks() -> None:
     plan = plan_ring([make_device("big"), make_device("tiny", free=100 * MIB)], LAN, make_model(), FLOWSPEC)
     (out,) = plan.left_out
     assert out.node == "tiny" and "100 MiB free; a stage of the fewest layers needs 190 MiB" in out.reason
 
 
-def test_more_boards_than_layers():
+def test_more_boards_than_layers() -> None:
     plan = plan_ring([make_device(n, 50.0) for n in "abc"], LAN, make_model(2), FLOWSPEC)
     assert len(plan.stages) == 2
     assert "2 blocks of layers" in plan.left_out[0].reason
 
 
-def test_a_model_that_does_not_fit_is_an_error_with_a_remedy():
+def test_a_model_that_does_not_fit_is_an_error_with_a_remedy() -> None:
     with pytest.raises(PlacementError, match=r"a 300 MiB, b 300 MiB free: add a node"):
         plan_ring([make_device(n, free=300 * MIB) for n in "ab"], LAN, make_model(), FLOWSPEC)
     with pytest.raises(PlacementError, match="add a node"):
@@ -102,7 +120,7 @@ def test_a_model_that_does_not_fit_is_an_error_with_a_remedy():
         plan_ring([], LAN, make_model(), FLOWSPEC)
 
 
-def test_each_board_takes_the_precision_that_suits_its_part():
+def test_each_board_takes_the_precision_that_suits_its_part() -> None:
     """The quick precision while there is room, the small one where there is not."""
     model = make_model(block_bytes={"fp32": 400 * MIB, "int4": 60 * MIB})
     layer = {"fp32": TimeLine(5.0, 0.05), "int4": TimeLine(8.0, 0.4)}
@@ -117,21 +135,21 @@ def test_each_board_takes_the_precision_that_suits_its_part():
     assert sum(stage.stop - stage.start for stage in plan.stages) == 16
 
 
-def test_the_last_stages_extra_work_is_counted():
+def test_the_last_stages_extra_work_is_counted() -> None:
     devices = [make_device(n, last=TimeLine(15.0)) for n in "ab"]
     plan = plan_ring(devices, LAN, make_model(), FLOWSPEC)
     assert ranges(plan) == {"a": (0, 9), "b": (9, 16)}
     assert plan.stages[-1].time.fixed_ms == pytest.approx(7 * 5.0 + 15.0)
 
 
-def test_the_origin_may_serve_and_what_else_it_does_is_counted():
+def test_the_origin_may_serve_and_what_else_it_does_is_counted() -> None:
     devices = [make_device("origin", beside_ms=15.0), make_device("pi")]
     plan = plan_ring(devices, LAN, make_model(), FLOWSPEC)
     served = {node: stop - start for node, (start, stop) in ranges(plan).items()}
     assert served == {"origin": 7, "pi": 9}
 
 
-def test_the_ring_goes_the_short_way_around():
+def test_the_ring_goes_the_short_way_around() -> None:
     far = Hop.from_rate(20.0, 1000)
     names = ["hall-1", "attic-1", "hall-2", "attic-2"]
     measured = {(a, b): far for a, b in itertools.permutations(names, 2) if a.split("-")[0] != b.split("-")[0]}
@@ -143,7 +161,7 @@ def test_the_ring_goes_the_short_way_around():
     assert sum(a != b for a, b in itertools.pairwise(["hall", *rooms, "hall"])) == 2
 
 
-def test_a_slow_wire_between_two_boards_is_avoided():
+def test_a_slow_wire_between_two_boards_is_avoided() -> None:
     slow = Hop.from_rate(1.0, 1)
     devices = [make_device(name, 50.0) for name in "abc"]
     plan = plan_ring(devices, dataclasses.replace(LAN, measured={("a", "b"): slow}), make_model(), FLOWSPEC)
@@ -152,17 +170,17 @@ def test_a_slow_wire_between_two_boards_is_avoided():
     assert len(order) == 3
 
 
-def test_blocks_of_several_layers_are_not_cut():
+def test_blocks_of_several_layers_are_not_cut() -> None:
     plan = plan_ring([make_device(n) for n in "abc"], LAN, make_model(16, layers_per_block=5), FLOWSPEC)
     assert all(stage.start % 5 == 0 for stage in plan.stages)
     assert plan.stages[-1].stop == 16
 
 
-def loaded(plan):
+def loaded(plan: Plan) -> dict[str, LoadedLayers]:
     return {stage.node: LoadedLayers(stage.start, stage.stop, stage.precision) for stage in plan.stages}
 
 
-def test_what_is_loaded_stays_while_nothing_is_clearly_better():
+def test_what_is_loaded_stays_while_nothing_is_clearly_better() -> None:
     devices = [make_device(n) for n in "abcd"]
     first = plan_ring(devices, LAN, make_model(), FLOWSPEC)
     turned = {stage.node: stage for stage in first.stages}
@@ -176,7 +194,7 @@ def test_what_is_loaded_stays_while_nothing_is_clearly_better():
     assert plan.is_kept and ranges(plan) == ranges(first)
 
 
-def test_what_is_loaded_goes_where_something_is_clearly_better():
+def test_what_is_loaded_goes_where_something_is_clearly_better() -> None:
     first = plan_ring([make_device(n) for n in "abcd"], LAN, make_model(), FLOWSPEC)
     devices = [make_device(n, loaded=loaded(first)[n], slowdown=3.0 if n == "b" else 1.0) for n in "abcd"]
     plan = plan_ring(devices, LAN, make_model(), FLOWSPEC)
@@ -185,8 +203,8 @@ def test_what_is_loaded_goes_where_something_is_clearly_better():
     assert served.get("b", 0) < 4
 
 
-def test_of_equal_plans_the_one_that_moves_fewest_layers():
-    """A node was lost and another one has come: the others keep their places, whatever the order in which they are found."""
+def test_of_equal_plans_the_one_that_moves_fewest_layers() -> None:
+    """A node was lost and another one has come. The others keep their places, in whatever order they are found."""
     first = plan_ring([make_device(n) for n in "abcd"], LAN, make_model(), FLOWSPEC)
     held = loaded(first)
     for order in itertools.permutations("abde"):
@@ -194,7 +212,7 @@ def test_of_equal_plans_the_one_that_moves_fewest_layers():
         assert ranges(plan) == {"a": (0, 4), "b": (4, 8), "e": (8, 12), "d": (12, 16)}
 
 
-def test_loaded_layers_of_another_model_or_precision_are_no_ring():
+def test_loaded_layers_of_another_model_or_precision_are_no_ring() -> None:
     held = {"a": LoadedLayers(0, 8, "fp32"), "b": LoadedLayers(8, 16, "fp32")}
     plan = plan_ring([make_device(n, loaded=held[n]) for n in "ab"], LAN, make_model(), FLOWSPEC)
     assert not plan.is_kept
@@ -202,7 +220,7 @@ def test_loaded_layers_of_another_model_or_precision_are_no_ring():
     assert not plan.is_kept and len(plan.stages) == 2
 
 
-def test_beyond_sixteen_the_slowest_are_left_out_by_name():
+def test_beyond_sixteen_the_slowest_are_left_out_by_name() -> None:
     devices = [make_device(f"pi-{n:02}", 5.0 + n) for n in range(MAX_DEVICES + 2)]
     plan = plan_ring(devices, LAN, make_model(), FLOWSPEC)
     reasons = {out.node: out.reason for out in plan.left_out}
@@ -210,7 +228,7 @@ def test_beyond_sixteen_the_slowest_are_left_out_by_name():
 
 
 @pytest.mark.parametrize("schedule", ["autoregressive", "chunked", "pipedec", "lockstep"])
-def test_the_plan_follows_the_schedule(schedule):
+def test_the_plan_follows_the_schedule(schedule: str) -> None:
     """Single tokens want the one quickest board, whatever the others; trees want the pipeline filled."""
     devices = [make_device("quick", 4.0), *(make_device(n, 5.0) for n in "abc")]
     plan = plan_ring(devices, LAN, make_model(32), Throughput(schedule, TYPICAL_DRAFTS, 5.0))
@@ -218,7 +236,7 @@ def test_the_plan_follows_the_schedule(schedule):
     assert all("would slow the ring" in out.reason for out in plan.left_out)
 
 
-def test_bytes_of_a_cache():
+def test_bytes_of_a_cache() -> None:
     manifest = load_manifest(DEMO_BUNDLE)
     geometry = manifest.geometry
     assert kv_cache_bytes(geometry, 1, 1000) == 2 * 1000 * 2 * 64 * 4

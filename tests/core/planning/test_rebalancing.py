@@ -1,6 +1,7 @@
 """A new board is used when nobody waits for it, or at once; a hot one is weighed again when a session has ended."""
 
 import random
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +13,7 @@ from flowspec_edge.core.planning.rebalancing import (
     MoveRing,
     PlanMade,
     Rebalancing,
+    RebalancingEvent,
     RingClosed,
     RingOpened,
     SessionBegan,
@@ -23,7 +25,7 @@ TWO, THREE, FOUR = frozenset("ab"), frozenset("abc"), frozenset("abcd")
 
 
 @pytest.fixture(params=[False, True], ids=["when idle", "at once"])
-def core(request):
+def core(request: pytest.FixtureRequest) -> Iterator[Rebalancing]:
     core = Rebalancing(at_once=request.param)
     core.handle(BoardsFound(TWO), 0.0)
     assert core.handle(RingOpened(TWO), 1.0) == []
@@ -31,18 +33,18 @@ def core(request):
     core.check()
 
 
-def plan_due(core, now):
+def plan_due(core: Rebalancing, now: float) -> list[MakePlan | MoveRing]:
     assert core.next_deadline() == now
     return core.handle(TimePassed(), now)
 
 
-def test_boards_that_were_weighed_are_no_news(core):
+def test_boards_that_were_weighed_are_no_news(core: Rebalancing) -> None:
     assert core.handle(BoardsFound(TWO), 5.0) == []
     assert core.handle(BoardsFound(frozenset("a")), 6.0) == []
     assert core.next_deadline() is None
 
 
-def test_an_idle_ring_moves_to_a_better_plan(core):
+def test_an_idle_ring_moves_to_a_better_plan(core: Rebalancing) -> None:
     assert core.handle(BoardsFound(THREE), 10.0) == []
     assert core.handle(BoardsFound(FOUR), 11.0) == []  # switched on together
     assert plan_due(core, 10.0 + SETTLE_S) == [MakePlan()]
@@ -52,7 +54,7 @@ def test_an_idle_ring_moves_to_a_better_plan(core):
     assert core.next_deadline() is None
 
 
-def test_a_plan_that_is_not_better_moves_nothing_and_is_not_made_again(core):
+def test_a_plan_that_is_not_better_moves_nothing_and_is_not_made_again(core: Rebalancing) -> None:
     core.handle(BoardsFound(THREE), 10.0)
     assert plan_due(core, 10.0 + SETTLE_S) == [MakePlan()]
     assert core.handle(PlanMade(THREE, is_better=False), 14.0) == []
@@ -61,7 +63,7 @@ def test_a_plan_that_is_not_better_moves_nothing_and_is_not_made_again(core):
     assert core.next_deadline() is None
 
 
-def test_sessions_that_run_end_where_they_began_unless_it_is_to_be_at_once(core):
+def test_sessions_that_run_end_where_they_began_unless_it_is_to_be_at_once(core: Rebalancing) -> None:
     core.handle(SessionBegan(), 9.0)
     core.handle(SessionBegan(), 9.0)
     core.handle(BoardsFound(THREE), 10.0)
@@ -71,14 +73,14 @@ def test_sessions_that_run_end_where_they_began_unless_it_is_to_be_at_once(core)
     assert core.handle(SessionEnded(), 16.0) == [MoveRing()] * (not core.at_once)
 
 
-def test_a_board_that_comes_while_a_plan_is_made_waits_for_the_next_one(core):
+def test_a_board_that_comes_while_a_plan_is_made_waits_for_the_next_one(core: Rebalancing) -> None:
     core.handle(BoardsFound(THREE), 10.0)
     assert plan_due(core, 10.0 + SETTLE_S) == [MakePlan()]
     assert core.handle(BoardsFound(FOUR), 12.0) == []
     assert core.handle(PlanMade(THREE, is_better=False), 14.0) == [MakePlan()], "it has settled meanwhile"
 
 
-def test_after_a_session_an_old_plan_is_made_anew(core):
+def test_after_a_session_an_old_plan_is_made_anew(core: Rebalancing) -> None:
     for began in (1.0, REPLAN_S):
         core.handle(SessionBegan(), began)
         core.handle(SessionBegan(), began)
@@ -87,7 +89,7 @@ def test_after_a_session_an_old_plan_is_made_anew(core):
     assert core.handle(PlanMade(TWO, is_better=False), REPLAN_S + 2.0) == []
 
 
-def test_without_a_ring_nothing_is_due(core):
+def test_without_a_ring_nothing_is_due(core: Rebalancing) -> None:
     core.handle(BoardsFound(THREE), 10.0)
     core.handle(RingClosed(), 10.5)
     assert core.next_deadline() is None
@@ -96,7 +98,7 @@ def test_without_a_ring_nothing_is_due(core):
     assert core.next_deadline() is None
 
 
-def test_a_plan_is_made_anew_when_a_board_that_it_uses_has_left(core):
+def test_a_plan_is_made_anew_when_a_board_that_it_uses_has_left(core: Rebalancing) -> None:
     core.handle(SessionBegan(), 9.0)
     core.handle(BoardsFound(FOUR), 10.0)
     assert plan_due(core, 10.0 + SETTLE_S) == [MakePlan()]
@@ -108,14 +110,14 @@ def test_a_plan_is_made_anew_when_a_board_that_it_uses_has_left(core):
         assert core.handle(BoardsFound(frozenset("a")), 17.0) == [MakePlan()]
 
 
-def test_a_session_that_ends_after_its_ring_makes_nothing_due(core):
+def test_a_session_that_ends_after_its_ring_makes_nothing_due(core: Rebalancing) -> None:
     core.handle(SessionBegan(), 2.0)
     core.handle(RingClosed(), 2.0 + REPLAN_S)
     assert core.handle(SessionEnded(), 3.0 + REPLAN_S) == []
     assert core.next_deadline() is None
 
 
-def test_a_plan_of_a_ring_that_was_lost_meanwhile_is_forgotten(core):
+def test_a_plan_of_a_ring_that_was_lost_meanwhile_is_forgotten(core: Rebalancing) -> None:
     core.handle(BoardsFound(THREE), 10.0)
     assert plan_due(core, 10.0 + SETTLE_S) == [MakePlan()]
     core.handle(RingClosed(), 12.0)
@@ -123,14 +125,15 @@ def test_a_plan_of_a_ring_that_was_lost_meanwhile_is_forgotten(core):
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_whatever_happens_one_thing_is_done_at_a_time(seed):
+def test_whatever_happens_one_thing_is_done_at_a_time(seed: int) -> None:
     rng = random.Random(seed)
     core = Rebalancing(at_once=rng.random() < 0.5)
-    now, num_sessions, doing = 0.0, 0, None
+    now, num_sessions = 0.0, 0
+    doing: MakePlan | MoveRing | None = None
     for _ in range(200):
         now += rng.choice((0.0, 0.3, 5.0, 70.0))
         boards = frozenset(rng.sample("abcde", rng.randint(1, 5)))
-        events = [BoardsFound(boards), SessionBegan(), TimePassed()]
+        events: list[RebalancingEvent] = [BoardsFound(boards), SessionBegan(), TimePassed()]
         if num_sessions:
             events.append(SessionEnded())
         if doing is None:

@@ -1,6 +1,7 @@
 """The search finds what trying every ring finds."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ small = st.one_of(st.just(0.0), st.floats(0.01, 8).map(lambda ms: round(ms, 2)))
 
 
 @st.composite
-def problems(draw):
+def problems(draw: st.DrawFn) -> RingProblem:
     """Up to four devices and six blocks, two chunk sizes, any costs, memory limits and precisions."""
     num_devices, num_blocks = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     sizes = (1, 8)
@@ -33,7 +34,7 @@ def problems(draw):
     for table in stage.values():
         table[:, 0] = 0.0
 
-    def matrix(values):
+    def matrix(values: st.SearchStrategy[Any]) -> np.ndarray:
         is_uniform = draw(st.booleans())
         value = draw(values)
         ends = num_devices + 1
@@ -42,7 +43,7 @@ def problems(draw):
         np.fill_diagonal(array, np.inf)
         return array
 
-    def per_device():
+    def per_device() -> np.ndarray:
         return np.array([draw(small) for _ in range(num_devices)])
 
     throughput = Throughput(draw(st.sampled_from(["flowspec", "autoregressive", "chunked"])), TYPICAL_DRAFTS, 5.0)
@@ -59,7 +60,7 @@ def problems(draw):
 
 @settings(max_examples=120, deadline=None)
 @given(problems())
-def test_no_ring_is_better_than_the_one_found(problem):
+def test_no_ring_is_better_than_the_one_found(problem: RingProblem) -> None:
     best = max((ring.tokens_per_s for ring in every_ring(problem)), default=None)
     found = RingSearch(problem).best()
     if best is None:
@@ -72,7 +73,7 @@ def test_no_ring_is_better_than_the_one_found(problem):
 
 @settings(max_examples=40, deadline=None)
 @given(problems())
-def test_the_best_ring_of_given_devices(problem):
+def test_the_best_ring_of_given_devices(problem: RingProblem) -> None:
     devices = set(range(problem.num_devices))
     best = max((ring.tokens_per_s for ring in every_ring(problem) if set(ring.order) == devices), default=None)
     found = RingSearch(problem).best_of(devices)

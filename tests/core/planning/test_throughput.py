@@ -26,7 +26,9 @@ from flowspec_edge.errors import RequestError
     st.integers(1, 16),
     st.floats(0, 3),
 )
-def test_it_falls_where_trip_or_interval_grow(schedule, num_rows, trip_ms, share, factor, num_stages, scale):
+def test_it_falls_where_trip_or_interval_grow(
+    schedule: str, num_rows: int, trip_ms: float, share: float, factor: float, num_stages: int, scale: float
+) -> None:
     throughput = Throughput(schedule, TYPICAL_DRAFTS.scaled(scale), 5.0)
     interval_ms = trip_ms * share
     rate = throughput.tokens_per_s(num_rows, trip_ms, interval_ms, num_stages)
@@ -34,12 +36,12 @@ def test_it_falls_where_trip_or_interval_grow(schedule, num_rows, trip_ms, share
     assert throughput.tokens_per_s(num_rows, trip_ms, interval_ms * factor, num_stages) <= rate * (1 + 1e-12)
 
 
-def test_without_drafts_a_token_takes_a_trip():
+def test_without_drafts_a_token_takes_a_trip() -> None:
     assert Throughput("flowspec", NO_DRAFTS).tokens_per_s(1, 250.0, 60.0, 4) == pytest.approx(4.0)
     assert Throughput("autoregressive", TYPICAL_DRAFTS).tokens_per_s(1, 250.0, 60.0, 4) == pytest.approx(4.0)
 
 
-def test_a_curve_is_counted_from_the_rows_that_the_target_took():
+def test_a_curve_is_counted_from_the_rows_that_the_target_took() -> None:
     places = [(1, 3), (1,), ()]  # rows 1 and 3 of the first tree, in score order
     assert tokens_of_best_rows(places, 1) == 1.0, "the root alone"
     assert tokens_of_best_rows(places, 2) == pytest.approx(1 + 2 / 3)
@@ -48,11 +50,11 @@ def test_a_curve_is_counted_from_the_rows_that_the_target_took():
     assert curve.at(2) == pytest.approx(1 + 2 / 3) and curve.at(1000) == pytest.approx(2.0)
 
 
-def test_a_tree_never_brings_more_tokens_than_it_has_rows():
+def test_a_tree_never_brings_more_tokens_than_it_has_rows() -> None:
     curve = TYPICAL_DRAFTS.scaled(5)
     assert all(tokens <= rows for rows, tokens in zip(curve.rows, curve.tokens, strict=True))
 
 
-def test_an_unknown_schedule_is_refused():
+def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(RequestError, match="fastest"):
         Throughput("fastest", NO_DRAFTS)

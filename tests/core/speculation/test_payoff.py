@@ -5,7 +5,7 @@ from flowspec_edge.core.speculation.payoff import FIRST_PAUSE_TOKENS, TRIAL_TOKE
 PLAIN_S = 0.1
 
 
-def states(payoff, seconds_per_token, num_tokens, now):
+def states(payoff: Payoff, seconds_per_token: float, num_tokens: int, now: float) -> tuple[list[bool], float]:
     """Whether it is on after each token."""
     found = []
     for _ in range(num_tokens):
@@ -15,12 +15,12 @@ def states(payoff, seconds_per_token, num_tokens, now):
     return found, now
 
 
-def test_what_pays_stays_on():
+def test_what_pays_stays_on() -> None:
     payoff = Payoff()
     assert all(states(payoff, 0.05, 500, 0.0)[0])
 
 
-def test_what_does_not_pay_pauses_twice_as_long_each_time():
+def test_what_does_not_pay_pauses_twice_as_long_each_time() -> None:
     payoff = Payoff()
     payoff.count(1, 0.0, PLAIN_S)
     found, _ = states(payoff, 0.2, 200, 0.0)
@@ -31,7 +31,7 @@ def test_what_does_not_pay_pauses_twice_as_long_each_time():
     assert changes[:4] == [first_end, second_start, second_end, second_end + 2 * FIRST_PAUSE_TOKENS]
 
 
-def test_what_begins_to_pay_is_noticed():
+def test_what_begins_to_pay_is_noticed() -> None:
     payoff = Payoff()
     _, now = states(payoff, 0.2, 40, 0.0)
     assert not payoff.is_on

@@ -1,5 +1,8 @@
 """Costs from what chunks tell, and from costs the moments: every case is small enough to work out by hand."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,12 +14,12 @@ SECONDS = st.floats(0, 10)
 SIZES = st.integers(1, 128)
 
 
-def exactly(seconds):
+def exactly(seconds: float) -> Any:
     return pytest.approx(seconds, abs=1e-6)
 
 
 @given(SECONDS, SECONDS, st.lists(SIZES, min_size=2, max_size=50).filter(lambda sizes: len(set(sizes)) > 1))
-def test_a_line_is_recovered(fixed, slope, sizes):
+def test_a_line_is_recovered(fixed: float, slope: float, sizes: Sequence[int]) -> None:
     fit = LineFit()
     for n in sizes:
         fit.add(n, fixed + slope * n)
@@ -26,7 +29,7 @@ def test_a_line_is_recovered(fixed, slope, sizes):
 
 
 @given(st.lists(st.tuples(SIZES, SECONDS), min_size=1, max_size=50))
-def test_neither_part_of_a_line_is_ever_negative(samples):
+def test_neither_part_of_a_line_is_ever_negative(samples: Sequence[tuple[int, float]]) -> None:
     fit = LineFit()
     for n, seconds in samples:
         fit.add(n, seconds)
@@ -34,7 +37,7 @@ def test_neither_part_of_a_line_is_ever_negative(samples):
         assert fit.at(0) >= -1e-9
 
 
-def test_samples_of_one_size_give_their_mean():
+def test_samples_of_one_size_give_their_mean() -> None:
     fit = LineFit()
     assert not fit.has_samples
     for seconds in (2.0, 4.0) * 200:
@@ -43,7 +46,7 @@ def test_samples_of_one_size_give_their_mean():
     assert fit.at(8) == pytest.approx(3.0, abs=0.02)
 
 
-def test_a_board_that_throttles_is_noticed():
+def test_a_board_that_throttles_is_noticed() -> None:
     fit = LineFit()
     for n in (2, 16, 64) * 100:
         fit.add(n, 0.010 + 0.001 * n)
@@ -53,7 +56,7 @@ def test_a_board_that_throttles_is_noticed():
     assert fit.slope == pytest.approx(0.003, rel=0.05)
 
 
-def measured(*stages, hop_s=0.001):
+def measured(*stages: tuple[float, float], hop_s: float = 0.001) -> Pipeline:
     """A pipeline that has learned ``(fixed, slope)`` per stage and the same time for each hop."""
     pipeline = Pipeline(RingCosts(len(stages)))
     assert not pipeline.costs.is_measured
@@ -67,7 +70,7 @@ def measured(*stages, hop_s=0.001):
     return pipeline
 
 
-def test_costs_are_learned_without_the_waiting():
+def test_costs_are_learned_without_the_waiting() -> None:
     costs = measured((0.010, 0.001), (0.030, 0.002)).costs
     assert [stage.at(10) for stage in costs.stages] == [exactly(0.020), exactly(0.050)]
     assert costs.interval_s(10) == exactly(0.050)
@@ -75,7 +78,7 @@ def test_costs_are_learned_without_the_waiting():
     assert costs.hop_s(10) == exactly(0.001)
 
 
-def test_a_chunk_leaves_when_the_slowest_stage_will_just_be_free():
+def test_a_chunk_leaves_when_the_slowest_stage_will_just_be_free() -> None:
     pipeline = measured((0.010, 0), (0.030, 0))
     pipeline.send(Flight({1}, 1.0))  # stage 0: 1.001 to 1.011, stage 1: 1.012 to 1.042
     assert pipeline.returns_at() == exactly(1.043)
@@ -87,20 +90,20 @@ def test_a_chunk_leaves_when_the_slowest_stage_will_just_be_free():
     assert pipeline.returns_at() == exactly(1.043), "the first one comes back first"
 
 
-def test_a_slow_first_stage_paces_what_leaves():
+def test_a_slow_first_stage_paces_what_leaves() -> None:
     pipeline = measured((0.030, 0), (0.010, 0))
     pipeline.send(Flight({1}, 1.0))  # stage 0: 1.001 to 1.031
     assert pipeline.send_at(1) == exactly(1.030)
 
 
-def test_a_chunk_that_left_too_early_is_expected_to_wait():
+def test_a_chunk_that_left_too_early_is_expected_to_wait() -> None:
     pipeline = measured((0.010, 0), (0.030, 0))
     for id in (1, 2):
         pipeline.send(Flight({id}, 1.0))
     assert pipeline.flights[1].starts == [exactly(1.011), exactly(1.042)]
 
 
-def test_pruning_shortens_what_has_not_started():
+def test_pruning_shortens_what_has_not_started() -> None:
     pipeline = measured((0.010, 0.010))
     pipeline.send(Flight({1, 2, 3, 4, 5}, 1.0))  # 1.001 to 1.061
     pipeline.send(Flight({6, 7, 8, 9, 10}, 1.0))  # 1.061 to 1.121
@@ -114,7 +117,7 @@ def test_pruning_shortens_what_has_not_started():
     assert pipeline.send_at(1) == exactly(1.060)
 
 
-def test_a_dead_chunk_that_runs_keeps_its_stage_no_longer_than_the_word_takes():
+def test_a_dead_chunk_that_runs_keeps_its_stage_no_longer_than_the_word_takes() -> None:
     pipeline = measured((0.010, 0.010))
     pipeline.send(Flight({1, 2, 3, 4, 5}, 1.0))  # 1.001 to 1.061
     pipeline.prune({1, 2, 3, 4, 5}, 1.020)
@@ -122,7 +125,7 @@ def test_a_dead_chunk_that_runs_keeps_its_stage_no_longer_than_the_word_takes():
     assert pipeline.send_at(1) <= 1.021
 
 
-def test_what_comes_back_is_matched_by_its_living_rows():
+def test_what_comes_back_is_matched_by_its_living_rows() -> None:
     pipeline = measured((0.010, 0))
     first, second = Flight({1, 2}, 1.0), Flight({3, 4}, 1.0)
     pipeline.send(first)
@@ -133,7 +136,7 @@ def test_what_comes_back_is_matched_by_its_living_rows():
     assert pipeline.flights == [first]
 
 
-def test_a_chunk_that_was_given_up_teaches_nothing():
+def test_a_chunk_that_was_given_up_teaches_nothing() -> None:
     pipeline = measured((0.010, 0))
     before = pipeline.costs.interval_s(4)
     pipeline.send(Flight({1}, 1.0))
@@ -142,14 +145,14 @@ def test_a_chunk_that_was_given_up_teaches_nothing():
     assert pipeline.costs.interval_s(4) == before
 
 
-def test_an_unmeasured_ring_waits_for_nothing():
+def test_an_unmeasured_ring_waits_for_nothing() -> None:
     pipeline = Pipeline(RingCosts(3))
     pipeline.send(Flight({1}, 5.0))
     assert pipeline.send_at(1) <= 5.0
     assert pipeline.returns_at() is None
 
 
-def test_a_plain_token_takes_a_single_rows_quickest_trip_and_until_one_was_seen_what_the_lines_say():
+def test_a_plain_token_takes_a_single_rows_quickest_trip_and_until_one_was_seen_what_the_lines_say() -> None:
     costs = RingCosts(1)
     for num_rows in (4, 8):
         costs.add_trip(0.012 + 0.001 * num_rows, [Passage(num_rows, 0.0, 0.010 + 0.001 * num_rows)])

@@ -1,6 +1,7 @@
 """The whole method on the real cores: whatever the timing, the text is what the unsplit model would have written."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from flowspec_edge.core.speculation.origin import PROGRESS_TIMEOUT_S
 from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names
 from flowspec_edge.errors import ProtocolError, RequestError
 from tests.fakes import FakeRing, unsplit
+from tests.narrowing import present
 
 OPTIONS = st.builds(
     GenerateOptions,
@@ -28,7 +30,9 @@ PROMPTS = st.lists(st.integers(1, 12), min_size=1, max_size=200).map(tuple)
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 6), PROMPTS, OPTIONS, st.floats(0, 1), st.integers(0, 2**32))
-def test_output_equals_the_unsplit_models(num_stages, prompt, options, skill, seed):
+def test_output_equals_the_unsplit_models(
+    num_stages: int, prompt: tuple[int, ...], options: GenerateOptions, skill: float, seed: int
+) -> None:
     ring = FakeRing(num_stages, random.Random(seed), skill)
     answer = ring.submit(1, prompt, options)
     ring.run()
@@ -39,7 +43,9 @@ def test_output_equals_the_unsplit_models(num_stages, prompt, options, skill, se
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), PROMPTS, OPTIONS, st.floats(0, 1), st.integers(0, 2**32))
-def test_tapped_rows_reach_the_drafter_from_whichever_stages_own_them(num_stages, prompt, options, skill, seed):
+def test_tapped_rows_reach_the_drafter_from_whichever_stages_own_them(
+    num_stages: int, prompt: tuple[int, ...], options: GenerateOptions, skill: float, seed: int
+) -> None:
     """The fake drafter compares each row with its path; they come in any order, and from one stage or from three."""
     ring = FakeRing(num_stages, random.Random(seed), skill, taps=(2, 4, 5))
     answer = ring.submit(1, prompt, options)
@@ -47,7 +53,7 @@ def test_tapped_rows_reach_the_drafter_from_whichever_stages_own_them(num_stages
     assert answer.tokens == unsplit(prompt, options)
 
 
-def test_drafts_from_tapped_rows_speed_up_as_much_as_others():
+def test_drafts_from_tapped_rows_speed_up_as_much_as_others() -> None:
     for taps in ((), (2, 4, 5)):
         ring = FakeRing(3, random.Random(1), skill=1.0, taps=taps)
         answer = ring.submit(1, (1, 2, 3), GenerateOptions(max_new_tokens=60))
@@ -55,7 +61,7 @@ def test_drafts_from_tapped_rows_speed_up_as_much_as_others():
         assert len(answer.trips) < len(answer.tokens)
 
 
-def test_rows_that_nobody_asked_for_are_refused():
+def test_rows_that_nobody_asked_for_are_refused() -> None:
     ring = FakeRing(2, random.Random(1), taps=(2, 4))
     ring.submit(1, (1, 2, 3), GenerateOptions())
     row = np.zeros((1, 2), np.float32)
@@ -69,14 +75,16 @@ def test_rows_that_nobody_asked_for_are_refused():
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(PROMPTS, OPTIONS), min_size=2, max_size=6), st.integers(0, 2**32))
-def test_sessions_share_the_ring_without_mixing(requests, seed):
+def test_sessions_share_the_ring_without_mixing(
+    requests: Sequence[tuple[tuple[int, ...], GenerateOptions]], seed: int
+) -> None:
     ring = FakeRing(3, random.Random(seed))
     answers = [ring.submit(session, *request) for session, request in enumerate(requests)]
     ring.run()
     assert [answer.tokens for answer in answers] == [unsplit(*request) for request in requests]
 
 
-def test_several_stages_work_on_one_text_at_once():
+def test_several_stages_work_on_one_text_at_once() -> None:
     ring = FakeRing(4, random.Random(1), skill=1.0)
     answer = ring.submit(1, (1, 2, 3), GenerateOptions(max_new_tokens=60))
     most_at_work = 0
@@ -86,7 +94,7 @@ def test_several_stages_work_on_one_text_at_once():
     assert len(answer.trips) < len(answer.tokens)
 
 
-def test_forwards_that_nobody_needs_are_cancelled_and_leave_no_trace():
+def test_forwards_that_nobody_needs_are_cancelled_and_leave_no_trace() -> None:
     ring = FakeRing(4, random.Random(8), skill=0.4)
     options = GenerateOptions(max_new_tokens=60, temperature=1.0, seed=8)
     answer = ring.submit(1, (1, 2, 3), options)
@@ -95,7 +103,7 @@ def test_forwards_that_nobody_needs_are_cancelled_and_leave_no_trace():
     assert answer.tokens == unsplit((1, 2, 3), options)
 
 
-def test_a_cancelled_generation_frees_every_cache_and_emits_nothing_more():
+def test_a_cancelled_generation_frees_every_cache_and_emits_nothing_more() -> None:
     ring = FakeRing(3, random.Random(2))
     answer = ring.submit(1, (1, 2, 3), GenerateOptions(max_new_tokens=60))
     while len(answer.tokens) < 3:
@@ -107,37 +115,37 @@ def test_a_cancelled_generation_frees_every_cache_and_emits_nothing_more():
     assert not any(stage.caches for stage in ring.stages)
 
 
-def test_a_lost_ring_ends_each_generation_with_the_reason():
+def test_a_lost_ring_ends_each_generation_with_the_reason() -> None:
     ring = FakeRing(3, random.Random(3))
     answers = [ring.submit(session, (1, 2), GenerateOptions()) for session in (1, 2)]
     ring.tell_origin(ev.RingLost("peer pi-hall: link lost"))
     assert [(answer.reason, answer.error) for answer in answers] == [("failed", "peer pi-hall: link lost")] * 2
 
 
-def test_a_silent_ring_is_given_up_after_the_deadline():
+def test_a_silent_ring_is_given_up_after_the_deadline() -> None:
     ring = FakeRing(2, random.Random(4))
     answer = ring.submit(1, (1, 2), GenerateOptions())
     assert ring.origin.next_deadline() == pytest.approx(ring.order.now_s + PROGRESS_TIMEOUT_S)
     ring.order.now_s += PROGRESS_TIMEOUT_S
     ring.tell_origin(ev.DeadlinePassed())
     assert answer.reason == "failed"
-    assert "nothing came back" in answer.error
+    assert "nothing came back" in present(answer.error)
 
 
-def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers():
+def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
     ring = FakeRing(1, random.Random(5), max_context=8)
     with pytest.raises(RequestError, match="the prompt has 8 tokens, the model's context holds 8"):
         ring.submit(1, (1,) * 8, GenerateOptions())
 
 
-def test_the_context_limit_ends_the_text():
+def test_the_context_limit_ends_the_text() -> None:
     ring = FakeRing(2, random.Random(6), max_context=20)
     answer = ring.submit(1, (5, 6, 7), GenerateOptions(max_new_tokens=100))
     ring.run()
     assert answer.tokens == unsplit((5, 6, 7), GenerateOptions(max_new_tokens=100), max_context=20)
 
 
-def test_an_unknown_schedule_is_refused_with_the_known_ones():
+def test_an_unknown_schedule_is_refused_with_the_known_ones() -> None:
     ring = FakeRing(1, random.Random(7))
     with pytest.raises(RequestError, match=f"choose one of {', '.join(SCHEDULES)}$"):
         ring.submit(1, (1,), GenerateOptions(schedule="fastest"))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from flowspec_edge.core.rows import NO_PARENT, Advance, Row
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import ProtocolError
-from tests.core.speculation.trees import interleavings, living, stories
+from tests.core.speculation.trees import Story, interleavings, living, stories
 
 
 def small_tree() -> Tree:
@@ -18,14 +18,14 @@ def small_tree() -> Tree:
     return tree
 
 
-def test_advance_commits_the_path_and_drops_the_other_branches():
+def test_advance_commits_the_path_and_drops_the_other_branches() -> None:
     tree = small_tree()
     tree.advance(Advance(1, 13))
     assert sorted(tree.take_dropped()) == [2, 4]
     assert living(tree) == {0: 11, 1: 13, 3: None}
 
 
-def test_advance_to_an_unknown_token_drops_every_child_and_waits_for_the_new_one():
+def test_advance_to_an_unknown_token_drops_every_child_and_waits_for_the_new_one() -> None:
     tree = small_tree()
     tree.advance(Advance(1, 99))
     assert sorted(tree.take_dropped()) == [2, 3, 4]
@@ -34,7 +34,7 @@ def test_advance_to_an_unknown_token_drops_every_child_and_waits_for_the_new_one
     assert not tree.add(Row(7, 3, 60))
 
 
-def test_advance_that_overtakes_its_row_waits_for_it():
+def test_advance_that_overtakes_its_row_waits_for_it() -> None:
     tree = Tree()
     tree.add(Row(0, NO_PARENT, 10))
     tree.advance(Advance(1, 12))
@@ -42,14 +42,14 @@ def test_advance_that_overtakes_its_row_waits_for_it():
     assert living(tree) == {0: 11, 1: 12}
 
 
-def test_contradicting_advances_are_the_origins_fault():
+def test_contradicting_advances_are_the_origins_fault() -> None:
     tree = small_tree()
     tree.advance(Advance(1, 13))
     with pytest.raises(ProtocolError, match="row 1 is advanced to 13 and to 12"):
         tree.advance(Advance(1, 12))
 
 
-def test_two_children_with_one_token_are_refused():
+def test_two_children_with_one_token_are_refused() -> None:
     tree = small_tree()
     with pytest.raises(ProtocolError, match="rows 2 and 9 are both token 12"):
         tree.add(Row(9, 1, 12))
@@ -57,7 +57,7 @@ def test_two_children_with_one_token_are_refused():
 
 @settings(max_examples=300)
 @given(stories(), st.data())
-def test_chunks_and_advances_commute(story, data):
+def test_chunks_and_advances_commute(story: Story, data: st.DataObject) -> None:
     """Any interleaving that keeps chunks in order, Advances anywhere and repeated, ends in the same tree."""
     expected = None
     for order in (story.in_order(), data.draw(interleavings(story)), data.draw(interleavings(story))):

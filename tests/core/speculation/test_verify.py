@@ -17,13 +17,14 @@ CHI_SQUARE_999 = {5: 20.52, 39: 72.05}
 """99.9 % quantiles by degrees of freedom."""
 
 
-def foreseen(sampler, position):
+def foreseen(sampler: Sampler, position: int) -> np.ndarray:
     """Log-chances of all tokens at a position, as a draft that equals the target sees them."""
-    return sampler.foresee(TOKENS[None], LOG_PROBS[TOKENS][None], [position])[0]
+    chances: np.ndarray = sampler.foresee(TOKENS[None], LOG_PROBS[TOKENS][None], [position])[0]
+    return chances
 
 
 @pytest.mark.parametrize(("top_k", "num_free"), [(0, 39), (6, 5)])
-def test_draws_follow_the_distribution(top_k, num_free):
+def test_draws_follow_the_distribution(top_k: int, num_free: int) -> None:
     options = GenerateOptions(temperature=2.0, top_k=top_k, seed=11)
     num_draws = 8_000
     sampler = Sampler(options, VOCAB)
@@ -35,7 +36,7 @@ def test_draws_follow_the_distribution(top_k, num_free):
     assert ((counts[kept] - expected[kept]) ** 2 / expected[kept]).sum() < CHI_SQUARE_999[num_free]
 
 
-def test_a_draw_depends_on_seed_and_position_alone():
+def test_a_draw_depends_on_seed_and_position_alone() -> None:
     options = GenerateOptions(temperature=1.0, seed=3)
     there = [Sampler(options, VOCAB).draw(LOGITS, position) for position in range(50)]
     sampler = Sampler(options, VOCAB)
@@ -45,7 +46,7 @@ def test_a_draw_depends_on_seed_and_position_alone():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.0])
-def test_a_draft_that_equals_the_target_foresees_every_draw(temperature):
+def test_a_draft_that_equals_the_target_foresees_every_draw(temperature: float) -> None:
     sampler = Sampler(GenerateOptions(temperature=temperature, seed=5), VOCAB)
     for position in range(200):
         chances = foreseen(sampler, position)
@@ -53,18 +54,18 @@ def test_a_draft_that_equals_the_target_foresees_every_draw(temperature):
         assert np.exp(chances).sum() < 1 + 1e-5
 
 
-def test_luck_does_not_help_a_token_that_is_cut_off():
-    def share_in_first_three(options):
+def test_luck_does_not_help_a_token_that_is_cut_off() -> None:
+    def share_in_first_three(options: GenerateOptions) -> float:
         sampler = Sampler(options, VOCAB)
         best = [np.argmax(foreseen(sampler, position)) for position in range(200)]
-        return np.mean(np.array(best) < 3)
+        return float(np.mean(np.array(best) < 3))
 
     assert share_in_first_three(GenerateOptions(temperature=8.0)) < 0.3
     assert share_in_first_three(GenerateOptions(temperature=8.0, top_k=3)) > 0.8
     assert share_in_first_three(GenerateOptions(temperature=8.0, top_p=0.1)) > 0.8
 
 
-def test_the_likeliest_child_is_the_one_that_will_be_drawn():
+def test_the_likeliest_child_is_the_one_that_will_be_drawn() -> None:
     """Though it is not among the tokens that the draft thinks likeliest."""
     sampler = Sampler(GenerateOptions(temperature=1.0, seed=7), VOCAB)
     tree = Tree()
