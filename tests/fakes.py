@@ -147,7 +147,7 @@ class Answer:
 
 
 class AnyOrder:
-    """Takes what is due from any lane, as ``rng`` chooses. Time passes in small steps; where nothing is due, it leaps."""
+    """Takes what is due from any lane, as ``rng`` chooses. Time passes in small steps, or leaps if nothing is due."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng

@@ -30,21 +30,11 @@ DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields", "_make"}
 OF_LIBRARIES = {"exporter.tokenizer: (...)._tokenizer", "flowspec_edge.net.link: websocket._writer"}
 """Where a library has no public way to what is needed; the line itself says why."""
 STANDING: dict[str, set[str]] = {
-    "long": {
-        "`flowspec_edge/core/speculation/generation.py`",
-        "`flowspec_edge/core/speculation/generation.py`, `Generation.__init__`",
-        "`flowspec_edge/weights/cache.py`",
-    },
+    "long": set(),
     "upwards": set(),
-    "circles": {
-        "generation schedules ablations autoregressive base flowspec pipedec rounds",
-    },
+    "circles": set(),
     "handed on": set(),
-    "private": {
-        "flowspec_edge.weights.supply: self.supply._own",
-        "flowspec_edge.weights.supply: self.supply._run",
-        "flowspec_edge.weights.supply: self.supply._tls",
-    },
+    "private": set(),
 }
 """What still stands against each rule. A new entry is refused like an old one whose cause is gone: take that out."""
 PROGRAMS = {"flowspec_edge.bench.replay"}

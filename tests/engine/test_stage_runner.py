@@ -227,7 +227,7 @@ def test_rows_are_tapped_where_they_enter_a_layer_and_only_where_that_is_asked(
     bundle: Bundle, tokens: list[int]
 ) -> None:
     assert bundle.manifest.drafter is not None
-    drafter = dataclasses.replace(bundle.manifest.drafter, taps=(0, 3, 8))
+    drafter = dataclasses.replace(bundle.manifest.drafter, taps=[0, 3, 8])
     manifest = dataclasses.replace(bundle.manifest, drafter=drafter)
     before, stage = (StageRunner(bundle.directory, manifest, *layers) for layers in ((0, 2), (2, NUM_LAYERS)))
     for runner in (before, stage):
