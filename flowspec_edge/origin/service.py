@@ -15,9 +15,11 @@ from typing import Any, Protocol, Self
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning import rebalancing as rb
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.errors import FlowspecError
+from flowspec_edge.files import open_record
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
 from flowspec_edge.origin.answer import Answer
@@ -78,6 +80,7 @@ class GenerationService:
         self._boards = boards
         self._names_links = names_links
         self._core = rb.Rebalancing(at_once=moves_at_once)
+        self._journal = Journal("rebalancing", {"at_once": moves_at_once}, open_record("rebalancing"))
         self._ring: Ring | None = None
         self._writer: Ring | None = None
         self._next_plan: Plan | None = None
@@ -188,7 +191,7 @@ class GenerationService:
         """Tell the core what happened, start what it asks for, and set the timer to its next deadline."""
         if self._boards is None:
             return
-        for action in self._core.handle(event, time.monotonic()):
+        for action in self._journal.handle(self._core, event, time.monotonic()):
             match action:
                 case rb.MakePlan():
                     self._spawn(self._plan(self._boards), "planning anew")

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 import aiohttp
 
 from flowspec_edge.core.events import DeadlinePassed
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.weights import fetching as fe
 from flowspec_edge.errors import FetchError, FlowspecError
+from flowspec_edge.files import open_record
 from flowspec_edge.weights.part import Part
 from flowspec_edge.weights.server import READ_BYTES, STALL_S
 
@@ -126,6 +128,8 @@ class _Fetcher:
 
     async def _drive(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[None]]) -> FlowspecError | None:
         """Perform actions until the fetch is over; returns the error that ended it, or None where it is complete."""
+        told = {"files": self.fetch.files, "sources": self.fetch.sources}
+        journal = Journal("fetch", told, open_record("fetch"))
         actions = self.fetch.begin()
         while True:
             for action in actions:
@@ -146,7 +150,7 @@ class _Fetcher:
             event = await self._next_event()
             if isinstance(event, FlowspecError):
                 return event
-            actions = self.fetch.handle(event, time.monotonic())
+            actions = journal.handle(self.fetch, event, time.monotonic())
 
     async def _next_event(self) -> fe.FetchEvent | FlowspecError:
         deadline = self.fetch.next_deadline()
