@@ -13,8 +13,9 @@ import random
 import time
 from collections.abc import Callable
 
+from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.choices import Choices
-from flowspec_edge.core.planning.placement import Device, Hop, Links, ModelNeeds, TimeLine
+from flowspec_edge.core.planning.placement import Device, Hop, Links, ModelNeeds
 from flowspec_edge.core.planning.planner import plan_ring
 from flowspec_edge.core.planning.ring_search import RingSearch
 from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS, Throughput
@@ -54,7 +55,7 @@ def main() -> None:
             Device(
                 node=name,
                 free_memory_bytes=rng.choice([2, 4, 8]) * GIB,
-                layer={"int8": TimeLine(ms := layer_ms(rng), ms / 50)},
+                layer={"int8": Line(ms := layer_ms(rng), ms / 50)},
                 stage_ms=1.0,
             )
             for name in names

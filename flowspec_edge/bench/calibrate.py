@@ -9,8 +9,9 @@ from statistics import fmean
 
 from flowspec_edge.bench.testbed import DRAFT_PASS_ROWS
 from flowspec_edge.bundle import Bundle
+from flowspec_edge.core.line import fit_line
 from flowspec_edge.engine.head import Head
-from flowspec_edge.engine.timing import CHUNK_SIZES, StageUnderTest, fit_line, time_draft_ms, time_head_ms
+from flowspec_edge.engine.timing import CHUNK_SIZES, StageUnderTest, time_draft_ms, time_head_ms
 from flowspec_edge.errors import BundleError
 from flowspec_edge.manifest import Quality
 
@@ -71,7 +72,7 @@ def calibrate(
             precision_ms[precision] = _forward_ms(bundle, num_threads, precision, sizes_in_use, report)
         except BundleError as cause:  # such as w8a8 on a processor whose sums would be wrong
             refused[precision] = str(cause)
-    fixed, slope = fit_line(list(forward_ms), list(forward_ms.values()))
+    forward = fit_line(list(forward_ms), list(forward_ms.values()))
     report("head")
     head = Head(directory, manifest, num_threads=num_threads)
     head_ms = time_head_ms(head, manifest)
@@ -88,8 +89,8 @@ def calibrate(
         num_threads=num_threads,
         num_layers=geometry.num_layers,
         hidden_size=geometry.hidden_size,
-        fixed_ms=fixed / geometry.num_layers,
-        row_ms=slope / geometry.num_layers,
+        fixed_ms=forward.fixed / geometry.num_layers,
+        row_ms=forward.per_row / geometry.num_layers,
         head_ms=head_ms,
         draft_pass_ms=draft_pass_ms,
         draft_row_ms=draft_row_ms,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flowspec_edge.bench.testbed import StageCost, Testbed
-from flowspec_edge.core.planning.placement import Device, Hop, Links, ModelNeeds, Plan, TimeLine
+from flowspec_edge.core.line import Line
+from flowspec_edge.core.planning.placement import Device, Hop, Links, ModelNeeds, Plan
 from flowspec_edge.core.planning.planner import plan_ring
 from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS, AcceptanceCurve, Throughput
 
@@ -50,7 +51,7 @@ def devices_of(testbed: Testbed) -> list[Device]:
         Device(
             node=f"{number}: {stage.device or 'board'}",
             free_memory_bytes=stage.memory_bytes or ENOUGH_BYTES,
-            layer={PRECISION: TimeLine(stage.fixed_ms, stage.row_ms).scaled(1 / stage.num_layers)},
+            layer={PRECISION: Line(stage.fixed_ms, stage.row_ms).scaled(1 / stage.num_layers)},
         )
         for number, stage in enumerate(testbed.stages, 1)
     ]

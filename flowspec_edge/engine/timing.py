@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -89,20 +89,6 @@ def time_draft_ms(
         SESSION, children, np.full(num_rows, NUM_PAST - 1, np.int64), np.zeros((0, hidden.shape[1]), np.float32), ()
     )
     return median_ms(lambda: drafter.run(job))
-
-
-def fit_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
-    """Fit ``time = a + b * size`` by least squares, with neither ``a`` nor ``b`` below 0.
-
-    Each sample is weighed by its own time, which keeps the relative error even: most schedules send small chunks.
-    """
-    x, y = np.array(sizes, np.float64), np.array(times, np.float64)
-    a, b = np.linalg.lstsq(np.stack([np.ones_like(x), x], axis=1) / y[:, None], np.ones_like(y), rcond=None)[0]
-    if b < 0:
-        return float(np.median(y)), 0.0
-    if a < 0:
-        return 0.0, float(np.median(y / x))
-    return float(a), float(b)
 
 
 def median_ms(run: Callable[[], object], limit_s: float = 60.0) -> float:

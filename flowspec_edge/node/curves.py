@@ -17,9 +17,9 @@ from pathlib import Path
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.device.throttling import StepWatch
-from flowspec_edge.core.planning.placement import TimeLine, stage_memory_bytes
-from flowspec_edge.core.speculation.pipeline import LineFit
-from flowspec_edge.engine.timing import RUNTIME, StageUnderTest, fit_line
+from flowspec_edge.core.line import Line, LineFit, fit_line
+from flowspec_edge.core.planning.placement import stage_memory_bytes
+from flowspec_edge.engine.timing import RUNTIME, StageUnderTest
 from flowspec_edge.errors import StateError
 from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.manifest import Manifest
@@ -50,18 +50,18 @@ class Measurements:
         thermal = await asyncio.to_thread(self._thermometer) if self._thermometer is not None else None
         return (self._watch or StepWatch()).slowdown(time.monotonic(), thermal)
 
-    def kept(self, manifest: Manifest, precision: str) -> TimeLine | None:
+    def kept(self, manifest: Manifest, precision: str) -> Line | None:
         """The curve of one layer of this model, where it is known. A file that cannot be read is as good as none."""
         try:
             text = read_private(self._path(manifest, precision))
             found = json.loads(text) if text is not None else None
-            line = TimeLine(float(found["fixed_ms"]), float(found["row_ms"])) if found is not None else None
+            line = Line(float(found["fixed_ms"]), float(found["row_ms"])) if found is not None else None
         except (StateError, ValueError, KeyError, TypeError) as cause:
             _log.warning("a kept layer curve is not used: %s", cause)
             return None
-        return line if line is not None and line.at(1) > 0 and min(line.fixed_ms, line.row_ms) >= 0 else None
+        return line if line is not None and line.at(1) > 0 and min(line.fixed, line.per_row) >= 0 else None
 
-    async def curve(self, bundle: Bundle, precision: str, free_bytes: int) -> TimeLine:
+    async def curve(self, bundle: Bundle, precision: str, free_bytes: int) -> Line:
         """The curve of one layer, measured where it is not known; that takes some seconds, once."""
         async with self._busy:
             line = self.kept(bundle.manifest, precision)
@@ -70,9 +70,9 @@ class Measurements:
                 await asyncio.to_thread(self.keep, bundle.manifest, precision, line, "measured")
         return line
 
-    def keep(self, manifest: Manifest, precision: str, line: TimeLine, how: str) -> None:
+    def keep(self, manifest: Manifest, precision: str, line: Line, how: str) -> None:
         """For the next time; a full disk is no reason not to go on now."""
-        found: dict[str, float | str] = {"fixed_ms": line.fixed_ms, "row_ms": line.row_ms, "model": manifest.name}
+        found: dict[str, float | str] = {"fixed_ms": line.fixed, "row_ms": line.per_row, "model": manifest.name}
         found |= {"precision": precision, "how": how, "date": time.strftime("%Y-%m-%d")}
         try:
             write_private(self._path(manifest, precision), json.dumps(found) + "\n")
@@ -86,7 +86,7 @@ class Measurements:
         self._watch = StepWatch()
         return StageRecorder(self, manifest, precision, num_layers, line, self._watch)
 
-    def _measure(self, bundle: Bundle, precision: str, free_bytes: int) -> TimeLine:
+    def _measure(self, bundle: Bundle, precision: str, free_bytes: int) -> Line:
         blocks = bundle.manifest.blocks_of(0, bundle.manifest.geometry.num_layers, precision)[:MAX_BLOCKS]
         while len(blocks) > 1 and stage_memory_bytes(blocks) > free_bytes:
             blocks = blocks[:-1]
@@ -94,7 +94,7 @@ class Measurements:
         _log.info("measuring %d layers of %s in %s", num_layers, bundle.manifest.name, precision)
         stage = StageUnderTest(bundle.directory, bundle.manifest, 0, num_layers, self._num_threads, precision)
         times = [stage.time_ms(size, SIZE_LIMIT_S) for size in LAYER_SIZES]
-        return TimeLine(*fit_line(LAYER_SIZES, times)).scaled(1 / num_layers)
+        return fit_line(LAYER_SIZES, times).scaled(1 / num_layers)
 
     def _path(self, manifest: Manifest, precision: str) -> Path:
         shape = manifest.geometry
@@ -111,7 +111,7 @@ class StageRecorder:
     manifest: Manifest
     precision: str
     num_layers: int
-    line: TimeLine | None
+    line: Line | None
     watch: StepWatch
     _fit: LineFit = field(default_factory=LineFit)
     _sizes: set[int] = field(default_factory=set)
@@ -129,5 +129,5 @@ class StageRecorder:
     async def finish(self) -> None:
         """The stage has ended: keep what was learned."""
         if self._num_forwards >= LEARN_FORWARDS and len(self._sizes) > 1:
-            line = TimeLine(self._fit.fixed, self._fit.slope)
+            line = self._fit.line
             await asyncio.to_thread(self.measurements.keep, self.manifest, self.precision, line, "learned")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
+from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.measured import curves_to_text, estimate_hop
-from flowspec_edge.core.planning.placement import TimeLine
 from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError
 from flowspec_edge.manifest import Manifest
 from flowspec_edge.net.connection import Link
@@ -89,7 +89,7 @@ class Measuring:
         if not is_any_precision or self.precisions.by_hand is not None:  # its user wants no other one
             manifest.blocks_of(0, manifest.geometry.num_layers, own)  # raises where the bundle has no such precision
             return wire.LayersMeasured(curves_to_text(await self._curves(bundle, manifest, [own])), slowdown)
-        found: dict[str, TimeLine] = {}
+        found: dict[str, Line] = {}
         for precision in manifest.precisions:
             try:
                 found |= await self._curves(bundle, manifest, [precision])
@@ -97,11 +97,9 @@ class Measuring:
                 _log.info("layers in %s are not offered: %s", precision, cause)
         return wire.LayersMeasured(curves_to_text(found), slowdown)
 
-    async def _curves(
-        self, bundle: Bundle | None, manifest: Manifest, precisions: Sequence[str]
-    ) -> dict[str, TimeLine]:
+    async def _curves(self, bundle: Bundle | None, manifest: Manifest, precisions: Sequence[str]) -> dict[str, Line]:
         """Of these precisions; kept ones, and the others measured where the layers are here."""
-        curves: dict[str, TimeLine] = {}
+        curves: dict[str, Line] = {}
         for precision in precisions:
             line = self.measurements.kept(manifest, precision)
             if line is None and bundle is not None:

@@ -13,17 +13,9 @@ from statistics import fmean
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.limits import TREE_MARGIN
+from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.measured import curves_from_text, rounded
-from flowspec_edge.core.planning.placement import (
-    Device,
-    Hop,
-    LeftOut,
-    Links,
-    LoadedLayers,
-    ModelNeeds,
-    Plan,
-    TimeLine,
-)
+from flowspec_edge.core.planning.placement import Device, Hop, LeftOut, Links, LoadedLayers, ModelNeeds, Plan
 from flowspec_edge.core.planning.planner import plan_ring
 from flowspec_edge.core.planning.throughput import NO_DRAFTS, TYPICAL_DRAFTS, Throughput
 from flowspec_edge.errors import NotMeasuredError, ProtocolError, StateError
@@ -97,7 +89,7 @@ async def make_plan(
 
 async def _layers(
     name: str, peer: Peer, bundle: Bundle, plan_options: PlanOptions
-) -> tuple[dict[str, TimeLine], float] | LeftOut:
+) -> tuple[dict[str, Line], float] | LeftOut:
     """The node's curves by precision, none where it has nothing to measure with, and how slow it is at present; or why
     it could not measure.
     """
@@ -118,7 +110,7 @@ async def _layers(
 def _devices(
     origin: str,
     peers: Mapping[str, Peer],
-    measured: Mapping[str, tuple[dict[str, TimeLine], float]],
+    measured: Mapping[str, tuple[dict[str, Line], float]],
     loaded: Mapping[str, LoadedLayers],
     origin_ms: float,
     sure: str | None,
@@ -133,7 +125,7 @@ def _devices(
             "first session (flowspec generate --equal-split), or at once where they have the whole bundle"
         )
     usual = {
-        precision: TimeLine(fmean(line.fixed_ms for line in lines), fmean(line.row_ms for line in lines))
+        precision: Line(fmean(line.fixed for line in lines), fmean(line.per_row for line in lines))
         for precision in {name for curves in known for name in curves}
         for lines in [[curves[precision] for curves in known if precision in curves]]
     }
@@ -154,9 +146,7 @@ def _devices(
     ]
 
 
-def _in_its_precision(
-    loaded: LoadedLayers | None, curves: Mapping[str, TimeLine], sure: str | None
-) -> LoadedLayers | None:
+def _in_its_precision(loaded: LoadedLayers | None, curves: Mapping[str, Line], sure: str | None) -> LoadedLayers | None:
     """A stage that was left its node's own precision has that of the only curve, or the bundle's of several curves."""
     if loaded is None or loaded.precision:
         return loaded

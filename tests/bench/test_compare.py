@@ -21,11 +21,11 @@ from flowspec_edge.bench.virtual_clock import VirtualRing
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import DraftFinished, RunDraft
+from flowspec_edge.core.line import fit_line
 from flowspec_edge.core.planning.throughput import tokens_of_best_rows as tau
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
-from flowspec_edge.engine.timing import fit_line
 from flowspec_edge.errors import BenchError, LosslessError
 from tests.bench.conftest import make_tape
 
@@ -126,8 +126,9 @@ def test_tensor_parallel_baselines_by_hand(two_stages: Testbed) -> None:
 
 
 def test_fit_line() -> None:
-    assert fit_line([1, 2, 4], [3.0, 5.0, 9.0]) == pytest.approx((1.0, 2.0))
-    assert fit_line([1, 2, 4], [5.0, 5.0, 4.0])[1] == 0.0
+    line = fit_line([1, 2, 4], [3.0, 5.0, 9.0])
+    assert (line.fixed, line.per_row) == pytest.approx((1.0, 2.0))
+    assert fit_line([1, 2, 4], [5.0, 5.0, 4.0]).per_row == 0.0
 
 
 def test_shares_of_mechanisms(two_stages: Testbed) -> None:

@@ -12,12 +12,12 @@ import pytest
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.device.throttling import ThermalReport
-from flowspec_edge.core.planning.placement import TimeLine
+from flowspec_edge.core.line import Line
 from flowspec_edge.errors import StateError
 from flowspec_edge.node import curves
 from flowspec_edge.node.curves import LEARN_FORWARDS, Measurements
 
-LINE = TimeLine(4.0, 0.5)
+LINE = Line(4.0, 0.5)
 GIB = 2**30
 
 
@@ -26,7 +26,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The precisions that were measured, each at once."""
     precisions: list[str] = []
 
-    def measure(self: Measurements, bundle: Bundle, precision: str, free_bytes: int) -> TimeLine:
+    def measure(self: Measurements, bundle: Bundle, precision: str, free_bytes: int) -> Line:
         precisions.append(precision)
         return LINE
 
@@ -85,7 +85,7 @@ async def test_a_full_disk_is_no_reason_to_stop(
     assert "a layer curve is not kept" in caplog.text
 
 
-async def learned(bundle: Bundle, sizes: list[int]) -> TimeLine | None:
+async def learned(bundle: Bundle, sizes: list[int]) -> Line | None:
     """What a stage of two layers that take LINE leaves behind after forwards of these sizes."""
     measurements = Measurements(1)
     recorder = measurements.recorder(bundle.manifest, None, 2)
@@ -98,7 +98,7 @@ async def learned(bundle: Bundle, sizes: list[int]) -> TimeLine | None:
 async def test_enough_forwards_of_several_sizes_make_a_curve_per_layer(bundle: Bundle) -> None:
     line = await learned(bundle, [1, 8] * (LEARN_FORWARDS // 2))
     assert line is not None
-    assert (line.fixed_ms, line.row_ms) == pytest.approx((LINE.fixed_ms, LINE.row_ms), rel=0.05)
+    assert (line.fixed, line.per_row) == pytest.approx((LINE.fixed, LINE.per_row), rel=0.05)
 
 
 @pytest.mark.parametrize("sizes", [[1, 8] * (LEARN_FORWARDS // 2 - 1) + [1], [4] * 2 * LEARN_FORWARDS])

@@ -12,8 +12,8 @@ import pytest
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
+from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.measured import curves_from_text
-from flowspec_edge.core.planning.placement import TimeLine
 from flowspec_edge.errors import FlowspecError, LinkLostError, NodeUnavailableError, ProtocolError, StageFailedError
 from flowspec_edge.manifest import Manifest
 from flowspec_edge.net.connection import Link
@@ -25,7 +25,7 @@ from flowspec_edge.node.precision_choice import PrecisionChoice
 from flowspec_edge.node.resources import MemoryAccount, NodeSettings
 from tests.fake_links import LIMIT_S, FakeLink, fake_pair
 
-LINE = TimeLine(4.0, 0.5)
+LINE = Line(4.0, 0.5)
 GIB = 2**30
 DIGEST = "d" * 64
 OPEN = wire.OpenStage("ring-1", 0, DIGEST, 0, 8, "origin", "192.0.2.1", 1)
@@ -36,17 +36,17 @@ class FakeMeasurements(Measurements):
 
     def __init__(self) -> None:
         super().__init__(1)
-        self.known: dict[str, TimeLine] = {}
+        self.known: dict[str, Line] = {}
         self.asked: list[tuple[str, int]] = []
         self.times = 1.0
 
     async def slowdown(self) -> float:
         return self.times
 
-    def kept(self, manifest: Manifest, precision: str) -> TimeLine | None:
+    def kept(self, manifest: Manifest, precision: str) -> Line | None:
         return self.known.get(precision)
 
-    async def curve(self, bundle: Bundle, precision: str, free_bytes: int) -> TimeLine:
+    async def curve(self, bundle: Bundle, precision: str, free_bytes: int) -> Line:
         self.asked.append((precision, free_bytes))
         if precision == "w8a8":
             raise StageFailedError("this processor cannot add bytes up exactly")
@@ -117,7 +117,7 @@ async def test_a_curve_is_measured_where_the_layers_are_here(bundle: Bundle) -> 
 
 async def test_a_curve_that_is_known_is_told_at_once(bundle: Bundle) -> None:
     asked = Asked(None, bundle.manifest)
-    asked.measurements.known["int8"] = TimeLine(9.0, 1.0)
+    asked.measurements.known["int8"] = Line(9.0, 1.0)
     asked.measurements.times = 1.9
     (answer,) = await asked.answer(wire.MeasureLayers(DIGEST))
     assert answer == wire.LayersMeasured(["int8 9000000 1000000"], 1900)

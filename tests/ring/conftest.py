@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
-from flowspec_edge.core.planning.placement import TimeLine
+from flowspec_edge.core.line import Line
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.node import curves
 from flowspec_edge.node.node import Node
@@ -104,7 +104,7 @@ def quick_curve(monkeypatch):
 
     def measure(self, bundle, precision, free_bytes):
         measured.append(bundle.manifest.name)
-        return TimeLine(400.0, 1.0)
+        return Line(400.0, 1.0)
 
     monkeypatch.setattr(curves.Measurements, "_measure", measure)
     monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))

@@ -13,7 +13,8 @@ from flowspec_edge.cli.show_plan import format_plan
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import codec, wire
 from flowspec_edge.core.device.throttling import ThermalReport
-from flowspec_edge.core.planning.placement import LoadedLayers, TimeLine
+from flowspec_edge.core.line import Line
+from flowspec_edge.core.planning.placement import LoadedLayers
 from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, NotMeasuredError
@@ -206,7 +207,7 @@ async def test_a_link_that_cannot_be_measured_is_a_reason_and_no_end(int8_bundle
 @pytest.mark.slow
 async def test_a_plan_may_choose_each_devices_precision(two_precisions, monkeypatch, prompts):
     """By hand one board keeps its own; of the others each gets the quickest that it has room for."""
-    curves = {"fp32": TimeLine(300.0, 1.0), "int8": TimeLine(400.0, 1.0)}
+    curves = {"fp32": Line(300.0, 1.0), "int8": Line(400.0, 1.0)}
     monkeypatch.setattr(Measurements, "_measure", lambda self, bundle, precision, free: curves[precision])
     monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
     plan_options = dataclasses.replace(PLAN_OPTIONS, is_any_precision=True)
@@ -217,7 +218,7 @@ async def test_a_plan_may_choose_each_devices_precision(two_precisions, monkeypa
         plan = await plan_layers(origin, two_precisions, found_of(serving), plan_options)
         assert {stage.node: stage.precision for stage in plan.stages} == {"attic": "int8", "hall": "fp32"}
         serving[0].precisions.by_hand = None
-        curves["int8"] = TimeLine(100.0, 1.0)
+        curves["int8"] = Line(100.0, 1.0)
         for curve in state_directory().glob("curves/*.json"):
             curve.unlink()
         plan = await plan_layers(origin, two_precisions, found_of(serving), plan_options)

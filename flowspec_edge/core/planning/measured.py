@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from flowspec_edge.core.planning.placement import Hop, TimeLine
+from flowspec_edge.core.line import Line
+from flowspec_edge.core.planning.placement import Hop
 from flowspec_edge.errors import ProtocolError
 
 DIGITS = 3
@@ -17,12 +18,12 @@ long.
 """
 
 
-def curves_to_text(curves: Mapping[str, TimeLine]) -> list[str]:
+def curves_to_text(curves: Mapping[str, Line]) -> list[str]:
     """Curves as texts, one per precision: its name, the fixed nanoseconds per layer, and those per layer and row."""
-    return [f"{name} {round(line.fixed_ms * 1e6)} {round(line.row_ms * 1e6)}" for name, line in curves.items()]
+    return [f"{name} {round(line.fixed * 1e6)} {round(line.per_row * 1e6)}" for name, line in curves.items()]
 
 
-def curves_from_text(texts: Sequence[str], peer: str) -> dict[str, TimeLine]:
+def curves_from_text(texts: Sequence[str], peer: str) -> dict[str, Line]:
     """Read the texts of :func:`curves_to_text`. Raises ProtocolError where a peer sent something else."""
     curves = {}
     for text in texts:
@@ -32,7 +33,7 @@ def curves_from_text(texts: Sequence[str], peer: str) -> dict[str, TimeLine]:
         fixed_ns, row_ns = map(int, numbers)
         if not 0 < fixed_ns + row_ns <= MAX_LAYER_NS:
             raise ProtocolError(f"peer {peer}: a layer of {fixed_ns + row_ns} ns; at most {MAX_LAYER_NS} are possible")
-        curves[name] = TimeLine(rounded(fixed_ns / 1e6), rounded(row_ns / 1e6))
+        curves[name] = Line(rounded(fixed_ns / 1e6), rounded(row_ns / 1e6))
     return curves
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from flowspec_edge.core.line import Line
 from flowspec_edge.errors import PlacementError
 from flowspec_edge.manifest import BlockEntry, Geometry, Manifest
 
@@ -43,23 +44,6 @@ class StagePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class TimeLine:
-    """Milliseconds for ``n`` rows: ``fixed_ms + n * row_ms``."""
-
-    fixed_ms: float = 0.0
-    row_ms: float = 0.0
-
-    def at(self, num_rows: float) -> float:
-        return self.fixed_ms + num_rows * self.row_ms
-
-    def scaled(self, factor: float) -> TimeLine:
-        return TimeLine(self.fixed_ms * factor, self.row_ms * factor)
-
-    def __add__(self, other: TimeLine) -> TimeLine:
-        return TimeLine(self.fixed_ms + other.fixed_ms, self.row_ms + other.row_ms)
-
-
-@dataclass(frozen=True, slots=True)
 class LoadedLayers:
     """Layers ``[start, stop)`` that a node has in memory."""
 
@@ -85,17 +69,17 @@ class Device:
 
     node: str
     free_memory_bytes: int
-    layer: Mapping[str, TimeLine]
-    last: TimeLine = TimeLine()
+    layer: Mapping[str, Line]
+    last: Line = Line()
     stage_ms: float = 0.0
     beside_ms: float = 0.0
     slowdown: float = 1.0
     loaded: LoadedLayers | None = None
 
-    def stage(self, precision: str, num_layers: int, *, is_last: bool = False) -> TimeLine:
+    def stage(self, precision: str, num_layers: int, *, is_last: bool = False) -> Line:
         """The time of a stage of ``num_layers`` on this device."""
-        line = self.layer[precision].scaled(num_layers) + (self.last if is_last else TimeLine())
-        return line.scaled(self.slowdown) + TimeLine(self.stage_ms)
+        line = self.layer[precision].scaled(num_layers) + (self.last if is_last else Line())
+        return line.scaled(self.slowdown) + Line(self.stage_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +167,7 @@ class PlannedStage:
     memory_bytes: int
     precision: str
     left_bytes: int
-    time: TimeLine
+    time: Line
     slowdown: float = 1.0
 
     @property

@@ -95,12 +95,12 @@ def _cause(plan: Plan, costs: RingCosts, num_rows: float, *, is_slower: bool) ->
     stages_ms = sum(stage.time.at(plan.num_rows) for stage in plan.stages)
     hops_ms = plan.trip_ms - plan.head_ms - stages_ms
     parts = [
-        _Part(f"node {stage.node}", line.at(num_rows) * 1000, stage.time.at(num_rows))
-        for stage, line in zip(plan.stages, costs.stages, strict=True)
+        _Part(f"node {stage.node}", fit.line.at(num_rows) * 1000, stage.time.at(num_rows))
+        for stage, fit in zip(plan.stages, costs.stages, strict=True)
     ]
-    hops_took_ms = costs.hops.at(num_rows) * 1000
+    hops_took_ms = costs.hops.line.at(num_rows) * 1000
     parts.append(_Part("the network, all hops together,", hops_took_ms, hops_ms, is_network=True))
-    parts.append(_Part("the head at the origin", costs.head.at(1) * 1000, plan.head_ms))
+    parts.append(_Part("the head at the origin", costs.head.line.at(1) * 1000, plan.head_ms))
     sign = 1 if is_slower else -1
     worst = max(parts, key=lambda part: sign * (part.took_ms - part.expected_ms))
     if sign * (worst.took_ms - worst.expected_ms) < NOTABLE_SHARE * plan.trip_ms:

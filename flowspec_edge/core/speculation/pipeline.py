@@ -11,44 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from flowspec_edge.core.line import LineFit
 from flowspec_edge.core.rows import Passage
 
-FORGETTING = 0.98
-"""Weight of the past at each new sample: a throttling board is noticed within some fifty chunks."""
 SLOWING = 1.02
 """How much the quickest trip of a single row may grow with every slower one: boards get hot, and cool down."""
-
-
-class LineFit:
-    """Least squares of ``y = fixed + slope * n`` with both at least 0, over samples that fade."""
-
-    def __init__(self) -> None:
-        self.fixed = self.slope = 0.0
-        self._weight = self._n = self._y = self._nn = self._ny = 0.0
-
-    @property
-    def has_samples(self) -> bool:
-        return self._weight > 0
-
-    @property
-    def mean_size(self) -> float:
-        """Of the samples; 1 where there are none."""
-        return self._n / self._weight if self._weight else 1.0
-
-    def add(self, n: float, y: float) -> None:
-        self._weight = self._weight * FORGETTING + 1
-        self._n = self._n * FORGETTING + n
-        self._y = self._y * FORGETTING + y
-        self._nn = self._nn * FORGETTING + n * n
-        self._ny = self._ny * FORGETTING + n * y
-        spread = self._nn * self._weight - self._n**2
-        self.slope = self._y / self._n / 2  # while all samples have one size: half of the time, until better is known
-        if spread > 1e-9 * self._nn * self._weight:
-            self.slope = min(max((self._ny * self._weight - self._n * self._y) / spread, 0.0), self._y / self._n)
-        self.fixed = (self._y - self.slope * self._n) / self._weight
-
-    def at(self, n: float) -> float:
-        return self.fixed + self.slope * n
 
 
 @dataclass(slots=True)
@@ -80,20 +47,22 @@ class RingCosts:
     @property
     def seconds_per_row(self) -> float:
         """What one more row adds to the trip of its chunk."""
-        return sum(stage.slope for stage in self.stages) + self.hops.slope
+        return sum(stage.line.per_row for stage in self.stages) + self.hops.line.per_row
 
     @property
     def plain_token_s(self) -> float:
         """A token's time without speculation: a single row's trip, and the head."""
-        return (self._single_trip_s or sum(stage.at(1) for stage in self.stages) + self.hops.at(1)) + self.head.at(1)
+        return (
+            self._single_trip_s or sum(stage.line.at(1) for stage in self.stages) + self.hops.line.at(1)
+        ) + self.head.line.at(1)
 
     def interval_s(self, num_rows: float) -> float:
         """How long the slowest stage is busy with a chunk."""
-        return max([stage.fixed + stage.slope * num_rows for stage in self.stages])
+        return max([stage.line.at(num_rows) for stage in self.stages])
 
     def hop_s(self, num_rows: int) -> float:
         """One hop; the first one of a trip carries no hidden rows."""
-        return self.hops.fixed / (len(self.stages) + 1) + self.hops.slope * num_rows / len(self.stages)
+        return self.hops.line.fixed / (len(self.stages) + 1) + self.hops.line.per_row * num_rows / len(self.stages)
 
     def add_trip(self, trip_s: float, passages: Sequence[Passage]) -> None:
         """Learn from a chunk that came back ``trip_s`` after it was sent."""
@@ -152,7 +121,7 @@ class Pipeline:
         away = costs.hop_s(0)
         latest = self._free_at[0] - away
         for stage, free_at in zip(costs.stages, self._free_at[1:], strict=False):
-            away += stage.at(num_rows) + costs.hop_s(num_rows)
+            away += stage.line.at(num_rows) + costs.hop_s(num_rows)
             latest = max(latest, free_at - away)
         return latest
 
@@ -171,7 +140,7 @@ class Pipeline:
                 start, end = flight.starts[number], flight.ends[number]
             else:
                 start = max(arrives, self._free_at[number])
-                end = start + stage.at(num_rows)
+                end = start + stage.line.at(num_rows)
             starts.append(start)
             ends.append(end)
             self._free_at[number] = end

@@ -3,18 +3,18 @@
 import pytest
 
 from flowspec_edge.core import codec, wire
+from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.measured import curves_from_text, curves_to_text, estimate_hop, hop_from
-from flowspec_edge.core.planning.placement import TimeLine
 from flowspec_edge.errors import ProtocolError
 
 
 def test_curves_travel_as_text() -> None:
-    curves = {"int8": TimeLine(1.25, 0.0313), "fp32": TimeLine(5.0, 0.0)}
+    curves = {"int8": Line(1.25, 0.0313), "fp32": Line(5.0, 0.0)}
     assert curves_from_text(curves_to_text(curves), "pi") == curves
 
 
 def test_what_noise_adds_is_rounded_away() -> None:
-    assert curves_from_text(["int8 5001234 31299"], "pi") == {"int8": TimeLine(5.0, 0.0313)}
+    assert curves_from_text(["int8 5001234 31299"], "pi") == {"int8": Line(5.0, 0.0313)}
 
 
 @pytest.mark.parametrize("text", ["", "int8", "int8 1", "int8 -1 2", "int8 0 0", "int8 1e9 2", "int8 9999999999999 1"])

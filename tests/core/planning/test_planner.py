@@ -8,16 +8,8 @@ from typing import Any
 import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE
-from flowspec_edge.core.planning.placement import (
-    Device,
-    Hop,
-    Links,
-    LoadedLayers,
-    ModelNeeds,
-    Plan,
-    TimeLine,
-    kv_cache_bytes,
-)
+from flowspec_edge.core.line import Line
+from flowspec_edge.core.planning.placement import Device, Hop, Links, LoadedLayers, ModelNeeds, Plan, kv_cache_bytes
 from flowspec_edge.core.planning.planner import MAX_DEVICES, plan_ring
 from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS, Throughput
 from flowspec_edge.errors import PlacementError
@@ -47,7 +39,7 @@ def make_model(
 
 
 def make_device(node: str, layer_ms: float = 5.0, *, row_ms: float = 0.05, free: int = 10**12, **fields: Any) -> Device:
-    layer = {"int8": TimeLine(layer_ms, row_ms)}
+    layer = {"int8": Line(layer_ms, row_ms)}
     return Device(**{"node": node, "free_memory_bytes": free, "layer": layer, **fields})
 
 
@@ -62,7 +54,7 @@ def test_equal_boards_share_equally() -> None:
     assert [(hop.start, hop.end) for hop in plan.hops] == list(itertools.pairwise(["origin", *"abcd", "origin"]))
     took_ms = sum(stage.time.at(plan.num_rows) for stage in plan.stages) + plan.head_ms
     assert took_ms + sum(hop.ms(plan.num_rows) for hop in plan.hops) == pytest.approx(plan.trip_ms)
-    assert plan.stages[0].time == TimeLine(25.0, 0.25)
+    assert plan.stages[0].time == Line(25.0, 0.25)
     assert plan.stages[0].memory_bytes == int(500 * MIB * 1.2) + 50 * MIB + 60 * MIB
     assert present(plan.alone).tokens_per_s < plan.tokens_per_s < present(plan.one_more).tokens_per_s
 
@@ -123,7 +115,7 @@ def test_a_model_that_does_not_fit_is_an_error_with_a_remedy() -> None:
 def test_each_board_takes_the_precision_that_suits_its_part() -> None:
     """The quick precision while there is room, the small one where there is not."""
     model = make_model(block_bytes={"fp32": 400 * MIB, "int4": 60 * MIB})
-    layer = {"fp32": TimeLine(5.0, 0.05), "int4": TimeLine(8.0, 0.4)}
+    layer = {"fp32": Line(5.0, 0.05), "int4": Line(8.0, 0.4)}
     wide, narrow = make_device("wide", layer=layer), make_device("narrow", free=800 * MIB, layer=layer)
     assert [stage.precision for stage in plan_ring([wide], LAN, model, FLOWSPEC).stages] == ["fp32"]
     tight = make_device("tight", free=model.memory_bytes("int4", 16), layer=layer)
@@ -136,10 +128,10 @@ def test_each_board_takes_the_precision_that_suits_its_part() -> None:
 
 
 def test_the_last_stages_extra_work_is_counted() -> None:
-    devices = [make_device(n, last=TimeLine(15.0)) for n in "ab"]
+    devices = [make_device(n, last=Line(15.0)) for n in "ab"]
     plan = plan_ring(devices, LAN, make_model(), FLOWSPEC)
     assert ranges(plan) == {"a": (0, 9), "b": (9, 16)}
-    assert plan.stages[-1].time.fixed_ms == pytest.approx(7 * 5.0 + 15.0)
+    assert plan.stages[-1].time.fixed == pytest.approx(7 * 5.0 + 15.0)
 
 
 def test_the_origin_may_serve_and_what_else_it_does_is_counted() -> None:

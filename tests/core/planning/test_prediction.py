@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from flowspec_edge.core.planning.placement import Hop, Plan, PlannedHop, PlannedStage, TimeLine
+from flowspec_edge.core.line import Line
+from flowspec_edge.core.planning.placement import Hop, Plan, PlannedHop, PlannedStage
 from flowspec_edge.core.planning.prediction import hold_against, name_link
 from flowspec_edge.core.rows import Passage
 from flowspec_edge.core.speculation.pipeline import RingCosts
@@ -24,7 +25,7 @@ def make_plan() -> Plan:
             memory_bytes=0,
             precision="int8",
             left_bytes=0,
-            time=TimeLine(40.0, 1.0),
+            time=Line(40.0, 1.0),
         )
         for n, node in enumerate(("pi-hall", "pi-attic"))
     ]

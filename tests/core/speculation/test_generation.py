@@ -449,12 +449,12 @@ def test_costs_of_head_and_drafter_are_measured() -> None:
     told.script.drafted = []
     told.generation.next_draft(2.0)
     told.generation.take_draft(ev.DraftFinished(np.array([[6, 7]]), np.zeros((1, 2), np.float32)), 2.3)
-    assert costs.draft.at(3) == pytest.approx(0.3)
+    assert costs.draft.line.at(3) == pytest.approx(0.3)
     told.send(3)
     told.bring_back(3)
     told.generation.next_head(3.0)
     told.generation.take_logits(np.eye(VOCAB, dtype=np.float32)[[6]], 3.4)
-    assert costs.head.at(1) == pytest.approx(0.2, abs=0.01), "the first head took no time in this test"
+    assert costs.head.line.at(1) == pytest.approx(0.2, abs=0.01), "the first head took no time in this test"
 
 
 def test_what_happened_is_counted() -> None:

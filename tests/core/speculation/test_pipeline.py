@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowspec_edge.core.line import LineFit
 from flowspec_edge.core.rows import Passage
-from flowspec_edge.core.speculation.pipeline import Flight, LineFit, Pipeline, RingCosts
+from flowspec_edge.core.speculation.pipeline import Flight, Pipeline, RingCosts
 
 SECONDS = st.floats(0, 10)
 SIZES = st.integers(1, 128)
@@ -23,9 +24,9 @@ def test_a_line_is_recovered(fixed: float, slope: float, sizes: Sequence[int]) -
     fit = LineFit()
     for n in sizes:
         fit.add(n, fixed + slope * n)
-    assert fit.slope == pytest.approx(slope, abs=1e-4)
+    assert fit.line.per_row == pytest.approx(slope, abs=1e-4)
     for n in (1, 128):
-        assert fit.at(n) == pytest.approx(fixed + slope * n, rel=1e-3, abs=1e-2)
+        assert fit.line.at(n) == pytest.approx(fixed + slope * n, rel=1e-3, abs=1e-2)
 
 
 @given(st.lists(st.tuples(SIZES, SECONDS), min_size=1, max_size=50))
@@ -33,8 +34,8 @@ def test_neither_part_of_a_line_is_ever_negative(samples: Sequence[tuple[int, fl
     fit = LineFit()
     for n, seconds in samples:
         fit.add(n, seconds)
-        assert fit.slope >= 0
-        assert fit.at(0) >= -1e-9
+        assert fit.line.per_row >= 0
+        assert fit.line.at(0) >= -1e-9
 
 
 def test_samples_of_one_size_give_their_mean() -> None:
@@ -43,7 +44,7 @@ def test_samples_of_one_size_give_their_mean() -> None:
     for seconds in (2.0, 4.0) * 200:
         fit.add(8, seconds)
     assert fit.has_samples
-    assert fit.at(8) == pytest.approx(3.0, abs=0.02)
+    assert fit.line.at(8) == pytest.approx(3.0, abs=0.02)
 
 
 def test_a_board_that_throttles_is_noticed() -> None:
@@ -52,8 +53,8 @@ def test_a_board_that_throttles_is_noticed() -> None:
         fit.add(n, 0.010 + 0.001 * n)
     for n in (2, 16, 64) * 100:
         fit.add(n, 0.030 + 0.003 * n)
-    assert fit.at(0) == pytest.approx(0.030, rel=0.05)
-    assert fit.slope == pytest.approx(0.003, rel=0.05)
+    assert fit.line.at(0) == pytest.approx(0.030, rel=0.05)
+    assert fit.line.per_row == pytest.approx(0.003, rel=0.05)
 
 
 def measured(*stages: tuple[float, float], hop_s: float = 0.001) -> Pipeline:
@@ -72,7 +73,7 @@ def measured(*stages: tuple[float, float], hop_s: float = 0.001) -> Pipeline:
 
 def test_costs_are_learned_without_the_waiting() -> None:
     costs = measured((0.010, 0.001), (0.030, 0.002)).costs
-    assert [stage.at(10) for stage in costs.stages] == [exactly(0.020), exactly(0.050)]
+    assert [stage.line.at(10) for stage in costs.stages] == [exactly(0.020), exactly(0.050)]
     assert costs.interval_s(10) == exactly(0.050)
     assert costs.seconds_per_row == exactly(0.003)
     assert costs.hop_s(10) == exactly(0.001)

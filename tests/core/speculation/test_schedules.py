@@ -8,6 +8,7 @@ import pytest
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.limits import MAX_LIVING_ROWS, MAX_TREE_ROWS
+from flowspec_edge.core.line import Line
 from flowspec_edge.core.speculation import schedules
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
@@ -36,8 +37,8 @@ from flowspec_edge.errors import RequestError
 from tests.core.speculation.views import (
     ROOT,
     CostsStub,
+    FitStub,
     FlightStub,
-    LineStub,
     PipelineStub,
     View,
     changed,
@@ -106,16 +107,16 @@ def test_flowspec_sends_a_new_root_at_once_with_the_likeliest_rows() -> None:
 
 def test_flowspec_takes_rows_as_long_as_one_more_wins_more_than_it_costs() -> None:
     """With a new root the text enters the chunk surely: a row must win 0.15 s times its chance, and costs 0.05 s."""
-    costs = CostsStub(stage=LineStub(fixed=0.1), seconds_per_row=0.05)
+    costs = CostsStub(stage=Line(0.1), seconds_per_row=0.05)
     view = make_view(TREE, pipeline=PipelineStub(costs))
     assert Flowspec(2).choose_rows(view, 0.0) == [ROOT, 1, 3]
-    dear = make_view(TREE, pipeline=PipelineStub(CostsStub(stage=LineStub(fixed=0.1), seconds_per_row=0.15)))
+    dear = make_view(TREE, pipeline=PipelineStub(CostsStub(stage=Line(0.1), seconds_per_row=0.15)))
     assert Flowspec(2).choose_rows(dear, 0.0) == [ROOT], "the root goes whatever it costs"
 
 
 def test_flowspec_counts_a_rows_cost_only_where_the_text_enters_the_chunk() -> None:
     """Row 3 wins 0.15 s times 0.12. It makes a chunk later that the text enters with a chance of 0.3: 0.015 s."""
-    costs = CostsStub(stage=LineStub(fixed=0.1), seconds_per_row=0.05)
+    costs = CostsStub(stage=Line(0.1), seconds_per_row=0.05)
     tree = {1: (ROOT, 0.3), 3: (1, 0.12), 4: (3, 0.09)}
     view = make_view(tree, sent=frozenset({ROOT}), pipeline=PipelineStub(costs))
     assert Flowspec(2).choose_rows(view, 0.0) == [1, 3]
@@ -177,13 +178,13 @@ def test_flowspec_pauses_where_speculation_does_not_pay() -> None:
 
 
 def test_flowspec_runs_the_likeliest_rows_and_more_of_them_where_they_cost_little() -> None:
-    def rows(draft: LineStub) -> list[int] | None:
-        view = make_view(level(100), ran={ROOT: 1}, width=4, pipeline=PipelineStub(CostsStub(draft=draft)))
+    def rows(draft: Line) -> list[int] | None:
+        view = make_view(level(100), ran={ROOT: 1}, width=4, pipeline=PipelineStub(CostsStub(draft=FitStub(draft))))
         return Flowspec(2).choose_pass(view, 0.0)
 
-    assert rows(LineStub(slope=0.010)) == [1, 2, 3, 4]
-    assert rows(LineStub(fixed=0.006, slope=0.0001)) == list(range(1, 11)), "six more take a tenth of the time"
-    assert rows(LineStub(fixed=0.1, slope=0.0001)) == list(range(1, MAX_PASS_ROWS + 1))
+    assert rows(Line(per_row=0.010)) == [1, 2, 3, 4]
+    assert rows(Line(0.006, 0.0001)) == list(range(1, 11)), "six more take a tenth of the time"
+    assert rows(Line(0.1, 0.0001)) == list(range(1, MAX_PASS_ROWS + 1))
 
 
 def test_flowspec_leaves_the_lane_to_a_head_that_is_about_to_come() -> None:

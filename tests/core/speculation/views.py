@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from flowspec_edge.core.line import Line
+
 ROOT = 0
 FAR = 1000
 """A depth that nothing reaches."""
@@ -20,12 +22,8 @@ class RowStub:
 
 
 @dataclass(frozen=True)
-class LineStub:
-    fixed: float = 0.0
-    slope: float = 0.0
-
-    def at(self, n: float, /) -> float:
-        return self.fixed + self.slope * n
+class FitStub:
+    line: Line = Line()
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,9 @@ class CostsStub:
     """One stage of ``stage`` seconds."""
 
     is_measured: bool = True
-    head: LineStub = LineStub()
-    draft: LineStub = LineStub(fixed=0.010, slope=0.001)
-    stage: LineStub = LineStub(fixed=0.100)
+    head: FitStub = FitStub()
+    draft: FitStub = FitStub(Line(0.010, 0.001))
+    stage: Line = Line(0.100)
     seconds_per_row: float = 0.0
     plain_token_s: float = 1.0
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import ClassVar, Protocol
 
+from flowspec_edge.core.line import Line
+
 
 class RowView(Protocol):
     """One living row of the tree."""
@@ -71,15 +73,12 @@ class DraftingView(Protocol):
         """The rows that are most worth a pass, frontier and stale ones together, none below ``min_score``."""
 
 
-class LineView(Protocol):
-    """A measured time that grows with the number of rows: ``a + b n`` seconds."""
+class FitView(Protocol):
+    """A time that is measured again and again."""
 
     @property
-    def slope(self) -> float:
-        """Seconds per row."""
-
-    def at(self, n: float, /) -> float:
-        """Seconds for ``n`` rows."""
+    def line(self) -> Line:
+        """Seconds by the number of rows, as far as measured."""
 
 
 class CostsView(Protocol):
@@ -90,11 +89,11 @@ class CostsView(Protocol):
         """Whether a chunk has come back yet. Before that all times are 0."""
 
     @property
-    def head(self) -> LineView:
+    def head(self) -> FitView:
         """The time of the head over a number of returned rows."""
 
     @property
-    def draft(self) -> LineView:
+    def draft(self) -> FitView:
         """The time of a pass of the drafter."""
 
     @property

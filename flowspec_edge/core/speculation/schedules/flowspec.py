@@ -67,13 +67,13 @@ class Flowspec(Schedule):
             return None
         drafting, pipeline = view.drafting, view.pipeline
         width = drafting.shape.width
-        if (row_s := pipeline.costs.draft.slope) > 0:  # rows that cost nearly nothing come along
-            width = min(width + int(PASS_SLACK * pipeline.costs.draft.at(width) / row_s), MAX_PASS_ROWS)
+        if (row_s := pipeline.costs.draft.line.per_row) > 0:  # rows that cost nearly nothing come along
+            width = min(width + int(PASS_SLACK * pipeline.costs.draft.line.at(width) / row_s), MAX_PASS_ROWS)
         if not view.num_unextended:
             if len(drafting.scores) > MAX_TREE_ROWS:
                 return None
             returns_at = pipeline.returns_at()
-            if returns_at is not None and now <= returns_at < now + pipeline.costs.draft.at(width):
+            if returns_at is not None and now <= returns_at < now + pipeline.costs.draft.line.at(width):
                 return None  # the head comes first
         rows = drafting.next_pass(width, view.max_depth, math.log(MIN_CHANCE))
         return rows if rows or view.num_unextended else None
@@ -113,7 +113,7 @@ class Flowspec(Schedule):
         at = pipeline.send_at(len(rows)) - LEAD_S
         returns_at = pipeline.returns_at()
         if returns_at is not None:
-            known_at = returns_at + pipeline.costs.head.at(1)
+            known_at = returns_at + pipeline.costs.head.line.at(1)
             wait_s = known_at - max(at, now)
             block_s = pipeline.costs.interval_s(len(rows)) - wait_s
             if wait_s > 0 and block_s > 0 and entry * wait_s < (1 - entry) * block_s:
