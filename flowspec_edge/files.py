@@ -114,7 +114,7 @@ def records_text() -> bool:
 
 
 def open_record(kind: str) -> Callable[[bytes], None] | None:
-    """A new file for the journal of one core, in the directory that ``FLOWSPEC_RECORD`` names; None where that is not set.
+    """A new file for the journal of one core, in the directory named by ``FLOWSPEC_RECORD``; None where it is not set.
 
     What is written is in the file at once, so that a process that is killed leaves it whole.
 
@@ -130,7 +130,8 @@ def open_record(kind: str) -> Callable[[bytes], None] | None:
         file = io.FileIO(path, "xb", opener=_open_private)  # closed when `write` is forgotten
     except OSError as cause:
         raise StateError(
-            f"{path} cannot be written ({cause.strerror or cause}); give {RECORD_VARIABLE} another directory, or unset it"
+            f"{path} cannot be written ({cause.strerror or cause}); give {RECORD_VARIABLE} another directory, or unset "
+            "it"
         ) from cause
 
     def write(data: bytes) -> None:

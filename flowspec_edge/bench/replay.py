@@ -73,7 +73,7 @@ class RecordedCore:
 
 
 def read_journal(data: bytes) -> RecordedCore:
-    """Raises JournalError where the bytes are no journal of this version; one that was cut off is read to its last entry."""
+    """Read a journal, which may be cut off. Raises JournalError where the bytes are no journal of this version."""
     unpacker = msgpack.Unpacker(use_list=False, strict_map_key=False, max_buffer_size=2 * MAX_BYTES)
     unpacker.feed(data)
     try:
@@ -99,7 +99,10 @@ def read_journal(data: bytes) -> RecordedCore:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
-    """One entry run again: what the core answers now, and what it answered then. ``now`` is what was read of the clock."""
+    """One entry run again: what the core answers now, and what it answered then.
+
+    ``now`` is what was read of the clock.
+    """
 
     now: float
     event: str
@@ -121,8 +124,8 @@ def replay(recorded: RecordedCore) -> Iterator[Step]:
         raise JournalError(f"a journal of {recorded.kind!r:.40}; known are {', '.join(CORES)}")
     if recorded.kind == "origin" and not recorded.has_text:
         raise JournalError(
-            "the origin needs logits and drafts to run again, and this journal was written without text; record once more "
-            "with FLOWSPEC_RECORD_TEXT=1, or read what was recorded with --as-recorded"
+            "the origin needs logits and drafts to run again, and this journal was written without text; record once "
+            "more with FLOWSPEC_RECORD_TEXT=1, or read what was recorded with --as-recorded"
         )
     core = CORES[recorded.kind](**recorded.arguments)
     writer = PlainWriter(has_text=True)  # what was to be left out of the events is left out already
@@ -181,7 +184,7 @@ def _made(value: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns an exit status: 0 where all actions are the recorded ones, 1 where one differs or the file cannot be used."""
+    """Returns an exit status: 0 where all actions are as recorded, 1 where one differs or the file is unusable."""
     parser = argparse.ArgumentParser(prog="python -m flowspec_edge.bench.replay", description=__doc__.split("\n\n")[1])
     parser.add_argument("file", type=Path, metavar="FILE", help="a journal, as FLOWSPEC_RECORD=DIR writes them")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """A ring in one process: the very cores that run on boards, over pretended links.
 
-What takes time is said by ``Times``, and what happens next by a ``Scheduler``: a clock for figures, any order for tests.
+``Times`` says what takes how long, and a ``Scheduler`` what happens next: a clock for figures, any order for tests.
 What stages and origin compute is pretended, or the real thing, as the caller likes.
 """
 
@@ -26,7 +26,7 @@ class Scheduler(Protocol):
     now_s: float
 
     def after(self, delay_ms: float, lane: str | None, callback: Callable[[], None]) -> None:
-        """Call back in ``delay_ms``, but not before what was put on the same lane earlier; None is a lane of its own."""
+        """Call back in ``delay_ms``, but after what was put on the same lane earlier. None is a lane of its own."""
 
 
 class Clock:
@@ -58,7 +58,7 @@ class Times(Protocol):
         """A small message between any two nodes."""
 
     def chunk_ms(self, hop: int, chunk: Chunk, now_s: float) -> float:
-        """A chunk that leaves now over hop ``hop``, which ends at the stage of that number, the last one at the origin."""
+        """A chunk that leaves now over ``hop``, which ends at the stage of that number; the last hop at the origin."""
 
     def forward_ms(self, stage: int, num_rows: int) -> float:
         """A forward of a stage."""

@@ -56,6 +56,8 @@ class Testbed:
     ``draft_row_ms`` for each row more. ``layer_bytes`` is a layer's weights in memory, 0 where that is not given.
     """
 
+    __test__ = False  # tells pytest that this is no test, whatever its name
+
     name: str
     stages: tuple[StageCost, ...]
     hop_ms: float

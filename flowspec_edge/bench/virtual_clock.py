@@ -1,7 +1,7 @@
 """A ring on simulated time: the very cores that run on boards, the real model's tokens, and costs from a testbed.
 
-Only time is simulated. What the target says comes from a tape of the real model, what the drafter proposes from the real
-draft head, run here and now; how long each step takes is said by the testbed. The same inputs give the same digits.
+Only time is simulated. What the target says comes from a tape of the real model, and what the drafter proposes from the
+real draft head, which runs here. The testbed says how long each step takes. The same inputs give the same digits.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class TimedAnswer:
 class VirtualAnswer(TimedAnswer):
     """An answer in simulated time.
 
-    ``busy_s`` is per stage, the origin's compute lane last. ``row_seconds`` counts living draft rows under way: sent, not back
-    and not pruned, times the seconds for which they were. ``num_forwards`` and ``num_forward_rows`` are those of all stages, the
-    prompt's left out.
+    ``busy_s`` is per stage, the origin's compute lane last. ``row_seconds`` counts living draft rows under way: sent,
+    not back and not pruned, times the seconds for which they were. ``num_forwards`` and ``num_forward_rows`` are those
+    of all stages, the prompt's left out.
     """
 
     statistics: GenerationStatistics = field(default_factory=GenerationStatistics)

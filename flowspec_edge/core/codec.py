@@ -1,7 +1,7 @@
 """The bytes of messages. Nothing here opens a socket.
 
-A message is one header, msgpack of ``[type, field, ...]``, and where it has hidden rows a tail: these as raw little-endian
-floats, sent behind the header in pieces (see ``net/connection.py``).
+A message is one header, msgpack of ``[type, field, ...]``, and where it has hidden rows a tail: these as raw
+little-endian floats, sent behind the header in pieces (see ``net/connection.py``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _F32 = np.dtype("<f4")
 
 
 class _ChunkHeader(PlainMessage, frozen=True, tag="Chunk"):
-    """A chunk without its hidden rows, of which each has ``width`` values. ``table``: u32 ids, then parents, then tokens."""
+    """A chunk without its hidden rows, of which each has ``width`` values.
+
+    ``table``: u32 ids, then parents, then tokens.
+    """
 
     number: Count
     session: Count

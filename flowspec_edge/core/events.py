@@ -56,7 +56,8 @@ class TurnBegan:
 @dataclass(frozen=True, slots=True, eq=False)
 class ForwardFinished:
     """The layers ran over the chunk that ``RunForward`` named, or gave up since ``CancelForward`` came; then the values
-    do not matter. ``tapped`` has the rows that entered each tapped layer of this stage, where ``RunForward`` asked for them.
+    do not matter. ``tapped`` has the rows that entered each tapped layer of this stage, if ``RunForward`` asked for
+    them.
     """
 
     hidden: Floats
@@ -273,11 +274,12 @@ class RunHead:
 class RunDraft:
     """One pass of the drafter, over verified pairs and drafted rows together.
 
-    A pair is a token's row and the target's hidden row of the position before it, which is where the pair stands. The first
-    ``len(hidden)`` rows are verified pairs, a chain that ends at the root; the others are drafted rows, whose features the
-    drafter remembers by their parents' draft ids from an earlier pass. A row that the drafter has seen before is run anew in
-    its place. ``dropped`` rows are forgotten first. ``positions`` is [rows], ``hidden`` [verified, hidden_size]; where the
-    drafter taps layers, each row of ``hidden`` is the rows of all of them, one behind the other.
+    A pair is a token's row and the target's hidden row of the position before it, which is where the pair stands. The
+    first ``len(hidden)`` rows are verified pairs, a chain that ends at the root; the others are drafted rows, whose
+    features the drafter remembers by their parents' draft ids from an earlier pass. A row that the drafter has seen
+    before is run anew in its place. ``dropped`` rows are forgotten first. ``positions`` is [rows], ``hidden``
+    [verified, hidden_size]; where the drafter taps layers, each row of ``hidden`` is the rows of all of them, one
+    behind the other.
     """
 
     session: int

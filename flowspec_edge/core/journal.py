@@ -1,9 +1,9 @@
 """What a core was told, and what it answered: written down so that a bug can be sent, and run again elsewhere.
 
-A journal is msgpack after msgpack: first the core's kind and constructor arguments, then ``(now, event, actions)`` as each
-event is handled. Of float arrays only the shape is kept, for hidden rows pass through the cores unread and weights never
-reach them. Tokens are text: unless asked for them, a journal has ordinal numbers instead, counted anew under each parent
-row, which is all that a stage needs; logits and drafts, which the origin needs, are then left out as well.
+A journal is msgpack after msgpack: first the core's kind and constructor arguments, then ``(now, event, actions)`` as
+each event is handled. Of float arrays only the shape is kept, for hidden rows pass through the cores unread and weights
+never reach them. Tokens are text: unless asked for them, a journal has ordinal numbers instead, counted anew under each
+parent row, which is all that a stage needs; logits and drafts, which the origin needs, are then left out as well.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Journal:
 
 
 class PlainWriter:
-    """Turns values into what msgpack has: ``[name, ...]``, the name of a type of ours or of a container with ``=`` before it."""
+    """Turns values into what msgpack has: ``[name, ...]``, the name of a type of ours, or with ``=`` of a container."""
 
     def __init__(self, *, has_text: bool) -> None:
         self._has_text = has_text

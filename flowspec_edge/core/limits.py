@@ -12,13 +12,13 @@ TREE_MARGIN = 512
 """Cache rows beyond the length limit, at stages and in the drafter: for MAX_LIVING_ROWS or MAX_TREE_ROWS, and for dead
 rows of which the holder of the cache has not been told yet."""
 PREFILL_ROWS = 128
-"""Rows of a prefill chunk: large enough to amortise a forward, small enough to keep every stage busy on a long prompt."""
+"""Rows of a prefill chunk: enough to amortise a forward, and few enough to keep every stage busy on a long prompt."""
 CREDITS_PER_HOP = 2
 """Chunks a sender may have waiting at the next hop: one to start the moment the running one ends, one on the wire."""
 MAX_SESSIONS = 64
 """Sessions that one origin may have open at one stage."""
 MAX_WAITING_ADVANCES = 1024
-"""How many Advances may wait for rows still in flight: far more than a ring can hold, and a bound on a broken origin."""
+"""How many Advances may wait for rows in flight: far more than a ring can hold, and a bound on a broken origin."""
 
 MAX_COUNT = 2**63 - 1
 """The largest number in a message."""

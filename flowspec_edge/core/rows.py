@@ -58,8 +58,8 @@ class Chunk:
     """Rows of one session that are sent together, parents before children.
 
     ``hidden`` is [rows, hidden_size] float32, row by row; None on the hop to the first stage, which embeds the tokens.
-    ``num_wanted`` is how many of the last rows the origin needs hidden rows of. The forward may begin in turn ``turn`` of
-    the session and not before; 0 asks for no turn. ``passages`` has one entry per stage passed.
+    ``num_wanted`` is how many of the last rows the origin needs hidden rows of. The forward may begin in turn ``turn``
+    of the session and not before; 0 asks for no turn. ``passages`` has one entry per stage passed.
     """
 
     session: int

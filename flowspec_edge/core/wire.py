@@ -1,4 +1,4 @@
-"""Messages between nodes. What a field may be is said by its declaration, and ``core/codec.py`` checks it as bytes come in.
+"""Messages between nodes. Each field's declaration says what it may be; ``core/codec.py`` checks it as bytes arrive.
 
 No mask travels: stages derive it from the parents.
 """
@@ -40,8 +40,8 @@ class Hello(PlainMessage, frozen=True):
 
 
 class Welcome(PlainMessage, frozen=True):
-    """The answer to Hello: who is here, what it may hold (bytes), the digests of the bundles that lie here, and whether it
-    can fetch others.
+    """The answer to Hello: the node's name and version, its free memory, the digests of its bundles, and whether it can
+    fetch others.
     """
 
     node: Text
@@ -52,8 +52,10 @@ class Welcome(PlainMessage, frozen=True):
 
 
 class Peers(PlainMessage, frozen=True):
-    """Both ways on a fresh control link, the connecting side first: the port at which the sender is reached (0: it serves
-    nobody), and the addresses, ``HOST:PORT``, of the peers it knows.
+    """Sent in both directions on a fresh control link, by the connecting side first.
+
+    ``port`` is where the sender listens, 0 where it serves nobody. ``addresses`` are those of the peers that it knows,
+    each as ``HOST:PORT``.
     """
 
     port: Count
@@ -63,9 +65,9 @@ class Peers(PlainMessage, frozen=True):
 class OpenStage(PlainMessage, frozen=True):
     """Origin to node: serve layers ``[start, stop)`` of a bundle in this ring, and connect to the next hop.
 
-    Chunks come in over the data link of hop ``hop`` and leave over that of ``hop + 1``, which this node opens. ``sources``
-    are nodes that weights may be fetched from (``core/fetching.py``: ``Source.to_text``). ``precision`` is the one to run the
-    layers in; where it is empty, the node's own choice.
+    Chunks come in over the data link of hop ``hop`` and leave over that of ``hop + 1``, which this node opens.
+    ``sources`` are nodes from which weights may be fetched (``Source.to_text`` in ``core/weights/fetching.py``). The
+    layers run in ``precision``; where it is empty, the node chooses.
     """
 
     ring: Text
@@ -89,7 +91,7 @@ class StageProgress(PlainMessage, frozen=True):
 
 
 class StageOpened(PlainMessage, frozen=True):
-    """Node to origin: the layers are loaded and the hop to the next node stands. ``fetched_bytes`` came from other nodes."""
+    """Node to origin: the layers are loaded, and the next hop is connected. ``fetched_bytes`` came from other nodes."""
 
     ring: Text
     memory_bytes: Count
@@ -133,8 +135,8 @@ class StageFailure(PlainMessage, frozen=True):
 
 
 class MeasureLayers(PlainMessage, frozen=True):
-    """Origin to node, before a plan: what does a layer of this bundle take there, in the precision that the node would choose, or
-    in each that it can run?
+    """Origin to node, before a plan: asks for the time of a layer of this bundle, in the precision that the node would
+    choose, or in each precision that it can run.
     """
 
     bundle: Text
@@ -142,9 +144,10 @@ class MeasureLayers(PlainMessage, frozen=True):
 
 
 class LayersMeasured(PlainMessage, frozen=True):
-    """Node to origin: ``curves`` by precision (``core/measured.py``), none where the node has no layers to measure with.
+    """Node to origin: ``curves`` by precision (``core/planning/measured.py``), none where it has no layers to measure.
 
-    A board that is hot, or slower than its curve for another reason, takes ``slowdown_permille`` thousandths of its curve.
+    A board that is hot, or slower than its curve for another reason, takes ``slowdown_permille`` thousandths of the
+    time that its curve says.
     """
 
     curves: list[Text]

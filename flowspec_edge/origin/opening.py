@@ -75,8 +75,8 @@ async def open_ring(
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
-    With a ``plan`` they are dealt like that, with ``plan_options`` as the planner says, else equally. Nodes fetch from the
-    origin's ``node`` what they lack.
+    With a ``plan`` they are dealt like that, with ``plan_options`` as the planner says, else equally. Nodes fetch from
+    the origin's ``node`` what they lack.
 
     Raises:
         NodeUnavailableError: no node that was found can be reached, or none of them has the bundle.

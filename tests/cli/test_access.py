@@ -13,9 +13,10 @@ from flowspec_edge.errors import ClusterKeyError, KeyTextError, RequestError
 from flowspec_edge.net.auth import key_path, load_key, make_key
 from flowspec_edge.node.node import Node
 from flowspec_edge.node.resources import NodeSettings
+from tests.narrowing import present
 
 
-def test_without_a_key_there_is_this_machine_only():
+def test_without_a_key_there_is_this_machine_only() -> None:
     access = open_access(None, is_insecure=False)
     assert (access.host, access.credentials, access.fingerprint) == ("127.0.0.1", None, "")
     with pytest.raises(
@@ -25,21 +26,21 @@ def test_without_a_key_there_is_this_machine_only():
     assert load_key() is None
 
 
-def test_a_first_node_makes_the_key_and_listens_everywhere():
+def test_a_first_node_makes_the_key_and_listens_everywhere() -> None:
     access = open_access(None, is_insecure=False, makes_key=True)
     assert access.host == "0.0.0.0"
-    assert parse_key(access.new_key) == load_key()
+    assert parse_key(present(access.new_key)) == load_key()
     again = open_access(None, is_insecure=False, makes_key=True)
     assert (again.new_key, again.fingerprint) == (None, access.fingerprint)
     assert open_access(None, is_insecure=False).fingerprint == access.fingerprint
 
 
-def test_loopback_neither_needs_nor_makes_a_key():
+def test_loopback_neither_needs_nor_makes_a_key() -> None:
     assert open_access("localhost", is_insecure=False, makes_key=True).credentials is None
     assert load_key() is None
 
 
-def test_insecure_says_each_time_what_it_means(capsys):
+def test_insecure_says_each_time_what_it_means(capsys: pytest.CaptureFixture[str]) -> None:
     make_key()
     for _ in range(2):
         access = open_access("0.0.0.0", is_insecure=True, makes_key=True)
@@ -47,23 +48,23 @@ def test_insecure_says_each_time_what_it_means(capsys):
         assert INSECURE_WARNING in capsys.readouterr().err
 
 
-async def test_a_node_refuses_the_network_without_a_key():
+async def test_a_node_refuses_the_network_without_a_key() -> None:
     with pytest.raises(ClusterKeyError, match="node pi: 0.0.0.0 is open to the network"):
         await Node.start(NodeSettings(name="pi", cluster="x", host="0.0.0.0"))
 
 
-def test_the_api_has_a_key_of_its_own_beyond_this_machine(capsys):
+def test_the_api_has_a_key_of_its_own_beyond_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert open_api_access("127.0.0.1", is_insecure=False, is_plain=False).key is None
     access = open_api_access("0.0.0.0", is_insecure=False, is_plain=False)
     assert (access.scheme, access.is_new) == ("https", True)
-    assert parse_key(access.key, API_PREFIX) == load_key(API_PREFIX) != load_key()
+    assert parse_key(present(access.key), API_PREFIX) == load_key(API_PREFIX) != load_key()
     assert b"BEGIN CERTIFICATE" in key_path(API_PREFIX).with_suffix(".pem").read_bytes()
     plain = open_api_access("0.0.0.0", is_insecure=False, is_plain=True)
     assert (plain.scheme, plain.key, plain.is_new) == ("http", access.key, False)
     assert "--plain-http: whoever listens" in capsys.readouterr().err
 
 
-async def test_key_commands(capsys, monkeypatch):
+async def test_key_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClusterKeyError, match="flowspec key new"):
         await run_key(KeyCommand(action="show"))
     await run_key(KeyCommand(action="new"))
@@ -90,8 +91,8 @@ async def test_key_commands(capsys, monkeypatch):
     assert load_key() == bytes(20)
 
 
-def test_peers_that_are_typed():
-    def peers(host, *texts):
+def test_peers_that_are_typed() -> None:
+    def peers(host: str | None, *texts: str) -> tuple[Address, ...]:
         return neighbourhood("home", texts, open_access(host, is_insecure=False)).peers
 
     assert peers("127.0.0.1", "localhost:9") == (Address("localhost", 9),)

@@ -5,19 +5,21 @@ import json
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.node.process import node_processes
+from tests.narrowing import present
 
 pytestmark = pytest.mark.slow
 
 COMMAND_S = 60
 
 
-async def start(*arguments):
+async def start(*arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "flowspec_edge", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
@@ -26,15 +28,15 @@ async def start(*arguments):
     )
 
 
-async def run(*arguments):
+async def run(*arguments: str) -> tuple[int, str, str]:
     """Exit status, standard output, standard error."""
     process = await start(*arguments)
     async with asyncio.timeout(COMMAND_S):
         out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
+    return present(process.returncode), out.decode(), err.decode()
 
 
-def assert_refused(result, *texts):
+def assert_refused(result: tuple[int, str, str], *texts: str) -> None:
     """Non-zero, no traceback, one last line that says what and what to do."""
     status, _, err = result
     assert status == 1
@@ -45,7 +47,7 @@ def assert_refused(result, *texts):
         assert text in last
 
 
-async def test_the_demo_reports_what_it_did_and_that_it_lost_nothing():
+async def test_the_demo_reports_what_it_did_and_that_it_lost_nothing() -> None:
     status, out, err = await run("demo", "--json", "--nodes", "4", "--max-new-tokens", "40")
     assert (status, err) == (0, "")
     report = json.loads(out)
@@ -61,7 +63,7 @@ async def test_the_demo_reports_what_it_did_and_that_it_lost_nothing():
     assert 0 < report["rows_useful"] <= report["rows_sent"]
 
 
-async def test_the_demo_shows_every_trip_and_the_text():
+async def test_the_demo_shows_every_trip_and_the_text() -> None:
     status, out, _ = await run("demo", "--nodes", "2", "--max-new-tokens", "20", "--prompt", "def area(width, height):")
     assert status == 0
     assert "accepted" in out and "pruned" in out and "drafted" in out
@@ -69,10 +71,10 @@ async def test_the_demo_shows_every_trip_and_the_text():
     assert "acceptance length" in out and "rows sent" in out
 
 
-async def test_the_demo_stops_its_nodes_on_ctrl_c():
+async def test_the_demo_stops_its_nodes_on_ctrl_c() -> None:
     process = await start("demo", "--nodes", "2", "--max-new-tokens", "900")
     async with asyncio.timeout(COMMAND_S):
-        while not (await process.stdout.readline()).startswith(b"prompt"):
+        while not (await present(process.stdout).readline()).startswith(b"prompt"):
             pass
         process.send_signal(signal.SIGINT)
         _, err = await process.communicate()
@@ -84,7 +86,7 @@ async def test_the_demo_stops_its_nodes_on_ctrl_c():
     assert not [line for line in processes.decode().splitlines() if cluster in line and f" {process.pid} " in line]
 
 
-async def test_generate_and_devices_find_the_nodes():
+async def test_generate_and_devices_find_the_nodes() -> None:
     async with node_processes(2, DEMO_BUNDLE) as (cluster, nodes):
         search = ("--cluster", cluster, "--nodes", "2")
         options = (*search, "--max-new-tokens", "8", "--equal-split")
@@ -100,23 +102,23 @@ async def test_generate_and_devices_find_the_nodes():
         assert [(device["node"], device["state"]) for device in json.loads(out)] == [(n.name, "ready") for n in nodes]
 
 
-async def test_a_node_killed_while_it_serves():
+async def test_a_node_killed_while_it_serves() -> None:
     async with node_processes(3, DEMO_BUNDLE) as (cluster, nodes):
         process = await start(
             *("generate", "def main(", "--cluster", cluster, "--nodes", "3", "--max-new-tokens", "900"),
             *("--temperature", "1", "--schedule", "autoregressive", "--equal-split"),
         )
         async with asyncio.timeout(COMMAND_S):
-            await process.stdout.read(1)
+            await present(process.stdout).read(1)
             nodes[1].kill()
-            _, err = await process.communicate()
-        assert_refused((process.returncode, "", err.decode()), nodes[1].name, "flowspec devices")
+            _, errors = await process.communicate()
+        assert_refused((present(process.returncode), "", errors.decode()), nodes[1].name, "flowspec devices")
         # The others are free again: a ring of two answers.
         status, _, err = await run("generate", "def f(", "--cluster", cluster, "--wait", "3", "--max-new-tokens", "4")
         assert status == 0, err
 
 
-async def test_plan_shows_what_generate_then_does():
+async def test_plan_shows_what_generate_then_does() -> None:
     async with node_processes(2, DEMO_BUNDLE) as (cluster, nodes):
         search = ("--cluster", cluster, "--nodes", "2")
         status, out, err = await run("plan", *search, "--json")
@@ -138,7 +140,7 @@ async def test_plan_shows_what_generate_then_does():
         assert out.splitlines()[-1] == f"drafts: {plan['drafts']}"
 
 
-async def test_the_plan_of_a_bundle_without_a_head_says_so(tmp_path):
+async def test_the_plan_of_a_bundle_without_a_head_says_so(tmp_path: Path) -> None:
     bundle = shutil.copytree(DEMO_BUNDLE, tmp_path / "headless")
     path = bundle / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "drafter": None}))
@@ -148,26 +150,26 @@ async def test_the_plan_of_a_bundle_without_a_head_says_so(tmp_path):
         assert out.splitlines()[-1] == "drafts: repetitions of the text alone (this bundle has no draft head)"
 
 
-async def test_no_nodes_and_too_few():
+async def test_no_nodes_and_too_few() -> None:
     assert_refused(await run("generate", "x", "--cluster", "nobody", "--wait", "0.5"), "no node", "flowspec node")
     async with node_processes(1, DEMO_BUNDLE) as (cluster, _):
         result = await run("generate", "x", "--cluster", cluster, "--nodes", "2", "--wait", "2")
         assert_refused(result, "1 of 2 nodes", "--nodes")
 
 
-async def test_too_little_memory():
+async def test_too_little_memory() -> None:
     async with node_processes(2, DEMO_BUNDLE, "--memory", "61") as (cluster, _):
         result = await run("generate", "x", "--cluster", cluster, "--nodes", "2")
         assert_refused(result, "MiB", "add a node")
 
 
-async def test_a_prompt_longer_than_the_context():
+async def test_a_prompt_longer_than_the_context() -> None:
     async with node_processes(1, DEMO_BUNDLE) as (cluster, _):
         result = await run("generate", "x = 1\n" * 2000, "--cluster", cluster, "--nodes", "1")
         assert_refused(result, "the model's context holds 1024", "shorten")
 
 
-async def test_missing_broken_and_newer_bundles(tmp_path):
+async def test_missing_broken_and_newer_bundles(tmp_path: Path) -> None:
     assert_refused(await run("generate", "x", "--bundle", str(tmp_path / "none")), "no model bundle", "flowspec-export")
     broken = shutil.copytree(DEMO_BUNDLE, tmp_path / "broken")
     block = broken / "blocks/layers-003-004.onnx"
@@ -179,7 +181,7 @@ async def test_missing_broken_and_newer_bundles(tmp_path):
     assert_refused(await run("demo", "--bundle", str(newer)), "format version 99", "upgrade")
 
 
-async def test_a_damaged_block_is_named_by_the_node_that_loads_it(tmp_path):
+async def test_a_damaged_block_is_named_by_the_node_that_loads_it(tmp_path: Path) -> None:
     damaged = shutil.copytree(DEMO_BUNDLE, tmp_path / "damaged")
     block = damaged / "blocks/layers-003-004.onnx"
     data = bytearray(block.read_bytes())
@@ -202,28 +204,28 @@ async def test_a_damaged_block_is_named_by_the_node_that_loads_it(tmp_path):
         (("node", "--host", "203.0.113.7", "--insecure"), "cannot listen on 203.0.113.7"),
     ],
 )
-async def test_wrong_options(arguments, text):
+async def test_wrong_options(arguments: tuple[str, ...], text: str) -> None:
     assert_refused(await run(*arguments), text)
 
 
-async def test_an_unknown_schedule_is_refused_with_the_known_ones():
+async def test_an_unknown_schedule_is_refused_with_the_known_ones() -> None:
     async with node_processes(1, DEMO_BUNDLE) as (cluster, _):
         result = await run("generate", "x", "--cluster", cluster, "--nodes", "1", "--schedule", "fastest")
         assert_refused(result, ", ".join(SCHEDULES))
 
 
 @pytest.mark.parametrize("command", [(), ("node",), ("generate",), ("devices",), ("plan",), ("serve",), ("demo",)])
-async def test_help_teaches(command):
+async def test_help_teaches(command: tuple[str, ...]) -> None:
     status, out, _ = await run(*command, "--help")
     assert status == 0
     assert "usage: flowspec" in out
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-async def test_a_node_ends_in_order(ending):
+async def test_a_node_ends_in_order(ending: signal.Signals) -> None:
     process = await start("node", "--cluster", "ending", "--host", "127.0.0.1")
     async with asyncio.timeout(COMMAND_S):
-        assert b"serves on 127.0.0.1" in await process.stdout.readline()
+        assert b"serves on 127.0.0.1" in await present(process.stdout).readline()
         process.send_signal(ending)
         _, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")

@@ -6,27 +6,31 @@ import secrets
 import pytest
 
 from flowspec_edge.core import wire
+from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement, Announcer
 from flowspec_edge.net.link import LinkServer
 from tests.cli.test_commands import run, start
+from tests.narrowing import present
 
 pytestmark = pytest.mark.slow
 
 
-async def test_doctor_tells_a_version_from_a_stale_announcement_from_too_little_memory(monkeypatch):
+async def test_doctor_tells_a_version_from_a_stale_announcement_from_too_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cluster = f"doctor-{secrets.token_hex(4)}"
 
-    async def announce(node, port):
+    async def announce(node: str, port: int) -> Announcer:
         return await Announcer.start(
             Announcement(node=node, host="127.0.0.1", port=port, cluster=cluster, version="9.0")
         )
 
-    async def refuse_nobody(link):
+    async def refuse_nobody(link: Link) -> None:
         await link.wait_closed()
 
     place = ("--host", "127.0.0.1", "--cluster", cluster)
     small = await start("node", *place, "--name", "pi-small", "--memory", "1", "--json")
-    assert await small.stdout.readline()
+    assert await present(small.stdout).readline()
     monkeypatch.setattr(wire, "PROTOCOL_VERSION", 99)  # in this process, not in those of small and doctor
     newer = await LinkServer.start("127.0.0.1", 0, lambda: wire.Welcome("pi-newer", "9.0", 0, []), refuse_nobody)
     ended = await LinkServer.start("127.0.0.1", 0, lambda: wire.Welcome("pi-ended", "9.0", 0, []), refuse_nobody)

@@ -3,12 +3,16 @@
 import asyncio
 import json
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowspec_edge.core.cluster.key_text import format_key
 from flowspec_edge.net.auth import make_key
-from tests.lan import lan_of
+from tests.lan import Lan, lan_of
+from tests.narrowing import present
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lan_is_possible")]
 
@@ -17,19 +21,21 @@ WAIT_S = 60
 """A bound, no figure: `python -m benchmarks.discovery` measures."""
 
 
-async def until_joined(process, names):
+async def until_joined(process: asyncio.subprocess.Process, names: set[str]) -> dict[str, str]:
     """Read what a node says until it has seen all of these; gives what it has seen, and where."""
-    joined = {}
+    joined: dict[str, str] = {}
     async with asyncio.timeout(WAIT_S):
         while set(joined) != names:
-            line = (await process.stderr.readline()).decode()
+            line = (await present(process.stderr).readline()).decode()
             assert line, f"the node ended; it had seen {joined}"
             if found := re.search(r"joined: (\S+) at (\S+)", line):
                 joined[found[1]] = found[2]
     return joined
 
 
-async def form(lan, *first_options, states, peers=()):
+async def form(
+    lan: Lan, *first_options: str, states: Sequence[Path], peers: tuple[str, ...] = ()
+) -> list[dict[str, str]]:
     """Start all, the first one first; until every one has seen every other one."""
     nodes = []
     for number in range(NUM_HOSTS):
@@ -44,7 +50,7 @@ async def form(lan, *first_options, states, peers=()):
 
 
 @pytest.fixture
-def states(state, tmp_path):
+def states(state: Path, tmp_path: Path) -> list[Path]:
     """A place per host, with the same key."""
     make_key()
     places = [tmp_path / f"host-{number}" for number in range(NUM_HOSTS)]
@@ -55,14 +61,14 @@ def states(state, tmp_path):
     return places
 
 
-async def test_a_second_board_joins_by_the_line_that_the_first_one_prints(tmp_path):
+async def test_a_second_board_joins_by_the_line_that_the_first_one_prints(tmp_path: Path) -> None:
     async with lan_of(2) as lan, asyncio.timeout(2 * WAIT_S):
         first, second = ({"FLOWSPEC_HOME": str(tmp_path / name)} for name in ("first", "second"))
         node = await lan.start(0, "node", "--name", "pi-0", "--threads", "1", env=first)
         said = ""
         while "serves on" not in said:
-            line = (await node.stdout.readline()).decode()
-            assert line, (await node.stderr.read()).decode()
+            line = (await present(node.stdout).readline()).decode()
+            assert line, (await present(node.stderr).read()).decode()
             said += line
         (key,) = re.findall(r"^    flowspec key set (\S+) && flowspec node$", said, re.MULTILINE)
         assert (tmp_path / "first/cluster.key").stat().st_mode & 0o777 == 0o600
@@ -72,13 +78,13 @@ async def test_a_second_board_joins_by_the_line_that_the_first_one_prints(tmp_pa
         assert await until_joined(process, {"pi-0"}) == {"pi-0": f"{lan.address(0)}:7361"}
 
 
-async def test_five_hosts_without_a_router_see_each_other(states):
+async def test_five_hosts_without_a_router_see_each_other(states: list[Path]) -> None:
     async with lan_of(NUM_HOSTS) as lan, asyncio.timeout(2 * WAIT_S):
         seen = await form(lan, states=states)
         assert seen[0] == {f"pi-{number}": f"{lan.address(number)}:7361" for number in range(1, NUM_HOSTS)}
 
 
-async def findings_on(lan, number, place, *options):
+async def findings_on(lan: Lan, number: int, place: Path, *options: str) -> tuple[dict[str, dict[str, Any]], int]:
     """What doctor says there, by node or, without one, by address; and its exit status."""
     command = ("doctor", "--json", *options)
     status, out, err = await lan.run(number, *command, env={"FLOWSPEC_HOME": str(place)})
@@ -86,7 +92,7 @@ async def findings_on(lan, number, place, *options):
     return {peer["node"] or peer["address"]: peer for peer in json.loads(out)["peers"]}, status
 
 
-async def test_with_multicast_dropped_one_peer_is_enough_and_doctor_names_it(states):
+async def test_with_multicast_dropped_one_peer_is_enough_and_doctor_names_it(states: list[Path]) -> None:
     async with lan_of(NUM_HOSTS) as lan, asyncio.timeout(2 * WAIT_S):
         lan.drop_multicast()
         await form(lan, states=states, peers=("--peer", lan.address(0)))
@@ -102,7 +108,7 @@ async def test_with_multicast_dropped_one_peer_is_enough_and_doctor_names_it(sta
         assert "5353/udp" in findings["pi-0"]["remedy"]
 
 
-async def test_doctor_suspects_an_access_point_that_keeps_its_clients_apart(states):
+async def test_doctor_suspects_an_access_point_that_keeps_its_clients_apart(states: list[Path]) -> None:
     async with lan_of(3) as lan, asyncio.timeout(2 * WAIT_S):
         lan.isolate_clients()
         known = [option for number in (1, 2) for option in ("--peer", lan.address(number))]
@@ -113,7 +119,7 @@ async def test_doctor_suspects_an_access_point_that_keeps_its_clients_apart(stat
         assert status == 1
 
 
-async def test_doctor_tells_a_firewall_from_a_key_from_a_board_that_is_off(states):
+async def test_doctor_tells_a_firewall_from_a_key_from_a_board_that_is_off(states: list[Path]) -> None:
     async with lan_of(4) as lan, asyncio.timeout(2 * WAIT_S):
         replace_key_in(states[2])
         lan.drop_input(3, "tcp dport 7361")
@@ -137,5 +143,5 @@ async def test_doctor_tells_a_firewall_from_a_key_from_a_board_that_is_off(state
         assert status == 1
 
 
-def replace_key_in(place):
+def replace_key_in(place: Path) -> None:
     (place / "cluster.key").write_text(format_key(bytes(20)))

@@ -17,67 +17,81 @@ from flowspec_edge.core.rows import Chunk, Row
 from flowspec_edge.errors import LinkLostError, NodeUnavailableError, OtherVersionError, ProtocolError
 from flowspec_edge.net import connection
 from flowspec_edge.net.close_codes import CloseCode
-from flowspec_edge.net.connection import TAIL_ALIGNMENT_BYTES
+from flowspec_edge.net.connection import TAIL_ALIGNMENT_BYTES, Link
 from flowspec_edge.net.link import LinkServer, LinkTimeouts, open_link
 from flowspec_edge.net.server import serve_app
+from tests.narrowing import instance, present
 from tests.net.conftest import linked, listening, make_hello, make_welcome
 
 
-def make_chunk(number, num_rows=1, width=4):
+def make_chunk(number: int, num_rows: int = 1, width: int = 4) -> wire.ChunkMessage:
     hidden = np.arange(num_rows * width, dtype=np.float32).reshape(num_rows, width)
     rows = tuple(Row(i, max(i - 1, 0), 7) for i in range(num_rows))
     return wire.ChunkMessage(number, Chunk(3, rows, 1, hidden))
 
 
-async def raw_websocket(session, server, purpose=wire.CONTROL):
+async def raw_websocket(
+    session: aiohttp.ClientSession, server: LinkServer, purpose: str = wire.CONTROL
+) -> aiohttp.ClientWebSocketResponse:
     return await session.ws_connect(f"http://127.0.0.1:{server.port}/link/{purpose}")
 
 
-async def test_hello_and_welcome_reach_the_other_end():
+async def chunk_from(link: Link) -> wire.ChunkMessage:
+    return instance(await link.receive(), wire.ChunkMessage)
+
+
+async def let_nobody_in(link: Link) -> None:
+    pytest.fail(f"{link.peer} was let in")
+
+
+async def test_hello_and_welcome_reach_the_other_end() -> None:
     async with linked() as pair:
         assert pair.welcome == make_welcome()
         assert pair.far.hello == make_hello()
         assert (pair.near.peer, pair.far.peer) == ("pi-kitchen", "pi-hall")
 
 
-async def test_a_large_tail_arrives_whole_aligned_and_comes_back():
+async def test_a_large_tail_arrives_whole_aligned_and_comes_back() -> None:
     async with linked(wire.DATA) as pair:
         sent = make_chunk(0, num_rows=60, width=2500)  # 600 KB
         pair.near.send(sent)
-        got = await pair.far.receive()
-        np.testing.assert_array_equal(got.chunk.hidden, sent.chunk.hidden)
+        got = await chunk_from(pair.far)
+        np.testing.assert_array_equal(present(got.chunk.hidden), present(sent.chunk.hidden))
         assert got.chunk.rows == sent.chunk.rows
-        assert got.chunk.hidden.ctypes.data % TAIL_ALIGNMENT_BYTES == 0
+        assert present(got.chunk.hidden).ctypes.data % TAIL_ALIGNMENT_BYTES == 0
         pair.far.send(got)
-        np.testing.assert_array_equal((await pair.near.receive()).chunk.hidden, sent.chunk.hidden)
+        back = await chunk_from(pair.near)
+        np.testing.assert_array_equal(present(back.chunk.hidden), present(sent.chunk.hidden))
 
 
-async def test_many_messages_keep_their_order_both_ways():
+async def test_many_messages_keep_their_order_both_ways() -> None:
     async with linked() as pair:
         for i in range(1000):
             pair.near.send(wire.AdvanceSession(1, i, i + 1))
             pair.far.send(wire.CloseSession(i))
-        assert [(await pair.far.receive()).at for _ in range(1000)] == list(range(1000))
-        assert [(await pair.near.receive()).session for _ in range(1000)] == list(range(1000))
+        assert [instance(await pair.far.receive(), wire.AdvanceSession).at for _ in range(1000)] == list(range(1000))
+        assert [instance(await pair.near.receive(), wire.CloseSession).session for _ in range(1000)] == list(
+            range(1000)
+        )
 
 
-async def test_chunks_without_rows_of_floats_pass():
+async def test_chunks_without_rows_of_floats_pass() -> None:
     async with linked(wire.DATA) as pair:
         for number in range(3):
             pair.near.send(wire.ChunkMessage(number, Chunk(1, (Row(0, 0, 5),), 1)))
-            assert (await pair.far.receive()).number == number
+            assert (await chunk_from(pair.far)).number == number
         pair.far.send(wire.Credit(2))
         assert await pair.near.receive() == wire.Credit(2)
 
 
-async def test_small_messages_are_not_held_back():
+async def test_small_messages_are_not_held_back() -> None:
     async with linked() as pair:
         for link in (pair.near, pair.far):
             assert link._transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("purpose", [wire.CONTROL, wire.DATA])
-async def test_a_killed_peer_is_seen_at_once(purpose):
+async def test_a_killed_peer_is_seen_at_once(purpose: str) -> None:
     async with linked(purpose) as pair:
         pair.near.send(wire.CloseSession(1))
         await pair.far.receive()
@@ -93,7 +107,7 @@ async def test_a_killed_peer_is_seen_at_once(purpose):
 
 
 @pytest.mark.parametrize("closer", ["near", "far"])
-async def test_a_clean_close_delivers_the_last_message(closer):
+async def test_a_clean_close_delivers_the_last_message(closer: str) -> None:
     async with linked() as pair:
         closing, other = (pair.near, pair.far) if closer == "near" else (pair.far, pair.near)
         for i in range(100):
@@ -108,7 +122,7 @@ async def test_a_clean_close_delivers_the_last_message(closer):
             await other.receive()
 
 
-async def test_close_may_be_called_often_and_by_several():
+async def test_close_may_be_called_often_and_by_several() -> None:
     async with linked() as pair:
         await asyncio.gather(pair.near.close(), pair.near.close(), pair.far.close())
         await pair.near.close()
@@ -116,7 +130,7 @@ async def test_close_may_be_called_often_and_by_several():
         assert [message async for message in pair.near] == []
 
 
-async def test_an_iteration_over_a_cut_link_raises():
+async def test_an_iteration_over_a_cut_link_raises() -> None:
     async with linked() as pair:
         pair.near._transport.abort()
         with pytest.raises(LinkLostError):
@@ -124,7 +138,7 @@ async def test_an_iteration_over_a_cut_link_raises():
                 pass
 
 
-async def test_close_is_quick_where_the_peer_reads_nothing():
+async def test_close_is_quick_where_the_peer_reads_nothing() -> None:
     async with linked(wire.DATA) as pair:
         pair.far._transport.pause_reading()
         for number in range(30):
@@ -135,7 +149,7 @@ async def test_close_is_quick_where_the_peer_reads_nothing():
         pair.far._transport.resume_reading()
 
 
-async def test_a_full_queue_ends_the_link_and_names_the_limit():
+async def test_a_full_queue_ends_the_link_and_names_the_limit() -> None:
     async with linked() as pair:
         with pytest.raises(LinkLostError, match=r"peer pi-kitchen: 1024 messages .*SEND_QUEUE_MESSAGES"):
             for _ in range(1025):
@@ -147,38 +161,38 @@ async def test_a_full_queue_ends_the_link_and_names_the_limit():
                 await pair.far.receive()
 
 
-async def test_a_slow_receiver_holds_the_sender_back(monkeypatch):
+async def test_a_slow_receiver_holds_the_sender_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(connection.RECEIVE_QUEUE_MESSAGES, wire.DATA, 2)
     async with linked(wire.DATA) as pair:
         for number in range(40):
             pair.near.send(make_chunk(number, num_rows=64, width=4096))  # 1 MB each
-        first = await pair.far.receive()
+        first = await chunk_from(pair.far)
         while len(pair.far._incoming) < 2:
             await asyncio.sleep(0)
         assert first.number == 0
         assert len(pair.far._incoming) == 2
-        assert [(await pair.far.receive()).number for _ in range(39)] == list(range(1, 40))
+        assert [(await chunk_from(pair.far)).number for _ in range(39)] == list(range(1, 40))
 
 
-async def test_a_gap_in_the_chunk_numbers_is_named_at_both_ends():
+async def test_a_gap_in_the_chunk_numbers_is_named_at_both_ends() -> None:
     async with linked(wire.DATA) as pair:
         pair.near.send(make_chunk(0))
         pair.near.send(make_chunk(2))
-        assert (await pair.far.receive()).number == 0
+        assert (await chunk_from(pair.far)).number == 0
         with pytest.raises(ProtocolError, match="peer pi-hall: chunk 2 came where 1 was expected"):
             await pair.far.receive()
         with pytest.raises(LinkLostError, match="pi-kitchen closed the link: .*chunk 2 came where 1"):
             await pair.near.receive()
 
 
-async def test_a_chunk_on_a_control_link_is_refused():
+async def test_a_chunk_on_a_control_link_is_refused() -> None:
     async with linked() as pair:
         pair.near.send(make_chunk(0))
         with pytest.raises(ProtocolError, match="a chunk on a control link"):
             await pair.far.receive()
 
 
-async def test_close_with_an_error_tells_the_peer_why():
+async def test_close_with_an_error_tells_the_peer_why() -> None:
     async with linked() as pair:
         await pair.far.close(ProtocolError("session 9 was never opened"))
         with pytest.raises(LinkLostError, match="session 9 was never opened"):
@@ -195,10 +209,10 @@ FRAMES = [
 
 
 @pytest.mark.parametrize(("frame", "text"), FRAMES, ids=[text for _, text in FRAMES])
-async def test_garbage_closes_the_link_with_a_named_error(frame, text):
-    failed = asyncio.Future()
+async def test_garbage_closes_the_link_with_a_named_error(frame: bytes | str, text: str) -> None:
+    failed: asyncio.Future[Exception] = asyncio.Future()
 
-    async def on_link(link):
+    async def on_link(link: connection.Link) -> None:
         try:
             await link.receive()
         except ProtocolError as error:
@@ -217,7 +231,7 @@ async def test_garbage_closes_the_link_with_a_named_error(frame, text):
 
 
 @pytest.mark.parametrize(("fragment", "text"), [(bytes(17), "at most 16"), (b"", "at most 16")])
-async def test_a_wrong_fragment_is_refused(fragment, text):
+async def test_a_wrong_fragment_is_refused(fragment: bytes, text: str) -> None:
     async with linked(wire.DATA) as pair:
         header, _ = codec.encode(make_chunk(0))
         await pair.near._websocket.send_bytes(header)
@@ -230,27 +244,27 @@ async def test_a_wrong_fragment_is_refused(fragment, text):
     ("first", "text"),
     [(wire.Credit(1), "Credit came where Hello was expected"), (make_hello(wire.DATA), "Hello for a data link")],
 )
-async def test_a_wrong_first_message_is_refused(first, text):
-    async with listening(pytest.fail) as server, aiohttp.ClientSession() as session, asyncio.timeout(5):
+async def test_a_wrong_first_message_is_refused(first: wire.Plain, text: str) -> None:
+    async with listening(let_nobody_in) as server, aiohttp.ClientSession() as session, asyncio.timeout(5):
         websocket = await raw_websocket(session, server)
         await websocket.send_bytes(codec.encode(first)[0])
         answer = await websocket.receive()
         assert answer.type is aiohttp.WSMsgType.CLOSE
-        assert text in answer.extra
+        assert text in present(answer.extra)
 
 
 BOTH_PROTOCOLS = f"pi-hall speaks protocol 99, pi-kitchen speaks {wire.PROTOCOL_VERSION};"
 
 
-async def test_another_protocol_version_is_named_at_both_ends(caplog):
-    async with listening(pytest.fail) as server, asyncio.timeout(5):
+async def test_another_protocol_version_is_named_at_both_ends(caplog: pytest.LogCaptureFixture) -> None:
+    async with listening(let_nobody_in) as server, asyncio.timeout(5):
         with pytest.raises(OtherVersionError, match=BOTH_PROTOCOLS):
             await open_link("127.0.0.1", server.port, make_hello(protocol=99))
     assert "pi-hall speaks protocol 99" in caplog.text
 
 
-async def test_a_peer_of_another_name_is_refused():
-    async def on_link(link):
+async def test_a_peer_of_another_name_is_refused() -> None:
+    async def on_link(link: connection.Link) -> None:
         async for _ in link:
             pass
 
@@ -259,7 +273,7 @@ async def test_a_peer_of_another_name_is_refused():
             await open_link("127.0.0.1", server.port, make_hello(), node="pi-attic")
 
 
-async def test_silent_sockets_do_not_block_others_and_are_closed():
+async def test_silent_sockets_do_not_block_others_and_are_closed() -> None:
     async with (
         listening(lambda link: link.close(), LinkTimeouts(connect_s=0.3)) as server,
         aiohttp.ClientSession() as session,
@@ -271,10 +285,10 @@ async def test_silent_sockets_do_not_block_others_and_are_closed():
         await link.close()
         for websocket in silent:
             answer = await websocket.receive()
-            assert "no Hello within 0.3 s" in answer.extra
+            assert "no Hello within 0.3 s" in present(answer.extra)
 
 
-async def test_nobody_listening_says_what_to_try():
+async def test_nobody_listening_says_what_to_try() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -282,19 +296,19 @@ async def test_nobody_listening_says_what_to_try():
             await open_link("127.0.0.1", port, make_hello(), node="pi-attic")
 
 
-async def test_a_listener_that_says_nothing_times_out():
+async def test_a_listener_that_says_nothing_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         with pytest.raises(NodeUnavailableError, match=r"no answer within 0.2 s"):
             await open_link("127.0.0.1", silent.getsockname()[1], make_hello(), timeouts=LinkTimeouts(connect_s=0.2))
 
 
-async def test_a_port_in_use_is_named():
-    async with listening(pytest.fail) as server:
+async def test_a_port_in_use_is_named() -> None:
+    async with listening(let_nobody_in) as server:
         with pytest.raises(NodeUnavailableError, match=rf"cannot listen on 127.0.0.1:{server.port}"):
-            await LinkServer.start("127.0.0.1", server.port, make_welcome, pytest.fail)
+            await LinkServer.start("127.0.0.1", server.port, make_welcome, let_nobody_in)
 
 
-async def test_a_heartbeat_finds_a_peer_that_stopped():
+async def test_a_heartbeat_finds_a_peer_that_stopped() -> None:
     async with linked(timeouts=LinkTimeouts(heartbeat_s=0.2)) as pair:
         pair.near._transport.pause_reading()  # like SIGSTOP: the socket lives, nobody answers pings
         started = time.monotonic()
@@ -303,8 +317,8 @@ async def test_a_heartbeat_finds_a_peer_that_stopped():
         assert time.monotonic() - started < 1
 
 
-async def test_the_server_ends_links_that_are_still_in_use():
-    async def on_link(link):
+async def test_the_server_ends_links_that_are_still_in_use() -> None:
+    async def on_link(link: connection.Link) -> None:
         async for _ in link:
             pass
 
@@ -317,7 +331,7 @@ async def test_the_server_ends_links_that_are_still_in_use():
 
 
 @pytest.mark.skipif(connection.NOTSENT_LOWAT is None, reason="the system cannot bound what it holds")
-async def test_the_system_holds_little_of_a_control_link_so_that_heartbeats_pass():
+async def test_the_system_holds_little_of_a_control_link_so_that_heartbeats_pass() -> None:
     """A peer reads nothing while rows are sent: what waits, waits in pieces here, not as one queue in the kernel."""
     async with linked() as pair:
         pair.far._transport.pause_reading()
@@ -342,8 +356,10 @@ SIOCOUTQNSD = 0x894B
     ("code", "words", "is_other_version"),
     [(CloseCode.OTHER_VERSION, b"", True), (1002, b"pi-hall speaks protocol 9", False)],
 )
-async def test_another_protocol_version_is_known_by_its_code_alone(code, words, is_other_version):
-    async def refuse(request):
+async def test_another_protocol_version_is_known_by_its_code_alone(
+    code: int, words: bytes, is_other_version: bool
+) -> None:
+    async def refuse(request: web.Request) -> web.WebSocketResponse:
         websocket = web.WebSocketResponse()
         await websocket.prepare(request)
         await websocket.receive()
@@ -360,5 +376,5 @@ async def test_another_protocol_version_is_known_by_its_code_alone(code, words, 
     assert isinstance(refused.value, OtherVersionError) == is_other_version
 
 
-def test_the_codes_are_those_that_every_version_knows():
+def test_the_codes_are_those_that_every_version_knows() -> None:
     assert [int(code) for code in CloseCode] == [1000, 1002, 4001]

@@ -20,8 +20,9 @@ from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.placement import StagePlan
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
-from flowspec_edge.core.speculation.generation import GenerationStatistics, TargetLimits
+from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
+from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.errors import StageFailedError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.pacing import Board

@@ -8,57 +8,58 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.errors import BundleError, CacheError
-from flowspec_edge.manifest import load_manifest, parse_manifest
-from flowspec_edge.weights import part as weight_part
+from flowspec_edge.manifest import Manifest, load_manifest, parse_manifest
 from flowspec_edge.weights.cache import WeightCache, find_damaged
+from tests.narrowing import present
 
 DATA = bytes(range(256)) * 8
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
 @pytest.fixture(scope="module")
-def manifest():
+def manifest() -> Manifest:
     return load_manifest(DEMO_BUNDLE)
 
 
-def put(cache, data, used_at=None):
+def put(cache: WeightCache, data: bytes, used_at: int | None = None) -> str:
     """Keep these bytes; their sha256."""
     sha256 = hashlib.sha256(data).hexdigest()
-    part = cache.open_part(sha256)
+    part = present(cache.open_part(sha256))
     part.write(data)
     assert part.finish() == sha256
     part.close()
     if used_at is not None:
-        os.utime(cache.find(sha256), (used_at, used_at))
+        os.utime(present(cache.find(sha256)), (used_at, used_at))
     return sha256
 
 
-def names(cache):
+def names(cache: WeightCache) -> set[str]:
     return {file.sha256 for file in cache.files()}
 
 
-def test_a_file_is_found_when_it_is_whole_and_not_before(cache):
-    part = cache.open_part(SHA256)
+def test_a_file_is_found_when_it_is_whole_and_not_before(cache: WeightCache) -> None:
+    part = present(cache.open_part(SHA256))
     part.write(DATA[:100])
     assert cache.find(SHA256) is None
     part.close()
-    part = cache.open_part(SHA256)
+    part = present(cache.open_part(SHA256))
     assert part.num_bytes == 100
     part.write(DATA[100:])
     assert cache.find(SHA256) is None
     assert part.finish() == SHA256
     part.close()
-    assert cache.find(SHA256).read_bytes() == DATA
+    assert present(cache.find(SHA256)).read_bytes() == DATA
     assert names(cache) == {SHA256}
 
 
-def test_wrong_bytes_never_get_a_files_name(cache):
-    part = cache.open_part(SHA256)
+def test_wrong_bytes_never_get_a_files_name(cache: WeightCache) -> None:
+    part = present(cache.open_part(SHA256))
     part.write(DATA[:-1] + b"?")
     assert part.finish() != SHA256
     assert cache.find(SHA256) is None
@@ -68,24 +69,24 @@ def test_wrong_bytes_never_get_a_files_name(cache):
     part.close()
 
 
-def test_a_part_without_bytes_leaves_no_file(cache):
-    cache.open_part(SHA256).close()
+def test_a_part_without_bytes_leaves_no_file(cache: WeightCache) -> None:
+    present(cache.open_part(SHA256)).close()
     assert cache.files() == []
 
 
-def test_a_part_has_one_writer(cache):
-    part = cache.open_part(SHA256)
+def test_a_part_has_one_writer(cache: WeightCache) -> None:
+    part = present(cache.open_part(SHA256))
     assert cache.open_part(SHA256) is None
     part.write(DATA)
     part.finish()
     part.close()
-    again = cache.open_part(SHA256)
+    again = present(cache.open_part(SHA256))
     assert again.num_bytes == 0  # a part of its own, not the finished file
     again.close()
-    assert cache.find(SHA256).read_bytes() == DATA
+    assert present(cache.find(SHA256)).read_bytes() == DATA
 
 
-def test_eviction_takes_the_longest_unused_that_nobody_holds(cache):
+def test_eviction_takes_the_longest_unused_that_nobody_holds(cache: WeightCache) -> None:
     old, middle, new = (put(cache, bytes([i]) * 100, used_at=1000 + i) for i in range(3))
     cache.limit_bytes = 300
     lease = cache.lease()
@@ -99,7 +100,7 @@ def test_eviction_takes_the_longest_unused_that_nobody_holds(cache):
     assert {file.sha256 for file in cache.make_room(300)} == {old, new}
 
 
-def test_what_is_used_counts_as_new(cache):
+def test_what_is_used_counts_as_new(cache: WeightCache) -> None:
     first, second = put(cache, b"a" * 100, used_at=1000), put(cache, b"b" * 100, used_at=2000)
     lease = cache.lease()
     lease.take(first)
@@ -108,7 +109,7 @@ def test_what_is_used_counts_as_new(cache):
     assert [file.sha256 for file in cache.make_room(100)] == [second]
 
 
-def test_what_another_process_holds_stays(cache):
+def test_what_another_process_holds_stays(cache: WeightCache) -> None:
     held = put(cache, b"a" * 100)
     code = (
         "import sys; from pathlib import Path; from flowspec_edge.weights.cache import WeightCache\n"
@@ -116,15 +117,15 @@ def test_what_another_process_holds_stays(cache):
         "print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"held\n"
+        assert present(other.stdout).readline() == b"held\n"
         assert not cache.remove(held)
         assert [file.is_in_use for file in cache.files()] == [True]
         other.kill()
     assert cache.remove(held)
 
 
-def test_parts_that_nobody_goes_on_with_are_evicted_too(cache):
-    part = cache.open_part(SHA256)
+def test_parts_that_nobody_goes_on_with_are_evicted_too(cache: WeightCache) -> None:
+    part = present(cache.open_part(SHA256))
     part.write(DATA)
     cache.limit_bytes = len(DATA)
     with pytest.raises(CacheError):
@@ -134,22 +135,22 @@ def test_parts_that_nobody_goes_on_with_are_evicted_too(cache):
 
 
 @pytest.mark.parametrize("name", ["", "..", "../objects", "a" * 63, "A" * 64, "a" * 64 + "/", "a" * 64 + ".part"])
-def test_only_sums_are_found(cache, name):
+def test_only_sums_are_found(cache: WeightCache, name: str) -> None:
     put(cache, DATA)
     (cache.directory / "objects" / ("a" * 64 + ".part")).write_bytes(b"x")
     assert cache.find(name) is None
 
 
-def test_links_give_the_manifests_names_and_nothing_is_copied(cache, manifest):
+def test_links_give_the_manifests_names_and_nothing_is_copied(cache: WeightCache, manifest: Manifest) -> None:
     entry = manifest.blocks[3]
     sha256 = put(cache, (DEMO_BUNDLE / entry.file).read_bytes())
     own = DEMO_BUNDLE / manifest.embedding.file
-    directory = cache.link(manifest, {sha256: cache.find(sha256), manifest.embedding.sha256: own})
-    assert (directory / entry.file).samefile(cache.find(sha256))
+    directory = cache.link(manifest, {sha256: present(cache.find(sha256)), manifest.embedding.sha256: own})
+    assert (directory / entry.file).samefile(present(cache.find(sha256)))
     assert (directory / "embedding.npy").samefile(own)
     assert not (directory / manifest.blocks[0].file).exists()
     assert cache.manifest(directory.name) == manifest
-    assert cache.link(manifest, {sha256: cache.find(sha256)}) == directory
+    assert cache.link(manifest, {sha256: present(cache.find(sha256))}) == directory
     cache.forget_empty_bundles()
     assert list(cache.manifests()) == [directory.name]
     cache.remove(sha256)
@@ -157,7 +158,7 @@ def test_links_give_the_manifests_names_and_nothing_is_copied(cache, manifest):
     assert cache.manifests() == {}
 
 
-def test_a_damaged_manifest_is_as_good_as_none(cache, manifest):
+def test_a_damaged_manifest_is_as_good_as_none(cache: WeightCache, manifest: Manifest) -> None:
     directory = cache.keep_manifest(manifest)
     path = directory / "manifest.json"
     for text in ("{", path.read_text().replace("demo", "else"), "\xff"):
@@ -166,7 +167,9 @@ def test_a_damaged_manifest_is_as_good_as_none(cache, manifest):
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "blocks/../../x", "", ".", "a\0b", "x" * 300, 7, None])
-def test_a_manifest_that_names_what_lies_outside_is_refused(manifest, name, tmp_path):
+def test_a_manifest_that_names_what_lies_outside_is_refused(
+    manifest: Manifest, name: str | int | None, tmp_path: Path
+) -> None:
     data = json.loads(manifest.to_json())
     data["blocks"][1]["file"] = name
     with pytest.raises(BundleError, match="outside the bundle or is no file name"):
@@ -174,14 +177,16 @@ def test_a_manifest_that_names_what_lies_outside_is_refused(manifest, name, tmp_
 
 
 @pytest.mark.parametrize(("field", "value"), [("sha256", "../x"), ("sha256", 5), ("num_bytes", -1), ("num_bytes", "9")])
-def test_a_manifest_with_impossible_files_is_refused(manifest, field, value, tmp_path):
+def test_a_manifest_with_impossible_files_is_refused(
+    manifest: Manifest, field: str, value: str | int, tmp_path: Path
+) -> None:
     data = json.loads(manifest.to_json())
     data["embedding"][field] = value
     with pytest.raises(BundleError, match="embedding.npy has"):
         parse_manifest(json.dumps(data), tmp_path)
 
 
-def test_a_stage_needs_its_own_files(manifest):
+def test_a_stage_needs_its_own_files(manifest: Manifest) -> None:
     blocks = [block.sha256 for block in manifest.blocks]
     first, last = manifest.embedding.sha256, manifest.final_norm.sha256
     assert [file.sha256 for file in manifest.stage_files(0, 2)] == [*blocks[:2], first]
@@ -189,33 +194,34 @@ def test_a_stage_needs_its_own_files(manifest):
     assert [file.sha256 for file in manifest.stage_files(6, 8)] == [*blocks[6:], last]
 
 
-def test_damage_is_found(cache):
+def test_damage_is_found(cache: WeightCache) -> None:
     sha256, other = put(cache, DATA), put(cache, b"else")
-    paths = {sha256: cache.find(sha256), other: cache.find(other), "0" * 64: cache.directory / "missing"}
-    cache.find(other).write_bytes(b"elsf")
+    found, damaged = present(cache.find(sha256)), present(cache.find(other))
+    paths = {sha256: found, other: damaged, "0" * 64: cache.directory / "missing"}
+    damaged.write_bytes(b"elsf")
     assert find_damaged(paths) == [other, "0" * 64]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match=r"weight cache .*file/weights: .* --cache DIR"):
         WeightCache(tmp_path / "file/weights").open_part(SHA256)
 
 
-def test_finishing_onto_a_broken_disk_is_named(cache, monkeypatch):
-    def broken(descriptor):
+def test_finishing_onto_a_broken_disk_is_named(cache: WeightCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
-    part = cache.open_part(SHA256)
+    part = present(cache.open_part(SHA256))
     part.write(DATA)
-    monkeypatch.setattr(weight_part.os, "fsync", broken)
+    monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(CacheError, match="Input/output error; see whether the disk is well"):
         part.finish()
     assert cache.find(SHA256) is None
     part.close()
 
 
-async def command(*arguments):
+async def command(*arguments: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "flowspec_edge", "cache", *arguments),
         stdout=asyncio.subprocess.PIPE,
@@ -223,17 +229,17 @@ async def command(*arguments):
     )
     async with asyncio.timeout(30):
         out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
+    return present(process.returncode), out.decode(), err.decode()
 
 
 @pytest.mark.slow
-async def test_list_and_prune(cache, manifest):
+async def test_list_and_prune(cache: WeightCache, manifest: Manifest) -> None:
     where = ("--cache", str(cache.directory))
     assert (await command("list", *where))[1] == f"{cache.directory}: 0 files, 0.0 MB\n"
     cache.keep_manifest(dataclasses.replace(manifest, name="other"))
     directory = cache.keep_manifest(manifest)
     block, stray = put(cache, (DEMO_BUNDLE / manifest.blocks[0].file).read_bytes(), 1000), put(cache, b"stray", 2000)
-    part = cache.open_part(manifest.blocks[1].sha256)
+    part = present(cache.open_part(manifest.blocks[1].sha256))
     part.write(DATA)
     with contextlib.closing(part):
         _, out, _ = await command("list", *where, "--json")

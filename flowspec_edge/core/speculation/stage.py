@@ -1,9 +1,9 @@
 """A stage: takes chunks, drops what is dead, runs its layers, sends on. It waits for the origin only where a
 schedule has turns.
 
-One chunk runs at a time, in the order of arrival, whichever session it belongs to. It starts when the hop ahead has credit;
-at that moment its sender gets a credit back, so at most ``CREDITS_PER_HOP`` chunks wait here. Dead rows are dropped when a
-chunk arrives, when it starts, and before it is sent on; a chunk without a living row is dropped whole.
+One chunk runs at a time, in the order of arrival, whichever session it belongs to. It starts when the hop ahead has
+credit; at that moment its sender gets a credit back, so at most ``CREDITS_PER_HOP`` chunks wait here. Dead rows are
+dropped when a chunk arrives, when it starts, and before it is sent on; a chunk without a living row is dropped whole.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Stage:
             self._sessions[chunk.session].tapped[chunk.rows[index].id] = rows
 
     def _send_tapped(self, actions: list[StageAction]) -> None:
-        """Whichever comes last, the forward or the Advance, sends a row, so each is sent once, in any order of the two."""
+        """Whichever comes last, the forward or the Advance, sends a row, so each is sent once in any order."""
         for number, session in self._sessions.items():
             verified = session.take_verified() if session.tapped else {}
             for layer in next(iter(verified.values()), {}):

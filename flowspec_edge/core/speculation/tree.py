@@ -1,7 +1,7 @@
-"""The token tree: rows named by draft id, pruned by ``Advance``, the same at every stage whatever the order of messages.
+"""The token tree: rows named by draft id, pruned by ``Advance``, the same at every stage in any order of messages.
 
-Every token of a session, prompt included, is a row ``(id, parent, token)``. ``Advance(at, to)`` says that the token after
-row ``at`` is ``to``. From this alone each stage knows what lives:
+Every token of a session, prompt included, is a row ``(id, parent, token)``. ``Advance(at, to)`` says that the token
+after row ``at`` is ``to``. From this alone each stage knows what lives:
 
 * the ancestors of ``at``, and ``at`` itself, are committed, and each committed row remembers its next token;
 * a row lives if its parent lives and, where the parent is committed, it is the parent's next token;

@@ -9,7 +9,7 @@ from flowspec_edge.core.rows import NO_PARENT, Advance, Row
 from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots, ReusedSlots
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import StageFailedError
-from tests.core.speculation.trees import interleavings, stories
+from tests.core.speculation.trees import Story, interleavings, stories
 
 
 def ancestor_closure(tree: Tree, ids: list[int]) -> np.ndarray:
@@ -20,27 +20,27 @@ def ancestor_closure(tree: Tree, ids: list[int]) -> np.ndarray:
     return mask
 
 
-def test_the_reserved_slot_is_seen_by_nobody():
+def test_the_reserved_slot_is_seen_by_nobody() -> None:
     slots = KvSlots(8)
     first = slots.append([Row(0, NO_PARENT, 1), Row(1, 0, 2), Row(2, 0, 3)])
     assert slots.ancestor_mask(first).astype(int).tolist() == [[0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]]
 
 
-def test_a_one_row_chunk_does_not_see_its_siblings():
+def test_a_one_row_chunk_does_not_see_its_siblings() -> None:
     slots = KvSlots(8)
     slots.append([Row(0, NO_PARENT, 1), Row(1, 0, 2), Row(2, 0, 3)])
     first = slots.append([Row(3, 2, 4)])
     assert slots.ancestor_mask(first).astype(int).tolist() == [[0, 1, 0, 1, 1]]
 
 
-def test_only_the_rows_behind_a_gap_move():
+def test_only_the_rows_behind_a_gap_move() -> None:
     slots = KvSlots(16)
     slots.append([Row(id, 0 if id else NO_PARENT, id) for id in range(8)])
     assert slots.drop([3, 4, 6]) == [(6, 4, 1), (8, 5, 1)]
     assert slots.ids == [0, 1, 2, 5, 7]
 
 
-def test_a_full_cache_is_a_named_error():
+def test_a_full_cache_is_a_named_error() -> None:
     slots = KvSlots(2)
     slots.append([Row(0, NO_PARENT, 1)])
     with pytest.raises(StageFailedError, match="1 rows held and 1 more exceed its 1"):
@@ -49,7 +49,7 @@ def test_a_full_cache_is_a_named_error():
 
 @settings(max_examples=200)
 @given(stories(), st.data())
-def test_slots_follow_the_tree(story, data):
+def test_slots_follow_the_tree(story: Story, data: st.DataObject) -> None:
     """After each message: moved cache = rebuilt cache, and every mask = the ancestor closure."""
     tree, slots = Tree(), KvSlots(256)
     cache = np.full(256, -1)  # each cache row holds its draft id, so a wrong move shows
@@ -72,7 +72,7 @@ def test_slots_follow_the_tree(story, data):
             np.testing.assert_array_equal(slots.ancestor_mask(first), closure[first - FIRST_SLOT :])
 
 
-def test_a_freed_slot_goes_to_the_next_row_and_nothing_moves():
+def test_a_freed_slot_goes_to_the_next_row_and_nothing_moves() -> None:
     slots = ReusedSlots(8)
     assert slots.place([Row(1, 0, 1), Row(2, 1, 2), Row(3, 1, 3), Row(4, 3, 4)]) == [1, 2, 3, 4]
     slots.release([2, 9])
@@ -80,7 +80,7 @@ def test_a_freed_slot_goes_to_the_next_row_and_nothing_moves():
     slots.check()
 
 
-def test_a_row_that_is_run_again_stands_behind_all_slots_and_its_children_look_at_it_there():
+def test_a_row_that_is_run_again_stands_behind_all_slots_and_its_children_look_at_it_there() -> None:
     slots = ReusedSlots(8)
     slots.place([Row(1, 0, 1), Row(2, 1, 2)])
     again = [Row(1, 0, 1), Row(3, 1, 3), Row(4, 2, 4)]
@@ -94,7 +94,7 @@ def test_a_row_that_is_run_again_stands_behind_all_slots_and_its_children_look_a
 
 @settings(max_examples=30)
 @given(stories(), st.data())
-def test_reused_slots_show_each_row_its_ancestors(story, data):
+def test_reused_slots_show_each_row_its_ancestors(story: Story, data: st.DataObject) -> None:
     """Whatever stands where: what a row may look at, read as draft ids, is its path."""
     tree, slots = Tree(), ReusedSlots(256)
     for message in data.draw(interleavings(story)):
