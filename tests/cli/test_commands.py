@@ -1,10 +1,12 @@
 """The commands as a user runs them: real processes, real mDNS, and one clear sentence when something is wrong."""
 
 import asyncio
+import contextlib
 import json
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,19 +71,29 @@ async def test_the_demo_shows_every_trip_and_the_text():
     assert "acceptance length" in out and "rows sent" in out
 
 
+def children_of(pid):
+    """Processes that this one started and that have not ended."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
+                found.add(path.parent)
+    return found
+
+
 async def test_the_demo_stops_its_nodes_on_ctrl_c():
     process = await start("demo", "--nodes", "2", "--max-new-tokens", "900")
     async with asyncio.timeout(COMMAND_S):
         while not (await process.stdout.readline()).startswith(b"prompt"):
             pass
+        nodes = children_of(process.pid)
         process.send_signal(signal.SIGINT)
         _, err = await process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in err.decode()
-    cluster = "local-"
-    listing = await asyncio.create_subprocess_exec("ps", "-eo", "ppid,args", stdout=asyncio.subprocess.PIPE)
-    processes, _ = await listing.communicate()
-    assert not [line for line in processes.decode().splitlines() if cluster in line and f" {process.pid} " in line]
+    assert len(nodes) == 2
+    assert not [node for node in nodes if node.exists()]
 
 
 async def test_generate_and_devices_find_the_nodes():
