@@ -1,5 +1,10 @@
 """For every test, and every process it starts: a place of its own for what a node keeps, without a cluster key."""
 
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 
 from flowspec_edge.files import STATE_VARIABLE
@@ -19,3 +24,46 @@ def lan_is_possible():
     """Skips where hosts with addresses of their own cannot be made."""
     if reason := why_not():
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """``made_once(name, make)``: a directory that ``make(directory)`` filled, once for all processes of a run of the tests.
+
+    Whoever asks first makes it, the others wait. What is in it is read only.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of the run, not of this worker
+    root = root / "made-once"
+
+    def made_once(name, make):
+        directory, done = root / name, root / f"{name}.done"
+        root.mkdir(exist_ok=True)
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(directory, ignore_errors=True)  # of one who failed
+                directory.mkdir()
+                make(directory)
+                done.touch()
+        return directory
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
+def demo_export(made_once):
+    """``demo_export(precision, *also)``: the directory of the demo model's bundle, exported here in these precisions."""
+    exporter = pytest.importorskip("exporter.bundle", reason="exporting needs torch: pip install '.[export]'")
+    model = Path(__file__).parents[1] / "exporter/demo_model"
+
+    def demo_export(precision, *also):
+        def export(directory):
+            target, drafter, out = model / "target", model / "eagle", directory / "bundle"
+            options = {"checkpoint": target, "drafter": drafter, "out": out, "precision": precision, "also": also}
+            exporter.export_bundle(exporter.ExportOptions(**options))
+
+        return made_once("-".join(("demo", precision, *also)), export) / "bundle"
+
+    return demo_export

@@ -55,9 +55,12 @@ print(json.dumps({"peak": peak, "weights": weights, "rows": rows.shape}))
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
+def directory(made_once):
     """Random layers of 48 MiB in float32, in several precisions, and a large embedding, most of it a hole in a file."""
-    root = tmp_path_factory.mktemp("memory")
+    return made_once("memory", export_random_layers)
+
+
+def export_random_layers(root):
     (root / "blocks").mkdir()
     torch.manual_seed(0)
     layer = LayerBlock(SHAPE, 0, 1)
@@ -90,7 +93,6 @@ def directory(tmp_path_factory):
         demo, precision="fp32", geometry=geometry, embedding=embedding, blocks=own, alternatives=blocks, drafter=None
     )
     manifest.write(root)
-    return root
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
