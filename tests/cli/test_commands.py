@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import secrets
 import shutil
 import signal
 import sys
@@ -233,7 +234,7 @@ async def test_help_teaches(command):
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 async def test_a_node_ends_in_order(ending):
-    process = await start("node", "--cluster", "ending", "--host", "127.0.0.1")
+    process = await start("node", "--cluster", f"ending-{secrets.token_hex(4)}", "--host", "127.0.0.1")
     async with asyncio.timeout(COMMAND_S):
         assert b"serves on 127.0.0.1" in await process.stdout.readline()
         process.send_signal(ending)
