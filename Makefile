@@ -1,23 +1,24 @@
 # make demo   the main job: four nodes on this machine answer a prompt
-# make test   every test, exporter included
+# make test   every test, exporter included, in as many processes as there are cores, up to four
 # make check  format, lint, types and the fast tests
 # make docs   draws the house from the imports and builds the documentation site, every link checked
 # make arm-check  a ring of two emulated ARM boards writes the same text; not part of `make test`
 .PHONY: demo test check docs arm-check clean
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST = $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 demo: .venv/run
 	$(BIN)/flowspec demo $(ARGS)
 
 test: .venv/test
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) --durations 10 $(ARGS)
 
 check: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow" tests/core
+	$(PYTEST) -m "not slow" tests/core
 
 docs: .venv/docs
 	$(BIN)/python -m docs.house --write

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.manifest import describe_file, load_manifest
 
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+"""See the fixture ``made_once``."""
 UNKNOWN_FIELD = b"\xc0\x3e\x01"
 """Field 1000 of a protobuf message, which readers skip: another file, the same graph."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -75,7 +76,7 @@ async def test_a_served_ring_answers_cancels_and_survives_a_lost_node() -> None:
 @pytest.mark.slow
 async def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    cluster = ("--cluster", "readme-example")
+    cluster = ("--cluster", f"readme-example-{secrets.token_hex(4)}")
     async with serving("--port", "0", *cluster) as url:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", example.replace("http://127.0.0.1:8008", url)), stdout=asyncio.subprocess.PIPE

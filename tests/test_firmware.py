@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -132,7 +133,8 @@ async def test_a_node_says_on_what_it_runs_and_takes_a_profile_of_the_users_own(
     mine = tmp_path / "mine.toml"
     mine.write_text((FILES / "generic-aarch64.toml").read_text().replace("num_threads = 8", "num_threads = 1"))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "flowspec_edge", "node", "--host", "127.0.0.1", "--cluster", "boards", "--json"),
+        *(sys.executable, "-m", "flowspec_edge", "node", "--host", "127.0.0.1", "--json"),
+        *("--cluster", f"boards-{secrets.token_hex(4)}"),
         *("--board", str(mine), "--memory", "77", "--until-stdin-closes"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -1,6 +1,7 @@
 """What is measured of a stage, and how it is told; no figure is judged."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ def test_a_stage_is_measured_beside_the_machine() -> None:
     assert line.startswith(f"| demo | 1 | 16 | int8 | {rows[0]['bare_ms']:.1f} | {rows[1]['bare_ms']:.1f} |")
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="the commit is told by git")
 def test_figures_name_their_machine_clock_and_commit() -> None:
     machine = describe_machine(How(is_cpu_time=False))
     assert machine["clock"] == "wall" and machine["processor"] and machine["num_cores"] > 0

@@ -1,7 +1,9 @@
 """The commands as a user runs them: real processes, real mDNS, and one clear sentence when something is wrong."""
 
 import asyncio
+import contextlib
 import json
+import secrets
 import shutil
 import signal
 import sys
@@ -71,19 +73,29 @@ async def test_the_demo_shows_every_trip_and_the_text() -> None:
     assert "acceptance length" in out and "rows sent" in out
 
 
+def children_of(pid: int) -> set[Path]:
+    """Processes that this one started and that have not ended."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
+                found.add(path.parent)
+    return found
+
+
 async def test_the_demo_stops_its_nodes_on_ctrl_c() -> None:
     process = await start("demo", "--nodes", "2", "--max-new-tokens", "900")
     async with asyncio.timeout(COMMAND_S):
         while not (await present(process.stdout).readline()).startswith(b"prompt"):
             pass
+        nodes = children_of(process.pid)
         process.send_signal(signal.SIGINT)
         _, err = await process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in err.decode()
-    cluster = "local-"
-    listing = await asyncio.create_subprocess_exec("ps", "-eo", "ppid,args", stdout=asyncio.subprocess.PIPE)
-    processes, _ = await listing.communicate()
-    assert not [line for line in processes.decode().splitlines() if cluster in line and f" {process.pid} " in line]
+    assert len(nodes) == 2
+    assert not [node for node in nodes if node.exists()]
 
 
 async def test_generate_and_devices_find_the_nodes() -> None:
@@ -223,7 +235,7 @@ async def test_help_teaches(command: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 async def test_a_node_ends_in_order(ending: signal.Signals) -> None:
-    process = await start("node", "--cluster", "ending", "--host", "127.0.0.1")
+    process = await start("node", "--cluster", f"ending-{secrets.token_hex(4)}", "--host", "127.0.0.1")
     async with asyncio.timeout(COMMAND_S):
         assert b"serves on 127.0.0.1" in await present(process.stdout).readline()
         process.send_signal(ending)

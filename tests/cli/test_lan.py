@@ -122,7 +122,7 @@ async def test_doctor_suspects_an_access_point_that_keeps_its_clients_apart(stat
 async def test_doctor_tells_a_firewall_from_a_key_from_a_board_that_is_off(states: list[Path]) -> None:
     async with lan_of(4) as lan, asyncio.timeout(2 * WAIT_S):
         replace_key_in(states[2])
-        lan.drop_input(3, "tcp dport 7361")
+        lan.drop_tcp(3, 7361)
         await asyncio.gather(
             *(lan.start_node(n, env={"FLOWSPEC_HOME": str(states[n])}, is_verbose=True) for n in (1, 2, 3))
         )

@@ -24,6 +24,7 @@ from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.origin.ring import Ring
+from tests.bundles import MadeOnce
 from tests.exporter.checkpoints import SHAPE, edit_config, save_checkpoint, save_eagle3
 from tests.narrowing import present
 from tests.ring.conftest import answer_of, ring_of, tokens_of
@@ -35,22 +36,21 @@ K = 6
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Target and head on disk."""
-    directory = tmp_path_factory.mktemp("eagle3")
-    save_checkpoint(directory / "target", num_hidden_layers=8)
-    save_eagle3(directory / "head")
-    return directory
+def saved(made_once: MadeOnce) -> Path:
+    """Target, head and bundle on disk."""
+    return made_once("eagle3", save_and_export)
+
+
+def save_and_export(directory: Path) -> None:
+    target, head, out = directory / "target", directory / "head", directory / "out"
+    save_checkpoint(target, num_hidden_layers=8)
+    save_eagle3(head)
+    export_bundle(ExportOptions(checkpoint=target, drafter=head, out=out, precision="fp32", block_size=3))
 
 
 @pytest.fixture(scope="module")
 def bundle(saved: Path) -> Bundle:
-    out = saved / "out"
-    options = ExportOptions(
-        checkpoint=saved / "target", drafter=saved / "head", out=out, precision="fp32", block_size=3
-    )
-    export_bundle(options)
-    return Bundle.load(out)
+    return Bundle.load(saved / "out")
 
 
 class Reference:

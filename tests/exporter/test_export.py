@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import CheckpointError, ParityError
 from flowspec_edge.manifest import Manifest, load_manifest, verify_digests
 from tests.engine.conftest import Session, make_chain
-from tests.exporter.checkpoints import DEMO_MODEL, FAMILIES, save_checkpoint, save_eagle, save_sentencepiece
+from tests.exporter.checkpoints import FAMILIES, save_checkpoint, save_eagle, save_sentencepiece
 from tests.narrowing import instance, present
 
 pytestmark = pytest.mark.slow
@@ -165,19 +165,16 @@ def test_int8_files_are_a_quarter_and_agree_with_their_weights(tmp_path: Path) -
     assert int8.parity.chain_error < 1e-4
 
 
-def test_the_demo_bundle_is_what_its_checkpoint_gives(tmp_path: Path) -> None:
+def test_the_demo_bundle_is_what_its_checkpoint_gives(demo_export: Callable[[str], Path]) -> None:
     shipped = load_manifest(DEMO_BUNDLE)
     verify_digests(DEMO_BUNDLE, shipped.files())
-    fresh = export_bundle(
-        ExportOptions(
-            checkpoint=DEMO_MODEL / "target", drafter=DEMO_MODEL / "eagle", out=tmp_path / "out", name=shipped.name
-        )
-    )
+    directory = demo_export(shipped.precision)
+    fresh = load_manifest(directory)
     if [entry.sha256 for entry in fresh.files()] == [entry.sha256 for entry in shipped.files()]:
         return
     # Another processor or torch may write other bytes; the rows must be the same.
     chain = make_chain(range(2, 66))
-    rows = [Session(StageRunner(d, m, 0, 8)).run(chain) for d, m in ((tmp_path / "out", fresh), (DEMO_BUNDLE, shipped))]
+    rows = [Session(StageRunner(d, m, 0, 8)).run(chain) for d, m in ((directory, fresh), (DEMO_BUNDLE, shipped))]
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
 
 

@@ -24,6 +24,7 @@ from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.engine.graphs import KvCache
 from flowspec_edge.engine.padding import MAX_ATTENTION_PADDING
 from flowspec_edge.manifest import BlockEntry, FileEntry, describe_file, load_manifest
+from tests.bundles import MadeOnce
 
 pytestmark = pytest.mark.slow
 
@@ -58,9 +59,12 @@ print(json.dumps({"peak": peak, "weights": weights, "rows": rows.shape}))
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(made_once: MadeOnce) -> Path:
     """Random layers of 48 MiB in float32, in several precisions, and a large embedding, most of it a hole in a file."""
-    root = tmp_path_factory.mktemp("memory")
+    return made_once("memory", export_random_layers)
+
+
+def export_random_layers(root: Path) -> None:
     (root / "blocks").mkdir()
     torch.manual_seed(0)
     layer = LayerBlock(SHAPE, 0, 1)
@@ -93,7 +97,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         demo, precision="fp32", geometry=geometry, embedding=embedding, blocks=own, alternatives=blocks, drafter=None
     )
     manifest.write(root)
-    return root
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from flowspec_edge.node.node import Node
 from flowspec_edge.node.precision_choice import chosen_precision, keep_precision
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
+from tests.bundles import MadeOnce
 from tests.engine.conftest import Session, make_chain
 from tests.exporter.checkpoints import save_checkpoint
-from tests.ring.conftest import DEMO_MODEL, answer_of, tokens_of
+from tests.ring.conftest import answer_of, tokens_of
 
 pytestmark = pytest.mark.slow
 
@@ -36,9 +38,12 @@ NUM_LAYERS = 2
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(made_once: MadeOnce) -> Path:
     """A bundle in every precision; weights large enough for their rounding to matter."""
-    root = tmp_path_factory.mktemp("precisions")
+    return made_once("precisions", export_in_every_precision) / "out"
+
+
+def export_in_every_precision(root: Path) -> None:
     save_checkpoint(root / "target", num_hidden_layers=NUM_LAYERS, hidden_size=128, intermediate_size=256, head_dim=64)
     text = root / "prose.txt"
     text.write_text("It was the best of times, it was the worst of times, it was the age of wisdom.\n" * 3)
@@ -47,7 +52,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint=root / "target", drafter=None, out=root / "out", precision="w8a8", also=others, eval_text=text
     )
     export_bundle(options)
-    return root / "out"
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +60,13 @@ def manifest(directory: Path) -> Manifest:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_demo_model_and_its_head_come_in_every_precision(precision: str, tmp_path: Path) -> None:
-    target, drafter = DEMO_MODEL / "target", DEMO_MODEL / "eagle"
-    export_bundle(ExportOptions(checkpoint=target, drafter=drafter, out=tmp_path / "out", precision=precision))
-    manifest = load_manifest(tmp_path / "out")
+def test_the_demo_model_and_its_head_come_in_every_precision(
+    precision: str, demo_export: Callable[[str], Path]
+) -> None:
+    directory = demo_export(precision)
+    manifest = load_manifest(directory)
     assert manifest.precision == precision and manifest.drafter is not None
-    head = Head(tmp_path / "out", manifest)
+    head = Head(directory, manifest)
     rows = np.random.default_rng(4).standard_normal((16, manifest.geometry.hidden_size), np.float32)
     np.testing.assert_array_equal(np.concatenate([head.logits(row[None]) for row in rows]), head.logits(rows))
 

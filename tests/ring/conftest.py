@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
+from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.line import Line
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.node import curves
@@ -31,14 +33,14 @@ def int8_bundle():
 
 
 @pytest.fixture(scope="session")
-def fp32_bundle(tmp_path_factory):
-    exporter = pytest.importorskip("exporter.bundle", reason="exporting needs torch: pip install '.[export]'")
-    out = tmp_path_factory.mktemp("fp32") / "bundle"
-    options = exporter.ExportOptions(
-        checkpoint=DEMO_MODEL / "target", drafter=DEMO_MODEL / "eagle", out=out, precision="fp32"
-    )
-    exporter.export_bundle(options)
-    return Bundle.load(out)
+def fp32_bundle(two_precisions):
+    """Its own precision is float32, and rings that are not planned keep to it."""
+    return two_precisions
+
+
+@pytest.fixture(scope="session")
+def two_precisions(demo_export):
+    return Bundle.load(demo_export("fp32", "int8"))
 
 
 @pytest.fixture(scope="session", params=["int8", "fp32"])
@@ -46,9 +48,17 @@ def bundle(request):
     return request.getfixturevalue(f"{request.param}_bundle")
 
 
-@pytest.fixture(scope="session")
-def unsplit(bundle):
-    return UnsplitModel(bundle.directory, bundle.manifest)
+_models, _texts = {}, {}
+
+
+def unsplit_tokens(bundle, prompt, options):
+    """What the unsplit model writes, computed once in this process."""
+    key = bundle.digest, tuple(prompt), dataclasses.replace(options, schedule=GenerateOptions().schedule)  # it has none
+    if key not in _texts:
+        if bundle.digest not in _models:
+            _models[bundle.digest] = UnsplitModel(bundle.directory, bundle.manifest)
+        _texts[key] = list(_models[bundle.digest].generate(prompt, options))
+    return _texts[key]
 
 
 @contextlib.asynccontextmanager

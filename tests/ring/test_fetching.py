@@ -11,7 +11,6 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
 from flowspec_edge.core.planning.placement import StagePlan
 from flowspec_edge.core.weights.fetching import Source
-from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import FetchError, NodeUnavailableError, StageFailedError
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.link import open_link
@@ -24,7 +23,7 @@ from flowspec_edge.weights.cache import WeightCache
 from flowspec_edge.weights.download import fetch_manifest
 from tests.bundles import other_bundle
 from tests.cli.test_commands import run
-from tests.ring.conftest import GIB, answer_of, tokens_of
+from tests.ring.conftest import GIB, answer_of, tokens_of, unsplit_tokens
 
 pytestmark = pytest.mark.slow
 
@@ -87,8 +86,7 @@ async def test_each_node_fetches_its_own_layers_and_the_next_start_fetches_nothi
         plans = [stage.plan for stage in ring.stages]
         pieces = await answer_of(ring, prompts[0], options)
         assert [stage.fetched_bytes for stage in ring.stages] == [stage_bytes(int8_bundle, plan) for plan in plans]
-    unsplit = UnsplitModel(int8_bundle.directory, int8_bundle.manifest)
-    assert tokens_of(pieces) == list(unsplit.generate(prompts[0], options))
+    assert tokens_of(pieces) == unsplit_tokens(int8_bundle, prompts[0], options)
     assert told == {plan: (stage_bytes(int8_bundle, plan),) * 2 for plan in plans}
     for plan, cache in zip(plans, caches, strict=True):
         assert held(cache) == {entry.sha256 for entry in int8_bundle.manifest.stage_files(plan.start, plan.stop)}

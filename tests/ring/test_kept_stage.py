@@ -10,11 +10,10 @@ import pytest
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.engine import stage_runner
-from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import StageFailedError
 from flowspec_edge.node import kept_stage, stage_opening
 from flowspec_edge.origin.opening import open_ring
-from tests.ring.conftest import GIB, answer_of, found_of, nodes_of, tokens_of
+from tests.ring.conftest import GIB, answer_of, found_of, nodes_of, tokens_of, unsplit_tokens
 
 OPTIONS = GenerateOptions(max_new_tokens=12)
 
@@ -66,9 +65,7 @@ async def test_the_next_ring_takes_what_is_loaded_and_writes_the_same(int8_bundl
         found = found_of(serving)
         for _ in range(3):
             tokens = await text_of(origin, int8_bundle, found, prompts[0])
-            assert tokens == list(
-                UnsplitModel(int8_bundle.directory, int8_bundle.manifest).generate(prompts[0], OPTIONS)
-            )
+            assert tokens == unsplit_tokens(int8_bundle, prompts[0], OPTIONS)
         assert sorted(loaded) == [(0, 4), (4, 8)]
         await until(lambda: all(node.kept._kept for node in serving))
         assert [node.memory.free_bytes for node in serving] == [GIB, GIB], "what is kept counts as free"

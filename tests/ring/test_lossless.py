@@ -10,30 +10,29 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.core.speculation.verify import next_token_distribution
 from flowspec_edge.engine.unsplit import UnsplitModel
-from tests.ring.conftest import answer_of, ring_of, tokens_of
+from tests.ring.conftest import answer_of, ring_of, tokens_of, unsplit_tokens
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 4, 8])
-async def test_greedy_output_on_held_out_prompts(num_nodes, bundle, unsplit, prompts):
+async def test_greedy_output_on_held_out_prompts(num_nodes, bundle, prompts):
     options = GenerateOptions(max_new_tokens=32)
     async with ring_of(num_nodes, bundle) as ring:
         assert len(ring.stages) == num_nodes
         for prompt in prompts:
             pieces = await answer_of(ring, prompt, options)
-            assert tokens_of(pieces) == list(unsplit.generate(prompt, options))
+            assert tokens_of(pieces) == unsplit_tokens(bundle, prompt, options)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("num_nodes", [1, 4])
 async def test_each_schedule_gives_the_unsplit_models_text(num_nodes, schedule, int8_bundle, prompts):
-    unsplit = UnsplitModel(int8_bundle.directory, int8_bundle.manifest)
     async with ring_of(num_nodes, int8_bundle) as ring:
         for temperature, prompt in ((0.0, prompts[0]), (1.0, prompts[1])):
             options = GenerateOptions(max_new_tokens=64, temperature=temperature, seed=11, schedule=schedule)
             tokens = tokens_of(await answer_of(ring, prompt, options))
-            assert tokens == list(unsplit.generate(prompt, options))
+            assert tokens == unsplit_tokens(int8_bundle, prompt, options)
 
 
 async def test_sessions_at_the_same_time_do_not_mix(int8_bundle, prompts):

@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from flowspec_edge.bundle import Bundle
 from flowspec_edge.cli.show_plan import format_plan
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import codec, wire
@@ -26,7 +25,7 @@ from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin import dialogue, measured_links, planning
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions, keep_placement, load_placement
-from tests.ring.conftest import DEMO_MODEL, answer_of, found_of, nodes_of, tokens_of
+from tests.ring.conftest import answer_of, found_of, nodes_of, tokens_of, unsplit_tokens
 
 PLAN_OPTIONS = PlanOptions(num_tokens=256)
 
@@ -69,8 +68,7 @@ async def test_a_ring_serves_what_was_planned_and_writes_the_unsplit_models_text
         async with open_ring(origin, int8_bundle, found_of(serving), plan_options=PLAN_OPTIONS) as ring:
             pieces = await answer_of(ring, prompts[0], options)
             outcome = ring.outcome(pieces[-1].statistics)
-    unsplit = UnsplitModel(int8_bundle.directory, int8_bundle.manifest)
-    assert tokens_of(pieces) == list(unsplit.generate(prompts[0], options))
+    assert tokens_of(pieces) == unsplit_tokens(int8_bundle, prompts[0], options)
     assert [stage.plan for stage in ring.stages] == [stage.stage_plan for stage in plan.stages]
     assert ring.plan == plan
     assert outcome.difference > 0.2
@@ -229,17 +227,6 @@ async def test_a_plan_may_choose_each_devices_precision(two_precisions, monkeypa
             tokens = tokens_of(await answer_of(ring, prompts[0], options))
     unsplit = UnsplitModel(two_precisions.directory, two_precisions.manifest, precision="int8")
     assert tokens == list(unsplit.generate(prompts[0], options))
-
-
-@pytest.fixture(scope="module")
-def two_precisions(tmp_path_factory):
-    exporter = pytest.importorskip("exporter.bundle", reason="exporting needs torch: pip install '.[export]'")
-    out = tmp_path_factory.mktemp("two") / "bundle"
-    options = exporter.ExportOptions(
-        checkpoint=DEMO_MODEL / "target", drafter=DEMO_MODEL / "eagle", out=out, precision="fp32", also=("int8",)
-    )
-    exporter.export_bundle(options)
-    return Bundle.load(out)
 
 
 async def test_files_that_are_broken_are_measured_anew(int8_bundle, quick_curve, state):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import threading
 
 import pytest
@@ -10,12 +11,12 @@ import pytest
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.device.throttling import ThermalReport
 from flowspec_edge.core.planning import rebalancing
-from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import NodeUnavailableError
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin import service as serving
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.service import GenerationService
+from tests.ring import conftest
 from tests.ring.conftest import found_of, nodes_of, tokens_of
 
 WAIT_S = 60
@@ -100,8 +101,7 @@ async def until(condition):
         await asyncio.sleep(0.01)
 
 
-def unsplit_tokens(bundle, prompt, options=OPTIONS):
-    return list(UnsplitModel(bundle.directory, bundle.manifest).generate(prompt, options))
+unsplit_tokens = functools.partial(conftest.unsplit_tokens, options=OPTIONS)
 
 
 async def test_a_new_board_is_used_from_the_next_session_on(int8_bundle, quick_curve, prompts):
