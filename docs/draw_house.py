@@ -48,7 +48,7 @@ PLACES = {
     "bench": Place(2, 40, 620, ORANGE),
     "web": Place(2, 660, 900, BLUE),
     "client": Place(2, 1040, 1200, BLUE),
-    "origin": Place(3, 40, 620, GREEN),
+    "origin": Place(3, 40, 740, GREEN),
     "node": Place(4, 40, 740, GREEN),
     "engine": Place(5, 40, 400, VIOLET),
     "weights": Place(5, 690, 920, VIOLET),
@@ -72,6 +72,7 @@ PURE_ROWS = (6, 8)
 GROUND = {"bundle", "manifest", "files", "config", "tasks", "errors", "version"}
 """Modules for everyone. Arrows that end there are left out."""
 LANES = {
+    ("__init__", "origin"): 640.0,
     ("node", "engine"): 220.0,
     ("node", "core.planning"): 520.0,
     ("node", "core.device"): 676.0,

@@ -1,1 +1,1 @@
-"""Runs graphs. No other package imports ONNX Runtime."""
+"""ONNX Runtime: stages, head, draft head and tokenizer. No other room imports it."""

@@ -1,1 +1,1 @@
-"""Links, discovery and the HTTP interface: the only importer of aiohttp servers and zeroconf."""
+"""Who is there, and how nodes speak: links, mDNS, TLS."""

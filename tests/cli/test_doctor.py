@@ -1,4 +1,4 @@
-"""Doctor as users run it, on one machine. tests/test_lan.py has what it takes several hosts to see."""
+"""Doctor as users run it, on one machine. tests/cli/test_lan.py has what it takes several hosts to see."""
 
 import json
 import secrets
