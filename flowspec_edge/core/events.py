@@ -1,8 +1,9 @@
 """Read first: what the cores are told (events) and what they answer (actions).
 
-``Stage`` (core/speculation/stage.py) serves a layer range; ``Origin`` (core/speculation/origin.py) runs generations. Each
-has one method, ``handle(event, now) -> list[Action]``. Whoever drives them - a node on sockets, a test, a virtual clock -
-performs the actions; an action that takes time (``RunForward``, ``RunHead``, ``RunDraft``) is answered later by its event.
+``Stage`` (core/speculation/stage.py) serves a layer range; ``Origin`` (core/speculation/origin.py) runs generations.
+Each has one method, ``handle(event, now) -> list[Action]``. Whoever drives them - a node on sockets, a test, a virtual
+clock - performs the actions; an action that takes time (``RunForward``, ``RunHead``, ``RunDraft``) is answered later by
+its event.
 
 Tensors pass through untouched: hidden rows are [rows, hidden_size] float32, logits [rows, vocab_size] float32.
 """
