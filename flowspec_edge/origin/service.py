@@ -120,7 +120,7 @@ class GenerationService:
         """The ring that wrote or writes the latest text; the service may have left it since."""
         return self._writer
 
-    async def generate(self, prompt: str, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: str | Sequence[int], options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         """Pieces of the answer; raises what :meth:`Ring.generate` and :func:`open_ring` raise.
 
         The statistics of the last piece hold ``prediction``: what was expected of the ring, beside what it brought.

@@ -3,19 +3,24 @@
 import asyncio
 import contextlib
 import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
-from flowspec_edge.config import GenerateOptions
+from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.core import events as ev
 from flowspec_edge.core.line import Line
 from flowspec_edge.engine.unsplit import UnsplitModel
+from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node import curves
 from flowspec_edge.node.node import Node
+from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin import planning
 from flowspec_edge.origin.opening import open_ring
+from flowspec_edge.origin.ring import Ring
 from tests.held_out import held_out_prompts
 
 DEMO_MODEL = Path(__file__).parents[2] / "exporter/demo_model"
@@ -23,35 +28,37 @@ GIB = 2**30
 
 
 @pytest.fixture(scope="session")
-def prompts():
+def prompts() -> list[list[int]]:
     return held_out_prompts()
 
 
 @pytest.fixture(scope="session")
-def int8_bundle():
+def int8_bundle() -> Bundle:
     return Bundle.load(DEMO_BUNDLE)
 
 
 @pytest.fixture(scope="session")
-def fp32_bundle(two_precisions):
+def fp32_bundle(two_precisions: Bundle) -> Bundle:
     """Its own precision is float32, and rings that are not planned keep to it."""
     return two_precisions
 
 
 @pytest.fixture(scope="session")
-def two_precisions(demo_export):
+def two_precisions(demo_export: Callable[..., Path]) -> Bundle:
     return Bundle.load(demo_export("fp32", "int8"))
 
 
 @pytest.fixture(scope="session", params=["int8", "fp32"])
-def bundle(request):
-    return request.getfixturevalue(f"{request.param}_bundle")
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    found: Bundle = request.getfixturevalue(f"{request.param}_bundle")
+    return found
 
 
-_models, _texts = {}, {}
+_models: dict[str, UnsplitModel] = {}
+_texts: dict[tuple[str, tuple[int, ...], GenerateOptions], list[int]] = {}
 
 
-def unsplit_tokens(bundle, prompt, options):
+def unsplit_tokens(bundle: Bundle, prompt: list[int], options: GenerateOptions) -> list[int]:
     """What the unsplit model writes, computed once in this process."""
     key = bundle.digest, tuple(prompt), dataclasses.replace(options, schedule=GenerateOptions().schedule)  # it has none
     if key not in _texts:
@@ -62,11 +69,11 @@ def unsplit_tokens(bundle, prompt, options):
 
 
 @contextlib.asynccontextmanager
-async def ring_of(num_nodes, bundle):
+async def ring_of(num_nodes: int, bundle: Bundle) -> AsyncIterator[Ring]:
     """A ring over that many nodes in this process, found by address; discovery has tests of its own."""
-    nodes = []
+    nodes: list[Node] = []
 
-    async def start(name, *, memory_bytes=GIB):
+    async def start(name: str, *, memory_bytes: int = GIB) -> Node:
         settings = NodeSettings(
             name=name, cluster="test", bundles=(bundle,), memory_bytes=memory_bytes, is_announced=False
         )
@@ -82,20 +89,28 @@ async def ring_of(num_nodes, bundle):
         await asyncio.gather(*(node.close() for node in nodes))
 
 
-async def answer_of(ring, prompt, options, on_trip=None):
+async def answer_of(
+    ring: Ring, prompt: list[int], options: GenerateOptions, on_trip: Callable[[ev.ReportTrip], None] | None = None
+) -> list[Piece]:
     """All pieces of an answer."""
     async with contextlib.aclosing(ring.generate(prompt, options, on_trip)) as answer:
         return [piece async for piece in answer]
 
 
-def tokens_of(pieces):
+def tokens_of(pieces: Iterable[Piece]) -> list[int]:
     return [token for piece in pieces for token in piece.token_ids]
 
 
 @contextlib.asynccontextmanager
-async def nodes_of(bundle, names=("attic", "cellar", "hall"), *, memory_bytes=GIB, board=None):
+async def nodes_of(
+    bundle: Bundle,
+    names: Sequence[str] = ("attic", "cellar", "hall"),
+    *,
+    memory_bytes: int = GIB,
+    board: Callable[[], Board] | None = None,
+) -> AsyncIterator[tuple[list[Node], Node]]:
     """Serving nodes in this process, and an origin."""
-    nodes = []
+    nodes: list[Node] = []
     try:
         for name in [*names, "origin"]:
             settings = NodeSettings(
@@ -108,11 +123,11 @@ async def nodes_of(bundle, names=("attic", "cellar", "hall"), *, memory_bytes=GI
 
 
 @pytest.fixture
-def quick_curve(monkeypatch):
+def quick_curve(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Each node says at once that a layer takes it 400 ms; how often is counted."""
-    measured = []
+    measured: list[str] = []
 
-    def measure(self, bundle, precision, free_bytes):
+    def measure(self: curves.Measurements, bundle: Bundle, precision: str, free_bytes: int) -> Line:
         measured.append(bundle.manifest.name)
         return Line(400.0, 1.0)
 
@@ -121,5 +136,5 @@ def quick_curve(monkeypatch):
     return measured
 
 
-def found_of(nodes):
+def found_of(nodes: Iterable[Node]) -> list[Announcement]:
     return [node.announcement for node in nodes]

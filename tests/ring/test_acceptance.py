@@ -2,6 +2,7 @@
 
 import pytest
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.engine.unsplit import UnsplitModel
 from tests.ring.whole_tree import WholeTree
@@ -14,7 +15,9 @@ REPORTED = [(80, 0.0, 5.77), (64, 0.6, 4.42)]
 
 
 @pytest.mark.parametrize(("num_nodes", "temperature", "reported"), REPORTED)
-def test_acceptance_length_of_whole_trees(num_nodes, temperature, reported, int8_bundle, prompts):
+def test_acceptance_length_of_whole_trees(
+    num_nodes: int, temperature: float, reported: float, int8_bundle: Bundle, prompts: list[list[int]]
+) -> None:
     model = WholeTree(int8_bundle, num_nodes, depth=6)
     unsplit = UnsplitModel(int8_bundle.directory, int8_bundle.manifest)
     lengths = []

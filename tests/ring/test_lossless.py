@@ -6,7 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.rows import Floats
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.core.speculation.verify import next_token_distribution
 from flowspec_edge.engine.unsplit import UnsplitModel
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 4, 8])
-async def test_greedy_output_on_held_out_prompts(num_nodes, bundle, prompts):
+async def test_greedy_output_on_held_out_prompts(num_nodes: int, bundle: Bundle, prompts: list[list[int]]) -> None:
     options = GenerateOptions(max_new_tokens=32)
     async with ring_of(num_nodes, bundle) as ring:
         assert len(ring.stages) == num_nodes
@@ -27,7 +29,9 @@ async def test_greedy_output_on_held_out_prompts(num_nodes, bundle, prompts):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("num_nodes", [1, 4])
-async def test_each_schedule_gives_the_unsplit_models_text(num_nodes, schedule, int8_bundle, prompts):
+async def test_each_schedule_gives_the_unsplit_models_text(
+    num_nodes: int, schedule: str, int8_bundle: Bundle, prompts: list[list[int]]
+) -> None:
     async with ring_of(num_nodes, int8_bundle) as ring:
         for temperature, prompt in ((0.0, prompts[0]), (1.0, prompts[1])):
             options = GenerateOptions(max_new_tokens=64, temperature=temperature, seed=11, schedule=schedule)
@@ -35,7 +39,7 @@ async def test_each_schedule_gives_the_unsplit_models_text(num_nodes, schedule, 
             assert tokens == unsplit_tokens(int8_bundle, prompt, options)
 
 
-async def test_sessions_at_the_same_time_do_not_mix(int8_bundle, prompts):
+async def test_sessions_at_the_same_time_do_not_mix(int8_bundle: Bundle, prompts: list[list[int]]) -> None:
     options = [GenerateOptions(max_new_tokens=24, temperature=0.8, seed=seed) for seed in range(4)]
     async with ring_of(3, int8_bundle) as ring:
         together = await asyncio.gather(*(answer_of(ring, prompts[i], options[i]) for i in range(4)))
@@ -43,7 +47,7 @@ async def test_sessions_at_the_same_time_do_not_mix(int8_bundle, prompts):
     assert [tokens_of(pieces) for pieces in together] == [tokens_of(pieces) for pieces in alone]
 
 
-async def test_the_end_of_the_context_is_reached_and_not_passed(int8_bundle, prompts):
+async def test_the_end_of_the_context_is_reached_and_not_passed(int8_bundle: Bundle, prompts: list[list[int]]) -> None:
     max_context = int8_bundle.manifest.geometry.max_context
     prompt = (prompts[0] * 11)[: max_context - 20]
     async with ring_of(2, int8_bundle) as ring:
@@ -52,16 +56,23 @@ async def test_the_end_of_the_context_is_reached_and_not_passed(int8_bundle, pro
     assert pieces[-1].finish_reason == "length"
 
 
-async def test_draws_follow_the_targets_distribution(int8_bundle, prompts, monkeypatch):
+async def test_draws_follow_the_targets_distribution(
+    int8_bundle: Bundle, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Chi-square over the second token of a ring, which a draft tree offers, for many seeds and a small vocabulary."""
     num_draws, num_kept = 600, 6
     unsplit = UnsplitModel(int8_bundle.directory, int8_bundle.manifest)
-    logits = []
+    logits: list[Floats] = []
     original = unsplit._head.logits
-    monkeypatch.setattr(unsplit._head, "logits", lambda hidden: logits.append(original(hidden)) or logits[-1])
+
+    def compute_and_keep(hidden: Floats) -> Floats:
+        logits.append(original(hidden))
+        return logits[-1]
+
+    monkeypatch.setattr(unsplit._head, "logits", compute_and_keep)
     list(unsplit.generate(prompts[1], GenerateOptions(max_new_tokens=1)))
     expected = next_token_distribution(logits[-1][0], GenerateOptions(temperature=1.0, top_k=num_kept))
-    counts = Counter()
+    counts: Counter[int] = Counter()
     async with ring_of(2, int8_bundle) as ring:
         for seed in range(num_draws):
             options = GenerateOptions(max_new_tokens=1, temperature=1.0, top_k=num_kept, seed=seed)

@@ -5,32 +5,38 @@ import dataclasses
 import json
 import re
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.cli.show_plan import format_plan
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import codec, wire
 from flowspec_edge.core.device.throttling import ThermalReport
 from flowspec_edge.core.line import Line
-from flowspec_edge.core.planning.placement import LoadedLayers
+from flowspec_edge.core.planning.placement import LoadedLayers, Plan
 from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, NotMeasuredError
 from flowspec_edge.files import state_directory
+from flowspec_edge.net.connection import Link
 from flowspec_edge.net.link import open_link
 from flowspec_edge.node import measuring
 from flowspec_edge.node.curves import Measurements
 from flowspec_edge.node.pacing import Board
+from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin import dialogue, measured_links, planning
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions, keep_placement, load_placement
+from tests.narrowing import present
 from tests.ring.conftest import answer_of, found_of, nodes_of, tokens_of, unsplit_tokens
 
 PLAN_OPTIONS = PlanOptions(num_tokens=256)
 
 
-async def test_a_plan_from_what_nodes_and_links_really_take(int8_bundle, state):
+async def test_a_plan_from_what_nodes_and_links_really_take(int8_bundle: Bundle, state: Path) -> None:
     async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
         plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
     assert sum(stage.stop - stage.start for stage in plan.stages) == 8
@@ -45,13 +51,15 @@ async def test_a_plan_from_what_nodes_and_links_really_take(int8_bundle, state):
     assert curve.stat().st_mode & 0o077 == 0
 
 
-async def test_what_is_known_is_not_measured_again(int8_bundle, quick_curve, monkeypatch):
+async def test_what_is_known_is_not_measured_again(
+    int8_bundle: Bundle, quick_curve: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with nodes_of(int8_bundle) as (serving, origin):
         first = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
         assert quick_curve, "the first time"
         quick_curve.clear()
 
-        async def never(*arguments):
+        async def never(*arguments: object) -> None:
             raise AssertionError("a link was measured again")
 
         monkeypatch.setattr(measured_links, "measure_link", never)
@@ -61,47 +69,51 @@ async def test_what_is_known_is_not_measured_again(int8_bundle, quick_curve, mon
     assert len(first.stages) == 3, "slow layers want all boards"
 
 
-async def test_a_ring_serves_what_was_planned_and_writes_the_unsplit_models_text(int8_bundle, quick_curve, prompts):
+async def test_a_ring_serves_what_was_planned_and_writes_the_unsplit_models_text(
+    int8_bundle: Bundle, quick_curve: list[str], prompts: list[list[int]]
+) -> None:
     options = GenerateOptions(max_new_tokens=24)
     async with nodes_of(int8_bundle) as (serving, origin):
         plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
         async with open_ring(origin, int8_bundle, found_of(serving), plan_options=PLAN_OPTIONS) as ring:
             pieces = await answer_of(ring, prompts[0], options)
-            outcome = ring.outcome(pieces[-1].statistics)
+            outcome = present(ring.outcome(present(pieces[-1].statistics)))
     assert tokens_of(pieces) == unsplit_tokens(int8_bundle, prompts[0], options)
     assert [stage.plan for stage in ring.stages] == [stage.stage_plan for stage in plan.stages]
     assert ring.plan == plan
     assert outcome.difference > 0.2
-    assert "quicker than measured" in outcome.cause
+    assert "quicker than measured" in present(outcome.cause)
     kept = load_placement(int8_bundle.digest)
     assert kept == {stage.node: LoadedLayers(stage.start, stage.stop, "int8") for stage in plan.stages}
 
 
-async def test_a_ring_is_held_against_what_it_serves_itself(int8_bundle, quick_curve):
+async def test_a_ring_is_held_against_what_it_serves_itself(int8_bundle: Bundle, quick_curve: list[str]) -> None:
     """Whatever others on this machine have served since."""
     async with nodes_of(int8_bundle) as (serving, origin):
         async with open_ring(origin, int8_bundle, found_of(serving), plan_options=PLAN_OPTIONS) as ring:
-            first, *others = ring.plan.stages
+            first, *others = present(ring.plan).stages
             swapped = [
                 dataclasses.replace(stage, node=other.node) for stage, other in zip(others, others[::-1], strict=True)
             ]
-            keep_placement(int8_bundle.digest, dataclasses.replace(ring.plan, stages=(first, *swapped)))
+            keep_placement(int8_bundle.digest, dataclasses.replace(present(ring.plan), stages=(first, *swapped)))
             plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS, ring.stages)
-            assert plan.is_kept and plan.stages == ring.plan.stages
+            assert plan.is_kept and plan.stages == present(ring.plan).stages
 
 
-async def test_where_the_network_was_slow_its_links_are_measured_anew(int8_bundle, quick_curve, monkeypatch, state):
+async def test_where_the_network_was_slow_its_links_are_measured_anew(
+    int8_bundle: Bundle, quick_curve: list[str], monkeypatch: pytest.MonkeyPatch, state: Path
+) -> None:
     async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
         async with open_ring(origin, int8_bundle, found_of(serving), plan_options=PLAN_OPTIONS) as ring:
             outcome = Outcome(20.0, 10.0, "the network, all hops together, was slower", is_network=True, num_rows=4)
 
-            async def measure(settings, peer, host, port):
+            async def measure(settings: NodeSettings, peer: str, host: str, port: int) -> wire.LinkMeasured:
                 is_slow = {settings.name, peer} == {"attic", "cellar"}
                 return wire.LinkMeasured(3 * 10**9 if is_slow else 10**6, 10**8)
 
             for module in (measured_links, measuring):
                 monkeypatch.setattr(module, "measure_link", measure)
-            said = (await explain_outcome(origin, int8_bundle, ring, outcome)).cause
+            said = present((await explain_outcome(origin, int8_bundle, ring, outcome)).cause)
             other = dataclasses.replace(outcome, is_network=False)
             assert await explain_outcome(origin, int8_bundle, ring, other) is other
     assert re.fullmatch(
@@ -111,7 +123,9 @@ async def test_where_the_network_was_slow_its_links_are_measured_anew(int8_bundl
     assert kept["attic", "cellar"] == 3 * 10**9, "and the next plan counts it"
 
 
-async def test_a_node_without_layers_learns_from_its_first_session(int8_bundle, prompts, monkeypatch, state):
+async def test_a_node_without_layers_learns_from_its_first_session(
+    int8_bundle: Bundle, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, state: Path
+) -> None:
     monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
     async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
         for node in serving:
@@ -129,11 +143,13 @@ async def test_a_node_without_layers_learns_from_its_first_session(int8_bundle, 
     assert plan.stages
 
 
-def served(plan):
+def served(plan: Plan) -> dict[str, int]:
     return {stage.node: stage.stop - stage.start for stage in plan.stages}
 
 
-async def test_a_board_whose_forwards_got_slow_is_given_less_in_the_next_plan(int8_bundle, quick_curve):
+async def test_a_board_whose_forwards_got_slow_is_given_less_in_the_next_plan(
+    int8_bundle: Bundle, quick_curve: list[str]
+) -> None:
     async with nodes_of(int8_bundle, ("attic", "hall")) as (serving, origin):
         before = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
         recorder = serving[0].measurements.recorder(int8_bundle.manifest, None, 4)
@@ -145,7 +161,9 @@ async def test_a_board_whose_forwards_got_slow_is_given_less_in_the_next_plan(in
     assert after.tokens_per_s < before.tokens_per_s
 
 
-async def test_a_board_that_says_that_it_is_hot_is_given_less_in_the_next_plan(int8_bundle, quick_curve, monkeypatch):
+async def test_a_board_that_says_that_it_is_hot_is_given_less_in_the_next_plan(
+    int8_bundle: Bundle, quick_curve: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with nodes_of(int8_bundle, ("attic", "hall")) as (serving, origin):
         monkeypatch.setattr(serving[0].measurements, "_thermometer", lambda: ThermalReport(82.0, 80.0, 0.6))
         plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
@@ -159,14 +177,14 @@ class UnmeasuredBoard(Board):
     is_measured = False
 
 
-async def test_an_emulated_board_tells_no_curve(int8_bundle, state):
+async def test_an_emulated_board_tells_no_curve(int8_bundle: Bundle, state: Path) -> None:
     async with nodes_of(int8_bundle, ("attic",), board=UnmeasuredBoard) as (serving, origin):
         with pytest.raises(NotMeasuredError):
             await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
     assert not (state / "curves").exists()
 
 
-async def test_nodes_that_cannot_serve_are_named(int8_bundle, quick_curve):
+async def test_nodes_that_cannot_serve_are_named(int8_bundle: Bundle, quick_curve: list[str]) -> None:
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         gone = dataclasses.replace(serving[0].announcement, node="cellar", port=1)
         plan = await plan_layers(origin, int8_bundle, [serving[0].announcement, gone], PLAN_OPTIONS)
@@ -175,23 +193,23 @@ async def test_nodes_that_cannot_serve_are_named(int8_bundle, quick_curve):
     assert out.node == "cellar" and "cannot be reached" in out.reason
 
 
-async def test_a_link_is_measured_with_at_most_a_mebibyte(int8_bundle, monkeypatch):
-    sent = []
+async def test_a_link_is_measured_with_at_most_a_mebibyte(int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
     encode = codec.encode
-    monkeypatch.setattr(
-        codec,
-        "encode",
-        lambda message: (
-            (sent.append(len(message.payload)) if isinstance(message, wire.Probe) else None) or encode(message)
-        ),
-    )
+
+    def encode_and_count(message: wire.Message) -> tuple[bytes, memoryview | None]:
+        if isinstance(message, wire.Probe):
+            sent.append(len(message.payload))
+        return encode(message)
+
+    monkeypatch.setattr(codec, "encode", encode_and_count)
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         found = await measuring.measure_link(origin.settings, "attic", "127.0.0.1", serving[0].port)
     assert found.latency_ns > 0
     assert 2**16 <= sum(sent) <= 2**20
 
 
-async def test_a_link_that_cannot_be_measured_is_a_reason_and_no_end(int8_bundle):
+async def test_a_link_that_cannot_be_measured_is_a_reason_and_no_end(int8_bundle: Bundle) -> None:
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         link, _ = await open_link("127.0.0.1", serving[0].port, origin.settings.hello(wire.CONTROL, ""), node="attic")
         link.send(wire.MeasureLink("cellar", "127.0.0.1", 1))
@@ -203,7 +221,9 @@ async def test_a_link_that_cannot_be_measured_is_a_reason_and_no_end(int8_bundle
 
 
 @pytest.mark.slow
-async def test_a_plan_may_choose_each_devices_precision(two_precisions, monkeypatch, prompts):
+async def test_a_plan_may_choose_each_devices_precision(
+    two_precisions: Bundle, monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]]
+) -> None:
     """By hand one board keeps its own; of the others each gets the quickest that it has room for."""
     curves = {"fp32": Line(300.0, 1.0), "int8": Line(400.0, 1.0)}
     monkeypatch.setattr(Measurements, "_measure", lambda self, bundle, precision, free: curves[precision])
@@ -229,7 +249,9 @@ async def test_a_plan_may_choose_each_devices_precision(two_precisions, monkeypa
     assert tokens == list(unsplit.generate(prompts[0], options))
 
 
-async def test_files_that_are_broken_are_measured_anew(int8_bundle, quick_curve, state):
+async def test_files_that_are_broken_are_measured_anew(
+    int8_bundle: Bundle, quick_curve: list[str], state: Path
+) -> None:
     async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
         await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
         for path in [*(state / "curves").glob("*.json"), state / "links.json"]:
@@ -240,7 +262,9 @@ async def test_files_that_are_broken_are_measured_anew(int8_bundle, quick_curve,
     assert quick_curve and plan.stages
 
 
-async def test_a_node_that_cannot_measure_is_left_out_with_its_reason(int8_bundle, quick_curve):
+async def test_a_node_that_cannot_measure_is_left_out_with_its_reason(
+    int8_bundle: Bundle, quick_curve: list[str]
+) -> None:
     async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
         serving[1].precisions.by_hand = "int3"
         plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
@@ -248,16 +272,18 @@ async def test_a_node_that_cannot_measure_is_left_out_with_its_reason(int8_bundl
     assert out.node == "cellar" and "has no precision 'int3'" in out.reason
 
 
-async def test_no_link_stays_open_when_a_plan_is_given_up(int8_bundle, quick_curve, monkeypatch):
+async def test_no_link_stays_open_when_a_plan_is_given_up(
+    int8_bundle: Bundle, quick_curve: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One node has answered, another one never does, and whoever planned is cancelled."""
-    answered = asyncio.Queue()
+    answered: asyncio.Queue[Link] = asyncio.Queue()
 
-    async def open_and_tell(*arguments, **options):
+    async def open_and_tell(*arguments: Any, **options: Any) -> tuple[Link, wire.Welcome]:
         link, welcome = await open_link(*arguments, **options)
         answered.put_nowait(link)
         return link, welcome
 
-    async def say_nothing(reader, writer):
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 

@@ -19,7 +19,7 @@ def journals_in(directory: Path) -> list[RecordedCore]:
 
 @pytest.mark.parametrize("has_text", [True, False])
 async def test_a_recorded_ring_runs_again(
-    int8_bundle: Bundle, prompts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_text: bool
+    int8_bundle: Bundle, prompts: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_text: bool
 ) -> None:
     monkeypatch.setenv("FLOWSPEC_RECORD", str(tmp_path))
     monkeypatch.setenv("FLOWSPEC_RECORD_TEXT", str(int(has_text)))
@@ -36,7 +36,7 @@ async def test_a_recorded_ring_runs_again(
 
 
 async def test_a_recorded_ring_that_loses_a_node_runs_again(
-    int8_bundle: Bundle, prompts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    int8_bundle: Bundle, prompts: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLOWSPEC_RECORD", str(tmp_path))
     monkeypatch.setenv("FLOWSPEC_RECORD_TEXT", "1")

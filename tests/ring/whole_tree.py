@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import RunDraft, RunForward
 from flowspec_edge.core.limits import TREE_MARGIN
-from flowspec_edge.core.rows import NO_PARENT, Advance, Row
+from flowspec_edge.core.rows import NO_PARENT, Advance, Row, SlotMove
 from flowspec_edge.core.speculation.drafting import Drafting, DraftShape
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.tree import Tree
@@ -18,7 +19,7 @@ from flowspec_edge.engine.stage_runner import StageRunner
 class WholeTree:
     """The demo bundle's target and drafter in one process."""
 
-    def __init__(self, bundle, num_nodes, depth, width=10):
+    def __init__(self, bundle: Bundle, num_nodes: int, depth: int, width: int = 10) -> None:
         self.stage = StageRunner(bundle.directory, bundle.manifest, 0, bundle.manifest.geometry.num_layers)
         self.head = Head(bundle.directory, bundle.manifest)
         self.drafter = Eagle1Drafter(bundle.directory, bundle.manifest, self.head, k=width)
@@ -27,10 +28,11 @@ class WholeTree:
         self.num_nodes, self.depth = num_nodes, depth
         self.shape = DraftShape(width=width, children=width, rows_per_pass=width * width)
 
-    def generate(self, prompt, options: GenerateOptions):
+    def generate(self, prompt: list[int], options: GenerateOptions) -> tuple[list[int], int]:
         """Returns the tokens and how many verifications gave them."""
         self.tree, self.next_id, self.num_extended = Tree(), len(prompt), 0
-        self.moves, self.dropped = (), ()
+        self.moves: tuple[SlotMove, ...] = ()
+        self.dropped: tuple[int, ...] = ()
         capacity = len(prompt) + options.max_new_tokens + TREE_MARGIN
         self.slots = KvSlots(capacity)
         self.stage.open_cache(1, capacity)
@@ -59,7 +61,7 @@ class WholeTree:
         self.drafter.close(1)
         return tokens, num_verifications
 
-    def _root_at(self, parent, token):
+    def _root_at(self, parent: int, token: int) -> None:
         child = self.tree[parent].children.get(token)
         if child is None:
             child = self.next_id
@@ -68,7 +70,7 @@ class WholeTree:
         self.root = child
         self.tree.advance(Advance(parent, token))
 
-    def _draft(self):
+    def _draft(self) -> list[Row]:
         drafting = Drafting(self.tree, self.shape)
         path = [row.id for row in self.tree.path(self.root)[self.num_extended + 1 :]]
         hidden = np.stack([self.hidden[self.tree[id].parent] for id in path])
@@ -81,14 +83,14 @@ class WholeTree:
         chosen = sorted({self.root, *best})  # parents have the smaller ids
         return [Row(id, self.tree[id].parent, self.tree[id].token) for id in chosen]
 
-    def _run_pass(self, drafting, ids, hidden, dropped=()):
+    def _run_pass(self, drafting: Drafting, ids: list[int], hidden: np.ndarray, dropped: tuple[int, ...] = ()) -> None:
         rows = tuple(Row(id, self.tree[id].parent, self.tree[id].token) for id in ids)
         positions = np.array([self.tree[id].depth - 1 for id in ids], np.int64)
         draft = self.drafter.run(RunDraft(1, rows, positions, hidden, dropped))
         parents = ids[max(len(hidden) - 1, 0) :]
         self.next_id += len(drafting.merge(parents, draft.tokens, draft.log_probs, self.next_id))
 
-    def _forward(self, rows):
+    def _forward(self, rows: list[Row]) -> np.ndarray:
         moves, self.moves = self.moves, ()
         first = self.slots.append(rows)
         positions = np.array([self.tree[row.id].depth for row in rows], np.int64)
