@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,6 @@ from flowspec_edge.origin import planning
 from flowspec_edge.origin.opening import open_ring
 from tests.held_out import held_out_prompts
 
-DEMO_MODEL = Path(__file__).parents[2] / "exporter/demo_model"
 GIB = 2**30
 
 
