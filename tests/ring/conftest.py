@@ -23,7 +23,6 @@ from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.origin.ring import Ring
 from tests.held_out import held_out_prompts
 
-DEMO_MODEL = Path(__file__).parents[2] / "exporter/demo_model"
 GIB = 2**30
 
 
