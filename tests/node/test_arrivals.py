@@ -82,6 +82,7 @@ async def test_once_nobody_expects_it_any_more_a_name_is_free() -> None:
     with arrivals.expect(NAME):
         serving = asyncio.create_task(arrivals.serve(far))
         await settle()
+    arrivals.limit_s = 10.0
     second = asyncio.create_task(arrivals.serve(later))
     async with arrivals.data_link(NAME) as link:
         assert link is later
