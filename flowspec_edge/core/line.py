@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from statistics import median
 
 FORGETTING = 0.98
 """Weight of the past at each new sample: a throttling board is noticed within some fifty chunks."""
@@ -33,14 +32,24 @@ def fit_line(sizes: Sequence[float], times: Sequence[float]) -> Line:
 
     Weighing keeps the relative error even: small chunks are what most schedules send.
     """
-    x, y = np.array(sizes, np.float64), np.array(times, np.float64)
-    samples = np.stack([np.ones_like(x), x], axis=1)  # [samples, 2]
-    fixed, per_row = np.linalg.lstsq(samples / y[:, None], np.ones_like(y), rcond=None)[0]
+    ones = [1 / time for time in times]
+    rows = [size / time for size, time in zip(sizes, times, strict=True)]
+    # The normal equations of fixed * ones + per_row * rows = 1.
+    aa, ab, bb = _dot(ones, ones), _dot(ones, rows), _dot(rows, rows)
+    determinant = aa * bb - ab * ab
+    if determinant <= 1e-12 * aa * bb:  # all samples have one size
+        return Line(median(times), 0.0)
+    fixed = (sum(ones) * bb - sum(rows) * ab) / determinant
+    per_row = (sum(rows) * aa - sum(ones) * ab) / determinant
     if per_row < 0:
-        return Line(float(np.median(y)), 0.0)
+        return Line(median(times), 0.0)
     if fixed < 0:
-        return Line(0.0, float(np.median(y / x)))
-    return Line(float(fixed), float(per_row))
+        return Line(0.0, median(time / size for size, time in zip(sizes, times, strict=True)))
+    return Line(fixed, per_row)
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
 
 
 class LineFit:
