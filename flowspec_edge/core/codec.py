@@ -1,7 +1,7 @@
-"""The bytes of messages. Nothing here opens a socket.
+"""Encodes and decodes messages. Nothing here opens a socket.
 
-A message is one header, msgpack of ``[type, field, ...]``, and where it has hidden rows a tail: these as raw
-little-endian floats, sent behind the header in pieces (see ``net/connection.py``).
+A message is a header, the msgpack of ``[type, field, ...]``. A message with hidden rows also has a tail: the rows as
+raw little-endian float32, sent behind the header in pieces (see ``net/connection.py``).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _F32 = np.dtype("<f4")
 
 
 class _ChunkHeader(PlainMessage, frozen=True, tag="Chunk"):
-    """A chunk without its hidden rows, of which each has ``width`` values.
+    """The header of a chunk, whose hidden rows are the tail. Each has ``width`` values; 0 where there is no tail.
 
-    ``table``: u32 ids, then parents, then tokens.
+    ``table`` has the draft ids of all rows, then their parents, then their tokens, all as u32.
     """
 
     number: Count
@@ -53,7 +53,7 @@ class _ChunkHeader(PlainMessage, frozen=True, tag="Chunk"):
 
 
 class _TappedHeader(PlainMessage, frozen=True, tag="Tapped"):
-    """Tapped rows without their values. ``table``: u32 ids."""
+    """The header of tapped rows, whose values are the tail. ``table`` has their draft ids as u32."""
 
     session: Count
     layer: Count
@@ -104,7 +104,7 @@ def _tail_of(hidden: Floats) -> memoryview:
 
 
 def num_tail_bytes(data: bytes) -> int:
-    """How many bytes follow this header. Raises ProtocolError where it breaks a rule."""
+    """The size of the tail that belongs to this header. Raises ProtocolError where the header breaks a rule."""
     return _num_tail_bytes(_read_header(data))
 
 
@@ -137,7 +137,7 @@ def _read_header(data: bytes) -> _Header:
 
 
 def _name_of(data: bytes) -> str:
-    """What a message that cannot be read says that it is."""
+    """The type that an unreadable message claims to have, for the text of an error."""
     try:
         name = msgspec.msgpack.decode(data)[0]
     except (msgspec.DecodeError, RecursionError, LookupError, TypeError):

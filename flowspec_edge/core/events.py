@@ -32,14 +32,14 @@ class SessionRequested:
 
 @dataclass(frozen=True, slots=True)
 class ChunkArrived:
-    """From the hop before."""
+    """A chunk came from the hop before."""
 
     chunk: Chunk
 
 
 @dataclass(frozen=True, slots=True)
 class AdvanceArrived:
-    """Straight from the origin: the token after row ``at`` is ``to``."""
+    """An Advance came straight from the origin: the token after row ``at`` is ``to``."""
 
     session: int
     at: int
@@ -48,7 +48,7 @@ class AdvanceArrived:
 
 @dataclass(frozen=True, slots=True)
 class TurnBegan:
-    """Straight from the origin: chunks of this turn may run. Only ``lockstep`` and ``pipedec`` have turns."""
+    """The origin says that chunks of this turn may run. Only ``lockstep`` and ``pipedec`` have turns."""
 
     session: int
     turn: int
@@ -56,9 +56,10 @@ class TurnBegan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForwardFinished:
-    """The layers ran over the chunk that ``RunForward`` named, or gave up since ``CancelForward`` came; then the values
-    do not matter. ``tapped`` has the rows that entered each tapped layer of this stage, if ``RunForward`` asked for
-    them.
+    """The forward that ``RunForward`` asked for has ended, with ``hidden`` rows [rows, hidden_size].
+
+    After a ``CancelForward`` their values do not matter. ``tapped`` has the rows that entered each tapped layer of this
+    stage, by layer, if ``RunForward`` asked for them.
     """
 
     hidden: Floats
@@ -67,7 +68,7 @@ class ForwardFinished:
 
 @dataclass(frozen=True, slots=True)
 class CreditArrived:
-    """The hop ahead has room for ``num_chunks`` more."""
+    """The hop ahead has room for ``num_chunks`` more chunks."""
 
     num_chunks: int
 
@@ -88,7 +89,7 @@ StageEvent = (
 
 @dataclass(frozen=True, slots=True)
 class OpenCache:
-    """Make the KV cache and tell the origin that the session is open."""
+    """Make a KV cache of ``capacity`` rows, and tell the origin that the session is open."""
 
     session: int
     capacity: int
@@ -98,8 +99,8 @@ class OpenCache:
 class RunForward:
     """Run the layers over ``rows``: first move cache rows, then write slots from ``first_slot`` on.
 
-    ``mask`` is [rows, first_slot + rows], True where a row may look; ``positions`` is [rows]. ``is_tapped``: see
-    ``SessionSpec``.
+    ``mask`` is [rows, first_slot + rows], True where a row attends to a slot; ``positions`` is [rows]. ``is_tapped``
+    is that of the ``SessionSpec``.
     """
 
     session: int
@@ -114,28 +115,28 @@ class RunForward:
 
 @dataclass(frozen=True, slots=True)
 class CancelForward:
-    """No row of the running chunk lives any more: end its forward as soon as that can be done."""
+    """No row of the running chunk lives any more: end its forward as soon as possible."""
 
     session: int
 
 
 @dataclass(frozen=True, slots=True)
 class SendChunk:
-    """Send it to the hop ahead."""
+    """Send the chunk to the hop ahead."""
 
     chunk: Chunk
 
 
 @dataclass(frozen=True, slots=True)
 class GrantCredit:
-    """Tell the hop before that there is room for ``num_chunks`` more."""
+    """Tell the hop before that there is room for ``num_chunks`` more chunks."""
 
     num_chunks: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SendTapped:
-    """Send the origin, directly, the hidden rows of verified rows as they entered ``layer``: [ids, hidden_size]."""
+    """Send the hidden rows [ids, hidden_size] with which verified rows entered ``layer`` straight to the origin."""
 
     session: int
     layer: int
@@ -171,14 +172,14 @@ class StageReady:
 
 @dataclass(frozen=True, slots=True)
 class ChunkReturned:
-    """From the last stage: its hidden rows are normed. ``chunk.hidden`` is there."""
+    """A chunk came back from the last stage. Its hidden rows are there, and have passed the final norm."""
 
     chunk: Chunk
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TappedArrived:
-    """Straight from a stage: hidden rows of verified rows as they entered ``layer``, [ids, hidden_size]."""
+    """Straight from a stage came the hidden rows [ids, hidden_size] with which verified rows entered ``layer``."""
 
     session: int
     layer: int
@@ -188,16 +189,17 @@ class TappedArrived:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadFinished:
-    """Logits for the rows that ``RunHead`` named."""
+    """The head has finished: logits [rows, vocab_size] of the rows that ``RunHead`` gave it."""
 
     logits: Floats
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DraftFinished:
-    """The likeliest next tokens of the last verified pair, if ``RunDraft`` had any, and of each drafted row.
+    """A pass of the drafter has finished. ``tokens`` and ``log_probs``, both [rows, k], are its proposals.
 
-    ``tokens`` and ``log_probs`` are [rows, k].
+    The first row has the likeliest tokens after the last verified pair, if ``RunDraft`` had any; each further row has
+    those after a drafted row.
     """
 
     tokens: NDArray[np.int64]
@@ -241,7 +243,7 @@ OriginEvent = (
 
 @dataclass(frozen=True, slots=True)
 class OpenSessions:
-    """Ask every stage for the session."""
+    """Ask every stage to open the session."""
 
     spec: SessionSpec
 
@@ -265,7 +267,7 @@ class BroadcastTurn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunHead:
-    """Logits of these hidden rows, please."""
+    """Compute the logits of these hidden rows, [rows, hidden_size]."""
 
     session: int
     hidden: Floats
@@ -273,14 +275,16 @@ class RunHead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunDraft:
-    """One pass of the drafter, over verified pairs and drafted rows together.
+    """Run one pass of the drafter, over verified pairs and drafted rows together.
 
-    A pair is a token's row and the target's hidden row of the position before it, which is where the pair stands. The
-    first ``len(hidden)`` rows are verified pairs, a chain that ends at the root; the others are drafted rows, whose
-    features the drafter remembers by their parents' draft ids from an earlier pass. A row that the drafter has seen
-    before is run anew in its place. ``dropped`` rows are forgotten first. ``positions`` is [rows], ``hidden``
-    [verified, hidden_size]; where the drafter taps layers, each row of ``hidden`` is the rows of all of them, one
-    behind the other.
+    A pair is a token and the target's hidden row of the position before it; its own position is that of the hidden row.
+    The first ``len(hidden)`` rows are verified pairs, a chain that ends at the root. The others are drafted rows: in
+    place of the target's hidden row the drafter takes its own output for the parent, which it keeps by the parent's
+    draft id from an earlier pass. A row that the drafter has run before is run again in the same slot. Before the pass
+    the drafter forgets the ``dropped`` rows.
+
+    ``positions`` is [rows], ``hidden`` is [verified, hidden_size]. Where the drafter taps layers, each row of
+    ``hidden`` is the rows of all tapped layers, one after the other.
     """
 
     session: int
@@ -312,7 +316,7 @@ class ReportTrip:
 
 @dataclass(frozen=True, slots=True)
 class FinishGeneration:
-    """The end: ``reason`` is ``stop``, ``length``, ``cancelled`` or ``failed``; ``error`` says why it failed."""
+    """End the text: ``reason`` is ``stop``, ``length``, ``cancelled`` or ``failed``; ``error`` says why it failed."""
 
     session: int
     reason: str

@@ -1,9 +1,10 @@
 """What a core was told, and what it answered: written down so that a bug can be sent, and run again elsewhere.
 
-A journal is msgpack after msgpack: first the core's kind and constructor arguments, then ``(now, event, actions)`` as
-each event is handled. Of float arrays only the shape is kept, for hidden rows pass through the cores unread and weights
-never reach them. Tokens are text: unless asked for them, a journal has ordinal numbers instead, counted anew under each
-parent row, which is all that a stage needs; logits and drafts, which the origin needs, are then left out as well.
+A journal is a sequence of msgpack values: first the core's kind and constructor arguments, then ``(now, event,
+actions)`` for each event that it handled. Of float arrays only the shape is kept: hidden rows pass through the cores
+unread, and weights never reach them. Tokens tell the text, so a journal has them only where it is asked to. Otherwise a
+token is its ordinal number under its parent row, which is all that a stage needs; and logits and drafts are left out,
+without which an origin cannot be run again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Core(Protocol[_E, _A]):
 
 
 _WITH_TEXT = (ev.HeadFinished, ev.DraftFinished)
-"""Events whose arrays say what was written."""
+"""Events whose arrays tell the text."""
 
 
 class Journal:
@@ -50,7 +51,7 @@ class Journal:
         self._put({"kind": kind, "has_text": has_text, "arguments": self._writer.plain(dict(arguments))})
 
     def handle(self, core: Core[_E, _A], event: _E, now: float) -> list[_A]:
-        """Let the core handle the event. Raises what it does."""
+        """Let the core handle the event, and write down what it answers or raises."""
         if self._write is None:
             return core.handle(event, now)
         told = self._writer.plain(event)
@@ -75,11 +76,11 @@ class Journal:
 
 
 class PlainWriter:
-    """Turns values into what msgpack has: ``[name, ...]``, the name of a type of ours, or with ``=`` of a container."""
+    """Turns values into lists for msgpack: ``[name, field, ...]`` of a type here, ``["=set", ...]`` of a container."""
 
     def __init__(self, *, has_text: bool) -> None:
         self._has_text = has_text
-        self._ordinals: dict[tuple[int, int], dict[int, int]] = {}  # per session and parent: by token
+        self._ordinals: dict[tuple[int, int], dict[int, int]] = {}  # by session and parent, then by token
 
     def plain(self, value: Any) -> Any:
         """An event, an action, a list of these, or a constructor's arguments."""
@@ -132,12 +133,12 @@ class PlainWriter:
 
 
 def type_name(kind: type[Any]) -> str:
-    """As journals have it: the module's last name and the type's."""
+    """A type's name in journals: the last part of its module's path, a dot, and the name of the type."""
     return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
 
 
 def _fields_of(value: Any) -> tuple[Any, ...] | None:
-    if isinstance(value, tuple):  # a named one
+    if isinstance(value, tuple):  # a NamedTuple
         return value
     if isinstance(value, msgspec.Struct):
         return tuple(getattr(value, name) for name in value.__struct_fields__)

@@ -12,7 +12,7 @@ FORGETTING = 0.98
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The time of ``n`` rows, ``fixed + per_row * n``: milliseconds in plans, seconds where a ring has shown it."""
+    """The time of ``n`` rows, ``fixed + per_row * n``: milliseconds in plans, seconds of a ring that runs."""
 
     fixed: float = 0.0
     per_row: float = 0.0
@@ -28,9 +28,9 @@ class Line:
 
 
 def fit_line(sizes: Sequence[float], times: Sequence[float]) -> Line:
-    """Least squares over samples that are all there, each weighed by its own time; neither part below 0.
+    """The line with the least squares of the relative errors over all samples; neither part is below 0.
 
-    Weighing keeps the relative error even: small chunks are what most schedules send.
+    Relative errors count, because most schedules send small chunks, whose times are short.
     """
     ones = [1 / time for time in times]
     rows = [size / time for size, time in zip(sizes, times, strict=True)]
@@ -53,7 +53,7 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 class LineFit:
-    """Least squares over samples as they come, which fade; ``line`` is the fit so far, with no part below 0."""
+    """Least squares over samples as they come; older ones count less. ``line`` is the fit so far, no part below 0."""
 
     def __init__(self) -> None:
         self.line = Line()
@@ -75,7 +75,7 @@ class LineFit:
         self._nn = self._nn * FORGETTING + n * n
         self._ny = self._ny * FORGETTING + n * y
         spread = self._nn * self._weight - self._n**2
-        slope = self._y / self._n / 2  # while all samples have one size: half of the time, until better is known
+        slope = self._y / self._n / 2  # samples of one size do not tell: half of the time is taken to be the rows'
         if spread > 1e-9 * self._nn * self._weight:
             slope = min(max((self._ny * self._weight - self._n * self._y) / spread, 0.0), self._y / self._n)
         self.line = Line((self._y - slope * self._n) / self._weight, slope)

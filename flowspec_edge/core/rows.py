@@ -16,7 +16,7 @@ from flowspec_edge.core.limits import MAX_CHUNK_ROWS, MAX_COUNT, MAX_PASSAGE_S
 
 Floats = NDArray[np.float32]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
-"""A number that a peer may send: of a session, a row, a byte."""
+"""A whole number that a peer may send: the number of a session or a row, or a count."""
 
 NO_PARENT = 0xFFFFFFFF
 """The parent of a session's first row. Draft ids are u32 and stay below it."""
@@ -38,7 +38,10 @@ class Advance(NamedTuple):
 
 
 class SlotMove(NamedTuple):
-    """Copy ``length`` cache rows from slot ``source`` on to slot ``target`` on; target < source, moves in order."""
+    """Copy the rows of ``length`` slots, those from ``source`` on, to the slots from ``target`` on.
+
+    ``target`` is below ``source``, and several moves are made in their order.
+    """
 
     source: int
     target: int
@@ -57,9 +60,9 @@ class Passage(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 class Chunk:
     """Rows of one session that are sent together, parents before children.
 
-    ``hidden`` is [rows, hidden_size] float32, row by row; None on the hop to the first stage, which embeds the tokens.
-    ``num_wanted`` is how many of the last rows the origin needs hidden rows of. The forward may begin in turn ``turn``
-    of the session and not before; 0 asks for no turn. ``passages`` has one entry per stage passed.
+    ``hidden`` is [rows, hidden_size] float32; None on the hop to the first stage, which embeds the tokens. The origin
+    needs hidden rows back of the last ``num_wanted`` rows alone. A stage does not run the chunk before turn ``turn`` of
+    the session has begun; 0 stands for no turn. ``passages`` has one entry for each stage that the chunk has passed.
     """
 
     session: int
@@ -73,9 +76,9 @@ class Chunk:
 class SessionSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What the origin asks of every stage for one session: a KV cache of ``capacity`` rows.
 
-    ``cancels`` says whether forwards over dead rows are given up. ``is_tapped``: the session's drafter wants the hidden
-    rows that enter the bundle's tapped layers, of verified rows alone. The first ``num_prompt`` rows are verified from
-    the start.
+    ``cancels`` says whether stages give up forwards over dead rows. Where ``is_tapped`` is set, the session's drafter
+    wants the hidden rows with which verified rows enter the bundle's tapped layers. The first ``num_prompt`` rows are
+    verified from the start.
     """
 
     session: Count

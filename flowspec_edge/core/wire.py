@@ -15,8 +15,9 @@ from flowspec_edge.core.rows import Chunk, Count, Floats, SessionSpec
 PROTOCOL_VERSION = 7
 
 MAX_TEXT = 4096
+"""Characters of one text."""
 MAX_PROBE_BYTES = 32768
-"""Of one message that measures a link."""
+"""The payload of one message that measures a link."""
 ROW_BYTES = 12
 """Draft id, parent and token of one row."""
 
@@ -83,7 +84,7 @@ class OpenStage(PlainMessage, frozen=True):
 
 
 class StageProgress(PlainMessage, frozen=True):
-    """Node to origin: of the weights that were missing for the stage, so many bytes have come."""
+    """Node to origin: of the weights that the stage lacked, ``num_bytes`` of ``total_bytes`` have come."""
 
     ring: Text
     num_bytes: Count
@@ -106,6 +107,8 @@ class OpenSession(PlainMessage, frozen=True):
 
 
 class SessionOpened(PlainMessage, frozen=True):
+    """Stage to origin: the session has its cache."""
+
     session: Count
 
 
@@ -125,6 +128,8 @@ class BeginTurn(PlainMessage, frozen=True):
 
 
 class CloseSession(PlainMessage, frozen=True):
+    """Origin to stage: free the session's cache."""
+
     session: Count
 
 
@@ -144,7 +149,7 @@ class MeasureLayers(PlainMessage, frozen=True):
 
 
 class LayersMeasured(PlainMessage, frozen=True):
-    """Node to origin: ``curves`` by precision (``core/planning/measured.py``), none where it has no layers to measure.
+    """Node to origin: a curve per precision (``core/planning/measured.py``), none where it has no layers to measure.
 
     A board that is hot, or slower than its curve for another reason, takes ``slowdown_permille`` thousandths of the
     time that its curve says.
@@ -170,7 +175,7 @@ class LinkMeasured(PlainMessage, frozen=True):
 
 
 class Probe(PlainMessage, frozen=True):
-    """Node to node: bytes to measure a link with. Whoever gets one that ``is_answered`` says how many have come."""
+    """Node to node: bytes to measure a link with. The receiver of one that ``is_answered`` says how many have come."""
 
     payload: Annotated[bytes, Meta(max_length=MAX_PROBE_BYTES)]
     is_answered: bool
@@ -183,7 +188,7 @@ class ProbeAnswer(PlainMessage, frozen=True):
 
 
 class Credit(PlainMessage, frozen=True):
-    """Backwards on a data link: the receiver has room for ``num_chunks`` more."""
+    """Backwards on a data link: the receiver has room for ``num_chunks`` more chunks."""
 
     num_chunks: Count
 
@@ -198,7 +203,7 @@ class ChunkMessage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TappedRows:
-    """Stage to origin, directly: hidden rows of verified rows as they entered ``layer``, [ids, hidden_size] float32."""
+    """Stage to origin, directly: the rows [ids, hidden_size] float32 with which verified rows entered ``layer``."""
 
     session: int
     layer: int

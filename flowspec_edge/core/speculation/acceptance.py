@@ -1,9 +1,9 @@
-"""How likely a drafted token is the target's, learned from what the target accepted.
+"""The chance that the target takes a drafted token, learned from what it took before.
 
-A draft head's probability says which token it prefers, not how often it is right; a repetition of the text says how
-many tokens matched, not what that is worth. Each verification shows, for every child that was drafted for the root,
-whether the target took it. Counted by bins of both, and of the two together, this becomes the chance of acceptance,
-which path scores are made of.
+A draft head's probability says which token the head prefers, not how often it is right. A match with an earlier place
+of the text has a length, which does not say what the match is worth. Each verification shows, for every drafted child
+of the root, whether the target took it. These hits and trials are counted by bins of the draft's log-probability, by
+length of the match, and by both together. Their ratios are the chances of acceptance, of which path scores are made.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ from flowspec_edge.core.speculation.lookup import MAX_MATCH
 
 NUM_BINS = 24
 BIN_WIDTH = 0.4
-"""Bins of draft log-probability, 0.4 wide: from 1 down to e**-9.6."""
+"""Bins of the draft's log-probability: 24 of width 0.4 reach from probability 1 down to e**-9.6."""
 PRIOR_WEIGHT = 80.0
-"""How many observations it takes to count as much as what is assumed without any."""
+"""How many observations weigh as much as the chance that is assumed without any."""
 MATCH_PRIOR = (0.0, 0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.75)
-"""Chance of a token that followed the same 2, 3, ... tokens before (the first two places are void).
+"""The assumed chance of a token that followed the same tokens earlier, by how many these are; from 2 on.
 
-A little less than measured on source code."""
+The chances are a little lower than measured on source code."""
 MAX_CHANCE = 0.98
+"""No draft counts as certain."""
 FORGETTING = 0.999
 """Weight of the past at each verification: a text that turns into a table is noticed within some thousand tokens."""
 MAX_WEIGHT = 1e9
+"""Beyond this weight of an observation all counts are scaled down, or floats would overflow in the end."""
 
 
 class Edge(NamedTuple):
-    """What speaks for a child: the draft's log-probability, None while no pass has seen its parent, and how many tokens
-    before it matched an earlier place of the text.
+    """Why a child was drafted.
+
+    ``draft_log_prob`` is the draft's log-probability; None while no pass has run the parent. ``match`` is how many
+    tokens before the child match an earlier place of the text after which the same token came; 0 for none.
     """
 
     draft_log_prob: float | None
@@ -41,7 +45,7 @@ class Edge(NamedTuple):
 
 
 class _Counts:
-    """Hits and trials that fade: what is new weighs more, by a factor that grows."""
+    """Hits and trials. Old ones fade, because new ones are added with a weight that grows."""
 
     def __init__(self, num_cells: int) -> None:
         self.hits = [0.0] * num_cells
@@ -63,12 +67,13 @@ class Acceptance:
     """Chance that the target takes a drafted child, given that it has taken the parent."""
 
     def __init__(self) -> None:
-        self._weight = 1.0  # of an observation now, and of the prior with it
+        self._weight = 1.0  # of the next observation; the prior weighs PRIOR_WEIGHT of them
         self._by_draft = _Counts(NUM_BINS)
         self._by_match = _Counts(MAX_MATCH + 1)
         self._by_both = _Counts(NUM_BINS * (MAX_MATCH + 1))
 
     def log_chance(self, edge: Edge) -> float:
+        """The logarithm of the chance of a child with this edge."""
         draft_log_prob, match = edge
         prior_weight = PRIOR_WEIGHT * self._weight
         chance = 0.0
@@ -87,7 +92,7 @@ class Acceptance:
         return math.log(min(max(chance, 1e-9), MAX_CHANCE))
 
     def log_chances(self, draft_log_probs: NDArray[np.float32]) -> NDArray[np.float64]:
-        """``log_chance`` of many drafts that nothing else speaks for, of any shape."""
+        """``log_chance`` of many children without a match, in an array of any shape."""
         prior_weight = PRIOR_WEIGHT * self._weight
         bins = np.clip(-draft_log_probs / BIN_WIDTH, 0, NUM_BINS - 1).astype(np.int64)
         hits, trials = np.array(self._by_draft.hits)[bins], np.array(self._by_draft.trials)[bins]
@@ -95,7 +100,7 @@ class Acceptance:
         return np.log(np.clip(chances, 1e-9, MAX_CHANCE))  # type: ignore[no-any-return]
 
     def observe(self, children: list[tuple[Edge, bool]]) -> None:
-        """What became of the drafted children of one verified row: what spoke for each, and whether it was taken."""
+        """Learn from the drafted children of one verified row: the edge of each, and whether the target took it."""
         self._weight /= FORGETTING
         if self._weight > MAX_WEIGHT:
             for counts in (self._by_draft, self._by_match, self._by_both):

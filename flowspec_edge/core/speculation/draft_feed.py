@@ -1,9 +1,9 @@
-"""What one session's drafter is fed with: verified pairs, drafted rows, and the news of dead ones.
+"""Prepares the input of one session's drafter: verified pairs, drafted rows, and which rows have died.
 
-A verified pair is a row of the text and the hidden row of its parent. The drafter takes each of them once, in the order
-of the text, from the second row of the prompt to the root. Its hidden row is the normed one that comes back around the
-ring or, where the drafter taps layers, the rows that enter them: these come straight from the stages that own the
-layers, in any order, and the drafter waits until all of them are here.
+A verified pair is a row of the text and the target's hidden row of its parent. The drafter takes each pair once, in the
+order of the text, from the second row of the prompt to the root. Most drafters take the hidden row that comes back
+around the ring, behind the final norm. A drafter that taps layers takes the rows that enter these layers instead. They
+come straight from the stages that own the layers, in any order, and a pair is ready when all of its rows are here.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from flowspec_edge.errors import ProtocolError
 
 
 class DraftFeed:
-    """The drafter's input of one session. ``root`` is the draft id of the root, each time.
+    """The drafter's input of one session. In all methods ``root`` is the draft id of the root.
 
     Args:
         num_prompt: rows of the prompt. Nothing is drafted before the first token after them is known.
-        taps: the layers whose hidden rows the drafter wants; none where it wants the normed ones.
-        is_on: whether the drafter is to work at all; if not, nothing is kept for it.
+        taps: the layers that the drafter taps; none where it wants the hidden rows that come back.
+        is_on: whether the session uses its drafter; if not, nothing is kept for it.
     """
 
     def __init__(self, session: int, tree: Tree, num_prompt: int, taps: tuple[int, ...], *, is_on: bool) -> None:
@@ -36,14 +36,14 @@ class DraftFeed:
         self._hidden: dict[int, Floats] = {}  # per row, until the drafter has taken it
         self._tapped: dict[int, dict[int, Floats]] = {}  # per verified row, by layer, until all layers have come
         self._num_extended = 0  # how many verified pairs the drafter has taken
-        self._undrafted: list[int] = []  # rows that died and that the drafter has not been told of
+        self._dropped: list[int] = []  # rows that died and that the drafter has not been told of
         self._running: list[int] = []  # the rows of the running pass whose children it drafts
         self._num_running = 0  # all rows of the running pass
 
     # ------------------------------------------------------------------ what comes in
 
     def take_returned(self, rows: tuple[Row, ...], hidden: Floats) -> None:
-        """Normed hidden rows came back around the ring, [rows, hidden_size]."""
+        """Hidden rows [rows, hidden_size] came back around the ring."""
         if self.wants_returned:
             self._hidden.update((row.id, hidden[index]) for index, row in enumerate(rows) if row.id in self._tree)
 
@@ -67,7 +67,7 @@ class DraftFeed:
         for id in dropped:
             self._hidden.pop(id, None)
         if self._is_on:
-            self._undrafted += dropped
+            self._dropped += dropped
 
     # ------------------------------------------------------------------ what goes out
 
@@ -87,30 +87,30 @@ class DraftFeed:
         return bool(self._running)
 
     def may_draft(self, root: int) -> bool:
-        """Whether there is anything to draft below."""
+        """Whether anything may be drafted below the root: not before the first token after the prompt is known."""
         return self._is_on and root >= self._num_prompt
 
     def num_unextended(self, root: int) -> int:
-        """Verified pairs that the drafter has not taken yet, and can take."""
+        """How many verified pairs the drafter can take and has not taken yet."""
         if not self._is_on or self.is_awaiting_tapped(root):
             return 0
         return self._tree[root].depth - self._num_extended
 
     def is_awaiting_tapped(self, root: int) -> bool:
-        """Whether the drafter cannot take the verified pairs before tapped rows are here that have not come."""
+        """Whether the next verified pairs wait for tapped rows that have not come."""
         if not self._taps or root < self._num_prompt or self._tree[root].depth == self._num_extended:
             return False
         return any(self._tree[id].parent not in self._hidden for id in self._unextended(root))
 
     def next_pass(self, root: int, drafted: Sequence[int]) -> RunDraft:
-        """The pass over all verified pairs that can be taken, and over ``drafted`` rows; it runs now."""
+        """Begin a pass over all verified pairs that can be taken, and over the ``drafted`` rows."""
         verified = self._unextended(root) if self.num_unextended(root) else []
         rows = [*verified, *(id for id in drafted if id != root)]
         assert rows, "a pass over nothing"
         hidden = [self._hidden.pop(self._tree[id].parent) for id in verified]
         self._num_extended += len(verified)
         self._running, self._num_running = rows[max(len(verified) - 1, 0) :], len(rows)
-        dropped, self._undrafted = tuple(self._undrafted), []
+        dropped, self._dropped = tuple(self._dropped), []
         return RunDraft(
             self._session,
             tuple(Row(id, self._tree[id].parent, self._tree[id].token) for id in rows),

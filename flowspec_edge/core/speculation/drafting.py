@@ -1,9 +1,9 @@
-"""The drafted part of a session's tree: scores, what the drafter has run, and what it should run next.
+"""The drafted part of a session's tree: its scores, what the drafter has run, and what it should run next.
 
-A row's score is the log-probability that the target takes the whole path from the root to it, so a parent never scores
-below its child and score order keeps causality. When the root moves, surviving rows keep their place and their draft:
-scores count from the new root, and the frontier goes on growing where it is. (FlowSpec, section 3: dynamic draft
-expansion.)
+A row's score is the log of the chance that the target takes the whole path from the root to it. So a parent never
+scores below its child, and in the order of scores it comes first. When the root moves, surviving rows keep their place
+and what was drafted below them: scores count from the new root, and the frontier goes on growing where it is.
+(FlowSpec, section 3: dynamic draft expansion.)
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from flowspec_edge.core.speculation.tree import Tree, TreeRow
 from flowspec_edge.core.speculation.verify import Sampler
 
 LOOKUP_ROWS = 24
-"""New rows from the text itself at a time."""
+"""The most rows that one lookup adds."""
 LOOKUP_SEEDS = 8
 """How many of the likeliest rows are looked up anew when the root moves."""
 LOOKUP_MIN_SCORE = math.log(0.01)
+"""Lookup adds no row that scores less."""
 REFRESH_SCORE = math.log(0.3)
-"""What running a row anew is worth, against running one for the first time."""
+"""Running a row again counts like running one for the first time that is 0.3 times as likely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,10 @@ class DraftShape:
 
 
 class Drafting:
-    """Scores of one session's drafted rows, and the drafter's state.
+    """Scores of one session's drafted rows, and which of them the drafter has run.
 
-    Without ``acceptance`` the draft's own probabilities are taken for the chance of acceptance; without ``lookup`` the
-    text itself proposes nothing; without ``sampler`` drafts are ranked without the noise of the target's sampling.
+    Without ``acceptance`` the draft's own probabilities are taken for the chances of acceptance. Without ``lookup``
+    nothing is drafted from the text itself. Without ``sampler`` drafts are ranked without the noise of the draw.
     """
 
     def __init__(
@@ -68,13 +69,13 @@ class Drafting:
         self._acceptance = acceptance
         self._lookup = lookup
         self.shape = shape
-        self.scores: dict[int, float] = {}  # log-probability from the root, per drafted row
+        self.scores: dict[int, float] = {}  # log-chance from the root, per drafted row
         self.num_passes = 0
         self._edges: dict[int, Edge] = {}
         self._ran: dict[int, int] = {}  # per row: the number of the pass that ran it last, from 1
 
     def forget(self, ids: Sequence[int]) -> None:
-        """Rows that live no more."""
+        """These rows have died."""
         for id in ids:
             self.scores.pop(id, None)
             self._edges.pop(id, None)
@@ -92,8 +93,9 @@ class Drafting:
             self._acceptance.observe(drafted)
 
     def move_root(self, root: int, text: Sequence[int], next_id: int) -> list[Row]:
-        """The text went on by ``text``, and scores count from ``root`` now. Returns rows that the text itself proposes,
-        numbered from ``next_id``.
+        """The text has grown by the tokens ``text``, and scores count from ``root`` now.
+
+        Returns the rows that lookup has added, with draft ids from ``next_id`` on.
         """
         scores: dict[int, float] = {}
         for row in self._tree.descendants(root):
@@ -109,14 +111,14 @@ class Drafting:
     def frontier(self, width: int, max_depth: int, since: int = 0) -> list[int]:
         """The likeliest rows whose children are not drafted yet, though their parent's are; at most ``width``.
 
-        Rows at ``max_depth`` and below it (positions) have no use for children. Only passes after number ``since``
-        count: what earlier ones ran is to be drafted anew.
+        Rows at position ``max_depth`` and deeper are left out, since their children could not become text. Only passes
+        after number ``since`` count: rows that earlier ones ran are to be run again.
         """
         runnable = self._runnable(max_depth, float("-inf"), since)
         return [id for id, is_first in runnable if is_first][:width]
 
     def stale(self, width: int, max_depth: int, since: int = 0) -> list[int]:
-        """The likeliest rows that ran before their parent was run again: better features are to be had."""
+        """The likeliest rows that ran before their parent ran again: another pass would see its newer features."""
         runnable = self._runnable(max_depth, float("-inf"), since)
         return [id for id, is_first in runnable if not is_first][:width]
 
@@ -148,8 +150,8 @@ class Drafting:
     ) -> list[Row]:
         """Take in one pass: children of ``parents``, [rows, k] tokens and log-probabilities. Returns the new rows.
 
-        Children that exist get the new score; of the others the likeliest ``rows_per_pass`` become rows, numbered from
-        ``next_id``. Parents that died meanwhile count for nothing.
+        Children that exist get the new score. Of the others the likeliest become rows, with draft ids from ``next_id``
+        on: ``rows_per_pass``, or 2.5 per parent if that is more. Parents that died meanwhile get no children.
         """
         self.num_passes += 1
         self._ran.update((parent, self.num_passes) for parent in parents if parent in self._tree)
@@ -192,9 +194,9 @@ class Drafting:
         log_probs: NDArray[np.float32],
         matches: Sequence[dict[int, int]],
     ) -> NDArray[np.float64]:
-        """Scores [rows, children] of what may become a row.
+        """The scores [rows, children] of proposals that may become rows.
 
-        Children that exist take their new score, and stand there as minus infinity.
+        A proposal that is a row already gets its new score, and minus infinity in the result.
         """
         best = log_probs[:, : self.shape.children]
         chances = best.astype(np.float64) if self._acceptance is None else self._acceptance.log_chances(best)
@@ -206,7 +208,7 @@ class Drafting:
             columns = {token: column for column, token in enumerate(tokens[index].tolist())}
             for token in {**matched, **row.children}:
                 column = columns.get(token)
-                # What the draft does not see among its likeliest is less likely than all that it sees.
+                # A token that the draft does not propose is less likely than all that it proposes.
                 log_prob = float(log_probs[index, -1] - 1 if column is None else log_probs[index, column])
                 edge = Edge(log_prob, matched.get(token, 0))
                 score = base + self._log_chance(edge)
@@ -218,7 +220,7 @@ class Drafting:
         return scores
 
     def _runnable(self, max_depth: int, min_score: float, since: int = 0) -> Iterable[tuple[int, bool]]:
-        """Rows that the drafter can run, the most worthwhile first, and whether it is for the first time."""
+        """Rows that the drafter can run, the most worthwhile first, and whether each would run for the first time."""
         ran, tree = self._ran, self._tree
         ready: list[tuple[float, int, bool]] = []
         for id, score in self.scores.items():
@@ -238,7 +240,7 @@ class Drafting:
             yield id, is_first
 
     def _look_up(self, ids: Sequence[int], next_id: int) -> list[Row]:
-        """Add what the text itself proposes below these rows, and below what was added, likeliest first."""
+        """Add what lookup proposes below these rows and below the added ones, the likeliest first."""
         added: list[Row] = []
         ready = [(-self.scores.get(id, 0.0), id) for id in ids] if self._lookup is not None else []
         heapq.heapify(ready)

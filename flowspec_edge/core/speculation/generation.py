@@ -78,7 +78,7 @@ class Generation:
         self._next_id = len(rows)
         self.root = rows[-1].id
         self._prefill = deque(tuple(rows[i : i + PREFILL_ROWS]) for i in range(0, len(rows), PREFILL_ROWS))
-        self.sent: set[int] = {row.id for row in rows}  # prompt rows leave by themselves
+        self.sent: set[int] = {row.id for row in rows}  # the prompt leaves without the schedule
         self.pipeline = Pipeline(costs)
         self.drafting = Drafting(
             self.tree,
@@ -252,12 +252,12 @@ class Generation:
         return None
 
     def _prune(self, advance: Advance, tokens: list[int], now: float) -> int:
-        """Drop all that no longer lives, everywhere. Returns how many of the dead rows had been sent."""
+        """Drop dead rows from the tree and all that refers to them. Returns how many of them had been sent."""
         self.tree.advance(advance)
         dropped = self.tree.take_dropped()
         num_pruned = len(self.sent.intersection(dropped))
         self.sent.difference_update(dropped)
-        self.pipeline.prune(set(dropped), now)  # a chunk without a living row will not come back
+        self.pipeline.prune(set(dropped), now)  # a chunk without a living row does not come back
         self._head_feed.prune(dropped, self.root)
         self._draft_feed.forget(dropped)
         self.drafting.forget(dropped)

@@ -1,6 +1,6 @@
 """What the head works on: returned rows until they have logits, and logits until the walk has used them.
 
-Of all of them only the root and rows below it are kept. The walk has passed the others, or they are dead.
+Only the root and rows below it are kept. The walk has passed the others, or they are dead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flowspec_edge.core.speculation.tree import Tree
 
 
 class HeadFeed:
-    """The returned rows of one session. ``root`` is the draft id of the root, each time."""
+    """The returned rows of one session. In all methods ``root`` is the draft id of the root."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
@@ -34,7 +34,7 @@ class HeadFeed:
         self._drop_returned(root)
 
     def next_rows(self, root: int) -> Floats | None:
-        """Hidden rows of all that waits, [rows, hidden_size], for the head to run now; None where nothing is."""
+        """The hidden rows [rows, hidden_size] of all that waits, for the head to run now; None where nothing waits."""
         rows: list[Row] = []
         hidden: list[Floats] = []
         while self._returned:

@@ -1,9 +1,9 @@
-"""Which row of the KV cache holds which row of the tree, and who may look at whom.
+"""Which slot of the KV cache holds which row of the tree, and which slots each row attends to.
 
 A slot is a place in the cache; it is not a position in the sequence (that is the row's depth) and not a draft id. Slot
-0 is reserved and masked for everyone: the attention operator ignores position ids while its past is empty, so it never
-is. Rows take the next free slot in the order they arrive, parents before children. Dropped rows are closed up at once:
-the rows behind them move down, order kept, so committed rows are always a prefix and only the tail ever moves.
+0 is reserved and masked for every row: the attention operator ignores position ids while its past is empty, and so it
+never is. Rows take the next free slot in the order they arrive, parents before children. When rows are dropped, those
+behind them move down at once and keep their order. So committed rows are always a prefix, and only the tail ever moves.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class KvSlots:
         return moves
 
     def ancestor_mask(self, first: int) -> NDArray[np.bool_]:
-        """Who may look at whom: [rows from ``first`` on, slots in use], True for a row's ancestors and itself."""
+        """The mask of the rows from slot ``first`` on: [rows, slots in use], True for a row's ancestors and itself."""
         total = len(self._ids)
         mask = np.zeros((total - first, total), np.bool_)  # [rows, slots]
         trunk = _Trunk(self._parent_slots)
@@ -108,10 +108,10 @@ class KvSlots:
 
 
 class ReusedSlots(KvSlots):
-    """Slots that rows keep for as long as they live: the next row takes the one freed last, and nothing ever moves.
+    """Slots that rows keep for as long as they live. Nothing moves, and the slot freed last is taken first.
 
-    So a row may stand in front of its parent. Rows are computed behind all slots in use, those too that have a slot
-    already.
+    A row may thus stand in front of its parent. A forward has its rows behind all slots in use, also those rows that
+    have a slot already.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -141,10 +141,10 @@ class ReusedSlots(KvSlots):
         return [self._slot_of[row.id] for row in rows]
 
     def mask_behind(self, rows: Sequence[Row]) -> NDArray[np.bool_]:
-        """Who may look at whom while ``rows`` stand behind all slots: [rows, slots in use + rows].
+        """The mask of ``rows`` while they stand behind all slots in use: [rows, slots in use + rows].
 
-        A row that has a slot stands there a second time; those of ``rows`` that come after it and below it look at what
-        is new.
+        A row that has a slot already stands there a second time, and its descendants among the ``rows`` after it attend
+        to the second one.
         """
         first = len(self)
         slots = dict(self._slot_of)
@@ -163,7 +163,7 @@ class ReusedSlots(KvSlots):
 
 
 class _Trunk:
-    """The first path that was marked. All paths meet on the committed rows: where one meets it, the rest is known."""
+    """The first path that was marked. All paths share the committed rows: where one meets it, the rest is known."""
 
     def __init__(self, parent_slots: Sequence[int]) -> None:
         self._parent_slots = parent_slots

@@ -1,4 +1,4 @@
-"""Drafts from the text itself: what followed the last time that the same few tokens stood there.
+"""Drafts from the text itself: the tokens that followed earlier places with the same last few tokens.
 
 Prompt and output of one session are indexed by pairs of tokens. Code, tables and edits repeat themselves; where they
 do, a continuation costs no pass of a drafter and may leave with its root. (Saxena, Prompt Lookup Decoding, 2023.)
@@ -14,6 +14,7 @@ MIN_MATCH = 2
 MAX_MATCH = 8
 """Longer matches are not told apart."""
 MAX_PROPOSALS = 3
+"""Tokens proposed after one row."""
 MAX_PLACES = 24
 """How many earlier places of a pair are compared, the latest first."""
 
@@ -38,9 +39,10 @@ class Lookup:
         return (before, token) in self._places
 
     def proposals(self, path: Sequence[int]) -> dict[int, int]:
-        """Next tokens after ``path``, and how many tokens before each match: the longest match first, then the latest.
+        """The proposed next tokens after ``path``, each with the length of its match.
 
-        ``path`` is a text that need not be in the index itself: its last ``MAX_MATCH`` tokens count.
+        The longest match comes first, of equally long ones the latest. The tokens of ``path`` need not be in the index,
+        and its last ``MAX_MATCH`` tokens count.
         """
         text, found = self._text, dict[int, int]()
         if len(path) < MIN_MATCH:

@@ -1,6 +1,7 @@
 """The origin of a ring: its generations, the credit of the first hop, and one compute lane for head and drafter.
 
-Generations take turns for both. The head runs before the drafter: a verified token is worth more than a drafted one.
+Generations share both: one that has sent a chunk goes to the end of their queue. The head runs before the drafter,
+for a verified token is worth more than a drafted one.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from flowspec_edge.core.speculation.schedules import find_schedule
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 
 PROGRESS_TIMEOUT_S = 60.0
-"""Nothing came back for this long: the ring is taken for lost. A 13B model on slow boards answers in seconds."""
+"""A ring from which nothing has come back for this long is lost. A 13B model on slow boards answers in seconds."""
 
 
 @dataclass(slots=True)
@@ -72,7 +73,7 @@ class Origin:
         self._credits = CREDITS_PER_HOP
         self._costs = RingCosts(num_stages)
         self._acceptance = Acceptance()
-        self._running: dict[int, _Running] = {}  # in order of turns
+        self._running: dict[int, _Running] = {}  # the next to send a chunk first
         self._computing: int | None = None  # the session the compute lane works for
 
     def handle(self, event: OriginEvent, now: float) -> list[OriginAction]:
@@ -120,12 +121,12 @@ class Origin:
         """When to send ``DeadlinePassed`` unless something happens before."""
         times = [running.progress_at + PROGRESS_TIMEOUT_S for running in self._running.values()]
         if self._credits:
-            times += [at for generation in self._turns() if (at := generation.next_deadline()) is not None]
+            times += [at for generation in self._ready_generations() if (at := generation.next_deadline()) is not None]
         return min(times, default=None)
 
     @property
     def costs(self) -> RingCosts:
-        """What the ring costs, as far as it has shown."""
+        """What the ring's stages, hops, head and drafter take, as measured so far."""
         return self._costs
 
     def statistics(self, session: int) -> GenerationStatistics:
@@ -186,18 +187,19 @@ class Origin:
         del self._running[session]
         actions.append(CloseSessions(session))
 
-    def _turns(self) -> list[Generation]:
+    def _ready_generations(self) -> list[Generation]:
+        """Those for which every stage has opened its cache, the next to send a chunk first."""
         return [running.generation for running in self._running.values() if not running.num_stages_missing]
 
     def _go_on(self, now: float, actions: list[OriginAction]) -> None:
         """Do all that can be done now."""
         self._begin_turns(actions)
         self._send_chunks(now, actions)
-        self._begin_turns(actions)  # a chunk that gets no credit must not hold up those that wait for turns
+        self._begin_turns(actions)  # a turn does not wait for a chunk that has no credit now
         self._compute(now, actions)
 
     def _begin_turns(self, actions: list[OriginAction]) -> None:
-        for generation in self._turns():
+        for generation in self._ready_generations():
             while (turn := generation.next_turn(has_credit=self._credits > 0)) is not None:
                 actions.append(turn)
 
@@ -205,12 +207,12 @@ class Origin:
         sending = True
         while sending and self._credits:
             sending = False
-            for generation in self._turns():
+            for generation in self._ready_generations():
                 chunk = generation.next_chunk(now) if self._credits else None
                 if chunk is not None:
                     self._credits -= 1
                     actions.append(SendChunk(chunk))
-                    self._running[generation.session] = self._running.pop(generation.session)  # to the end of the turns
+                    self._running[generation.session] = self._running.pop(generation.session)  # to the end of the queue
                     sending = True
 
     def _compute(self, now: float, actions: list[OriginAction]) -> None:
@@ -221,7 +223,7 @@ class Origin:
             lambda generation: generation.next_draft(now),
         )
         for job in jobs:
-            for generation in self._turns():
+            for generation in self._ready_generations():
                 action = job(generation)
                 if action is not None:
                     self._computing = generation.session

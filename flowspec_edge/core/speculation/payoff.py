@@ -1,8 +1,8 @@
-"""Whether speculation pays, by what it brought: the last word where measured costs do not tell everything.
+"""Decides by results whether speculation pays, since measured costs do not tell everything.
 
-Boards get hot, and an origin that drafts may take the processor from a stage on the same board. So tokens are counted
-against the time in which single rows, nothing drafted, would have brought as many. Where that would have been less,
-speculation pauses, and is tried again later.
+Boards get hot, and an origin that drafts may take the processor from a stage on the same board. So the time that tokens
+took is compared with the time of as many tokens without drafts, one single row after the other. Where that would have
+been less, speculation pauses, and is tried again later.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ TRIAL_TOKENS = 16
 FIRST_PAUSE_TOKENS = 32
 """Length of the first pause; every further one is twice as long."""
 TOLERANCE = 1.1
-"""How much longer than plain decoding it may take: one trial's noise is no reason to stop."""
+"""How many times as long as plain decoding speculation may take: the noise of one trial is no reason to stop."""
 
 
 class Payoff:

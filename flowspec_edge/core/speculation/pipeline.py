@@ -15,7 +15,7 @@ from flowspec_edge.core.line import LineFit
 from flowspec_edge.core.rows import Passage
 
 SLOWING = 1.02
-"""How much the quickest trip of a single row may grow with every slower one: boards get hot, and cool down."""
+"""By this factor the remembered time of the quickest single-row trip grows at each slower one: boards get hot."""
 
 
 @dataclass(slots=True)
@@ -57,11 +57,11 @@ class RingCosts:
         ) + self.head.line.at(1)
 
     def interval_s(self, num_rows: float) -> float:
-        """How long the slowest stage is busy with a chunk."""
+        """How long the slowest stage is busy with a chunk of ``num_rows``."""
         return max([stage.line.at(num_rows) for stage in self.stages])
 
     def hop_s(self, num_rows: int) -> float:
-        """One hop; the first one of a trip carries no hidden rows."""
+        """The time of one hop with ``num_rows`` hidden rows. The first hop of a trip carries none."""
         return self.hops.line.fixed / (len(self.stages) + 1) + self.hops.line.per_row * num_rows / len(self.stages)
 
     def add_trip(self, trip_s: float, passages: Sequence[Passage]) -> None:
@@ -86,7 +86,7 @@ class Pipeline:
         self._free_at = [0.0] * len(costs.stages)
 
     def take_returned(self, ids: set[int], passages: Sequence[Passage], now: float) -> None:
-        """A chunk came back: forget its flight, unless that was given up before, and learn from it."""
+        """A chunk came back: forget its flight and learn from it, unless all of its rows died on the way."""
         for flight in self.flights:
             if not ids.isdisjoint(flight.living):
                 self.flights.remove(flight)
@@ -98,7 +98,7 @@ class Pipeline:
         self._follow(flight)
 
     def prune(self, gone: set[int], now: float) -> None:
-        """Rows died: what has not started yet gets shorter, what is dead ends."""
+        """Rows died. Chunks get shorter where they have not started, and those without a living row end."""
         if not gone:
             return
         hop_s = self.costs.hop_s(0)
@@ -114,7 +114,7 @@ class Pipeline:
             self._follow(flight, now)
 
     def send_at(self, num_rows: int) -> float:
-        """The latest time at which a chunk may leave the origin and find no stage idle for want of it."""
+        """The latest time at which a chunk may leave the origin without a bubble at the stage that paces the ring."""
         costs = self.costs
         if not costs.is_measured:
             return 0.0
@@ -132,6 +132,7 @@ class Pipeline:
         return self.flights[0].ends[-1] + self.costs.hop_s(len(self.flights[0].living))
 
     def _follow(self, flight: Flight, now: float = -1.0) -> None:
+        """Foretell when each stage starts and ends the flight, except where it has started by ``now``."""
         num_rows = len(flight.living)
         arrives = flight.sent_at + self.costs.hop_s(0)
         starts, ends = [], []

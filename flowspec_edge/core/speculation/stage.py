@@ -47,7 +47,7 @@ class _Session:
         self.is_tapped = spec.is_tapped
         self.num_prompt = spec.num_prompt
         self.turn = 0
-        self.tapped: dict[int, dict[int, Floats]] = {}  # per living row that nobody knows to be verified: by layer
+        self.tapped: dict[int, dict[int, Floats]] = {}  # by draft id, then by layer: rows not known to be verified
 
     def take_verified(self) -> dict[int, dict[int, Floats]]:
         """Tapped rows that have become verified; those of dead rows are forgotten."""
@@ -148,7 +148,7 @@ class Stage:
             actions += [GrantCredit(1), self._forward(session, chunk)]
 
     def _drop_dead(self, actions: list[StageAction]) -> None:
-        """Of what waits only living rows stay, so that no dead chunk takes up room until its turn comes."""
+        """Drop dead rows from waiting chunks, so that no dead chunk takes up room until it would start."""
         for waiting in list(self._waiting):
             waiting.chunk = _select(waiting.chunk, self._living(waiting.chunk))
             if not waiting.chunk.rows:
@@ -165,12 +165,12 @@ class Stage:
             actions.append(CancelForward(running.chunk.session))
 
     def _added(self, chunk: Chunk) -> list[int]:
-        """Take the rows into the session's tree, if it is still open; which of them it took, by place."""
+        """Add the rows to the tree of the session, if that is still open. Returns the places of those that it took."""
         session = self._sessions.get(chunk.session)
         return [index for index, row in enumerate(chunk.rows) if session is not None and session.tree.add(row)]
 
     def _living(self, chunk: Chunk) -> list[int]:
-        """Which rows of the chunk live, by place."""
+        """The places of the chunk's rows that live."""
         session = self._sessions.get(chunk.session)
         return [index for index, row in enumerate(chunk.rows) if session is not None and row.id in session.tree]
 
@@ -182,7 +182,7 @@ class Stage:
         return RunForward(chunk.session, chunk.rows, chunk.hidden, moves, first, positions, mask, session.is_tapped)
 
     def _keep_tapped(self, tapped: Mapping[int, Floats]) -> None:
-        """Rows that live are kept until they are known to be verified."""
+        """Keep the tapped rows of living rows until these are known to be verified."""
         if not tapped or self._running is None:
             return
         chunk = self._running.chunk
@@ -191,7 +191,7 @@ class Stage:
             self._sessions[chunk.session].tapped[chunk.rows[index].id] = rows
 
     def _send_tapped(self, actions: list[StageAction]) -> None:
-        """Whichever comes last, the forward or the Advance, sends a row, so each is sent once in any order."""
+        """Send the tapped rows of verified rows. Whichever comes last, the forward or the Advance, leads to it."""
         for number, session in self._sessions.items():
             verified = session.take_verified() if session.tapped else {}
             for layer in next(iter(verified.values()), {}):
@@ -214,7 +214,7 @@ class Stage:
 
 
 def _select(chunk: Chunk, kept: list[int]) -> Chunk:
-    """The chunk without the rows that are not in ``kept``."""
+    """The chunk with only the rows at the places ``kept``."""
     if len(kept) == len(chunk.rows):
         return chunk
     first_wanted = len(chunk.rows) - chunk.num_wanted

@@ -1,4 +1,4 @@
-"""What one generation came to, in counts."""
+"""What one generation took and brought, in counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GenerationStatistics:
     num_draft_passes: int = 0
 
     def __add__(self, other: GenerationStatistics) -> GenerationStatistics:
-        """Of one text that two rings wrote at."""
+        """The counts of one text that was written on two rings, one after the other."""
         return GenerationStatistics(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property

@@ -41,7 +41,7 @@ class Tree:
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self._rows: dict[int, TreeRow] = {}
-        self._waiting: dict[int, int] = {}
+        self._waiting: dict[int, int] = {}  # Advances by the row that has not arrived
         self._first: int | None = None
         self._dropped: list[int] = []
         for row in rows:
@@ -117,7 +117,7 @@ class Tree:
             raise ProtocolError(f"row {row.id} is advanced to {row.next_token} and to {token}")
 
     def take_dropped(self) -> list[int]:
-        """The draft ids dropped since this was last asked."""
+        """The draft ids of the rows dropped since the last call."""
         dropped, self._dropped = self._dropped, []
         return dropped
 

@@ -4,10 +4,10 @@ The draw depends on the seed and the position alone, never on chunking or timing
 on one board and on eight, with the draft tree and without it.
 
 Each position has its own noise, one value per token of the vocabulary, and the token drawn is the one whose
-log-probability and noise add up to most (Gumbel's way to sample). So the noise is known before the target's
-distribution is, and a draft can ask what the target would draw with it, where it would otherwise only know what is
-likely: the coupling of Daliri, Musco and Suresh, "Coupling without Communication and Drafter-Invariant Speculative
-Decoding", arXiv 2408.07978. The text is the same with it and without it.
+log-probability and noise add up to most (the Gumbel-max trick). So the noise is known before the target's distribution
+is, and drafts can be ranked by what the target would draw with this noise, not only by what is likely. This coupling is
+that of Daliri, Musco and Suresh, "Coupling without Communication and Drafter-Invariant Speculative Decoding", arXiv
+2408.07978. The text is the same with it and without it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Floats = NDArray[np.float32]
 NUM_KEPT_POSITIONS = 16
 """Positions whose noise is kept at hand: as deep as most draft trees are."""
 SHARPNESS = 1.5
-"""Exponent between a draft's probability and its chance.
+"""The exponent that turns a draft's probability into the chance that its token is drawn.
 
-The demo model's head foretells tokens best with 1.5 at temperature 0 and with 1.2 at 0.6; on the virtual clock 1.5
-brings 1 to 4 % more than 1 at both, 3 less."""
+The demo model's head foretells tokens best with 1.5 at temperature 0 and with 1.2 at 0.6. On the virtual clock 1.5
+brings 1 to 4 % more tokens/s than 1 at both temperatures, and 3 brings fewer."""
 MIN_REST = 1e-9
-"""Probability of all that a draft does not propose, at least."""
+"""The least probability of all tokens together that a draft does not propose."""
 
 
 class Sampler:
@@ -42,7 +42,7 @@ class Sampler:
         self._race = lru_cache(NUM_KEPT_POSITIONS)(self._run_race)
 
     def draw(self, logits: Floats, position: int) -> int:
-        """The token at ``position``, of its logits [vocab_size]."""
+        """Draw the token at ``position`` from its logits [vocab_size]."""
         if self._options.temperature == 0:
             return int(np.argmax(logits))
         probabilities = next_token_distribution(logits, self._options)
@@ -54,10 +54,10 @@ class Sampler:
     def foresee(self, tokens: NDArray[np.int64], log_probs: Floats, positions: Sequence[int]) -> Floats:
         """Log-chances [rows, k] that each of a draft's ``tokens`` [rows, k] will be drawn, given its position's noise.
 
-        ``log_probs`` [rows, k] are the draft's own, at temperature 1; at temperature ``t`` the target's ranking is
-        about ``log_prob + t * noise``. What ranks first is drawn more often than a draft says that hedges between what
-        the target may mean, so chances are sharper than its probabilities. All that it does not propose counts as one
-        token more.
+        ``log_probs`` [rows, k] are the draft's own, at temperature 1; at temperature ``t`` the target ranks tokens by
+        about ``log_prob + t * noise``. A draft hedges between the ways in which a text may go on, and the target takes
+        one of them. So the first in rank is drawn more often than its probability says, and chances are sharpened by
+        SHARPNESS. All tokens that the draft does not propose count as one more.
         """
         if not len(positions):
             return log_probs
@@ -68,13 +68,13 @@ class Sampler:
         return (ranks - totals)[:, :-1].astype(np.float32)  # type: ignore[no-any-return]
 
     def _noise(self, tokens: NDArray[np.int64], log_probs: Floats, positions: Sequence[int]) -> Floats | float:
-        """What luck adds to the rank of each of ``tokens``, [rows, k]; nothing at temperature 0."""
+        """What the noise adds to the rank of each of ``tokens``, [rows, k]; nothing at temperature 0."""
         temperature = self._options.temperature
         if temperature == 0:
             return 0.0
         times = np.stack([self._race(position)[row] for position, row in zip(positions, tokens, strict=True)])
         noise: Floats = -temperature * np.log(times)
-        if self._options.top_k or self._options.top_p < 1:  # luck does not help a token that is cut off
+        if self._options.top_k or self._options.top_p < 1:  # noise does not help a token that is cut off
             is_kept = np.stack([next_token_distribution(row, self._options) > 0 for row in log_probs])
             noise = np.where(is_kept, noise, np.minimum(noise, 0))
         return noise

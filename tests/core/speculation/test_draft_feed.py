@@ -125,4 +125,4 @@ def test_without_a_drafter_nothing_is_kept_and_nothing_can_be_taken() -> None:
     feed.forget([3])
     assert (feed.is_tapped, feed.wants_returned, feed.may_draft(2), feed.num_unextended(2)) == (False, False, False, 0)
     assert not feed._hidden
-    assert not feed._undrafted
+    assert not feed._dropped

@@ -19,7 +19,7 @@ from flowspec_edge.core.speculation.schedules.autoregressive import Autoregressi
 from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 from flowspec_edge.core.speculation.schedules.flowspec import (
     LEAD_S,
-    MAX_CHUNK_ROWS,
+    WIDEST_CHUNK_ROWS,
     MAX_PASS_ROWS,
     Flowspec,
 )
@@ -124,7 +124,7 @@ def test_flowspec_counts_a_rows_cost_only_where_the_text_enters_the_chunk() -> N
 
 def test_flowspec_bounds_a_chunk_and_what_the_stages_hold() -> None:
     view = make_view(WIDE, sent=frozenset({ROOT}))
-    assert len(Flowspec(2).choose_rows(view, 0.0)) == MAX_CHUNK_ROWS
+    assert len(Flowspec(2).choose_rows(view, 0.0)) == WIDEST_CHUNK_ROWS
     nearly_full = changed(view, sent=frozenset({ROOT, *range(1, MAX_LIVING_ROWS - 2)}))
     assert len(Flowspec(2).choose_rows(nearly_full, 0.0)) == 3
 

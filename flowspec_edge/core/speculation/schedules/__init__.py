@@ -32,13 +32,13 @@ def ablation_names() -> list[str]:
 
 
 def register_schedule(name: str, schedule: type[Schedule]) -> None:
-    """Make a schedule of one's own known by ``name`` in this process, to be chosen like those that come along.
+    """Make a schedule of your own known by ``name`` in this process, to be chosen like the built-in ones.
 
-    A name that was registered before stands for the new schedule from now on. Where other processes are to run it, as
-    in a comparison on the virtual clock on all cores, each of them registers it: from a module that they import.
+    A name that was registered before stands for the new schedule from now on. Other processes do not know the schedule
+    by this call. Where they are to run it, as in a comparison on all cores, register it in a module that they import.
 
     Raises:
-        ValueError: the name belongs to a schedule that comes along.
+        ValueError: the name belongs to a built-in schedule.
     """
     if name in SCHEDULES or name in ABLATIONS:
         raise ValueError(f"schedule {name!r} comes with flowspec-edge; choose another name")

@@ -10,7 +10,9 @@ from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedu
 from flowspec_edge.core.speculation.schedules.flowspec import Flowspec
 
 CHUNK_ROWS = 16
+"""Rows of a chunk whose size no cost decides."""
 TREE_PASSES = 6
+"""Passes of the drafter that make a whole tree."""
 
 
 class WithoutScoreOrder(Flowspec):
@@ -48,13 +50,15 @@ class WithoutJustInTime(Flowspec):
 
 
 class WithoutCalibration(Flowspec):
-    """The draft's own probability is taken for the chance of acceptance; so nothing can be looked up."""
+    """The draft's own probability is taken for the chance of acceptance. Lookup has none, so it is off too."""
 
     is_calibrated: ClassVar[bool] = False
     uses_lookup: ClassVar[bool] = False
 
 
 class WithoutLookup(Flowspec):
+    """Nothing is drafted from the text itself."""
+
     uses_lookup: ClassVar[bool] = False
 
 
@@ -71,6 +75,8 @@ class WithoutCancelling(Flowspec):
 
 
 class _CountsPasses(Flowspec):
+    """Knows when the tree below a new root is drafted: after TREE_PASSES, or when the drafter finds no more to run."""
+
     def __init__(self, num_stages: int) -> None:
         super().__init__(num_stages)
         self._num_passes = 0  # since the root was last drafted anew

@@ -1,4 +1,4 @@
-"""What a schedule may decide, what it may look at, and what happens where it does not care.
+"""What a schedule may decide, what it may look at, and the defaults of what it leaves open.
 
 A schedule is asked, looks at a ``GenerationView`` and answers. It changes nothing but its own state: the views have no
 method that would. The generation does what the schedule answers.
@@ -57,7 +57,7 @@ class DraftingView(Protocol):
 
     @property
     def scores(self) -> Mapping[int, float]:
-        """The log-chance of each drafted row, sent or not, that the text goes through it, counted from the root."""
+        """The log of the chance that the text goes on from the root through a drafted row, for each, sent or not."""
 
     @property
     def num_passes(self) -> int:
@@ -105,7 +105,7 @@ class CostsView(Protocol):
         """The time of a token without speculation: a single row's trip, and the head."""
 
     def interval_s(self, num_rows: float, /) -> float:
-        """How long the slowest stage is busy with a chunk."""
+        """How long the slowest stage is busy with a chunk of ``num_rows``."""
 
 
 class FlightView(Protocol):
@@ -136,7 +136,7 @@ class PipelineView(Protocol):
         """The chunks that have not come back, in the order in which they left."""
 
     def send_at(self, num_rows: int, /) -> float:
-        """The latest time at which a chunk may leave the origin and find no stage idle for want of it."""
+        """The latest time at which a chunk may leave the origin without a bubble at the stage that paces the ring."""
 
     def returns_at(self) -> float | None:
         """When the next chunk is expected back; None where none is under way or nothing was measured yet."""

@@ -1,10 +1,11 @@
-"""PipeDec: one level of the tree per stage time, the widest that a level may be, features refreshed on acceptance."""
+"""PipeDec: in each turn one level of the tree leaves. Rows whose parent has better features now are run again."""
 
 from __future__ import annotations
 
 from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 
 LEVEL_ROWS = 16
+"""Rows of a level at most: its likeliest ones."""
 
 
 class Pipedec(Schedule):

@@ -14,7 +14,7 @@ from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedu
 TREE_ROWS = 80
 """Rows of a round's tree, the root included (FlowSpec, section 4.1)."""
 TREE_PASSES = 6
-"""Passes of the drafter for it: one per level."""
+"""Passes of the drafter for a round's tree: one per level."""
 EXPANSION_ROWS = 64
 """Rows of the tree that is drafted anew after tokens were accepted (FlowSpec, section 3)."""
 FRONTIER_PASSES = 2
@@ -22,12 +22,13 @@ FRONTIER_PASSES = 2
 
 
 class Pruned(Schedule):
-    """Score order, and pruning between chunks; nothing is drafted while chunks of the round are under way."""
+    """Chunks leave in score order, and each that comes back prunes the others. Nothing is drafted in the meantime."""
 
     def __init__(self, num_stages: int) -> None:
         super().__init__(num_stages)
-        self._chunks: deque[list[int]] | None = None  # of this round, not sent yet; None while it is drafted
-        # Numbers of passes. What ran up to the first is drafted anew; those after the second count for this tree.
+        self._chunks: deque[list[int]] | None = None  # of this round, not sent yet; None while the tree is drafted
+        # Numbers of passes: rows that ran up to the first one are to be run again; this tree has the passes since the
+        # second one.
         self._drafted_since = self._counted_since = 0
 
     def choose_rows(self, view: GenerationView, now: float) -> list[int]:
@@ -89,7 +90,7 @@ class Lockstep(Pruned):
     def __init__(self, num_stages: int) -> None:
         super().__init__(num_stages)
         self._sent_in = 0  # the last turn in which a chunk was sent
-        self._num_passes = 0  # of this turn's expansion
+        self._num_passes = 0  # that this turn's expansion may take
         self._was_accepted = False
 
     def choose_rows(self, view: GenerationView, now: float) -> list[int]:
