@@ -25,9 +25,9 @@ MULTICAST = "multicast blocked"
 class Surroundings:
     """What this machine knows besides the peers' answers.
 
-    ``neighbours`` says REACHED or UNRESOLVED by host, where the system knows it. ``local_hosts`` are in a network in
-    which this machine has a card. ``needed_bytes`` is the memory of the smallest stage of the model in question.
-    ``hears_mdns`` says whether records can be expected at all.
+    ``neighbours`` has REACHED or UNRESOLVED for each host that the system's neighbour table knows. ``local_hosts`` are
+    the hosts in networks in which this machine has a card. ``needed_bytes`` is the memory that the smallest stage of
+    the model needs. ``hears_mdns`` says whether this machine can receive mDNS records at all.
     """
 
     neighbours: dict[str, str]
@@ -73,21 +73,21 @@ class _Subject:
 
 def diagnose(members: Membership, around: Surroundings) -> list[Finding]:
     """A finding for each node heard of, and for each address at which no node answered. Usable nodes come first."""
-    findings = [_of_peer(members, peer, around) for peer in members.peers.values()]
+    findings = [_diagnose_peer(members, peer, around) for peer in members.peers.values()]
     explained = {peer.address for peer in members.peers.values()}
     for record in members.records.values():
         if record.node not in members.peers and not members.own & set(record.addresses):
-            findings.append(_of_record(members, record, around))
+            findings.append(_diagnose_record(members, record, around))
         explained |= set(record.addresses)
     for address, hint in members.hints.items():
         if address not in explained and hint.failure is not None:
             findings.append(
-                _of_failure(_Subject("", address, tuple(sorted(hint.sources))), hint.failure, members, around)
+                _diagnose_failure(_Subject("", address, tuple(sorted(hint.sources))), hint.failure, members, around)
             )
     return sorted(findings, key=lambda finding: (not finding.is_usable, finding.node, finding.address))
 
 
-def _of_peer(members: Membership, peer: ms.Peer, around: Surroundings) -> Finding:
+def _diagnose_peer(members: Membership, peer: ms.Peer, around: Surroundings) -> Finding:
     subject = _Subject(peer.node, peer.address, tuple(sorted(members.hints[peer.address].sources)))
     free, needed = (num_bytes / 2**20 for num_bytes in (peer.free_memory_bytes, around.needed_bytes))
     if free < needed:
@@ -107,7 +107,7 @@ def _of_peer(members: Membership, peer: ms.Peer, around: Surroundings) -> Findin
     return subject.finding(READY, f"version {peer.version}")
 
 
-def _of_record(members: Membership, record: ms.RecordHeard, around: Surroundings) -> Finding:
+def _diagnose_record(members: Membership, record: ms.RecordHeard, around: Surroundings) -> Finding:
     subject = _Subject(record.node, record.addresses[0], (ms.RECORD,))
     if record.fingerprint != members.fingerprint:
         theirs, ours = (f"key {key}" if key else "no key" for key in (record.fingerprint, members.fingerprint))
@@ -133,18 +133,24 @@ def _of_record(members: Membership, record: ms.RecordHeard, around: Surroundings
     failures = [(address, hint.failure) for address, hint in tried if hint.failure is not None]
     if not failures:
         return subject.finding(UNREACHABLE, "it has not answered so far", "flowspec doctor --wait 15")
-    address, failure = min(failures, key=lambda one: _TELLING.index(one[1].kind))
-    return _of_failure(_Subject(record.node, address, (ms.RECORD,)), failure, members, around)
+    address, failure = min(failures, key=lambda one: _MOST_TELLING_FIRST.index(one[1].kind))
+    return _diagnose_failure(_Subject(record.node, address, (ms.RECORD,)), failure, members, around)
 
 
-_TELLING = (ms.OTHER_KEY, ms.OTHER_VERSION, ms.SAME_NAME, ms.BROKEN, ms.REFUSED, ms.TIMED_OUT, ms.NO_ROUTE, ms.NO_NAME)
-"""Kinds of failure, the most telling first.
+_MOST_TELLING_FIRST = (
+    ms.OTHER_KEY,
+    ms.OTHER_VERSION,
+    ms.SAME_NAME,
+    ms.BROKEN,
+    ms.REFUSED,
+    ms.TIMED_OUT,
+    ms.NO_ROUTE,
+    ms.NO_NAME,
+)
+"""Kinds of failure. Of those at the several addresses of one board, the first in this order is reported."""
 
-For a board with several addresses that failure counts which comes first here.
-"""
 
-
-def _of_failure(subject: _Subject, failure: Failure, members: Membership, around: Surroundings) -> Finding:
+def _diagnose_failure(subject: _Subject, failure: Failure, members: Membership, around: Surroundings) -> Finding:
     port, who = subject.address.port, subject.who
     match failure.kind:
         case ms.OTHER_KEY:
@@ -174,12 +180,12 @@ def _of_failure(subject: _Subject, failure: Failure, members: Membership, around
                 UNREACHABLE, detail, "its IP address instead: --peer 192.168.1.20 (hostname -I there)"
             )
         case ms.TIMED_OUT | ms.NO_ROUTE:
-            return _of_silence(subject, members, around)
+            return _diagnose_silence(subject, members, around)
         case _:
             return subject.finding(ms.BROKEN, failure.text, f"flowspec --verbose node on {who} tells more")
 
 
-def _of_silence(subject: _Subject, members: Membership, around: Surroundings) -> Finding:
+def _diagnose_silence(subject: _Subject, members: Membership, around: Surroundings) -> Finding:
     """Explain why there is no answer at all.
 
     The system's neighbour table tells a firewall from a board that is out of reach.

@@ -70,8 +70,7 @@ def _mistyped_group(data: list[int], remainder: int) -> int | None:
     """The group, from 1 on, in which one other character would make the key right; None where more are wrong.
 
     The checksum is linear: a difference of ``value`` at ``place`` changes the remainder by ``value`` times a power of
-    the
-    generator that depends on the place alone.
+    the generator that depends on the place alone.
     """
     for value in range(1, 32):
         effect = value

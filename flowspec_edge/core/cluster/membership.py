@@ -1,9 +1,9 @@
 """The members of the cluster as one node knows them: addresses heard of, those that answered, and why others did not.
 
 An address is a hint, whether an mDNS record, the user, a file of an earlier run or a peer gave it. A peer is a node
-that has answered there with the cluster's key. Each hint is greeted. Peers are greeted again from time to time, by
-which lost ones are noticed. Each greeting brings the addresses that the other side knows, so that one hint is enough to
-find all nodes.
+that has answered there with the cluster's key. Each hint is greeted. Peers are greeted again from time to time, so that
+lost ones are noticed. Each greeting brings the addresses that the other side knows, so one hint is enough to find all
+nodes.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Membership:
             case RecordHeard():
                 return self._hear(event)
             case RecordGone(name):
-                return self._miss(name, now)
+                return self._drop_record(name, now)
             case AddressLearned(address, source):
                 return self._learn(address, source)
             case PeerAnswered(address, peer, known):
@@ -225,9 +225,7 @@ class Membership:
         return (record.cluster, record.fingerprint) == (self.cluster, self.fingerprint)
 
     def check(self) -> None:
-        """Assert that peers were greeted at their addresses, that none of these is our own, and that
-        limits are kept.
-        """
+        """Assert that peers were greeted at their addresses, that none of these is our own, and that limits hold."""
         assert not self.own & self.hints.keys()
         assert len(self.hints) <= MAX_ADDRESSES and len(self.records) <= MAX_ADDRESSES
         for node, peer in self.peers.items():
@@ -246,7 +244,7 @@ class Membership:
             actions += self._learn(address, RECORD)
         return actions
 
-    def _miss(self, name: str, now: float) -> list[MembershipAction]:
+    def _drop_record(self, name: str, now: float) -> list[MembershipAction]:
         record = self.records.pop(name, None)
         for address in record.addresses if record else ():
             hint = self.hints.get(address)

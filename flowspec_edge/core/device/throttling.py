@@ -1,7 +1,4 @@
-"""Notices boards that get hot.
-
-Where forwards keep taking longer than was measured, the next plan gives the board less.
-"""
+"""Notices boards that get hot, by forwards that keep taking longer than was measured. The next plan gives them less."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ COOLED_S = 300.0
 FORGETTING = 0.95
 """The weight of the past at each forward: about the last twenty forwards count."""
 MAX_SLOWDOWN = 20.0
+"""The largest slowdown that is reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class ThermalReport:
 
     @property
     def slowdown(self) -> float:
-        """How many times as long as measured it takes.
+        """How many times as long as measured the board takes.
 
         A cool board with a low clock was set to that clock, and is not hot.
         """

@@ -1,4 +1,4 @@
-"""Layer curves and hops as they are sent and kept. They are rounded, so that noise decides nothing."""
+"""Layer curves and hops as they are sent between nodes and kept. They are rounded, so that noise decides nothing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ DIGITS = 3
 MAX_LAYER_NS = 10**12
 """A thousand seconds for one layer: no working board takes longer."""
 MIN_TRANSFER_S = 0.002
-"""A transfer must take at least this much longer than a round trip to tell the rate, since timers and threads take as
-long.
-"""
+"""A transfer that takes less than this beyond a round trip tells no rate, since timers and threads take as long."""
 
 
 def curves_to_text(curves: Mapping[str, Line]) -> list[str]:

@@ -61,8 +61,8 @@ class Device:
         free_memory_bytes: memory for layers; layers that are ``loaded`` count as free.
         layer: the time of a forward through one layer, by precision.
         last: the time that the last stage takes beyond its layers.
-        stage_ms: what any stage takes per chunk besides computing.
-        beside_ms: other work of its processor in each interval, as the head and a draft pass where it is the origin.
+        stage_ms: what any stage on it takes per chunk besides computing.
+        beside_ms: other work of its processor in each interval: on the origin, the head and a pass of the drafter.
         slowdown: how many times as long as measured a hot board takes.
         loaded: layers that it has in memory.
     """
@@ -155,10 +155,10 @@ class ModelNeeds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStage:
-    """A stage of a plan: the memory that it needs, the memory that its node has left, and the time that a chunk should
-    take.
+    """A stage of a plan: layers ``[start, stop)`` on a node.
 
-    ``time`` is ``slowdown`` times what was measured of its node.
+    The stage needs ``memory_bytes``, and leaves ``left_bytes`` to its node. ``time`` is what a chunk should take, in
+    ms by rows: ``slowdown`` times what was measured of the node.
     """
 
     node: str
@@ -177,9 +177,7 @@ class PlannedStage:
 
 @dataclass(frozen=True, slots=True)
 class PlannedHop:
-    """A hop of a plan, between two nodes or a node and the origin: its link as measured, and the bytes of a
-    row on it.
-    """
+    """A hop of a plan from ``start`` to ``end``: its link as measured, and the bytes of a row on it."""
 
     start: str
     end: str
@@ -187,9 +185,7 @@ class PlannedHop:
     row_bytes: int
 
     def ms(self, num_rows: float, link: Hop | None = None) -> float:
-        """The time of a chunk on this hop, over its link as it was measured or, where ``link`` is given, as
-        it is now.
-        """
+        """The time of a chunk on this hop in ms, over its link as measured for the plan, or over ``link``."""
         over = link or self.link
         return over.latency_ms + num_rows * self.row_bytes * over.ms_per_byte
 

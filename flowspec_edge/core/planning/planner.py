@@ -26,15 +26,15 @@ from flowspec_edge.core.planning.throughput import Throughput
 from flowspec_edge.errors import PlacementError
 
 MAX_DEVICES = 16
-"""More devices than these are not weighed against each other, because every device doubles the number of subsets."""
+"""The most devices that are weighed against each other, because every device doubles the number of subsets."""
 KEEP_SHARE = 0.02
-"""What is already loaded stays while no other ring is better by more than this share. Curves are not measured more
-exactly, and loading would take longer than it saves.
+"""Loaded layers stay where they are while no other ring is better by more than this share. Curves are not measured
+more exactly, and loading takes longer than so little saves.
 """
 
 
 def plan_ring(devices: Sequence[Device], links: Links, model: ModelNeeds, throughput: Throughput) -> Plan:
-    """The ring that is expected to bring most tokens/s.
+    """Find the ring that is expected to bring the most tokens/s, and say why.
 
     Raises:
         PlacementError: there is no device, or the model does not fit into the memory of all devices together.

@@ -21,8 +21,8 @@ MIN_TOKENS = 16
 class Outcome:
     """Predicted and measured tokens/s of a generation, whose chunks had ``num_rows`` on average.
 
-    Where the difference is large, ``cause`` says which part differed from its measurement. Where ``is_network`` is set,
-    the hops did, which only a new measurement tells apart.
+    Where the difference is large, ``cause`` says which part differed from its measurement. ``is_network`` says that it
+    was the hops: only a new measurement of the links tells which one.
     """
 
     predicted_per_s: float
@@ -73,10 +73,10 @@ def name_link(outcome: Outcome, plan: Plan, measured: Mapping[tuple[str, str], H
     hop, off_ms = max(notable, key=lambda pair: sign * pair[1])
     took_ms, expected_ms = hop.ms(outcome.num_rows) + off_ms, hop.ms(outcome.num_rows)
     name = f"the link between {hop.start} and {hop.end}"
-    return replace(outcome, cause=_said_of(name, took_ms, expected_ms, outcome.num_rows))
+    return replace(outcome, cause=_compare(name, took_ms, expected_ms, outcome.num_rows))
 
 
-def _said_of(name: str, took_ms: float, expected_ms: float, num_rows: float) -> str:
+def _compare(name: str, took_ms: float, expected_ms: float, num_rows: float) -> str:
     word = "slower" if took_ms > expected_ms else "quicker"
     return f"{name} was {word} than measured: {took_ms:.0f} ms for {num_rows:.0f} rows, {expected_ms:.0f} expected"
 
@@ -106,4 +106,4 @@ def _cause(plan: Plan, costs: RingCosts, num_rows: float, *, is_slower: bool) ->
     if sign * (worst.took_ms - worst.expected_ms) < NOTABLE_SHARE * plan.trip_ms:
         more = "fewer" if is_slower else "more"
         return f"all parts took what was measured; drafts brought {more} tokens than expected of this text", False
-    return _said_of(worst.name, worst.took_ms, worst.expected_ms, num_rows), worst.is_network
+    return _compare(worst.name, worst.took_ms, worst.expected_ms, num_rows), worst.is_network

@@ -1,10 +1,9 @@
 """Decides when a ring that serves is planned anew, and when it moves to the new plan.
 
-Two things make a plan due: a board that the last plan did not weigh, and, since boards get hot and cool down, the end
-of a
-session once the last plan is old. A plan is made while the ring goes on serving. If it is clearly better, the ring
-moves as soon as no session runs; with ``at_once`` it moves at once, and its sessions go on in the new ring. Otherwise
-what is loaded stays (see core/planning/planner.py).
+Two things make a plan due. One is a board that the last plan did not weigh. The other is the end of the last session
+when the last plan is old, since boards get hot and cool down. A plan is made while the ring goes on serving. If it is
+clearly better, the ring moves as soon as no session runs. With ``at_once`` it moves at once, and its sessions go on in
+the new ring. Otherwise what is loaded stays (see core/planning/planner.py).
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ REPLAN_S = 60.0
 Boards get hot within minutes, and asking them takes under a second.
 """
 SETTLE_S = 1.5
-"""How long to wait for more boards after a new one, so that boards that are switched on together
-are weighed together.
-"""
+"""How long to wait for more boards after a new one: boards that are switched on together are weighed together."""
 
 # ------------------------------------------------------------------------------- events
 
@@ -97,7 +94,7 @@ class Rebalancing:
     _found: frozenset[str] = frozenset()
     _num_sessions: int = 0
     _planned_at: float = field(default=-math.inf)
-    _settled_at: float | None = None  # when to plan with newcomers
+    _due_at: float | None = None  # when to make the next plan; None where none is due
     _is_planning: bool = False
     _is_better: bool = False  # whether the plan that was made last is better
     _used: frozenset[str] = frozenset()  # the boards that this plan uses
@@ -110,7 +107,7 @@ class Rebalancing:
                 self._is_better = self._is_moving = False
                 self._watch_for_newcomers(now)
             case RingClosed():
-                self._weighed = self._settled_at = None
+                self._weighed = self._due_at = None
                 self._is_better = self._is_moving = False
             case BoardsFound(boards):
                 self._found = boards
@@ -120,7 +117,7 @@ class Rebalancing:
             case SessionEnded():
                 self._num_sessions -= 1
                 if self._weighed is not None and not self._num_sessions and now - self._planned_at >= REPLAN_S:
-                    self._settled_at = now
+                    self._due_at = now
             case PlanMade(boards, is_better, used):
                 self._is_planning = False
                 if self._weighed is not None:
@@ -133,27 +130,27 @@ class Rebalancing:
 
     def next_deadline(self) -> float | None:
         """When ``TimePassed`` is due."""
-        return None if self._is_planning or self._is_moving else self._settled_at
+        return None if self._is_planning or self._is_moving else self._due_at
 
     def check(self) -> None:
         """Assert the invariants."""
         assert self._num_sessions >= 0
         assert self._weighed is not None or not (self._is_better or self._is_moving)
-        assert self._weighed is not None or self._settled_at is None, "nothing is due without a ring"
+        assert self._weighed is not None or self._due_at is None, "nothing is due without a ring"
 
     def _watch_for_newcomers(self, now: float) -> None:
-        if self._weighed is not None and self._found - self._weighed and self._settled_at is None:
-            self._settled_at = now + SETTLE_S
+        if self._weighed is not None and self._found - self._weighed and self._due_at is None:
+            self._due_at = now + SETTLE_S
 
     def _go_on(self, now: float) -> list[RebalancingAction]:
         if self._weighed is None or self._is_planning or self._is_moving:
             return []
         if self._is_better and not self._used <= self._found:  # a board of that plan has left
-            self._is_better, self._settled_at = False, now
+            self._is_better, self._due_at = False, now
         if self._is_better and (self.at_once or not self._num_sessions):
             self._is_moving = True
             return [MoveRing()]
-        if self._settled_at is not None and self._settled_at <= now:
-            self._settled_at, self._is_planning = None, True
+        if self._due_at is not None and self._due_at <= now:
+            self._due_at, self._is_planning = None, True
             return [MakePlan()]
         return []

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
-
 Integers = NDArray[np.int64]
 
 
@@ -48,7 +47,7 @@ class Paths:
     def least_ms(self, subsets: Integers, inside: Numbers, last: int | None = None) -> Numbers:
         """The shortest way through each subset, ending with the device ``last`` if it is given.
 
-        ``inside`` [devices, subsets] has the same subsets as ``subsets`` has as bits.
+        ``subsets`` are given as bits, and once more as ``inside`` [devices, subsets], 0 or 1.
         """
         if self.is_flat:
             return self.sum_ms(inside)
@@ -59,9 +58,7 @@ class Paths:
         return ways
 
     def order(self, subset: int, last: int) -> list[int] | None:
-        """The devices of a subset in the order of the shortest way that ends with ``last``; None where there
-        is no way.
-        """
+        """The devices of a subset in the order of the shortest way that ends with ``last``; None without a way."""
         if self.is_flat:
             return [*(i for i in range(len(self._hop) - 1) if subset >> i & 1 and i != last), last]
         if not np.isfinite(self._paths[last, subset] + self._hop[last, -1]):
@@ -70,10 +67,10 @@ class Paths:
 
 
 def shortest_paths(hop: Numbers, joining: Numbers | None = None) -> Numbers:
-    """The shortest path from the origin through all devices of a subset, by its last device and the subset: [m, 2**m].
+    """The length of the shortest path from the origin through all devices of a subset, by last device and subset.
 
-    ``hop`` is [m + 1, m + 1] with the origin last, and infinite where there is no way. ``joining[subset, i]`` is added
-    where device ``i`` follows the devices of that subset.
+    The result is [m, 2**m] for ``m`` devices. ``hop`` is [m + 1, m + 1] with the origin last, and infinite where there
+    is no way. ``joining[subset, i]`` is added where device ``i`` follows the devices of that subset.
     """
     m = len(hop) - 1
     first, *larger = _sizes(m)
@@ -108,8 +105,8 @@ def read_order(paths: Numbers, hop: Numbers, last: int, subset: int) -> list[int
 class _Size(NamedTuple):
     """The subsets of one size, as bits.
 
-    ``extended`` has two arrays for each device: the places, among these subsets, of those with that device, and the
-    places, among the subsets that are smaller by one, of the same ones without it.
+    ``extended`` has two arrays for each device ``i``. The first has the places in ``subsets`` of those that hold ``i``.
+    The second has, for each of these, the place of the same subset without ``i`` among the subsets of one device less.
     """
 
     subsets: Integers

@@ -25,7 +25,7 @@ from flowspec_edge.core.planning.subset_rings import SubsetRings, Ways
 class RingSearch:
     """A search for the best ring.
 
-    What it has computed for subsets is kept for further searches, as for those without a device.
+    What it has computed for subsets is kept for further searches, such as one without a certain device.
     """
 
     def __init__(self, problem: RingProblem) -> None:
@@ -95,7 +95,11 @@ class RingSearch:
 
 @dataclass(slots=True, eq=False)
 class _Bound:
-    """Bounds of each subset: the rate at most, the interval at least, and the forwards of one block per device."""
+    """What is known of each subset of devices before its rings are searched; all arrays are [subsets].
+
+    ``rate`` is an upper bound in tokens/s. ``interval`` and ``path``, all hops of a trip, are lower bounds in ms.
+    ``count`` is the number of devices, and ``once`` the time of one block on each of them.
+    """
 
     subsets: Integers
     inside: Numbers  # [devices, subsets], 0 or 1
@@ -114,11 +118,11 @@ class _Bound:
 
 
 class _Size(SubsetRings):
-    """The search among rings with chunks of one size."""
+    """The search for the best ring with chunks of one size."""
 
     def bound(self, subsets: Integers, inside: Numbers, paths: tuple[Numbers, Numbers]) -> _Bound:
-        """A first bound, from blocks that are shared without rounding or all on the quickest device, whichever is
-        tighter.
+        """First bounds of each subset: of the interval as if blocks could be cut into any shares, and of the trip as if
+        the quickest device had all blocks but one of each other device.
         """
         problem = self._problem
         base = self._first - self._slope + problem.beside
@@ -140,11 +144,11 @@ class _Size(SubsetRings):
         limits = self._limits(range(self._problem.num_devices), float(bound.interval.min()))
         numbers = itertools.count()
         ranges = [(-float(bound.rate.max()), next(numbers), 0, len(limits), bound)]
-        looked_at: set[int] = set()
+        examined: set[int] = set()
         while ranges and -ranges[0][0] > rate_of(found) * (1 + EPSILON):
             _, _, low, high, inner = heapq.heappop(ranges)
             if high - low == 1:
-                found = self._look(inner, float(limits[low]), looked_at, found)
+                found = self._examine(inner, float(limits[low]), examined, found)
                 continue
             middle = (low + high) // 2
             for start, stop in ((low, middle), (middle, high)):
@@ -162,7 +166,7 @@ class _Size(SubsetRings):
         part.rate = np.minimum(part.rate, better)
         return part.take(part.rate > rate * (1 + EPSILON))
 
-    def _look(self, bound: _Bound, limit: float, looked_at: set[int], found: FoundRing | None) -> FoundRing | None:
+    def _examine(self, bound: _Bound, limit: float, examined: set[int], found: FoundRing | None) -> FoundRing | None:
         """Examine each subset, the most promising first.
 
         The bounds by which they are ordered take the last device into account.
@@ -181,15 +185,13 @@ class _Size(SubsetRings):
             if rate[at] <= rate_of(found) * (1 + EPSILON):
                 break
             subset = int(bound.subsets[at])
-            if subset not in looked_at:
-                looked_at.add(subset)
+            if subset not in examined:
+                examined.add(subset)
                 found = self.better(subset, found)
         return found
 
     def _least_ms(self, bound: _Bound, limit: float, last: int | None = None) -> Numbers:
-        """A lower bound in ms for the blocks beyond each device's first, with no device busy for
-        longer than ``limit``.
-        """
+        """A lower bound in ms for the blocks beyond each device's first, if none is busy for longer than ``limit``."""
         problem = self._problem
         left = problem.num_blocks - bound.count
         total = np.zeros(len(left))

@@ -80,9 +80,7 @@ class Loaded:
         return other if rate_of(other) >= rate_of(ring) * (1 - 2 * MOVE_SHARE) else ring
 
     def _exchanged(self, ring: FoundRing) -> dict[int, int]:
-        """Blocks by device, after equal devices have changed places so that the device with most loaded layers serves
-        most.
-        """
+        """Blocks by device, with equal devices exchanged: of these the one with most loaded layers serves most."""
         counts = dict(zip(ring.order, ring.num_blocks, strict=True))
         for group in self._equal_devices():
             takes = sorted((counts.pop(i, 0) for i in group), reverse=True)
@@ -106,9 +104,7 @@ class Loaded:
         return loaded.stop - loaded.start if loaded is not None else 0
 
     def _moving_ms(self, counts: Mapping[int, int], block_ms: float) -> Numbers:
-        """The cost, by subset and device, of placing a device behind that subset: it has to load blocks
-        for that place.
-        """
+        """The cost in ms, [subsets, devices], of the blocks that a device loads if it follows those of a subset."""
         members = list(counts)
         subsets = np.arange(2 ** len(members))
         first = sum(((subsets >> at & 1) * counts[i] for at, i in enumerate(members)), np.zeros_like(subsets))

@@ -18,16 +18,14 @@ from flowspec_edge.core.planning.ring_problem import (
 )
 
 NUM_WIRE_CLASSES = 4
-"""The number of classes of links, each with its shortest paths.
+"""Links are sorted into so many classes by speed, each with shortest paths of its own over links at least as quick.
 
-Where a slow link would set the pace, quicker ones are used.
+Paths over quicker links are used where a slow link would set the pace.
 """
 
 
 class Ways:
-    """The shortest ways around the ring, by latency and by the time of a row, over all links or over
-    the quicker ones.
-    """
+    """The shortest ways around the ring, by latency and by the time of a row, over all links or over quick ones."""
 
     def __init__(self, problem: RingProblem) -> None:
         self._problem = problem

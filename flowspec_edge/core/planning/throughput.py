@@ -3,8 +3,8 @@
 The *trip* is the time of one round through ring and head without waiting. The *interval* is how long the slowest part
 is busy with a chunk, so that one chunk can leave in every interval. A token comes back one trip after its row left, so
 during a trip a ring brings at most the tokens of a draft tree of all rows under way (Little's law; bench/bound.py
-measures it on real text). A longer trip and a longer interval always cost tokens/s, on which the planner's search
-relies.
+measures it on real text). The planner's search relies on one thing: a longer trip or a longer interval never brings
+more tokens/s.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from flowspec_edge.core.speculation.schedules.pipedec import LEVEL_ROWS
 from flowspec_edge.core.speculation.schedules.rounds import TREE_PASSES, TREE_ROWS
 
 LIVING_SHARE = 0.6
-"""The share of the rows in a full pipeline that live. The parents of the others were refused meanwhile."""
+"""The share of the rows in a full pipeline that live. The others lie below rows that were refused meanwhile."""
 REFUSAL_SHARE = 0.15
-"""The share of an interval, per token, for which the first stage is still busy with dead rows when a token was not
-under way.
+"""What each token costs on average, as a share of an interval, because a token that was not under way waits until the
+first stage is done with dead rows.
 
 This and LIVING_SHARE are fitted to flowspec on 15 rings of 1 to 8 stages on the virtual clock, whose tokens/s they
 predict within 15 %.
@@ -62,8 +62,9 @@ class AcceptanceCurve:
 
     @classmethod
     def from_places(cls, places: Sequence[Sequence[int]]) -> AcceptanceCurve:
-        """The curve of trees of which the target accepted the rows at these ``places`` in the order of scores, from 1
-        on.
+        """The curve from trees, each given by the places of the rows that the target accepted.
+
+        A place counts the rows of the tree in the order of their scores, from 1 on.
         """
         return cls(CURVE_ROWS, tuple(tokens_of_best_rows(places, rows) for rows in CURVE_ROWS))
 
@@ -111,10 +112,9 @@ class Throughput:
         return (LEVEL_ROWS,) if self.schedule == "pipedec" else CHUNK_ROWS
 
     def tokens_per_s(self, num_rows: int, trip_ms: Any, interval_ms: Any, num_stages: Any) -> Any:
-        """With chunks of ``num_rows``; numbers or arrays of one shape.
+        """The tokens/s with chunks of ``num_rows``; the other arguments are numbers or arrays of one shape.
 
-        It never grows where trip or interval grow, since tokens per trip grow more slowly than the rows that bring
-        them.
+        The rate never grows with trip or interval: tokens per trip grow more slowly than the rows that bring them.
         """
         if self.schedule == "autoregressive":
             return 1000 / trip_ms

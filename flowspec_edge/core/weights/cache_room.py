@@ -32,8 +32,9 @@ class Disk:
 
 
 def room_bytes(disk: Disk, cached_bytes: int, limit_bytes: int | None) -> int:
-    """How large the cache may grow: up to ``limit_bytes`` where that is given, but never beyond the
-    disk's free space.
+    """How large the cache may grow: up to ``limit_bytes`` if given, but never beyond the disk's free space.
+
+    Without a limit it also leaves RESERVE_SHARE of the disk free, and RESERVE_BYTES at least.
     """
     reserve = 0 if limit_bytes is not None else max(int(disk.total_bytes * RESERVE_SHARE), RESERVE_BYTES)
     possible = max(cached_bytes + disk.free_bytes - reserve, 0)
@@ -41,8 +42,9 @@ def room_bytes(disk: Disk, cached_bytes: int, limit_bytes: int | None) -> int:
 
 
 def choose_evictions(files: Sequence[CachedFile], num_bytes: int, room: int) -> list[CachedFile]:
-    """Choose the files to remove so that ``num_bytes`` more fit into ``room``: those not in use, the longest unused
-    first.
+    """Choose the files to remove so that ``num_bytes`` more fit into ``room``.
+
+    Files in use stay. Of the others those go first that were not used for the longest time.
 
     Raises:
         CacheError: even without the files that are not in use there is no room.

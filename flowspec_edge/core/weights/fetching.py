@@ -22,6 +22,7 @@ from flowspec_edge.errors import FetchError
 TRANSFERS_PER_SOURCE = 2
 """Transfers from one source at a time: one fills the wire while the file of the other is checked and put in place."""
 MAX_TRANSFERS = 8
+"""Transfers of one fetch at a time, from all sources together."""
 MAX_FAILURES = 5
 """A source is given up after this many transfers in a row that brought next to nothing. With the delays below, that is
 after 8 s.
@@ -235,7 +236,7 @@ class Fetch:
             case FileDiffered(sha256, source, found):
                 self._dispute(self._end_transfer(sha256, source), source, found, actions)
             case TransferBroke():
-                self._take_break(event, actions)
+                self._note_broken_transfer(event, actions)
             case DeadlinePassed():
                 pass
         return actions + self._go_on()
@@ -275,7 +276,7 @@ class Fetch:
             self._drop(file, actions)
         file.is_disputed = True
 
-    def _take_break(self, event: TransferBroke, actions: list[FetchAction]) -> None:
+    def _note_broken_transfer(self, event: TransferBroke, actions: list[FetchAction]) -> None:
         file, state = self._end_transfer(event.sha256, event.source), self._states[event.source]
         gained = event.num_present - file.num_present
         file.num_present = event.num_present

@@ -20,7 +20,7 @@ def test_a_key_survives_being_read_aloud(secret: bytes) -> None:
 
 
 def test_the_checksum_is_that_of_bip_350() -> None:
-    """``abcdef1l7aum6echk45nj3s0wdvt2fg8x9yrzpqzd3ryx`` is one of its test vectors."""
+    """``abcdef1l7aum6echk45nj3s0wdvt2fg8x9yrzpqzd3ryx`` is one of the test vectors of BIP 350."""
     alphabet = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
     data = [alphabet.index(letter) for letter in "l7aum6echk45nj3s0wdvt2fg8x9yrzpqzd3ryx"]
     assert _polymod([*_expand("abcdef"), *data]) == 0x2BC830A3

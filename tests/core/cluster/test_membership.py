@@ -1,4 +1,4 @@
-"""Who is in: hints greeted, peers kept, losses seen, and no stream of forged news that breaks it."""
+"""Membership: hints are greeted, peers kept and losses noticed, and no stream of forged news breaks it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,7 +72,7 @@ def test_what_a_peer_tells_is_greeted_but_never_ourselves(members: Membership) -
 
 
 def test_what_stays_on_its_machine_is_not_lured_from_it() -> None:
-    """Without a key: multicast from the LAN reaches sockets that only wanted loopback's."""
+    """Without a key a node keeps to its machine, though multicast from the LAN reaches sockets on loopback too."""
     members = Membership("pi-own", "home", "", 0.0, is_local=True)
     local = Address("127.0.0.1", 7361)
     assert members.handle(record("hall", HALL, local, fingerprint=""), 0) == [GreetPeer(local)]

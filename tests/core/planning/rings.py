@@ -1,4 +1,4 @@
-"""Every ring there is, for who wants to compare: all devices, orders, shares and chunk sizes of a problem."""
+"""All rings of a problem, to compare a search with: every choice of devices, order, shares and chunk size."""
 
 import itertools
 from collections.abc import Iterator

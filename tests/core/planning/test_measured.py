@@ -1,4 +1,4 @@
-"""Measurements as they travel, and what a peer may not make of them."""
+"""Measurements as texts in messages, and what is refused where a peer sends it."""
 
 import pytest
 

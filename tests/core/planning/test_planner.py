@@ -60,7 +60,7 @@ def test_equal_boards_share_equally() -> None:
 
 
 def test_a_slower_board_serves_less() -> None:
-    """Memory keeps the quick boards from doing it alone."""
+    """No two quick boards have memory for the whole model, so the slow one is needed."""
     room = make_model().memory_bytes("int8", 7)
     devices = [make_device("slow", 10.0, row_ms=0.5), *(make_device(n, row_ms=0.25, free=room) for n in "ab")]
     plan = plan_ring(devices, LAN, make_model(), FLOWSPEC)
@@ -196,7 +196,7 @@ def test_what_is_loaded_goes_where_something_is_clearly_better() -> None:
 
 
 def test_of_equal_plans_the_one_that_moves_fewest_layers() -> None:
-    """A node was lost and another one has come. The others keep their places, in whatever order they are found."""
+    """Node ``c`` was lost and ``e`` has come. The others keep their places, in whatever order they are found."""
     first = plan_ring([make_device(n) for n in "abcd"], LAN, make_model(), FLOWSPEC)
     held = loaded(first)
     for order in itertools.permutations("abde"):
@@ -221,7 +221,7 @@ def test_beyond_sixteen_the_slowest_are_left_out_by_name() -> None:
 
 @pytest.mark.parametrize("schedule", ["autoregressive", "chunked", "pipedec", "lockstep"])
 def test_the_plan_follows_the_schedule(schedule: str) -> None:
-    """Single tokens want the one quickest board, whatever the others; trees want the pipeline filled."""
+    """Without drafts the quickest board alone is best; draft trees bring more where a pipeline is filled."""
     devices = [make_device("quick", 4.0), *(make_device(n, 5.0) for n in "abc")]
     plan = plan_ring(devices, LAN, make_model(32), Throughput(schedule, TYPICAL_DRAFTS, 5.0))
     assert (len(plan.stages) == 1) == (schedule == "autoregressive")

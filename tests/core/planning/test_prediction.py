@@ -45,7 +45,7 @@ def make_plan() -> Plan:
 
 
 def make_costs(stages_ms: tuple[float, float] = (40.0, 40.0), hops_ms: float = 6.0, head_ms: float = 4.0) -> RingCosts:
-    """What a ring has shown with chunks of 2 to 14 rows."""
+    """The costs that a ring has learned from chunks of 2 to 14 rows."""
     costs = RingCosts(2)
     for num_rows in (2, 8, 14):
         passages = [Passage(num_rows, 0.0, (fixed + num_rows) / 1000) for fixed in stages_ms]

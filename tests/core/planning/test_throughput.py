@@ -1,4 +1,4 @@
-"""More trip and more interval always cost, more drafts never do, and speculation is never expected to lose."""
+"""A longer trip or interval never pays, more drafts never cost, and speculation is never expected to lose."""
 
 import pytest
 from hypothesis import given, settings

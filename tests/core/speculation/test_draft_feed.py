@@ -111,7 +111,7 @@ def test_nothing_is_awaited_before_the_first_token() -> None:
 def test_tapped_rows_that_nobody_asked_for_are_refused(
     taps: tuple[int, ...], layer: int, id: int, num_times: int
 ) -> None:
-    """No taps, another layer, a row that is not in the tree, the same row twice."""
+    """Refused are: any row without taps, another layer, a row that is not in the tree, and the same row twice."""
     feed = make_feed(taps)
     for _ in range(num_times - 1):
         feed.take_tapped(layer, (id,), hidden(1.0))

@@ -27,7 +27,7 @@ ROOT = 2
 
 
 class Script(Schedule):
-    """Answers what the test says."""
+    """A schedule whose answers the test sets."""
 
     cancels: ClassVar[bool] = True
 
@@ -293,7 +293,7 @@ def test_rows_that_die_while_they_wait_for_the_head_bring_none() -> None:
 
 
 def test_logits_wait_until_the_walk_reaches_them() -> None:
-    """Row 4's chunk came back before its parent's."""
+    """The chunk of row 4 comes back before that of its parent."""
     told = begin_with_tree()
     told.send(3)
     told.send(4)

@@ -95,7 +95,7 @@ def test_a_row_that_is_run_again_stands_behind_all_slots_and_its_children_look_a
 @settings(max_examples=30)
 @given(stories(), st.data())
 def test_reused_slots_show_each_row_its_ancestors(story: Story, data: st.DataObject) -> None:
-    """Whatever stands where: what a row may look at, read as draft ids, is its path."""
+    """Wherever rows stand, the draft ids of the slots that a row attends to are those of its path."""
     tree, slots = Tree(), ReusedSlots(256)
     for message in data.draw(interleavings(story)):
         arrived = []

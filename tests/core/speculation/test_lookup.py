@@ -1,4 +1,4 @@
-"""The text's own repetitions."""
+"""Lookup proposes what followed earlier places with the same tokens."""
 
 from collections.abc import Sequence
 

@@ -6,7 +6,7 @@ PLAIN_S = 0.1
 
 
 def states(payoff: Payoff, seconds_per_token: float, num_tokens: int, now: float) -> tuple[list[bool], float]:
-    """Whether it is on after each token."""
+    """Whether speculation is on after each token."""
     found = []
     for _ in range(num_tokens):
         now += seconds_per_token

@@ -1,4 +1,4 @@
-"""Costs from what chunks tell, and from costs the moments: every case is small enough to work out by hand."""
+"""Costs learned from returned chunks, and times foretold from costs: each case can be worked out by hand."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -46,7 +46,7 @@ def test_output_equals_the_unsplit_models(
 def test_tapped_rows_reach_the_drafter_from_whichever_stages_own_them(
     num_stages: int, prompt: tuple[int, ...], options: GenerateOptions, skill: float, seed: int
 ) -> None:
-    """The fake drafter compares each row with its path; they come in any order, and from one stage or from three."""
+    """The fake drafter checks each tapped row by its path. Rows come in any order, from one stage or from three."""
     ring = FakeRing(num_stages, random.Random(seed), skill, taps=(2, 4, 5))
     answer = ring.submit(1, prompt, options)
     ring.run()

@@ -19,8 +19,8 @@ from flowspec_edge.core.speculation.schedules.autoregressive import Autoregressi
 from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 from flowspec_edge.core.speculation.schedules.flowspec import (
     LEAD_S,
-    WIDEST_CHUNK_ROWS,
     MAX_PASS_ROWS,
+    WIDEST_CHUNK_ROWS,
     Flowspec,
 )
 from flowspec_edge.core.speculation.schedules.pipedec import LEVEL_ROWS, Pipedec
@@ -52,7 +52,7 @@ WIDE = {id: (ROOT, 0.5 - id / 10_000) for id in range(1, 600)}
 
 
 def level(num_rows: int, start: int = 1) -> dict[int, tuple[int, float]]:
-    """So many children of the root."""
+    """A tree of ``num_rows`` children of the root."""
     return {id: (ROOT, 0.9 / id) for id in range(start, start + num_rows)}
 
 
@@ -61,7 +61,7 @@ def level(num_rows: int, start: int = 1) -> dict[int, tuple[int, float]]:
 
 @pytest.mark.parametrize("name", [*SCHEDULES, *ablation_names()])
 def test_a_schedule_looks_and_changes_nothing(name: str) -> None:
-    """These views raise where something is assigned, added or removed. Typing says the same of all that is written."""
+    """The views raise where something is assigned, added or removed; mypy refuses the same in a schedule's code."""
     schedule = find_schedule(name)(2)
     fresh = make_view(TREE, **DRAFTED, is_computing=True)
     drafted, sent = changed(fresh, is_computing=False), changed(fresh, is_computing=False, sent=frozenset({ROOT, 1}))
@@ -80,7 +80,7 @@ def test_a_root_that_was_not_sent_leaves_first(name: str) -> None:
     schedule = find_schedule(name)(2)
     view = make_view(TREE, **DRAFTED)
     schedule.next_turn(view, True)
-    for _ in range(TREE_PASSES + 1):  # those that wait for a tree count the passes they asked for
+    for _ in range(TREE_PASSES + 1):  # schedules that wait for a tree count the passes that they asked for
         schedule.choose_pass(view, 0.0)
     assert schedule.choose_rows(view, 0.0)[0] == ROOT
 
@@ -429,7 +429,7 @@ def test_pipedec_expands_what_was_sent_and_refreshes_what_was_accepted() -> None
     assert Pipedec(2).choose_pass(make_view(num_unextended=1), 0.0) == []
 
 
-# ---------------------------------------------------------------------- flowspec less one thing
+# ---------------------------------------------------------------------- flowspec without one mechanism
 
 
 def answer(name: str, view: View, now: float = 0.0) -> list[int]:
@@ -486,7 +486,7 @@ def test_without_incremental_drafting_children_leave_with_the_whole_tree() -> No
     assert schedule.choose_rows(view, 0.0) == [1, 3, 2, 4]
 
 
-# ---------------------------------------------------------------------- one of one's own
+# ---------------------------------------------------------------------- registered schedules
 
 
 class Mine(Schedule):

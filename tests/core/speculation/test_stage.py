@@ -189,7 +189,7 @@ def test_a_cancelled_forward_gives_its_credit_back(stage: Driver) -> None:
 
 
 def test_a_cancelled_chunks_slots_are_used_anew(stage: Driver) -> None:
-    """What it half wrote is behind every living row, and the next rows are written over it."""
+    """The rows of the cancelled forward are behind every living row, and the next rows are written over them."""
     stage.run_root()
     stage.arrive(RIGHT, BELOW_RIGHT)
     stage.tell(ev.AdvanceArrived(1, 0, 6))

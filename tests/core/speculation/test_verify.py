@@ -14,7 +14,7 @@ LOGITS = np.random.default_rng(1).normal(size=VOCAB).astype(np.float32) * 2
 LOG_PROBS = LOGITS - np.log(np.exp(LOGITS).sum())
 TOKENS = np.argsort(-LOGITS)
 CHI_SQUARE_999 = {5: 20.52, 39: 72.05}
-"""99.9 % quantiles by degrees of freedom."""
+"""99.9 % quantiles of the chi-squared distribution, by degrees of freedom."""
 
 
 def foreseen(sampler: Sampler, position: int) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_luck_does_not_help_a_token_that_is_cut_off() -> None:
 
 
 def test_the_likeliest_child_is_the_one_that_will_be_drawn() -> None:
-    """Though it is not among the tokens that the draft thinks likeliest."""
+    """This holds also where the draft itself ranks other tokens first."""
     sampler = Sampler(GenerateOptions(temperature=1.0, seed=7), VOCAB)
     tree = Tree()
     tree.add(Row(0, NO_PARENT, 1))

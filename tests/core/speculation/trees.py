@@ -22,7 +22,7 @@ class Story:
 
 
 def living(tree: Tree) -> dict[int, int | None]:
-    """Living draft ids and their next tokens: the whole state of a tree."""
+    """Living draft ids and their next tokens, which is the whole state of a tree."""
     return {row.id: row.next_token for row in tree}
 
 
