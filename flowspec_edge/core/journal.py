@@ -2,7 +2,7 @@
 
 A journal is a sequence of msgpack values: first the core's kind and constructor arguments, then ``(now, event,
 actions)`` for each event that it handled. Of float arrays only the shape is kept: hidden rows pass through the cores
-unread, and weights never reach them. Tokens tell the text, so a journal has them only where it is asked to. Otherwise a
+unread, and weights never reach them. Tokens reveal the text, so a journal has them only where it is asked to. Otherwise a
 token is its ordinal number under its parent row, which is all that a stage needs; and logits and drafts are left out,
 without which an origin cannot be run again.
 """
@@ -36,7 +36,7 @@ class Core(Protocol[_E, _A]):
 
 
 _WITH_TEXT = (ev.HeadFinished, ev.DraftFinished)
-"""Events whose arrays tell the text."""
+"""Events whose arrays reveal the text."""
 
 
 class Journal:

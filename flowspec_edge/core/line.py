@@ -75,7 +75,7 @@ class LineFit:
         self._nn = self._nn * FORGETTING + n * n
         self._ny = self._ny * FORGETTING + n * y
         spread = self._nn * self._weight - self._n**2
-        slope = self._y / self._n / 2  # samples of one size do not tell: half of the time is taken to be the rows'
+        slope = self._y / self._n / 2  # with one size alone half of the time is taken to grow with the rows
         if spread > 1e-9 * self._nn * self._weight:
             slope = min(max((self._ny * self._weight - self._n * self._y) / spread, 0.0), self._y / self._n)
         self.line = Line((self._y - slope * self._n) / self._weight, slope)

@@ -34,7 +34,7 @@ more exactly, and loading takes longer than so little saves.
 
 
 def plan_ring(devices: Sequence[Device], links: Links, model: ModelNeeds, throughput: Throughput) -> Plan:
-    """Find the ring that is expected to bring the most tokens/s, and say why.
+    """Find the ring that is expected to bring the most tokens/s, and explain the choice.
 
     Raises:
         PlacementError: there is no device, or the model does not fit into the memory of all devices together.

@@ -1,9 +1,10 @@
 """Which slot of the KV cache holds which row of the tree, and which slots each row attends to.
 
 A slot is a place in the cache; it is not a position in the sequence (that is the row's depth) and not a draft id. Slot
-0 is reserved and masked for every row: the attention operator ignores position ids while its past is empty, and so it
-never is. Rows take the next free slot in the order they arrive, parents before children. When rows are dropped, those
-behind them move down at once and keep their order. So committed rows are always a prefix, and only the tail ever moves.
+0 is reserved and masked for every row. It keeps the past from being empty, because the attention operator ignores
+position ids while it is. Rows take the next free slot in the order they arrive, parents before children. When rows are
+dropped, those behind them move down at once and keep their order. So committed rows are always a prefix, and only the
+tail ever moves.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ class Stage:
             self._sessions[chunk.session].tapped[chunk.rows[index].id] = rows
 
     def _send_tapped(self, actions: list[StageAction]) -> None:
-        """Send the tapped rows of verified rows. Whichever comes last, the forward or the Advance, leads to it."""
+        """Send the tapped rows of verified rows, each once: when its forward and its Advance are both here."""
         for number, session in self._sessions.items():
             verified = session.take_verified() if session.tapped else {}
             for layer in next(iter(verified.values()), {}):

@@ -10,7 +10,7 @@ from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedu
 from flowspec_edge.core.speculation.schedules.flowspec import Flowspec
 
 CHUNK_ROWS = 16
-"""Rows of a chunk whose size no cost decides."""
+"""The most rows of a chunk where costs do not decide how many."""
 TREE_PASSES = 6
 """Passes of the drafter that make a whole tree."""
 

@@ -10,8 +10,8 @@ Three questions, each answered by the time that is expected to be won or lost:
 * When? As late as the ring allows without a bubble: rows that are chosen later are chosen with more known. A new root
   leaves at once, with the children that it has by then.
 * Now, or after the next chunk is back? That one may show that the text goes elsewhere, and then a chunk that left just
-  before blocks the first stage. A chunk leaves before if the time that it wins where the text enters it exceeds the
-  time that it costs where the text does not, each times its chance.
+  before blocks the first stage. A chunk leaves first only if the time that it wins, should the text enter it, exceeds
+  the time that it costs, should the text not enter it; each time counts by its chance.
 
 The whole is checked by its result: where speculation brings less than single rows would, it pauses
 (core/speculation/payoff.py).
