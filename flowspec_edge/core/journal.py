@@ -2,8 +2,8 @@
 
 A journal is a sequence of msgpack values: first the core's kind and constructor arguments, then ``(now, event,
 actions)`` for each event that it handled. Of float arrays only the shape is kept: hidden rows pass through the cores
-unread, and weights never reach them. Tokens reveal the text, so a journal has them only where it is asked to. Otherwise a
-token is its ordinal number under its parent row, which is all that a stage needs; and logits and drafts are left out,
+unread, and weights never reach them. Tokens reveal the text, so a journal has them only where it is asked to. Otherwise
+a token is its ordinal number under its parent row, which is all that a stage needs; and logits and drafts are left out,
 without which an origin cannot be run again.
 """
 
