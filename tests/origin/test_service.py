@@ -34,7 +34,7 @@ def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     world.set("attic", "cellar")
-    for name in ("open_ring", "plan_layers", "explain_outcome"):
+    for name in ("open_ring", "plan_layers", "explain_outcome", "is_there"):
         monkeypatch.setattr(serving, name, getattr(world, name))
     return world
 
