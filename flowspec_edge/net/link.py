@@ -38,7 +38,7 @@ class LinkTimeouts:
     """
 
     connect_s: float = 5.0
-    heartbeat_s: float = 0.6
+    heartbeat_s: float = 0.5
     answer_s: float = 1.25
 
 

@@ -283,7 +283,7 @@ class GenerationService:
             on_fetch=self._on_fetch,
             plan_options=self._plan_options,
             plan=plan,
-            on_lost=lambda board: self._lost.lose([board]),
+            on_lost=lambda board: self._lose([board]),
         )
         try:
             self._ring = await self._closing.enter_async_context(opening)
@@ -313,16 +313,21 @@ class GenerationService:
         if loss is None or ring is self._mourned:
             return
         self._mourned = ring
-        _log.warning("the ring was lost: %s", loss)
+        whom = ", ".join(loss.lost) or loss.failed or "nobody known"
+        _log.warning("the ring was lost (%s); its texts go on with who is left: %s", whom, loss)
         found = [stage.announcement for stage in ring.stages]
-        self._lost.lose(board for board in found if board.node in loss.lost)
         self._lost.fail_if_known(loss.failed, found)
+        self._lose([board for board in found if board.node in loss.lost])
+
+    def _lose(self, boards: Sequence[Announcement]) -> None:
+        """These do not answer: they are planned without until they do."""
+        self._lost.lose(boards)
+        self._report_boards()
 
     def _take_back(self) -> None:
         """A node that was lost may serve again."""
         self._wake()
-        if self._boards is not None:
-            self._tell(rb.BoardsFound(_names(self._usable(self._boards))))
+        self._report_boards()
 
     def _wake(self) -> None:
         """Let texts that wait for boards try again."""
@@ -413,6 +418,9 @@ class GenerationService:
     def _refuse(self, boards: frozenset[str]) -> None:
         """From now on plan without these boards, and with all others that are there."""
         self._refused = boards
+        self._report_boards()
+
+    def _report_boards(self) -> None:
         if self._boards is not None:
             self._tell(rb.BoardsFound(_names(self._usable(self._boards))))
 

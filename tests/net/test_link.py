@@ -309,7 +309,7 @@ async def test_a_port_in_use_is_named() -> None:
 
 
 async def test_a_heartbeat_finds_a_peer_that_stopped() -> None:
-    async with linked(timeouts=LinkTimeouts(heartbeat_s=0.2)) as pair:
+    async with linked(timeouts=LinkTimeouts(heartbeat_s=0.2, answer_s=0.1)) as pair:
         pair.near._transport.pause_reading()  # like SIGSTOP: the socket lives, nobody answers pings
         started = time.monotonic()
         with pytest.raises(LinkLostError, match="peer pi-hall: .*PONG"):
