@@ -218,7 +218,9 @@ class Ring:
             _log.info("ring lost: %s", cause)
             text = f"{cause}; see that all its nodes run (flowspec devices), then repeat the request"
             failed = cause.failed if isinstance(cause, RingLostError) and not lost else None
-            self._give_up(RingLostError(text, lost=lost, failed=failed))
+            loss = RingLostError(text, lost=lost, failed=failed)
+            loss.__cause__ = cause
+            self._give_up(loss)
         except Exception:  # a bug: nobody may wait for what will not come
             _log.exception("ring lost")
             text = "the origin failed, which is a bug in flowspec-edge; its log has the details"

@@ -200,7 +200,7 @@ class GenerationService:
         if isinstance(cause, _NO_ROOM):
             return rc.RoomMissing(f"{self._homeless()}{cause}", bool(self._served))
         if isinstance(cause, RingLostError | LinkLostError | ProtocolError):
-            return rc.RingFailed(num_tokens, str(cause))
+            return rc.RingFailed(num_tokens, str(cause.__cause__ or cause))
         return None
 
     def _final_error(self, cause: FlowspecError, reason: str) -> FlowspecError:
@@ -314,7 +314,7 @@ class GenerationService:
             return
         self._mourned = ring
         whom = ", ".join(loss.lost) or loss.failed or "nobody known"
-        _log.warning("the ring was lost (%s); its texts go on with who is left: %s", whom, loss)
+        _log.warning("the ring was lost (%s); its texts go on with who is left: %s", whom, loss.__cause__ or loss)
         found = [stage.announcement for stage in ring.stages]
         self._lost.fail_if_known(loss.failed, found)
         self._lose([board for board in found if board.node in loss.lost])
