@@ -75,11 +75,7 @@ async def welcome_nodes(
             raise answer
         link, welcome = answer
         if bundle.digest not in welcome.bundles and not welcome.can_fetch:
-            reason = (
-                f"node {welcome.node} does not have this bundle and may not fetch it; start it with --bundle "
-                f"{bundle.directory}, or without --no-cache"
-            )
-            refused.append(LeftOut(welcome.node, reason))
+            refused.append(LeftOut(welcome.node, _without_bundle(welcome.node, bundle)))
             continue
         peers[welcome.node] = Peer(link, announcement, welcome.free_memory_bytes)
     for out in refused:
@@ -87,6 +83,13 @@ async def welcome_nodes(
     if found and not peers:
         raise NodeUnavailableError(f"none of the {len(found)} nodes found can serve: {refused[0].reason}")
     return peers, refused
+
+
+def _without_bundle(node: str, bundle: Bundle) -> str:
+    return (
+        f"node {node} does not have this bundle and may not fetch it; start it with --bundle {bundle.directory}, or "
+        "without --no-cache"
+    )
 
 
 async def is_there(settings: NodeSettings, board: Announcement) -> bool:

@@ -11,12 +11,15 @@ from flowspec_edge.net.discovery import Announcement
 
 
 class LostNodes:
-    """The nodes that are not to be planned with; ``greet`` tells whether one answers, ``on_back`` that one may serve.
+    """The nodes that are not to be planned with. ``greet`` tells whether one answers; ``on_back`` is told of one that
+    may serve again.
 
     ``close`` ends the greetings.
     """
 
-    def __init__(self, greet: Callable[[Announcement], Awaitable[bool]], on_back: Callable[[], None]) -> None:
+    def __init__(
+        self, greet: Callable[[Announcement], Awaitable[bool]], on_back: Callable[[Announcement], None]
+    ) -> None:
         self._greet, self._on_back = greet, on_back
         self._core = rc.LostNodes()
         self._boards: dict[str, Announcement] = {}  # where each was when it was lost
@@ -63,8 +66,8 @@ class LostNodes:
                     task = asyncio.get_running_loop().create_task(self._ask(node), name=f"greeting {node}")
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
-                case rc.UseNode():
-                    self._on_back()
+                case rc.UseNode(node):
+                    self._on_back(self._boards[node])
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -106,10 +106,9 @@ async def open_ring(
         async with _telling_losses(peers, on_lost):
             if plan is None and plan_options is not None:
                 plan = await _planned(node.settings, bundle, peers, refused, plan_options)
-            is_any_precision = plan_options is not None and plan_options.is_any_precision
-            plans = _deal(bundle, peers, refused, plan, is_any_precision=is_any_precision)
-            closing.enter_context(node.arrivals.expect(f"{name}/{len(plans)}"))
+            plans = _deal(bundle, peers, refused, plan, plan_options)
             controls = [peers[part.node].link for part in plans]
+            closing.enter_context(node.arrivals.expect(f"{name}/{len(plans)}"))
             requests = stage_requests(node.settings.name, node.port, bundle, name, plans, controls, found)
             loading = asyncio.to_thread(load_engine, bundle, node.settings.num_threads, DraftShape())
             engine, opened = await _both(loading, open_stages(plans, controls, requests, on_fetch))
@@ -140,14 +139,14 @@ def _deal(
     peers: Mapping[str, Peer],
     refused: Sequence[LeftOut],
     plan: Plan | None,
-    *,
-    is_any_precision: bool,
+    plan_options: PlanOptions | None,
 ) -> list[StagePlan]:
     """The layers as the plan says, in its precisions where it may choose them; without one in equal shares."""
     if plan is None:
         offers = [NodeOffer(name, peer.free_memory_bytes) for name, peer in peers.items()]
         return spread_layers(bundle.manifest.blocks, offers)
     _check_reached(plan.stages, peers, refused)
+    is_any_precision = plan_options is not None and plan_options.is_any_precision
     return [replace(stage.stage_plan, precision=stage.precision if is_any_precision else "") for stage in plan.stages]
 
 

@@ -115,6 +115,8 @@ class Ring:
         assert self._working is not None, "entered before"
         self._working.cancel()
         await asyncio.wait({self._working})
+        if self._answers and not self._ended.is_set():
+            self._give_up(RingLostError("the ring was closed"))
         self._ended.set()
         if self._timer is not None:
             self._timer.cancel()

@@ -63,6 +63,10 @@ class Boards(Protocol):
         self, is_enough: Callable[[list[Announcement]], bool], timeout_s: float | None
     ) -> list[Announcement]: ...
 
+    def doubt(self, node: str) -> None: ...
+
+    def hear_of(self, board: Announcement) -> None: ...
+
 
 Search = Callable[[], Awaitable[Sequence[Announcement]]]
 """Finds the nodes to open a ring with; raises NodeUnavailableError where there are none."""
@@ -240,12 +244,9 @@ class GenerationService:
         """The ring that is open; where none is, one that is opened now."""
         async with self._opening:
             if self._ring is None or not self._ring.is_open:
-                if self._ring is not None:
-                    await self._ring.wait_ended()  # whoever is lost is known by then
-                    self._mourn(self._ring)
+                await self._close_lost_ring()
                 if self._cramped is not None and time.monotonic() < self._cramped[0]:
                     raise self._cramped[1]  # of several texts that wait one has just tried
-                await self._close_ring()
                 try:
                     await self._open_trusted(await self._find())
                 except _NO_ROOM as cause:
@@ -295,6 +296,12 @@ class GenerationService:
         self._spawn(self._watch_ring(self._ring), "watching the ring")
         self._tell(rb.RingOpened(self._dealt))
 
+    async def _close_lost_ring(self) -> None:
+        if self._ring is not None:
+            await self._ring.wait_ended()  # whoever is lost is known by then
+            self._mourn(self._ring)
+        await self._close_ring()
+
     async def _close_ring(self) -> None:
         self._ring = None
         self._tell(rb.RingClosed())
@@ -321,11 +328,16 @@ class GenerationService:
 
     def _lose(self, boards: Sequence[Announcement]) -> None:
         """These do not answer: they are planned without until they do."""
+        if self._boards is not None:
+            for board in boards:
+                self._boards.doubt(board.node)
         self._lost.lose(boards)
         self._report_boards()
 
-    def _take_back(self) -> None:
+    def _take_back(self, board: Announcement) -> None:
         """A node that was lost may serve again."""
+        if self._boards is not None:
+            self._boards.hear_of(board)
         self._wake()
         self._report_boards()
 
@@ -399,7 +411,7 @@ class GenerationService:
         async with self._opening:
             ring, plan, found = self._ring, self._next_plan, self._usable(boards)
             if ring is None or not ring.is_open:
-                await self._close_ring()
+                await self._close_lost_ring()
                 return
             before, lost = {stage.plan.node for stage in ring.stages}, self._lost.names
             ring.leave()

@@ -107,6 +107,8 @@ class World:
         self.failures: dict[str, list[Exception]] = {}  # by the name of a call: what it raises, once each
         self.is_held = False  # rings opened now stop after a letter
         self.there: set[str] = set()  # who answers greetings
+        self.doubted: list[str] = []
+        self.heard_of: list[str] = []
         self.dead: set[str] = set()  # whom an opening finds lost
         self._changed = asyncio.Event()
 
@@ -122,6 +124,12 @@ class World:
             self._changed.clear()
             await self._changed.wait()
         return self.found
+
+    def doubt(self, node: str) -> None:
+        self.doubted.append(node)
+
+    def hear_of(self, board: Announcement) -> None:
+        self.heard_of.append(board.node)
 
     async def is_there(self, settings: object, board: Announcement) -> bool:
         self._call("greet", board.node)

@@ -185,7 +185,7 @@ async def test_a_text_goes_on_over_those_that_are_left(service_of: MakeService, 
         opened_again = [call for call in world.calls[len(OPENED) :] if call[0] != "greet"]
         searched = [] if follows else [("search",)]
         assert opened_again == [("close",), *searched, ("open", ("attic",), None)]
-        assert ("greet", "cellar") in world.calls
+        assert ("greet", "cellar") in world.calls and world.doubted == (["cellar"] if follows else [])
 
 
 async def test_a_new_text_does_not_wait_for_what_was_lost_while_nobody_wrote(
@@ -209,6 +209,7 @@ async def test_a_node_that_is_back_is_planned_with_again(service_of: MakeService
         await settled()
         assert text_of(await answer_of(service)) == TEXT
         assert ring_of(service).layers == {"attic": (0, 4), "cellar": (4, 8)}
+        assert world.heard_of == ["cellar"]
 
 
 async def test_a_node_that_is_lost_while_a_ring_opens_is_left_out_of_the_next(

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 GREET_S = 1.0
 """How long after a greeting that was not answered a lost node is greeted again. A greeting is 2 ms of work."""
-FORGET_S = 30.0
-"""How long a node counts as lost that answers no greeting. By then those who look for nodes have noticed as well."""
+FORGET_S = 120.0
+"""How long a node counts as lost that answers no greeting: longer than any text waits for it."""
 FAILED_S = 5.0
 """How long a node is not planned with whose stages failed twice although it answers."""
 REPEAT_S = 30.0
