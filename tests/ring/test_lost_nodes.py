@@ -56,7 +56,11 @@ async def service_over_processes(bundle: Bundle) -> AsyncIterator[tuple[Generati
 
 
 async def write(
-    service: GenerationService, prompt: str, options: GenerateOptions, when: str = "", strike: Callable[[], None] = int
+    service: GenerationService,
+    prompt: str,
+    options: GenerateOptions,
+    when: str = "",
+    strike: Callable[[], object] = int,
 ) -> list[Piece]:
     """A text; ``strike`` is called before its first token, or in the middle of it."""
     pieces: list[Piece] = []
@@ -125,7 +129,7 @@ async def test_with_too_little_memory_left_a_text_waits_for_a_board(
         async with GenerationService(origin, int8_bundle, boards.search, boards=boards) as service:
             pieces: list[Piece] = []
             async with asyncio.timeout(LIMIT_S):
-                async for piece in service.generate(prompts[0], SEEDED):  # type: ignore[arg-type]
+                async for piece in service.generate(prompts[0], SEEDED):
                     pieces.append(piece)
                     if len(pieces) == NUM_BEFORE:
                         await nodes[1].close()
