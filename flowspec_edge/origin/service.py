@@ -291,7 +291,7 @@ class GenerationService:
         except RingLostError as cause:
             self._lost.fail_if_known(cause.failed, found)
             raise
-        self._dealt = _names(found)
+        self._dealt = _names(self._lost.left_of(found))
         self._served = self._ring.stages
         self._spawn(self._watch_ring(self._ring), "watching the ring")
         self._tell(rb.RingOpened(self._dealt))

@@ -223,6 +223,17 @@ async def test_a_node_that_is_lost_while_a_ring_opens_is_left_out_of_the_next(
         assert opened == [("open", ("attic", "cellar"), None), ("open", ("attic",), None)]
 
 
+async def test_a_node_that_a_ring_was_opened_without_is_news_when_it_is_back(
+    service_of: MakeService, world: World
+) -> None:
+    world.dead, world.there = {"cellar"}, {"cellar"}
+    async with service_of(plan_options=None) as service:
+        await answer_of(service)
+        world.dead.clear()
+        await until(lambda: len(world.rings) == 2)
+        assert text_of(await answer_of(service)) == TEXT
+
+
 async def test_a_node_whose_stage_fails_twice_is_left_out_although_it_answers(
     service_of: MakeService, world: World
 ) -> None:
