@@ -279,6 +279,23 @@ async def test_without_room_a_text_waits_for_a_board_and_says_so(service_of: Mak
         assert ring_of(service).layers == {"attic": (0, 4), "hall": (4, 8)}
 
 
+async def test_of_several_texts_that_wait_one_tries(service_of: MakeService, world: World) -> None:
+    world.is_held = True
+    async with service_of() as service:
+        answers = [await begun(service, text) for text in ("abc", "klm", "xyz")]
+        world.is_held = False
+        world.failures["open"] = [PlacementError("too small") for _ in range(100)]
+        ring_of(service).lose("cellar")
+        await until(lambda: len(world.failures["open"]) < 100)
+        await settled()
+        assert len(world.failures["open"]) == 99
+        world.failures["open"].clear()
+        world.set("attic", "hall")
+        pieces = [await answer for answer in answers]
+        assert [text_of(answer) for answer in pieces] == ["abc", "klm", "xyz"]
+        assert [len(notices_in(answer)) for answer in pieces] == [1, 1, 1]
+
+
 @pytest.mark.parametrize(("wait_s", "said"), [(0.0, "too small$"), (0.01, r"too small; no board came within 0.01 s")])
 async def test_when_no_board_comes_the_text_ends_and_names_the_layers_without_a_home(
     service_of: MakeService, world: World, wait_s: float, said: str

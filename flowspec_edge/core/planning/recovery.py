@@ -80,10 +80,11 @@ LossAction = GreetNode | UseNode
 
 @dataclass(slots=True)
 class _Lost:
-    """``greet_at`` is infinite while the node is being greeted, and where greetings tell nothing."""
+    """``greet_at`` is infinite while the node is greeted. One that only failed is not greeted, for it would answer."""
 
     forget_at: float
     greet_at: float = math.inf
+    only_failed: bool = False
 
 
 @dataclass(slots=True)
@@ -92,6 +93,7 @@ class LostNodes:
 
     _lost: dict[str, _Lost] = field(default_factory=dict)
     _failed_at: dict[str, float] = field(default_factory=dict)
+    _greeted: set[str] = field(default_factory=set)  # at present
 
     @property
     def nodes(self) -> frozenset[str]:
@@ -102,17 +104,19 @@ class LostNodes:
         match event:
             case NodesLost(nodes):
                 for node in sorted(nodes):
-                    is_greeted = node in self._lost and self._lost[node].greet_at == math.inf
-                    self._lost[node] = _Lost(now + FORGET_S, math.inf if is_greeted else now)
+                    self._lost[node] = _Lost(now + FORGET_S, math.inf if node in self._greeted else now)
             case StageFailed(node):
-                if now - self._failed_at.get(node, -math.inf) <= REPEAT_S:
-                    self._lost[node] = _Lost(now + FAILED_S)
+                if node not in self._lost and now - self._failed_at.get(node, -math.inf) <= REPEAT_S:
+                    self._lost[node] = _Lost(now + FAILED_S, only_failed=True)
                 self._failed_at[node] = now
             case NodeAnswered(node):
-                if self._lost.pop(node, None) is not None:
-                    return [UseNode(node)]
+                self._greeted.discard(node)
+                if node in self._lost and not self._lost[node].only_failed:
+                    del self._lost[node]
+                    return [UseNode(node), *self._pass_time(now)]
             case NodeSilent(node):
-                if node in self._lost:
+                self._greeted.discard(node)
+                if node in self._lost and not self._lost[node].only_failed:
                     self._lost[node].greet_at = now + GREET_S
             case TimePassed():
                 pass
@@ -123,8 +127,10 @@ class LostNodes:
         return min((min(lost.forget_at, lost.greet_at) for lost in self._lost.values()), default=None)
 
     def check(self) -> None:
-        """Assert that every lost node is forgotten some day."""
-        assert all(math.isfinite(lost.forget_at) for lost in self._lost.values())
+        """Assert that every lost node is forgotten some day, and that those which are gone are greeted."""
+        for node, lost in self._lost.items():
+            assert math.isfinite(lost.forget_at)
+            assert lost.only_failed or node in self._greeted or math.isfinite(lost.greet_at)
 
     def _pass_time(self, now: float) -> list[LossAction]:
         actions: list[LossAction] = []
@@ -134,6 +140,7 @@ class LostNodes:
                 actions.append(UseNode(node))
             elif lost.greet_at <= now:
                 lost.greet_at = math.inf
+                self._greeted.add(node)
                 actions.append(GreetNode(node))
         return actions
 

@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flowspec_edge.core.planning import recovery as rc
 from flowspec_edge.core.planning.recovery import (
@@ -61,6 +63,41 @@ def test_a_stage_that_fails_twice_soon_costs_its_node_some_seconds() -> None:
     assert lost.handle(StageFailed("hall"), REPEAT_S + 2) == []
     assert lost.nodes == HALL and lost.next_deadline() == REPEAT_S + 2 + FAILED_S
     assert lost.handle(TimePassed(), REPEAT_S + 2 + FAILED_S) == [UseNode("hall")]
+
+
+NODES = st.sampled_from(["attic", "cellar", "hall"])
+EVENTS = st.one_of(
+    st.frozensets(NODES).map(NodesLost),
+    NODES.map(StageFailed),
+    NODES.map(NodeAnswered),
+    NODES.map(NodeSilent),
+    st.just(TimePassed()),
+)
+
+
+@given(st.lists(st.tuples(EVENTS, st.floats(0.0, 20.0))))
+def test_whatever_happens_no_node_is_lost_for_good_nor_greeted_twice_at_a_time(
+    steps: list[tuple[rc.LossEvent, float]],
+) -> None:
+    lost, now, greeted = LostNodes(), 0.0, set[str]()
+    for event, pause_s in steps:
+        now += pause_s
+        if isinstance(event, NodeAnswered | NodeSilent):
+            if event.node not in greeted:
+                continue  # nobody asked
+            greeted.discard(event.node)
+        before = lost.nodes
+        actions = lost.handle(event, now)
+        used = {action.node for action in actions if isinstance(action, UseNode)}
+        assert used == before - lost.nodes
+        for action in actions:
+            if isinstance(action, GreetNode):
+                assert action.node in lost.nodes
+                assert action.node not in greeted
+                greeted.add(action.node)
+        lost.check()
+    lost.handle(TimePassed(), now + FORGET_S)
+    assert not lost.nodes and lost.next_deadline() is None
 
 
 def test_a_text_goes_on_until_too_many_rings_in_a_row_brought_no_token() -> None:
