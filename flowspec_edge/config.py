@@ -39,9 +39,13 @@ class GenerateOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A piece of the answer. The last piece has a finish reason and the statistics."""
+    """A piece of the answer. The last piece has a finish reason and the statistics.
+
+    A piece with a ``notice`` has no text: it says what the answer waits for.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: str | None = None
     statistics: dict[str, Any] | None = None
+    notice: str | None = None

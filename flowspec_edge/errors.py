@@ -37,6 +37,17 @@ class StageFailedError(FlowspecError):
     """A stage could not serve its part: out of capacity, a failed forward, or a lost peer."""
 
 
+class RingLostError(StageFailedError):
+    """A ring was lost, and another one may go on with its texts.
+
+    ``lost`` are nodes that no longer answer. ``failed`` is a node that answers, and said that its stage failed.
+    """
+
+    def __init__(self, text: str, *, lost: tuple[str, ...] = (), failed: str | None = None) -> None:
+        super().__init__(text)
+        self.lost, self.failed = lost, failed
+
+
 class PlacementError(FlowspecError):
     """The layers cannot be spread over the nodes that were found."""
 

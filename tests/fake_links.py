@@ -59,6 +59,9 @@ class FakeLink(Link):
             if end is not None:
                 end._end_with(LinkLostError(f"peer {end.peer}: the {end.purpose} link was lost"), is_clean=False)
 
+    def abort(self) -> None:
+        self._end_with(LinkLostError(f"peer {self.peer}: the link was given up here"), is_clean=False)
+
     async def wait_closed(self) -> None:
         await self._closed.wait()
 

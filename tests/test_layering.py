@@ -27,7 +27,13 @@ OURS |= {path.name for path in (ROOT / "flowspec_edge").iterdir() if path.is_dir
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields", "_make"}
 """Names of the standard library that are public in spite of their underscore."""
-OF_LIBRARIES = {"exporter.tokenizer: (...)._tokenizer", "flowspec_edge.net.link: websocket._writer"}
+OF_LIBRARIES = {
+    "exporter.tokenizer: (...)._tokenizer",
+    "flowspec_edge.net.link: websocket._writer",
+    "flowspec_edge.net.link: websocket._pong_heartbeat",
+    "flowspec_edge.net.link: websocket._pong_not_received",
+    "flowspec_edge.net.link: websocket._pong_response_cb",
+}
 """Where a library has no public way to what is needed; the line itself says why."""
 PROGRAMS = {"flowspec_edge.bench.replay"}
 """What is run by ``python -m`` beside the command line."""

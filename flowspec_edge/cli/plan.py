@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from flowspec_edge.core.planning.placement import Plan
     from flowspec_edge.origin.planning import PlanOptions
 
+MAX_WAIT_S = 86400
+"""A day; who waits longer does not wait."""
 EPILOG = """\
 examples:
   flowspec plan                            the demo model on the boards found
@@ -53,6 +55,7 @@ class RingArguments(SearchArguments, ContextArguments):
 
     equal_split: bool
     rebalance: bool
+    wait_for_boards: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,14 @@ def add_ring_options(parser: argparse.ArgumentParser) -> None:
         help="where a board that comes later makes a better plan, move to it at once, texts under way included; "
         "without this flowspec serve does so when no text is under way",
     )
+    parser.add_argument(
+        "--wait-for-boards",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="where boards were lost and the others are too small for all layers, wait this long for one to come; 0: "
+        "do not wait (default: %(default)g)",
+    )
 
 
 def _add_context(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +128,8 @@ def ring_plan_options(options: RingArguments, schedule: str) -> PlanOptions | No
         RequestError: a number is out of range, or the schedule is not known.
     """
     _check_context(options)
+    if not 0 <= options.wait_for_boards <= MAX_WAIT_S:
+        raise RequestError(f"--wait-for-boards is {options.wait_for_boards}; it must lie between 0 and {MAX_WAIT_S} s")
     return None if options.equal_split else plan_options_from(options, schedule)
 
 

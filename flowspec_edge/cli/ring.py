@@ -81,6 +81,9 @@ async def _generate(options: GenerateCommand) -> int:
         pieces = []
         async with contextlib.aclosing(service.generate(prompt, wanted)) as answer:
             async for piece in answer:
+                if piece.notice is not None:
+                    print(f"flowspec generate: {piece.notice}", file=sys.stderr, flush=True)
+                    continue
                 pieces.append(piece)
                 if not options.json:
                     print(piece.text, end="", flush=True)
@@ -205,9 +208,11 @@ async def _open_service(
             lambda: search(options, access, directory),
             on_fetch=fetches.show_stage,
             plan_options=ring_plan_options(options, schedule),
-            boards=directory if is_served or options.rebalance else None,
+            boards=directory,
+            moves=is_served or options.rebalance,
             moves_at_once=options.rebalance,
             names_links=not is_served,
+            wait_for_boards_s=options.wait_for_boards,
         ) as service,
     ):
         yield service

@@ -152,6 +152,10 @@ class Link:
         assert self._closer is not None
         await asyncio.shield(self._closer)
 
+    def abort(self) -> None:
+        """End it at once: nobody is at the other end any more to say goodbye to."""
+        self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link was given up here"))
+
     async def wait_closed(self) -> None:
         """Until the link has ended, here or there."""
         await asyncio.wait({self._reader})

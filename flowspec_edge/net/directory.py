@@ -144,6 +144,14 @@ class Directory:
     def tell(self, event: ms.MembershipEvent) -> None:
         self._events.put_nowait(event)
 
+    def doubt(self, node: str) -> None:
+        """A link to this node was lost: greet it now, wherever it was found."""
+        self.tell(ms.PeerDoubted(node))
+
+    def hear_of(self, board: Announcement) -> None:
+        """This node has just answered at its address: greet it now, if it counts as lost."""
+        self.tell(ms.AddressLearned(Address(board.host, board.port), ms.REMEMBERED))
+
     def take_peers(self, host: str, told: wire.Peers) -> wire.Peers:
         """Take the addresses that a member which connected from ``host`` has told, and return those known here.
 

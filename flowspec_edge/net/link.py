@@ -32,15 +32,19 @@ _log = logging.getLogger(__name__)
 class LinkTimeouts:
     """``connect_s``: from the first packet to Hello and Welcome; a LAN takes milliseconds, a busy board a second.
 
-    ``heartbeat_s``: a control link asks this often, and a peer that does not answer within half of it is lost; with 2 s
-    cuts and stopped processes were seen after 1.2-3.0 s (x86, loopback and veth). 0 turns it off.
+    ``heartbeat_s``: a control link on which nothing came for so long asks whether the peer is there; 0 turns it off.
+    ``answer_s``: a peer that says nothing for so long after that is lost. The sum is what the loss of a peer may cost
+    at most, and the second part how long a peer's event loop may be busy; a question is 8 bytes, so it may come often.
     """
 
     connect_s: float = 5.0
-    heartbeat_s: float = 2.0
+    heartbeat_s: float = 0.5
+    answer_s: float = 1.25
 
 
 DEFAULT_TIMEOUTS = LinkTimeouts()
+LATE_S = 0.25
+"""A timer that is later than this means that this process itself stood still. What came meanwhile is read first."""
 
 
 async def open_link(
@@ -138,11 +142,31 @@ async def _connect(
     )
     # aiohttp gives a client no public way to its transport, and only an abort ends a link whose cable was cut.
     transport = websocket._writer.transport
+    _set_patience(websocket, timeouts)
     return Link(websocket, transport, hello.purpose, peer, hello, session)
 
 
 def _heartbeat_s(purpose: str, timeouts: LinkTimeouts) -> float | None:
     return timeouts.heartbeat_s or None if purpose == wire.CONTROL else None
+
+
+def _set_patience(websocket: aiohttp.ClientWebSocketResponse | web.WebSocketResponse, timeouts: LinkTimeouts) -> None:
+    """Wait ``answer_s`` for the answer to a heartbeat, and longer where this process stood still meanwhile.
+
+    aiohttp waits for half of the heartbeat's interval, and gives no public way to choose. Its timer is also served
+    before what lies in the socket, so that whoever was stopped for a while would take all peers for lost.
+    """
+    loop, give_up = asyncio.get_running_loop(), websocket._pong_not_received
+
+    def on_silence() -> None:
+        timer = websocket._pong_response_cb
+        if timer is not None and loop.time() - timer.when() > LATE_S:
+            websocket._pong_response_cb = loop.call_later(LATE_S, on_silence)
+        else:
+            give_up()
+
+    websocket._pong_heartbeat = timeouts.answer_s
+    websocket._pong_not_received = on_silence  # type: ignore[method-assign]
 
 
 class LinkServer:
@@ -205,6 +229,7 @@ class LinkServer:
         )
         transport = request.transport
         await websocket.prepare(request)
+        _set_patience(websocket, self._timeouts)
         assert transport is not None, "prepare raises where the client has left"
         link = Link(websocket, transport, purpose, f"at {request.remote}")
         self._links.add(link)

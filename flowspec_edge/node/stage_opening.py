@@ -167,14 +167,23 @@ class _Opening:
             credentials=settings.credentials,
         )
         self.held.push_async_callback(ahead.close)
+        self.held.callback(self._let_go, ahead)
         return ahead
 
     async def _take_behind(self) -> Link:
         """The node before may still be fetching; the origin knows how long to wait for it, and leaves if it must."""
         behind = self.node.arrivals.data_link(f"{self.request.ring}/{self.request.hop}", is_limited=False)
-        return await _unless_left(
+        link = await _unless_left(
             self.control, self.held.enter_async_context(behind), "the data link to its stage was open"
         )
+        self.held.callback(self._let_go, link)
+        return link
+
+    def _let_go(self, link: Link) -> None:
+        """Where the origin has left, nobody needs the data links. A neighbour that was lost would not answer a goodbye,
+        and whoever asks for the layers next would wait for that."""
+        if not self.control.is_open:
+            link.abort()
 
 
 @dataclass(slots=True)

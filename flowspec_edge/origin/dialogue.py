@@ -6,25 +6,39 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.planning.placement import LeftOut, StagePlan
 from flowspec_edge.core.weights.fetching import Source
-from flowspec_edge.errors import FlowspecError, NodeUnavailableError, ProtocolError, StageFailedError
+from flowspec_edge.errors import (
+    FlowspecError,
+    NodeUnavailableError,
+    OtherKeyError,
+    OtherVersionError,
+    ProtocolError,
+    RingLostError,
+    StageFailedError,
+)
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.net.link import open_link
+from flowspec_edge.net.link import LinkTimeouts, open_link
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.measured_links import Peer
 
 STAGE_OPEN_S = 300.0
 """How long a stage may take to load its layers: 8 GB from an SD card at 40 MB/s takes 200 s."""
+OPENING = LinkTimeouts(connect_s=1.5)
+"""Whoever opens a ring has texts that wait; a node that takes longer than this to say Welcome is left out."""
 MAX_SOURCES = 64
 """Nodes to name as sources of weights: four times the largest ring, and 64 names of 60 bytes fit into a message."""
 
 OnFetch = Callable[[StagePlan, int, int], None]
 """Told, while rings open, of a stage's weights how many bytes came and how many were missing."""
+
+OnLost = Callable[[Announcement], None]
+"""Told, while rings open, of nodes that do not answer, or no longer."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,12 +49,16 @@ async def welcome_nodes(
     found: Sequence[Announcement],
     ring: str,
     closing: contextlib.AsyncExitStack,
+    on_lost: OnLost = lambda board: None,
 ) -> tuple[dict[str, Peer], list[LeftOut]]:
-    """The nodes that answer and have the bundle or may fetch it, in the order found, and the others with the reason."""
+    """The nodes that answer and have the bundle or may fetch it, in the order found, and the others with the reason.
+
+    ``on_lost`` is told of nodes that do not answer.
+    """
     hello, credentials = settings.hello(wire.CONTROL, ring), settings.credentials
 
     async def open_to(peer: Announcement) -> tuple[Link, wire.Welcome]:
-        answer = await open_link(peer.host, peer.port, hello, node=peer.node, credentials=credentials)
+        answer = await open_link(peer.host, peer.port, hello, node=peer.node, credentials=credentials, timeouts=OPENING)
         closing.push_async_callback(answer[0].close)  # at once: whoever waits for the others may be cancelled
         return answer
 
@@ -50,16 +68,14 @@ async def welcome_nodes(
     for announcement, answer in zip(found, answers, strict=True):
         if isinstance(answer, FlowspecError):
             refused.append(LeftOut(announcement.node, str(answer)))
+            if not isinstance(answer, OtherKeyError | OtherVersionError):
+                on_lost(announcement)
             continue
         if isinstance(answer, BaseException):
             raise answer
         link, welcome = answer
         if bundle.digest not in welcome.bundles and not welcome.can_fetch:
-            reason = (
-                f"node {welcome.node} does not have this bundle and may not fetch it; start it with --bundle "
-                f"{bundle.directory}, or without --no-cache"
-            )
-            refused.append(LeftOut(welcome.node, reason))
+            refused.append(LeftOut(welcome.node, _without_bundle(welcome.node, bundle)))
             continue
         peers[welcome.node] = Peer(link, announcement, welcome.free_memory_bytes)
     for out in refused:
@@ -67,6 +83,26 @@ async def welcome_nodes(
     if found and not peers:
         raise NodeUnavailableError(f"none of the {len(found)} nodes found can serve: {refused[0].reason}")
     return peers, refused
+
+
+def _without_bundle(node: str, bundle: Bundle) -> str:
+    return (
+        f"node {node} does not have this bundle and may not fetch it; start it with --bundle {bundle.directory}, or "
+        "without --no-cache"
+    )
+
+
+async def is_there(settings: NodeSettings, board: Announcement) -> bool:
+    """Whether the node answers at its address."""
+    hello, credentials = settings.hello(wire.CONTROL, ""), settings.credentials
+    try:
+        link, _ = await open_link(
+            board.host, board.port, hello, node=board.node, credentials=credentials, timeouts=OPENING
+        )
+    except FlowspecError:
+        return False
+    await link.close()
+    return True
 
 
 def stage_requests(
@@ -122,11 +158,22 @@ async def _opened(plan: StagePlan, control: Link, on_fetch: OnFetch) -> wire.Sta
     while isinstance(message, wire.StageProgress):
         on_fetch(plan, message.num_bytes, message.total_bytes)
         message = await _receive(plan, control)
-    if isinstance(message, wire.StageFailure):
-        raise StageFailedError(f"node {plan.node}, layers [{plan.start}, {plan.stop}): {message.reason}")
     if not isinstance(message, wire.StageOpened):
-        raise ProtocolError(f"peer {plan.node}: {type(message).__name__} came where StageOpened was expected")
+        raise_failure(plan, message)
     return message
+
+
+def raise_failure(plan: StagePlan, message: wire.Message) -> NoReturn:
+    """A stage said this where it was to say something else.
+
+    Raises:
+        RingLostError: it failed.
+        ProtocolError: it may not say that now.
+    """
+    if isinstance(message, wire.StageFailure):
+        text = f"node {plan.node}, layers [{plan.start}, {plan.stop}): {message.reason}"
+        raise RingLostError(text, failed=plan.node)
+    raise ProtocolError(f"peer {plan.node}: {type(message).__name__} came where StageOpened was expected")
 
 
 async def _receive(plan: StagePlan, link: Link) -> wire.Message:

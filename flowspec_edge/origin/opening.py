@@ -30,7 +30,13 @@ from flowspec_edge.core.planning.prediction import Outcome, name_link
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
-from flowspec_edge.errors import NodeUnavailableError, NotMeasuredError
+from flowspec_edge.errors import (
+    LinkLostError,
+    NodeUnavailableError,
+    NotMeasuredError,
+    ProtocolError,
+    StageFailedError,
+)
 from flowspec_edge.files import open_record, records_text
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
@@ -38,11 +44,20 @@ from flowspec_edge.net.link import open_link
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.resources import NodeSettings
-from flowspec_edge.origin.dialogue import OnFetch, open_stages, stage_requests, welcome_nodes
+from flowspec_edge.origin.dialogue import (
+    OPENING,
+    OnFetch,
+    OnLost,
+    open_stages,
+    raise_failure,
+    stage_requests,
+    welcome_nodes,
+)
 from flowspec_edge.origin.engine import LoadEngine, OriginEngine
 from flowspec_edge.origin.measured_links import Peer, links_now
 from flowspec_edge.origin.planning import PlanOptions, keep_placement, make_plan
-from flowspec_edge.origin.ring import Ring, RingLinks, RingStage
+from flowspec_edge.origin.ring import Ring, RingLinks, RingStage, ended_links
+from flowspec_edge.tasks import run_until_first_ends
 
 _log = logging.getLogger(__name__)
 
@@ -72,37 +87,51 @@ async def open_ring(
     on_fetch: OnFetch = lambda plan, num_bytes, total_bytes: None,
     plan_options: PlanOptions | None = None,
     plan: Plan | None = None,
+    on_lost: OnLost = lambda board: None,
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
     With a ``plan`` they are dealt like that, with ``plan_options`` as the planner says, else equally. Nodes fetch from
-    the origin's ``node`` what they lack.
+    the origin's ``node`` what they lack. ``on_lost`` is told of nodes that do not answer, or no longer.
 
     Raises:
         NodeUnavailableError: no node that was found can be reached, or none of them has the bundle.
         PlacementError: the layers do not fit into the nodes' memory.
         StageFailedError: a stage could not be opened.
+        LinkLostError, ProtocolError: a node was lost meanwhile, or broke the rules.
     """
     name = f"{node.settings.name}-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as closing:
-        peers, refused = await welcome_nodes(node.settings, bundle, found, name, closing)
-        if plan is None and plan_options is not None:
-            plan = await _planned(node.settings, bundle, peers, refused, plan_options)
-        plans = _deal(
-            bundle, peers, refused, plan, is_any_precision=plan_options is not None and plan_options.is_any_precision
-        )
-        closing.enter_context(node.arrivals.expect(f"{name}/{len(plans)}"))
-        controls = [peers[part.node].link for part in plans]
-        requests = stage_requests(node.settings.name, node.port, bundle, name, plans, controls, found)
-        loading = asyncio.to_thread(load_engine, bundle, node.settings.num_threads, DraftShape())
-        engine, opened = await _both(loading, open_stages(plans, controls, requests, on_fetch))
-        stages = _ring_stages(plans, opened, found)
-        if plan is not None:
-            await asyncio.to_thread(keep_placement, bundle.digest, plan)
-        links = RingLinks(controls, *await _connect(node, name, stages, closing))
+        peers, refused = await welcome_nodes(node.settings, bundle, found, name, closing, on_lost)
+        async with _telling_losses(peers, on_lost):
+            if plan is None and plan_options is not None:
+                plan = await _planned(node.settings, bundle, peers, refused, plan_options)
+            plans = _deal(bundle, peers, refused, plan, plan_options)
+            controls = [peers[part.node].link for part in plans]
+            closing.enter_context(node.arrivals.expect(f"{name}/{len(plans)}"))
+            requests = stage_requests(node.settings.name, node.port, bundle, name, plans, controls, found)
+            loading = asyncio.to_thread(load_engine, bundle, node.settings.num_threads, DraftShape())
+            engine, opened = await _both(loading, open_stages(plans, controls, requests, on_fetch))
+            stages = _ring_stages(plans, opened, found)
+            if plan is not None:
+                await asyncio.to_thread(keep_placement, bundle.digest, plan)
+            links = await _connect(node, name, stages, controls, closing)
         core, journal = _core_of(bundle, len(stages), has_drafter=engine.drafter is not None)
         async with Ring(core, journal, engine, stages, links, node.board, plan) as ring:
             yield ring
+
+
+@contextlib.asynccontextmanager
+async def _telling_losses(peers: Mapping[str, Peer], on_lost: OnLost) -> AsyncIterator[None]:
+    """Where the opening fails, tell which nodes were lost."""
+    try:
+        yield
+    except (LinkLostError, StageFailedError, ProtocolError):
+        lost = await ended_links([peer.link for peer in peers.values()])
+        for peer in peers.values():
+            if peer.link in lost:
+                on_lost(peer.address)
+        raise
 
 
 def _deal(
@@ -110,14 +139,14 @@ def _deal(
     peers: Mapping[str, Peer],
     refused: Sequence[LeftOut],
     plan: Plan | None,
-    *,
-    is_any_precision: bool,
+    plan_options: PlanOptions | None,
 ) -> list[StagePlan]:
     """The layers as the plan says, in its precisions where it may choose them; without one in equal shares."""
     if plan is None:
         offers = [NodeOffer(name, peer.free_memory_bytes) for name, peer in peers.items()]
         return spread_layers(bundle.manifest.blocks, offers)
     _check_reached(plan.stages, peers, refused)
+    is_any_precision = plan_options is not None and plan_options.is_any_precision
     return [replace(stage.stage_plan, precision=stage.precision if is_any_precision else "") for stage in plan.stages]
 
 
@@ -219,12 +248,35 @@ def _ring_stages(
 
 
 async def _connect(
-    node: OriginNode, ring: str, stages: Sequence[RingStage], closing: contextlib.AsyncExitStack
-) -> tuple[Link, Link]:
-    """The data link to the first stage, and that from the last one."""
+    node: OriginNode,
+    ring: str,
+    stages: Sequence[RingStage],
+    controls: Sequence[Link],
+    closing: contextlib.AsyncExitStack,
+) -> RingLinks:
+    """All links of the ring: to ``controls`` come the data link to the first stage, and that from the last one.
+
+    Raises:
+        LinkLostError, RingLostError: a stage was lost, or failed, before its links stood.
+        ProtocolError: a stage said what it may not say yet.
+    """
     first, settings = stages[0].announcement, node.settings
     hello = settings.hello(wire.DATA, f"{ring}/0")
-    ahead, _ = await open_link(first.host, first.port, hello, node=first.node, credentials=settings.credentials)
-    closing.push_async_callback(ahead.close)
-    behind = await closing.enter_async_context(node.arrivals.data_link(f"{ring}/{len(stages)}"))
-    return ahead, behind
+    found: list[RingLinks] = []
+
+    async def connect() -> None:
+        try:
+            ahead, _ = await open_link(
+                first.host, first.port, hello, node=first.node, credentials=settings.credentials, timeouts=OPENING
+            )
+        except NodeUnavailableError as cause:
+            raise LinkLostError(str(cause)) from cause
+        closing.push_async_callback(ahead.close)
+        behind = await closing.enter_async_context(node.arrivals.data_link(f"{ring}/{len(stages)}"))
+        found.append(RingLinks(controls, ahead, behind))
+
+    async def watch(stage: RingStage, control: Link) -> None:
+        raise_failure(stage.plan, await control.receive())
+
+    await run_until_first_ends(connect(), *map(watch, stages, controls))
+    return found[0]

@@ -28,6 +28,7 @@ from flowspec_edge.errors import (
     FlowspecError,
     LinkLostError,
     ProtocolError,
+    RingLostError,
     StageFailedError,
 )
 from flowspec_edge.net.connection import Link
@@ -36,6 +37,10 @@ from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.engine import OriginEngine
 from flowspec_edge.tasks import run_until_first_ends
+
+LOSS_S = 0.2
+"""How long to wait, where a ring was lost, for the links to end of whoever was lost: a neighbour may tell of it before
+the system does."""
 
 OnTrip = Callable[[ev.ReportTrip], None]
 
@@ -94,7 +99,9 @@ class Ring:
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None  # that the timer was last set for
         self._num_sent = 0
-        self._lost: str | None = None
+        self._lost: StageFailedError | None = None
+        self._is_ending = False  # something was lost, and soon it is known who
+        self._ended = asyncio.Event()
         self._is_left = False
         self._working: asyncio.Task[None] | None = None
 
@@ -108,6 +115,9 @@ class Ring:
         assert self._working is not None, "entered before"
         self._working.cancel()
         await asyncio.wait({self._working})
+        if self._answers and not self._ended.is_set():
+            self._give_up(RingLostError("the ring was closed"))
+        self._ended.set()
         if self._timer is not None:
             self._timer.cancel()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -115,7 +125,16 @@ class Ring:
     @property
     def is_open(self) -> bool:
         """False once something in the ring was lost, or it was left."""
-        return self._lost is None and not self._is_left
+        return not (self._is_ending or self._is_left)
+
+    @property
+    def loss(self) -> RingLostError | None:
+        """Why the ring was lost, where another one may go on."""
+        return self._lost if isinstance(self._lost, RingLostError) else None
+
+    async def wait_ended(self) -> None:
+        """Until the ring was lost, left or closed."""
+        await self._ended.wait()
 
     def outcome(self, statistics: dict[str, Any]) -> Outcome | None:
         """The plan's prediction against a finished generation; None where there was no plan, or the text was short."""
@@ -137,7 +156,8 @@ class Ring:
 
         Raises:
             RequestError: the prompt does not fit, or an option is not known.
-            StageFailedError: the ring lost a node, or a stage failed.
+            RingLostError: the ring lost a node, or a stage failed.
+            StageFailedError: the origin itself failed.
         """
         async with contextlib.aclosing(self.write(self.begin(prompt, options), on_trip)) as pieces:
             async for piece in pieces:
@@ -149,7 +169,7 @@ class Ring:
         Where the ring was left there is no last piece, since another ring is to go on with the answer.
         """
         if self._lost is not None:
-            raise StageFailedError(self._lost)
+            raise self._lost
         session = next(self._sessions)
         events: asyncio.Queue[ev.OriginAction] = asyncio.Queue()
         self._answers[session] = events
@@ -166,7 +186,7 @@ class Ring:
                     case ev.ReportTrip() as trip if on_trip is not None:
                         on_trip(trip)
                     case ev.FinishGeneration(_, "failed", error):
-                        raise StageFailedError(error or "the ring was lost")
+                        raise self._lost or RingLostError(error or "the ring was lost")
                     case ev.FinishGeneration(_, reason):
                         if reason != "cancelled" or not self._is_left:  # it may have ended before that
                             yield answer.finish(reason)
@@ -178,6 +198,7 @@ class Ring:
     def leave(self) -> None:
         """End what runs without a last piece: another ring goes on with it."""
         self._is_left = True
+        self._ended.set()
         for session in list(self._answers):
             self._tell(ev.GenerationCancelled(session))
 
@@ -194,11 +215,28 @@ class Ring:
                 ),
             )
         except FlowspecError as cause:
+            self._is_ending = True
+            lost = tuple(link.peer for link in await ended_links(self._controls))
             _log.info("ring lost: %s", cause)
-            self._tell(ev.RingLost(f"{cause}; see that all its nodes run (flowspec devices), then repeat the request"))
+            text = f"{cause}; see that all its nodes run (flowspec devices), then repeat the request"
+            failed = cause.failed if isinstance(cause, RingLostError) and not lost else None
+            loss = RingLostError(text, lost=lost, failed=failed)
+            loss.__cause__ = cause
+            self._give_up(loss)
         except Exception:  # a bug: nobody may wait for what will not come
             _log.exception("ring lost")
-            self._tell(ev.RingLost("the origin failed, which is a bug in flowspec-edge; its log has the details"))
+            text = "the origin failed, which is a bug in flowspec-edge; its log has the details"
+            self._give_up(StageFailedError(text))
+
+    def _give_up(self, loss: StageFailedError) -> None:
+        """End every generation. Data links to nodes that are gone are not waited for when they are closed."""
+        self._is_ending, self._lost = True, loss
+        if isinstance(loss, RingLostError):
+            for link in (self._ahead, self._behind):
+                if link.peer in loss.lost:
+                    link.abort()
+        self._tell(ev.RingLost(str(loss)))
+        self._ended.set()
 
     async def _read_control(self, stage: RingStage, control: Link) -> None:
         while True:
@@ -208,11 +246,14 @@ class Ring:
                 case wire.TappedRows(session, layer, ids, hidden):
                     self._tell(ev.TappedArrived(session, layer, ids, hidden))
                 case wire.StageFailure(reason):
-                    raise StageFailedError(
-                        f"node {stage.plan.node}, layers [{stage.plan.start}, {stage.plan.stop}): {reason}"
+                    raise RingLostError(
+                        f"node {stage.plan.node}, layers [{stage.plan.start}, {stage.plan.stop}): {reason}",
+                        failed=stage.plan.node,
                     )
                 case message:
-                    raise ProtocolError(f"peer {control.peer}: {type(message).__name__} came on a control link")
+                    raise RingLostError(
+                        f"peer {control.peer}: {type(message).__name__} came on a control link", failed=stage.plan.node
+                    )
 
     async def _read_credits(self) -> None:
         while True:
@@ -237,8 +278,6 @@ class Ring:
             self._tell(await loop.run_in_executor(self._executor, self._engine.run, job))
 
     def _tell(self, event: ev.OriginEvent, not_before: float = 0.0) -> None:
-        if isinstance(event, ev.RingLost):
-            self._lost = event.reason
         for action in self._journal.handle(self._core, event, max(time.monotonic(), not_before)):
             match action:
                 case ev.SendChunk(chunk):
@@ -262,7 +301,9 @@ class Ring:
                     self._broadcast(wire.CloseSession(session))
                 case ev.EmitTokens(session) | ev.ReportTrip(session) | ev.FinishGeneration(session):
                     if isinstance(action, ev.FinishGeneration) and action.error is not None:
-                        self._lost = action.error  # a ring that failed once is not trusted again
+                        # A ring that failed once is not trusted again.
+                        self._is_ending, self._lost = True, self._lost or RingLostError(action.error)
+                        self._ended.set()
                     if session in self._answers:
                         self._answers[session].put_nowait(action)
         self._arm_timer()
@@ -289,3 +330,15 @@ class Ring:
             delay = max(deadline - time.monotonic(), 0)
             # Timers may be early by the clock's resolution; the core is told a time at which the deadline has passed.
             self._timer = asyncio.get_running_loop().call_later(delay, self._tell, ev.DeadlinePassed(), deadline)
+
+
+async def ended_links(links: Sequence[Link], within_s: float = LOSS_S) -> list[Link]:
+    """The links that have ended. Where none has, the first that does within the time."""
+    if all(link.is_open for link in links):
+        waiting = {asyncio.create_task(link.wait_closed(), name=f"end of {link.peer}") for link in links}
+        try:
+            await asyncio.wait(waiting, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+    return [link for link in links if not link.is_open]

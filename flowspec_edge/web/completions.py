@@ -1,7 +1,8 @@
 """The HTTP interface: OpenAI's completions form, streamed as server-sent events, over whatever generates text.
 
-Beyond OpenAI's fields a request may have ``top_k`` and ``schedule``; an answer has ``token_ids`` beside each text, and
-the statistics of the generation in ``flowspec``. A client that leaves cancels its generation.
+A stream whose answer waits for boards says so in comments. Beyond OpenAI's fields a request may have ``top_k`` and
+``schedule``; an answer has ``token_ids`` beside each text, and the statistics of the generation in ``flowspec``. A
+client that leaves cancels its generation.
 """
 
 from __future__ import annotations
@@ -179,9 +180,9 @@ async def _stream(request: web.Request, answer: _Answer, pieces: AsyncGenerator[
     with contextlib.suppress(ConnectionResetError):  # the client has left
         await response.prepare(request)
         try:
-            await _send(response, answer.part(first))
+            await _send_piece(response, answer, first)
             async for piece in pieces:
-                await _send(response, answer.part(piece))
+                await _send_piece(response, answer, piece)
         except FlowspecError as cause:
             _log.warning("%s", cause)
             await _send(response, _error(503, str(cause)))
@@ -189,6 +190,14 @@ async def _stream(request: web.Request, answer: _Answer, pieces: AsyncGenerator[
             await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
     return response
+
+
+async def _send_piece(response: web.StreamResponse, answer: _Answer, piece: Piece) -> None:
+    """A notice becomes a comment, which clients of server-sent events pass over."""
+    if piece.notice is not None:
+        await response.write(f": {' '.join(piece.notice.split())}\n\n".encode())
+    else:
+        await _send(response, answer.part(piece))
 
 
 async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:

@@ -114,20 +114,31 @@ async def test_generate_and_devices_find_the_nodes() -> None:
         assert [(device["node"], device["state"]) for device in json.loads(out)] == [(n.name, "ready") for n in nodes]
 
 
-async def test_a_node_killed_while_it_serves() -> None:
-    async with node_processes(3, DEMO_BUNDLE) as (cluster, nodes):
-        process = await start(
-            *("generate", "def main(", "--cluster", cluster, "--nodes", "3", "--max-new-tokens", "900"),
-            *("--temperature", "1", "--schedule", "autoregressive", "--equal-split"),
-        )
+async def test_nodes_killed_while_they_serve() -> None:
+    """The text goes on over the one that is left, and is the same; with none left it ends and says what is missing."""
+    options = ("--max-new-tokens", "300", "--temperature", "1", "--schedule", "autoregressive", "--equal-split")
+    async with node_processes(2, DEMO_BUNDLE) as (cluster, nodes):
+        process = await start("generate", "def main(", "--cluster", cluster, "--nodes", "2", *options)
+        async with asyncio.timeout(COMMAND_S):
+            first = await present(process.stdout).read(1)
+            nodes[1].kill()
+            out, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()
+        assert f"the ring was lost ({nodes[1].name})" in errors.decode()
+        search = ("--cluster", cluster, "--nodes", "1")
+        status, undisturbed, err = await run("generate", "def main(", *search, *options)
+        assert status == 0, err
+        assert (first + out).decode() == undisturbed
+
+        process = await start("generate", "def main(", *search, *options, "--wait-for-boards", "1")
         async with asyncio.timeout(COMMAND_S):
             await present(process.stdout).read(1)
-            nodes[1].kill()
+            nodes[0].kill()
             _, errors = await process.communicate()
-        assert_refused((present(process.returncode), "", errors.decode()), nodes[1].name, "flowspec devices")
-        # The others are free again: a ring of two answers.
-        status, _, err = await run("generate", "def f(", "--cluster", cluster, "--wait", "3", "--max-new-tokens", "4")
-        assert status == 0, err
+    home = f"layers [0, 8) of {nodes[0].name} have no home"
+    told = (present(process.returncode), "", errors.decode())
+    assert_refused(told, home, "no board came within 1 s (--wait-for-boards)")
+    assert f"flowspec generate: waiting for boards: {home}" in errors.decode()
 
 
 async def test_plan_shows_what_generate_then_does() -> None:
@@ -209,6 +220,7 @@ async def test_a_damaged_block_is_named_by_the_node_that_loads_it(tmp_path: Path
         (("generate", "x", "--temperature", "-1"), "temperature is -1.0"),
         (("generate", "x", "--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("generate", "x", "--context", "0"), "--context is 0"),
+        (("generate", "x", "--wait-for-boards", "-1"), "--wait-for-boards is -1"),
         (("plan", "--testbed", "nowhere"), "choose one of"),
         (("plan", "--testbed", "unequal", "--schedule", "fastest"), "schedule 'fastest' is not known"),
         (("demo", "--nodes", "0"), "--nodes is 0"),

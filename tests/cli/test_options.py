@@ -32,7 +32,7 @@ NETWORK = "--cluster c --peer h --host 127.0.0.1 --insecure"
 SEARCH = "--nodes 2 --wait 1.5"
 SERVING = f"{BUNDLE} --name n --threads 2 --memory 64 --board b --precision int8 --cache d --cache-limit 2.5 --no-cache"
 TEXT = "--schedule chunked --max-new-tokens 4 --temperature 1 --top-k 3 --top-p 0.5 --seed 9 --stop x --stop y"
-RING = "--any-precision --context 99 --equal-split --rebalance"
+RING = "--any-precision --context 99 --equal-split --rebalance --wait-for-boards 5"
 
 # Of each command: its type, what it cannot do without, and everything else that it takes.
 COMMANDS = [

@@ -129,6 +129,21 @@ async def test_without_multicast_one_address_is_enough_for_all(start: Start, our
         await board.until_it_sees(*(everyone - {board.name}))
 
 
+async def test_a_peer_that_somebody_lost_is_looked_after_at_once(start: Start) -> None:
+    hall = await start("pi-hall")
+    attic = await start("pi-attic", hall.address)
+    await attic.until_it_sees("pi-hall")
+    found = attic.directory.found
+    await hall.server.close()
+    attic.directory.doubt("pi-hall")
+    async with asyncio.timeout(ms.REFRESH_S / 3):
+        await attic.until_it_sees()
+    attic.directory.hear_of(found[0])
+    async with asyncio.timeout(ms.REFRESH_S / 3):
+        while not any(isinstance(action, ms.ReportLost) for action in attic.actions):
+            await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 def no_multicast_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     """As under an emulator or in a locked container: sockets open, but refuse what multicast asks of them."""

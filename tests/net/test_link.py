@@ -309,12 +309,21 @@ async def test_a_port_in_use_is_named() -> None:
 
 
 async def test_a_heartbeat_finds_a_peer_that_stopped() -> None:
-    async with linked(timeouts=LinkTimeouts(heartbeat_s=0.2)) as pair:
+    async with linked(timeouts=LinkTimeouts(heartbeat_s=0.2, answer_s=0.1)) as pair:
         pair.near._transport.pause_reading()  # like SIGSTOP: the socket lives, nobody answers pings
         started = time.monotonic()
         with pytest.raises(LinkLostError, match="peer pi-hall: .*PONG"):
             await pair.far.receive()
         assert time.monotonic() - started < 1
+
+
+async def test_whoever_stood_still_itself_reads_the_answer_before_it_gives_up() -> None:
+    async with linked(timeouts=LinkTimeouts(heartbeat_s=0.02, answer_s=0.1)) as pair:
+        for _ in range(5):
+            await asyncio.sleep(0.03)  # the question is on its way
+            time.sleep(0.5)  # noqa: ASYNC251  it is the loop that stands still
+            await asyncio.sleep(0.05)
+            assert pair.far.is_open and pair.near.is_open
 
 
 async def test_the_server_ends_links_that_are_still_in_use() -> None:

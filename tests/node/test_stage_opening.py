@@ -209,6 +209,23 @@ async def test_it_works_between_its_links_and_stays_loaded_when_the_origin_has_l
     assert len(FakeRunner.loaded) == 1 and node.kept_runner is runner and node.supply.files_closed == 0
 
 
+async def test_when_the_origin_has_left_lost_neighbours_are_not_waited_for(
+    node: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their links are given up, for a goodbye would take a second that whoever asks for the layers next must wait."""
+    given_up: list[str] = []
+
+    def abort(link: FakeLink) -> None:
+        given_up.append(link.peer)
+        real(link)
+
+    real = FakeLink.abort
+    monkeypatch.setattr(FakeLink, "abort", abort)
+    async with node.connected():
+        pass
+    assert sorted(given_up) == ["attic", "cellar"]
+
+
 @pytest.mark.parametrize("changes", [{"start": 0}, {"stop": 3}, {"precision": "int8"}])
 async def test_other_layers_or_another_precision_are_loaded_anew(node: Opened, changes: dict[str, Any]) -> None:
     for request in (node.request(), node.request(**changes)):

@@ -10,12 +10,12 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core.planning.placement import Plan, PlannedStage, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome
-from flowspec_edge.errors import StageFailedError
+from flowspec_edge.errors import RingLostError, StageFailedError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
 from flowspec_edge.origin.ring import RingStage
 
-NODE = cast(Node, SimpleNamespace(name="origin"))
+NODE = cast(Node, SimpleNamespace(name="origin", settings=None))
 BUNDLE = cast(Bundle, SimpleNamespace(manifest=SimpleNamespace(name="model")))
 OUTCOME = Outcome(10.0, 5.0, "the network", is_network=True)
 NAMED = Outcome(10.0, 5.0, "the network from attic to cellar")
@@ -32,6 +32,10 @@ class PretendedAnswer:
     def num_rings(self) -> int:
         return len(self.writers)
 
+    @property
+    def written(self) -> str:
+        return self.prompt[: self.num_written]
+
 
 class PretendedRing:
     """Writes a letter of each text, and the rest once ``gate`` is open."""
@@ -39,11 +43,19 @@ class PretendedRing:
     def __init__(self, stages: list[RingStage], gate: asyncio.Event) -> None:
         self.stages, self.gate = stages, gate
         self.is_left = False
-        self.loss: str | None = None
+        self.error: StageFailedError | None = None
+        self._ended = asyncio.Event()
 
     @property
     def is_open(self) -> bool:
-        return self.loss is None and not self.is_left
+        return self.error is None and not self.is_left
+
+    @property
+    def loss(self) -> RingLostError | None:
+        return self.error if isinstance(self.error, RingLostError) else None
+
+    async def wait_ended(self) -> None:
+        await self._ended.wait()
 
     @property
     def layers(self) -> dict[str, tuple[int, int]]:
@@ -55,11 +67,13 @@ class PretendedRing:
     async def write(self, answer: PretendedAnswer) -> AsyncIterator[Piece]:
         answer.writers.append(self)
         while answer.num_written < len(answer.prompt):
+            if self.error is not None:
+                raise self.error
             answer.num_written += 1
             yield Piece(text=answer.prompt[answer.num_written - 1], token_ids=[answer.num_written])
             await self.gate.wait()
-            if self.loss is not None:
-                raise StageFailedError(self.loss)
+            if self.error is not None:
+                raise self.error
             if self.is_left:
                 return
         yield Piece(text="", token_ids=[], finish_reason="length", statistics={"num_rings": answer.num_rings})
@@ -69,10 +83,16 @@ class PretendedRing:
 
     def leave(self) -> None:
         self.is_left = True
+        self._ended.set()
         self.gate.set()
 
-    def lose(self, reason: str) -> None:
-        self.loss = reason
+    def lose(self, *nodes: str, failed: str | None = None) -> None:
+        """These nodes no longer answer, or one says that its stage failed."""
+        self.fail(RingLostError(f"{', '.join(nodes) or failed} is lost", lost=nodes, failed=failed))
+
+    def fail(self, error: StageFailedError) -> None:
+        self.error = error
+        self._ended.set()
         self.gate.set()
 
 
@@ -86,6 +106,10 @@ class World:
         self.plan: Plan | None = None
         self.failures: dict[str, list[Exception]] = {}  # by the name of a call: what it raises, once each
         self.is_held = False  # rings opened now stop after a letter
+        self.there: set[str] = set()  # who answers greetings
+        self.doubted: list[str] = []
+        self.heard_of: list[str] = []
+        self.dead: set[str] = set()  # whom an opening finds lost
         self._changed = asyncio.Event()
 
     def set(self, *names: str) -> None:
@@ -100,6 +124,16 @@ class World:
             self._changed.clear()
             await self._changed.wait()
         return self.found
+
+    def doubt(self, node: str) -> None:
+        self.doubted.append(node)
+
+    def hear_of(self, board: Announcement) -> None:
+        self.heard_of.append(board.node)
+
+    async def is_there(self, settings: object, board: Announcement) -> bool:
+        self._call("greet", board.node)
+        return board.node in self.there
 
     async def search(self) -> list[Announcement]:
         self._call("search")
@@ -116,9 +150,13 @@ class World:
         on_fetch: object,
         plan_options: object,
         plan: Plan | None,
+        on_lost: Callable[[Announcement], None],
     ) -> AsyncIterator[PretendedRing]:
         assert node is NODE and bundle is BUNDLE
         names = tuple(board.node for board in found)
+        for board in found:
+            if board.node in self.dead:
+                on_lost(board)
         self._call("open", names, plan)
         gate = asyncio.Event()
         if not self.is_held:
@@ -127,10 +165,12 @@ class World:
             plans = [StagePlan(stage.node, stage.start, stage.stop, 0, stage.precision) for stage in plan.stages]
         else:
             plans = [StagePlan(name, *equal_share(len(names), number), 0) for number, name in enumerate(names)]
-        self.rings.append(PretendedRing([RingStage(plan, announcement(plan.node), 0) for plan in plans], gate))
+        ring = PretendedRing([RingStage(plan, announcement(plan.node), 0) for plan in plans], gate)
+        self.rings.append(ring)
         try:
-            yield self.rings[-1]
+            yield ring
         finally:
+            ring._ended.set()
             self._call("close")
 
     async def plan_layers(

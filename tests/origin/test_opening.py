@@ -20,10 +20,12 @@ from flowspec_edge.core.planning.placement import Hop, LeftOut, Plan, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.errors import (
     FlowspecError,
+    LinkLostError,
     NodeUnavailableError,
     NotMeasuredError,
     PlacementError,
     ProtocolError,
+    RingLostError,
     StageFailedError,
 )
 from flowspec_edge.origin import dialogue, opening
@@ -172,6 +174,39 @@ async def test_a_stage_that_is_not_opened_ends_the_opening(
     monkeypatch.setattr(dialogue, "STAGE_OPEN_S", 0.05)
     network.nodes["cellar"].answer = refuse
     with pytest.raises(error, match=said):
+        async with open_on(network):
+            pass
+
+
+async def test_a_node_that_is_lost_while_a_ring_opens_is_told_of(network: FakeNetwork) -> None:
+    async def vanish(node: FakeNode, message: wire.Message) -> list[wire.Message]:
+        node.controls[0].cut()
+        return []
+
+    lost: list[str] = []
+    network.nodes["attic"].is_gone = True
+    network.nodes["cellar"].answer = vanish
+    with pytest.raises(LinkLostError, match="cellar"):
+        async with open_on(network, on_lost=lambda board: lost.append(board.node)):
+            pass
+    assert lost == ["attic", "cellar"]
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+async def test_a_stage_that_is_lost_before_the_links_stand_is_not_waited_for(
+    network: FakeNetwork, is_cut: bool
+) -> None:
+    async def leave(node: FakeNode, message: wire.Message) -> list[wire.Message]:
+        assert isinstance(message, wire.OpenStage)
+        opened = wire.StageOpened(message.ring, 0, 0)
+        if is_cut:
+            asyncio.get_running_loop().call_later(0.02, node.controls[0].cut)
+            return [opened]
+        return [opened, wire.StageFailure("peer cellar cannot be reached")]
+
+    network.nodes["hall"].answer = leave  # it never connects back, for which the origin would wait two minutes
+    expected, said = (LinkLostError, "hall") if is_cut else (RingLostError, "node hall, .* cellar cannot be reached")
+    with pytest.raises(expected, match=said):
         async with open_on(network):
             pass
 

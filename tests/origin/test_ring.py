@@ -23,11 +23,12 @@ from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
-from flowspec_edge.errors import StageFailedError
+from flowspec_edge.errors import RingLostError, StageFailedError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin.ring import Ring, RingLinks, RingStage
 from tests.fake_links import LIMIT_S, fake_pair, settle
+from tests.narrowing import present
 
 ROWS = (Row(0, NO_PARENT, 5),)
 HIDDEN = np.arange(4, dtype=np.float32).reshape(1, 4)
@@ -238,6 +239,55 @@ async def test_a_ring_that_is_left_says_no_last_piece(opened: tuple[Opened, Ring
     ring.leave()
     assert await writing == [] and not ring.is_open
     assert await parts.core.next_told() == ev.GenerationCancelled(1)
+
+
+async def test_a_ring_that_is_lost_says_whom_it_lost_and_does_not_wait_for_them(opened: tuple[Opened, Ring]) -> None:
+    """A neighbour told of it first; the link of the one that was lost ends a moment later."""
+    parts, ring = opened
+    parts.controls[1].send(wire.StageFailure("peer attic: the data link was lost"))
+    await settle()
+    assert not ring.is_open and ring.loss is None
+    parts.controls[0].cut()
+    await ring.wait_ended()
+    loss: RingLostError = present(ring.loss)
+    assert (loss.lost, loss.failed) == (("attic",), None)
+    assert not parts.links.ahead.is_open and parts.links.behind.is_open
+
+
+async def test_a_stage_that_failed_by_itself_is_named(opened: tuple[Opened, Ring]) -> None:
+    parts, ring = opened
+    parts.controls[1].send(wire.StageFailure("out of memory"))
+    await ring.wait_ended()
+    loss: RingLostError = present(ring.loss)
+    assert (loss.lost, loss.failed) == ((), "hall")
+
+
+async def test_a_ring_that_is_closed_before_it_knows_whom_it_lost_ends_its_texts() -> None:
+    parts = Opened()
+    engine: Any = parts.engine
+    async with asyncio.timeout(LIMIT_S):
+        async with Ring(parts.core, Journal("origin", {}), engine, parts.stages, parts.links, Board()) as ring:
+            parts.core.answers = [[], [ev.FinishGeneration(1, "failed", "the ring was closed")]]
+            writing = asyncio.ensure_future(anext(ring.write(ring.begin([1, 2], OPTIONS))))
+            await parts.core.next_told()
+            parts.controls[1].send(wire.StageFailure("out of memory"))
+            await settle()
+        with pytest.raises(RingLostError, match="the ring was closed"):
+            await writing
+
+
+async def test_a_bug_of_the_origin_is_no_loss(opened: tuple[Opened, Ring], monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, ring = opened
+
+    def fail(job: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(parts.engine, "run", fail)
+    parts.tell([ev.RunHead(1, HIDDEN)])
+    await ring.wait_ended()
+    assert ring.loss is None and not ring.is_open
+    with pytest.raises(StageFailedError, match="a bug in flowspec-edge"):
+        await anext(ring.write(ring.begin([1, 2], OPTIONS)))
 
 
 # ---------------------------------------------------------------------- the timer

@@ -11,7 +11,14 @@ from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core.planning import rebalancing
 from flowspec_edge.core.planning.placement import Plan
 from flowspec_edge.core.planning.prediction import Outcome
-from flowspec_edge.errors import NodeUnavailableError, PlacementError, StageFailedError
+from flowspec_edge.core.planning.recovery import MAX_LOSSES
+from flowspec_edge.errors import (
+    LinkLostError,
+    NodeUnavailableError,
+    PlacementError,
+    RingLostError,
+    StageFailedError,
+)
 from flowspec_edge.origin import service as serving
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.service import GenerationService
@@ -34,7 +41,7 @@ def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     world.set("attic", "cellar")
-    for name in ("open_ring", "plan_layers", "explain_outcome"):
+    for name in ("open_ring", "plan_layers", "explain_outcome", "is_there"):
         monkeypatch.setattr(serving, name, getattr(world, name))
     return world
 
@@ -141,22 +148,197 @@ async def test_where_a_ring_cannot_be_opened_the_text_fails_and_no_board_is_blam
         assert world.calls == [*OPENED, *OPENED]
 
 
+# ---------------------------------------------------------------------- losing
+
+
+async def begun(service: GenerationService, text: str = TEXT) -> "asyncio.Task[list[Piece]]":
+    """A text of which a letter is written, over a ring that stops there."""
+    pieces: list[Piece] = []
+
+    async def write() -> list[Piece]:
+        async with asyncio.timeout(5), contextlib.aclosing(service.generate(text, OPTIONS)) as answer:
+            async for piece in answer:
+                pieces.append(piece)
+        return pieces
+
+    task = asyncio.create_task(write())
+    await until(lambda: pieces or task.done())
+    return task
+
+
+def notices_in(pieces: list[Piece]) -> list[str]:
+    return [piece.notice for piece in pieces if piece.notice is not None]
+
+
 @pytest.mark.parametrize("follows", [True, False])
-async def test_a_lost_ring_ends_its_texts_and_the_next_one_opens_another(
-    service_of: MakeService, world: World, follows: bool
-) -> None:
+async def test_a_text_goes_on_over_those_that_are_left(service_of: MakeService, world: World, follows: bool) -> None:
     world.is_held = True
     async with service_of(follows=follows) as service:
-        answer = asyncio.create_task(answer_of(service))
-        await until(lambda: service.ring is not None)
+        answers = [await begun(service, text) for text in ("abc", "xyz")]
         world.is_held = False
-        ring_of(service).lose("cellar is lost")
-        with pytest.raises(StageFailedError, match="cellar is lost"):
-            await answer
-        world.set("attic", "hall")
+        ring_of(service).lose("cellar")
+        pieces = [await answer for answer in answers]
+        assert [text_of(answer) for answer in pieces] == ["abc", "xyz"]
+        for answer in pieces:
+            assert [piece.token_ids for piece in answer] == [[1], [2], [3], []] and not notices_in(answer)
+            assert answer[-1].statistics == {"num_rings": 2, "prediction": None}
+        opened_again = [call for call in world.calls[len(OPENED) :] if call[0] != "greet"]
+        searched = [] if follows else [("search",)]
+        assert opened_again == [("close",), *searched, ("open", ("attic",), None)]
+        assert ("greet", "cellar") in world.calls and world.doubted == (["cellar"] if follows else [])
+
+
+async def test_a_new_text_does_not_wait_for_what_was_lost_while_nobody_wrote(
+    service_of: MakeService, world: World
+) -> None:
+    async with service_of() as service:
+        await answer_of(service)
+        ring_of(service).lose("cellar")
+        await settled()
         assert text_of(await answer_of(service)) == TEXT
-        assert world.calls == [*OPENED, ("close",), ("search",), ("open", ("attic", "hall"), None)]
-        assert ring_of(service) is world.rings[1]
+        assert ring_of(service).layers == {"attic": (0, 8)}
+
+
+async def test_a_node_that_is_back_is_planned_with_again(service_of: MakeService, world: World) -> None:
+    """It answers the greeting that follows its loss; the ring moves to it as to a new board."""
+    world.there = {"cellar"}
+    async with service_of(plan_options=None) as service:
+        await answer_of(service)
+        ring_of(service).lose("cellar")
+        await until(lambda: ("greet", "cellar") in world.calls)
+        await settled()
+        assert text_of(await answer_of(service)) == TEXT
+        assert ring_of(service).layers == {"attic": (0, 4), "cellar": (4, 8)}
+        assert world.heard_of == ["cellar"]
+
+
+async def test_a_node_that_is_lost_while_a_ring_opens_is_left_out_of_the_next(
+    service_of: MakeService, world: World
+) -> None:
+    world.dead = {"cellar"}
+    world.failures["open"] = [LinkLostError("peer cellar: the control link was lost")]
+    async with service_of() as service:
+        assert text_of(await answer_of(service)) == TEXT
+        opened = [call for call in world.calls if call[0] == "open"]
+        assert opened == [("open", ("attic", "cellar"), None), ("open", ("attic",), None)]
+
+
+async def test_a_node_that_a_ring_was_opened_without_is_news_when_it_is_back(
+    service_of: MakeService, world: World
+) -> None:
+    world.dead, world.there = {"cellar"}, {"cellar"}
+    async with service_of(plan_options=None) as service:
+        await answer_of(service)
+        world.dead.clear()
+        await until(lambda: len(world.rings) == 2)
+        assert text_of(await answer_of(service)) == TEXT
+
+
+async def test_a_node_whose_stage_fails_twice_is_left_out_although_it_answers(
+    service_of: MakeService, world: World
+) -> None:
+    world.failures["open"] = [RingLostError("node cellar: its disk is full", failed="cellar") for _ in range(2)]
+    async with service_of() as service:
+        assert text_of(await answer_of(service)) == TEXT
+        opened = [call[1] for call in world.calls if call[0] == "open"]
+        assert opened == [("attic", "cellar"), ("attic", "cellar"), ("attic",)]
+
+
+async def test_rings_that_are_lost_again_and_again_without_a_token_end_the_text(
+    service_of: MakeService, world: World
+) -> None:
+    world.failures["open"] = [LinkLostError(f"peer cellar: lost {number}") for number in range(1, 100)]
+    async with service_of() as service:
+        with pytest.raises(StageFailedError, match=f"{MAX_LOSSES} rings in a row .* without a new token.*peer cellar"):
+            await answer_of(service)
+    assert len([call for call in world.calls if call[0] == "open"]) == MAX_LOSSES
+
+
+async def test_a_bug_is_not_tried_again(service_of: MakeService, world: World) -> None:
+    world.is_held = True
+    async with service_of() as service:
+        answer = await begun(service)
+        ring_of(service).fail(StageFailedError("the origin failed, which is a bug"))
+        with pytest.raises(StageFailedError, match="which is a bug"):
+            await answer
+        assert world.calls == OPENED
+
+
+async def test_without_room_a_text_waits_for_a_board_and_says_so(service_of: MakeService, world: World) -> None:
+    world.is_held = True
+    async with service_of() as service:
+        answer = await begun(service)
+        world.is_held = False
+        world.failures["open"] = [PlacementError("too small")]
+        ring_of(service).lose("cellar")
+        await until(lambda: not world.failures["open"])
+        world.set("attic", "hall")
+        pieces = await answer
+        assert text_of(pieces) == TEXT
+        assert notices_in(pieces) == ["waiting for boards: layers [4, 8) of cellar have no home: too small"]
+        assert ring_of(service).layers == {"attic": (0, 4), "hall": (4, 8)}
+
+
+async def test_of_several_texts_that_wait_one_tries(service_of: MakeService, world: World) -> None:
+    world.is_held = True
+    async with service_of() as service:
+        answers = [await begun(service, text) for text in ("abc", "klm", "xyz")]
+        world.is_held = False
+        world.failures["open"] = [PlacementError("too small") for _ in range(100)]
+        ring_of(service).lose("cellar")
+        await until(lambda: len(world.failures["open"]) < 100)
+        await settled()
+        assert len(world.failures["open"]) == 99
+        world.failures["open"].clear()
+        world.set("attic", "hall")
+        pieces = [await answer for answer in answers]
+        assert [text_of(answer) for answer in pieces] == ["abc", "klm", "xyz"]
+        assert [len(notices_in(answer)) for answer in pieces] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("wait_s", "said"), [(0.0, "too small$"), (0.01, r"too small; no board came within 0.01 s")])
+async def test_when_no_board_comes_the_text_ends_and_names_the_layers_without_a_home(
+    service_of: MakeService, world: World, wait_s: float, said: str
+) -> None:
+    world.is_held = True
+    async with service_of(wait_for_boards_s=wait_s) as service:
+        answer = await begun(service)
+        world.failures["open"] = [PlacementError("too small") for _ in range(100)]
+        ring_of(service).lose("cellar")
+        with pytest.raises(PlacementError, match=rf"layers \[4, 8\) of cellar have no home: {said}"):
+            await answer
+
+
+async def test_with_no_node_left_a_text_waits_too(service_of: MakeService, world: World) -> None:
+    world.is_held = True
+    async with service_of() as service:
+        answer = await begun(service)
+        world.is_held = False
+        ring_of(service).lose("attic", "cellar")
+        await until(lambda: ("close",) in world.calls)
+        await settled()
+        world.set("attic", "cellar", "hall")
+        pieces = await answer
+        assert text_of(pieces) == TEXT and ring_of(service).layers == {"hall": (0, 8)}
+        (notice,) = notices_in(pieces)
+        assert notice.endswith("no node is left; lost: attic, cellar")
+
+
+async def test_a_text_that_waits_can_be_left(service_of: MakeService, world: World) -> None:
+    world.is_held = True
+    before = asyncio.all_tasks()
+    async with service_of() as service:
+        answer = await begun(service)
+        world.failures["open"] = [PlacementError("too small") for _ in range(100)]
+        ring_of(service).lose("cellar")
+        await until(lambda: len(world.failures["open"]) < 100)
+        answer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answer
+        del world.failures["open"]
+        world.is_held = False
+        assert text_of(await answer_of(service)) == TEXT
+    assert asyncio.all_tasks() == before
 
 
 # ------------------------------------------------------------------ predictions
@@ -372,7 +554,7 @@ async def test_a_ring_that_cannot_be_moved_is_opened_without_the_boards_that_wer
         assert service.ring is None
         del world.calls[:]
         assert text_of(await answer_of(service)) == TEXT
-        assert world.calls == [("search",), ("open", ("attic", "cellar", "zero"), None)], "zero was not to serve"
+        assert world.calls == [("open", ("attic", "cellar", "zero"), None)], "zero was not to serve"
 
 
 async def test_a_board_that_left_and_came_back_is_tried_again(
@@ -404,7 +586,7 @@ async def test_where_the_others_cannot_serve_all_boards_are_tried(
         await until(lambda: "cannot be moved" in caplog.text)
         del world.calls[:]
         assert text_of(await answer_of(service)) == TEXT
-        assert world.calls == [("search",), ("open", ("attic", "cellar"), None), ("open", THREE, None)]
+        assert world.calls == [("open", ("attic", "cellar"), None), ("open", THREE, None)]
         world.set(*THREE, "zero")
         await until(lambda: ("plan", (*THREE, "zero")) in world.calls)
     assert "all boards are tried, since no ring can be opened with those that served: too small" in caplog.text
@@ -416,7 +598,7 @@ async def test_a_plan_for_a_ring_that_was_lost_meanwhile_moves_nothing(
     plan_layers = world.plan_layers
 
     async def lose_and_plan(*arguments: Any) -> Plan:
-        world.rings[-1].lose("cellar is lost")
+        world.rings[-1].lose("cellar")
         return await plan_layers(*arguments)
 
     monkeypatch.setattr(serving, "plan_layers", lose_and_plan)
@@ -426,28 +608,23 @@ async def test_a_plan_for_a_ring_that_was_lost_meanwhile_moves_nothing(
         world.set(*THREE)
         await until(lambda: ("plan", THREE) in world.calls)
         await settled()
-        assert world.calls == [*OPENED, ("plan", THREE)]
+        assert world.calls == [*OPENED, ("plan", THREE), ("greet", "cellar")]
 
 
-async def test_a_ring_that_is_lost_before_it_moves_is_closed_and_opened_by_the_next_text(
+async def test_a_ring_that_is_lost_before_it_moves_is_opened_without_whom_it_lost(
     service_of: MakeService, world: World
 ) -> None:
     world.is_held = True
     async with service_of() as service:
-        answer = asyncio.create_task(answer_of(service))
-        await until(lambda: service.ring is not None)
+        answer = await begun(service)
         world.plan = HALL
         world.set(*THREE)
         await until(lambda: ("plan", THREE) in world.calls)
         await settled()
         world.is_held = False
-        ring_of(service).lose("cellar is lost")
-        with pytest.raises(StageFailedError):
-            await answer
-        await settled()
-        assert service.ring is None
-        assert world.calls == [*OPENED, ("plan", THREE), ("close",)]
-        assert text_of(await answer_of(service)) == TEXT
+        ring_of(service).lose("cellar")
+        assert text_of(await answer) == TEXT
+        assert ring_of(service).layers == {"attic": (0, 4), "hall": (4, 8)}
 
 
 # ---------------------------------------------------------------------- closing

@@ -54,6 +54,12 @@ class Boards:
         self.found = found_of(nodes)
         self._changed.set()
 
+    def doubt(self, node: str) -> None:
+        pass
+
+    def hear_of(self, board: Announcement) -> None:
+        pass
+
     async def wait_for(
         self, is_enough: Callable[[list[Announcement]], bool], timeout_s: float | None
     ) -> list[Announcement]:

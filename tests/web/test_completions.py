@@ -14,7 +14,14 @@ import pytest
 from flowspec_edge.client import Client
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key
-from flowspec_edge.errors import KeyTextError, LinkLostError, NodeUnavailableError, RequestError, StageFailedError
+from flowspec_edge.errors import (
+    KeyTextError,
+    LinkLostError,
+    NodeUnavailableError,
+    PlacementError,
+    RequestError,
+    StageFailedError,
+)
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.server import serve_app
 from flowspec_edge.web.completions import build_app
@@ -103,6 +110,37 @@ async def test_a_streamed_answer_in_openais_form() -> None:
     assert [event["choices"][0]["finish_reason"] for event in events] == [None, None, "length"]
     assert events[-1]["flowspec"] == STATISTICS
     assert len({event["id"] for event in events}) == 1
+
+
+WAITING = Piece(text="", token_ids=[], notice="waiting for boards: layers [3, 6) of pi-hall have\nno home")
+
+
+@pytest.mark.parametrize("script", [[WAITING, *PIECES], [PIECES[0], WAITING, *PIECES[1:]]], ids=["first", "later"])
+async def test_an_answer_that_waits_says_so_in_a_comment_that_clients_pass_over(script: list[Piece]) -> None:
+    async with serving(script) as (_, client, url):
+        status, text = await post(url, prompt="x", stream=True)
+        assert status == 200
+        events = text.split("\n\n")
+        comment = ": waiting for boards: layers [3, 6) of pi-hall have no home"
+        assert events.pop(script.index(WAITING)) == comment
+        assert [json.loads(event.removeprefix("data: "))["choices"][0]["text"] for event in events[:3]] == [
+            "a",
+            "b\n",
+            "",
+        ]
+        answer = await client.complete("x", max_new_tokens=2)
+        assert (answer.text, answer.token_ids, answer.statistics) == ("ab\n", [5, 6], STATISTICS)
+        status, text = await post(url, prompt="x")
+        assert json.loads(text)["choices"][0]["text"] == "ab\n"
+
+
+async def test_an_answer_that_waited_in_vain_ends_with_what_was_written_and_an_error() -> None:
+    async with serving([PIECES[0], WAITING, PlacementError("layers [3, 6) have no home")]) as (_, client, _):
+        answer = client.generate("x")
+        assert await anext(answer) == PIECES[0]
+        with pytest.raises(StageFailedError, match=r"layers \[3, 6\) have no home"):
+            await anext(answer)
+        assert answer.text == "a"
 
 
 async def test_models_and_health() -> None:

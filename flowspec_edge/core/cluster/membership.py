@@ -101,6 +101,13 @@ class PeerFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerDoubted:
+    """A link to the peer was lost, and nothing more is known of it."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class AddressesChanged:
     """The addresses of this node itself are now ``own``."""
 
@@ -112,7 +119,9 @@ class TimePassed:
     """``next_deadline`` has come."""
 
 
-MembershipEvent = RecordHeard | RecordGone | AddressLearned | PeerAnswered | PeerFailed | AddressesChanged | TimePassed
+MembershipEvent = (
+    RecordHeard | RecordGone | AddressLearned | PeerAnswered | PeerFailed | PeerDoubted | AddressesChanged | TimePassed
+)
 
 # --------------------------------------------------------------------- actions
 
@@ -201,6 +210,11 @@ class Membership:
                 return self._join(address, peer, known, now)
             case PeerFailed(address, failure):
                 return self._fail(address, failure, now)
+            case PeerDoubted(node):
+                for hint in self.hints.values():
+                    if hint.node == node:
+                        hint.hasten(now)
+                return self._pass_time(now)
             case AddressesChanged(own):
                 self.own = own
                 return []

@@ -17,6 +17,7 @@ from flowspec_edge.core.cluster.membership import (
     Membership,
     Peer,
     PeerAnswered,
+    PeerDoubted,
     PeerFailed,
     RecordGone,
     RecordHeard,
@@ -62,6 +63,17 @@ def test_a_record_is_greeted_and_who_answers_is_in(members: Membership) -> None:
     assert members.handle(answered("hall", HALL), 1) == [ReportJoined(peer("hall", HALL)), RememberPeers((HALL,))]
     assert list(members.peers) == ["hall"]
     assert members.handle(answered("hall", HALL), 2) == []
+
+
+def test_a_peer_that_somebody_lost_is_greeted_at_once_wherever_it_was(members: Membership) -> None:
+    joined(members, "hall", HALL)
+    joined(members, "attic", ATTIC)
+    members.handle(AddressLearned(ATTIC_WIFI, ms.TYPED), 0)
+    members.handle(answered("attic", ATTIC_WIFI), 0)
+    assert members.handle(PeerDoubted("attic"), 0.1) == [GreetPeer(ATTIC), GreetPeer(ATTIC_WIFI)]
+    assert members.handle(PeerDoubted("attic"), 0.1) == [], "it is being greeted"
+    assert members.handle(PeerDoubted("nobody"), 0.1) == []
+    assert members.handle(PeerFailed(ATTIC, GONE), 2) == [ReportLost(peer("attic", ATTIC), "no answer")]
 
 
 def test_what_a_peer_tells_is_greeted_but_never_ourselves(members: Membership) -> None:
