@@ -6,6 +6,7 @@ Each text must be the undisturbed one, token for token. The seed decides everyth
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import random
 import statistics
@@ -46,7 +47,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One fault and its texts; ``again_s`` is the first piece of a new text that is asked for right behind the fault."""
+    """One fault and its texts. ``again_s``: until the first piece of a text that is asked for right after the fault."""
 
     fault: str
     node: int
@@ -154,7 +155,7 @@ class _Texts:
 
     def pause_s(self, number: int, since: float) -> float:
         times = [since, *(at for at in self.times[number] if at >= since)]
-        return max((after - before for before, after in zip(times, times[1:], strict=False)), default=0.0)
+        return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
 
 
 async def play_round(lan: Lan, boards: Boards, num_nodes: int, rng: random.Random, undisturbed: Undisturbed) -> Round:

@@ -1,6 +1,6 @@
-"""Several texts at once from a server on this host, told as JSON lines: every piece with its time, and how each text ended.
+"""Several texts at once from a server, told as JSON lines: every piece with its time, and how each text ended.
 
-Run as ``python -m tests.chaos.streams URL`` with a JSON list of requests on standard input; see ``tests/chaos/faults.py``.
+Run as ``python -m tests.chaos.streams URL`` with a JSON list of requests on standard input; ``rounds.py`` does.
 """
 
 import asyncio
