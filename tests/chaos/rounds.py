@@ -86,7 +86,7 @@ def random_request(rng: random.Random, prompts: Sequence[str]) -> tuple[str, Gen
 
 @contextlib.asynccontextmanager
 async def cluster_of(num_nodes: int, folder: Path, key: bytes) -> AsyncIterator[tuple[Lan, Boards]]:
-    """Nodes on hosts 0, 1, ..., and a server without layers on the host behind them."""
+    """Nodes on hosts 0, 1, ..., all of which serve layers, and a server without layers on the host behind them."""
     states = [folder / f"host-{number}" for number in range(num_nodes + 1)]
     for state in states:
         state.mkdir(mode=0o700, exist_ok=True)
@@ -96,7 +96,7 @@ async def cluster_of(num_nodes: int, folder: Path, key: bytes) -> AsyncIterator[
         boards = Boards(lan, states)
         await asyncio.gather(*(boards.start(number) for number in range(num_nodes)))
         env = {"FLOWSPEC_HOME": str(states[num_nodes])}
-        server = await lan.start(num_nodes, "serve", "--no-layers", "--port", str(PORT), env=env)
+        server = await lan.start(num_nodes, "serve", "--no-layers", "--equal-split", "--port", str(PORT), env=env)
         line = await present(server.stdout).readline()
         assert b"model" in line, line + await present(server.stderr).read()
         drained = asyncio.create_task(present(server.stderr).read())  # or it would stand still once the pipe is full
