@@ -35,7 +35,7 @@ from tests.fake_links import LIMIT_S, FakeLink, fake_pair, settle
 
 GIB = 2**30
 KEY = ("model", 0, 4, "")
-CHUNK = Chunk(1, (Row(0, NO_PARENT, 5),), 1, np.ones((1, 4), np.float32))
+CHUNK = Chunk(1, (Row(0, NO_PARENT, 5),), 1, np.ones((1, 256), np.float32))
 
 
 class FakeRunner(StageRunner):

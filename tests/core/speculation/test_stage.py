@@ -242,7 +242,7 @@ def tapped(
 def test_tapped_rows_of_the_prompt_are_sent_at_once_and_others_when_they_are_verified() -> None:
     stage = TappedDriver()
     assert tapped(stage.run(ROOT)) == [(2, (0,), [pytest.approx(0.2)]), (4, (0,), [pytest.approx(0.4)])]
-    stage.tell(ev.CreditArrived(2))
+    stage.tell(ev.CreditArrived(1))
     assert tapped(stage.run(LEFT, RIGHT)) == []
     assert tapped(stage.tell(ev.AdvanceArrived(2, 0, 7))) == [], "the root's successor is not verified by that"
     assert tapped(stage.run(BELOW_RIGHT)) == []
@@ -255,7 +255,7 @@ def test_tapped_rows_of_the_prompt_are_sent_at_once_and_others_when_they_are_ver
 def test_an_advance_before_the_forwards_end_sends_the_same_tapped_rows() -> None:
     stage = TappedDriver()
     stage.run(ROOT)
-    stage.tell(ev.CreditArrived(2))
+    stage.tell(ev.CreditArrived(1))
     stage.tell(ev.AdvanceArrived(2, 2, 8))
     assert [ids for _, ids, _ in tapped(stage.run(LEFT, RIGHT))] == [(2,), (2,)]
     assert tapped(stage.tell(ev.AdvanceArrived(2, 2, 8))) == [], "each row is sent once"
