@@ -504,7 +504,13 @@ def _check_entry(path: Path, entry: FileEntry) -> None:
     It may come from a peer, and file names lead to directories on this machine.
     """
     name = PurePosixPath(entry.file) if isinstance(entry.file, str) else PurePosixPath()
-    if not name.parts or name.is_absolute() or ".." in name.parts or len(str(name)) > MAX_NAME or not is_plain(str(name)):
+    if (
+        not name.parts
+        or name.is_absolute()
+        or ".." in name.parts
+        or len(str(name)) > MAX_NAME
+        or not is_plain(str(name))
+    ):
         raise BundleError(
             f"{path}: names the file {entry.file!r:.80}, which lies outside the bundle or is no file name"
         )

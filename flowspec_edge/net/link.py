@@ -95,7 +95,9 @@ def _named(cause: BaseException, who: str, port: int, timeouts: LinkTimeouts) ->
         return OtherVersionError(f"{who} refused the link: {cause}")
     if isinstance(cause, LinkLostError | ProtocolError):
         return NodeUnavailableError(f"{who} refused the link: {cause}")
-    if isinstance(cause, OSError | aiohttp.ClientError | ValueError):  # ValueError: no URL; OSError includes TimeoutError
+    if isinstance(
+        cause, OSError | aiohttp.ClientError | ValueError
+    ):  # ValueError: no URL; OSError includes TimeoutError
         why = f"no answer within {timeouts.connect_s:g} s" if isinstance(cause, TimeoutError) else _said(cause)
         return NodeUnavailableError(
             f"{who} cannot be reached ({why}); check that `flowspec node` runs there "
@@ -233,7 +235,9 @@ class LinkServer:
             _log.info("%s", cause)
         except Exception as cause:  # a bug; the peer is to hear of it, and others go on
             _log.exception("peer %s: its link has failed", link.peer)
-            await link.close(ProtocolError(f"the node at the other end failed ({type(cause).__name__}), which is a bug"))
+            await link.close(
+                ProtocolError(f"the node at the other end failed ({type(cause).__name__}), which is a bug")
+            )
         finally:
             await link.close()
             self._links.discard(link)

@@ -288,7 +288,9 @@ def _room_behind(prompt: tuple[int, ...], limits: TargetLimits) -> int:
         raise RequestError("the prompt is empty; give at least one token")
     if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
         wrong = next(token for token in prompt if not 0 <= token < limits.vocab_size)
-        raise RequestError(f"the prompt has the token id {wrong}; the model's lie between 0 and {limits.vocab_size - 1}")
+        raise RequestError(
+            f"the prompt has the token id {wrong}; the model's lie between 0 and {limits.vocab_size - 1}"
+        )
     room = limits.max_context - len(prompt)
     if room < 1:
         raise RequestError(

@@ -74,8 +74,10 @@ class Tree:
             if (known.parent, known.token) != (row.parent, row.token):
                 raise ProtocolError(f"row {row.id} came twice, with different parents or tokens")
             return False
-        if row.id >= NO_PARENT or row.parent != NO_PARENT and row.parent >= row.id:
-            raise ProtocolError(f"row {row.id} has the parent {row.parent}; draft ids count up from parents to children")
+        if row.id >= NO_PARENT or (row.parent != NO_PARENT and row.parent >= row.id):
+            raise ProtocolError(
+                f"row {row.id} has the parent {row.parent}; draft ids count up from parents to children"
+            )
         if row.parent == NO_PARENT:
             if self._first is not None:
                 raise ProtocolError(f"row {row.id} claims to be first, but the session began with row {self._first}")
