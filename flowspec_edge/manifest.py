@@ -339,13 +339,13 @@ def parse_manifest(text: str, path: Path) -> Manifest:
     version = data.get("format_version")
     if isinstance(version, int) and version < FORMAT_VERSION:
         raise BundleError(
-            f"{path}: format version {version} is older than {FORMAT_VERSION}, the only one this flowspec-edge reads; "
-            "export the bundle again with flowspec-export"
+            f"{path}: format version {version!r:.40} is older than {FORMAT_VERSION}, the only one this flowspec-edge "
+            "reads; export the bundle again with flowspec-export"
         )
     if version != FORMAT_VERSION:
         raise BundleError(
-            f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest this flowspec-edge reads; "
-            "upgrade with pip install --upgrade flowspec-edge"
+            f"{path}: format version {version!r:.40} is newer than {FORMAT_VERSION}, the newest this flowspec-edge "
+            "reads; upgrade with pip install --upgrade flowspec-edge"
         )
     manifest = _from_dict(path, data)
     files = manifest.files()
@@ -423,7 +423,7 @@ def _from_dict(path: Path, data: dict[str, Any]) -> Manifest:
             for precision, blocks in data.get("alternatives", {}).items()
         }
         fields["quality"] = [Quality(**quality) for quality in data.get("quality", [])]
-        fields["drafter"] = _drafter_from_dict(data["drafter"]) if data["drafter"] else None
+        fields["drafter"] = None if data["drafter"] is None else _drafter_from_dict(data["drafter"])
         return Manifest(**fields)
     except (KeyError, TypeError, AttributeError, ValueError) as cause:
         raise BundleError(
@@ -432,7 +432,7 @@ def _from_dict(path: Path, data: dict[str, Any]) -> Manifest:
 
 
 def _drafter_from_dict(data: dict[str, Any]) -> DrafterEntry:
-    parts = {name: FileEntry(**data[name]) for name in ("fuse", "top") if data.get(name)}
+    parts = {name: FileEntry(**data[name]) for name in ("fuse", "top") if data.get(name) is not None}
     return DrafterEntry(**{**data, **parts})
 
 

@@ -131,8 +131,8 @@ class WeightSupply:
             manifest = parse_manifest(text, Path(request.digest[:12]) / MANIFEST_NAME)
             if bundle_digest(manifest) != request.digest:
                 raise FetchError(
-                    f"the manifest of bundle {request.digest[:12]} is not written as this flowspec-edge writes it; does "
-                    "its machine run another version?"
+                    f"the manifest of bundle {request.digest[:12]} is not written as this flowspec-edge writes it; "
+                    "does its machine run another version?"
                 )
             await _run_in(self._executor, cache.keep_manifest, manifest)
         return manifest
