@@ -453,7 +453,7 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
     numbers += [("memory_bytes", block.memory_bytes, MAX_FILE_BYTES) for block in blocks]
     for name, value, limit in numbers:
         if not 0 < value <= limit:
-            raise BundleError(f"{path}: {name} is {value:.20g}; it must lie between 1 and {limit}")
+            raise BundleError(f"{path}: {name} is {value!r:.40}; it must lie between 1 and {limit}")
     for head_dim, frequencies in heads:
         if head_dim % 2 or len(frequencies) != head_dim // 2 or not all(map(math.isfinite, frequencies)):
             raise BundleError(

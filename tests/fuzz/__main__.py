@@ -39,7 +39,7 @@ def try_kind(name: str, try_one: TryOne, num: int, seed: int, end: float) -> dic
         if started > end:
             break
         if number % 1000 == 0:
-            faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__ or 2)
         if number == WARM_UP:
             grown_from = resident_bytes()
         try:

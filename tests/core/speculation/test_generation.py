@@ -194,6 +194,12 @@ def test_prompts_that_do_not_fit_are_refused() -> None:
         Told(max_context=3)
 
 
+@pytest.mark.parametrize("token", [-1, VOCAB, 2**32, 10**30])
+def test_token_ids_that_the_model_does_not_have_are_refused(token: int) -> None:
+    with pytest.raises(RequestError, match=f"^the prompt has the token id {token}; the model's lie between 0 and "):
+        Told((1, token, 2))
+
+
 def test_nothing_is_drafted_before_the_first_token() -> None:
     told = Told()
     told.script.drafted = []
