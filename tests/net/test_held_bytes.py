@@ -49,7 +49,7 @@ async def test_an_unfinished_tail_gives_way_and_a_link_that_goes_on_does_not(mon
     header, tail = codec.encode(wire.ChunkMessage(0, Chunk(1, (Row(0, 1, 2),), 1, np.zeros((1, 20_000), np.float32))))
     async with linked(wire.DATA) as stalled, linked(wire.DATA) as honest:
         await stalled.near._websocket.send_bytes(header)
-        await stalled.near._websocket.send_bytes(present(tail)[:60_000])
+        await stalled.near._websocket.send_bytes(bytes(present(tail)[:60_000]))
         while account.num_bytes < 60_000:
             await honest.near._websocket.ping()
         for number in range(3):
