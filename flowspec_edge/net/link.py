@@ -65,8 +65,7 @@ async def open_link(
         NodeUnavailableError: nothing answers in time, the peer refuses, or it is not ``node``.
     """
     peer, address = node or "(not yet known)", f"{host}:{port}"
-    if not is_host(host) or not 0 < port < 2**16:
-        raise NodeUnavailableError(f"peer {peer} cannot be reached: {address!r:.80} is no address")
+    _check_address(peer, host, port)
     session = aiohttp.ClientSession()
     link: Link | None = None
     try:
@@ -87,6 +86,11 @@ async def open_link(
         if (error := _named(cause, f"peer {peer} at {address}", port, timeouts)) is not None:
             raise error from cause
         raise
+
+
+def _check_address(peer: str, host: str, port: int) -> None:
+    if not is_host(host) or not 0 < port < 2**16:
+        raise NodeUnavailableError(f"peer {peer} cannot be reached: {f'{host}:{port}'!r:.80} is no address")
 
 
 def _named(cause: BaseException, who: str, port: int, timeouts: LinkTimeouts) -> NodeUnavailableError | None:

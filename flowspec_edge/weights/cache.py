@@ -47,6 +47,11 @@ class WeightCache:
         path = self._objects / sha256
         return path if is_sha256(sha256) and path.is_file() else None
 
+    def discard(self, path: Path) -> None:
+        """Remove a damaged file. Raises CacheError where it cannot be removed."""
+        with self.using():
+            path.unlink(missing_ok=True)
+
     def files(self) -> list[CachedFile]:
         """Everything that takes room. Parts are included; their names end in ``.part``.
 

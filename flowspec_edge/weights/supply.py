@@ -131,8 +131,7 @@ class WeightSupply:
             manifest = parse_manifest(text, Path(request.digest[:12]) / MANIFEST_NAME)
             if bundle_digest(manifest) != request.digest:
                 raise FetchError(
-                    f"the manifest of bundle {request.digest[:12]} is not written as this flowspec-edge writes it; "
-                    "does its machine run another version?"
+                    f"the manifest of bundle {request.digest[:12]} was written by another flowspec version"
                 )
             await _run_in(self._executor, cache.keep_manifest, manifest)
         return manifest
@@ -225,8 +224,7 @@ class _Gathering:
             _log.warning("%s: damaged; %s is fetched from another node", path, entry.file)
         else:
             _log.warning("%s: damaged on this disk, and fetched anew; see whether the card is failing", entry.file)
-            with self._cache.using():
-                path.unlink(missing_ok=True)
+            self._cache.discard(path)
 
     async def _fetch(self, missing: list[FileEntry]) -> None:
         with contextlib.ExitStack() as held:

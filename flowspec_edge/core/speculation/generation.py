@@ -36,16 +36,20 @@ from flowspec_edge.core.speculation.schedules.base import Schedule
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.core.speculation.verify import Sampler
-from flowspec_edge.errors import RequestError
+from flowspec_edge.errors import ProtocolError, RequestError
 
 
 @dataclass(frozen=True, slots=True)
 class TargetLimits:
-    """What the origin must know of the model: context length in tokens, vocabulary size, the ids that end a text."""
+    """What the origin must know of the model: context length in tokens, vocabulary size, the ids that end a text.
+
+    Hidden rows have ``hidden_size`` values; where that is 0, it is not known and nothing is held against it.
+    """
 
     max_context: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    hidden_size: int = 0
 
 
 class Generation:
@@ -95,15 +99,24 @@ class Generation:
     # ------------------------------------------------------------------ what the ring brings
 
     def take_returned(self, chunk: Chunk, now: float) -> None:
-        """Hidden rows came back from the last stage."""
+        """Hidden rows came back from the last stage. Raises ProtocolError if they are not the model's."""
         assert chunk.hidden is not None, "the last stage sends hidden rows"
+        self._check_width(chunk.hidden)
         self._draft_feed.take_returned(chunk.rows, chunk.hidden)
         self.pipeline.take_returned({row.id for row in chunk.rows}, chunk.passages, now)
         self._head_feed.take_returned(chunk.rows, chunk.hidden, self.root)
 
     def take_tapped(self, layer: int, ids: tuple[int, ...], hidden: Floats) -> None:
-        """Hidden rows came from the stage that owns a tapped layer. Raises ProtocolError if nobody asked for them."""
+        """Hidden rows came from the stage that owns a tapped layer. Raises ProtocolError if nobody asked for them, or
+        they are not the model's.
+        """
+        self._check_width(hidden)
         self._draft_feed.take_tapped(layer, ids, hidden)
+
+    def _check_width(self, hidden: Floats) -> None:
+        wanted = self._limits.hidden_size
+        if wanted and hidden.shape[1] != wanted:
+            raise ProtocolError(f"hidden rows of {hidden.shape[1]} values came back where the model has {wanted}")
 
     def take_logits(self, logits: Floats, now: float) -> list[OriginAction]:
         """The head has finished: walk from the root, emit, prune."""

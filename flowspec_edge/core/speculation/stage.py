@@ -122,11 +122,7 @@ class Stage:
                 self._keep_tapped(tapped)
                 self._send_on(hidden, now, actions)
             case CreditArrived(num_chunks):
-                self._credits += num_chunks
-                if self._credits > CREDITS_PER_HOP:
-                    raise ProtocolError(
-                        f"credit for {self._credits} chunks, where {CREDITS_PER_HOP} may wait (CREDITS_PER_HOP)"
-                    )
+                self._take_credit(num_chunks)
             case SessionEnded(session):
                 if self._sessions.pop(session, None) is not None:
                     actions.append(FreeCache(session))
@@ -147,6 +143,13 @@ class Stage:
         for session in self._sessions.values():
             session.tree.check()
             session.slots.check()
+
+    def _take_credit(self, num_chunks: int) -> None:
+        self._credits += num_chunks
+        if self._credits > CREDITS_PER_HOP:
+            raise ProtocolError(
+                f"credit for {self._credits} chunks, where {CREDITS_PER_HOP} may wait (CREDITS_PER_HOP)"
+            )
 
     def _check_chunk(self, chunk: Chunk) -> None:
         """Raises ProtocolError where the layers could not run over the chunk."""
