@@ -33,7 +33,7 @@ from flowspec_edge.core.events import (
     TurnBegan,
 )
 from flowspec_edge.core.limits import CREDITS_PER_HOP, MAX_SESSIONS
-from flowspec_edge.core.rows import Advance, Chunk, Floats, Passage, SessionSpec
+from flowspec_edge.core.rows import Advance, Chunk, Floats, Passage, SessionSpec, check_width
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import ProtocolError
@@ -156,10 +156,8 @@ class Stage:
         if self._embeds is not None and self._embeds is not (chunk.hidden is None):
             what = "tokens alone" if chunk.hidden is None else "hidden rows"
             raise ProtocolError(f"a chunk of {what} came, which is not what these layers begin with")
-        if chunk.hidden is not None and self._hidden_size and chunk.hidden.shape[1] != self._hidden_size:
-            raise ProtocolError(
-                f"hidden rows of {chunk.hidden.shape[1]} values came where the model has {self._hidden_size}"
-            )
+        if chunk.hidden is not None:
+            check_width(chunk.hidden, self._hidden_size)
         if self._vocab_size and (token := max(row.token for row in chunk.rows)) >= self._vocab_size:
             raise ProtocolError(f"token {token} came, and the vocabulary ends at {self._vocab_size - 1}")
 

@@ -493,7 +493,7 @@ def test_hidden_rows_of_another_model_are_refused() -> None:
     told = Told(hidden_size=4)
     told.prefill()
     rows = (Row(2, 1, PROMPT[2]),)
-    with pytest.raises(ProtocolError, match="^hidden rows of 5 values came back where the model has 4$"):
+    with pytest.raises(ProtocolError, match="^hidden rows of 5 values came where the model has 4$"):
         told.generation.take_returned(Chunk(SESSION, rows, 1, np.zeros((1, 5), np.float32)), 1.0)
     with pytest.raises(ProtocolError, match="hidden rows of 3 values"):
         told.generation.take_tapped(2, (2,), np.zeros((1, 3), np.float32))
