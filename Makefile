@@ -2,8 +2,9 @@
 # make test   every test, exporter included, in as many processes as there are cores, up to four
 # make check  format, lint, types and the fast tests
 # make docs   draws the house from the imports and builds the documentation site, every link checked
+# make fuzz   a million broken inputs for readers, cores, a live node and HTTP; ARGS="--seed N" makes them again
 # make arm-check  a ring of two emulated ARM boards writes the same text; not part of `make test`
-.PHONY: demo test check docs arm-check clean
+.PHONY: demo test check docs fuzz arm-check clean
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
@@ -25,6 +26,9 @@ docs: .venv/docs
 	$(BIN)/python -m docs.draw_house docs/house.svg
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "built: build/site/index.html; to read it with its search: $(BIN)/python -m http.server --directory build/site"
+
+fuzz: .venv/test
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 arm-check: .venv/test
 	$(BIN)/python -m tests.arm.arm_check $(ARGS)

@@ -90,6 +90,6 @@ class SessionSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 
 
 def check_width(hidden: Floats, hidden_size: int) -> None:
-    """Raise ProtocolError where hidden rows have not ``hidden_size`` values; with 0 it is not known, and all may pass."""
+    """Raise ProtocolError where hidden rows have not ``hidden_size`` values; with 0 that is not known, and all pass."""
     if hidden_size and hidden.shape[1] != hidden_size:
         raise ProtocolError(f"hidden rows of {hidden.shape[1]} values came where the model has {hidden_size}")

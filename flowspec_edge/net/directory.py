@@ -145,7 +145,7 @@ class Directory:
 
     def tell(self, event: ms.MembershipEvent) -> None:
         """Take an event in. Of hints, which anyone may send, no more wait than MAX_WAITING_EVENTS."""
-        is_hint = isinstance(event, ms.RecordHeard | ms.AddressLearned)
+        is_hint = isinstance(event, ms.RecordHeard | ms.RecordGone | ms.AddressLearned)
         if not is_hint or self._events.qsize() < MAX_WAITING_EVENTS:
             self._events.put_nowait(event)
 
