@@ -24,8 +24,8 @@ class Holder:
 
 def test_the_one_that_brought_nothing_for_the_longest_time_gives_way() -> None:
     held, idle, slow, quick = HeldBytes(100), Holder(), Holder(), Holder()
-    held.add(idle, 40)
     held.add(slow, 5)
+    held.add(idle, 40)
     held.add(quick, 50)
     held.add(slow, 5)
     assert held.num_bytes == 100
