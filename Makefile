@@ -3,8 +3,9 @@
 # make check  format, lint, types and the fast tests
 # make docs   draws the house from the imports and builds the documentation site, every link checked
 # make chaos  200 random faults over rings of real processes, some 25 minutes; needs root, not part of `make test`
+# make fuzz   a million broken inputs for readers, cores, a live node and HTTP; ARGS="--seed N" makes them again
 # make arm-check  a ring of two emulated ARM boards writes the same text; not part of `make test`
-.PHONY: demo test check docs chaos arm-check clean
+.PHONY: demo test check docs chaos fuzz arm-check clean
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
@@ -29,6 +30,9 @@ docs: .venv/docs
 
 chaos: .venv/test
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: .venv/test
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 arm-check: .venv/test
 	$(BIN)/python -m tests.arm.arm_check $(ARGS)

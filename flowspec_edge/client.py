@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -180,8 +181,10 @@ class Client:
                 f"{self._url} is not trusted: {given}; see flowspec key show --api, where it serves"
             ) from cause
         except aiohttp.ClientConnectorError as cause:
+            number = cause.os_error.errno or 0  # asyncio's own text has its objects in it
+            why = os.strerror(number) if number > 0 else cause.os_error.strerror
             raise NodeUnavailableError(
-                f"nothing answers at {self._url} ({cause.strerror or cause}); start one with: flowspec serve"
+                f"nothing answers at {self._url} ({why}); start one with: flowspec serve"
             ) from cause
         except (aiohttp.ClientError, OSError) as cause:
             raise LinkLostError(f"the server at {self._url} was lost ({cause}); ask again when it is back") from cause

@@ -6,6 +6,36 @@ line of a program's output is enough to know what to do next.
 
 from __future__ import annotations
 
+import re
+
+UNPRINTABLE = (
+    "\\x00-\\x1f\\x7f-\\x9f"  # C0, DEL and C1: a terminal obeys them
+    "\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069"  # marks and overrides that turn the direction of writing
+    "\\u2028\\u2029"  # line and paragraph separators
+    "\\ud800-\\udfff"  # halves of surrogate pairs, which have no bytes
+)
+"""Characters, as a class of a regular expression has them, that no text from the network may bring to a terminal."""
+_UNPRINTABLE = re.compile(f"[{UNPRINTABLE}]")
+_UNPRINTABLE_BUT_BREAKS = re.compile(f"(?![\n\t])[{UNPRINTABLE}]")
+
+
+def plain_text(text: str, *, keeps_breaks: bool = False) -> str:
+    """The text with every character of :data:`UNPRINTABLE` escaped, so that it can be shown.
+
+    With ``keeps_breaks`` line breaks and tabs stay, for texts of this machine that may have several lines.
+    """
+    return (_UNPRINTABLE_BUT_BREAKS if keeps_breaks else _UNPRINTABLE).sub(_escaped, text)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text has no character of :data:`UNPRINTABLE`, as every name of ours."""
+    return _UNPRINTABLE.search(text) is None
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
 
 class FlowspecError(Exception):
     """Base of every error that the user or a peer can cause. Its text is shown as it is, without a traceback."""

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from flowspec_edge.errors import StateError
 
 STATE_VARIABLE = "FLOWSPEC_HOME"
 RECORD_VARIABLE, RECORD_TEXT_VARIABLE = "FLOWSPEC_RECORD", "FLOWSPEC_RECORD_TEXT"
+MAX_STATE_BYTES = 2**24
+"""Far more than any of these files has."""
 _PRIVATE = 0o600
 _log = logging.getLogger(__name__)
 
@@ -52,17 +55,26 @@ def read_private(path: Path) -> str | None:
     """The text of a file, or None where there is none.
 
     Raises:
-        StateError: it cannot be read, or others may read it.
+        StateError: it cannot be read, is no file of its own, or others may read it.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with open(path, encoding="utf-8", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise StateError(f"{path} is no file; remove it")
             if status.st_mode & 0o077:
                 raise StateError(
                     f"{path} can be read by others (mode {status.st_mode & 0o777:04o}); mend it with: chmod 600 {path}"
                 )
+            if status.st_size > MAX_STATE_BYTES:
+                raise StateError(f"{path} has {status.st_size} bytes, more than anything that is kept there; remove it")
             return file.read()
-    except FileNotFoundError:
+    except FileNotFoundError as cause:
+        if path.is_symlink():
+            raise StateError(
+                f"{path} leads to {os.readlink(path)}, which does not exist; bring that back, or remove the link: "
+                f"rm {path}"
+            ) from cause
         return None
     except (OSError, UnicodeDecodeError) as cause:
         raise StateError(f"{path} cannot be read ({cause}); mend or remove it") from cause
@@ -102,6 +114,11 @@ def write_private(path: Path, text: str, *, is_new: bool = False) -> bool:
             f"{path} cannot be written ({cause.strerror or cause}); free the space or mend the permission, "
             f"or set {STATE_VARIABLE} to a directory of your own"
         ) from cause
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Without waiting for a writer, as a pipe in the place of a file would have it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _open_private(path: str, flags: int) -> int:

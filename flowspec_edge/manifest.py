@@ -3,6 +3,7 @@
 A bundle is a directory::
 
     manifest.json       this module
+    manifest.sha256     the manifest's own sum, as sha256sum writes it; bundles made by hand may do without
     tokenizer.json      Hugging Face tokenizers format
     embedding.npy       [vocab_size, hidden_size] float16 or float32, memory-mapped
     blocks/*.onnx       consecutive layer blocks, one file each
@@ -18,18 +19,42 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from flowspec_edge.errors import BundleError
+import msgspec
+
+from flowspec_edge.errors import BundleError, is_plain, plain_text
 
 FORMAT = "flowspec-bundle"
 FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
+SEAL_NAME = "manifest.sha256"
 MAX_NAME = 200
 """The most characters of a file's name in a bundle, directories included."""
+MAX_MANIFEST_BYTES = 16 * 2**20
+"""A model of 128 layers in five precisions has a manifest of some 200 KB."""
+MAX_FILES = 8192
+"""Files of one bundle: 1024 layers in eight precisions."""
+MAX_FILE_BYTES = 2**40
+MAX_SIZES = {
+    "num_layers": 1024,
+    "hidden_size": 2**16,
+    "intermediate_size": 2**20,
+    "num_heads": 1024,
+    "num_kv_heads": 1024,
+    "head_dim": 4096,
+    "vocab_size": 2**22,
+    "max_context": 2**24,
+}
+"""The largest geometry that is read, by field: several times what any published model has, so that a manifest from
+elsewhere cannot ask for more memory than there is.
+"""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # Inputs and outputs of a layer block and of the drafter.
@@ -237,7 +262,9 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
     def write(self, directory: Path) -> None:
+        """Write the manifest, and beside it its sum."""
         (directory / MANIFEST_NAME).write_text(self.to_json(), encoding="utf-8")
+        (directory / SEAL_NAME).write_text(f"{bundle_digest(self)}  {MANIFEST_NAME}\n", encoding="utf-8")
 
 
 def sha256_of(path: Path) -> str:
@@ -264,17 +291,39 @@ def load_manifest(directory: Path) -> Manifest:
             f"{directory}: no model bundle here ({MANIFEST_NAME} is missing); make one with flowspec-export"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is")
+        data = path.read_bytes()
+        text = data.decode()
     except (OSError, ValueError) as cause:
         raise BundleError(f"{path}: not readable as JSON ({cause}); export the bundle again") from cause
     manifest = parse_manifest(text, path)
+    _check_seal(directory, data)
     for entry in manifest.files():
         _check_size(directory, entry)
     return manifest
 
 
+def _check_seal(directory: Path, data: bytes) -> None:
+    """Compare the manifest's bytes with the sum beside it, where there is one."""
+    seal = directory / SEAL_NAME
+    try:
+        wanted = seal.read_bytes()[:64].decode("ascii", "replace")
+    except FileNotFoundError:
+        return
+    except OSError as cause:
+        raise BundleError(f"{seal}: not readable ({cause.strerror}); copy or export the bundle again") from cause
+    found = hashlib.sha256(data).hexdigest()
+    if found != wanted:
+        raise BundleError(
+            f"{directory / MANIFEST_NAME}: sha256 is {found[:12]}, {SEAL_NAME} says {plain_text(wanted[:12])}; the "
+            f"manifest is damaged: copy or export the bundle again (who changed it on purpose removes {SEAL_NAME})"
+        )
+
+
 def parse_manifest(text: str, path: Path) -> Manifest:
-    """Check the text of a manifest: format, version, fields, file names, and that the blocks cover every layer.
+    """Check the text of a manifest: format, version, fields and their types and sizes, file names, and that the blocks
+    cover every layer. Nothing in it can make a reader allocate more than the limits at the head of this module.
 
     Errors name ``path``. The files themselves need not be there.
 
@@ -283,38 +332,77 @@ def parse_manifest(text: str, path: Path) -> Manifest:
     """
     try:
         data = json.loads(text)
-    except ValueError as cause:
+    except (ValueError, RecursionError) as cause:
         raise BundleError(f"{path}: not readable as JSON ({cause}); export the bundle again") from cause
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError(f"{path}: not a {FORMAT} manifest; make one with flowspec-export")
     version = data.get("format_version")
     if isinstance(version, int) and version < FORMAT_VERSION:
         raise BundleError(
-            f"{path}: format version {version} is older than {FORMAT_VERSION}, the only one this flowspec-edge reads; "
-            "export the bundle again with flowspec-export"
+            f"{path}: format version {version!r:.40} is older than {FORMAT_VERSION}, the only one this flowspec-edge "
+            "reads; export the bundle again with flowspec-export"
         )
     if version != FORMAT_VERSION:
         raise BundleError(
-            f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest this flowspec-edge reads; "
-            "upgrade with pip install --upgrade flowspec-edge"
+            f"{path}: format version {version!r:.40} is newer than {FORMAT_VERSION}, the newest this flowspec-edge "
+            "reads; upgrade with pip install --upgrade flowspec-edge"
         )
     manifest = _from_dict(path, data)
-    _check_layers(path, manifest)
-    for entry in manifest.files():
+    files = manifest.files()
+    if len(files) > MAX_FILES:
+        raise BundleError(f"{path}: names {len(files)} files, at most {MAX_FILES} are read (MAX_FILES)")
+    for entry in files:
         _check_entry(path, entry)
+    _check_sizes(path, manifest)
+    _check_texts(path, manifest)
+    _check_layers(path, manifest)
     return manifest
 
 
-def verify_digests(directory: Path, entries: list[FileEntry]) -> None:
-    """Raise :class:`BundleError` where a file's sha256 is not what the manifest says."""
+_verified: dict[Path, tuple[tuple[int, ...], str]] = {}
+"""The sums of files that this process has read, with what the system said of each file then (``_state_of``)."""
+MAX_VERIFIED = 16384
+
+
+def verify_digests(directory: Path, entries: Sequence[FileEntry]) -> None:
+    """Raise :class:`BundleError` where a file's sha256 is not what the manifest says.
+
+    Reads the files, so it belongs on a thread. A file that this process has read before is not read again unless the
+    system says that it has changed since.
+    """
     for entry in entries:
         _check_size(directory, entry)
-        found = sha256_of(directory / entry.file)
+        path = directory / entry.file
+        try:
+            found = _known_sha256(path)
+        except OSError as cause:
+            raise BundleError(
+                f"{path}: not readable ({cause.strerror or cause}); mend that, or copy the bundle again"
+            ) from cause
         if found != entry.sha256:
             raise BundleError(
-                f"{directory / entry.file}: sha256 is {found[:12]}, the manifest says {entry.sha256[:12]}; "
-                "the file is damaged: copy or export the bundle again"
+                f"{path}: sha256 is {found[:12]}, the manifest says {entry.sha256[:12]}; the file is damaged, or was "
+                "changed since the bundle was read: copy or export the bundle again, and start anew"
             )
+
+
+def _known_sha256(path: Path) -> str:
+    path = path.resolve()
+    before = _state_of(path)
+    known = _verified.get(path)
+    if known is not None and known[0] == before:
+        return known[1]
+    found = sha256_of(path)
+    if _state_of(path) == before:  # else it was changed while it was read
+        if len(_verified) >= MAX_VERIFIED:
+            _verified.clear()
+        _verified[path] = before, found
+    return found
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def bundle_digest(manifest: Manifest) -> str:
@@ -335,15 +423,60 @@ def _from_dict(path: Path, data: dict[str, Any]) -> Manifest:
             for precision, blocks in data.get("alternatives", {}).items()
         }
         fields["quality"] = [Quality(**quality) for quality in data.get("quality", [])]
-        fields["drafter"] = _drafter_from_dict(data["drafter"]) if data["drafter"] else None
+        fields["drafter"] = None if data["drafter"] is None else _drafter_from_dict(data["drafter"])
         return Manifest(**fields)
-    except (KeyError, TypeError) as cause:
-        raise BundleError(f"{path}: field missing or unknown ({cause}); export the bundle again") from cause
+    except (KeyError, TypeError, AttributeError, ValueError) as cause:
+        raise BundleError(
+            f"{path}: field missing or unknown ({plain_text(str(cause)):.200}); export the bundle again"
+        ) from cause
 
 
 def _drafter_from_dict(data: dict[str, Any]) -> DrafterEntry:
-    parts = {name: FileEntry(**data[name]) for name in ("fuse", "top") if data.get(name)}
+    parts = {name: FileEntry(**data[name]) for name in ("fuse", "top") if data.get(name) is not None}
     return DrafterEntry(**{**data, **parts})
+
+
+def _check_sizes(path: Path, manifest: Manifest) -> None:
+    """The type of every field, and the range of those that something is made of."""
+    try:
+        msgspec.convert(dataclasses.asdict(manifest), Manifest)
+    except (msgspec.ValidationError, RecursionError) as cause:
+        raise BundleError(f"{path}: {plain_text(str(cause)):.200}; export the bundle again") from cause
+    geometry = manifest.geometry
+    heads = [(geometry.head_dim, geometry.rope_frequencies)]
+    numbers = [(name, getattr(geometry, name), limit) for name, limit in MAX_SIZES.items()]
+    if manifest.drafter is not None:
+        heads.append((manifest.drafter.head_dim, manifest.drafter.rope_frequencies))
+        names = ("num_heads", "num_kv_heads", "head_dim")
+        numbers += [(f"drafter.{name}", getattr(manifest.drafter, name), MAX_SIZES[name]) for name in names]
+    blocks = [block for blocks in (manifest.blocks, *manifest.alternatives.values()) for block in blocks]
+    numbers += [("memory_bytes", block.memory_bytes, MAX_FILE_BYTES) for block in blocks]
+    for name, value, limit in numbers:
+        if not 0 < value <= limit:
+            raise BundleError(f"{path}: {name} is {value!r:.40}; it must lie between 1 and {limit}")
+    for head_dim, frequencies in heads:
+        if head_dim % 2 or len(frequencies) != head_dim // 2 or not all(map(math.isfinite, frequencies)):
+            raise BundleError(
+                f"{path}: {len(frequencies)} rope frequencies for heads of {head_dim} values; half as many, and finite "
+                "ones, are needed: export the bundle again"
+            )
+
+
+def _check_texts(path: Path, manifest: Manifest) -> None:
+    """What is shown to users or goes into names has no character that a terminal obeys."""
+    for text in _shown_texts(manifest):
+        if not is_plain(text) or len(text) > MAX_NAME:
+            raise BundleError(
+                f"{path}: {text!r:.80} is no name: it has control characters or more than {MAX_NAME} characters"
+            )
+
+
+def _shown_texts(manifest: Manifest) -> Iterator[str]:
+    yield from (manifest.name, manifest.architecture, *manifest.precisions, *(entry.file for entry in manifest.files()))
+    yield from (text for pair in manifest.made_with.items() for text in pair)
+    yield from (text for quality in manifest.quality for text in (quality.precision, quality.text))
+    if manifest.drafter is not None:
+        yield manifest.drafter.kind
 
 
 def _check_layers(path: Path, manifest: Manifest) -> None:
@@ -371,14 +504,22 @@ def _check_entry(path: Path, entry: FileEntry) -> None:
     It may come from a peer, and file names lead to directories on this machine.
     """
     name = PurePosixPath(entry.file) if isinstance(entry.file, str) else PurePosixPath()
-    if not name.parts or name.is_absolute() or ".." in name.parts or "\0" in str(name) or len(str(name)) > MAX_NAME:
+    if (
+        not name.parts
+        or name.is_absolute()
+        or ".." in name.parts
+        or len(str(name)) > MAX_NAME
+        or not is_plain(str(name))
+    ):
         raise BundleError(
             f"{path}: names the file {entry.file!r:.80}, which lies outside the bundle or is no file name"
         )
     if not isinstance(entry.sha256, str) or not _SHA256.fullmatch(entry.sha256):
         raise BundleError(f"{path}: {entry.file} has the sha256 {entry.sha256!r:.80}, expected 64 hex digits")
-    if type(entry.num_bytes) is not int or entry.num_bytes < 1:
-        raise BundleError(f"{path}: {entry.file} has {entry.num_bytes!r:.80} bytes, expected at least 1")
+    if type(entry.num_bytes) is not int or not 1 <= entry.num_bytes <= MAX_FILE_BYTES:
+        raise BundleError(
+            f"{path}: {entry.file} has {entry.num_bytes!r:.80} bytes, expected 1 to {MAX_FILE_BYTES} (MAX_FILE_BYTES)"
+        )
 
 
 def _check_size(directory: Path, entry: FileEntry) -> None:

@@ -25,6 +25,7 @@ class FakeLink(Link):
         self._closed = asyncio.Event()
         self._end = None
         self._is_clean = False
+        self.closed_by: FlowspecError | None = None  # what the other end gave as its reason
 
     def send(self, message: wire.Message) -> None:
         if self._end is not None:
@@ -51,6 +52,7 @@ class FakeLink(Link):
     async def close(self, error: FlowspecError | None = None) -> None:
         self._end_with(error or LinkLostError(f"peer {self.peer}: the link was closed here"), is_clean=error is None)
         if self._other is not None:
+            self._other.closed_by = self._other.closed_by or error
             self._other._end_with(LinkLostError(f"peer {self._other.peer} closed the link"), is_clean=error is None)
 
     def cut(self) -> None:

@@ -1,5 +1,6 @@
 """Small private files: whole or not at all, and never readable by others."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from flowspec_edge.errors import StateError
 from flowspec_edge.files import read_private, state_directory, write_private
+from flowspec_edge.net.auth import load_key, make_key
 
 
 def test_what_was_written_is_read_and_private(state: Path) -> None:
@@ -66,3 +68,34 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", "/home/pi")
     assert str(state_directory()) == "/home/pi/.config/flowspec"
+
+
+def test_a_link_that_leads_nowhere_is_named_and_not_taken_for_a_file_that_is_not_there(state: Path) -> None:
+    (state / "cluster.key").symlink_to(state / "usb" / "cluster.key")
+    with pytest.raises(StateError, match=r"cluster.key leads to .*usb/cluster.key, which does not exist; .* rm "):
+        make_key()
+    assert (state / "cluster.key").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "loop"])
+def test_what_is_no_file_is_named_at_once(state: Path, kind: str) -> None:
+    path = state / "cluster.key"
+    if kind == "directory":
+        path.mkdir(0o700)
+    elif kind == "pipe":
+        os.mkfifo(path, 0o600)
+    else:
+        path.symlink_to(path)
+    with pytest.raises(StateError, match=r"cluster.key (is no file|cannot be read)"):
+        make_key()
+
+
+def test_a_key_that_is_no_text_or_far_too_long_is_named(state: Path) -> None:
+    write_private(state / "cluster.key", "x")
+    (state / "cluster.key").write_bytes(b"\xff\xfe")
+    with pytest.raises(StateError, match="cannot be read"):
+        load_key()
+    with (state / "cluster.key").open("wb") as file:
+        file.truncate(2**25)
+    with pytest.raises(StateError, match="33554432 bytes"):
+        load_key()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flowspec_edge.core.cluster.address import parse_address
 from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key
-from flowspec_edge.errors import ClusterKeyError, RequestError
+from flowspec_edge.errors import ClusterKeyError, RequestError, is_plain
 from flowspec_edge.files import write_private
 from flowspec_edge.net.addresses import EVERY_INTERFACE, LOOPBACK, NODE_PORT, is_loopback
 from flowspec_edge.net.auth import Credentials, derive_credentials, key_path, load_key, make_key
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from flowspec_edge.net.neighbourhood import Neighbourhood
 
 DEFAULT_CLUSTER = "flowspec"
+MAX_NAME_BYTES = 200
+"""Of a node's name or a cluster's label: mDNS carries each in 255 bytes (RFC 6763, 6.1), of which some say what it is.
+"""
 INSECURE_WARNING = (
     "--insecure: no key and no encryption. Everyone on this network can use this node, read what it is asked and what "
     "it answers, and put layers of their own into the ring. `flowspec key new` does away with that."
@@ -77,6 +80,14 @@ def open_access(host: str | None, *, is_insecure: bool, makes_key: bool = False)
     return Access(host or EVERY_INTERFACE, derive_credentials(secret), new_key=format_key(secret) if is_new else None)
 
 
+def check_name(option: str, name: str) -> None:
+    """Raise RequestError where a name cannot be announced; peers take none with control characters."""
+    if not is_plain(name) or not 0 < len(name.encode(errors="replace")) <= MAX_NAME_BYTES:
+        raise RequestError(
+            f"{option} {name!r:.80} is no name; give 1 to {MAX_NAME_BYTES} bytes without control characters"
+        )
+
+
 def neighbourhood(cluster: str, typed: Sequence[str], access: Access) -> Neighbourhood:
     """Where to look for the nodes of a cluster: at the addresses that the user ``typed`` and, on a network, at those of
     peers of earlier runs.
@@ -87,6 +98,7 @@ def neighbourhood(cluster: str, typed: Sequence[str], access: Access) -> Neighbo
     """
     from flowspec_edge.net.neighbourhood import Neighbourhood
 
+    check_name("--cluster", cluster)
     peers = []
     for text in typed:
         address = parse_address(text, NODE_PORT)

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from flowspec_edge.cli.bench import add_bench, add_trace
@@ -20,7 +21,7 @@ from flowspec_edge.cli.node import add_node
 from flowspec_edge.cli.options import Running
 from flowspec_edge.cli.plan import add_plan
 from flowspec_edge.cli.ring import add_generate, add_serve
-from flowspec_edge.errors import FlowspecError
+from flowspec_edge.errors import FlowspecError, plain_text
 from flowspec_edge.version import __version__
 
 DESCRIPTION = """\
@@ -57,7 +58,16 @@ COMMANDS = (
     add_bench,
     add_trace,
 )
+STOP_S = 10.0
+"""How long a command may take to end in order; systemd waits for 15 s (firmware_configs/systemd)."""
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class _PlainFormatter(logging.Formatter):
+    """One line per message, whatever it quotes; a traceback follows as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return plain_text(super().formatMessage(record))
 
 
 class _Parsed(argparse.Namespace):
@@ -84,13 +94,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command of these arguments, or of the command line. Returns an exit status."""
     options = build_parser().parse_args(arguments, _Parsed())
-    logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.WARNING, format="flowspec: %(message)s", stream=sys.stderr
-    )
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(_PlainFormatter("flowspec: %(message)s"))
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, handlers=[log])
     try:
         return _run(options.run(options))
     except FlowspecError as error:
-        print(f"flowspec {options.command}: {error}", file=sys.stderr)
+        print(f"flowspec {options.command}: {plain_text(str(error), keeps_breaks=True)}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output has left, as in `flowspec generate ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -101,12 +111,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Running) -> int:
-    """Run with SIGTERM treated as Ctrl-C is: the command is cancelled and cleans up."""
+    """Run until it is done, or until Ctrl-C or SIGTERM cancel it: then it cleans up, for STOP_S at most.
+
+    Whoever asks a second time does not want to wait: the process ends at once.
+    """
 
     async def guarded() -> int:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+        def stop() -> None:
+            if timer.is_alive():
+                _end_at_once()
+            timer.start()
+            task.cancel()
+
+        timer = threading.Timer(STOP_S, _end_at_once)
+        timer.daemon = True
+        heeded = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
+            heeded.remove(signal.SIGINT)
+        for number in heeded:
+            asyncio.get_running_loop().add_signal_handler(number, stop)
         return await command
 
     return asyncio.run(guarded())
+
+
+def _end_at_once() -> None:
+    """Threads may be in the middle of a forward, or of reading gigabytes; nothing that is kept depends on their end."""
+    print("\nflowspec: ended at once", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from flowspec_edge.cli.options import (
     add_network,
     set_command,
 )
+from flowspec_edge.cli.service_manager import ServiceManager
 from flowspec_edge.node.board import board_report, describe_board, use_board
 from flowspec_edge.tasks import until_interrupted
 
@@ -71,12 +73,12 @@ async def _node(options: NodeCommand) -> int:
     display.port = node.port
     node.on_fetch = FetchDisplay().show_own
     try:
-        _print_start(node, profile, facts, is_json=options.json)
-        if options.until_stdin_closes:
-            await asyncio.get_running_loop().connect_read_pipe(_UntilEnd, sys.stdin)
-            await _UntilEnd.ended.wait()
-        else:
-            await until_interrupted()
+        async with ServiceManager().serving(f"{settings.name} serves on port {node.port}"):
+            _print_start(node, profile, facts, is_json=options.json)
+            if options.until_stdin_closes:
+                await _until_stdin_closes()
+            else:
+                await until_interrupted()
     finally:
         await node.close()
     return 0
@@ -116,8 +118,18 @@ def _print_start(node: Node, profile: BoardSettings, facts: BoardFacts, *, is_js
     )
 
 
-class _UntilEnd(asyncio.Protocol):
+async def _until_stdin_closes() -> None:
+    """Wait for that, or for Ctrl-C or SIGTERM."""
     ended = asyncio.Event()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: _UntilEnd(ended), sys.stdin)
+    with contextlib.suppress(asyncio.CancelledError):
+        await ended.wait()
+    transport.close()
+
+
+class _UntilEnd(asyncio.Protocol):
+    def __init__(self, ended: asyncio.Event) -> None:
+        self._ended = ended
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.ended.set()
+        self._ended.set()

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flowspec_edge.cli.access import Access
+from flowspec_edge.cli.access import Access, check_name
 from flowspec_edge.cli.options import (
     BundleArguments,
     CacheArguments,
@@ -89,6 +89,8 @@ def serving_settings(
     from flowspec_edge.node.resources import NodeSettings, unique_name
 
     where = neighbourhood_from(options, access)
+    if options.name is not None:
+        check_name("--name", options.name)
     return NodeSettings(
         name=options.name or unique_name(),
         cluster=options.cluster,

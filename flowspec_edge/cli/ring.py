@@ -31,6 +31,7 @@ from flowspec_edge.cli.options import (
     set_command,
 )
 from flowspec_edge.cli.plan import RingArguments, add_ring_options, ring_plan_options
+from flowspec_edge.cli.service_manager import ServiceManager
 from flowspec_edge.node.board import use_board
 from flowspec_edge.tasks import until_interrupted
 from flowspec_edge.version import __version__
@@ -185,7 +186,8 @@ async def _serve_api(service: GenerationService, api: ApiAccess, port: int, node
             f"node {node.settings.name}, cluster {node.settings.cluster}. Ctrl-C ends it.",
             flush=True,
         )
-        await until_interrupted()
+        async with ServiceManager().serving(f"{service.model} on port {app.port}"):
+            await until_interrupted()
     finally:
         await app.close()
 

@@ -22,6 +22,8 @@ from flowspec_edge.net.neighbourhood import Neighbourhood
 from flowspec_edge.node.resources import unique_name
 from flowspec_edge.version import __version__
 
+MAX_SHOWN = 12
+"""Nodes that are usable, and nodes that are not, of which lines are printed. More do not fit on a screen."""
 NEIGHBOURS = Path("/proc/net/arp")
 _COMPLETE = 0x2  # ATF_COM in linux/if_arp.h: the card has answered
 
@@ -84,17 +86,22 @@ def _report(where: Neighbourhood, mdns_error: str | None, findings: list[Finding
 
 
 def print_findings(where: Neighbourhood, mdns_error: str | None, findings: list[Finding]) -> None:
-    """A line per node, and below it what is wrong and what mends it."""
+    """A line per node, and below it what is wrong and what mends it; of long lists the beginning."""
     key = f"key {where.fingerprint}" if where.fingerprint else f"no cluster key ({key_path()})"
     addresses = ", ".join(sorted(local_networks())) or "no network address"
     print(f"this board: {socket.gethostname()}, {addresses}; cluster {where.cluster}, {key}")
     if mdns_error is not None:
         print(f"  mDNS: {mdns_error}")
-    for finding in findings:
-        sources = " and ".join(finding.heard_by)
-        print(f"\n{finding.node or '(unknown)'} at {finding.address}, by {sources}: {finding.reason}")
-        if finding.remedy:
-            print(f"  why:  {finding.detail}\n  mend: {finding.remedy}")
+    for is_usable in (True, False):
+        alike = [finding for finding in findings if finding.is_usable is is_usable]
+        for finding in alike[:MAX_SHOWN]:
+            sources = " and ".join(finding.heard_by)
+            print(f"\n{finding.node or '(unknown)'} at {finding.address}, by {sources}: {finding.reason}")
+            if finding.remedy:
+                print(f"  why:  {finding.detail}\n  mend: {finding.remedy}")
+        if len(alike) > MAX_SHOWN:
+            what = "can be used" if is_usable else "cannot be used"
+            print(f"\n... and {len(alike) - MAX_SHOWN} more that {what} (flowspec doctor --json has all)")
     if not findings:
         print(
             "\nNo other node was heard of. Either none runs (flowspec key show prints the line for the other boards), "

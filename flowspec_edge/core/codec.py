@@ -15,13 +15,23 @@ from msgspec import Meta
 
 from flowspec_edge.core.limits import MAX_CHUNK_ROWS, MAX_PASSAGES
 from flowspec_edge.core.rows import Chunk, Count, Floats, Passage, Row
-from flowspec_edge.core.wire import ROW_BYTES, ChunkMessage, Message, Plain, PlainMessage, TappedRows
-from flowspec_edge.errors import ProtocolError
+from flowspec_edge.core.wire import (
+    ROW_BYTES,
+    ChunkMessage,
+    Message,
+    Plain,
+    PlainMessage,
+    StageFailure,
+    TappedRows,
+)
+from flowspec_edge.errors import ProtocolError, plain_text
 
 MAX_HEADER_BYTES = 65536
 """A chunk of 512 rows has a header of about 8 KB; nothing else comes near."""
 MAX_TAIL_BYTES = 16 * 2**20
 """512 rows of 8192 float32: the largest chunk of the widest model we know."""
+MAX_QUOTED = 200
+"""Characters of an error that quotes a message."""
 _U32 = np.dtype("<u4")
 _F32 = np.dtype("<f4")
 
@@ -94,6 +104,8 @@ def encode(message: Message) -> tuple[bytes, memoryview | None]:
         case TappedRows(session, layer, ids, hidden):
             tapped_header = _TappedHeader(session, layer, np.array(ids, _U32).tobytes(), hidden.shape[1])
             return _encoder.encode(tapped_header), _tail_of(hidden)
+        case StageFailure():
+            return _encoder.encode(message.plain), None
     return _encoder.encode(message), None
 
 
@@ -116,7 +128,7 @@ def decode(data: bytes, tail: bytes | bytearray | memoryview | None = None) -> M
     """
     header = _read_header(data)
     if not isinstance(header, _ChunkHeader | _TappedHeader):
-        return header
+        return header.plain if isinstance(header, StageFailure) else header
     found = 0 if tail is None else len(tail)
     if found != _num_tail_bytes(header):
         raise ProtocolError(f"{header.num_rows} rows of {header.width} floats with a tail of {found} bytes")
@@ -133,7 +145,8 @@ def _read_header(data: bytes) -> _Header:
     try:
         return _decoder.decode(data)
     except (msgspec.DecodeError, RecursionError) as cause:
-        raise ProtocolError(f"{_name_of(data)}: {cause}; does the peer run another version?") from cause
+        said = plain_text(str(cause)[:MAX_QUOTED])  # it quotes what the peer has sent
+        raise ProtocolError(f"{_name_of(data)}: {said}; does the peer run another version?") from cause
 
 
 def _name_of(data: bytes) -> str:
@@ -142,7 +155,7 @@ def _name_of(data: bytes) -> str:
         name = msgspec.msgpack.decode(data)[0]
     except (msgspec.DecodeError, RecursionError, LookupError, TypeError):
         return "not a message"
-    return name if isinstance(name, str) and name.isidentifier() else "not a message"
+    return name if isinstance(name, str) and len(name) < 40 and name.isidentifier() else "not a message"
 
 
 def _num_tail_bytes(header: _Header) -> int:

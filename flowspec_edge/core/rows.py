@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from flowspec_edge.core.limits import MAX_CHUNK_ROWS, MAX_COUNT, MAX_PASSAGE_S
+from flowspec_edge.errors import ProtocolError
 
 Floats = NDArray[np.float32]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
@@ -86,3 +87,9 @@ class SessionSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     cancels: bool = True
     is_tapped: bool = False
     num_prompt: Count = 0
+
+
+def check_width(hidden: Floats, hidden_size: int) -> None:
+    """Raise ProtocolError where hidden rows have not ``hidden_size`` values; with 0 that is not known, and all pass."""
+    if hidden_size and hidden.shape[1] != hidden_size:
+        raise ProtocolError(f"hidden rows of {hidden.shape[1]} values came where the model has {hidden_size}")

@@ -11,6 +11,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from flowspec_edge.core.rows import Chunk, Count, Floats, SessionSpec
+from flowspec_edge.errors import UNPRINTABLE, plain_text
 
 PROTOCOL_VERSION = 7
 
@@ -23,7 +24,21 @@ ROW_BYTES = 12
 
 CONTROL, DATA = "control", "data"
 
-Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+MAX_BUNDLES = 512
+"""Bundles that one node may have; their digests fill half a message."""
+MAX_SOURCES = 64
+"""Nodes that may be named as sources of weights: four times the largest ring, and 64 names of 60 bytes fit into a
+message."""
+
+Text = Annotated[str, Meta(max_length=MAX_TEXT, pattern=rf"\A[^{UNPRINTABLE}]*\Z")]
+"""A name or the like: it has no character that a terminal obeys, and a peer that sends one breaks the rules."""
+Sentence = Annotated[str, Meta(max_length=MAX_TEXT)]
+"""The text of an error, which may quote anything; ``core/codec.py`` escapes it both ways."""
+Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+"""A sha256 in hex. It may become a name on a disk."""
+Host = Annotated[str, Meta(max_length=255, pattern=rf"\A[^{UNPRINTABLE}\s/\\@?#\[\]]*\Z")]
+"""A host's name or address. It becomes part of a URL."""
+Port = Annotated[int, Meta(ge=0, lt=2**16)]
 
 
 class PlainMessage(Struct, frozen=True, tag=True, array_like=True, forbid_unknown_fields=True):
@@ -48,7 +63,7 @@ class Welcome(PlainMessage, frozen=True):
     node: Text
     version: Text
     free_memory_bytes: Count
-    bundles: list[Text]
+    bundles: Annotated[list[Digest], Meta(max_length=MAX_BUNDLES)]
     can_fetch: bool = False
 
 
@@ -73,13 +88,13 @@ class OpenStage(PlainMessage, frozen=True):
 
     ring: Text
     hop: Count
-    bundle: Text
+    bundle: Digest
     start: Count
     stop: Count
     next_node: Text
-    next_host: Text
-    next_port: Count
-    sources: list[Text] = []
+    next_host: Host
+    next_port: Port
+    sources: Annotated[list[Text], Meta(max_length=MAX_SOURCES)] = []
     precision: Text = ""
 
 
@@ -136,7 +151,12 @@ class CloseSession(PlainMessage, frozen=True):
 class StageFailure(PlainMessage, frozen=True):
     """Node to origin: this stage cannot go on; ``reason`` is a sentence for the user."""
 
-    reason: Text
+    reason: Sentence
+
+    @property
+    def plain(self) -> StageFailure:
+        """The same with a reason that can be shown, and is no longer than a message may be."""
+        return StageFailure(plain_text(self.reason)[:MAX_TEXT])
 
 
 class MeasureLayers(PlainMessage, frozen=True):
@@ -144,7 +164,7 @@ class MeasureLayers(PlainMessage, frozen=True):
     choose, or in each precision that it can run.
     """
 
-    bundle: Text
+    bundle: Digest
     is_any_precision: bool = False
 
 
@@ -163,8 +183,8 @@ class MeasureLink(PlainMessage, frozen=True):
     """Origin to node, before a plan: how long does a message take from there to that peer?"""
 
     node: Text
-    host: Text
-    port: Count
+    host: Host
+    port: Port
 
 
 class LinkMeasured(PlainMessage, frozen=True):

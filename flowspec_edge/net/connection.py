@@ -12,6 +12,7 @@ error that ``receive`` and ``send`` raise from then on. Reconnecting lives outsi
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections import deque
 from typing import Any
@@ -21,8 +22,9 @@ import numpy as np
 from aiohttp import WSMsgType, web
 
 from flowspec_edge.core import codec, wire
-from flowspec_edge.errors import FlowspecError, LinkLostError, OtherVersionError, ProtocolError
+from flowspec_edge.errors import FlowspecError, LinkLostError, OtherVersionError, ProtocolError, plain_text
 from flowspec_edge.net.close_codes import CloseCode, close_code_of
+from flowspec_edge.net.held_bytes import ALL_LINKS
 
 FRAGMENT_BYTES = 65536
 """Largest piece of a tail. 600 KB in one message took 1066 us on loopback, in pieces of 64-128 KB 280 us (x86, 2
@@ -41,6 +43,8 @@ SEND_QUEUE_MESSAGES = {wire.CONTROL: 1024, wire.DATA: 64}
 keep a data link at one or two chunks."""
 RECEIVE_QUEUE_MESSAGES = {wire.CONTROL: 1024, wire.DATA: 8}
 """Beyond this the link stops reading, so that a peer that sends too much is held back by TCP."""
+RECEIVE_QUEUE_BYTES = 32 * 2**20
+"""The same in bytes: two chunks of the largest kind."""
 CLOSE_S = 0.8
 """For the last messages and the peer's goodbye; after a cut nothing comes, and the transport is aborted."""
 ABORT_S = 0.2
@@ -48,6 +52,7 @@ ABORT_S = 0.2
 MAX_REASON_BYTES = 120
 """A WebSocket close frame holds 123 bytes of text (RFC 6455, 5.5)."""
 
+_log = logging.getLogger(__name__)
 _WebSocket = aiohttp.ClientWebSocketResponse | web.WebSocketResponse
 
 
@@ -70,7 +75,8 @@ class Link:
         self._transport = transport
         self._session = session
         self._outgoing: deque[tuple[bytes, memoryview | None]] = deque()
-        self._incoming: deque[wire.Message] = deque()
+        self._incoming: deque[tuple[wire.Message, int]] = deque()  # with the bytes that each was
+        self._num_queued_bytes = 0
         self._to_send, self._arrived, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._next_number = 0
         self._end: FlowspecError | None = None
@@ -132,7 +138,10 @@ class Link:
             self._arrived.clear()
             await self._arrived.wait()
         self._room.set()
-        return self._incoming.popleft()
+        message, num_bytes = self._incoming.popleft()
+        self._num_queued_bytes -= num_bytes
+        ALL_LINKS.release(self, num_bytes)
+        return message
 
     def __aiter__(self) -> Link:
         return self
@@ -159,6 +168,17 @@ class Link:
     async def wait_closed(self) -> None:
         """Until the link has ended, here or there."""
         await asyncio.wait({self._reader})
+
+    def give_way(self, num_bytes: int, limit_bytes: int) -> None:
+        """End, since all links together hold too much and this one has stood still the longest; see ``HeldBytes``."""
+        self._incoming.clear()
+        self._num_queued_bytes = 0
+        self._start_closing(
+            ProtocolError(
+                f"peer {self.peer}: {num_bytes} bytes of its messages stood here unfinished or untaken, while all "
+                f"links together may hold {limit_bytes} (MAX_HELD_BYTES)"
+            )
+        )
 
     @property
     def local_host(self) -> str:
@@ -220,8 +240,20 @@ class Link:
                 await self._websocket.send_frame(self._goodbye, WSMsgType.CLOSE)
         except (OSError, aiohttp.ClientError) as cause:
             self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link broke ({cause})"))
+        except Exception as cause:  # a bug; a link that nobody writes to must not stay open
+            _log.exception("peer %s: its link cannot be written to", self.peer)
+            self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link broke ({_described(cause)})"))
 
     async def _read(self) -> None:
+        try:
+            await self._read_messages()
+        except Exception as cause:  # whatever was sent: a link that nobody reads must not stay open
+            _log.exception("peer %s: what it has sent cannot be read", self.peer)
+            self._start_closing(ProtocolError(f"peer {self.peer}: its message cannot be read ({_described(cause)})"))
+        finally:
+            ALL_LINKS.drop(self)
+
+    async def _read_messages(self) -> None:
         header: bytes | None = None
         tail, filled = np.empty(0, np.uint8), 0
         while (frame := await self._next_frame()) is not None:
@@ -238,10 +270,12 @@ class Link:
                 else:
                     tail[filled : filled + len(frame)] = np.frombuffer(frame, np.uint8)
                     filled += len(frame)
-                if filled == len(tail):
+                ALL_LINKS.add(self, len(frame))
+                if filled == len(tail) and self._end is None:
                     message = self._checked(codec.decode(header, tail.data if len(tail) else None))
-                    header = None
-                    await self._deliver(message)
+                    num_bytes = len(header) + filled
+                    header, tail, filled = None, np.empty(0, np.uint8), 0
+                    await self._deliver(message, num_bytes)
             except ProtocolError as cause:
                 self._start_closing(ProtocolError(f"peer {self.peer}: {cause}"))
 
@@ -255,7 +289,7 @@ class Link:
             return b""
         if message.type is WSMsgType.CLOSE:
             self._is_clean = self._is_clean or (self._end is None and message.data == CloseCode.DONE)
-            text = f"peer {self.peer} closed the link" + (f": {message.extra}" if message.extra else "")
+            text = f"peer {self.peer} closed the link" + (f": {plain_text(message.extra)}" if message.extra else "")
             self._lose(OtherVersionError(text) if message.data == CloseCode.OTHER_VERSION else LinkLostError(text))
             return None
         cause = message.data if message.type is WSMsgType.ERROR else self._websocket.exception()
@@ -276,12 +310,23 @@ class Link:
             self._next_number += 1
         return message
 
-    async def _deliver(self, message: wire.Message) -> None:
-        while len(self._incoming) >= RECEIVE_QUEUE_MESSAGES[self.purpose] and self._end is None:
+    async def _deliver(self, message: wire.Message, num_bytes: int) -> None:
+        while self._is_full and self._end is None:
             self._room.clear()
             await self._room.wait()
-        self._incoming.append(message)
+        self._incoming.append((message, num_bytes))
+        self._num_queued_bytes += num_bytes
         self._arrived.set()
+
+    @property
+    def _is_full(self) -> bool:
+        limit = RECEIVE_QUEUE_MESSAGES[self.purpose]
+        return len(self._incoming) >= limit or self._num_queued_bytes >= RECEIVE_QUEUE_BYTES
+
+
+def _described(cause: Exception) -> str:
+    """An error that nobody foresaw, for a text that the peer may get."""
+    return plain_text(f"{type(cause).__name__}: {cause}"[:MAX_REASON_BYTES])
 
 
 def _aligned_buffer(num_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -34,6 +34,8 @@ from flowspec_edge.net.neighbourhood import Neighbourhood, remember_peers, remem
 
 WATCH_S = 5.0
 """How often to check whether this machine's addresses have changed, as when Wi-Fi comes late."""
+MAX_WAITING_EVENTS = 1024
+"""Hints from outside that may wait for their turn. Further ones are ignored, and come again."""
 
 _KINDS = {
     errno.ECONNREFUSED: ms.REFUSED,
@@ -142,7 +144,10 @@ class Directory:
         return self.found
 
     def tell(self, event: ms.MembershipEvent) -> None:
-        self._events.put_nowait(event)
+        """Take an event in. Of hints, which anyone may send, no more wait than MAX_WAITING_EVENTS."""
+        is_hint = isinstance(event, ms.RecordHeard | ms.RecordGone | ms.AddressLearned)
+        if not is_hint or self._events.qsize() < MAX_WAITING_EVENTS:
+            self._events.put_nowait(event)
 
     def doubt(self, node: str) -> None:
         """A link to this node was lost: greet it now, wherever it was found."""

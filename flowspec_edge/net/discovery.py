@@ -18,7 +18,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.membership import RecordGone, RecordHeard
-from flowspec_edge.errors import NodeUnavailableError
+from flowspec_edge.errors import NodeUnavailableError, is_plain
 from flowspec_edge.net.addresses import LOOPBACK, addresses_to_announce, is_loopback
 
 SERVICE_TYPE = "_flowspec._tcp.local."
@@ -28,6 +28,10 @@ MAX_ASKING = 64
 """How many records are asked for at a time. Further names are ignored until they are heard again."""
 MAX_LABEL_BYTES = 55
 """The longest name of a node in a record's name. DNS allows 63 bytes, and a suffix that makes it unique follows."""
+
+MAX_RECORD_ADDRESSES = 16
+"""Addresses that are taken of one record: a board has a few, and whoever forges more must not fill the memory of all.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +139,7 @@ class Browser:
             return
         record = _record_from(info)
         if record is None:
-            _log.debug("mDNS record %s is not a node's", name)
+            _log.debug("mDNS record %r is not a node's", name)
         else:
             self._tell(record)
 
@@ -153,12 +157,18 @@ def _open_zeroconf(*, is_local: bool) -> AsyncZeroconf:
 
 
 def _record_from(info: AsyncServiceInfo) -> RecordHeard | None:
-    """The contents of a record; None where it is not a node's."""
+    """The contents of a record; None where it is not a node's.
+
+    Anyone may announce anything, and what is taken here is shown: names of nodes have no characters that a terminal
+    obeys.
+    """
     try:
         texts = {key.decode(): (value or b"").decode() for key, value in info.properties.items()}
     except UnicodeDecodeError:
         return None
-    hosts = info.parsed_addresses(IPVersion.V4Only)
+    if not all(is_plain(texts.get(key, "")) for key in ("node", "cluster", "key", "version")):
+        return None
+    hosts = info.parsed_addresses(IPVersion.V4Only)[:MAX_RECORD_ADDRESSES]
     if not (hosts and info.port and texts.get("node") and "cluster" in texts):
         return None
     return RecordHeard(

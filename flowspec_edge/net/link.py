@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import aiohttp
 from aiohttp import web
 
 from flowspec_edge.core import wire
+from flowspec_edge.core.cluster.address import is_host
 from flowspec_edge.errors import (
     FlowspecError,
     LinkLostError,
@@ -19,6 +21,7 @@ from flowspec_edge.errors import (
     OtherKeyError,
     OtherVersionError,
     ProtocolError,
+    plain_text,
 )
 from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.net.auth import Credentials
@@ -66,6 +69,7 @@ async def open_link(
         NodeUnavailableError: nothing answers in time, the peer refuses, or it is not ``node``.
     """
     peer, address = node or "(not yet known)", f"{host}:{port}"
+    _check_address(peer, host, port)
     session = aiohttp.ClientSession()
     link: Link | None = None
     try:
@@ -88,19 +92,36 @@ async def open_link(
         raise
 
 
+def _check_address(peer: str, host: str, port: int) -> None:
+    if not is_host(host) or not 0 < port < 2**16:
+        raise NodeUnavailableError(f"peer {peer} cannot be reached: {f'{host}:{port}'!r:.80} is no address")
+
+
 def _named(cause: BaseException, who: str, port: int, timeouts: LinkTimeouts) -> NodeUnavailableError | None:
     """Why a link was not opened, where it was the peer or the network."""
     if isinstance(cause, OtherVersionError):
         return OtherVersionError(f"{who} refused the link: {cause}")
     if isinstance(cause, LinkLostError | ProtocolError):
         return NodeUnavailableError(f"{who} refused the link: {cause}")
-    if isinstance(cause, OSError | aiohttp.ClientError):  # OSError includes TimeoutError
-        why = f"no answer within {timeouts.connect_s:g} s" if isinstance(cause, TimeoutError) else str(cause)
+    if isinstance(
+        cause, OSError | aiohttp.ClientError | ValueError
+    ):  # ValueError: no URL; OSError includes TimeoutError
+        why = f"no answer within {timeouts.connect_s:g} s" if isinstance(cause, TimeoutError) else _said(cause)
         return NodeUnavailableError(
             f"{who} cannot be reached ({why}); check that `flowspec node` runs there "
             f"and that no firewall blocks port {port}"
         )
     return None
+
+
+def _said(cause: Exception) -> str:
+    """What the system said, in one line. Texts of aiohttp and asyncio have their own objects in them."""
+    behind = cause.os_error if isinstance(cause, aiohttp.ClientConnectorError) else cause
+    if isinstance(behind, aiohttp.WSServerHandshakeError):
+        return f"it answers {behind.status}, as no node does"
+    if isinstance(behind, OSError) and behind.errno is not None and behind.errno > 0:
+        return os.strerror(behind.errno)
+    return plain_text(getattr(behind, "strerror", None) or str(behind) or type(behind).__name__)
 
 
 def _key_mismatch(cause: BaseException | None) -> str | None:
@@ -241,6 +262,11 @@ class LinkServer:
             await link.close(cause)
         except FlowspecError as cause:
             _log.info("%s", cause)
+        except Exception as cause:  # a bug; the peer is to hear of it, and others go on
+            _log.exception("peer %s: its link has failed", link.peer)
+            await link.close(
+                ProtocolError(f"the node at the other end failed ({type(cause).__name__}), which is a bug")
+            )
         finally:
             await link.close()
             self._links.discard(link)

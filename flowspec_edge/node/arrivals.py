@@ -16,6 +16,9 @@ from flowspec_edge.net.connection import Link
 DATA_LINK_S = 120.0
 """How long a data link and whoever takes it wait for each other: the slower of the two may be reading gigabytes."""
 
+MAX_UNCLAIMED = 64
+"""Data links that may wait for somebody to take them. A node serves a few rings at a time, with one link each."""
+
 
 class Arrivals:
     """The incoming data links of one node. Both sides wait ``limit_s`` for each other."""
@@ -61,9 +64,16 @@ class Arrivals:
         """Hand a link over to whoever waits for it, or will; until the link has ended.
 
         Raises:
-            ProtocolError: there is one of that name already, or nobody takes it.
+            ProtocolError: there is one of that name already, nobody takes it, or too many wait already.
         """
         name = link.hello.ring
+        if name not in self._links and name not in self._expected:
+            waiting = sum(arrival.done() for arrival in self._links.values())
+            if waiting >= MAX_UNCLAIMED:
+                raise ProtocolError(
+                    f"peer {link.peer}: {waiting} data links wait here for somebody to take them, the limit "
+                    "(MAX_UNCLAIMED)"
+                )
         arrival = self._arrival(name)
         if arrival.done():
             raise ProtocolError(f"peer {link.peer}: a second data link {name}")

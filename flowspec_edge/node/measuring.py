@@ -76,6 +76,9 @@ class Measuring:
                 if not control.is_open:
                     raise
                 control.send(wire.StageFailure(str(cause)))
+            except Exception as cause:  # a bug; whoever plans is not to wait for what will not come
+                _log.exception("%s of peer %s cannot be answered", type(message).__name__, control.peer)
+                control.send(wire.StageFailure(f"failed, which is a bug in flowspec-edge ({type(cause).__name__})"))
         return None
 
     async def _layers(self, digest: str, *, is_any_precision: bool) -> wire.LayersMeasured:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
@@ -63,6 +64,7 @@ class StageHost:
         self._cancelled = threading.Event()  # of the newest forward; each has its own
         self._num_sent = 0
         self._working: asyncio.Task[None] | None = None
+        self._offence: tuple[Link, ProtocolError] | None = None  # who broke the rules, where that ended the stage
 
     async def __aenter__(self) -> Self:
         self._working = asyncio.create_task(self._work(), name=f"stage behind {self._behind.peer}")
@@ -90,10 +92,29 @@ class StageHost:
         assert self._working is not None, "a stage works inside its context"
         await asyncio.shield(self._working)
 
+    async def refuse_offender(self) -> None:
+        """Close the link of the peer that broke the rules, if one did, and tell it why. The origin is told before."""
+        if self._offence is not None:
+            link, error = self._offence
+            await link.close(error)
+
     async def _work(self) -> None:
         await run_until_first_ends(
-            self._read_control(), self._read_chunks(), self._read_credits(), self._run_forwards()
+            self._blaming(self._control, self._read_control()),
+            self._blaming(self._behind, self._read_chunks()),
+            self._blaming(self._ahead, self._read_credits()),
+            self._run_forwards(),
         )
+
+    async def _blaming(self, link: Link, reading: Coroutine[Any, Any, None]) -> None:
+        """Read a link; what breaks the rules is its peer's fault."""
+        try:
+            await reading
+        except ProtocolError as cause:
+            named = f"peer {link.peer}"
+            error = cause if str(cause).startswith(named) else ProtocolError(f"{named}: {cause}")
+            self._offence = self._offence or (link, error)
+            raise error from cause
 
     async def _read_control(self) -> None:
         async for message in self._control:

@@ -23,7 +23,7 @@ from flowspec_edge.core.planning.placement import stage_memory_bytes
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.core.weights.fetching import Source
 from flowspec_edge.engine.stage_runner import StageRunner
-from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError
+from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.files import open_record, records_text
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.link import open_link
@@ -71,6 +71,14 @@ class StageOpener:
                 except FlowspecError as cause:
                     await _report(control, cause)
                     raise
+                except Exception as cause:  # a bug; the origin is not to wait for what will not come
+                    _log.exception("the stage of layers [%d, %d) has failed", request.start, request.stop)
+                    failure = StageFailedError(
+                        f"failed, which is a bug in flowspec-edge ({type(cause).__name__}: {str(cause)[:500]}); the "
+                        f"log of {self.settings.name} has the details"
+                    )
+                    await _report(control, failure)
+                    raise failure from cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,13 @@ class _Opening:
         ahead = await self._connect_ahead()
         self.control.send(wire.StageOpened(request.ring, stage.memory_bytes, load_ms, fetched_bytes))
         behind = await self._take_behind()
-        itself = {"is_last": request.stop == manifest.geometry.num_layers}
+        geometry = manifest.geometry
+        itself: dict[str, Any] = {
+            "is_last": request.stop == geometry.num_layers,
+            "embeds": request.start == 0,
+            "vocab_size": geometry.vocab_size,
+            "hidden_size": geometry.hidden_size,
+        }
         host = StageHost(
             Stage(**itself),
             Journal("stage", itself, open_record("stage"), has_text=records_text()),
@@ -100,9 +114,10 @@ class _Opening:
             StageLinks(self.control, behind, ahead),
             board,
             self.executor,
-            max_capacity=manifest.geometry.max_context + TREE_MARGIN,
+            max_capacity=geometry.max_context + TREE_MARGIN,
             recorder=recorder,
         )
+        self.held.push_async_callback(host.refuse_offender)
         async with host:
             await host.wait_ended()
 
@@ -231,7 +246,7 @@ async def stage_in_use(
 
 async def _report(control: Link, cause: FlowspecError) -> None:
     """Tell the origin, and give it time to end the ring: data links that close first put the blame on this node."""
-    _log.info("%s", cause)
+    _log.log(logging.WARNING if isinstance(cause, ProtocolError) else logging.INFO, "%s", cause)
     if control.is_open:
         control.send(wire.StageFailure(str(cause)))
         with contextlib.suppress(TimeoutError):

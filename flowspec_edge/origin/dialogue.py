@@ -31,8 +31,6 @@ STAGE_OPEN_S = 300.0
 """How long a stage may take to load its layers: 8 GB from an SD card at 40 MB/s takes 200 s."""
 OPENING = LinkTimeouts(connect_s=1.5)
 """Whoever opens a ring has texts that wait; a node that takes longer than this to say Welcome is left out."""
-MAX_SOURCES = 64
-"""Nodes to name as sources of weights: four times the largest ring, and 64 names of 60 bytes fit into a message."""
 
 OnFetch = Callable[[StagePlan, int, int], None]
 """Told, while rings open, of a stage's weights how many bytes came and how many were missing."""
@@ -130,7 +128,7 @@ def stage_requests(
             own,
             *(Source(peer.node, peer.host, peer.port) for peer in addresses.values() if peer.node != plan.node),
         ]
-        texts = [source.to_text() for source in sources[:MAX_SOURCES]]
+        texts = [source.to_text() for source in sources[: wire.MAX_SOURCES]]
         layers = (bundle.digest, plan.start, plan.stop)
         requests.append(wire.OpenStage(ring, hop, *layers, ahead.node, ahead.host, ahead.port, texts, plan.precision))
     return requests

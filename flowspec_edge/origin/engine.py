@@ -11,13 +11,21 @@ from flowspec_edge.engine.drafters.drafter import Drafter
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.tokenizer import Tokenizer
+from flowspec_edge.manifest import FileEntry, Manifest, verify_digests
 
 
 class OriginEngine:
-    """Head, drafter and tokenizer of a bundle. ``drafter`` is None where the bundle has no draft head."""
+    """Head, drafter and tokenizer of a bundle. ``drafter`` is None where the bundle has no draft head.
+
+    It is made on a thread: files are read and checked, and graphs loaded.
+
+    Raises:
+        BundleError: a file is damaged, or is no graph or tokenizer.
+    """
 
     def __init__(self, bundle: Bundle, num_threads: int, shape: DraftShape) -> None:
         directory, manifest = bundle.directory, bundle.manifest
+        verify_digests(directory, origin_files(manifest))
         self.tokenizer = Tokenizer(directory / manifest.tokenizer.file)
         self.head = Head(directory, manifest, num_threads=num_threads)
         self.drafter: Drafter | None = None
@@ -29,6 +37,12 @@ class OriginEngine:
             return ev.HeadFinished(self.head.logits(job.hidden))
         assert self.drafter is not None, "the core drafts only where there is a drafter"
         return self.drafter.run(job)
+
+
+def origin_files(manifest: Manifest) -> list[FileEntry]:
+    """The files of a bundle that the origin computes with. Drafters embed tokens themselves."""
+    files = [manifest.tokenizer, manifest.head]
+    return files if manifest.drafter is None else [*files, manifest.embedding, *manifest.drafter.files()]
 
 
 LoadEngine = Callable[[Bundle, int, DraftShape], OriginEngine]

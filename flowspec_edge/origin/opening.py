@@ -230,7 +230,9 @@ def _core_of(bundle: Bundle, num_stages: int, *, has_drafter: bool) -> tuple[Ori
     geometry = manifest.geometry
     itself: dict[str, Any] = {
         "num_stages": num_stages,
-        "limits": TargetLimits(geometry.max_context, geometry.vocab_size, frozenset(manifest.eos_token_ids)),
+        "limits": TargetLimits(
+            geometry.max_context, geometry.vocab_size, frozenset(manifest.eos_token_ids), geometry.hidden_size
+        ),
         "has_drafter": has_drafter,
         "taps": tuple(manifest.drafter.taps) if manifest.drafter is not None else (),
     }

@@ -94,6 +94,8 @@ class _Api:
             prompt, options, is_streamed = self._parse(await _read_json(request))
         except RequestError as cause:
             return _refuse(400, str(cause))
+        except RecursionError:
+            return _refuse(400, "the request's body is nested too deeply")
         answer = _Answer(self._generator.model)
         try:
             async with contextlib.aclosing(self._generator.generate(prompt, options)) as pieces:
@@ -111,12 +113,13 @@ class _Api:
             raise RequestError("the request's body is not a JSON object")
         model = body.get("model")
         if model is not None and model != self._generator.model:
-            raise RequestError(f"model {model!r} is not served here; this is {self._generator.model}")
+            raise RequestError(f"model {model!r:.80} is not served here; this is {self._generator.model}")
         if body.get("n", 1) != 1:
-            raise RequestError(f"n is {body['n']!r}; one answer per request is given")
+            raise RequestError(f"n is {body['n']!r:.80}; one answer per request is given")
         stop = _field(body, "stop", (str, list), [])
         stops = [stop] if isinstance(stop, str) else stop
-        if len(stops) > MAX_STOPS or not all(isinstance(text, str) and text for text in stops):
+        stops = [_field({"stop": text}, "stop", (str,), "") for text in stops[: MAX_STOPS + 1]]
+        if len(stops) > MAX_STOPS or not all(stops):
             raise RequestError(f"stop must be a text or a list of at most {MAX_STOPS} texts, none of them empty")
         options = GenerateOptions(
             max_new_tokens=_field(body, "max_tokens", (int,), 128),
@@ -207,8 +210,8 @@ async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
 async def _read_json(request: web.Request) -> Any:
     try:
         return await request.json()
-    except (ValueError, UnicodeDecodeError) as cause:
-        raise RequestError(f"the request's body is not JSON ({cause})") from cause
+    except (ValueError, LookupError, RecursionError) as cause:  # LookupError: a charset that nobody knows
+        raise RequestError(f"the request's body is not JSON ({str(cause)[:200]})") from cause
 
 
 def _field(body: dict[str, Any], name: str, kinds: tuple[type, ...], default: Any) -> Any:
@@ -219,6 +222,8 @@ def _field(body: dict[str, Any], name: str, kinds: tuple[type, ...], default: An
         raise RequestError(
             f"{name} is {value!r:.80}; it must be of type {' or '.join(kind.__name__ for kind in kinds)}"
         )
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise RequestError(f"{name} has half of a surrogate pair (U+D800 to U+DFFF), which is no character")
     return value
 
 

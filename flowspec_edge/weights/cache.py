@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from flowspec_edge.core.weights.cache_room import CachedFile, Disk, choose_evictions, room_bytes
+from flowspec_edge.core.weights.cache_room import CachedFile, Disk, choose_evictions, describe_room, room_bytes
 from flowspec_edge.errors import BundleError, CacheError
 from flowspec_edge.manifest import MANIFEST_NAME, Manifest, bundle_digest, parse_manifest, sha256_of
 from flowspec_edge.weights.file_locks import EXCLUSIVE, SHARED, is_locked, locked
@@ -47,10 +47,19 @@ class WeightCache:
         path = self._objects / sha256
         return path if is_sha256(sha256) and path.is_file() else None
 
+    def discard(self, path: Path) -> None:
+        """Remove a damaged file. Raises CacheError where it cannot be removed."""
+        with self.using():
+            path.unlink(missing_ok=True)
+
     def files(self) -> list[CachedFile]:
-        """Everything that takes room. Parts are included; their names end in ``.part``."""
+        """Everything that takes room. Parts are included; their names end in ``.part``.
+
+        Raises:
+            CacheError: the directory cannot be read.
+        """
         found = []
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._objects) as entries:
+        with self.using(), contextlib.suppress(FileNotFoundError), os.scandir(self._objects) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):  # another process evicted it meanwhile
                     stat = entry.stat(follow_symlinks=False)
@@ -64,18 +73,23 @@ class WeightCache:
         Raises:
             CacheError: they do not fit even so, or nothing can be written here.
         """
-        with self._writing():
+        with self.using():
             self._objects.mkdir(parents=True, exist_ok=True)
             files = self.files()
-            disk = shutil.disk_usage(self._objects)
-            cached_bytes = sum(file.num_bytes for file in files)
-            room = room_bytes(Disk(disk.total, disk.free), cached_bytes, self.limit_bytes)
-            return [file for file in choose_evictions(files, num_bytes, room) if self.remove(file.sha256)]
+            usage = shutil.disk_usage(self._objects)
+            disk = Disk(usage.total, usage.free)
+            room = room_bytes(disk, sum(file.num_bytes for file in files), self.limit_bytes)
+            chosen = choose_evictions(files, num_bytes, room, describe_room(disk, self.limit_bytes))
+            return [file for file in chosen if self.remove(file.sha256)]
 
     def remove(self, name: str) -> bool:
-        """Remove a file or part; False where a process holds it, or it is not here."""
+        """Remove a file or part; False where a process holds it, or it is not here.
+
+        Raises:
+            CacheError: it cannot be removed.
+        """
         path = self._objects / name
-        with locked(path, EXCLUSIVE) as is_held:
+        with self.using(), locked(path, EXCLUSIVE) as is_held:
             if is_held:
                 path.unlink()
             return is_held
@@ -96,7 +110,7 @@ class WeightCache:
         Raises:
             CacheError: nothing can be written here.
         """
-        with self._writing():
+        with self.using():
             self._objects.mkdir(parents=True, exist_ok=True)
             return open_part(self._objects / sha256, sha256)
 
@@ -109,6 +123,8 @@ class WeightCache:
 
     def manifest(self, digest: str) -> Manifest | None:
         """The manifest of that digest, if it is here and undamaged."""
+        if not is_sha256(digest):
+            return None
         path = self._bundles / digest / MANIFEST_NAME
         try:
             manifest = parse_manifest(path.read_text(encoding="utf-8"), path)
@@ -118,7 +134,8 @@ class WeightCache:
 
     def manifests(self) -> dict[str, Manifest]:
         """All manifests that are here, by digest."""
-        names = sorted(os.listdir(self._bundles)) if self._bundles.is_dir() else []
+        with self.using():
+            names = sorted(os.listdir(self._bundles)) if self._bundles.is_dir() else []
         found = {name: self.manifest(name) for name in names}
         return {digest: manifest for digest, manifest in found.items() if manifest is not None}
 
@@ -129,11 +146,15 @@ class WeightCache:
             CacheError: nothing can be written here.
         """
         directory = self._bundles / bundle_digest(manifest)
-        with self._writing():
+        with self.using():
             directory.mkdir(parents=True, exist_ok=True)
             aside = directory / f"{MANIFEST_NAME}.{os.getpid()}"
-            aside.write_text(manifest.to_json(), encoding="utf-8")
-            aside.replace(directory / MANIFEST_NAME)
+            try:
+                aside.write_text(manifest.to_json(), encoding="utf-8")
+                aside.replace(directory / MANIFEST_NAME)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
         return directory
 
     def link(self, manifest: Manifest, paths: Mapping[str, Path]) -> Path:
@@ -143,7 +164,7 @@ class WeightCache:
             CacheError: nothing can be written here.
         """
         directory = self.keep_manifest(manifest)
-        with self._writing():
+        with self.using():
             for entry in manifest.files():
                 if entry.sha256 in paths:
                     link = directory / entry.file
@@ -155,7 +176,8 @@ class WeightCache:
         return directory
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def using(self) -> Iterator[None]:
+        """What the disk refuses inside becomes a CacheError."""
         try:
             yield
         except OSError as cause:
@@ -173,7 +195,15 @@ class Lease:
         self._held = contextlib.ExitStack()
 
     def take(self, sha256: str) -> Path | None:
-        """Hold a file from now on, and return where it lies; None where it is not here. It counts as used now."""
+        """Hold a file from now on, and return where it lies; None where it is not here. It counts as used now.
+
+        Raises:
+            CacheError: it is here, and cannot be read.
+        """
+        with self._cache.using():
+            return self._take(sha256)
+
+    def _take(self, sha256: str) -> Path | None:
         path = self._cache.find(sha256)
         # The only exclusive lock on a finished file is that of an eviction, which lasts for microseconds.
         if path is None or not self._held.enter_context(locked(path, SHARED, waits=True)):

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +19,18 @@ import aiohttp
 from flowspec_edge.core.events import DeadlinePassed
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.weights import fetching as fe
-from flowspec_edge.errors import FetchError, FlowspecError
+from flowspec_edge.errors import FetchError, FlowspecError, plain_text
 from flowspec_edge.files import open_record
+from flowspec_edge.manifest import MAX_MANIFEST_BYTES
 from flowspec_edge.weights.part import Part
 from flowspec_edge.weights.server import READ_BYTES, STALL_S
 
 CONNECT_S = 5.0
-MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_ANSWER_BYTES = 2**20
 """An answer about MAX_QUESTIONS files takes 280 KB."""
+
+MAX_QUOTED = 300
+"""Characters of an error that quotes a source."""
 
 OnProgress = Callable[[int], None]
 """Told how many bytes came, each time that some came."""
@@ -74,9 +78,9 @@ async def fetch_manifest(digest: str, sources: Sequence[fe.Source], *, tls: ssl.
                 async with asyncio.timeout(STALL_S), session.get(_url(source, digest, tls is not None)) as response:
                     data = await _read_answer(response, MAX_MANIFEST_BYTES)
                 if hashlib.sha256(data).hexdigest() == digest:
-                    return data.decode()
+                    return data.decode()  # UnicodeDecodeError is a ValueError
                 reasons.append(f"{source} sent something else under that name")
-            except (OSError, aiohttp.ClientError, _RuleBrokenError) as cause:
+            except (OSError, aiohttp.ClientError, ValueError, _RuleBrokenError) as cause:
                 reasons.append(f"{source} {_describe(cause)}")
     raise FetchError(
         f"the manifest of bundle {digest[:12]} cannot be fetched: {'; '.join(reasons) or 'no node has it'}"
@@ -166,9 +170,13 @@ class _Fetcher:
         try:
             async with asyncio.timeout(STALL_S), self.session.post(url, data=json.dumps(action.files)) as response:
                 held = json.loads(await _read_answer(response, MAX_ANSWER_BYTES))
-            if not isinstance(held, list) or not set(action.files).issuperset(map(str, held)):
+            if (
+                not isinstance(held, list)
+                or len(held) > len(action.files)
+                or not set(action.files).issuperset(map(str, held))
+            ):
                 raise _RuleBrokenError("said that it has what nobody asked for")
-        except (OSError, aiohttp.ClientError, ValueError, _RuleBrokenError) as cause:
+        except (OSError, aiohttp.ClientError, ValueError, RecursionError, _RuleBrokenError) as cause:
             self._events.put_nowait(fe.SourceLost(source, _describe(cause)))
         else:
             self._events.put_nowait(fe.SourceAnswered(source, frozenset(held)))
@@ -182,7 +190,7 @@ class _Fetcher:
             self._events.put_nowait(
                 fe.FileArrived(sha256, source) if is_right else fe.FileDiffered(sha256, source, found)
             )
-        except (OSError, aiohttp.ClientError, _RuleBrokenError) as cause:
+        except (OSError, aiohttp.ClientError, ValueError, _RuleBrokenError) as cause:
             is_fault = isinstance(cause, _RuleBrokenError)
             self._events.put_nowait(
                 fe.TransferBroke(sha256, source, part.num_bytes, _describe(cause), is_fault=is_fault)
@@ -235,14 +243,17 @@ def _check_response(response: aiohttp.ClientResponse, wanted: fe.WantedFile, off
 
 
 def _describe(cause: Exception) -> str:
-    """How a source failed; the text goes on after its name."""
+    """How a source failed; the text goes on after its name. It may quote what the source sent."""
     if isinstance(cause, TimeoutError):  # aiohttp's own timeouts are of this type and a ClientError too
         return f"did not answer within {CONNECT_S:g} s, or stood still for {STALL_S:g} s"
     if isinstance(cause, aiohttp.ClientConnectorError):
-        return f"cannot be reached ({cause.os_error.strerror or cause.os_error})"
+        error, number = cause.os_error, cause.os_error.errno or 0
+        return f"cannot be reached ({os.strerror(number) if number > 0 else error.strerror or error})"
     if isinstance(cause, _RuleBrokenError):
-        return str(cause)
-    return f"was lost in the middle ({cause or type(cause).__name__})"
+        return plain_text(str(cause)[:MAX_QUOTED])
+    if isinstance(cause, ValueError | RecursionError) and not isinstance(cause, aiohttp.ClientError):
+        return f"sent what is no answer ({plain_text(str(cause)[:MAX_QUOTED])})"
+    return f"was lost in the middle ({plain_text(str(cause)[:MAX_QUOTED]) or type(cause).__name__})"
 
 
 def _open_session(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -57,16 +58,19 @@ class Part:
                 self.num_bytes += num_written
                 view = view[num_written:]
         except OSError as cause:
-            what = "the disk is full" if cause.errno == errno.ENOSPC else cause.strerror
-            raise CacheError(
-                f"weight cache {self._path.parent.parent}: {what} ({self.num_bytes} bytes of {self._sha256[:12]} are "
-                "written); free space there (flowspec cache prune), or choose another place with --cache DIR"
-            ) from cause
+            raise self._refused(cause) from cause
 
     def drop(self) -> None:
-        """Forget all bytes."""
-        self._file.seek(0)
-        self._file.truncate()
+        """Forget all bytes.
+
+        Raises:
+            CacheError: the disk is broken, or can only be read.
+        """
+        try:
+            self._file.seek(0)
+            self._file.truncate()
+        except OSError as cause:
+            raise self._refused(cause) from cause
         self._sum = hashlib.sha256()
         self.num_bytes = 0
 
@@ -95,7 +99,15 @@ class Part:
         return found
 
     def close(self) -> None:
-        """Let other processes have it. A part without bytes leaves no file."""
-        if not self.num_bytes and is_same_file(self._file.fileno(), self._path):
-            self._path.unlink()
+        """Let other processes have it. A part without bytes leaves no file, where the disk lets it be removed."""
+        with contextlib.suppress(OSError):
+            if not self.num_bytes and is_same_file(self._file.fileno(), self._path):
+                self._path.unlink()
         self._file.close()
+
+    def _refused(self, cause: OSError) -> CacheError:
+        what = "the disk is full" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else cause.strerror
+        return CacheError(
+            f"weight cache {self._path.parent.parent}: {what} ({self.num_bytes} bytes of {self._sha256[:12]} are "
+            "written); free space there (flowspec cache prune), or choose another place with --cache DIR"
+        )

@@ -59,7 +59,7 @@ class WeightServer:
     async def _tell(self, request: web.Request) -> web.Response:
         try:
             asked = json.loads(await request.text())
-        except ValueError:
+        except (ValueError, LookupError, RecursionError):  # LookupError: a charset that nobody knows
             asked = None
         if not isinstance(asked, list) or len(asked) > MAX_QUESTIONS or not all(_is_name(name) for name in asked):
             raise web.HTTPBadRequest(text=f"expected a JSON list of at most {MAX_QUESTIONS} sha256 in hex")
@@ -85,6 +85,8 @@ class WeightServer:
                 return io.BytesIO(found) if isinstance(found, bytes) else found.open("rb")
         except FileNotFoundError:  # it was evicted meanwhile
             pass
+        except OSError as cause:
+            _log.warning("%s cannot be sent (%s)", found, cause.strerror or cause)
         raise web.HTTPNotFound(text=f"no file {name[:12]} here")
 
     async def _stream(self, request: web.Request, file: BinaryIO) -> web.StreamResponse:
@@ -104,7 +106,7 @@ class WeightServer:
         file.seek(start)
         try:
             await self._copy(file, response, stop - start)
-        except (TimeoutError, EOFError, ConnectionError) as cause:
+        except (EOFError, OSError) as cause:  # TimeoutError and ConnectionError are of the latter, and a broken disk
             _log.info("peer at %s: a file of weights was not sent to its end (%s)", request.remote, cause)
             if (
                 request.transport is not None

@@ -18,7 +18,7 @@ from typing import TypeVar
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.weights.fetching import Source, WantedFile
 from flowspec_edge.errors import CacheError, FetchError, StageFailedError
-from flowspec_edge.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest, verify_digests
+from flowspec_edge.manifest import MANIFEST_NAME, FileEntry, Manifest, bundle_digest, parse_manifest, verify_digests
 from flowspec_edge.weights.cache import Lease, WeightCache, find_damaged
 from flowspec_edge.weights.download import FetchReport, fetch_files, fetch_manifest
 from flowspec_edge.weights.part import Part
@@ -129,6 +129,10 @@ class WeightSupply:
         if manifest is None:
             text = await fetch_manifest(request.digest, request.sources, tls=self._tls)
             manifest = parse_manifest(text, Path(request.digest[:12]) / MANIFEST_NAME)
+            if bundle_digest(manifest) != request.digest:
+                raise FetchError(
+                    f"the manifest of bundle {request.digest[:12]} was written by another flowspec version"
+                )
             await _run_in(self._executor, cache.keep_manifest, manifest)
         return manifest
 
@@ -220,7 +224,7 @@ class _Gathering:
             _log.warning("%s: damaged; %s is fetched from another node", path, entry.file)
         else:
             _log.warning("%s: damaged on this disk, and fetched anew; see whether the card is failing", entry.file)
-            path.unlink(missing_ok=True)
+            self._cache.discard(path)
 
     async def _fetch(self, missing: list[FileEntry]) -> None:
         with contextlib.ExitStack() as held:

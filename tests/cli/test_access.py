@@ -5,7 +5,14 @@ import os
 
 import pytest
 
-from flowspec_edge.cli.access import INSECURE_WARNING, neighbourhood, open_access, open_api_access
+from flowspec_edge.cli.access import (
+    INSECURE_WARNING,
+    Access,
+    check_name,
+    neighbourhood,
+    open_access,
+    open_api_access,
+)
 from flowspec_edge.cli.key import KeyCommand, run_key
 from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key, parse_key
@@ -102,3 +109,16 @@ def test_peers_that_are_typed() -> None:
         peers(None, "10.0.0.1")
     make_key()
     assert peers(None, "10.0.0.1", "pi.local:80") == (Address("10.0.0.1", 7361), Address("pi.local", 80))
+
+
+@pytest.mark.parametrize("name", ["", "pi\x1b[31m", "a\nb", "\u202egnirts", "\ud800", "x" * 201, "é" * 101])
+def test_names_that_no_peer_would_take_are_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="--name .* is no name; give 1 to 200 bytes without control characters"):
+        check_name("--name", name)
+    with pytest.raises(RequestError, match="--cluster .* is no name"):
+        neighbourhood(name, [], Access("127.0.0.1"))
+
+
+def test_names_that_people_give_are_taken() -> None:
+    for name in ("pi-küche", "x" * 200, "台所"):
+        check_name("--name", name)

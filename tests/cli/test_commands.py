@@ -167,6 +167,7 @@ async def test_the_plan_of_a_bundle_without_a_head_says_so(tmp_path: Path) -> No
     bundle = shutil.copytree(DEMO_BUNDLE, tmp_path / "headless")
     path = bundle / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "drafter": None}))
+    (bundle / "manifest.sha256").unlink()
     async with node_processes(2, bundle) as (cluster, _):
         status, out, err = await run("plan", str(bundle), "--cluster", cluster, "--nodes", "2")
         assert status == 0, err
@@ -253,3 +254,17 @@ async def test_a_node_ends_in_order(ending: signal.Signals) -> None:
         process.send_signal(ending)
         _, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")
+
+
+async def test_a_damaged_head_is_named_and_no_text_is_written(tmp_path: Path) -> None:
+    damaged = shutil.copytree(DEMO_BUNDLE, tmp_path / "damaged")
+    head = damaged / "head.onnx"
+    data = bytearray(head.read_bytes())
+    data[100_000:104_000] = bytes(byte ^ 1 for byte in data[100_000:104_000])
+    head.write_bytes(data)
+    async with node_processes(1, DEMO_BUNDLE) as (cluster, _):
+        status, out, err = await run(
+            *("generate", "def main(", "--bundle", str(damaged), "--cluster", cluster, "--nodes", "1", "--wait", "15")
+        )
+    assert_refused((status, out, err), "head.onnx: sha256 is", "damaged", "copy or export the bundle again")
+    assert out == ""

@@ -18,8 +18,8 @@ from tests.narrowing import instance, present
 U32 = st.integers(0, 2**32 - 1)
 PLAIN = [
     wire.Hello("pi-kitchen", "0.1.0", 1, wire.CONTROL, ""),
-    wire.Welcome("pi-kitchen", "0.1.0", 2**33, ["abc"]),
-    wire.OpenStage("r1", 0, "abc", 0, 4, "pi-hall", "127.0.0.1", 4711),
+    wire.Welcome("pi-kitchen", "0.1.0", 2**33, ["ab" * 32]),
+    wire.OpenStage("r1", 0, "ab" * 32, 0, 4, "pi-hall", "127.0.0.1", 4711),
     wire.StageOpened("r1", 1000, 20),
     wire.OpenSession(SessionSpec(7, 512)),
     wire.OpenSession(SessionSpec(7, 512, False, True, 20)),

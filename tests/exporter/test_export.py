@@ -243,7 +243,7 @@ def test_weights_beyond_two_gigabytes_pass_through_side_files(tmp_path: Path, mo
     found = export(tmp_path, precision="w8a8", also=("int8", "fp32"), block_size=2)
     assert [entry.sha256 for entry in found.files()] == [entry.sha256 for entry in expected.files()]
     present = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
-    assert present == {"manifest.json", *(entry.file for entry in found.files())}
+    assert present == {"manifest.json", "manifest.sha256", *(entry.file for entry in found.files())}
 
 
 def test_a_file_that_would_be_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ def make_hello(purpose: str = wire.CONTROL, protocol: int = wire.PROTOCOL_VERSIO
 
 
 def make_welcome() -> wire.Welcome:
-    return wire.Welcome("pi-kitchen", "0.1.0", 2**30, ["digest"])
+    return wire.Welcome("pi-kitchen", "0.1.0", 2**30, ["0" * 64])
 
 
 @pytest.fixture(autouse=True)

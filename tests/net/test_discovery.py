@@ -12,6 +12,7 @@ from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.membership import MembershipEvent, RecordGone, RecordHeard
+from flowspec_edge.net import discovery
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.discovery import SERVICE_TYPE, Announcement, Announcer, Browser
 
@@ -69,7 +70,16 @@ async def test_announced_nodes_are_heard_and_missed_after_their_goodbye(cluster:
     await browser.close()
 
 
-STRANGERS = [{}, {"node": "x"}, {"node": b"\xff\xfe", "cluster": "c"}, {"node": "", "cluster": "c"}]
+STRANGERS: list[dict[str, str | bytes]] = [
+    {},
+    {"node": "x"},
+    {"node": b"\xff\xfe", "cluster": "c"},
+    {"node": "", "cluster": "c"},
+    {"node": "x\r\x1b[2K", "cluster": "c"},
+    {"node": "x", "cluster": "c\nnode pi at 10.0.0.1: ready"},
+    {"node": "x", "cluster": "c", "version": "\x9b31m"},
+    {"node": "x", "cluster": "c", "key": "\u202eabc"},
+]
 
 
 @pytest.mark.parametrize("properties", STRANGERS)
@@ -118,3 +128,11 @@ async def test_a_record_holds_no_secret_and_stays_small(cluster: str) -> None:
         "key": credentials.fingerprint,
     }
     await announcer.close()
+
+
+async def test_one_record_brings_only_so_many_addresses() -> None:
+    addresses = [socket.inet_aton(f"10.0.0.{number}") for number in range(200)]
+    properties = {"node": "x", "cluster": "c"}
+    info = AsyncServiceInfo(SERVICE_TYPE, f"x.{SERVICE_TYPE}", port=1, addresses=addresses, properties=properties)
+    record = discovery._record_from(info)
+    assert record is not None and len(record.addresses) == discovery.MAX_RECORD_ADDRESSES

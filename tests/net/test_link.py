@@ -14,8 +14,9 @@ from aiohttp import web
 
 from flowspec_edge.core import codec, wire
 from flowspec_edge.core.rows import Chunk, Row
-from flowspec_edge.errors import LinkLostError, NodeUnavailableError, OtherVersionError, ProtocolError
+from flowspec_edge.errors import LinkLostError, NodeUnavailableError, OtherVersionError, ProtocolError, is_plain
 from flowspec_edge.net import connection
+from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.close_codes import CloseCode
 from flowspec_edge.net.connection import TAIL_ALIGNMENT_BYTES, Link
 from flowspec_edge.net.link import LinkServer, LinkTimeouts, open_link
@@ -387,3 +388,80 @@ async def test_another_protocol_version_is_known_by_its_code_alone(
 
 def test_the_codes_are_those_that_every_version_knows() -> None:
     assert [int(code) for code in CloseCode] == [1000, 1002, 4001]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ["Hello", "pi\x1b[31m", "0.1.0", wire.PROTOCOL_VERSION, "control", ""],
+        ["StageOpened", "ring\0", 1, 1, 0],
+        ["OpenStage", "r", 0, "../" + "0" * 61, 0, 1, "a", "127.0.0.1", 1, [], ""],
+        ["OpenStage", "r", 0, "0" * 64, 0, 1, "a", "127.0.0.1/x?", 1, [], ""],
+        ["OpenStage", "r", 0, "0" * 64, 0, 1, "a", "127.0.0.1", 65536, [], ""],
+        ["OpenStage", "r", 0, "0" * 64, 0, 1, "a", "127.0.0.1", 1, ["a"] * 65, ""],
+        ["MeasureLink", "a", "a b", 1],
+        ["MeasureLayers", "0" * 63 + "\n", False],
+        ["Welcome", "a", "1", 1, ["0" * 64] * 513, False],
+        ["Surprise\x1b[31m\u202e"],
+    ],
+    ids=lambda message: str(message[0]).encode("ascii", "replace").decode(),
+)
+async def test_names_that_are_none_end_the_link_and_are_never_shown(message: list[object]) -> None:
+    async with linked() as pair:
+        await pair.near._websocket.send_bytes(msgpack.packb(message))
+        with pytest.raises(ProtocolError, match="peer pi-hall: ") as refused:
+            await pair.far.receive()
+        with pytest.raises(LinkLostError, match="pi-kitchen closed the link: ") as told:
+            await pair.near.receive()
+    assert is_plain(str(refused.value)) and is_plain(str(told.value))
+
+
+async def test_the_reason_of_a_failure_arrives_escaped_and_short_enough() -> None:
+    async with linked() as pair:
+        pair.near.send(wire.StageFailure("ONNX:\n\x1b[31m" + "x" * 10_000))
+        first = await pair.far.receive()
+        await pair.near._websocket.send_bytes(msgpack.packb(["StageFailure", "a\nflowspec: all is well\x9b"]))
+        second = await pair.far.receive()
+    assert isinstance(first, wire.StageFailure) and first.reason.startswith("ONNX:\\x0a\\x1b[31mxxx")
+    assert len(first.reason) == wire.MAX_TEXT
+    assert second == wire.StageFailure("a\\x0aflowspec: all is well\\x9b")
+
+
+async def test_why_a_peer_closed_is_shown_escaped() -> None:
+    async with linked() as pair:
+        await pair.far._websocket.close(code=1002, message=b"a\n\x1b[31m")
+        with pytest.raises(LinkLostError, match=r"closed the link: a\\x0a\\x1b\[31m"):
+            await pair.near.receive()
+
+
+async def test_a_bug_behind_a_link_is_told_to_its_peer_and_others_are_served(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(link: Link) -> None:
+        if link.peer == "pi-hall":
+            raise KeyError("x")
+        await link.wait_closed()
+
+    async with listening(fail) as server, asyncio.timeout(5):
+        link, _ = await open_link("127.0.0.1", server.port, make_hello())
+        with pytest.raises(LinkLostError, match="the node at the other end failed .KeyError., which is a bug"):
+            await link.receive()
+        await link.close()
+        other, _ = await open_link("127.0.0.1", server.port, wire.Hello("pi-attic", "1", 7, wire.CONTROL, ""))
+        assert other.is_open
+        await other.close()
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["a/b", "a@b", "", "a b", "a\0", "x" * 300, "a..b", "xn--\udc00"])
+async def test_what_is_no_host_is_not_connected_to(host: str) -> None:
+    with pytest.raises(NodeUnavailableError, match="is no address"):
+        await open_link(host, 80, make_hello())
+
+
+@pytest.mark.parametrize("has_key", [False, True])
+async def test_why_nothing_answers_is_a_word_of_the_system_and_no_python_object(has_key: bool) -> None:
+    credentials = derive_credentials(bytes(range(20))) if has_key else None
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(NodeUnavailableError, match=r"cannot be reached \(Connection refused\)") as refused:
+            await open_link("127.0.0.1", unused.getsockname()[1], make_hello(), credentials=credentials)
+    assert "<" not in str(refused.value) and "'" not in str(refused.value)

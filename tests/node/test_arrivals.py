@@ -8,7 +8,7 @@ import pytest
 
 from flowspec_edge.core import wire
 from flowspec_edge.errors import LinkLostError, ProtocolError
-from flowspec_edge.node.arrivals import Arrivals
+from flowspec_edge.node.arrivals import MAX_UNCLAIMED, Arrivals
 from tests.fake_links import FakeLink, fake_pair, settle
 
 NAME = "ring-1/2"
@@ -108,3 +108,18 @@ async def test_waiting_has_a_limit_unless_it_is_asked_for_without() -> None:
         serving = asyncio.create_task(arrivals.serve(far))
         await waiting
     await serving
+
+
+async def test_only_so_many_links_may_wait_for_somebody_and_those_that_are_expected_always_may() -> None:
+    arrivals = Arrivals()
+    waiting = [asyncio.create_task(arrivals.serve(data_link(f"none/{n}")[1])) for n in range(MAX_UNCLAIMED)]
+    await settle()
+    with pytest.raises(ProtocolError, match="peer attic: 64 data links wait here .*MAX_UNCLAIMED"):
+        await arrivals.serve(data_link("none/more")[1])
+    with arrivals.expect(NAME):
+        waiting.append(asyncio.create_task(arrivals.serve(data_link()[1])))
+        async with arrivals.data_link(NAME) as link:
+            assert link.is_open
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)

@@ -276,3 +276,17 @@ async def test_a_peer_that_does_not_confirm_is_named(
     async with probing(monkeypatch, answer):
         with pytest.raises(error, match=said):
             await measure_link(SETTINGS, "attic", "192.0.2.3", 7361)
+
+
+async def test_what_nobody_foresaw_is_told_and_the_next_question_is_answered(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(settings: NodeSettings, peer: str, host: str, port: int) -> wire.LinkMeasured:
+        raise KeyError(peer)
+
+    monkeypatch.setattr(measuring, "measure_link", fail)
+    failure, after = await Asked(bundle, bundle.manifest).answer(
+        wire.MeasureLink("attic", "192.0.2.3", 7361), wire.Probe(b"123", True)
+    )
+    assert isinstance(failure, wire.StageFailure) and "a bug in flowspec-edge (KeyError)" in failure.reason
+    assert after == wire.ProbeAnswer(3)

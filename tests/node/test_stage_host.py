@@ -244,7 +244,7 @@ WRONG: list[tuple[str, wire.Message, str]] = [
     (
         "origin",
         wire.OpenSession(SessionSpec(1, MAX_CAPACITY + 1)),
-        "a session of 201 rows exceeds the 200 that this model can use",
+        "peer origin: a session of 201 rows exceeds the 200 that this model can use",
     ),
     ("origin", wire.Credit(1), "peer origin: Credit came on a control link"),
     ("before", wire.Credit(1), "peer attic: Credit came where a chunk was expected"),

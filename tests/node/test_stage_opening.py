@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from flowspec_edge.core import wire
 from flowspec_edge.core.planning.placement import stage_memory_bytes
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Row, SessionSpec
 from flowspec_edge.engine.stage_runner import StageRunner
-from flowspec_edge.errors import FetchError, FlowspecError, LinkLostError, NodeUnavailableError, StageFailedError
+from flowspec_edge.errors import FetchError, LinkLostError, NodeUnavailableError, StageFailedError
 from flowspec_edge.manifest import Manifest
 from flowspec_edge.net.connection import Link
 from flowspec_edge.node import stage_opening
@@ -35,14 +36,14 @@ from tests.fake_links import LIMIT_S, FakeLink, fake_pair, settle
 
 GIB = 2**30
 KEY = ("model", 0, 4, "")
-CHUNK = Chunk(1, (Row(0, NO_PARENT, 5),), 1, np.ones((1, 4), np.float32))
+CHUNK = Chunk(1, (Row(0, NO_PARENT, 5),), 1, np.ones((1, 256), np.float32))
 
 
 class FakeRunner(StageRunner):
     """Loads nothing; ``fails`` is raised by the next forward."""
 
     loaded: list[tuple[Any, ...]]
-    fails: FlowspecError | None
+    fails: Exception | None
 
     def __init__(self, directory: Any, manifest: Any, start: int, stop: int, **options: Any) -> None:
         self.loaded.append((start, stop, options))
@@ -403,3 +404,29 @@ async def test_only_a_sound_stage_is_kept(node: Opened, error: Exception, is_kep
     assert (kept._kept is not None) == is_kept
     kept.close()
     assert closed == ["files"]
+
+
+async def test_what_nobody_foresaw_reaches_the_origin_with_its_reason(
+    node: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    FakeRunner.fails = IndexError("row 5 is out of bounds")
+    async with node.connected() as origin:
+        origin.send(wire.OpenSession(SessionSpec(1, 100)))
+        assert await origin.receive() == wire.SessionOpened(1)
+        node.before.send(wire.ChunkMessage(0, CHUNK))
+        failure = await origin.receive()
+        assert isinstance(failure, wire.StageFailure)
+        assert "a bug in flowspec-edge (IndexError: row 5 is out of bounds)" in failure.reason
+    assert node.kept_runner is None and node.memory.free_bytes == GIB
+    assert "Traceback" in caplog.text
+
+
+async def test_a_neighbour_that_breaks_the_rules_is_told_why_after_the_origin(node: Opened) -> None:
+    async with node.connected() as origin:
+        node.before.send(wire.ChunkMessage(0, replace(CHUNK, hidden=np.ones((1, 3), np.float32))))
+        failure = await origin.receive()
+        said = "peer attic: hidden rows of 3 values came where the model has 256"
+        assert failure == wire.StageFailure(said)
+        assert node.before.is_open, "or the origin might blame another one"
+    await settle()
+    assert node.before.closed_by is not None and str(node.before.closed_by) == said

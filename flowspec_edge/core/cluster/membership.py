@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from flowspec_edge.core.cluster.address import Address
 
 MAX_ADDRESSES = 256
-"""The most addresses that are kept, more than any home has boards. Further ones are ignored."""
+"""The most addresses that are kept, more than any home has boards. A further one takes the place of the one heard of
+by mDNS or from peers alone that has failed most often, or is ignored."""
 MAX_TOLD = 64
 """The most addresses that a greeting exchanges in each direction."""
 ALONE_S = 5.0
@@ -273,13 +274,24 @@ class Membership:
             return []
         hint = self.hints.get(address)
         if hint is None:
-            if len(self.hints) >= MAX_ADDRESSES:
+            if len(self.hints) >= MAX_ADDRESSES and not self._forget_worst():
                 return []
             self.hints[address] = Hint({source})
             return self._greet(address)
         hint.sources.add(source)
         # News of an address that has failed: its board may be back. TOLD is repeated often, and is no news.
         return self._greet(address) if hint.failure and source != TOLD and hint.next_try < math.inf else []
+
+    def _forget_worst(self) -> bool:
+        """Forget an address that has failed and that no user of this machine has named; False where there is none."""
+        failed = [
+            (hint.num_failures, address)
+            for address, hint in self.hints.items()
+            if hint.failure is not None and hint.next_try < math.inf and hint.sources <= {RECORD, TOLD}
+        ]
+        if failed:
+            del self.hints[max(failed)[1]]
+        return bool(failed)
 
     def _greet(self, address: Address) -> list[MembershipAction]:
         hint = self.hints[address]

@@ -25,27 +25,31 @@ from flowspec_edge.core.events import (
     RunHead,
 )
 from flowspec_edge.core.limits import PREFILL_ROWS, TREE_MARGIN
-from flowspec_edge.core.rows import NO_PARENT, Advance, Chunk, Floats, Row
+from flowspec_edge.core.rows import NO_PARENT, Advance, Chunk, Floats, Row, check_width
 from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.draft_feed import DraftFeed
 from flowspec_edge.core.speculation.drafting import Drafting, DraftShape
 from flowspec_edge.core.speculation.head_feed import HeadFeed
 from flowspec_edge.core.speculation.lookup import Lookup
 from flowspec_edge.core.speculation.pipeline import Flight, Pipeline, RingCosts
+from flowspec_edge.core.speculation.prompt_check import room_behind
 from flowspec_edge.core.speculation.schedules.base import Schedule
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.core.speculation.verify import Sampler
-from flowspec_edge.errors import RequestError
 
 
 @dataclass(frozen=True, slots=True)
 class TargetLimits:
-    """What the origin must know of the model: context length in tokens, vocabulary size, the ids that end a text."""
+    """What the origin must know of the model: context length in tokens, vocabulary size, the ids that end a text.
+
+    Hidden rows have ``hidden_size`` values; where that is 0, it is not known and nothing is held against it.
+    """
 
     max_context: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    hidden_size: int = 0
 
 
 class Generation:
@@ -71,7 +75,7 @@ class Generation:
         self._schedule = schedule
         self._limits = limits
         self._sampler = Sampler(options, limits.vocab_size)
-        self._num_left = min(options.max_new_tokens, _room_behind(prompt, limits))
+        self._num_left = min(options.max_new_tokens, room_behind(prompt, limits.max_context, limits.vocab_size))
         self.capacity = len(prompt) + self._num_left + TREE_MARGIN
         rows = [Row(id, id - 1 if id else NO_PARENT, token) for id, token in enumerate(prompt)]
         self.tree = Tree(rows)
@@ -95,14 +99,16 @@ class Generation:
     # ------------------------------------------------------------------ what the ring brings
 
     def take_returned(self, chunk: Chunk, now: float) -> None:
-        """Hidden rows came back from the last stage."""
+        """Hidden rows came back from the last stage. Raises ProtocolError if they are not the model's."""
         assert chunk.hidden is not None, "the last stage sends hidden rows"
+        check_width(chunk.hidden, self._limits.hidden_size)
         self._draft_feed.take_returned(chunk.rows, chunk.hidden)
         self.pipeline.take_returned({row.id for row in chunk.rows}, chunk.passages, now)
         self._head_feed.take_returned(chunk.rows, chunk.hidden, self.root)
 
     def take_tapped(self, layer: int, ids: tuple[int, ...], hidden: Floats) -> None:
         """Hidden rows came from the stage that owns a tapped layer. Raises ProtocolError if nobody asked for them."""
+        check_width(hidden, self._limits.hidden_size)
         self._draft_feed.take_tapped(layer, ids, hidden)
 
     def take_logits(self, logits: Floats, now: float) -> list[OriginAction]:
@@ -276,20 +282,3 @@ class Generation:
         num_drafted, self._num_trip_drafted = self._num_trip_drafted, 0
         num_in_flight = sum(len(flight.living) for flight in self.pipeline.flights)
         return ReportTrip(self.session, num_returned, num_accepted, num_pruned, num_drafted, num_in_flight)
-
-
-def _room_behind(prompt: tuple[int, ...], limits: TargetLimits) -> int:
-    """How many tokens the model's context has room for after the prompt.
-
-    Raises:
-        RequestError: the prompt is empty, or fills the context.
-    """
-    if not prompt:
-        raise RequestError("the prompt is empty; give at least one token")
-    room = limits.max_context - len(prompt)
-    if room < 1:
-        raise RequestError(
-            f"the prompt has {len(prompt)} tokens, the model's context holds {limits.max_context}; "
-            f"shorten it to at most {limits.max_context - 1}"
-        )
-    return room

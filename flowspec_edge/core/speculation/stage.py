@@ -33,7 +33,7 @@ from flowspec_edge.core.events import (
     TurnBegan,
 )
 from flowspec_edge.core.limits import CREDITS_PER_HOP, MAX_SESSIONS
-from flowspec_edge.core.rows import Advance, Chunk, Floats, Passage, SessionSpec
+from flowspec_edge.core.rows import Advance, Chunk, Floats, Passage, SessionSpec, check_width
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import ProtocolError
@@ -76,10 +76,16 @@ class _Running:
 
 
 class Stage:
-    """The layers between two hops of one ring."""
+    """The layers between two hops of one ring.
 
-    def __init__(self, *, is_last: bool) -> None:
+    A stage that ``embeds`` takes chunks of tokens below ``vocab_size``, another one hidden rows of ``hidden_size``
+    values; where a number is 0, it is not known and nothing is held against it.
+    """
+
+    def __init__(self, *, is_last: bool, embeds: bool | None = None, vocab_size: int = 0, hidden_size: int = 0) -> None:
         self._is_last = is_last
+        self._embeds = embeds
+        self._vocab_size, self._hidden_size = vocab_size, hidden_size
         self._sessions: dict[int, _Session] = {}
         self._waiting: deque[_Waiting] = deque()
         self._running: _Running | None = None
@@ -89,7 +95,8 @@ class Stage:
         """Take one event and answer with what to do.
 
         Raises:
-            ProtocolError: the sender ignored its credits, or a session broke the rules of the tree.
+            ProtocolError: the sender ignored its credits, a chunk is none that these layers can run over, or a session
+                broke the rules of the tree.
             StageFailedError: a session's cache is full.
         """
         actions: list[StageAction] = []
@@ -103,6 +110,7 @@ class Stage:
             case ChunkArrived(chunk):
                 if len(self._waiting) >= CREDITS_PER_HOP:
                     raise ProtocolError(f"a chunk without credit: {CREDITS_PER_HOP} wait here (CREDITS_PER_HOP)")
+                self._check_chunk(chunk)
                 self._waiting.append(_Waiting(_select(chunk, self._added(chunk)), now))
             case AdvanceArrived(session, at, to):
                 if session in self._sessions:
@@ -114,7 +122,7 @@ class Stage:
                 self._keep_tapped(tapped)
                 self._send_on(hidden, now, actions)
             case CreditArrived(num_chunks):
-                self._credits += num_chunks
+                self._take_credit(num_chunks)
             case SessionEnded(session):
                 if self._sessions.pop(session, None) is not None:
                     actions.append(FreeCache(session))
@@ -135,6 +143,23 @@ class Stage:
         for session in self._sessions.values():
             session.tree.check()
             session.slots.check()
+
+    def _take_credit(self, num_chunks: int) -> None:
+        self._credits += num_chunks
+        if self._credits > CREDITS_PER_HOP:
+            raise ProtocolError(
+                f"credit for {self._credits} chunks, where {CREDITS_PER_HOP} may wait (CREDITS_PER_HOP)"
+            )
+
+    def _check_chunk(self, chunk: Chunk) -> None:
+        """Raises ProtocolError where the layers could not run over the chunk."""
+        if self._embeds is not None and self._embeds is not (chunk.hidden is None):
+            what = "tokens alone" if chunk.hidden is None else "hidden rows"
+            raise ProtocolError(f"a chunk of {what} came, which is not what these layers begin with")
+        if chunk.hidden is not None:
+            check_width(chunk.hidden, self._hidden_size)
+        if self._vocab_size and (token := max(row.token for row in chunk.rows)) >= self._vocab_size:
+            raise ProtocolError(f"token {token} came, and the vocabulary ends at {self._vocab_size - 1}")
 
     def _start_next(self, now: float, actions: list[StageAction]) -> None:
         if self._running is not None or not self._waiting or not self._credits:

@@ -66,10 +66,18 @@ class Tree:
         """Take a row in; False where it is dead on arrival, or here already.
 
         Raises:
-            ProtocolError: a second first row, or two rows of one parent with one token.
+            ProtocolError: a second first row, two rows of one parent with one token, two rows of one draft id, or a
+                row that is numbered before its parent.
         """
-        if row.id in self._rows:
+        known = self._rows.get(row.id)
+        if known is not None:
+            if (known.parent, known.token) != (row.parent, row.token):
+                raise ProtocolError(f"row {row.id} came twice, with different parents or tokens")
             return False
+        if row.id >= NO_PARENT or (row.parent != NO_PARENT and row.parent >= row.id):
+            raise ProtocolError(
+                f"row {row.id} has the parent {row.parent}; draft ids count up from parents to children"
+            )
         if row.parent == NO_PARENT:
             if self._first is not None:
                 raise ProtocolError(f"row {row.id} claims to be first, but the session began with row {self._first}")

@@ -260,3 +260,18 @@ def test_addresses_as_they_are_typed(text: str, address: Address | None) -> None
     assert parse_address(text, 7) == address
     if address is not None:
         assert parse_address(str(address), 7) == address
+
+
+def test_forged_addresses_cannot_keep_a_board_out(members: Membership) -> None:
+    forged = [Address(f"10.9.{number // 250}.{number % 250}", 1) for number in range(ms.MAX_ADDRESSES)]
+    members.handle(AddressLearned(ATTIC, ms.TYPED), 0)
+    for address in forged:
+        members.handle(record("forged", address), 0)
+    assert len(members.hints) == ms.MAX_ADDRESSES
+    assert members.handle(record("hall", HALL), 0) == [], "all of them are being greeted, so there is no telling"
+    members.handle(PeerFailed(ATTIC, GONE), 5)
+    for address in forged[:-1]:
+        members.handle(PeerFailed(address, GONE), 5)
+    assert members.handle(record("hall", HALL), 6) == [GreetPeer(HALL)]
+    assert ATTIC in members.hints and len(members.hints) == ms.MAX_ADDRESSES
+    members.check()

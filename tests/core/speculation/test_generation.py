@@ -71,6 +71,7 @@ class Told:
         max_context: int = 500,
         has_drafter: bool = True,
         taps: tuple[int, ...] = (),
+        hidden_size: int = 0,
     ) -> None:
         self.script = Script()
         self.generation = Generation(
@@ -78,7 +79,7 @@ class Told:
             prompt,
             GenerateOptions(max_new_tokens=max_new_tokens),
             schedule=self.script,
-            limits=TargetLimits(max_context, VOCAB, frozenset({EOS})),
+            limits=TargetLimits(max_context, VOCAB, frozenset({EOS}), hidden_size),
             costs=RingCosts(2),
             acceptance=Acceptance(),
             has_drafter=has_drafter,
@@ -192,6 +193,12 @@ def test_prompts_that_do_not_fit_are_refused() -> None:
     message = "^the prompt has 3 tokens, the model's context holds 3; shorten it to at most 2$"
     with pytest.raises(RequestError, match=message):
         Told(max_context=3)
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB, 2**32, 10**30])
+def test_token_ids_that_the_model_does_not_have_are_refused(token: int) -> None:
+    with pytest.raises(RequestError, match=f"^the prompt has the token id {token}; the model's lie between 0 and "):
+        Told((1, token, 2))
 
 
 def test_nothing_is_drafted_before_the_first_token() -> None:
@@ -480,3 +487,14 @@ def test_a_row_that_became_text_before_it_left_was_of_no_use() -> None:
     told.verify(6)
     assert told.generation.root == 4
     assert told.generation.statistics.num_rows_useful == 0
+
+
+def test_hidden_rows_of_another_model_are_refused() -> None:
+    told = Told(hidden_size=4)
+    told.prefill()
+    rows = (Row(2, 1, PROMPT[2]),)
+    with pytest.raises(ProtocolError, match="^hidden rows of 5 values came where the model has 4$"):
+        told.generation.take_returned(Chunk(SESSION, rows, 1, np.zeros((1, 5), np.float32)), 1.0)
+    with pytest.raises(ProtocolError, match="hidden rows of 3 values"):
+        told.generation.take_tapped(2, (2,), np.zeros((1, 3), np.float32))
+    told.generation.take_returned(Chunk(SESSION, rows, 1, np.zeros((1, 4), np.float32)), 1.0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.limits import CREDITS_PER_HOP
+from flowspec_edge.core.limits import CREDITS_PER_HOP, MAX_SESSIONS, MAX_WAITING_ADVANCES
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import ProtocolError
@@ -242,7 +242,7 @@ def tapped(
 def test_tapped_rows_of_the_prompt_are_sent_at_once_and_others_when_they_are_verified() -> None:
     stage = TappedDriver()
     assert tapped(stage.run(ROOT)) == [(2, (0,), [pytest.approx(0.2)]), (4, (0,), [pytest.approx(0.4)])]
-    stage.tell(ev.CreditArrived(2))
+    stage.tell(ev.CreditArrived(1))
     assert tapped(stage.run(LEFT, RIGHT)) == []
     assert tapped(stage.tell(ev.AdvanceArrived(2, 0, 7))) == [], "the root's successor is not verified by that"
     assert tapped(stage.run(BELOW_RIGHT)) == []
@@ -255,7 +255,7 @@ def test_tapped_rows_of_the_prompt_are_sent_at_once_and_others_when_they_are_ver
 def test_an_advance_before_the_forwards_end_sends_the_same_tapped_rows() -> None:
     stage = TappedDriver()
     stage.run(ROOT)
-    stage.tell(ev.CreditArrived(2))
+    stage.tell(ev.CreditArrived(1))
     stage.tell(ev.AdvanceArrived(2, 2, 8))
     assert [ids for _, ids, _ in tapped(stage.run(LEFT, RIGHT))] == [(2,), (2,)]
     assert tapped(stage.tell(ev.AdvanceArrived(2, 2, 8))) == [], "each row is sent once"
@@ -265,3 +265,62 @@ def test_a_session_that_wants_no_tapped_rows_gets_none(stage: Driver) -> None:
     (forward,) = [action for action in stage.arrive(ROOT) if isinstance(action, ev.RunForward)]
     assert not forward.is_tapped
     assert tapped(stage.finish(ROOT)) == []
+
+
+def test_credit_beyond_what_may_wait_is_refused(stage: Driver) -> None:
+    with pytest.raises(ProtocolError, match="credit for 3 chunks, where 2 may wait .CREDITS_PER_HOP."):
+        stage.tell(ev.CreditArrived(1))
+
+
+WRONG_CHUNKS: list[tuple[bool, Chunk, str]] = [
+    (True, Chunk(1, (Row(0, NO_PARENT, 10),), 1), "token 10 came, and the vocabulary ends at 9"),
+    (True, Chunk(1, (ROOT,), 1, np.zeros((1, 4), np.float32)), "a chunk of hidden rows came"),
+    (False, Chunk(1, (ROOT,), 1), "a chunk of tokens alone came"),
+    (False, Chunk(1, (ROOT,), 1, np.zeros((1, 5), np.float32)), "hidden rows of 5 values came where the model has 4"),
+    (True, Chunk(9, (Row(0, NO_PARENT, 10),), 1), "token 10 came"),
+]
+
+
+@pytest.mark.parametrize(("embeds", "chunk", "text"), WRONG_CHUNKS, ids=[text for _, _, text in WRONG_CHUNKS])
+def test_a_chunk_that_the_layers_cannot_run_over_is_refused_before_it_runs(
+    embeds: bool, chunk: Chunk, text: str
+) -> None:
+    stage = Stage(is_last=False, embeds=embeds, vocab_size=10, hidden_size=4)
+    stage.handle(ev.SessionRequested(SessionSpec(1, 100)), 0.0)
+    with pytest.raises(ProtocolError, match=text):
+        stage.handle(ev.ChunkArrived(chunk), 0.0)
+    good = Chunk(1, (ROOT,), 1, None if embeds else np.zeros((1, 4), np.float32))
+    assert kinds(stage.handle(ev.ChunkArrived(good), 0.0)) == [ev.GrantCredit, ev.RunForward]
+
+
+def test_a_flood_of_sessions_ends_at_the_limit(stage: Driver) -> None:
+    for session in range(2, MAX_SESSIONS + 1):
+        stage.tell(ev.SessionRequested(SessionSpec(session, 100)))
+    with pytest.raises(ProtocolError, match="MAX_SESSIONS"):
+        stage.tell(ev.SessionRequested(SessionSpec(1000, 100)))
+
+
+def test_a_flood_of_advances_ends_at_the_limit(stage: Driver) -> None:
+    with pytest.raises(ProtocolError, match=f"{MAX_WAITING_ADVANCES + 1} Advances wait for rows that never came"):
+        for at in range(MAX_WAITING_ADVANCES + 1):
+            stage.tell(ev.AdvanceArrived(1, at + 1, 5))
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (Row(0, NO_PARENT, 6), "row 0 came twice, with different parents or tokens"),
+        (Row(3, 3, 6), "draft ids count up from parents to children"),
+        (Row(3, 7, 6), "row 3 has the parent 7"),
+        (Row(NO_PARENT, 0, 6), "row 4294967295 has the parent 0"),
+    ],
+)
+def test_rows_that_contradict_the_tree_are_refused(stage: Driver, row: Row, text: str) -> None:
+    stage.run_root()
+    with pytest.raises(ProtocolError, match=text):
+        stage.arrive(row)
+
+
+def test_a_row_whose_parent_is_not_there_is_dead_on_arrival(stage: Driver) -> None:
+    stage.run_root()
+    assert stage.arrive(Row(9, 7, 6)) == [ev.GrantCredit(1)]

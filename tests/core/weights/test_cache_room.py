@@ -21,7 +21,9 @@ def test_the_longest_unused_go_first_and_no_more_than_needed() -> None:
 def test_what_an_open_stage_uses_stays() -> None:
     used = CachedFile("d" * 64, 100, 0.0, is_in_use=True)
     assert choose_evictions([used, OLD, NEW], 100, 300) == [OLD]
-    with pytest.raises(CacheError, match="201 bytes .* may hold 300 bytes, and 100 of them are in use.* 1 are missing"):
+    with pytest.raises(
+        CacheError, match="201 bytes .* may hold 300 bytes .its limit., and 100 of them are in use.* 1 are missing"
+    ):
         choose_evictions([used, OLD, NEW], 201, 300)
 
 
