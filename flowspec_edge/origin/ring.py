@@ -110,7 +110,7 @@ class Ring:
         await asyncio.wait({self._working})
         if self._timer is not None:
             self._timer.cancel()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)  # behind the last job
 
     @property
     def is_open(self) -> bool:

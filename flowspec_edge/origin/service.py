@@ -24,6 +24,7 @@ from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.dialogue import OnFetch
+from flowspec_edge.origin.engine import KeptEngine
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.ring import Ring
@@ -81,6 +82,7 @@ class GenerationService:
         self._names_links = names_links
         self._core = rb.Rebalancing(at_once=moves_at_once)
         self._journal = Journal("rebalancing", {"at_once": moves_at_once}, open_record("rebalancing"))
+        self._engine = KeptEngine()
         self._ring: Ring | None = None
         self._writer: Ring | None = None
         self._next_plan: Plan | None = None
@@ -104,6 +106,7 @@ class GenerationService:
         if self._timer is not None:
             self._timer.cancel()
         await self._closing.aclose()
+        await asyncio.to_thread(self._engine.close)
 
     @property
     def model(self) -> str:
@@ -174,7 +177,13 @@ class GenerationService:
 
     async def _open_ring(self, found: Sequence[Announcement], plan: Plan | None) -> None:
         opening = open_ring(
-            self._node, self._bundle, found, on_fetch=self._on_fetch, plan_options=self._plan_options, plan=plan
+            self._node,
+            self._bundle,
+            found,
+            self._engine.load,
+            on_fetch=self._on_fetch,
+            plan_options=self._plan_options,
+            plan=plan,
         )
         self._ring = await self._closing.enter_async_context(opening)
         self._dealt = _names(found)

@@ -13,6 +13,7 @@ from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.errors import StageFailedError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
+from flowspec_edge.origin.engine import LoadEngine
 from flowspec_edge.origin.ring import RingStage
 
 NODE = cast(Node, SimpleNamespace(name="origin"))
@@ -112,6 +113,7 @@ class World:
         node: Node,
         bundle: Bundle,
         found: Sequence[Announcement],
+        load_engine: LoadEngine,
         *,
         on_fetch: object,
         plan_options: object,
