@@ -78,7 +78,7 @@ def figures_of(code: str) -> Any:
 def test_what_was_loaded_goes_back_to_the_system(code: str) -> None:
     (_, idle), *later = figures_of(code)  # what the first one leaves are libraries
     for loaded, closed in later:
-        assert closed - idle < 0.1 * (loaded - idle) + 0.5, later
+        assert closed - idle < 0.1 * (loaded - idle) + 2, later  # Python itself takes a MB more or less
 
 
 def test_a_session_takes_memory_for_the_slots_that_it_used() -> None:
