@@ -28,7 +28,7 @@ class LoadedParts:
     def load(cls, bundle: Bundle, num_threads: int, shape: DraftShape) -> LoadedParts:
         """Raises BundleError where a file cannot be loaded."""
         directory, manifest = bundle.directory, bundle.manifest
-        tokenizer = Tokenizer(directory / manifest.tokenizer.file)
+        tokenizer = Tokenizer(directory / manifest.tokenizer.file, manifest.geometry.max_context)
         head = Head(directory, manifest, num_threads=num_threads)
         drafter: Eagle1Drafter | None = None
         if manifest.drafter is not None:

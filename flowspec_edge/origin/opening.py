@@ -191,17 +191,17 @@ async def _both(
     task = asyncio.create_task(loading, name="loading head and drafter")
     try:
         opened = await opening
-    except BaseException:
-        task.add_done_callback(_close_engine)
-        raise
-    finally:
         await asyncio.wait({task})
+    except BaseException:
+        await asyncio.wait({asyncio.create_task(_close_when_loaded(task), name="closing head and drafter")})
+        raise
     return task.result(), opened
 
 
-def _close_engine(loading: asyncio.Task[OriginEngine]) -> None:
+async def _close_when_loaded(loading: asyncio.Task[OriginEngine]) -> None:
+    await asyncio.wait({loading})
     if not loading.cancelled() and loading.exception() is None:
-        asyncio.get_running_loop().run_in_executor(None, loading.result().close)
+        await asyncio.to_thread(loading.result().close)
 
 
 def _core_of(bundle: Bundle, num_stages: int, *, has_drafter: bool) -> tuple[Origin, Journal]:

@@ -131,7 +131,7 @@ class GenerationService:
         ring = await self._usable_ring()
         self._tell(rb.SessionBegan())
         try:
-            answer = ring.begin(prompt, options)
+            answer = await ring.begin(prompt, options)
             while True:
                 self._writer = ring
                 async with contextlib.aclosing(self._write(ring, answer)) as pieces:

@@ -50,7 +50,7 @@ class PretendedRing:
     def layers(self) -> dict[str, tuple[int, int]]:
         return {stage.plan.node: (stage.plan.start, stage.plan.stop) for stage in self.stages}
 
-    def begin(self, prompt: str, options: GenerateOptions) -> PretendedAnswer:
+    async def begin(self, prompt: str, options: GenerateOptions) -> PretendedAnswer:
         return PretendedAnswer(prompt)
 
     async def write(self, answer: PretendedAnswer) -> AsyncIterator[Piece]:

@@ -198,7 +198,7 @@ async def test_what_breaks_it_is_told_once_and_no_request_is_taken_any_more(
         link.send(message)
     lost = await parts.core.next_told()
     assert isinstance(lost, ev.RingLost) and not ring.is_open
-    answer = ring.write(ring.begin([1, 2], OPTIONS))
+    answer = ring.write(await ring.begin([1, 2], OPTIONS))
     with pytest.raises(StageFailedError, match=said):
         await anext(answer)
     parts.first.send(wire.Credit(1))
@@ -230,7 +230,7 @@ async def test_a_ring_that_is_left_says_no_last_piece(opened: tuple[Opened, Ring
     parts.core.answers = [[], [ev.FinishGeneration(1, "cancelled")]]
 
     async def write() -> list[Any]:
-        async with contextlib.aclosing(ring.write(ring.begin([1, 2], OPTIONS))) as pieces:
+        async with contextlib.aclosing(ring.write(await ring.begin([1, 2], OPTIONS))) as pieces:
             return [piece async for piece in pieces]
 
     writing = asyncio.create_task(write())
