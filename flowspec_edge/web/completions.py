@@ -6,6 +6,7 @@ the statistics of the generation in ``flowspec``. A client that leaves cancels i
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -23,6 +24,8 @@ from flowspec_edge.net.auth import is_same_key
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """Enough for a prompt of a million tokens."""
+BODY_S = 30.0
+"""For a body of MAX_REQUEST_BYTES over Wi-Fi of 1 Mbit/s."""
 MAX_STOPS = 4
 """OpenAI's limit."""
 
@@ -93,6 +96,10 @@ class _Api:
             prompt, options, is_streamed = self._parse(await _read_json(request))
         except RequestError as cause:
             return _refuse(400, str(cause))
+        except web.HTTPRequestEntityTooLarge:
+            return _refuse(
+                413, f"the request's body exceeds the limit of {MAX_REQUEST_BYTES} bytes; shorten the prompt"
+            )
         answer = _Answer(self._generator.model)
         try:
             async with contextlib.aclosing(self._generator.generate(prompt, options)) as pieces:
@@ -196,9 +203,18 @@ async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
 
 
 async def _read_json(request: web.Request) -> Any:
+    """The request's body.
+
+    Raises:
+        RequestError: it is not JSON, or nested so deeply that it is not read, or did not come in time.
+        HTTPRequestEntityTooLarge: it exceeds MAX_REQUEST_BYTES.
+    """
     try:
-        return await request.json()
-    except (ValueError, UnicodeDecodeError) as cause:
+        async with asyncio.timeout(BODY_S):
+            return await request.json()
+    except TimeoutError:
+        raise RequestError(f"the request's body did not come within {BODY_S:.0f} s") from None
+    except (ValueError, RecursionError) as cause:
         raise RequestError(f"the request's body is not JSON ({cause})") from cause
 
 
