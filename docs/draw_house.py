@@ -63,13 +63,14 @@ PLACES = {
     "manifest": Place(9, 337, 607, GREY),
     "files": Place(9, 633, 903, GREY),
     "config": Place(9, 930, 1200, GREY),
-    "tasks": Place(10, 40, 406, GREY),
-    "errors": Place(10, 437, 803, GREY),
-    "version": Place(10, 834, 1200, GREY),
+    "tasks": Place(10, 40, 310, GREY),
+    "errors": Place(10, 337, 607, GREY),
+    "version": Place(10, 633, 903, GREY),
+    "allocator": Place(10, 930, 1200, GREY),
 }
 PURE_ROWS = (6, 8)
 """The rows of ``core/``, which stand on a ground of their own."""
-GROUND = {"bundle", "manifest", "files", "config", "tasks", "errors", "version"}
+GROUND = {"bundle", "manifest", "files", "config", "tasks", "errors", "version", "allocator"}
 """Modules for everyone. Arrows that end there are left out."""
 LANES = {
     ("__init__", "origin"): 640.0,

@@ -39,7 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.speculation", "core.cluster", "core.device", "core.weights"),
     ("core",),
     ("bundle", "manifest", "files", "config"),
-    ("tasks", "errors", "version"),
+    ("tasks", "errors", "version", "allocator"),
 )
 ORDER: tuple[str, ...] = tuple(room for floor in FLOORS for room in floor)
 DESIGN = ROOT / "docs" / "design.md"

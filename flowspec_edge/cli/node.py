@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flowspec_edge.cli.access import welcome_text
-from flowspec_edge.cli.node_settings import ServingArguments, add_serving, serving_settings
+from flowspec_edge.cli.node_settings import ServingArguments, add_serving, serving_settings, settle_process
 from flowspec_edge.cli.options import (
     Commands,
     access_from,
@@ -56,6 +56,7 @@ async def _node(options: NodeCommand) -> int:
     from flowspec_edge.cli.show_peers import PeerDisplay
     from flowspec_edge.node.node import Node
 
+    settle_process()
     board = _board_of(options)
     access = access_from(options, makes_key=True)
     if access.new_key is not None:

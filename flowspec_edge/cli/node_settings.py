@@ -109,3 +109,14 @@ def serving_settings(
         precision=options.precision,
         thermometer=thermometer_of(board),
     )
+
+
+def settle_process() -> None:
+    """Prepare this process for weeks of serving, before its threads begin: few heaps, and all descriptors it may
+    have.
+    """
+    from flowspec_edge.allocator import use_few_arenas
+    from flowspec_edge.net.door import raise_descriptor_limit
+
+    use_few_arenas()
+    raise_descriptor_limit()

@@ -16,6 +16,7 @@ from flowspec_edge.cli.node_settings import (
     add_serving,
     origin_settings,
     serving_settings,
+    settle_process,
 )
 from flowspec_edge.cli.options import (
     Commands,
@@ -155,6 +156,7 @@ async def _serve(options: ServeCommand) -> int:
     from flowspec_edge.net.addresses import LOOPBACK
     from flowspec_edge.node.node import Node
 
+    settle_process()
     access = access_from(options)
     api = open_api_access(
         options.api_host or options.host or LOOPBACK, is_insecure=options.insecure, is_plain=options.plain_http

@@ -6,6 +6,9 @@ in place. Slot 0 is reserved, because the attention operator ignores position id
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,17 +64,21 @@ def load_graph(path: Path, num_threads: int) -> ort.InferenceSession:
 
 
 class KvCache:
-    """Keys and values of some layers, in one array that the graphs update in place."""
+    """Keys and values of some layers, in one array that the graphs update in place.
+
+    The array has room for all slots of the session's limit, but takes memory only for pages that were written to. With
+    huge pages, which NumPy asks for, the first row would take nearly all of it.
+    """
 
     def __init__(self, num_layers: int, num_kv_heads: int, capacity: int, head_dim: int) -> None:
         # Rows of padding take slots behind those in use.
         shape = (2 * num_layers, 1, num_kv_heads, capacity + MAX_ATTENTION_PADDING, head_dim)
-        self._stack = np.zeros(shape, np.float32)  # [2 layers, 1, kv_heads, capacity, head_dim]
+        self._stack: Floats = _zeros_on_small_pages(shape)  # [2 layers, 1, kv_heads, capacity, head_dim]
         self.values = [as_ort_value(layer) for layer in self._stack]
 
     @property
     def num_slots(self) -> int:
-        return self._stack.shape[3]
+        return int(self._stack.shape[3])
 
     @property
     def num_bytes(self) -> int:
@@ -86,6 +93,23 @@ class KvCache:
         """Copy single slots. All sources are read before any target is written."""
         if sources:
             self._stack[:, :, :, targets] = self._stack[:, :, :, sources]
+
+
+def _zeros_on_small_pages(shape: tuple[int, ...]) -> Floats:
+    """Zeros in a mapping of their own, of which the system gives small pages as they are used.
+
+    Raises:
+        MemoryError: the system gives no such mapping.
+    """
+    num_bytes = math.prod(shape) * np.dtype(np.float32).itemsize
+    try:
+        memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as cause:
+        raise MemoryError(f"{num_bytes} bytes: {cause.strerror}") from cause
+    with contextlib.suppress(OSError):  # a kernel without huge pages does not know the word
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    zeros: Floats = np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
+    return zeros
 
 
 class StepInputs:

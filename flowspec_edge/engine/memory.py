@@ -10,11 +10,11 @@ faults.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import threading
 from collections.abc import Iterator
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+from flowspec_edge.allocator import give_back_freed, set_thresholds
+
 _LOADING_BYTES = 1 << 20
 """Pieces of memory below this size are not weights."""
 _RUNNING_BYTES = 32 << 20
@@ -27,24 +27,19 @@ _num_loading = 0
 @contextlib.contextmanager
 def frugal_allocation() -> Iterator[None]:
     """Inside the ``with`` block, in every thread, large pieces of memory are mapped, and given back when they are
-    freed.
+    freed. At its end all that is free goes back. So it is for loading graphs, and for freeing them.
 
     Nothing is changed where the C library is not glibc.
     """
     global _num_loading
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
-        yield
-        return
     with _lock:
         _num_loading += 1
-        libc.mallopt(_M_MMAP_THRESHOLD, _LOADING_BYTES)
+        set_thresholds(mapped_from_bytes=_LOADING_BYTES, trimmed_from_bytes=_LOADING_BYTES)
     try:
         yield
     finally:
         with _lock:
             _num_loading -= 1
             if not _num_loading:
-                libc.mallopt(_M_MMAP_THRESHOLD, _RUNNING_BYTES)
-                libc.mallopt(_M_TRIM_THRESHOLD, 2 * _RUNNING_BYTES)
-                libc.malloc_trim(0)
+                set_thresholds(mapped_from_bytes=_RUNNING_BYTES, trimmed_from_bytes=2 * _RUNNING_BYTES)
+                give_back_freed()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from typing import cast
 
 from aiohttp import web
 
 from flowspec_edge.errors import NodeUnavailableError
 from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.net.auth import HANDSHAKE_S
+from flowspec_edge.net.door import Door
 
 SHUTDOWN_S = 2.0
 """How long requests in progress may go on after close. The 60 s that aiohttp gives them would delay an exit."""
@@ -29,11 +31,12 @@ class ServedApp:
 
 
 class _Site(web.BaseSite):
-    """A site whose TLS handshake takes at most HANDSHAKE_S; aiohttp's TCPSite would wait for 60 s."""
+    """A site behind a :class:`Door`."""
 
-    def __init__(self, runner: web.AppRunner, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, runner: web.AppRunner, host: str, port: int, tls: ssl.SSLContext | None, door: Door) -> None:
         super().__init__(runner, ssl_context=tls)
         self._address = (host, port)
+        self._door = door
 
     @property
     def name(self) -> str:
@@ -43,13 +46,8 @@ class _Site(web.BaseSite):
     async def start(self) -> None:
         await super().start()
         assert self._runner.server is not None
-        self._server = await asyncio.get_running_loop().create_server(
-            self._runner.server,
-            *self._address,
-            ssl=self._ssl_context,
-            ssl_handshake_timeout=HANDSHAKE_S if self._ssl_context else None,
-            backlog=self._backlog,
-        )
+        await self._door.listen(*self._address, self._runner.server, self._backlog)
+        self._server = cast(asyncio.AbstractServer, self._door)  # of which a site uses close and sockets
 
 
 async def serve_app(
@@ -65,12 +63,14 @@ async def serve_app(
     Raises:
         NodeUnavailableError: the address cannot be listened on.
     """
+    door = Door(tls, HANDSHAKE_S)
+    door.watch(app)
     runner = web.AppRunner(
         app, access_log=None, shutdown_timeout=SHUTDOWN_S, handler_cancellation=cancels_on_disconnect
     )
     await runner.setup()
     try:
-        await _Site(runner, host, port, tls).start()
+        await _Site(runner, host, port, tls, door).start()
     except OSError as cause:
         await runner.cleanup()
         raise NodeUnavailableError(

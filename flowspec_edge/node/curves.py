@@ -7,6 +7,7 @@ layer, precision, threads, runtime. A node that has no layers yet learns it from
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -93,7 +94,8 @@ class Measurements:
         num_layers = blocks[-1].stop
         _log.info("measuring %d layers of %s in %s", num_layers, bundle.manifest.name, precision)
         stage = StageUnderTest(bundle.directory, bundle.manifest, 0, num_layers, self._num_threads, precision)
-        times = [stage.time_ms(size, SIZE_LIMIT_S) for size in LAYER_SIZES]
+        with contextlib.closing(stage):
+            times = [stage.time_ms(size, SIZE_LIMIT_S) for size in LAYER_SIZES]
         return fit_line(LAYER_SIZES, times).scaled(1 / num_layers)
 
     def _path(self, manifest: Manifest, precision: str) -> Path:

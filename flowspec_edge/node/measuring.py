@@ -107,6 +107,7 @@ class Measuring:
             line = self.measurements.kept(manifest, precision)
             if line is None and bundle is not None:
                 self.kept.drop()  # its memory is wanted
+                await self.kept.freed()
                 line = await self.measurements.curve(bundle, precision, self.memory.free_bytes)
             if line is not None:
                 curves[precision] = line

@@ -119,7 +119,7 @@ class Node:
             await self._directory.close()
         if self._server is not None:
             await self._server.close()
-        self.kept.close()
+        await self.kept.close()
         self.weights.close()
         self._files.shutdown(wait=False, cancel_futures=True)
         self.board.close()

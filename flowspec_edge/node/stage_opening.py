@@ -230,7 +230,7 @@ async def stage_in_use(
     """
     is_sound = False
     with contextlib.ExitStack() as lost:
-        lost.callback(stage.close)
+        lost.callback(kept.free, stage)
         try:
             yield
             is_sound = True

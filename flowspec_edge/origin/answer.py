@@ -13,14 +13,14 @@ from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
 
 
 class Answer:
-    """The answer to a prompt, which is a text or token ids.
+    """The answer to a prompt, of which the token ids are given.
 
     One ring after another may write at it. A ring that goes on with an answer takes ``written`` for its prompt. Since
     the draw of a token depends on seed and position alone, the text is the same as if one ring had written it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str | Sequence[int], options: GenerateOptions) -> None:
-        self._prompt = tuple(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], options: GenerateOptions) -> None:
+        self._prompt = tuple(prompt)
         self._options = options
         self._tokens: list[int] = []
         self._text = TextStream(tokenizer, options.stop)

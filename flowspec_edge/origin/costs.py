@@ -9,6 +9,7 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.planning.measured import rounded
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.timing import RUNTIME, time_draft_ms, time_head_ms
 from flowspec_edge.errors import StateError
 from flowspec_edge.files import read_private, state_directory, write_private
@@ -34,6 +35,8 @@ def origin_costs(bundle: Bundle, num_threads: int) -> tuple[float, float]:
     head_ms, draft_ms = rounded(time_head_ms(head, manifest)), 0.0
     if manifest.drafter is not None:
         draft_ms = rounded(time_draft_ms(bundle.directory, manifest, head, shape.width, shape.children, num_threads))
+    with frugal_allocation():
+        del head
     try:
         write_private(path, json.dumps({"head_ms": head_ms, "draft_ms": draft_ms, "runtime": RUNTIME}) + "\n")
     except StateError as cause:

@@ -112,6 +112,7 @@ async def open_ring(
             requests = stage_requests(node.settings.name, node.port, bundle, name, plans, controls, found)
             loading = asyncio.to_thread(load_engine, bundle, node.settings.num_threads, DraftShape())
             engine, opened = await _both(loading, open_stages(plans, controls, requests, on_fetch))
+            closing.push_async_callback(asyncio.to_thread, engine.close)
             stages = _ring_stages(plans, opened, found)
             if plan is not None:
                 await asyncio.to_thread(keep_placement, bundle.digest, plan)
@@ -215,13 +216,21 @@ async def _planned(
 async def _both(
     loading: Coroutine[Any, Any, OriginEngine], opening: Coroutine[Any, Any, list[wire.StageOpened]]
 ) -> tuple[OriginEngine, list[wire.StageOpened]]:
-    """At once. What is loaded on a thread is waited for even where stages could not be opened."""
+    """At once. What is loaded on a thread is waited for even where stages could not be opened, and then closed."""
     task = asyncio.create_task(loading, name="loading head and drafter")
     try:
         opened = await opening
-    finally:
         await asyncio.wait({task})
+    except BaseException:
+        await asyncio.wait({asyncio.create_task(_close_when_loaded(task), name="closing head and drafter")})
+        raise
     return task.result(), opened
+
+
+async def _close_when_loaded(loading: asyncio.Task[OriginEngine]) -> None:
+    await asyncio.wait({loading})
+    if not loading.cancelled() and loading.exception() is None:
+        await asyncio.to_thread(loading.result().close)
 
 
 def _core_of(bundle: Bundle, num_stages: int, *, has_drafter: bool) -> tuple[Origin, Journal]:

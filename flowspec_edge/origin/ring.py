@@ -96,6 +96,7 @@ class Ring:
         self._sessions = itertools.count(1)
         self._jobs: asyncio.Queue[ev.RunHead | ev.RunDraft] = asyncio.Queue()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="origin")
+        self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None  # that the timer was last set for
         self._num_sent = 0
@@ -120,7 +121,8 @@ class Ring:
         self._ended.set()
         if self._timer is not None:
             self._timer.cancel()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._tokenising.shutdown(wait=False)
+        await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)  # behind the last job
 
     @property
     def is_open(self) -> bool:
@@ -143,9 +145,16 @@ class Ring:
         num_tokens = int(statistics["completion_tokens"])
         return hold_against(self.plan, self._core.costs, float(statistics["tokens_per_s"]), num_tokens)
 
-    def begin(self, prompt: str | Sequence[int], options: GenerateOptions) -> Answer:
-        """An answer to a text or to token ids, of which nothing is written yet."""
-        return Answer(self._engine.tokenizer, prompt, options)
+    async def begin(self, prompt: str | Sequence[int], options: GenerateOptions) -> Answer:
+        """An answer to a text or to token ids, of which nothing is written yet. Texts are tokenised one by one.
+
+        Raises:
+            RequestError: the text is too long, or has half of a character.
+        """
+        tokenizer = self._engine.tokenizer
+        if isinstance(prompt, str):
+            prompt = await asyncio.get_running_loop().run_in_executor(self._tokenising, tokenizer.encode, prompt)
+        return Answer(tokenizer, prompt, options)
 
     async def generate(
         self, prompt: str | Sequence[int], options: GenerateOptions, on_trip: OnTrip | None = None
@@ -159,7 +168,7 @@ class Ring:
             RingLostError: the ring lost a node, or a stage failed.
             StageFailedError: the origin itself failed.
         """
-        async with contextlib.aclosing(self.write(self.begin(prompt, options), on_trip)) as pieces:
+        async with contextlib.aclosing(self.write(await self.begin(prompt, options), on_trip)) as pieces:
             async for piece in pieces:
                 yield piece
 

@@ -35,6 +35,7 @@ from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.dialogue import OnFetch, is_there
+from flowspec_edge.origin.engine import KeptEngine
 from flowspec_edge.origin.lost_nodes import LostNodes
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions
@@ -113,6 +114,7 @@ class GenerationService:
         self._names_links = names_links
         self._core = rb.Rebalancing(at_once=moves_at_once)
         self._journal = Journal("rebalancing", {"at_once": moves_at_once}, open_record("rebalancing"))
+        self._engine = KeptEngine()
         self._ring: Ring | None = None
         self._writer: Ring | None = None
         self._next_plan: Plan | None = None
@@ -142,6 +144,7 @@ class GenerationService:
             self._timer.cancel()
         await self._lost.close()
         await self._closing.aclose()
+        await asyncio.to_thread(self._engine.close)
 
     @property
     def model(self) -> str:
@@ -176,7 +179,7 @@ class GenerationService:
                 try:
                     ring = await self._usable_ring()
                     recovery.handle(rc.RingOpened(), time.monotonic())
-                    answer = answer or ring.begin(prompt, options)
+                    answer = answer or await ring.begin(prompt, options)
                     self._writer = ring
                     async with contextlib.aclosing(self._write(ring, answer)) as pieces:
                         async for piece in pieces:
@@ -281,6 +284,7 @@ class GenerationService:
             self._node,
             self._bundle,
             found,
+            self._engine.load,
             on_fetch=self._on_fetch,
             plan_options=self._plan_options,
             plan=plan,

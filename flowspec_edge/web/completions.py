@@ -7,6 +7,7 @@ client that leaves cancels its generation.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -24,6 +25,8 @@ from flowspec_edge.net.auth import is_same_key
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """Enough for a prompt of a million tokens."""
+BODY_S = 30.0
+"""For a body of MAX_REQUEST_BYTES over Wi-Fi of 1 Mbit/s."""
 MAX_STOPS = 4
 """OpenAI's limit."""
 
@@ -96,6 +99,10 @@ class _Api:
             return _refuse(400, str(cause))
         except RecursionError:
             return _refuse(400, "the request's body is nested too deeply")
+        except web.HTTPRequestEntityTooLarge:
+            return _refuse(
+                413, f"the request's body exceeds the limit of {MAX_REQUEST_BYTES} bytes; shorten the prompt"
+            )
         answer = _Answer(self._generator.model)
         try:
             async with contextlib.aclosing(self._generator.generate(prompt, options)) as pieces:
@@ -208,8 +215,17 @@ async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
 
 
 async def _read_json(request: web.Request) -> Any:
+    """The request's body.
+
+    Raises:
+        RequestError: it is not JSON, or nested so deeply that it is not read, or did not come in time.
+        HTTPRequestEntityTooLarge: it exceeds MAX_REQUEST_BYTES.
+    """
     try:
-        return await request.json()
+        async with asyncio.timeout(BODY_S):
+            return await request.json()
+    except TimeoutError:
+        raise RequestError(f"the request's body did not come within {BODY_S:.0f} s") from None
     except (ValueError, LookupError, RecursionError) as cause:  # LookupError: a charset that nobody knows
         raise RequestError(f"the request's body is not JSON ({str(cause)[:200]})") from cause
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 
 import pytest
 
@@ -58,22 +59,23 @@ async def test_a_stage_that_ends_too_late_is_not_kept_beside_the_one_that_came(
         assert await kept.take(OTHER) is None
         with kept.using(OPEN):
             kept.keep(KEY, stage_of(bundle, "a", closed), CLOSED)
+            await kept.freed()
             assert closed == ["a"]
             kept.keep(
                 OTHER, stage_of(bundle, "b", closed), OPEN
             )  # its data link was lost; the other's control link is closed
     assert closed == ["a"]
-    kept.close()
+    await kept.close()
     assert closed == ["a", "b"]
 
 
 async def test_a_node_that_has_ended_keeps_nothing(bundle: Bundle) -> None:
     kept, closed = KeptStage(), list[str]()
     kept.keep(KEY, stage_of(bundle, "a", closed), CLOSED)
-    kept.close()
+    await kept.close()
     assert closed == ["a"]
     kept.keep(KEY, stage_of(bundle, "b", closed), CLOSED)
-    assert closed == ["a", "b"] and await kept.take(KEY) is None
+    assert await kept.take(KEY) is None and closed == ["a", "b"]
 
 
 async def test_of_stages_that_end_at_once_one_is_kept_and_the_clock_of_the_other_stops(
@@ -86,6 +88,24 @@ async def test_of_stages_that_end_at_once_one_is_kept_and_the_clock_of_the_other
     kept.keep(KEY, stage_of(bundle, "b", closed), CLOSED)
     for _ in range(3):
         await asyncio.sleep(0)
+    await kept.freed()
     assert closed == ["a"]
-    kept.close()
+    await kept.close()
     assert closed == ["a", "b"]
+
+
+async def test_a_stage_is_freed_on_a_thread_and_whoever_wants_its_memory_waits(bundle: Bundle) -> None:
+    may_end, closed = threading.Event(), list[str]()
+
+    class SlowRunner(NamedRunner):
+        def close(self) -> None:
+            may_end.wait(30)
+            super().close()
+
+    kept = KeptStage()
+    kept.keep(KEY, LoadedStage(bundle, SlowRunner("a", closed), 0, contextlib.ExitStack()), CLOSED)
+    taking = asyncio.create_task(kept.take(OTHER))
+    await asyncio.sleep(0.01)
+    assert not taking.done() and not closed
+    may_end.set()
+    assert await taking is None and closed == ["a"]

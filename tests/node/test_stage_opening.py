@@ -176,10 +176,10 @@ class Opened:
 
 
 @pytest.fixture
-def node(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Any:
+async def node(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Any:
     opened = Opened(bundle, monkeypatch)
     yield opened
-    opened.kept.close()
+    await opened.kept.close()
 
 
 async def test_a_stage_is_loaded_connected_and_told_before_the_node_before_has_come(node: Opened) -> None:
@@ -389,6 +389,7 @@ async def test_a_stage_whose_end_is_cancelled_lets_go_of_its_files(node: Opened)
         await asyncio.wait({ending})
         may_end.set()
     assert ending.cancelled() and kept._kept is None
+    await kept.freed()
     assert closed == ["files"] and stage.runner.is_closed  # type: ignore[attr-defined]
 
 
@@ -402,7 +403,7 @@ async def test_only_a_sound_stage_is_kept(node: Opened, error: Exception, is_kep
         async with stage_in_use(kept, KEY, loaded_stage(closed), FakeLink("origin"), executor):
             raise error
     assert (kept._kept is not None) == is_kept
-    kept.close()
+    await kept.close()
     assert closed == ["files"]
 
 

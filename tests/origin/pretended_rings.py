@@ -13,6 +13,7 @@ from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.errors import RingLostError, StageFailedError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
+from flowspec_edge.origin.engine import LoadEngine
 from flowspec_edge.origin.ring import RingStage
 
 NODE = cast(Node, SimpleNamespace(name="origin", settings=None))
@@ -61,7 +62,7 @@ class PretendedRing:
     def layers(self) -> dict[str, tuple[int, int]]:
         return {stage.plan.node: (stage.plan.start, stage.plan.stop) for stage in self.stages}
 
-    def begin(self, prompt: str, options: GenerateOptions) -> PretendedAnswer:
+    async def begin(self, prompt: str, options: GenerateOptions) -> PretendedAnswer:
         return PretendedAnswer(prompt)
 
     async def write(self, answer: PretendedAnswer) -> AsyncIterator[Piece]:
@@ -146,6 +147,7 @@ class World:
         node: Node,
         bundle: Bundle,
         found: Sequence[Announcement],
+        load_engine: LoadEngine,
         *,
         on_fetch: object,
         plan_options: object,

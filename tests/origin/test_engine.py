@@ -1,96 +1,102 @@
-"""What the origin computes with is what the manifest says, or nothing is computed."""
+"""The origin's head and drafter go with their ring, or wait for the next one; two sets are never kept."""
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
+import gc
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from flowspec_edge import manifest as manifests
-from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.core import events as ev
+from flowspec_edge.core.rows import Row
 from flowspec_edge.core.speculation.drafting import DraftShape
-from flowspec_edge.errors import BundleError
-from flowspec_edge.manifest import SEAL_NAME, verify_digests
-from flowspec_edge.origin.engine import OriginEngine, origin_files
+from flowspec_edge.engine.head import Head
+from flowspec_edge.origin import engine as engines
+from flowspec_edge.origin.engine import KeptEngine, OriginEngine
+from tests.narrowing import present
+
+SHAPE = DraftShape()
 
 
 @pytest.fixture
-def copied(tmp_path: Path) -> Bundle:
-    return Bundle.load(shutil.copytree(DEMO_BUNDLE, tmp_path / "bundle"))
+def heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[Head]]]:
+    """Weak references to all heads that were loaded. Reference cycles are not collected meanwhile."""
+    loaded: list[weakref.ref[Head]] = []
+
+    class WatchedHead(Head):
+        def __init__(self, directory: Path, manifest: object, *, num_threads: int = 1) -> None:
+            super().__init__(directory, manifest, num_threads=num_threads)  # type: ignore[arg-type]
+            loaded.append(weakref.ref(self))
+
+    monkeypatch.setattr(engines, "Head", WatchedHead)
+    gc.disable()
+    yield loaded
+    gc.enable()
 
 
-def damage(path: Path, num_bytes: int = 4000) -> None:
-    """In the middle, with the same length."""
-    data = bytearray(path.read_bytes())
-    middle = len(data) // 2
-    for at in range(middle, min(middle + num_bytes, len(data))):
-        data[at] ^= 0x01
-    path.write_bytes(data)
+def draft(engine: OriginEngine, session: int) -> ev.DraftFinished:
+    hidden = np.ones((2, 256), np.float32)
+    finished = engine.run(ev.RunDraft(session, (Row(1, 0, 5), Row(2, 1, 6)), np.arange(2), hidden, ()))
+    assert isinstance(finished, ev.DraftFinished)
+    return finished
 
 
-def test_a_whole_bundle_is_loaded(copied: Bundle) -> None:
-    engine = OriginEngine(copied, 1, DraftShape())
-    assert engine.drafter is not None and engine.tokenizer.encode("x")
+def test_a_closed_engine_is_freed_whatever_still_refers_to_it(bundle: Bundle, heads: list[weakref.ref[Head]]) -> None:
+    engine = OriginEngine(bundle, 1, SHAPE)
+    cycle = [engine]
+    cycle.append(cycle)  # type: ignore[arg-type]
+    assert heads[0]() is not None
+    engine.close()
+    assert heads[0]() is None
+    engine.close()
+    assert engine.drafter is None and len(heads) == 1
 
 
-@pytest.mark.parametrize("name", ["head.onnx", "drafter.onnx", "embedding.npy", "tokenizer.json"])
-def test_damaged_files_are_named_before_anything_is_computed(copied: Bundle, name: str) -> None:
-    damage(copied.directory / name, 40)
-    with pytest.raises(BundleError, match=rf"bundle/{name}: sha256 is .* is damaged.*copy or export the bundle again"):
-        OriginEngine(copied, 1, DraftShape())
+def test_the_next_ring_takes_the_parts_of_the_last_without_its_sessions(
+    bundle: Bundle, heads: list[weakref.ref[Head]]
+) -> None:
+    kept = KeptEngine()
+    first = kept.load(bundle, 1, SHAPE)
+    present(first.drafter).open(1, 100)
+    expected = draft(first, 1)
+    first.close()
+    second = kept.load(bundle, 1, SHAPE)
+    assert len(heads) == 1
+    assert not len(draft(second, 1).tokens), "the session of the first ring is closed"
+    present(second.drafter).open(1, 100)
+    first.close()  # says nothing to the second
+    assert first.drafter is None
+    np.testing.assert_array_equal(draft(second, 1).tokens, expected.tokens)
+    second.close()
+    kept.close()
+    assert heads[0]() is None
 
 
-def test_a_file_that_is_damaged_later_is_noticed_too(copied: Bundle) -> None:
-    OriginEngine(copied, 1, DraftShape())
-    damage(copied.directory / "head.onnx")
-    with pytest.raises(BundleError, match="head.onnx: sha256 is"):
-        OriginEngine(copied, 1, DraftShape())
+def test_rings_at_the_same_time_have_parts_of_their_own_of_which_one_set_is_kept(
+    bundle: Bundle, heads: list[weakref.ref[Head]]
+) -> None:
+    kept = KeptEngine()
+    first, second = kept.load(bundle, 1, SHAPE), kept.load(bundle, 1, SHAPE)
+    assert len(heads) == 2
+    first.close()
+    second.close()
+    assert [head() is not None for head in heads] == [False, True]
+    kept.close()
+    assert [head() for head in heads] == [None, None]
 
 
-@pytest.mark.parametrize("how", ["truncated", "removed", "replaced"])
-def test_a_bundle_that_changes_underneath_is_named(copied: Bundle, how: str) -> None:
-    path = copied.directory / "tokenizer.json"
-    if how == "truncated":
-        path.write_bytes(path.read_bytes()[:100])
-    elif how == "removed":
-        path.unlink()
-    else:
-        path.unlink()
-        path.mkdir()
-    with pytest.raises(BundleError, match=r"tokenizer.json: (100 bytes|missing)"):
-        OriginEngine(copied, 1, DraftShape())
-
-
-def test_what_this_process_has_read_is_not_read_again(copied: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    real = manifests.sha256_of
-
-    def counted(path: Path) -> str:
-        read.append(path.name)
-        return real(path)
-
-    monkeypatch.setattr(manifests, "sha256_of", counted)
-    files = origin_files(copied.manifest)
-    for _ in range(3):
-        verify_digests(copied.directory, files)
-    assert sorted(read) == ["drafter.onnx", "embedding.npy", "head.onnx", "tokenizer.json"]
-    (copied.directory / "head.onnx").touch()
-    verify_digests(copied.directory, files)
-    assert read[4:] == ["head.onnx"]
-
-
-def test_a_damaged_manifest_is_named(copied: Bundle) -> None:
-    path = copied.directory / "manifest.json"
-    path.write_text(path.read_text().replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-03'))
-    with pytest.raises(BundleError, match=rf"manifest.json: sha256 is .*{SEAL_NAME} says .*is damaged"):
-        Bundle.load(copied.directory)
-    (copied.directory / SEAL_NAME).unlink()
-    assert Bundle.load(copied.directory).digest != copied.digest, "whoever takes the sum away means it"
-
-
-def test_a_written_manifest_is_sealed_as_sha256sum_does(copied: Bundle) -> None:
-    copied.manifest.write(copied.directory)
-    assert Bundle.load(copied.directory) == copied
-    assert (copied.directory / SEAL_NAME).read_text() == f"{copied.digest}  manifest.json\n"
-    assert (copied.directory / SEAL_NAME).read_text() == (DEMO_BUNDLE / SEAL_NAME).read_text()
+def test_parts_for_other_settings_are_freed_before_others_are_loaded(
+    bundle: Bundle, heads: list[weakref.ref[Head]]
+) -> None:
+    kept = KeptEngine()
+    kept.load(bundle, 1, SHAPE).close()
+    other = kept.load(bundle, 1, dataclasses.replace(SHAPE, proposals=8))
+    assert heads[0]() is None and len(heads) == 2
+    kept.close()
+    other.close()
+    assert heads[1]() is None, "after its end nothing is kept any more"

@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -35,13 +35,27 @@ from tests.fake_links import LIMIT_S, settle
 from tests.origin.fake_nodes import FakeNetwork, FakeNode, open_stage
 
 
-def no_engine(bundle: Bundle, num_threads: int, shape: Any) -> Any:
-    return SimpleNamespace(drafter=None, num_threads=num_threads)
+class NoEngine:
+    """Computes nothing. ``made`` has those that were made, in order."""
+
+    made: ClassVar[list[NoEngine]] = []
+    drafter = None
+
+    def __init__(self, bundle: Bundle, num_threads: int, shape: Any) -> None:
+        self.num_closed = 0
+        self.made.append(self)
+
+    def close(self) -> None:
+        self.num_closed += 1
+
+
+no_engine: Any = NoEngine
 
 
 @pytest.fixture
 async def network(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeNetwork]:
     network = FakeNetwork(bundle, "attic", "cellar", "hall")
+    NoEngine.made.clear()
     for module in (dialogue, opening):
         monkeypatch.setattr(module, "open_link", network.open_link)
     async with asyncio.timeout(LIMIT_S), network.at_work():
@@ -49,6 +63,7 @@ async def network(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         await settle()
         links = [link for node in network.nodes.values() for link in [*node.controls, *node.data]]
         assert not any(link.is_open for link in links), "whoever leaves closes its links"
+        assert [engine.num_closed for engine in NoEngine.made] == [1] * len(NoEngine.made), "and its engine, once"
 
 
 def open_on(network: FakeNetwork, **options: Any) -> Any:

@@ -199,7 +199,7 @@ async def test_what_breaks_it_is_told_once_and_no_request_is_taken_any_more(
         link.send(message)
     lost = await parts.core.next_told()
     assert isinstance(lost, ev.RingLost) and not ring.is_open
-    answer = ring.write(ring.begin([1, 2], OPTIONS))
+    answer = ring.write(await ring.begin([1, 2], OPTIONS))
     with pytest.raises(StageFailedError, match=said):
         await anext(answer)
     parts.first.send(wire.Credit(1))
@@ -231,7 +231,7 @@ async def test_a_ring_that_is_left_says_no_last_piece(opened: tuple[Opened, Ring
     parts.core.answers = [[], [ev.FinishGeneration(1, "cancelled")]]
 
     async def write() -> list[Any]:
-        async with contextlib.aclosing(ring.write(ring.begin([1, 2], OPTIONS))) as pieces:
+        async with contextlib.aclosing(ring.write(await ring.begin([1, 2], OPTIONS))) as pieces:
             return [piece async for piece in pieces]
 
     writing = asyncio.create_task(write())
@@ -268,7 +268,7 @@ async def test_a_ring_that_is_closed_before_it_knows_whom_it_lost_ends_its_texts
     async with asyncio.timeout(LIMIT_S):
         async with Ring(parts.core, Journal("origin", {}), engine, parts.stages, parts.links, Board()) as ring:
             parts.core.answers = [[], [ev.FinishGeneration(1, "failed", "the ring was closed")]]
-            writing = asyncio.ensure_future(anext(ring.write(ring.begin([1, 2], OPTIONS))))
+            writing = asyncio.ensure_future(anext(ring.write(await ring.begin([1, 2], OPTIONS))))
             await parts.core.next_told()
             parts.controls[1].send(wire.StageFailure("out of memory"))
             await settle()
@@ -287,7 +287,7 @@ async def test_a_bug_of_the_origin_is_no_loss(opened: tuple[Opened, Ring], monke
     await ring.wait_ended()
     assert ring.loss is None and not ring.is_open
     with pytest.raises(StageFailedError, match="a bug in flowspec-edge"):
-        await anext(ring.write(ring.begin([1, 2], OPTIONS)))
+        await anext(ring.write(await ring.begin([1, 2], OPTIONS)))
 
 
 # ---------------------------------------------------------------------- the timer

@@ -24,7 +24,8 @@ from flowspec_edge.errors import (
 )
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.server import serve_app
-from flowspec_edge.web.completions import build_app
+from flowspec_edge.web import completions
+from flowspec_edge.web.completions import MAX_REQUEST_BYTES, build_app
 
 STATISTICS = {"prompt_tokens": 3, "completion_tokens": 2, "trips": 2}
 PIECES = [
@@ -188,6 +189,40 @@ async def test_a_body_that_is_not_json_is_refused() -> None:
     ):
         assert response.status == 400
         assert "not JSON" in (await response.json())["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        (b"[" * 200_000, 400, "not JSON"),
+        (b'{"prompt": "\xff"}', 400, "not JSON"),
+        (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", 400, "not JSON"),
+        (b'{"prompt": "x", "temperature": 1e400}', 400, "temperature is inf"),
+        (b'{"prompt": "x", "temperature": NaN}', 400, "temperature is nan"),
+        (b'{"prompt": "' + b"a" * MAX_REQUEST_BYTES + b'"}', 413, "exceeds the limit of 4194304 bytes"),
+    ],
+    ids=["nested", "not UTF-8", "huge number", "infinite", "not a number", "too long"],
+)
+async def test_a_malicious_body_is_refused(body: bytes, status: int, text: str) -> None:
+    async with (
+        serving(PIECES) as (generator, _, url),
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/v1/completions", data=body) as response,
+    ):
+        assert response.status == status
+        assert text in (await response.json())["error"]["message"]
+        assert not generator.asked
+
+
+async def test_half_a_body_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completions, "BODY_S", 0.05)
+    async with serving(PIECES) as (generator, _, url):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert b"did not come within" in await reader.readuntil(b"}}")
+        assert not generator.asked
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_the_client_gathers_the_answer() -> None:

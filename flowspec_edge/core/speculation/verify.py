@@ -93,12 +93,42 @@ def next_token_distribution(logits: Floats, options: GenerateOptions) -> NDArray
     scaled = logits.astype(np.float64) / options.temperature
     probabilities: NDArray[np.float64] = np.exp(scaled - scaled.max())
     probabilities /= probabilities.sum()
-    if 0 < options.top_k < len(probabilities) or options.top_p < 1:
-        order = np.argsort(-probabilities, kind="stable")
-        kept = len(order) if options.top_k == 0 else min(options.top_k, len(order))
-        if options.top_p < 1:
-            cumulative = np.cumsum(probabilities[order[:kept]])
-            kept = min(kept, int(np.searchsorted(cumulative, options.top_p * cumulative[-1])) + 1)
-        probabilities[order[kept:]] = 0.0
+    num_tokens = len(probabilities)
+    if 0 < options.top_k < num_tokens or options.top_p < 1:
+        num_kept, least = _cut(probabilities, options)
+        if num_kept < num_tokens:
+            is_kept = probabilities > least
+            ties = np.flatnonzero(probabilities == least)
+            is_kept[ties[: num_kept - np.count_nonzero(is_kept)]] = True
+            probabilities[~is_kept] = 0.0
         probabilities /= probabilities.sum()
     return probabilities
+
+
+def _cut(probabilities: NDArray[np.float64], options: GenerateOptions) -> tuple[int, float]:
+    """How many of the likeliest tokens top-k and top-p leave, and the probability of the last of them.
+
+    Sorting a whole vocabulary would take longer than all else that a draw does. Which tokens top-p leaves depends on
+    the sum over all of them in their order, and that is 1 but for rounding. So it is enough to sort those that may be
+    left, unless the cut falls so close to a token that rounding decides.
+    """
+    num_tokens = len(probabilities)
+    if 0 < options.top_k < num_tokens:
+        ranked = -np.sort(np.partition(-probabilities, options.top_k - 1)[: options.top_k])
+        num_kept = len(ranked)
+        if options.top_p < 1:
+            cumulative = np.cumsum(ranked)
+            num_kept = int(np.searchsorted(cumulative, options.top_p * cumulative[-1])) + 1
+    else:
+        # All tokens of at most half the mean of what top-p cuts off stand behind its cut.
+        ranked = -np.sort(-probabilities[probabilities > (1 - options.top_p) / (2 * num_tokens)])
+        cumulative = np.cumsum(ranked)
+        slack = 4 * num_tokens * np.finfo(np.float64).eps
+        first, last = np.searchsorted(cumulative, [options.top_p * (1 - slack), options.top_p * (1 + slack)])
+        if first < last or last == len(ranked):
+            ranked = -np.sort(-probabilities)
+            cumulative = np.cumsum(ranked)
+            first = np.searchsorted(cumulative, options.top_p * cumulative[-1])
+        num_kept = int(first) + 1
+    num_kept = min(num_kept, len(ranked))
+    return num_kept, float(ranked[num_kept - 1])

@@ -89,6 +89,10 @@ class Eagle1Drafter:
     def close(self, session: int) -> None:
         self._sessions.pop(session, None)
 
+    def close_all(self) -> None:
+        """All sessions that are open."""
+        self._sessions.clear()
+
     def run(self, job: RunDraft) -> DraftFinished:
         """One pass. Tokens and log-probabilities are [rows, k]: of the last verified pair, if any, and drafted rows."""
         session = self._sessions.get(job.session)

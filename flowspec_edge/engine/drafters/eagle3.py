@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowspec_edge.core.rows import Floats
-from flowspec_edge.engine.drafters.drafter import Drafter
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.graphs import load_graph, pad_rows
 from flowspec_edge.engine.head import Head
@@ -46,7 +45,7 @@ class Eagle3Drafter(Eagle1Drafter):
         return tokens[: len(features)], log_probs[: len(features)]
 
 
-def load_drafter(directory: Path, manifest: Manifest, head: Head, *, k: int, num_threads: int = 1) -> Drafter:
+def load_drafter(directory: Path, manifest: Manifest, head: Head, *, k: int, num_threads: int = 1) -> Eagle1Drafter:
     """The drafter of a bundle that has a draft head, with ``k`` proposals per row.
 
     Raises:

@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.rows import NO_PARENT, Row
@@ -81,3 +84,64 @@ def test_the_likeliest_child_is_the_one_that_will_be_drawn() -> None:
         surprises += drawn not in TOKENS[:2]
         at = best.id
     assert surprises > 3
+
+
+def distribution_by_sorting_all(logits: NDArray[np.float32], options: GenerateOptions) -> NDArray[np.float64]:
+    """What ``next_token_distribution`` says, as it is defined: all tokens are ranked."""
+    scaled = logits.astype(np.float64) / options.temperature
+    probabilities: NDArray[np.float64] = np.exp(scaled - scaled.max())
+    probabilities /= probabilities.sum()
+    if 0 < options.top_k < len(probabilities) or options.top_p < 1:
+        order = np.argsort(-probabilities, kind="stable")
+        kept = len(order) if options.top_k == 0 else min(options.top_k, len(order))
+        if options.top_p < 1:
+            cumulative = np.cumsum(probabilities[order[:kept]])
+            kept = min(kept, int(np.searchsorted(cumulative, options.top_p * cumulative[-1])) + 1)
+        probabilities[order[kept:]] = 0.0
+        probabilities /= probabilities.sum()
+    return probabilities
+
+
+NEAR_CUTS = [0.25, 0.5, 0.75, 0.9, 1e-12, 1 - 1e-6, 1 - 1e-12, float(np.nextafter(1.0, 0.0)), 1.0]
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    num_tokens=st.one_of(st.integers(1, 200), st.sampled_from([2048, 5000])),
+    seed=st.integers(0, 2**32),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 5.0, 40.0]),
+    digits=st.sampled_from([0, 1, 6]),  # few digits make many ties
+    share_impossible=st.sampled_from([0.0, 0.5]),
+    top_k=st.one_of(st.just(0), st.integers(1, 300)),
+    top_p=st.one_of(st.sampled_from(NEAR_CUTS), st.floats(1e-9, 1.0)),
+    temperature=st.sampled_from([0.05, 0.6, 1.0, 10.0]),
+)
+def test_what_is_not_sorted_changes_no_bit(
+    num_tokens: int,
+    seed: int,
+    spread: float,
+    digits: int,
+    share_impossible: float,
+    top_k: int,
+    top_p: float,
+    temperature: float,
+) -> None:
+    random = np.random.default_rng(seed)
+    logits = np.round(random.standard_normal(num_tokens) * spread, digits).astype(np.float32)
+    logits[1:][random.random(num_tokens - 1) < share_impossible] = -np.inf
+    options = GenerateOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    expected = distribution_by_sorting_all(logits, options)
+    np.testing.assert_array_equal(next_token_distribution(logits, options), expected)
+    kept = np.flatnonzero(expected)
+    times = Sampler(options, num_tokens)._run_race(7)[kept] / expected[kept]
+    assert Sampler(options, num_tokens).draw(logits, 7) == kept[np.argmin(times)]
+
+
+def test_a_cut_that_falls_between_equal_tokens_is_where_it_was() -> None:
+    """Where all tokens are equal, the last digit of the sum over all of them decides."""
+    for num_tokens in range(2, 300):
+        logits = np.zeros(num_tokens, np.float32)
+        for top_p in (0.5, 0.25, 1 / 3, 0.1, 0.9):
+            options = GenerateOptions(temperature=1.0, top_p=top_p)
+            found = next_token_distribution(logits, options)
+            np.testing.assert_array_equal(found, distribution_by_sorting_all(logits, options))

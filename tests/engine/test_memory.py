@@ -1,0 +1,87 @@
+"""What a stage takes goes back to the system, not only to the C library, and sessions take pages as they use them.
+
+Each case runs in a process of its own, whose memory is read from Linux.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+START = """
+import json, sys, threading
+from pathlib import Path
+import numpy as np
+from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
+from flowspec_edge.engine.graphs import KvCache
+from flowspec_edge.engine.timing import StageUnderTest
+from flowspec_edge.core.speculation.drafting import DraftShape
+from flowspec_edge.origin.engine import OriginEngine
+
+bundle = Bundle.load(DEMO_BUNDLE)
+
+def taken():  # MB of memory of its own
+    text = open("/proc/self/status").read()
+    return int(text.partition("RssAnon:")[2].split()[0]) / 1024
+
+def on_a_thread(work):  # as nodes do: other threads have other heaps
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+"""
+STAGES = """
+def serve():
+    global stage
+    stage = StageUnderTest(bundle.directory, bundle.manifest, 0, 8, 1)
+
+figures = []
+for _ in range(4):
+    on_a_thread(serve)
+    loaded = taken()
+    on_a_thread(stage.close)
+    figures.append((loaded, taken()))
+print(json.dumps(figures))
+"""
+ENGINES = """
+def serve():
+    global engine
+    engine = OriginEngine(bundle, 1, DraftShape())
+
+figures = []
+for _ in range(8):
+    on_a_thread(serve)
+    loaded = taken()
+    on_a_thread(engine.close)
+    figures.append((loaded, taken()))
+print(json.dumps(figures))
+"""
+CACHE = """
+before = taken()
+cache = KvCache(8, 2, 2**17, 64)  # 1 GB, of which each head has 32 MB in a row
+opened = taken()
+cache._stack[:, :, :, :100] = 1
+print(json.dumps([cache.num_bytes / 2**20, opened - before, taken() - before, float(cache._stack[0, 0, 0, -1].sum())]))
+del cache
+"""
+
+
+def figures_of(code: str) -> Any:
+    root = Path(__file__).parents[2]
+    run = [sys.executable, "-c", START + code]
+    return json.loads(subprocess.run(run, check=True, stdout=subprocess.PIPE, cwd=root).stdout)
+
+
+@pytest.mark.parametrize("code", [STAGES, ENGINES], ids=["stage", "engine"])
+def test_what_was_loaded_goes_back_to_the_system(code: str) -> None:
+    (_, idle), *later = figures_of(code)  # what the first one leaves are libraries
+    for loaded, closed in later:
+        assert closed - idle < 0.1 * (loaded - idle) + 2, later  # Python itself takes a MB more or less
+
+
+def test_a_session_takes_memory_for_the_slots_that_it_used() -> None:
+    size, opened, used, last = figures_of(CACHE)
+    assert size > 1000 and opened < 1 and last == 0
+    assert used < 4, "100 slots of 32 rows of 256 bytes are 1 MB"

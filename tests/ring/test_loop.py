@@ -1,0 +1,189 @@
+"""The event loop is never blocked: not by texts that are written, and not by clients that misbehave.
+
+One process has it all on one loop: three nodes, the origin and the HTTP interface. Each callback is timed. What the
+loop's thread waited for a processor meanwhile is taken off, and so are pauses of the whole machine, which another
+process notes; the GIL that another thread holds counts.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+import threading
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Self
+
+import aiohttp
+import pytest
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.net.server import serve_app
+from flowspec_edge.node.node import Node
+from flowspec_edge.origin.service import GenerationService
+from flowspec_edge.web.completions import build_app
+from tests.narrowing import present
+from tests.ring.conftest import found_of, nodes_of, unsplit_tokens
+
+LIMIT_S = 0.1
+NUM_CLIENTS = 8
+CONTROL = """
+import json, sys, time
+last, pauses = time.monotonic(), []
+print("ready", flush=True)
+while time.monotonic() < last + 600:
+    time.sleep(0.005)
+    now = time.monotonic()
+    if now - last > 0.02:
+        print(json.dumps([last, now]), flush=True)
+    last = now
+"""
+
+
+class Watchdog:
+    """Times callbacks of the event loop. ``slow`` has those that took longer than LIMIT_S, with what they were."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.slow: list[tuple[float, float, float, str]] = []
+        self._slow: list[tuple[float, float, float, str]] = []
+        self._thread = threading.get_native_id()
+        self._waited_s = self._waited_now()
+        run = asyncio.Handle._run
+
+        def timed(handle: asyncio.Handle) -> None:
+            began = time.monotonic()
+            run(handle)
+            ended = time.monotonic()
+            if ended - began > LIMIT_S:
+                self._slow.append((began, ended, self._waited_now() - self._waited_s, repr(handle)))
+
+        monkeypatch.setattr(asyncio.Handle, "_run", timed)
+
+    def _waited_now(self) -> float:
+        """Seconds that the loop's thread was ready to run and had no processor."""
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{self._thread}/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+        return 0.0
+
+    async def __aenter__(self) -> Self:
+        self._control: Process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", CONTROL, stdout=asyncio.subprocess.PIPE, limit=2**24
+        )
+        await present(self._control.stdout).readline()
+        self._beating = asyncio.create_task(self._beat())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._beating.cancel()
+        self._control.kill()
+        lines = (await self._control.communicate())[0].splitlines()
+        pauses = [json.loads(line) for line in lines if line.endswith(b"]")]
+        for began, ended, waited_s, what in self._slow:
+            paused_s = sum(max(min(ended, stop) - max(began, start), 0) for start, stop in pauses)
+            if ended - began - max(waited_s, paused_s) > LIMIT_S:
+                self.slow.append((round(ended - began, 3), round(waited_s, 3), round(paused_s, 3), what))
+
+    async def _beat(self) -> None:
+        while True:
+            self._waited_s = self._waited_now()
+            await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def serving(bundle: Bundle) -> AsyncIterator[tuple[Sequence[Node], GenerationService, int]]:
+    """A service over three nodes, and its HTTP port."""
+    async with nodes_of(bundle) as (nodes, origin):
+
+        async def search() -> list[Announcement]:
+            return found_of(nodes)
+
+        async with GenerationService(origin, bundle, search) as service:
+            served = await serve_app(build_app(service), cancels_on_disconnect=True)
+            try:
+                yield nodes, service, served.port
+            finally:
+                await served.close()
+
+
+async def misbehave(port: int, node_ports: Sequence[int], is_done: asyncio.Event) -> list[int]:
+    """Until then: huge prompts, nested and broken bodies, garbage, half requests, and silence, one after the other."""
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    bodies = [
+        json.dumps({"prompt": "The quick brown fox. " * 199_000}).encode(),
+        json.dumps({"prompt": "a" * 30_000, "max_tokens": 4}).encode(),  # so long that it may fit
+        json.dumps({"prompt": "x", "stop": ["y" * 100_000] * 4, "max_tokens": 4}).encode(),
+        b"[" * 2_000_000,
+        b'{"prompt": "' + b"\xff" * 2_000_000,
+        json.dumps({"prompt": "\ud800"}).encode(),
+    ]
+    statuses: list[int] = []
+    async with aiohttp.ClientSession() as session:
+        while not is_done.is_set():
+            for body in bodies:
+                async with session.post(url, data=body) as response:
+                    statuses.append(response.status)
+            for target in (port, *node_ports):
+                for said in (b"", b"\x16\x03\x01garbage" * 100, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"):
+                    with contextlib.suppress(OSError):
+                        one = socket.socket()
+                        one.setblocking(False)
+                        await asyncio.get_running_loop().sock_connect(one, ("127.0.0.1", target))
+                        one.send(said)
+                        await asyncio.sleep(0.002)
+                        one.close()
+    return statuses
+
+
+@pytest.mark.slow
+async def test_no_callback_is_long_while_clients_misbehave(
+    int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [
+        GenerateOptions(max_new_tokens=64, temperature=temperature, top_p=0.9, seed=seed)
+        for seed, temperature in enumerate([0.0, 0.8] * (NUM_CLIENTS // 2))
+    ]
+    async with serving(int8_bundle) as (nodes, service, port), aiohttp.ClientSession() as session:
+
+        async def ask(options: GenerateOptions) -> list[int]:
+            body: dict[str, Any] = {
+                "prompt": "def main(argv):",
+                "max_tokens": options.max_new_tokens,
+                "seed": options.seed,
+            }
+            body |= {"temperature": options.temperature, "top_p": options.top_p}
+            async with session.post(f"http://127.0.0.1:{port}/v1/completions", json=body) as response:
+                assert response.status == 200, await response.text()
+                tokens: list[int] = (await response.json())["choices"][0]["token_ids"]
+                return tokens
+
+        await ask(wanted[0])
+        watchdog, is_done = Watchdog(monkeypatch), asyncio.Event()
+        async with asyncio.timeout(120), watchdog:
+            misbehaving = asyncio.create_task(misbehave(port, [node.port for node in nodes], is_done))
+            texts = await asyncio.gather(*map(ask, wanted))
+            is_done.set()
+            statuses = await misbehaving
+        prompt = present(service.ring)._engine.tokenizer.encode("def main(argv):")
+    assert not watchdog.slow
+    assert set(statuses) <= {200, 400} and statuses.count(400) >= 4
+    assert texts == [unsplit_tokens(int8_bundle, prompt, options) for options in wanted]
+
+
+@pytest.mark.parametrize("holds_gil", [True, False])
+async def test_the_watchdog_sees_a_callback_that_is_long(monkeypatch: pytest.MonkeyPatch, holds_gil: bool) -> None:
+    def block() -> None:
+        if holds_gil:
+            sum(range(50_000_000))
+        else:
+            time.sleep(0.5)
+
+    watchdog = Watchdog(monkeypatch)
+    async with watchdog:
+        await asyncio.sleep(0.05)
+        asyncio.get_running_loop().call_soon(block)
+        await asyncio.sleep(0.1)
+    assert len(watchdog.slow) == 1 and "block" in watchdog.slow[0][-1]
