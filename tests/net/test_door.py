@@ -152,12 +152,20 @@ async def test_memory_goes_back_when_a_crowd_has_left(monkeypatch: pytest.Monkey
     given_back: list[bool] = []
     monkeypatch.setattr(doors, "CALM_S", 0.0)
     monkeypatch.setattr(doors, "give_back_freed", lambda: given_back.append(True))
-    async with serving(None) as port:
-        await come_in(port, None)
+    door = Door(None, 5.0)
+    await door.listen("127.0.0.1", 0, asyncio.Protocol, 128)
+    port = door.sockets[0].getsockname()[1]
+    try:
+        async with Crowd.at(port, doors.CROWD - 1, b"x"):
+            await until(lambda: len(door._new) == doors.CROWD - 1)
+        await until(lambda: not len(door._new))
+        assert not door._was_crowded and not given_back, "these few are no crowd"
         async with Crowd.at(port, doors.CROWD, b"x"):
-            await asyncio.sleep(0.05)
+            await until(lambda: len(door._new) == doors.CROWD)
             assert not given_back
-        await until(lambda: bool(given_back))
+        await until(lambda: given_back == [True])
+    finally:
+        door.close()
 
 
 class FullListener:
