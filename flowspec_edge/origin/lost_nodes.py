@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning import recovery as rc
+from flowspec_edge.files import open_record
 from flowspec_edge.net.discovery import Announcement
 
 
@@ -22,6 +24,7 @@ class LostNodes:
     ) -> None:
         self._greet, self._on_back = greet, on_back
         self._core = rc.LostNodes()
+        self._journal = Journal("lost_nodes", {}, open_record("lost_nodes"))
         self._boards: dict[str, Announcement] = {}  # where each was when it was lost
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -60,7 +63,7 @@ class LostNodes:
         return (board.host, board.port) != (lost.host, lost.port)
 
     def _tell(self, event: rc.LossEvent) -> None:
-        for action in self._core.handle(event, time.monotonic()):
+        for action in self._journal.handle(self._core, event, time.monotonic()):
             match action:
                 case rc.GreetNode(node):
                     task = asyncio.get_running_loop().create_task(self._ask(node), name=f"greeting {node}")

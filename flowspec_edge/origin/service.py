@@ -173,12 +173,13 @@ class GenerationService:
             StageFailedError: one ring after another was lost, or the origin itself failed.
         """
         recovery, answer, noticed_at = rc.Recovery(self._wait_for_boards_s), None, -math.inf
+        journal = Journal("recovery", {"wait_s": self._wait_for_boards_s}, open_record("recovery"))
         self._tell(rb.SessionBegan())
         try:
             while True:
                 try:
                     ring = await self._usable_ring()
-                    recovery.handle(rc.RingOpened(), time.monotonic())
+                    journal.handle(recovery, rc.RingOpened(), time.monotonic())
                     answer = answer or await ring.begin(prompt, options)
                     self._writer = ring
                     async with contextlib.aclosing(self._write(ring, answer)) as pieces:
@@ -191,7 +192,7 @@ class GenerationService:
                     event = self._event_of(cause, 0 if answer is None else len(answer.written))
                     if event is None:
                         raise
-                    (action,) = recovery.handle(event, time.monotonic())
+                    (action,) = journal.handle(recovery, event, time.monotonic())
                     if isinstance(action, rc.GiveUp):
                         raise self._final_error(cause, action.reason) from cause
                 if isinstance(action, rc.WaitForBoards):

@@ -19,6 +19,18 @@ from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.membership import AddressLearned, Membership, MembershipEvent, PeerFailed, TimePassed
 from flowspec_edge.core.cluster.membership import Failure as GreetingFailure
 from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.planning.recovery import (
+    LossEvent,
+    LostNodes,
+    NodeAnswered,
+    NodeSilent,
+    NodesLost,
+    Recovery,
+    RecoveryEvent,
+    RingFailed,
+    RingOpened,
+    RoomMissing,
+)
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Row, SessionSpec
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.core.weights.fetching import Fetch, Source, SourceLost, WantedFile
@@ -145,6 +157,25 @@ def test_the_other_cores_run_again_too() -> None:
     journal.handle(fetch, SourceLost(sources[0], "gone"), 1.0)
     (step,) = replay(read_journal(bytes(data)))
     assert step.is_same and "SourceLost" in step.event
+
+
+def test_what_becomes_of_texts_runs_again_too() -> None:
+    data = bytearray()
+    lost = LostNodes()
+    journal = Journal("lost_nodes", {}, data.extend)
+    losses: list[LossEvent] = [NodesLost(frozenset({"a", "b"})), NodeSilent("a"), NodeAnswered("b")]
+    for now, loss in enumerate(losses):
+        journal.handle(lost, loss, float(now))
+    assert [step.is_same for step in replay(read_journal(bytes(data)))] == [True] * 3
+    data = bytearray()
+    text = Recovery(60.0)
+    journal = Journal("recovery", {"wait_s": 60.0}, data.extend)
+    events: list[RecoveryEvent] = [RingFailed(3, "gone"), RoomMissing("too small", True), RingOpened()]
+    for now, event in enumerate(events):
+        journal.handle(text, event, float(now))
+    steps = list(replay(read_journal(bytes(data))))
+    assert all(step.is_same for step in steps)
+    assert [replaying.summary(step.actions) for step in steps] == ["[OpenRing()]", "[WaitForBoards(2.0)]", "[]"]
 
 
 def test_a_full_journal_stops_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
