@@ -172,14 +172,13 @@ class GenerationService:
             NodeUnavailableError, PlacementError: there is no room for all layers.
             StageFailedError: one ring after another was lost, or the origin itself failed.
         """
-        recovery, answer, noticed_at = rc.Recovery(self._wait_for_boards_s), None, -math.inf
-        journal = Journal("recovery", {"wait_s": self._wait_for_boards_s}, open_record("recovery"))
+        decide, answer, noticed_at = self._decisions(), None, -math.inf
         self._tell(rb.SessionBegan())
         try:
             while True:
                 try:
                     ring = await self._usable_ring()
-                    journal.handle(recovery, rc.RingOpened(), time.monotonic())
+                    decide(rc.RingOpened())
                     answer = answer or await ring.begin(prompt, options)
                     self._writer = ring
                     async with contextlib.aclosing(self._write(ring, answer)) as pieces:
@@ -192,7 +191,7 @@ class GenerationService:
                     event = self._event_of(cause, 0 if answer is None else len(answer.written))
                     if event is None:
                         raise
-                    (action,) = journal.handle(recovery, event, time.monotonic())
+                    (action,) = decide(event)
                     if isinstance(action, rc.GiveUp):
                         raise self._final_error(cause, action.reason) from cause
                 if isinstance(action, rc.WaitForBoards):
@@ -202,6 +201,12 @@ class GenerationService:
                     await self._wait_for_boards(action.until)
         finally:
             self._tell(rb.SessionEnded())
+
+    def _decisions(self) -> Callable[[rc.RecoveryEvent], list[rc.RecoveryAction]]:
+        """What is to become of one text: told what happened, it answers what to do."""
+        recovery = rc.Recovery(self._wait_for_boards_s)
+        journal = Journal("recovery", {"wait_s": recovery.wait_s}, open_record("recovery"))
+        return lambda event: journal.handle(recovery, event, time.monotonic())
 
     def _event_of(self, cause: FlowspecError, num_tokens: int) -> rc.RingFailed | rc.RoomMissing | None:
         """What a text that met this error is to be told; None where it is the request's fault, or a bug."""
