@@ -105,7 +105,7 @@ def export(shape: Shape, folder: Path, block_size: int = 1) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    say(f"{bundle.name}: exporting random weights in {', '.join(PRECISIONS)} ...")
+    report(f"{bundle.name}: exporting random weights in {', '.join(PRECISIONS)} ...")
     checkpoint = folder / f"{bundle.name}.checkpoint"
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL_PARTS, **shape.config))
@@ -164,7 +164,7 @@ def measure_all(folder: Path, how: How, is_quick: bool) -> list[dict[str, Any]]:
             precisions, sizes, pasts = QUICK if is_quick else WHOLE
             for row in measure(bundle, precisions, sizes, pasts, how, threads):
                 rows.append({"shape": shape.name, **row})
-                say(describe(rows[-1]))
+                report(describe(rows[-1]))
     return rows
 
 
@@ -177,7 +177,7 @@ def measure_products(how: How) -> list[dict[str, Any]]:
         done = subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
         rows += [{"threads": threads, **json.loads(line)} for line in done.stdout.splitlines()]
     for row in rows:
-        say(describe_product(row))
+        report(describe_product(row))
     return rows
 
 
@@ -224,7 +224,9 @@ def measure_layouts(folder: Path, how: How) -> list[dict[str, Any]]:
         done = subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
         rows += [{"threads": threads, **json.loads(line)} for line in done.stdout.splitlines()]
         for row in rows[-6:]:
-            say(f"{row['precision']}, {threads} threads, n = {row['n']}: chained takes {row['ratio']:.3f} of one graph")
+            report(
+                f"{row['precision']}, {threads} threads, n = {row['n']}: chained takes {row['ratio']:.3f} of one graph"
+            )
     return rows
 
 
@@ -267,7 +269,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def say(line: str) -> None:
+def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -298,7 +300,7 @@ def main() -> None:
             f"{row['precision']}, {row['threads']} threads, n = {row['n']}: chained graphs take {row['ratio']:.3f} "
             "of one graph's time"
         )
-    say(f"done in {time.monotonic() - began:.0f} s")
+    report(f"done in {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _export(options: argparse.Namespace) -> None:
     try:  # torch takes seconds to import, --help should not
-        from exporter.bundle import ExportOptions, export_bundle, report
+        from exporter.bundle import ExportOptions, bundle_report, export_bundle
     except ImportError as cause:
         raise FlowspecError(
             f"exporting needs {cause.name}, which is not installed; run pip install 'flowspec-edge[export]'"
@@ -134,10 +134,10 @@ def _export(options: argparse.Namespace) -> None:
             allow_pickle=options.allow_pickle,
             force=options.force,
         ),
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        report=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if options.json:
-        print(json.dumps(report(manifest), indent=1))
+        print(json.dumps(bundle_report(manifest), indent=1))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ MADE_WITH = ("flowspec-edge", "torch", "optimum", "optimum-onnx", "transformers"
 SCRATCH = "scratch"
 """Directory of the float32 graph from which the files of each precision are made. It is deleted at the end."""
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Assembly:
@@ -48,9 +48,9 @@ class Assembly:
         directory: Path,
         precisions: Sequence[str],
         eval_text: tuple[str, str] | None,
-        say: Say,
+        report: Report,
     ) -> None:
-        self.checkpoint, self.directory, self.say = checkpoint, directory, say
+        self.checkpoint, self.directory, self.report = checkpoint, directory, report
         self.precisions = [PRECISIONS[name] for name in precisions]
         self.embedding = _exact_table(checkpoint.embedding())
         tokenizer = write_tokenizer(checkpoint.tokenizer_path, directory / "tokenizer.json")
@@ -82,10 +82,10 @@ class Assembly:
         head, head_error = self._head()
         drafter, drafter_error = self._drafter(draft_head) if draft_head else (None, None)
         if drafter is None:
-            self.say("no draft head: drafts come from repetitions in the text alone")
+            self.report("no draft head: drafts come from repetitions in the text alone")
         quality = self.quality.report(self.directory / head.file)
         for entry in quality:
-            self.say(
+            self.report(
                 f"{entry.precision} on {entry.num_tokens} tokens of {entry.text}: error {entry.max_error:.1e}, "
                 f"same token {entry.greedy_agreement:.1%}, perplexity {entry.perplexity:.3f} "
                 f"(torch: {entry.reference_perplexity:.3f})"
@@ -143,7 +143,7 @@ class Assembly:
                 check = self.checks[precision.name]
                 check.check_block(block, path)
                 self.quality.run(precision.name, path, block.shape)
-                self.say(
+                self.report(
                     f"layers [{start}, {stop}) of {num_layers}, {precision.name}: error {check.block_errors[-1]:.1e}"
                 )
                 entry = describe_file(self.directory, file)
@@ -162,7 +162,7 @@ class Assembly:
         errors = {name: check.check_final_norm(norm, path) for name, check in self.checks.items()}
         self.quality.run_final_norm(norm, path)
         for name, error in errors.items():
-            self.say(f"chain of all blocks and final norm, {name}: error {error:.1e}")
+            self.report(f"chain of all blocks and final norm, {name}: error {error:.1e}")
         return self._entry(path.name), errors[self.own.name]
 
     def _head(self) -> tuple[FileEntry, float]:
@@ -170,7 +170,7 @@ class Assembly:
         self.quality.run_reference_head(head)
         path = self._write(head, head_spec(head), "head.onnx")
         error = self.checks[self.own.name].check_head(head, path)
-        self.say(f"head: error {error:.1e}")
+        self.report(f"head: error {error:.1e}")
         return self._entry(path.name), error
 
     def _drafter(self, draft_head: DraftHead | Eagle3Head) -> tuple[DrafterEntry, float]:
@@ -185,7 +185,7 @@ class Assembly:
             top_path = self._write(top, top_spec(top), "draft_top.onnx")
             error = max(error, check.check_fuse(fuse, fuse_path), check.check_top(top, top_path))
             parts = {"fuse": self._entry(fuse_path.name), "top": self._entry(top_path.name)}
-        self.say(f"drafter ({draft_head.kind}): error {error:.1e}")
+        self.report(f"drafter ({draft_head.kind}): error {error:.1e}")
         shape = draft_head.shape
         entry = DrafterEntry(
             **describe_file(self.directory, path.name),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.assembly import Assembly, Say
+from exporter.assembly import Assembly, Report
 from exporter.drafter import load_draft_head
 from exporter.model import load_checkpoint
 from exporter.precisions import PRECISIONS
@@ -52,7 +52,7 @@ class ExportOptions:
     force: bool = False
 
 
-def export_bundle(options: ExportOptions, say: Say = lambda line: None) -> Manifest:
+def export_bundle(options: ExportOptions, report: Report = lambda line: None) -> Manifest:
     """Export a checkpoint and its drafter as a bundle at ``options.out``.
 
     Raises:
@@ -69,13 +69,13 @@ def export_bundle(options: ExportOptions, say: Say = lambda line: None) -> Manif
         draft_head = load_draft_head(options.drafter, checkpoint.geometry, allow_pickle=options.allow_pickle)
     with _written_aside(options) as directory:
         precisions = dict.fromkeys((options.precision, *options.also))
-        assembly = Assembly(checkpoint, directory, list(precisions), eval_text, say)
+        assembly = Assembly(checkpoint, directory, list(precisions), eval_text, report)
         name = options.name or checkpoint.directory.resolve().name
         manifest = assembly.assemble(name, options.block_size, draft_head)
         manifest.write(directory)
         load_manifest(directory)
     num_bytes = sum(entry.num_bytes for entry in manifest.files())
-    say(f"{options.out}: {num_bytes / 1e6:.1f} MB in {time.monotonic() - began:.1f} s")
+    report(f"{options.out}: {num_bytes / 1e6:.1f} MB in {time.monotonic() - began:.1f} s")
     return manifest
 
 
@@ -127,7 +127,7 @@ def _written_aside(options: ExportOptions) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def report(manifest: Manifest) -> dict[str, Any]:
+def bundle_report(manifest: Manifest) -> dict[str, Any]:
     """The parity report, the qualities and the size of a bundle as plain data, for ``--json``."""
     return {
         "name": manifest.name,

@@ -41,7 +41,7 @@ class TreeFigures:
     num_prompts: int
 
 
-def evaluate(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def evaluate(directory: Path, report: Callable[[str], None]) -> dict[str, Any]:
     """Measure ``directory/target`` and ``directory/eagle`` on the held-out text.
 
     Raises:
@@ -54,20 +54,20 @@ def evaluate(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
     losses = token_losses(target, in_windows(tokens, LOSS_ROWS))
     is_new = ~held_out_repeats(tokenizer)[1 : len(losses) + 1]
     loss, loss_on_new = float(losses.mean()), float(losses[is_new].mean())
-    say(
+    report(
         f"held-out loss {loss:.4f} nats per token; {loss_on_new:.4f} on the {is_new.mean():.0%} "
         "that no file of the training text repeats"
     )
     recall = recalls(target, head, in_windows(tokens, RECALL_ROWS))
     for depth, by_rank in enumerate(recall, 1):
         shares = ", ".join(f"top {rank}: {share:.3f}" for rank, share in by_rank.items())
-        say(f"target's likeliest token among the head's at depth {depth}: {shares}")
+        report(f"target's likeliest token among the head's at depth {depth}: {shares}")
     prompts = list(held_out_prompts(tokenizer.encode("".join(held_out_texts().values())).ids))
     trees = []
     for num_nodes, temperature in TREES:
         figures = tree_figures(target, head, prompts, num_nodes, temperature)
         trees.append(asdict(figures))
-        say(
+        report(
             f"{num_nodes} nodes, T={temperature:g}: acceptance length {figures.acceptance_length:.2f} on "
             f"{figures.num_prompts} prompts, {figures.not_looping:.2f} on the {figures.num_not_looping} that do not "
             "loop"

@@ -101,9 +101,9 @@ class Training:
     """Trains ``module`` by ``plan``, and continues from the checkpoint in ``directory`` if there is one."""
 
     def __init__(
-        self, module: nn.Module, plan: Plan, directory: Path, worker: Worker, say: Callable[[str], None]
+        self, module: nn.Module, plan: Plan, directory: Path, worker: Worker, report: Callable[[str], None]
     ) -> None:
-        self.module, self.plan, self.directory, self.worker, self.say = module, plan, directory, worker, say
+        self.module, self.plan, self.directory, self.worker, self.report = module, plan, directory, worker, report
         self.optimizer = MuonAdamW(module, plan.weight_decay, worker.number, worker.num_workers)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.step, self.cpu_s, self.wall_s = 0, 0.0, 0.0
@@ -184,7 +184,7 @@ class Training:
         if self.step % PROGRESS_EVERY == 0 or held_out is not None:
             recent = [p["loss"] for p in self.curve[-PROGRESS_EVERY:]]
             left_s = (self.plan.num_steps - self.step) * self.wall_s / self.step
-            self.say(
+            self.report(
                 f"{self.plan.name}: step {self.step} of {self.plan.num_steps}, loss {sum(recent) / len(recent):.3f}"
                 + ("" if held_out is None else f", held out {held_out:.4f}")
                 + f", {self.step * self.plan.tokens_per_step / self.wall_s:.0f} tokens/s"
@@ -219,7 +219,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.cpu_s, self.wall_s, self.curve = (state[k] for k in ("step", "cpu_s", "wall_s", "curve"))
         if self.worker.number == 0:
-            self.say(f"{self.plan.name}: going on from step {self.step} of {self.plan.num_steps}")
+            self.report(f"{self.plan.name}: going on from step {self.step} of {self.plan.num_steps}")
 
     @contextmanager
     def _stop_on_signals(self) -> Iterator[None]:

@@ -90,10 +90,10 @@ class Settings:
         return Plan(name, num_steps, tokens_per_step, self.micro_batches, Rates(peak, min(40, num_steps // 5)))
 
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-def train(settings: Settings, say: Say, num_steps: int | None = None) -> bool:
+def train(settings: Settings, report: Report, num_steps: int | None = None) -> bool:
     """Begin or continue the run in ``settings.directory``. True when all is done, False when it was stopped.
 
     Raises:
@@ -109,7 +109,7 @@ def train(settings: Settings, say: Say, num_steps: int | None = None) -> bool:
     check_same_run(settings)
     if not (directory / "tokens.npy").exists():
         found = list(candidates(settings.extra_text))
-        gather(directory, Tokenizer.from_file(str(TOKENIZER)), found, settings.limits, say)
+        gather(directory, Tokenizer.from_file(str(TOKENIZER)), found, settings.limits, report)
     meeting = directory / f"meeting-{os.getpid()}"
     meeting.unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")
@@ -120,7 +120,7 @@ def train(settings: Settings, say: Say, num_steps: int | None = None) -> bool:
     for process in others:
         process.start()
     try:
-        return work(settings, Worker(0, settings.num_workers), meeting, say, num_steps)
+        return work(settings, Worker(0, settings.num_workers), meeting, report, num_steps)
     finally:
         for process in others:
             process.join(timeout=10)
@@ -150,7 +150,7 @@ def work_quietly(settings: Settings, worker: Worker, meeting: Path) -> None:
         raise SystemExit(1) from None  # worker 0 says why
 
 
-def work(settings: Settings, worker: Worker, meeting: Path, say: Say, num_steps: int | None = None) -> bool:
+def work(settings: Settings, worker: Worker, meeting: Path, report: Report, num_steps: int | None = None) -> bool:
     """Do all parts of the run as one of its workers."""
     torch.set_num_threads(1)  # two threads of one process wait for each other on a busy machine
     worker.join(meeting)
@@ -158,10 +158,10 @@ def work(settings: Settings, worker: Worker, meeting: Path, say: Say, num_steps:
         tokens = np.load(settings.directory / "tokens.npy", mmap_mode="r")
         held_out = held_out_tokens(Tokenizer.from_file(str(TOKENIZER)))
         target = new_target(settings)
-        if not train_target(settings, target, tokens, held_out, worker, say, num_steps):
+        if not train_target(settings, target, tokens, held_out, worker, report, num_steps):
             return False
-        own = write_own_texts(settings, target, tokens, worker, say)
-        return train_head(settings, target, tokens, own, held_out, worker, say, num_steps)
+        own = write_own_texts(settings, target, tokens, worker, report)
+        return train_head(settings, target, tokens, own, held_out, worker, report, num_steps)
     finally:
         worker.leave()
 
@@ -180,7 +180,7 @@ def train_target(
     tokens: np.ndarray,
     held_out: np.ndarray,
     worker: Worker,
-    say: Say,
+    report: Report,
     num_steps: int | None,
 ) -> bool:
     if settings.keeps_target:
@@ -197,7 +197,7 @@ def train_target(
         return loss
 
     measured = in_windows(held_out, settings.rows)[: settings.measured_windows]
-    training = Training(target, plan, settings.directory, worker, say)
+    training = Training(target, plan, settings.directory, worker, report)
     done = training.run(loss_of, partial(mean_loss, target, measured, worker), num_steps)
     if done and worker.number == 0:
         save_target(target, settings.directory / "model/target", TOKENIZER)
@@ -215,7 +215,9 @@ def mean_loss(target: Target, windows: torch.Tensor, worker: Worker) -> float:
     return float(total) / len(windows)
 
 
-def write_own_texts(settings: Settings, target: Target, tokens: np.ndarray, worker: Worker, say: Say) -> np.ndarray:
+def write_own_texts(
+    settings: Settings, target: Target, tokens: np.ndarray, worker: Worker, report: Report
+) -> np.ndarray:
     """Have the target write texts, [texts, head_rows + 1]. A kill costs at most the batch under way."""
     batch_size = 64
     num_batches = -(-settings.own_tokens // (batch_size * settings.head_rows))
@@ -235,7 +237,7 @@ def write_own_texts(settings: Settings, target: Target, tokens: np.ndarray, work
             torch.Generator().manual_seed(settings.seed * num_batches + number),
         )
         write_array(path, texts.numpy().astype(np.uint16))
-        say(f"own texts: batch {number + 1} of {num_batches}")
+        report(f"own texts: batch {number + 1} of {num_batches}")
     worker.exchange(torch.zeros(1))  # waits until all workers have written
     return np.concatenate([np.load(directory / f"{number:05}.npy") for number in range(num_batches)])
 
@@ -247,7 +249,7 @@ def train_head(
     own: np.ndarray,
     held_out: np.ndarray,
     worker: Worker,
-    say: Say,
+    report: Report,
     num_steps: int | None,
 ) -> bool:
     """Train the head on the target's own texts and on the training text in turn."""
@@ -267,7 +269,7 @@ def train_head(
         loss: torch.Tensor = loss_on(head, target, batch, settings.draft_steps)
         return loss
 
-    training = Training(head, plan, settings.directory, worker, say)
+    training = Training(head, plan, settings.directory, worker, report)
     measured = in_windows(held_out, settings.head_rows)[: settings.measured_windows]
     done = training.run(loss_of, partial(mean_draft_loss, head, target, measured, settings, worker), num_steps)
     if done and worker.number == 0:

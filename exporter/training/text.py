@@ -247,7 +247,7 @@ def read_source(path: Path) -> str | None:
 
 
 def gather(
-    directory: Path, tokenizer: Tokenizer, found: list[Candidate], limits: Limits, say: Callable[[str], None]
+    directory: Path, tokenizer: Tokenizer, found: list[Candidate], limits: Limits, report: Callable[[str], None]
 ) -> None:
     """Write ``files.json`` and ``tokens.npy`` (uint16, one stream, with a mark before each text) into ``directory``.
 
@@ -260,7 +260,7 @@ def gather(
     streams: list[list[int]] = []
     taken: list[TakenFile] = []
     rng = np.random.default_rng(0)
-    say(f"text: {len(found)} files found; cleaning")
+    report(f"text: {len(found)} files found; cleaning")
     for number in rng.permutation(len(found)):  # the limits then take a fair part of each project
         candidate = found[int(number)]
         kind, most = limits.of(candidate)
@@ -275,14 +275,14 @@ def gather(
         digest = hashlib.sha256(candidate.text.encode()).hexdigest()
         taken.append(TakenFile(candidate.source, candidate.path, digest, len(ids)))
         if len(taken) % 1000 == 0:
-            say(f"text: {len(taken)} files, {sum(map(len, streams)) / 1e6:.1f} M tokens")
+            report(f"text: {len(taken)} files, {sum(map(len, streams)) / 1e6:.1f} M tokens")
     if not streams:
         raise TrainingError(f"{directory}: no text found to train on; name directories of Python sources with --text")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "files.json").write_text(json.dumps([asdict(file) for file in taken], indent=0))
     shuffled = [np.array(streams[i], np.uint16) for i in rng.permutation(len(streams))]
     write_array(directory / "tokens.npy", np.concatenate(shuffled))
-    say(f"text: {len(taken)} files, {sum(map(len, streams)) / 1e6:.2f} M tokens")
+    report(f"text: {len(taken)} files, {sum(map(len, streams)) / 1e6:.2f} M tokens")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -31,7 +31,7 @@ from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.verify import Sampler
 from flowspec_edge.engine.tokenizer import Tokenizer
-from tests.arm.userland import BOARDS, PROJECT, ArmCheckError, Say, Userland, run
+from tests.arm.userland import BOARDS, PROJECT, ArmCheckError, Report, Userland, run
 
 PROMPT = 'class Stack:\n    """A last-in, first-out container."""\n\n    def __init__(self, items=()):\n'
 NUM_TOKENS = 48
@@ -243,16 +243,16 @@ def find_gap(case: Case, bundle: Bundle, index: int, token: int) -> float:
     return high
 
 
-def bundles_to_check(folder: Path, say: Say) -> list[Bundle]:
+def bundles_to_check(folder: Path, report: Report) -> list[Bundle]:
     """The demo model as it is shipped, and where the exporter can run, exported to w8a8 and the other precisions."""
     shipped = Bundle.load(DEMO_BUNDLE)
     try:
         import torch  # noqa: F401
     except ImportError:
-        say("torch is not installed here: nothing is exported, only the shipped precision is checked")
+        report("torch is not installed here: nothing is exported, only the shipped precision is checked")
         return [shipped]
     target = folder / "demo-w8a8"
-    say("exporting the demo model to w8a8 and the other precisions ...")
+    report("exporting the demo model to w8a8 and the other precisions ...")
     model = PROJECT / "exporter/demo_model"
     command = [sys.executable, "-m", "exporter", str(model / "target"), "--drafter", str(model / "eagle")]
     run(
@@ -263,25 +263,25 @@ def bundles_to_check(folder: Path, say: Say) -> list[Bundle]:
     return [shipped, Bundle.load(target)]
 
 
-async def check(folder: Path, is_quick: bool, say: Say) -> dict[str, Any]:
+async def check(folder: Path, is_quick: bool, report: Report) -> dict[str, Any]:
     """Make the whole check, and return what was found as JSON."""
     began = time.monotonic()
     userland = Userland(folder)
-    userland.prepare(say)
+    userland.prepare(report)
     boards = {board.name: userland.versions(board) for board in BOARDS}
     for name, versions in boards.items():
-        say(
+        report(
             f"{name}: "
             + ", ".join(f"{what} {version}" for what, version in versions.items())
             + "; no torch, no compiler"
         )
     findings, bits = [], []
-    for bundle in bundles_to_check(folder, say):
+    for bundle in bundles_to_check(folder, report):
         for board in BOARDS:
             sizes = userland.sizes_that_differ(board, bundle.directory)
             bits += [BitsOfRows(board.name, precision, differing) for precision, differing in sizes.items()]
         for row_bits in bits[-len(BOARDS) * len(bundle.manifest.precisions) :]:
-            say(str(row_bits))
+            report(str(row_bits))
         cases = [
             Case(bundle.manifest.precision, schedule, temperature)
             for schedule in ("flowspec", "autoregressive")
@@ -289,7 +289,7 @@ async def check(folder: Path, is_quick: bool, say: Say) -> dict[str, Any]:
         ]
         async for finding in _compare_rings(userland, bundle, cases[:1] if is_quick else cases):
             findings.append(finding)
-            say(str(finding))
+            report(str(finding))
     return {
         "boards": boards,
         "texts": [{**asdict(finding), "passed": finding.passed} for finding in findings],
@@ -319,11 +319,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
 
     try:
-        found = asyncio.run(check(options.folder.resolve(), options.quick, say))
+        found = asyncio.run(check(options.folder.resolve(), options.quick, report))
     except ArmCheckError as error:
         print(f"arm-check: {error}", file=sys.stderr)
         return 1

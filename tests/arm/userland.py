@@ -29,7 +29,7 @@ PLATFORMS = tuple(f"manylinux{tag}_aarch64" for tag in ("_2_28", "_2_27", "_2_26
 """The platforms that pip accepts on Debian 11 and newer, and so on Raspberry Pi OS and JetPack 6."""
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "rustc", "cargo", "as", "ld")
 EM_AARCH64 = 183  # e_machine of an ELF file (ELF for the Arm 64-bit Architecture)
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class ArmCheckError(Exception):
@@ -103,16 +103,16 @@ class Userland:
             *(str(self._root / "usr/bin" / PYTHON), *arguments),
         ]
 
-    def prepare(self, say: Say) -> None:
+    def prepare(self, report: Report) -> None:
         """Fetch and unpack what is missing, then check all that is there.
 
         Raises:
             ArmCheckError: a package or wheel cannot be had, or is not what a board could use.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._once("qemu", ["qemu-user-static"], say, self._unpack_qemu)
-        self._once("root", ARM_PACKAGES, say, self._unpack_root)
-        self._once("site", [*_runtime_dependencies(), _digest_of_sources()], say, self._install_wheels)
+        self._once("qemu", ["qemu-user-static"], report, self._unpack_qemu)
+        self._once("root", ARM_PACKAGES, report, self._unpack_root)
+        self._once("site", [*_runtime_dependencies(), _digest_of_sources()], report, self._install_wheels)
         for board in BOARDS:
             self._describe(board)
         self._check_site()
@@ -150,12 +150,12 @@ class Userland:
     def _search_path(self) -> list[Path]:
         return [self.site / "bin", self._root / "usr/bin", self._root / "bin"]
 
-    def _once(self, name: str, inputs: Sequence[str], say: Say, make: Callable[[Path], None]) -> None:
+    def _once(self, name: str, inputs: Sequence[str], report: Report, make: Callable[[Path], None]) -> None:
         """Make ``folder/name`` anew, unless it was made whole from the same inputs."""
         made_from = self.folder / f"{name}.json"
         if made_from.exists() and json.loads(made_from.read_text()) == list(inputs):
             return
-        say(f"{name}: fetching {', '.join(inputs[:8])} ...")
+        report(f"{name}: fetching {', '.join(inputs[:8])} ...")
         target = self.folder / name
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
