@@ -22,12 +22,14 @@ from flowspec_edge.bench.testbed import Testbed
 from flowspec_edge.bench.virtual_clock import TimedAnswer
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.errors import BenchError, NodeUnavailableError
 from flowspec_edge.net.directory import find_peers
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
 from flowspec_edge.node.process import SEARCH_S, NodeProcess, node_processes
 from flowspec_edge.node.resources import NodeSettings, unique_name
+from flowspec_edge.origin.engine import LoadedParts
 from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.origin.ring import Ring
 from flowspec_edge.version import __version__
@@ -74,13 +76,13 @@ class Emulation:
         self,
         testbed: Testbed,
         bundle: Bundle,
-        engine: PacedEngine,
+        parts: LoadedParts,
         node: Node,
         processes: Sequence[NodeProcess],
         found: Sequence[Announcement],
     ) -> None:
         self.testbed = testbed
-        self._bundle, self._engine = bundle, engine
+        self._bundle, self._parts = bundle, parts
         self._node, self._processes, self._found = node, processes, found
 
     async def generate(self, prompt: Sequence[int], options: GenerateOptions) -> EmulatedAnswer:
@@ -90,8 +92,8 @@ class Emulation:
             BenchError: the bundle cannot be cut into as many stages.
             FlowspecError: the ring was lost.
         """
-        self._engine.lateness = Lateness()
-        async with open_ring(self._node, self._bundle, self._found, lambda *_: self._engine) as ring:
+        engine = PacedEngine(self._bundle, self.testbed, self._parts)
+        async with open_ring(self._node, self._bundle, self._found, lambda *_: engine) as ring:
             if len(ring.stages) != len(self.testbed.stages):
                 raise BenchError(
                     f"testbed {self.testbed.name} has {len(self.testbed.stages)} stages; this bundle can be cut into "
@@ -99,7 +101,7 @@ class Emulation:
                 )
             answer = await time_answer(ring, prompt, options)
             told = await asyncio.gather(*(_told_lateness(process) for process in self._processes))
-        answer.lateness = sum(told, self._engine.lateness)
+        answer.lateness = sum(told, engine.lateness)
         return answer
 
 
@@ -125,7 +127,7 @@ async def emulated_boards(testbed: Testbed, source: str, bundle: Bundle) -> Asyn
         NodeUnavailableError: a node process did not start, or was not found.
     """
     num_nodes = len(testbed.stages)
-    engine = await asyncio.to_thread(PacedEngine, bundle, testbed)
+    parts = await asyncio.to_thread(LoadedParts.load, bundle, 1, DraftShape())
     async with node_processes(num_nodes, bundle.directory, "--emulate", source) as (cluster, processes):
         settings = NodeSettings(name=unique_name(), cluster=cluster, bundles=(bundle,), is_announced=False)
         found = await find_peers(
@@ -137,7 +139,7 @@ async def emulated_boards(testbed: Testbed, source: str, bundle: Bundle) -> Asyn
         )
         node = await Node.start(settings, EmulatedBoard(testbed))
         try:
-            yield Emulation(testbed, bundle, engine, node, processes, found)
+            yield Emulation(testbed, bundle, parts, node, processes, found)
         finally:
             await node.close()
 

@@ -27,7 +27,7 @@ from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.errors import LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.net.connection import Link
 from flowspec_edge.node.pacing import Board, Runner
-from flowspec_edge.origin.engine import OriginEngine
+from flowspec_edge.origin.engine import LoadedParts, OriginEngine
 
 TIMER_ABSTIME = 1
 """TFD_TIMER_ABSTIME of Linux's sys/timerfd.h; Python has it from 3.13 on."""
@@ -96,8 +96,8 @@ class PacedRunner:
 class PacedEngine(OriginEngine):
     """Head and drafter that take the testbed's time."""
 
-    def __init__(self, bundle: Bundle, testbed: Testbed) -> None:
-        super().__init__(bundle, num_threads=1, shape=DraftShape())
+    def __init__(self, bundle: Bundle, testbed: Testbed, parts: LoadedParts | None = None) -> None:
+        super().__init__(bundle, num_threads=1, shape=DraftShape(), parts=parts)
         self._testbed = testbed
         self.lateness = Lateness()
 

@@ -290,7 +290,7 @@ class GenerationService:
             self._node,
             self._bundle,
             found,
-            self._engine.load,
+            load_engine=self._engine.load,
             on_fetch=self._on_fetch,
             plan_options=self._plan_options,
             plan=plan,

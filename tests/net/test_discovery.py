@@ -97,7 +97,7 @@ async def test_a_strangers_record_is_ignored(cluster: str, properties: dict[str,
     await (await zeroconf.async_register_service(info, cooperating_responders=True))
     announcer = await Announcer.start(make_announcement(cluster))
     async with asyncio.timeout(10):
-        while not any(record.cluster == cluster for record in heard):
+        while not any(isinstance(record, RecordHeard) and record.cluster == cluster for record in heard):
             await asyncio.sleep(0.01)
     assert not any(record.name == info.name for record in heard)
     await announcer.close()
