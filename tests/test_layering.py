@@ -19,6 +19,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "docs/design.md",
     "docs/performance.md",
+    "docs/reliability.md",
     "docs/arm.md",
     "docs/demo-model.md",
 ]
