@@ -152,9 +152,15 @@ def open_record(kind: str) -> Callable[[bytes], None] | None:
         ) from cause
 
     def write(data: bytes) -> None:
+        if file.closed:
+            return
         try:
-            file.write(data)
-        except OSError as cause:  # a full disk ends the journal, not the ring
-            _log.warning("%s is not written any further (%s)", path, cause.strerror or cause)
+            if file.write(data) == len(data):
+                return
+            why = "no space is left"
+        except OSError as cause:
+            why = cause.strerror or str(cause)
+        file.close()  # a full disk ends the journal, not the ring; behind a part of an entry nothing could be read
+        _log.warning("%s is not written any further (%s)", path, why)
 
     return write

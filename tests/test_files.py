@@ -1,14 +1,16 @@
 """Small private files: whole or not at all, and never readable by others."""
 
 import os
+import resource
 import threading
 from pathlib import Path
 
 import pytest
 
 from flowspec_edge.errors import StateError
-from flowspec_edge.files import read_private, state_directory, write_private
+from flowspec_edge.files import RECORD_VARIABLE, open_record, read_private, state_directory, write_private
 from flowspec_edge.net.auth import load_key, make_key
+from tests.narrowing import present
 
 
 def test_what_was_written_is_read_and_private(state: Path) -> None:
@@ -99,3 +101,35 @@ def test_a_key_that_is_no_text_or_far_too_long_is_named(state: Path) -> None:
         file.truncate(2**25)
     with pytest.raises(StateError, match="33554432 bytes"):
         load_key()
+
+
+def test_journals_are_written_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(RECORD_VARIABLE, raising=False)
+    assert open_record("stage") is None
+    monkeypatch.setenv(RECORD_VARIABLE, str(tmp_path / "journals"))
+    for _ in range(2):
+        present(open_record("stage"))(b"entry")
+    first, second = (tmp_path / "journals").glob("stage-*.journal")
+    assert first.read_bytes() == second.read_bytes() == b"entry"
+    assert first.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv(RECORD_VARIABLE, str(first))
+    with pytest.raises(StateError, match=RECORD_VARIABLE):
+        open_record("stage")
+
+
+def test_a_journal_on_a_full_disk_ends_once_and_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(RECORD_VARIABLE, str(tmp_path))
+    write = present(open_record("stage"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, hard))
+    try:
+        for _ in range(5):
+            write(b"four")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    write(b"four")
+    (journal,) = tmp_path.glob("stage-*.journal")
+    assert journal.read_bytes() == b"fourfo"
+    assert len([line for line in caplog.messages if "not written any further" in line]) == 1

@@ -129,7 +129,10 @@ def replay(recorded: RecordedCore) -> Iterator[Step]:
             "the origin needs logits and drafts to run again, and this journal was written without text; record once "
             "more with FLOWSPEC_RECORD_TEXT=1, or read what was recorded with --as-recorded"
         )
-    core = CORES[recorded.kind](**recorded.arguments)
+    try:
+        core = CORES[recorded.kind](**recorded.arguments)
+    except (TypeError, FlowspecError) as cause:
+        raise JournalError(f"its {recorded.kind} was made otherwise than this version's ({cause})") from cause
     writer = PlainWriter(has_text=True)  # what was to be left out of the events is left out already
     for entry in recorded.entries:
         try:

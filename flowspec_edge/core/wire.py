@@ -6,12 +6,12 @@ No mask travels: stages derive it from the parents.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from msgspec import Meta, Struct
 
 from flowspec_edge.core.rows import Chunk, Count, Floats, SessionSpec
-from flowspec_edge.errors import UNPRINTABLE, plain_text
+from flowspec_edge.errors import UNPRINTABLE, ProtocolError, plain_text
 
 PROTOCOL_VERSION = 7
 
@@ -253,3 +253,12 @@ Plain = (
     | Credit
 )
 Message = Plain | ChunkMessage | TappedRows
+
+_Kind = TypeVar("_Kind", bound=Message)
+
+
+def expect(message: Message, kind: type[_Kind], peer: str) -> _Kind:
+    """The message, which must be of this kind. Raises ProtocolError, which names ``peer``, where it is another one."""
+    if not isinstance(message, kind):
+        raise ProtocolError(f"peer {peer}: {type(message).__name__} came where {kind.__name__} was expected")
+    return message

@@ -216,9 +216,7 @@ class Directory:
             try:
                 link.send(self._known())
                 async with asyncio.timeout(DEFAULT_TIMEOUTS.connect_s):
-                    answer = await link.receive()
-                if not isinstance(answer, wire.Peers):
-                    raise ProtocolError(f"peer {welcome.node}: {type(answer).__name__} came where Peers was expected")
+                    answer = wire.expect(await link.receive(), wire.Peers, welcome.node)
                 known = tuple(_parse_told(answer))
             finally:
                 await link.close()

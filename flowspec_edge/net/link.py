@@ -76,9 +76,7 @@ async def open_link(
         async with asyncio.timeout(timeouts.connect_s):
             link = await _connect(session, (host, port), hello, peer, credentials, timeouts)
             link.send(hello)
-            welcome = await link.receive()
-        if not isinstance(welcome, wire.Welcome):
-            raise ProtocolError(f"peer {peer}: {type(welcome).__name__} came where Welcome was expected")
+            welcome = wire.expect(await link.receive(), wire.Welcome, peer)
         if node and welcome.node != node:
             raise NodeUnavailableError(f"peer {peer}: at {address} answers {welcome.node} instead; look for it again")
         link.peer = welcome.node
@@ -275,11 +273,9 @@ class LinkServer:
     async def _greet(self, link: Link) -> None:
         try:
             async with asyncio.timeout(self._timeouts.connect_s):
-                hello = await link.receive()
+                hello = wire.expect(await link.receive(), wire.Hello, link.peer)
         except TimeoutError:
             raise ProtocolError(f"peer {link.peer}: no Hello within {self._timeouts.connect_s:g} s") from None
-        if not isinstance(hello, wire.Hello):
-            raise ProtocolError(f"peer {link.peer}: {type(hello).__name__} came where Hello was expected")
         welcome = self._welcome()
         if hello.protocol != wire.PROTOCOL_VERSION:
             raise OtherVersionError(

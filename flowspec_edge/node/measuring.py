@@ -12,7 +12,7 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.measured import curves_to_text, estimate_hop
-from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError
+from flowspec_edge.errors import FlowspecError, LinkLostError
 from flowspec_edge.manifest import Manifest
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.link import open_link
@@ -149,7 +149,5 @@ async def _probe(link: Link, num_bytes: int) -> float:
         link.send(wire.Probe(bytes(wire.MAX_PROBE_BYTES), False))
         left -= wire.MAX_PROBE_BYTES
     link.send(wire.Probe(bytes(left), True))
-    answer = await link.receive()
-    if not isinstance(answer, wire.ProbeAnswer):
-        raise ProtocolError(f"peer {link.peer}: {type(answer).__name__} came where ProbeAnswer was expected")
+    wire.expect(await link.receive(), wire.ProbeAnswer, link.peer)
     return time.monotonic() - began

@@ -15,7 +15,7 @@ from pathlib import Path
 from flowspec_edge.core import wire
 from flowspec_edge.core.planning.measured import hop_from
 from flowspec_edge.core.planning.placement import Hop, Plan
-from flowspec_edge.errors import FlowspecError, NodeUnavailableError, ProtocolError, StateError
+from flowspec_edge.errors import FlowspecError, NodeUnavailableError, StateError
 from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
@@ -115,9 +115,7 @@ async def _pair(settings: NodeSettings, peers: Mapping[str, Peer], pair: tuple[s
         answer = await link.receive()
         if isinstance(answer, wire.StageFailure):
             raise NodeUnavailableError(answer.reason)
-        if not isinstance(answer, wire.LinkMeasured):
-            raise ProtocolError(f"peer {start}: {type(answer).__name__} came where LinkMeasured was expected")
-        return answer
+        return wire.expect(answer, wire.LinkMeasured, start)
     except FlowspecError as cause:
         _log.warning("the link from %s to %s is not measured: %s", start, end, cause)
         return None

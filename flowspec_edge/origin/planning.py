@@ -18,7 +18,7 @@ from flowspec_edge.core.planning.measured import curves_from_text, rounded
 from flowspec_edge.core.planning.placement import Device, Hop, LeftOut, Links, LoadedLayers, ModelNeeds, Plan
 from flowspec_edge.core.planning.planner import plan_ring
 from flowspec_edge.core.planning.throughput import NO_DRAFTS, TYPICAL_DRAFTS, Throughput
-from flowspec_edge.errors import NotMeasuredError, ProtocolError, StateError
+from flowspec_edge.errors import NotMeasuredError, StateError
 from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.costs import origin_costs
@@ -102,9 +102,8 @@ async def _layers(
         return LeftOut(name, f"did not measure its layers within {MEASURE_S:.0f} s; is it swapping, or its disk stuck?")
     if isinstance(answer, wire.StageFailure):
         return LeftOut(name, f"could not measure its layers: {answer.reason}")
-    if not isinstance(answer, wire.LayersMeasured):
-        raise ProtocolError(f"peer {name}: {type(answer).__name__} came where LayersMeasured was expected")
-    return curves_from_text(answer.curves, name), max(rounded(answer.slowdown_permille / 1000), 1.0)
+    measured = wire.expect(answer, wire.LayersMeasured, name)
+    return curves_from_text(measured.curves, name), max(rounded(measured.slowdown_permille / 1000), 1.0)
 
 
 def _devices(

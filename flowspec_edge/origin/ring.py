@@ -266,10 +266,8 @@ class Ring:
 
     async def _read_credits(self) -> None:
         while True:
-            message = await self._ahead.receive()
-            if not isinstance(message, wire.Credit):
-                raise ProtocolError(f"peer {self._ahead.peer}: {type(message).__name__} came where Credit was expected")
-            self._tell(ev.CreditArrived(message.num_chunks))
+            credit = wire.expect(await self._ahead.receive(), wire.Credit, self._ahead.peer)
+            self._tell(ev.CreditArrived(credit.num_chunks))
 
     async def _read_chunks(self) -> None:
         while True:

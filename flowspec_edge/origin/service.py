@@ -46,8 +46,6 @@ WAIT_FOR_BOARDS_S = 60.0
 NOTICE_S = 3.0
 """How often a text that waits says so; clients and proxies take a minute of silence for an end."""
 
-_LOSSES = (LinkLostError, StageFailedError, ProtocolError)
-"""What an opening raises where a node was lost in it: it may be tried again without that node."""
 _NO_ROOM = (NodeUnavailableError, PlacementError)
 """What an opening raises where the nodes that are there are none, or too small."""
 

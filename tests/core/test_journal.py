@@ -197,6 +197,13 @@ def test_a_journal_that_was_cut_off_is_read_to_its_last_entry() -> None:
     assert len(list(read_journal(bytes(data[:-3])).entries)) == 2
 
 
+def test_a_core_that_was_made_otherwise_is_refused() -> None:
+    data = bytearray()
+    Journal("stage", {"is_last": True, "has_wings": True}, data.extend)
+    with pytest.raises(JournalError, match="made otherwise than this version's"):
+        list(replay(read_journal(bytes(data))))
+
+
 @pytest.mark.parametrize("data", [b"", b"\xc1", msgpack.packb([1]), msgpack.packb({"kind": "stage"})])
 def test_what_is_no_journal_is_refused(data: bytes) -> None:
     with pytest.raises(JournalError):
