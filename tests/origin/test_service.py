@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pytest
 
 from flowspec_edge.config import GenerateOptions, Piece
-from flowspec_edge.core.planning import rebalancing
+from flowspec_edge.core.planning import rebalancing, recovery
 from flowspec_edge.core.planning.placement import Plan
 from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.core.planning.recovery import MAX_LOSSES
@@ -324,7 +324,10 @@ async def test_with_no_node_left_a_text_waits_too(service_of: MakeService, world
         assert notice.endswith("no node is left; lost: attic, cellar")
 
 
-async def test_a_text_that_waits_can_be_left(service_of: MakeService, world: World) -> None:
+async def test_a_text_that_waits_can_be_left(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "RETRY_S", 0.1)
     world.is_held = True
     before = asyncio.all_tasks()
     async with service_of() as service:
