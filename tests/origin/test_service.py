@@ -20,6 +20,7 @@ from flowspec_edge.errors import (
     StageFailedError,
 )
 from flowspec_edge.origin import service as serving
+from flowspec_edge.origin import upkeep
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.service import GenerationService
 from tests.origin.pretended_rings import BUNDLE, NAMED, NODE, OUTCOME, PretendedRing, World, plan_of
@@ -41,8 +42,9 @@ def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     world.set("attic", "cellar")
-    for name in ("open_ring", "plan_layers", "explain_outcome", "is_there"):
-        monkeypatch.setattr(serving, name, getattr(world, name))
+    monkeypatch.setattr(serving, "explain_outcome", world.explain_outcome)
+    for name in ("open_ring", "plan_layers", "is_there"):
+        monkeypatch.setattr(upkeep, name, getattr(world, name))
     return world
 
 
@@ -604,7 +606,7 @@ async def test_a_plan_for_a_ring_that_was_lost_meanwhile_moves_nothing(
         world.rings[-1].lose("cellar")
         return await plan_layers(*arguments)
 
-    monkeypatch.setattr(serving, "plan_layers", lose_and_plan)
+    monkeypatch.setattr(upkeep, "plan_layers", lose_and_plan)
     async with service_of() as service:
         await answer_of(service)
         world.plan = HALL
@@ -645,7 +647,7 @@ async def test_closing_ends_a_plan_under_way_and_closes_the_ring(
         finally:
             ended.append("plan")
 
-    monkeypatch.setattr(serving, "plan_layers", plan_forever)
+    monkeypatch.setattr(upkeep, "plan_layers", plan_forever)
     before = asyncio.all_tasks()
     async with service_of() as service:
         await answer_of(service)

@@ -21,7 +21,7 @@ from flowspec_edge.errors import NodeUnavailableError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
 from flowspec_edge.node.pacing import Board, Runner
-from flowspec_edge.origin import service as serving
+from flowspec_edge.origin import upkeep
 from flowspec_edge.origin.opening import open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.ring import Ring
@@ -176,7 +176,7 @@ async def test_without_at_once_a_text_ends_where_it_began(
         planned.set()
         return plan
 
-    monkeypatch.setattr(serving, "plan_layers", plan_and_tell)
+    monkeypatch.setattr(upkeep, "plan_layers", plan_and_tell)
     async with service_of(int8_bundle, board=HeldBoard) as (service, boards, nodes):
         answer = asyncio.create_task(answer_of(service, prompts[0]))
         await until(lambda: service.ring is not None)
@@ -221,7 +221,7 @@ async def test_equal_shares_stay_where_a_board_cannot_be_used(
         boards.found.append(dataclasses.replace(boards.found[0], node="hall", port=1))
         await answer_of(service, prompts[0])
         first = present(service.ring)
-        await until(lambda: not service._core._is_planning)
+        await until(lambda: not service._upkeep._core._is_planning)
         assert set(served(service)) == {"attic", "cellar"}
         assert service.ring is first and first.is_open
 
@@ -244,7 +244,7 @@ async def test_a_board_that_does_not_help_moves_nothing(
         monkeypatch.setattr(nodes[3].measurements, "_thermometer", tell_and_be_hot)
         boards.set(nodes)
         await planned.wait()
-        await until(lambda: not service._core._is_planning)
+        await until(lambda: not service._upkeep._core._is_planning)
         assert service.ring is first and present(first).is_open
         assert tokens_of(await answer_of(service, prompts[0])) == unsplit_tokens(int8_bundle, prompts[0])
 
@@ -271,12 +271,14 @@ async def test_a_ring_that_cannot_be_moved_is_opened_as_it_was(
                 raise NodeUnavailableError("hall: its disk is full")
             return open_ring(node, bundle, found, **options)
 
-        monkeypatch.setattr(serving, "open_ring", broken)
+        monkeypatch.setattr(upkeep, "open_ring", broken)
         boards.set(nodes)
         await until(lambda: not present(first).is_open)
         assert tokens_of(await answer_of(service, prompts[0])) == unsplit_tokens(int8_bundle, prompts[0])
         assert set(served(service)) == {"attic", "cellar"}
-        assert service._core.next_deadline() is None and not service._core._is_planning, "a refused board is no news"
+        assert service._upkeep._core.next_deadline() is None and not service._upkeep._core._is_planning, (
+            "a refused board is no news"
+        )
     assert "the ring is opened as it was, since it cannot be moved: hall: its disk is full" in caplog.text
 
 
@@ -298,15 +300,15 @@ async def test_only_boards_that_were_to_serve_are_refused_and_tried_again_where_
                 raise NodeUnavailableError("hall: its disk is full")
             return open_ring(node, bundle, found, **options)
 
-        monkeypatch.setattr(serving, "open_ring", broken)
+        monkeypatch.setattr(upkeep, "open_ring", broken)
         monkeypatch.setattr(nodes[3].measurements, "_thermometer", hot)
         boards.set(nodes)
         await until(lambda: not present(first).is_open and service.ring is None)
-        await until(lambda: service._refused)
-        assert service._refused == {"hall"}, "the plan does not use zero"
+        await until(lambda: service._upkeep._refused)
+        assert service._upkeep._refused == {"hall"}, "the plan does not use zero"
         boards.found = found_of(nodes[2:3])
         assert tokens_of(await answer_of(service, prompts[0])) == unsplit_tokens(int8_bundle, prompts[0])
-        assert set(served(service)) == {"hall"} and not service._refused
+        assert set(served(service)) == {"hall"} and not service._upkeep._refused
     assert "all boards are tried" in caplog.text
 
 
@@ -340,7 +342,7 @@ async def test_a_plan_that_fails_by_a_bug_is_not_the_last(
             raise ZeroDivisionError("a bug")
         return await plan_layers(*arguments)
 
-    monkeypatch.setattr(serving, "plan_layers", fail_once)
+    monkeypatch.setattr(upkeep, "plan_layers", fail_once)
     async with service_of(int8_bundle) as (service, boards, nodes):
         await answer_of(service, prompts[0])
         boards.set(nodes)

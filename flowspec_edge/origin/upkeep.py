@@ -1,0 +1,387 @@
+"""The ring of a service: opened when a text needs it, opened anew when something in it was lost, and moved when boards
+have come or got hot.
+
+``core/planning/rebalancing.py`` decides when the ring moves; this module performs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol, Self
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.planning import rebalancing as rb
+from flowspec_edge.core.planning import recovery as rc
+from flowspec_edge.core.planning.placement import Plan, StagePlan
+from flowspec_edge.errors import FlowspecError, NodeUnavailableError, PlacementError, RingLostError
+from flowspec_edge.files import open_record
+from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.node.node import Node
+from flowspec_edge.origin.dialogue import OnFetch, is_there
+from flowspec_edge.origin.engine import KeptEngine
+from flowspec_edge.origin.lost_nodes import LostNodes
+from flowspec_edge.origin.opening import open_ring, plan_layers
+from flowspec_edge.origin.planning import PlanOptions
+from flowspec_edge.origin.ring import Ring, RingStage
+
+NO_ROOM = (NodeUnavailableError, PlacementError)
+"""What an opening raises where the nodes that are there are none, or too small."""
+
+_log = logging.getLogger(__name__)
+
+
+class Boards(Protocol):
+    """The nodes that are there at any time, for a ring that follows them. ``Directory`` is one."""
+
+    @property
+    def found(self) -> list[Announcement]: ...
+
+    async def wait_for(
+        self, is_enough: Callable[[list[Announcement]], bool], timeout_s: float | None
+    ) -> list[Announcement]: ...
+
+    def doubt(self, node: str) -> None: ...
+
+    def hear_of(self, board: Announcement) -> None: ...
+
+
+Search = Callable[[], Awaitable[Sequence[Announcement]]]
+"""Finds the nodes to open a ring with; raises NodeUnavailableError where there are none."""
+
+
+class RingUpkeep:
+    """The ring that texts share, as long as the ``async with`` block lasts.
+
+    Args:
+        node: the origin's own listener.
+        bundle: the model.
+        search: asked for nodes each time a ring is opened.
+        on_fetch, plan_options: as for :func:`open_ring`.
+        boards: where given, the ring moves to a better plan when other nodes are there than those it was opened
+            with, or when a node got hot. They are also asked when the ring was lost.
+        moves: whether the ring moves at all.
+        moves_at_once: move while texts are written, which go on over the new ring; else only when none is.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        bundle: Bundle,
+        search: Search,
+        *,
+        on_fetch: OnFetch,
+        plan_options: PlanOptions | None,
+        boards: Boards | None,
+        moves: bool,
+        moves_at_once: bool,
+    ) -> None:
+        self._node = node
+        self._bundle = bundle
+        self._search = search
+        self._on_fetch = on_fetch
+        self._plan_options = plan_options
+        self._boards = boards
+        self._moves = moves and boards is not None
+        self._core = rb.Rebalancing(at_once=moves_at_once)
+        self._journal = Journal("rebalancing", {"at_once": moves_at_once}, open_record("rebalancing"))
+        self._engine = KeptEngine()
+        self._ring: Ring | None = None
+        self._next_plan: Plan | None = None
+        self._refused: frozenset[str] = frozenset()  # boards that a ring could not be moved to, while they are there
+        self._dealt: frozenset[str] = frozenset()  # boards that were there when the ring was opened, and still are
+        self._served: Sequence[RingStage] = ()  # the stages of the latest ring
+        self._lost = LostNodes(lambda board: is_there(node.settings, board), self._take_back)
+        self._mourned: Ring | None = None  # the latest ring whose lost nodes were noted
+        self._changed = asyncio.Event()  # boards have come or left
+        self._cramped: tuple[float, FlowspecError] | None = None  # until when, and why, no opening is tried
+        self._opening = asyncio.Lock()
+        self._closing = contextlib.AsyncExitStack()  # closes the ring
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._boards is not None:
+            self._spawn(self._watch(self._boards), "watching for boards")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._lost.close()
+        await self._closing.aclose()
+        await asyncio.to_thread(self._engine.close)
+
+    @property
+    def ring(self) -> Ring | None:
+        """The ring that is open, or was open until something in it was lost."""
+        return self._ring
+
+    @property
+    def has_served(self) -> bool:
+        """Whether there has been a ring."""
+        return bool(self._served)
+
+    def begin_session(self) -> None:
+        """A text is to be written; the ring stays for it, where it does not move at once."""
+        self._tell(rb.SessionBegan())
+
+    def end_session(self) -> None:
+        """A text has ended."""
+        self._tell(rb.SessionEnded())
+
+    async def usable_ring(self) -> Ring:
+        """The ring that is open; where none is, one that is opened now."""
+        async with self._opening:
+            if self._ring is None or not self._ring.is_open:
+                await self._close_lost_ring()
+                if self._cramped is not None and time.monotonic() < self._cramped[0]:
+                    raise self._cramped[1]  # of several texts that wait one has just tried
+                try:
+                    await self._open_trusted(await self._find())
+                except NO_ROOM as cause:
+                    again = time.monotonic() + rc.RETRY_S / 2
+                    self._cramped = (again, cause.with_traceback(None)) if self._served else None
+                    raise
+            assert self._ring is not None
+            return self._ring
+
+    def homeless(self) -> str:
+        """The layers whose nodes were lost, for the beginning of an error's text."""
+        there = _names(self._usable(self._boards)) if self._boards is not None else None
+        lost = self._lost.names
+        gone = [
+            stage.plan
+            for stage in self._served
+            if (stage.plan.node in lost if there is None else stage.plan.node not in there)
+        ]
+        return f"layers {', '.join(map(_describe_home, gone))} have no home: " if gone else ""
+
+    async def wait_for_boards(self, until: float) -> None:
+        """Wait until a board has come or left, or until then."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(until - time.monotonic()):
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def _find(self) -> list[Announcement]:
+        """The boards to open a ring with: for the first one those that a search finds, later those that are left."""
+        found = self._boards.found if self._boards is not None and self._served else await self._search()
+        left = self._lost.left_of(found)
+        if not left:
+            raise NodeUnavailableError(f"no node is left; lost: {', '.join(sorted(self._lost.names)) or 'all of them'}")
+        return left
+
+    async def _open_trusted(self, found: Sequence[Announcement]) -> None:
+        """Open a ring without the boards that none could be moved to; where that fails, open one with all boards."""
+        trusted = [board for board in found if board.node not in self._refused]
+        try:
+            await self._open_ring(trusted, None)
+        except NO_ROOM as cause:
+            if len(trusted) == len(found):
+                raise
+            _log.warning("all boards are tried, since no ring can be opened with those that served: %s", cause)
+            self._refuse(frozenset())
+            await self._open_ring(found, None)
+
+    async def _open_ring(self, found: Sequence[Announcement], plan: Plan | None) -> None:
+        opening = open_ring(
+            self._node,
+            self._bundle,
+            found,
+            load_engine=self._engine.load,
+            on_fetch=self._on_fetch,
+            plan_options=self._plan_options,
+            plan=plan,
+            on_lost=lambda board: self._lose([board]),
+        )
+        try:
+            self._ring = await self._closing.enter_async_context(opening)
+        except RingLostError as cause:
+            self._lost.fail_if_known(cause.failed, found)
+            raise
+        self._dealt = _names(self._lost.left_of(found))
+        self._served = self._ring.stages
+        self._spawn(self._watch_ring(self._ring), "watching the ring")
+        self._tell(rb.RingOpened(self._dealt))
+
+    async def _close_lost_ring(self) -> None:
+        if self._ring is not None:
+            await self._ring.wait_ended()  # whoever is lost is known by then
+            self._mourn(self._ring)
+        await self._close_ring()
+
+    async def _close_ring(self) -> None:
+        self._ring = None
+        self._tell(rb.RingClosed())
+        await self._closing.aclose()
+
+    # ------------------------------------------------------------------- losing
+
+    async def _watch_ring(self, ring: Ring) -> None:
+        """Note who is lost as soon as a ring is, so that nobody waits for them who asks later."""
+        await ring.wait_ended()
+        self._mourn(ring)
+
+    def _mourn(self, ring: Ring) -> None:
+        """Note, once, whom the ring has lost."""
+        loss = ring.loss
+        if loss is None or ring is self._mourned:
+            return
+        self._mourned = ring
+        whom = ", ".join(loss.lost) or loss.failed or "nobody known"
+        _log.warning("the ring was lost (%s); its texts go on with who is left: %s", whom, loss.__cause__ or loss)
+        found = [stage.announcement for stage in ring.stages]
+        self._lost.fail_if_known(loss.failed, found)
+        self._lose([board for board in found if board.node in loss.lost])
+
+    def _lose(self, boards: Sequence[Announcement]) -> None:
+        """These do not answer: they are planned without until they do."""
+        if self._boards is not None:
+            for board in boards:
+                self._boards.doubt(board.node)
+        self._lost.lose(boards)
+        self._report_boards()
+
+    def _take_back(self, board: Announcement) -> None:
+        """A node that was lost may serve again."""
+        if self._boards is not None:
+            self._boards.hear_of(board)
+        self._wake()
+        self._report_boards()
+
+    def _wake(self) -> None:
+        """Let texts that wait for boards try again."""
+        self._cramped = None
+        self._changed.set()
+
+    # ------------------------------------------------------------------ moving
+
+    def _tell(self, event: rb.RebalancingEvent) -> None:
+        """Tell the core what happened, start what it asks for, and set the timer to its next deadline."""
+        if self._boards is None or not self._moves:
+            return
+        for action in self._journal.handle(self._core, event, time.monotonic()):
+            match action:
+                case rb.MakePlan():
+                    self._spawn(self._plan(self._boards), "planning anew")
+                case rb.MoveRing():
+                    self._spawn(self._move(self._boards), "moving the ring")
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (deadline := self._core.next_deadline()) is not None:
+            delay = max(deadline - time.monotonic(), 0.0)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tell, rb.TimePassed())
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._end_task)
+
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s failed, and is given up; please report this", task.get_name(), exc_info=error)
+
+    async def _watch(self, boards: Boards) -> None:
+        """Tell the core each time that boards have come or left."""
+        seen: frozenset[str] | None = None
+        while True:
+            found = await boards.wait_for(_differs_from(seen), None)
+            seen = _names(found)
+            self._wake()
+            self._dealt &= seen  # a board that left and came back gets another chance
+            self._refuse(self._refused & seen)
+
+    async def _plan(self, boards: Boards) -> None:
+        """Make a plan, and tell the core whether it is better than the ring that is open."""
+        ring, found = self._ring, self._usable(boards)
+        self._next_plan, is_better = None, False
+        try:
+            if ring is not None and self._plan_options is not None:
+                plan = await plan_layers(self._node, self._bundle, found, self._plan_options, ring.stages)
+                is_better = not plan.is_kept and not _has_plan(ring, plan)
+                self._next_plan = plan
+            elif ring is not None:  # equal shares: a ring over more boards counts as better
+                is_better = bool(_names(found) - self._dealt)
+        except FlowspecError as cause:
+            _log.warning("the ring stays as it is, since it cannot be planned anew: %s", cause)
+        except Exception:  # a bug; the core has to hear of it too, or it would never ask for another plan
+            _log.exception("the ring stays as it is, since planning anew failed; please report this")
+        is_better &= ring is self._ring and ring is not None and ring.is_open  # the plan was compared with that ring
+        self._tell(rb.PlanMade(_names(found), is_better, _used(self._next_plan, found)))
+
+    async def _move(self, boards: Boards) -> None:
+        """Leave the ring, and open one with the latest plan.
+
+        Where that fails, the boards that were to join are refused, and the next text opens a ring without them.
+        """
+        async with self._opening:
+            ring, plan, found = self._ring, self._next_plan, self._usable(boards)
+            if ring is None or not ring.is_open:
+                await self._close_lost_ring()
+                return
+            before, lost = {stage.plan.node for stage in ring.stages}, self._lost.names
+            ring.leave()
+            await self._close_ring()
+            try:
+                await self._open_ring(found, plan)
+            except FlowspecError as cause:
+                if self._lost.names <= lost:
+                    self._refuse(self._refused | _used(plan, found) - before)
+                _log.warning("the ring is opened as it was, since it cannot be moved: %s", cause)
+                return
+            assert self._ring is not None
+            report = self._plan_options.report if self._plan_options is not None else _log.info
+            report(f"the ring has moved: {', '.join(_describe(stage.plan) for stage in self._ring.stages)}")
+
+    def _refuse(self, boards: frozenset[str]) -> None:
+        """From now on plan without these boards, and with all others that are there."""
+        self._refused = boards
+        self._report_boards()
+
+    def _report_boards(self) -> None:
+        if self._boards is not None:
+            self._tell(rb.BoardsFound(_names(self._usable(self._boards))))
+
+    def _usable(self, boards: Boards) -> list[Announcement]:
+        return [board for board in self._lost.left_of(boards.found) if board.node not in self._refused]
+
+
+def _names(found: Sequence[Announcement]) -> frozenset[str]:
+    return frozenset(board.node for board in found)
+
+
+def _differs_from(seen: frozenset[str] | None) -> Callable[[Sequence[Announcement]], bool]:
+    return lambda found: _names(found) != seen
+
+
+def _used(plan: Plan | None, found: Sequence[Announcement]) -> frozenset[str]:
+    """The boards that are to serve; without a plan those are all, in equal shares."""
+    return frozenset(stage.node for stage in plan.stages) if plan is not None else _names(found)
+
+
+def _has_plan(ring: Ring, plan: Plan) -> bool:
+    """Whether the ring serves just what the plan says. A stage without a precision runs in its node's own."""
+    served = [(stage.plan.node, stage.plan.start, stage.plan.stop, stage.plan.precision) for stage in ring.stages]
+    return len(served) == len(plan.stages) and all(
+        now in [(stage.node, stage.start, stage.stop, precision) for precision in ("", stage.precision)]
+        for now, stage in zip(served, plan.stages, strict=True)
+    )
+
+
+def _describe_home(stage: StagePlan) -> str:
+    return f"[{stage.start}, {stage.stop}) of {stage.node}"
+
+
+def _describe(stage: StagePlan) -> str:
+    return f"{stage.node} [{stage.start}, {stage.stop})"
