@@ -2,8 +2,8 @@
 
 A message is one binary WebSocket message with its header; the tail of a chunk follows in further ones of at most
 FRAGMENT_BYTES, which the receiver puts together in one buffer. Between two nodes there are two kinds of link: control
-(small messages both ways, with a heartbeat) and data (chunks forwards, credits backwards, without one, since a
-heartbeat behind a large chunk on a slow wire raises false alarms).
+(small messages both ways, with a heartbeat) and data (chunks forwards, credits backwards). A heartbeat behind a large
+chunk on a slow wire raises false alarms, so on data links the system watches that bytes are taken.
 
 A link is used once. It ends by ``close`` here, by the peer, by a cut, or by a broken rule; the first of these is the
 error that ``receive`` and ``send`` raise from then on. Reconnecting lives outside.
@@ -12,6 +12,7 @@ error that ``receive`` and ``send`` raise from then on. Reconnecting lives outsi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections import deque
@@ -31,11 +32,15 @@ FRAGMENT_BYTES = 65536
 cores)."""
 MAX_FRAME_BYTES = 66560
 """What the WebSocket layer lets in: a fragment or a header, and 1 KB for its way of counting."""
-NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 UNSENT_BYTES = 131072
 """What the system may hold of a control link beyond what is on the wire. Heartbeats pass between the pieces of tapped
 rows, but not what the system has taken: on 10 Mbit/s with its usual megabytes a link was lost after 3 s, with this it
 carried 24 MB in 21 s (x86, Linux 6, tbf)."""
+UNTAKEN_MS = 1500
+"""A data link of which the peer's system has taken nothing for so long is lost, and with it the way to that peer: 0.2 s
+later, after TCP's first repetition. Whether the peer itself still works is what its control link tells."""
+IDLE_S = 1
+"""A data link on which nothing came for so long is probed by the system, and lost when the second probe is due."""
 TAIL_ALIGNMENT_BYTES = 64
 """A cache line, and the widest vector load of today's CPUs."""
 SEND_QUEUE_MESSAGES = {wire.CONTROL: 1024, wire.DATA: 64}
@@ -49,6 +54,8 @@ CLOSE_S = 0.8
 """For the last messages and the peer's goodbye; after a cut nothing comes, and the transport is aborted."""
 ABORT_S = 0.2
 """For the two tasks to see an aborted transport; it takes one turn of the loop."""
+LATE_S = 0.25
+"""A timer that is later than this means that this process itself stood still. What came meanwhile is read first."""
 MAX_REASON_BYTES = 120
 """A WebSocket close frame holds 123 bytes of text (RFC 6455, 5.5)."""
 
@@ -79,13 +86,12 @@ class Link:
         self._num_queued_bytes = 0
         self._to_send, self._arrived, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._next_number = 0
+        self._num_asked = self._num_answered = 0
+        self._answered = asyncio.Event()
         self._end: FlowspecError | None = None
         self._is_clean = False
         self._goodbye: bytes | None = None
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if purpose == wire.CONTROL and NOTSENT_LOWAT is not None:
-            connection.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, UNSENT_BYTES)
+        _set_up(transport.get_extra_info("socket"), purpose)
         self._reader = asyncio.create_task(self._read(), name=f"link reader {peer}")
         self._writer = asyncio.create_task(self._write(), name=f"link writer {peer}")
         self._closer: asyncio.Task[None] | None = None
@@ -143,6 +149,23 @@ class Link:
         ALL_LINKS.release(self, num_bytes)
         return message
 
+    async def answers(self, within_s: float) -> bool:
+        """Whether the peer answers a question that it is asked now, behind what waits to be sent."""
+        self._num_asked += 1
+        asked, loop = self._num_asked, asyncio.get_running_loop()
+        self._to_send.set()
+        deadline = loop.time() + within_s
+        while self._end is None and self._num_answered < asked:
+            self._answered.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._answered.wait()
+            except TimeoutError:
+                if loop.time() - deadline <= LATE_S:
+                    return False
+                deadline = loop.time() + LATE_S  # this process stood still, and the answer may be there
+        return self._end is None
+
     def __aiter__(self) -> Link:
         return self
 
@@ -193,7 +216,7 @@ class Link:
     def _finish(self, end: FlowspecError) -> None:
         """The first end counts; everyone who waits sees it."""
         self._end = self._end or end
-        for event in (self._to_send, self._arrived, self._room):
+        for event in (self._to_send, self._arrived, self._room, self._answered):
             event.set()
 
     def _lose(self, end: FlowspecError) -> None:
@@ -223,6 +246,7 @@ class Link:
             await self._session.close()
 
     async def _write(self) -> None:
+        num_asked = 0
         try:
             while True:
                 while self._outgoing and (self._end is None or self._goodbye is not None):
@@ -234,6 +258,10 @@ class Link:
                         await self._websocket.send_bytes(tail[start : start + FRAGMENT_BYTES])  # type: ignore[arg-type]
                 if self._end is not None:
                     break
+                if num_asked < self._num_asked:
+                    num_asked = self._num_asked
+                    await self._websocket.ping(num_asked.to_bytes(8, "big"))
+                    continue
                 self._to_send.clear()
                 await self._to_send.wait()
             if self._goodbye is not None:
@@ -280,8 +308,16 @@ class Link:
                 self._start_closing(ProtocolError(f"peer {self.peer}: {cause}"))
 
     async def _next_frame(self) -> bytes | None:
-        """The next binary message, or None when there will be no more."""
+        """The next binary message, or None when there will be no more. Questions whether we are there are answered."""
         message: aiohttp.WSMessage = await self._websocket.receive()
+        while message.type in (WSMsgType.PING, WSMsgType.PONG):
+            if message.type is WSMsgType.PING:
+                with contextlib.suppress(OSError, aiohttp.ClientError):  # the end of the link is what comes next
+                    await self._websocket.pong(message.data)
+            elif message.data:  # those of a heartbeat are empty
+                self._num_answered = int.from_bytes(message.data, "big")
+                self._answered.set()
+            message = await self._websocket.receive()
         if message.type is WSMsgType.BINARY:
             return bytes(message.data)
         if message.type is WSMsgType.TEXT:
@@ -322,6 +358,19 @@ class Link:
     def _is_full(self) -> bool:
         limit = RECEIVE_QUEUE_MESSAGES[self.purpose]
         return len(self._incoming) >= limit or self._num_queued_bytes >= RECEIVE_QUEUE_BYTES
+
+
+def _set_up(connection: socket.socket, purpose: str) -> None:
+    """Choose what the system does with a link's socket. Systems other than Linux lack some of these options."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if purpose == wire.CONTROL:
+        options = {"TCP_NOTSENT_LOWAT": UNSENT_BYTES}
+    else:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        options = {"TCP_USER_TIMEOUT": UNTAKEN_MS, "TCP_KEEPIDLE": IDLE_S, "TCP_KEEPINTVL": IDLE_S}
+    for name, value in options.items():
+        if (option := getattr(socket, name, None)) is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _described(cause: Exception) -> str:

@@ -25,7 +25,7 @@ from flowspec_edge.errors import (
 )
 from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.net.auth import Credentials
-from flowspec_edge.net.connection import CLOSE_S, MAX_FRAME_BYTES, Link
+from flowspec_edge.net.connection import CLOSE_S, LATE_S, MAX_FRAME_BYTES, Link
 from flowspec_edge.net.server import ServedApp, serve_app
 
 _log = logging.getLogger(__name__)
@@ -46,8 +46,6 @@ class LinkTimeouts:
 
 
 DEFAULT_TIMEOUTS = LinkTimeouts()
-LATE_S = 0.25
-"""A timer that is later than this means that this process itself stood still. What came meanwhile is read first."""
 
 
 async def open_link(
@@ -155,6 +153,7 @@ async def _connect(
         f"{'https' if credentials else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/link/{hello.purpose}",
         ssl=credentials.client if credentials else True,
         heartbeat=_heartbeat_s(hello.purpose, timeouts),
+        autoping=False,
         compress=0,
         max_msg_size=MAX_FRAME_BYTES,
         timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
@@ -242,6 +241,7 @@ class LinkServer:
         purpose = request.path.rpartition("/")[2]
         websocket = web.WebSocketResponse(
             heartbeat=_heartbeat_s(purpose, self._timeouts),
+            autoping=False,
             compress=False,
             max_msg_size=MAX_FRAME_BYTES,
             timeout=CLOSE_S,

@@ -327,6 +327,34 @@ async def test_whoever_stood_still_itself_reads_the_answer_before_it_gives_up() 
             assert pair.far.is_open and pair.near.is_open
 
 
+@pytest.mark.parametrize("purpose", [wire.CONTROL, wire.DATA])
+async def test_a_peer_answers_a_question_until_it_stops(purpose: str) -> None:
+    async with linked(purpose, LinkTimeouts(heartbeat_s=0)) as pair:
+        assert await pair.near.answers(5) and await pair.far.answers(5)
+        assert all(await asyncio.gather(*(pair.near.answers(5) for _ in range(3))))
+        pair.far._transport.pause_reading()
+        assert not await pair.near.answers(0.05) and pair.near.is_open
+        pair.far._transport.resume_reading()
+        assert await pair.near.answers(5), "the answer to an earlier question is none to this one"
+
+
+async def test_a_link_that_ends_is_no_answer() -> None:
+    async with linked() as pair:
+        pair.far._transport.pause_reading()
+        asked = asyncio.create_task(pair.near.answers(20))
+        await asyncio.sleep(0)
+        pair.near.abort()
+        assert not await asked and not await pair.near.answers(20)
+
+
+async def test_whoever_stood_still_itself_reads_the_answer_before_it_takes_it_for_missing() -> None:
+    async with linked() as pair:
+        asked = asyncio.create_task(pair.near.answers(0.1))
+        await asyncio.sleep(0.03)  # the question is on its way
+        time.sleep(0.5)  # noqa: ASYNC251  it is the loop that stands still
+        assert await asked
+
+
 async def test_the_server_ends_links_that_are_still_in_use() -> None:
     async def on_link(link: connection.Link) -> None:
         async for _ in link:
@@ -340,7 +368,7 @@ async def test_the_server_ends_links_that_are_still_in_use() -> None:
         await link.close()
 
 
-@pytest.mark.skipif(connection.NOTSENT_LOWAT is None, reason="the system cannot bound what it holds")
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the system cannot bound what it holds")
 async def test_the_system_holds_little_of_a_control_link_so_that_heartbeats_pass() -> None:
     """A peer reads nothing while rows are sent: what waits, waits in pieces here, not as one queue in the kernel."""
     async with linked() as pair:
