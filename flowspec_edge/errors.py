@@ -60,7 +60,14 @@ class ProtocolError(FlowspecError):
 
 
 class LinkLostError(FlowspecError):
-    """A link to a peer ended before its work was done."""
+    """A link to a peer ended before its work was done, or could not be opened.
+
+    ``neighbour`` is the node at the other end where it was a data link: the peer itself may be well.
+    """
+
+    def __init__(self, text: str, *, neighbour: str = "") -> None:
+        super().__init__(text)
+        self.neighbour = neighbour
 
 
 class StageFailedError(FlowspecError):
@@ -71,11 +78,19 @@ class RingLostError(StageFailedError):
     """A ring was lost, and another one may go on with its texts.
 
     ``lost`` are nodes that no longer answer. ``failed`` is a node that answers, and said that its stage failed.
+    ``cut`` are two nodes that answer, or a node and the origin, of which the first said that it lost the second.
     """
 
-    def __init__(self, text: str, *, lost: tuple[str, ...] = (), failed: str | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        lost: tuple[str, ...] = (),
+        failed: str | None = None,
+        cut: tuple[str, str] | None = None,
+    ) -> None:
         super().__init__(text)
-        self.lost, self.failed = lost, failed
+        self.lost, self.failed, self.cut = lost, failed, cut
 
 
 class PlacementError(FlowspecError):

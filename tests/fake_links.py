@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 
 from flowspec_edge.core import wire
@@ -25,6 +26,7 @@ class FakeLink(Link):
         self._closed = asyncio.Event()
         self._end = None
         self._is_clean = False
+        self.is_silent = False  # whether its peer answers no questions
         self.closed_by: FlowspecError | None = None  # what the other end gave as its reason
 
     def send(self, message: wire.Message) -> None:
@@ -48,6 +50,13 @@ class FakeLink(Link):
         taken = list(self._came)
         self._came.clear()
         return taken
+
+    async def answers(self, within_s: float) -> bool:
+        if self.is_silent:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await self._closed.wait()
+        return self._end is None and not self.is_silent
 
     async def close(self, error: FlowspecError | None = None) -> None:
         self._end_with(error or LinkLostError(f"peer {self.peer}: the link was closed here"), is_clean=error is None)
@@ -77,6 +86,8 @@ class FakeLink(Link):
 
     def _end_with(self, end: FlowspecError, *, is_clean: bool) -> None:
         if self._end is None:
+            if isinstance(end, LinkLostError) and self.purpose == wire.DATA:
+                end.neighbour = self.peer
             self._end, self._is_clean = end, is_clean
         self._changed.set()
         self._closed.set()

@@ -21,14 +21,26 @@ from flowspec_edge import config
 from flowspec_edge.core import events, rows
 from flowspec_edge.core.cluster import address, membership
 from flowspec_edge.core.journal import MAX_BYTES, Core, PlainWriter, type_name
-from flowspec_edge.core.planning import rebalancing, recovery
+from flowspec_edge.core.planning import losses, rebalancing, recovery
 from flowspec_edge.core.speculation import drafting, generation, origin, stage
 from flowspec_edge.core.weights import fetching
 from flowspec_edge.errors import FlowspecError, JournalError
 
 TYPES: dict[str, type[Any]] = {
     type_name(kind): kind
-    for module in (config, events, rows, address, membership, rebalancing, recovery, drafting, generation, fetching)
+    for module in (
+        config,
+        events,
+        rows,
+        address,
+        membership,
+        losses,
+        rebalancing,
+        recovery,
+        drafting,
+        generation,
+        fetching,
+    )
     for kind in vars(module).values()
     if isinstance(kind, type) and kind.__module__ == module.__name__
 }
@@ -46,7 +58,7 @@ CORES: dict[str, Callable[..., Core[Any, Any]]] = {
     "stage": stage.Stage,
     "membership": membership.Membership,
     "rebalancing": rebalancing.Rebalancing,
-    "lost_nodes": recovery.LostNodes,
+    "losses": losses.Losses,
     "recovery": recovery.Recovery,
     "fetch": _begun_fetch,
 }

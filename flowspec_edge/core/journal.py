@@ -97,7 +97,7 @@ class PlainWriter:
             is_kept = keeps_values and (keeps_floats or value.dtype.kind != "f")
             return ["=array", value.dtype.str, list(value.shape), value.tobytes() if is_kept else None]
         if isinstance(value, set | frozenset):
-            return ["=set", sorted(map(plain, value))]
+            return ["=set", sorted(map(plain, value), key=repr)]
         if isinstance(value, Mapping):
             return ["=map", [[plain(key), plain(part)] for key, part in value.items()]]
         if isinstance(value, list) or type(value) is tuple:

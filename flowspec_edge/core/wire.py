@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from flowspec_edge.core.rows import Chunk, Count, Floats, SessionSpec
 from flowspec_edge.errors import UNPRINTABLE, ProtocolError, plain_text
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 
 MAX_TEXT = 4096
 """Characters of one text."""
@@ -149,14 +149,17 @@ class CloseSession(PlainMessage, frozen=True):
 
 
 class StageFailure(PlainMessage, frozen=True):
-    """Node to origin: this stage cannot go on; ``reason`` is a sentence for the user."""
+    """Node to origin: this stage cannot go on; ``reason`` is a sentence for the user. ``neighbour`` is the node that it
+    lost, or could not reach, where that is why.
+    """
 
     reason: Sentence
+    neighbour: Text = ""
 
     @property
     def plain(self) -> StageFailure:
         """The same with a reason that can be shown, and is no longer than a message may be."""
-        return StageFailure(plain_text(self.reason)[:MAX_TEXT])
+        return StageFailure(plain_text(self.reason)[:MAX_TEXT], self.neighbour)
 
 
 class MeasureLayers(PlainMessage, frozen=True):

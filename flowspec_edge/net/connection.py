@@ -215,6 +215,8 @@ class Link:
 
     def _finish(self, end: FlowspecError) -> None:
         """The first end counts; everyone who waits sees it."""
+        if self._end is None and isinstance(end, LinkLostError) and self.purpose == wire.DATA:
+            end.neighbour = self.peer
         self._end = self._end or end
         for event in (self._to_send, self._arrived, self._room, self._answered):
             event.set()

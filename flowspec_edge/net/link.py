@@ -46,6 +46,8 @@ class LinkTimeouts:
 
 
 DEFAULT_TIMEOUTS = LinkTimeouts()
+OPENING = LinkTimeouts(connect_s=1.5)
+"""Whoever opens a ring has texts that wait; a node that takes longer than this to say Welcome is left out."""
 
 
 async def open_link(

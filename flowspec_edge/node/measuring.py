@@ -15,7 +15,7 @@ from flowspec_edge.core.planning.measured import curves_to_text, estimate_hop
 from flowspec_edge.errors import FlowspecError, LinkLostError
 from flowspec_edge.manifest import Manifest
 from flowspec_edge.net.connection import Link
-from flowspec_edge.net.link import open_link
+from flowspec_edge.net.link import OPENING, open_link
 from flowspec_edge.node.curves import Measurements
 from flowspec_edge.node.kept_stage import KeptStage
 from flowspec_edge.node.precision_choice import PrecisionChoice
@@ -122,7 +122,7 @@ async def measure_link(settings: NodeSettings, peer: str, host: str, port: int) 
         LinkLostError: it stopped answering.
     """
     hello = settings.hello(wire.CONTROL, "")
-    link, _ = await open_link(host, port, hello, node=peer, credentials=settings.credentials)
+    link, _ = await open_link(host, port, hello, node=peer, credentials=settings.credentials, timeouts=OPENING)
     try:
         async with asyncio.timeout(LINK_LIMIT_S):
             trips = [await _probe(link, 0) for _ in range(NUM_ROUND_TRIPS)]

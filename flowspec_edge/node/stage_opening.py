@@ -23,10 +23,16 @@ from flowspec_edge.core.planning.placement import stage_memory_bytes
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.core.weights.fetching import Source
 from flowspec_edge.engine.stage_runner import StageRunner
-from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError, StageFailedError
+from flowspec_edge.errors import (
+    FlowspecError,
+    LinkLostError,
+    NodeUnavailableError,
+    ProtocolError,
+    StageFailedError,
+)
 from flowspec_edge.files import open_record, records_text
 from flowspec_edge.net.connection import Link
-from flowspec_edge.net.link import open_link
+from flowspec_edge.net.link import OPENING, open_link
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.curves import Measurements, StageRecorder
 from flowspec_edge.node.kept_stage import KeptStage, Key, LoadedStage
@@ -174,13 +180,17 @@ class _Opening:
 
     async def _connect_ahead(self) -> Link:
         request, settings = self.request, self.node.settings
-        ahead, _ = await open_link(
-            request.next_host,
-            request.next_port,
-            settings.hello(wire.DATA, f"{request.ring}/{request.hop + 1}"),
-            node=request.next_node,
-            credentials=settings.credentials,
-        )
+        try:
+            ahead, _ = await open_link(
+                request.next_host,
+                request.next_port,
+                settings.hello(wire.DATA, f"{request.ring}/{request.hop + 1}"),
+                node=request.next_node,
+                credentials=settings.credentials,
+                timeouts=OPENING,
+            )
+        except NodeUnavailableError as cause:
+            raise LinkLostError(str(cause), neighbour=request.next_node) from cause
         self.held.push_async_callback(ahead.close)
         self.held.callback(self._let_go, ahead)
         return ahead
@@ -248,7 +258,8 @@ async def _report(control: Link, cause: FlowspecError) -> None:
     """Tell the origin, and give it time to end the ring: data links that close first put the blame on this node."""
     _log.log(logging.WARNING if isinstance(cause, ProtocolError) else logging.INFO, "%s", cause)
     if control.is_open:
-        control.send(wire.StageFailure(str(cause)))
+        neighbour = cause.neighbour if isinstance(cause, LinkLostError) else ""
+        control.send(wire.StageFailure(str(cause), neighbour))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAILURE_S):
                 await control.wait_closed()

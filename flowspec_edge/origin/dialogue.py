@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NoReturn
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
+from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.placement import LeftOut, StagePlan
 from flowspec_edge.core.weights.fetching import Source
 from flowspec_edge.errors import (
@@ -18,25 +19,26 @@ from flowspec_edge.errors import (
     OtherKeyError,
     OtherVersionError,
     ProtocolError,
-    RingLostError,
     StageFailedError,
 )
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.net.link import LinkTimeouts, open_link
+from flowspec_edge.net.link import OPENING, open_link
 from flowspec_edge.node.resources import NodeSettings
-from flowspec_edge.origin.measured_links import Peer
+from flowspec_edge.origin.blame import ANSWER_S, stage_loss
+from flowspec_edge.origin.measured_links import Peer, measure_pairs, way_as_measured
 
 STAGE_OPEN_S = 300.0
 """How long a stage may take to load its layers: 8 GB from an SD card at 40 MB/s takes 200 s."""
-OPENING = LinkTimeouts(connect_s=1.5)
-"""Whoever opens a ring has texts that wait; a node that takes longer than this to say Welcome is left out."""
 
 OnFetch = Callable[[StagePlan, int, int], None]
 """Told, while rings open, of a stage's weights how many bytes came and how many were missing."""
 
 OnLost = Callable[[Announcement], None]
 """Told, while rings open, of nodes that do not answer, or no longer."""
+
+OpenTo = Callable[[Announcement], Coroutine[Any, Any, tuple[Link, wire.Welcome]]]
+"""Opens a control link to a node."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +50,12 @@ async def welcome_nodes(
     ring: str,
     closing: contextlib.AsyncExitStack,
     on_lost: OnLost = lambda board: None,
+    *,
+    is_urgent: bool = False,
 ) -> tuple[dict[str, Peer], list[LeftOut]]:
     """The nodes that answer and have the bundle or may fetch it, in the order found, and the others with the reason.
 
-    ``on_lost`` is told of nodes that do not answer.
+    ``on_lost`` is told of nodes that do not answer. Where it ``is_urgent``, nobody waits for who answers late.
     """
     hello, credentials = settings.hello(wire.CONTROL, ring), settings.credentials
 
@@ -60,17 +64,15 @@ async def welcome_nodes(
         closing.push_async_callback(answer[0].close)  # at once: whoever waits for the others may be cancelled
         return answer
 
-    answers = await asyncio.gather(*(open_to(peer) for peer in found), return_exceptions=True)
     peers: dict[str, Peer] = {}
     refused: list[LeftOut] = []
+    answers = await _open_all(found, open_to, ANSWER_S if is_urgent else None)
     for announcement, answer in zip(found, answers, strict=True):
         if isinstance(answer, FlowspecError):
             refused.append(LeftOut(announcement.node, str(answer)))
             if not isinstance(answer, OtherKeyError | OtherVersionError):
                 on_lost(announcement)
             continue
-        if isinstance(answer, BaseException):
-            raise answer
         link, welcome = answer
         if bundle.digest not in welcome.bundles and not welcome.can_fetch:
             refused.append(LeftOut(welcome.node, _without_bundle(welcome.node, bundle)))
@@ -81,6 +83,31 @@ async def welcome_nodes(
     if found and not peers:
         raise NodeUnavailableError(f"none of the {len(found)} nodes found can serve: {refused[0].reason}")
     return peers, refused
+
+
+async def _open_all(
+    found: Sequence[Announcement], open_to: OpenTo, patience_s: float | None
+) -> list[tuple[Link, wire.Welcome] | FlowspecError]:
+    """Open links to all at once. Those that take longer than ``patience_s`` are given up, unless all of them do."""
+    tasks = [asyncio.create_task(open_to(peer), name=f"opening a link to {peer.node}") for peer in found]
+    try:
+        if tasks:
+            await asyncio.wait(tasks, timeout=patience_s)
+        if not any(task.done() and task.exception() is None for task in tasks):
+            await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        for task in tasks:
+            task.cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    opened: list[tuple[Link, wire.Welcome] | FlowspecError] = []
+    for peer, answer in zip(found, answers, strict=True):
+        if isinstance(answer, asyncio.CancelledError):
+            opened.append(NodeUnavailableError(f"node {peer.node} did not answer within {patience_s} s"))
+        elif isinstance(answer, BaseException) and not isinstance(answer, FlowspecError):
+            raise answer
+        else:
+            opened.append(answer)
+    return opened
 
 
 def _without_bundle(node: str, bundle: Bundle) -> str:
@@ -101,6 +128,19 @@ async def is_there(settings: NodeSettings, board: Announcement) -> bool:
         return False
     await link.close()
     return True
+
+
+async def is_whole(settings: NodeSettings, bundle: Bundle, found: Sequence[Announcement], way: Way) -> bool:
+    """Whether messages pass over the way between two nodes, of which one may be the origin's own."""
+    async with contextlib.AsyncExitStack() as closing:
+        ends = [board for board in found if board.node in way]
+        try:
+            peers, _ = await welcome_nodes(settings, bundle, ends, "", closing)
+        except NodeUnavailableError:
+            return False
+        if not peers.keys() | {settings.name} >= set(way):
+            return False
+        return bool(await measure_pairs(settings, peers, [way_as_measured(settings, peers, way)]))
 
 
 def stage_requests(
@@ -169,8 +209,7 @@ def raise_failure(plan: StagePlan, message: wire.Message) -> NoReturn:
         ProtocolError: it may not say that now.
     """
     if isinstance(message, wire.StageFailure):
-        text = f"node {plan.node}, layers [{plan.start}, {plan.stop}): {message.reason}"
-        raise RingLostError(text, failed=plan.node)
+        raise stage_loss(plan, message)
     raise ProtocolError(f"peer {plan.node}: {type(message).__name__} came where StageOpened was expected")
 
 

@@ -8,19 +8,22 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flowspec_edge.core import wire
+from flowspec_edge.core.planning.losses import Way, way_between
 from flowspec_edge.core.planning.measured import hop_from
 from flowspec_edge.core.planning.placement import Hop, Plan
-from flowspec_edge.errors import FlowspecError, NodeUnavailableError, StateError
+from flowspec_edge.errors import FlowspecError, LinkLostError, NodeUnavailableError, StateError
 from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.measuring import measure_link
 from flowspec_edge.node.resources import NodeSettings
+from flowspec_edge.tasks import run_until_first_ends
 
 HOP_MS = 1.0
 """What a chunk takes on its way beside the link: packing, sockets and event loops at both ends (docs/performance.md,
@@ -43,8 +46,15 @@ class Peer:
     free_memory_bytes: int
 
 
-async def known_links(settings: NodeSettings, peers: Mapping[str, Peer], report: Report) -> dict[tuple[str, str], Hop]:
-    """All pairs of nodes, the origin included: kept ones, and the others measured, no node in two at a time."""
+async def known_links(
+    settings: NodeSettings, peers: Mapping[str, Peer], report: Report, *, measures: bool = True
+) -> dict[tuple[str, str], Hop]:
+    """All pairs of nodes, the origin included: kept ones, and the others measured, no node in two at a time; where
+    nothing is to be measured, kept ones alone.
+
+    Raises:
+        LinkLostError: a node was lost meanwhile.
+    """
     origin = origin_name(settings, peers)
     names = sorted({*peers, origin})
     kept, now = _load_links(), time.time()
@@ -53,9 +63,9 @@ async def known_links(settings: NodeSettings, peers: Mapping[str, Peer], report:
         for pair in itertools.combinations(names, 2)
         if not (pair in kept and 0 <= now - kept[pair][2] < LINKS_KEPT_S)
     ]
-    if missing:
+    if missing and measures:
         report(f"measuring {len(missing)} links between {len(names)} nodes ...")
-    kept |= await measure_pairs(settings, peers, missing)
+        kept |= await _unless_lost(peers, measure_pairs(settings, peers, missing))
     return {pair: _hop_of(kept[pair]) for pair in itertools.combinations(names, 2) if pair in kept}
 
 
@@ -92,6 +102,21 @@ async def measure_pairs(
     return measured
 
 
+async def _unless_lost(peers: Mapping[str, Peer], measuring: Coroutine[Any, Any, _KeptLinks]) -> _KeptLinks:
+    """What is measured. A node that is lost meanwhile ends it: whoever measures a link to it would wait for long."""
+    measured: _KeptLinks = {}
+
+    async def measure() -> None:
+        measured.update(await measuring)
+
+    async def watch(peer: Peer) -> None:
+        await peer.link.wait_closed()
+        raise LinkLostError(f"peer {peer.address.node} was lost while links were measured")
+
+    await run_until_first_ends(measure(), *map(watch, peers.values()))
+    return measured
+
+
 def _hop_of(kept: tuple[int, int, int]) -> Hop:
     hop = hop_from(*kept[:2])
     return Hop(hop.latency_ms + HOP_MS, hop.ms_per_byte)
@@ -100,6 +125,12 @@ def _hop_of(kept: tuple[int, int, int]) -> Hop:
 def origin_name(settings: NodeSettings, peers: Mapping[str, Peer]) -> str:
     """An origin that serves is a node as any other; another one has a new name at each start, but the same links."""
     return settings.name if settings.name in peers else f"{socket.gethostname()} (origin)"
+
+
+def way_as_measured(settings: NodeSettings, peers: Mapping[str, Peer], way: Way) -> Way:
+    """The way by the name that the origin has in measurements."""
+    names = [origin_name(settings, peers) if node == settings.name else node for node in way]
+    return way_between(*names)
 
 
 async def _pair(settings: NodeSettings, peers: Mapping[str, Peer], pair: tuple[str, str]) -> wire.LinkMeasured | None:

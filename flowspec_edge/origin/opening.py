@@ -17,14 +17,12 @@ from typing import Any, Protocol
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.placement import (
     LeftOut,
     LoadedLayers,
-    NodeOffer,
     Plan,
-    PlannedStage,
     StagePlan,
-    spread_layers,
 )
 from flowspec_edge.core.planning.prediction import Outcome, name_link
 from flowspec_edge.core.speculation.drafting import DraftShape
@@ -35,17 +33,18 @@ from flowspec_edge.errors import (
     NodeUnavailableError,
     NotMeasuredError,
     ProtocolError,
+    RingLostError,
     StageFailedError,
 )
 from flowspec_edge.files import open_record, records_text
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.net.link import open_link
+from flowspec_edge.net.link import OPENING, open_link
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.resources import NodeSettings
+from flowspec_edge.origin.blame import silent_links
 from flowspec_edge.origin.dialogue import (
-    OPENING,
     OnFetch,
     OnLost,
     open_stages,
@@ -56,7 +55,8 @@ from flowspec_edge.origin.dialogue import (
 from flowspec_edge.origin.engine import LoadEngine, OriginEngine
 from flowspec_edge.origin.measured_links import Peer, links_now
 from flowspec_edge.origin.planning import PlanOptions, keep_placement, make_plan
-from flowspec_edge.origin.ring import Ring, RingLinks, RingStage, ended_links
+from flowspec_edge.origin.ring import Ring, RingLinks, RingStage
+from flowspec_edge.origin.shares import check_reached, equal_shares, planned_shares
 from flowspec_edge.tasks import run_until_first_ends
 
 _log = logging.getLogger(__name__)
@@ -88,11 +88,15 @@ async def open_ring(
     plan_options: PlanOptions | None = None,
     plan: Plan | None = None,
     on_lost: OnLost = lambda board: None,
+    cut: frozenset[Way] = frozenset(),
+    is_urgent: bool = False,
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
     With a ``plan`` they are dealt like that, with ``plan_options`` as the planner says, else equally. Nodes fetch from
-    the origin's ``node`` what they lack. ``on_lost`` is told of nodes that do not answer, or no longer.
+    the origin's ``node`` what they lack. ``on_lost`` is told of nodes that do not answer, or no longer. The ring goes
+    around the ways that are ``cut``. Where it ``is_urgent``, since texts wait that had a ring before, no link is
+    measured, and who hesitates to answer is left out.
 
     Raises:
         NodeUnavailableError: no node that was found can be reached, or none of them has the bundle.
@@ -102,11 +106,16 @@ async def open_ring(
     """
     name = f"{node.settings.name}-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as closing:
-        peers, refused = await welcome_nodes(node.settings, bundle, found, name, closing, on_lost)
+        peers, refused = await welcome_nodes(node.settings, bundle, found, name, closing, on_lost, is_urgent=is_urgent)
         async with _telling_losses(peers, on_lost):
             if plan is None and plan_options is not None:
-                plan = await _planned(node.settings, bundle, peers, refused, plan_options)
-            plans = _deal(bundle, peers, refused, plan, plan_options)
+                plan = await _planned(
+                    node.settings, bundle, peers, refused, plan_options, cut=cut, measures_links=not is_urgent
+                )
+            if plan is None:
+                plans = equal_shares(bundle, peers, cut, node.settings.name)
+            else:
+                plans = planned_shares(plan, peers, refused, plan_options)
             controls = [peers[part.node].link for part in plans]
             closing.enter_context(node.arrivals.expect(f"{name}/{len(plans)}"))
             requests = stage_requests(node.settings.name, node.port, bundle, name, plans, controls, found)
@@ -124,41 +133,21 @@ async def open_ring(
 
 @contextlib.asynccontextmanager
 async def _telling_losses(peers: Mapping[str, Peer], on_lost: OnLost) -> AsyncIterator[None]:
-    """Where the opening fails, tell which nodes were lost."""
+    """Where the opening fails, tell which nodes were lost. Whoever is lost explains what others have said.
+
+    Raises:
+        RingLostError: a stage failed, or lost a neighbour that answers.
+    """
     try:
         yield
-    except (LinkLostError, StageFailedError, ProtocolError):
-        lost = await ended_links([peer.link for peer in peers.values()])
+    except (LinkLostError, StageFailedError, ProtocolError) as cause:
+        silent = await silent_links([peer.link for peer in peers.values()])
         for peer in peers.values():
-            if peer.link in lost:
+            if peer.link in silent:
                 on_lost(peer.address)
+        if silent and isinstance(cause, RingLostError):
+            raise RingLostError(str(cause), lost=tuple(link.peer for link in silent)) from cause
         raise
-
-
-def _deal(
-    bundle: Bundle,
-    peers: Mapping[str, Peer],
-    refused: Sequence[LeftOut],
-    plan: Plan | None,
-    plan_options: PlanOptions | None,
-) -> list[StagePlan]:
-    """The layers as the plan says, in its precisions where it may choose them; without one in equal shares."""
-    if plan is None:
-        offers = [NodeOffer(name, peer.free_memory_bytes) for name, peer in peers.items()]
-        return spread_layers(bundle.manifest.blocks, offers)
-    _check_reached(plan.stages, peers, refused)
-    is_any_precision = plan_options is not None and plan_options.is_any_precision
-    return [replace(stage.stage_plan, precision=stage.precision if is_any_precision else "") for stage in plan.stages]
-
-
-def _check_reached(
-    stages: Sequence[StagePlan | PlannedStage], peers: Mapping[str, Peer], refused: Sequence[LeftOut]
-) -> None:
-    """Raises NodeUnavailableError where a node that serves, or is to serve, is not among those that answered."""
-    reasons = {out.node: out.reason for out in refused}
-    for stage in stages:
-        if stage.node not in peers:
-            raise NodeUnavailableError(reasons.get(stage.node, f"node {stage.node} is not found any more"))
 
 
 async def plan_layers(
@@ -167,9 +156,10 @@ async def plan_layers(
     found: Sequence[Announcement],
     plan_options: PlanOptions,
     stages: Sequence[RingStage] = (),
+    cut: frozenset[Way] = frozenset(),
 ) -> Plan:
     """The plan that a ring would be opened with now; nothing is loaded to serve. ``stages`` are those of a ring that
-    stays unless the plan is clearly better; what they hold counts as free.
+    stays unless the plan is clearly better; what they hold counts as free. The plan goes around ways that are ``cut``.
 
     Raises:
         NodeUnavailableError, PlacementError: as for :func:`open_ring`.
@@ -177,7 +167,7 @@ async def plan_layers(
     """
     async with contextlib.AsyncExitStack() as closing:
         peers, refused = await welcome_nodes(node.settings, bundle, found, "", closing)
-        _check_reached([stage.plan for stage in stages], peers, refused)
+        check_reached([stage.plan for stage in stages], peers, refused)
         held = {stage.plan.node: stage.held_bytes for stage in stages}
         freed = {
             name: replace(peer, free_memory_bytes=peer.free_memory_bytes + held.get(name, 0))
@@ -186,7 +176,7 @@ async def plan_layers(
         loaded = {
             stage.plan.node: LoadedLayers(stage.plan.start, stage.plan.stop, stage.plan.precision) for stage in stages
         }
-        return await make_plan(node.settings, bundle, freed, refused, plan_options, loaded)
+        return await make_plan(node.settings, bundle, freed, refused, plan_options, loaded, cut=cut)
 
 
 async def explain_outcome(node: OriginNode, bundle: Bundle, ring: Ring, outcome: Outcome) -> Outcome:
@@ -203,11 +193,18 @@ async def explain_outcome(node: OriginNode, bundle: Bundle, ring: Ring, outcome:
 
 
 async def _planned(
-    settings: NodeSettings, bundle: Bundle, peers: dict[str, Peer], refused: list[LeftOut], plan_options: PlanOptions
+    settings: NodeSettings,
+    bundle: Bundle,
+    peers: dict[str, Peer],
+    refused: list[LeftOut],
+    plan_options: PlanOptions,
+    *,
+    cut: frozenset[Way],
+    measures_links: bool,
 ) -> Plan | None:
     """None, and equal shares, where nothing is known of the nodes; they learn from the session that follows."""
     try:
-        return await make_plan(settings, bundle, peers, refused, plan_options)
+        return await make_plan(settings, bundle, peers, refused, plan_options, cut=cut, measures_links=measures_links)
     except NotMeasuredError as cause:
         _log.info("equal shares: %s", cause)
         return None
@@ -281,7 +278,7 @@ async def _connect(
                 first.host, first.port, hello, node=first.node, credentials=settings.credentials, timeouts=OPENING
             )
         except NodeUnavailableError as cause:
-            raise LinkLostError(str(cause)) from cause
+            raise RingLostError(str(cause), cut=(settings.name, first.node)) from cause
         closing.push_async_callback(ahead.close)
         behind = await closing.enter_async_context(node.arrivals.data_link(f"{ring}/{len(stages)}"))
         found.append(RingLinks(controls, ahead, behind))

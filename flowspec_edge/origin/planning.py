@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +14,7 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.limits import TREE_MARGIN
 from flowspec_edge.core.line import Line
+from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.measured import curves_from_text, rounded
 from flowspec_edge.core.planning.placement import Device, Hop, LeftOut, Links, LoadedLayers, ModelNeeds, Plan
 from flowspec_edge.core.planning.planner import plan_ring
@@ -22,7 +23,7 @@ from flowspec_edge.errors import NotMeasuredError, StateError
 from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.costs import origin_costs
-from flowspec_edge.origin.measured_links import Peer, Report, known_links, origin_name
+from flowspec_edge.origin.measured_links import Peer, Report, known_links, origin_name, way_as_measured
 
 STAGE_MS = 0.7
 """What a stage takes per chunk beside its layers: Python and threads (docs/performance.md, "In real time"; x86)."""
@@ -55,11 +56,15 @@ async def make_plan(
     refused: Sequence[LeftOut],
     plan_options: PlanOptions,
     loaded: Mapping[str, LoadedLayers] | None = None,
+    *,
+    cut: Collection[Way] = (),
+    measures_links: bool = True,
 ) -> Plan:
     """Measure what is not known, and plan.
 
     ``settings`` are those of the origin's own node; ``refused`` are left out already. ``loaded`` is what a ring serves
-    that the plan may take the place of, else what was served last.
+    that the plan may take the place of, else what was served last. The plan goes around the ways that are ``cut``.
+    Where ``measures_links`` is not set, links that are not known count as usual ones.
 
     Raises:
         PlacementError: the model does not fit; NotMeasuredError: no node could measure its layers.
@@ -76,15 +81,22 @@ async def make_plan(
     refused = [*refused, *(answer for answer in answers if isinstance(answer, LeftOut))]
     measured = {n: answer for n, answer in zip(peers, answers, strict=True) if not isinstance(answer, LeftOut)}
     peers = {name: peers[name] for name in measured}
-    hops = await known_links(settings, peers, plan_options.report)
+    links = await _links(settings, peers, plan_options.report, cut, measures=measures_links)
     loaded = loaded or load_placement(bundle.digest)
     sure = manifest.precision if plan_options.is_any_precision else None
     devices = _devices(settings.name, peers, measured, loaded, head_ms + draft_ms, sure)
     model = ModelNeeds.from_manifest(manifest, num_tokens=num_tokens + TREE_MARGIN, head_ms=head_ms)
     throughput = Throughput(plan_options.schedule, TYPICAL_DRAFTS if manifest.drafter else NO_DRAFTS, draft_ms)
-    links = Links(origin=origin_name(settings, peers), usual=USUAL_HOP, measured=hops)
     plan = await asyncio.to_thread(plan_ring, devices, links, model, throughput)
     return replace(plan, left_out=(*plan.left_out, *refused))
+
+
+async def _links(
+    settings: NodeSettings, peers: Mapping[str, Peer], report: Report, cut: Collection[Way], *, measures: bool
+) -> Links:
+    hops = await known_links(settings, peers, report, measures=measures)
+    ways = frozenset(way_as_measured(settings, peers, way) for way in cut)
+    return Links(origin=origin_name(settings, peers), usual=USUAL_HOP, measured=hops, cut=ways)
 
 
 async def _layers(

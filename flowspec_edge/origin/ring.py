@@ -35,12 +35,9 @@ from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin.answer import Answer
+from flowspec_edge.origin.blame import ANSWER_S, loss_of, silent_links, stage_loss
 from flowspec_edge.origin.engine import OriginEngine
 from flowspec_edge.tasks import run_until_first_ends
-
-LOSS_S = 0.2
-"""How long to wait, where a ring was lost, for the links to end of whoever was lost: a neighbour may tell of it before
-the system does."""
 
 OnTrip = Callable[[ev.ReportTrip], None]
 
@@ -91,6 +88,8 @@ class Ring:
         self._core, self._journal = core, journal
         self._engine = engine
         self._controls, self._ahead, self._behind = links.controls, links.ahead, links.behind
+        self._origin = links.ahead.hello.node
+        self._is_in_doubt = asyncio.Event()  # whether all stages are there
         self._board = board
         self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
         self._sessions = itertools.count(1)
@@ -182,6 +181,7 @@ class Ring:
         session = next(self._sessions)
         events: asyncio.Queue[ev.OriginAction] = asyncio.Queue()
         self._answers[session] = events
+        self._is_in_doubt.set()
         try:
             self._tell(ev.PromptSubmitted(session, answer.written, answer.options_left))
             answer.begin(self._core.statistics(session))
@@ -218,6 +218,7 @@ class Ring:
                 self._read_credits(),
                 self._read_chunks(),
                 self._compute(),
+                self._ask_when_in_doubt(),
                 *(
                     self._read_control(stage, control)
                     for stage, control in zip(self.stages, self._controls, strict=True)
@@ -225,12 +226,8 @@ class Ring:
             )
         except FlowspecError as cause:
             self._is_ending = True
-            lost = tuple(link.peer for link in await ended_links(self._controls))
+            loss = await loss_of(cause, self._controls, self._origin)
             _log.info("ring lost: %s", cause)
-            text = f"{cause}; see that all its nodes run (flowspec devices), then repeat the request"
-            failed = cause.failed if isinstance(cause, RingLostError) and not lost else None
-            loss = RingLostError(text, lost=lost, failed=failed)
-            loss.__cause__ = cause
             self._give_up(loss)
         except Exception:  # a bug: nobody may wait for what will not come
             _log.exception("ring lost")
@@ -247,6 +244,14 @@ class Ring:
         self._tell(ev.RingLost(str(loss)))
         self._ended.set()
 
+    async def _ask_when_in_doubt(self) -> None:
+        """Ask all stages whether they are there each time that a text begins: nobody may have noticed a loss yet."""
+        while True:
+            await self._is_in_doubt.wait()
+            self._is_in_doubt.clear()
+            for link in await silent_links(self._controls):
+                raise LinkLostError(f"peer {link.peer}: no answer within {ANSWER_S:g} s")
+
     async def _read_control(self, stage: RingStage, control: Link) -> None:
         while True:
             match await control.receive():
@@ -254,11 +259,8 @@ class Ring:
                     self._tell(ev.StageReady(session))
                 case wire.TappedRows(session, layer, ids, hidden):
                     self._tell(ev.TappedArrived(session, layer, ids, hidden))
-                case wire.StageFailure(reason):
-                    raise RingLostError(
-                        f"node {stage.plan.node}, layers [{stage.plan.start}, {stage.plan.stop}): {reason}",
-                        failed=stage.plan.node,
-                    )
+                case wire.StageFailure() as failure:
+                    raise stage_loss(stage.plan, failure)
                 case message:
                     raise RingLostError(
                         f"peer {control.peer}: {type(message).__name__} came on a control link", failed=stage.plan.node
@@ -337,15 +339,3 @@ class Ring:
             delay = max(deadline - time.monotonic(), 0)
             # Timers may be early by the clock's resolution; the core is told a time at which the deadline has passed.
             self._timer = asyncio.get_running_loop().call_later(delay, self._tell, ev.DeadlinePassed(), deadline)
-
-
-async def ended_links(links: Sequence[Link], within_s: float = LOSS_S) -> list[Link]:
-    """The links that have ended. Where none has, the first that does within the time."""
-    if all(link.is_open for link in links):
-        waiting = {asyncio.create_task(link.wait_closed(), name=f"end of {link.peer}") for link in links}
-        try:
-            await asyncio.wait(waiting, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
-    return [link for link in links if not link.is_open]

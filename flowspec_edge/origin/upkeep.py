@@ -17,14 +17,15 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning import rebalancing as rb
 from flowspec_edge.core.planning import recovery as rc
+from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.errors import FlowspecError, NodeUnavailableError, PlacementError, RingLostError
 from flowspec_edge.files import open_record
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
-from flowspec_edge.origin.dialogue import OnFetch, is_there
+from flowspec_edge.origin.dialogue import OnFetch, is_there, is_whole
 from flowspec_edge.origin.engine import KeptEngine
-from flowspec_edge.origin.lost_nodes import LostNodes
+from flowspec_edge.origin.losses import Losses
 from flowspec_edge.origin.opening import open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.ring import Ring, RingStage
@@ -95,7 +96,10 @@ class RingUpkeep:
         self._refused: frozenset[str] = frozenset()  # boards that a ring could not be moved to, while they are there
         self._dealt: frozenset[str] = frozenset()  # boards that were there when the ring was opened, and still are
         self._served: Sequence[RingStage] = ()  # the stages of the latest ring
-        self._lost = LostNodes(lambda board: is_there(node.settings, board), self._take_back)
+        self._around: frozenset[Way] = frozenset()  # the cut ways that the latest ring was opened around
+        self._lost = Losses(
+            lambda board: is_there(node.settings, board), self._try_way, self._take_back, self._take_way_back
+        )
         self._mourned: Ring | None = None  # the latest ring whose lost nodes were noted
         self._changed = asyncio.Event()  # boards have come or left
         self._cramped: tuple[float, FlowspecError] | None = None  # until when, and why, no opening is tried
@@ -175,24 +179,27 @@ class RingUpkeep:
     async def _find(self) -> list[Announcement]:
         """The boards to open a ring with: for the first one those that a search finds, later those that are left."""
         found = self._boards.found if self._boards is not None and self._served else await self._search()
-        left = self._lost.left_of(found)
-        if not left:
+        there = self._lost.answering_of(found)
+        if not there:
             raise NodeUnavailableError(f"no node is left; lost: {', '.join(sorted(self._lost.names)) or 'all of them'}")
-        return left
+        return there
 
     async def _open_trusted(self, found: Sequence[Announcement]) -> None:
-        """Open a ring without the boards that none could be moved to; where that fails, open one with all boards."""
-        trusted = [board for board in found if board.node not in self._refused]
+        """Open a ring without the boards that none could be moved to, and without nodes and ways that are doubted;
+        where there is no room for that, with all that answer.
+        """
+        trusted = [board for board in self._lost.left_of(found) if board.node not in self._refused]
+        ways, missing = self._lost.ways, self._lost.missing_ways
         try:
-            await self._open_ring(trusted, None)
+            await self._open_ring(trusted, None, ways)
         except NO_ROOM as cause:
-            if len(trusted) == len(found):
+            if len(trusted) == len(found) and ways == missing:
                 raise
             _log.warning("all boards are tried, since no ring can be opened with those that served: %s", cause)
             self._refuse(frozenset())
-            await self._open_ring(found, None)
+            await self._open_ring(self._lost.answering_of(found), None, self._lost.missing_ways)
 
-    async def _open_ring(self, found: Sequence[Announcement], plan: Plan | None) -> None:
+    async def _open_ring(self, found: Sequence[Announcement], plan: Plan | None, cut: frozenset[Way]) -> None:
         opening = open_ring(
             self._node,
             self._bundle,
@@ -202,13 +209,15 @@ class RingUpkeep:
             plan_options=self._plan_options,
             plan=plan,
             on_lost=lambda board: self._lose([board]),
+            cut=cut,
+            is_urgent=bool(self._served),
         )
         try:
             self._ring = await self._closing.enter_async_context(opening)
         except RingLostError as cause:
-            self._lost.fail_if_known(cause.failed, found)
+            self._blame(cause, found)
             raise
-        self._dealt = _names(self._lost.left_of(found))
+        self._dealt, self._around = _names(self._lost.answering_of(found)), cut
         self._served = self._ring.stages
         self._spawn(self._watch_ring(self._ring), "watching the ring")
         self._tell(rb.RingOpened(self._dealt))
@@ -237,11 +246,17 @@ class RingUpkeep:
         if loss is None or ring is self._mourned:
             return
         self._mourned = ring
-        whom = ", ".join(loss.lost) or loss.failed or "nobody known"
+        whom = ", ".join(loss.lost) or loss.failed or (" to ".join(loss.cut) if loss.cut else "nobody known")
         _log.warning("the ring was lost (%s); its texts go on with who is left: %s", whom, loss.__cause__ or loss)
         found = [stage.announcement for stage in ring.stages]
-        self._lost.fail_if_known(loss.failed, found)
+        self._blame(loss, found)
         self._lose([board for board in found if board.node in loss.lost])
+
+    def _blame(self, loss: RingLostError, found: Sequence[Announcement]) -> None:
+        """Note which stage failed or which way is cut, where the loss of a ring came from that."""
+        self._lost.fail_if_known(loss.failed, found)
+        if loss.cut is not None:
+            self._lost.cut(*loss.cut)
 
     def _lose(self, boards: Sequence[Announcement]) -> None:
         """These do not answer: they are planned without until they do."""
@@ -257,6 +272,15 @@ class RingUpkeep:
             self._boards.hear_of(board)
         self._wake()
         self._report_boards()
+
+    async def _try_way(self, way: Way) -> bool:
+        there = self._boards.found if self._boards is not None else [stage.announcement for stage in self._served]
+        return await is_whole(self._node.settings, self._bundle, there, way)
+
+    def _take_way_back(self) -> None:
+        """A way that was cut may be used again."""
+        self._wake()
+        self._tell(rb.WayReturned())
 
     def _wake(self) -> None:
         """Let texts that wait for boards try again."""
@@ -308,11 +332,14 @@ class RingUpkeep:
         self._next_plan, is_better = None, False
         try:
             if ring is not None and self._plan_options is not None:
-                plan = await plan_layers(self._node, self._bundle, found, self._plan_options, ring.stages)
+                ways = self._lost.ways
+                plan = await plan_layers(self._node, self._bundle, found, self._plan_options, ring.stages, ways)
                 is_better = not plan.is_kept and not _has_plan(ring, plan)
                 self._next_plan = plan
             elif ring is not None:  # equal shares: a ring over more boards counts as better
-                is_better = bool(_names(found) - self._dealt)
+                is_around = bool(self._around - self._lost.ways)  # more than it need be
+                serving = frozenset(stage.plan.node for stage in ring.stages)
+                is_better = bool(_names(found) - (serving if is_around else self._dealt))
         except FlowspecError as cause:
             _log.warning("the ring stays as it is, since it cannot be planned anew: %s", cause)
         except Exception:  # a bug; the core has to hear of it too, or it would never ask for another plan
@@ -334,7 +361,7 @@ class RingUpkeep:
             ring.leave()
             await self._close_ring()
             try:
-                await self._open_ring(found, plan)
+                await self._open_ring(found, plan, self._lost.ways)
             except FlowspecError as cause:
                 if self._lost.names <= lost:
                     self._refuse(self._refused | _used(plan, found) - before)

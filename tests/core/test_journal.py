@@ -19,12 +19,8 @@ from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.membership import AddressLearned, Membership, MembershipEvent, PeerFailed, TimePassed
 from flowspec_edge.core.cluster.membership import Failure as GreetingFailure
 from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.planning.losses import Losses, LossEvent, PartAnswered, PartSilent, PartsLost
 from flowspec_edge.core.planning.recovery import (
-    LossEvent,
-    LostNodes,
-    NodeAnswered,
-    NodeSilent,
-    NodesLost,
     Recovery,
     RecoveryEvent,
     RingFailed,
@@ -161,9 +157,9 @@ def test_the_other_cores_run_again_too() -> None:
 
 def test_what_becomes_of_texts_runs_again_too() -> None:
     data = bytearray()
-    lost = LostNodes()
-    journal = Journal("lost_nodes", {}, data.extend)
-    losses: list[LossEvent] = [NodesLost(frozenset({"a", "b"})), NodeSilent("a"), NodeAnswered("b")]
+    lost = Losses()
+    journal = Journal("losses", {}, data.extend)
+    losses: list[LossEvent] = [PartsLost(frozenset({"a", ("b", "c")})), PartSilent("a"), PartAnswered(("b", "c"))]
     for now, loss in enumerate(losses):
         journal.handle(lost, loss, float(now))
     assert [step.is_same for step in replay(read_journal(bytes(data)))] == [True] * 3

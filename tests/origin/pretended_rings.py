@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.placement import Plan, PlannedStage, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.errors import RingLostError, StageFailedError
@@ -87,9 +88,9 @@ class PretendedRing:
         self._ended.set()
         self.gate.set()
 
-    def lose(self, *nodes: str, failed: str | None = None) -> None:
-        """These nodes no longer answer, or one says that its stage failed."""
-        self.fail(RingLostError(f"{', '.join(nodes) or failed} is lost", lost=nodes, failed=failed))
+    def lose(self, *nodes: str, failed: str | None = None, cut: Way | None = None) -> None:
+        """These nodes no longer answer, or one says that its stage failed, or that it lost its neighbour."""
+        self.fail(RingLostError(f"{', '.join(nodes) or failed or cut} is lost", lost=nodes, failed=failed, cut=cut))
 
     def fail(self, error: StageFailedError) -> None:
         self.error = error
@@ -111,6 +112,8 @@ class World:
         self.doubted: list[str] = []
         self.heard_of: list[str] = []
         self.dead: set[str] = set()  # whom an opening finds lost
+        self.cut: list[frozenset[Way]] = []  # what each opening was to go around
+        self.whole: set[Way] = set()  # the cut ways that work again
         self._changed = asyncio.Event()
 
     def set(self, *names: str) -> None:
@@ -136,6 +139,11 @@ class World:
         self._call("greet", board.node)
         return board.node in self.there
 
+    async def is_whole(self, settings: object, bundle: Bundle, found: Sequence[Announcement], way: Way) -> bool:
+        assert bundle is BUNDLE and list(found) == self.found
+        self._call("try", way)
+        return way in self.whole
+
     async def search(self) -> list[Announcement]:
         self._call("search")
         await asyncio.sleep(0)  # long enough for another text to begin
@@ -153,8 +161,12 @@ class World:
         plan_options: object,
         plan: Plan | None,
         on_lost: Callable[[Announcement], None],
+        cut: frozenset[Way],
+        is_urgent: bool,
     ) -> AsyncIterator[PretendedRing]:
         assert node is NODE and bundle is BUNDLE
+        assert is_urgent == bool(self.rings), "the first ring of all"
+        self.cut.append(cut)
         names = tuple(board.node for board in found)
         for board in found:
             if board.node in self.dead:
@@ -182,6 +194,7 @@ class World:
         found: Sequence[Announcement],
         plan_options: object,
         stages: Sequence[RingStage],
+        cut: frozenset[Way],
     ) -> Plan:
         assert list(stages) == self.rings[-1].stages
         self._call("plan", tuple(board.node for board in found))

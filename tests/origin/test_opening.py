@@ -280,7 +280,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What plans were made of; each is PLAN."""
     calls: list[tuple[Any, ...]] = []
 
-    async def make(*arguments: Any) -> Plan:
+    async def make(*arguments: Any, **options: Any) -> Plan:
         calls.append(arguments)
         return PLAN
 
@@ -318,7 +318,7 @@ async def test_a_plan_that_may_choose_says_in_which_precision(
 async def test_where_nothing_is_measured_yet_shares_are_equal(
     network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(*arguments: Any) -> Plan:
+    async def refuse(*arguments: Any, **options: Any) -> Plan:
         raise NotMeasuredError("none of the 3 nodes")
 
     monkeypatch.setattr(opening, "make_plan", refuse)

@@ -26,9 +26,10 @@ from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.errors import RingLostError, StageFailedError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.pacing import Board
+from flowspec_edge.origin import blame
 from flowspec_edge.origin.ring import Ring, RingLinks, RingStage
-from tests.fake_links import LIMIT_S, fake_pair, settle
-from tests.narrowing import present
+from tests.fake_links import LIMIT_S, FakeLink, fake_pair, settle
+from tests.narrowing import instance, present
 
 ROWS = (Row(0, NO_PARENT, 5),)
 HIDDEN = np.arange(4, dtype=np.float32).reshape(1, 4)
@@ -244,13 +245,15 @@ async def test_a_ring_that_is_left_says_no_last_piece(opened: tuple[Opened, Ring
 async def test_a_ring_that_is_lost_says_whom_it_lost_and_does_not_wait_for_them(opened: tuple[Opened, Ring]) -> None:
     """A neighbour told of it first; the link of the one that was lost ends a moment later."""
     parts, ring = opened
-    parts.controls[1].send(wire.StageFailure("peer attic: the data link was lost"))
+    near_attic = instance(parts.links.controls[0], FakeLink)
+    near_attic.is_silent = True
+    parts.controls[1].send(wire.StageFailure("peer attic: the data link was lost", "attic"))
     await settle()
     assert not ring.is_open and ring.loss is None
     parts.controls[0].cut()
     await ring.wait_ended()
     loss: RingLostError = present(ring.loss)
-    assert (loss.lost, loss.failed) == (("attic",), None)
+    assert (loss.lost, loss.failed, loss.cut) == (("attic",), None, None)
     assert not parts.links.ahead.is_open and parts.links.behind.is_open
 
 
@@ -259,7 +262,51 @@ async def test_a_stage_that_failed_by_itself_is_named(opened: tuple[Opened, Ring
     parts.controls[1].send(wire.StageFailure("out of memory"))
     await ring.wait_ended()
     loss: RingLostError = present(ring.loss)
-    assert (loss.lost, loss.failed) == ((), "hall")
+    assert (loss.lost, loss.failed, loss.cut) == ((), "hall", None)
+
+
+async def test_a_node_that_answers_nobody_is_lost_whether_its_link_has_ended_or_not(
+    opened: tuple[Opened, Ring], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blame, "ANSWER_S", 0.01)
+    parts, ring = opened
+    instance(parts.links.controls[0], FakeLink).is_silent = True
+    parts.controls[1].send(wire.StageFailure("peer attic: the data link was lost", "attic"))
+    await ring.wait_ended()
+    loss: RingLostError = present(ring.loss)
+    assert (loss.lost, loss.failed, loss.cut) == (("attic",), None, None)
+    assert not parts.links.controls[0].is_open
+
+
+async def test_a_way_is_cut_where_both_ends_answer(opened: tuple[Opened, Ring]) -> None:
+    parts, ring = opened
+    parts.controls[1].send(wire.StageFailure("peer attic: the data link was lost", "attic"))
+    await ring.wait_ended()
+    loss: RingLostError = present(ring.loss)
+    assert (loss.lost, loss.failed, loss.cut) == ((), None, ("hall", "attic"))
+
+
+async def test_a_way_to_the_origin_is_cut_too(opened: tuple[Opened, Ring]) -> None:
+    parts, ring = opened
+    instance(parts.links.behind, FakeLink).cut()
+    await ring.wait_ended()
+    loss: RingLostError = present(ring.loss)
+    assert (loss.lost, loss.failed, loss.cut) == ((), None, ("origin", "hall"))
+
+
+async def test_a_text_that_begins_asks_whether_all_stages_are_there(
+    opened: tuple[Opened, Ring], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blame, "ANSWER_S", 0.01)
+    parts, ring = opened
+    instance(parts.links.controls[1], FakeLink).is_silent = True
+    await asyncio.sleep(0.05)
+    assert ring.is_open, "nobody has asked"
+    parts.core.answers = [[]]
+    writing = asyncio.ensure_future(anext(ring.write(await ring.begin([1, 2], OPTIONS))))
+    await ring.wait_ended()
+    assert present(ring.loss).lost == ("hall",)
+    writing.cancel()
 
 
 async def test_a_ring_that_is_closed_before_it_knows_whom_it_lost_ends_its_texts() -> None:
@@ -270,6 +317,7 @@ async def test_a_ring_that_is_closed_before_it_knows_whom_it_lost_ends_its_texts
             parts.core.answers = [[], [ev.FinishGeneration(1, "failed", "the ring was closed")]]
             writing = asyncio.ensure_future(anext(ring.write(await ring.begin([1, 2], OPTIONS))))
             await parts.core.next_told()
+            instance(parts.links.controls[0], FakeLink).is_silent = True
             parts.controls[1].send(wire.StageFailure("out of memory"))
             await settle()
         with pytest.raises(RingLostError, match="the ring was closed"):

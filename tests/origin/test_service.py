@@ -43,7 +43,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     world.set("attic", "cellar")
     monkeypatch.setattr(serving, "explain_outcome", world.explain_outcome)
-    for name in ("open_ring", "plan_layers", "is_there"):
+    for name in ("open_ring", "plan_layers", "is_there", "is_whole"):
         monkeypatch.setattr(upkeep, name, getattr(world, name))
     return world
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flowspec_edge.core.line import Line
+from flowspec_edge.core.planning.losses import Way, way_between
 from flowspec_edge.errors import PlacementError
 from flowspec_edge.manifest import BlockEntry, Geometry, Manifest
 
@@ -94,20 +95,28 @@ class Hop:
         return cls(latency_ms, 8 / (mbit_per_s * 1000))
 
 
+CUT = Hop(1e6)
+"""What the way between two nodes counts as that cannot reach each other: no ring is better with it than without."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Links:
     """The links between nodes, by the names of their two ends. A pair that was not measured counts as ``usual``.
 
-    ``origin`` is the name of the node that asks for the plan. It may serve layers as well.
+    ``origin`` is the name of the node that asks for the plan. It may serve layers as well. No plan uses the ways that
+    are ``cut``.
     """
 
     origin: str
     usual: Hop
     measured: Mapping[tuple[str, str], Hop] = field(default_factory=dict)
+    cut: frozenset[Way] = frozenset()
 
     def between(self, start: str, end: str) -> Hop:
         if start == end:
             return Hop(0.0)
+        if way_between(start, end) in self.cut:
+            return CUT
         return self.measured.get((start, end)) or self.measured.get((end, start)) or self.usual
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from flowspec_edge.core.planning.choices import Choices, fits_of
 from flowspec_edge.core.planning.placement import (
+    CUT,
     Device,
     Hop,
     Instead,
@@ -37,7 +38,8 @@ def plan_ring(devices: Sequence[Device], links: Links, model: ModelNeeds, throug
     """Find the ring that is expected to bring the most tokens/s, and explain the choice.
 
     Raises:
-        PlacementError: there is no device, or the model does not fit into the memory of all devices together.
+        PlacementError: there is no device, the model does not fit into the memory of all devices together, or it would
+            only fit into a ring with a way that is cut.
     """
     weighed, beyond = _quickest(devices, model)
     choices = Choices(weighed, links, model, throughput)
@@ -51,6 +53,9 @@ def plan_ring(devices: Sequence[Device], links: Links, model: ModelNeeds, throug
     kept = loaded.ring()
     is_kept = rate_of(kept) >= rate_of(ring) * (1 - KEEP_SHARE)
     ring = kept if kept is not None and is_kept else loaded.settled(ring)
+    hops = _hops(choices, ring)
+    if (cut := next((hop for hop in hops if hop.link is CUT), None)) is not None:
+        raise PlacementError(f"{_no_room(devices, model)}; {cut.start} and {cut.end} cannot reach each other")
     alone = _best_alone(choices, search)
     like = alone.node if alone is not None else min(weighed, key=lambda device: _layer_ms(device)).node
     return Plan(
@@ -60,7 +65,7 @@ def plan_ring(devices: Sequence[Device], links: Links, model: ModelNeeds, throug
         interval_ms=ring.interval_ms,
         tokens_per_s=ring.tokens_per_s,
         head_ms=model.head_ms,
-        hops=_hops(choices, ring),
+        hops=hops,
         left_out=(*_left_out(choices, search, ring), *beyond),
         alone=alone,
         one_more=_one_more(choices, like, ring),
@@ -152,6 +157,8 @@ def _left_out(choices: Choices, search: RingSearch, ring: FoundRing) -> list[Lef
         if not choices.fits[i]:
             least = min(model.memory_bytes(precision, 1) for precision in device.layer)
             reason = f"{mib(device.free_memory_bytes)} free; a stage of the fewest layers needs {mib(least)}"
+        elif with_it is not None and any(hop.link is CUT for hop in _hops(choices, with_it)):
+            reason = "cannot reach the nodes that would be its neighbours"
         elif with_it is None:
             reason = f"the model has {len(model.blocks)} blocks of layers, and each node of the ring serves one already"
         else:

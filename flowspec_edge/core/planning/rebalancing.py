@@ -1,9 +1,9 @@
 """Decides when a ring that serves is planned anew, and when it moves to the new plan.
 
-Two things make a plan due. One is a board that the last plan did not weigh. The other is the end of the last session
-when the last plan is old, since boards get hot and cool down. A plan is made while the ring goes on serving. If it is
-clearly better, the ring moves as soon as no session runs. With ``at_once`` it moves at once, and its sessions go on in
-the new ring. Otherwise what is loaded stays (see core/planning/planner.py).
+Three things make a plan due: a board that the last plan did not weigh, a way between boards that works again, and the
+end of the last session when the last plan is old, since boards get hot and cool down. A plan is made while the ring
+goes on serving. If it is clearly better, the ring moves as soon as no session runs. With ``at_once`` it moves at once,
+and its sessions go on in the new ring. Otherwise what is loaded stays (see core/planning/planner.py).
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ class BoardsFound:
 
 
 @dataclass(frozen=True, slots=True)
+class WayReturned:
+    """A way between two boards may be used again that plans went around."""
+
+
+@dataclass(frozen=True, slots=True)
 class SessionBegan:
     pass
 
@@ -65,7 +70,9 @@ class TimePassed:
     """``next_deadline`` has come."""
 
 
-RebalancingEvent = RingOpened | RingClosed | BoardsFound | SessionBegan | SessionEnded | PlanMade | TimePassed
+RebalancingEvent = (
+    RingOpened | RingClosed | BoardsFound | WayReturned | SessionBegan | SessionEnded | PlanMade | TimePassed
+)
 
 # ------------------------------------------------------------------------------ actions
 
@@ -112,6 +119,9 @@ class Rebalancing:
             case BoardsFound(boards):
                 self._found = boards
                 self._watch_for_newcomers(now)
+            case WayReturned():
+                if self._weighed is not None and self._due_at is None:
+                    self._due_at = now + SETTLE_S
             case SessionBegan():
                 self._num_sessions += 1
             case SessionEnded():

@@ -1,151 +1,15 @@
-"""What becomes of texts when nodes are lost.
-
-``LostNodes`` keeps which nodes are not planned with at present. ``Recovery`` decides for one text whether it goes on
-over another ring, waits for boards, or ends.
-"""
+"""What becomes of a text whose ring was lost: it goes on over another ring, waits for boards, or ends."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-GREET_S = 1.0
-"""How long after a greeting that was not answered a lost node is greeted again. A greeting is 2 ms of work."""
-FORGET_S = 120.0
-"""How long a node counts as lost that answers no greeting: longer than any text waits for it."""
-FAILED_S = 5.0
-"""How long a node is not planned with whose stages failed twice although it answers."""
-REPEAT_S = 30.0
-"""Two failures of a node's stages within this time are no accident."""
 MAX_LOSSES = 6
 """How many rings in a row a text may lose without a new token. A ring of five that loses node after node loses four."""
 RETRY_S = 1.0
 """How often to look whether a ring can be opened while a text waits: memory becomes free without a sign."""
 
-# ------------------------------------------------------------------- events of LostNodes
-
-
-@dataclass(frozen=True, slots=True)
-class NodesLost:
-    """Links to these nodes ended, or could not be opened."""
-
-    nodes: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class StageFailed:
-    """A node that answers said that its stage failed."""
-
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class NodeAnswered:
-    """The node has answered a greeting, or is found at another address."""
-
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSilent:
-    """The node has not answered a greeting."""
-
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class TimePassed:
-    """``next_deadline`` has come."""
-
-
-LossEvent = NodesLost | StageFailed | NodeAnswered | NodeSilent | TimePassed
-
-
-@dataclass(frozen=True, slots=True)
-class GreetNode:
-    """Ask the node whether it is there. It is answered by ``NodeAnswered`` or ``NodeSilent``."""
-
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class UseNode:
-    """From now on the node may be planned with again."""
-
-    node: str
-
-
-LossAction = GreetNode | UseNode
-
-
-@dataclass(slots=True)
-class _Lost:
-    """``greet_at`` is infinite while the node is greeted. One that only failed is not greeted, for it would answer."""
-
-    forget_at: float
-    greet_at: float = math.inf
-    only_failed: bool = False
-
-
-@dataclass(slots=True)
-class LostNodes:
-    """The nodes that were lost and have not answered since."""
-
-    _lost: dict[str, _Lost] = field(default_factory=dict)
-    _failed_at: dict[str, float] = field(default_factory=dict)
-    _greeted: set[str] = field(default_factory=set)  # at present
-
-    @property
-    def nodes(self) -> frozenset[str]:
-        """The nodes not to plan with."""
-        return frozenset(self._lost)
-
-    def handle(self, event: LossEvent, now: float) -> list[LossAction]:
-        match event:
-            case NodesLost(nodes):
-                for node in sorted(nodes):
-                    self._lost[node] = _Lost(now + FORGET_S, math.inf if node in self._greeted else now)
-            case StageFailed(node):
-                if node not in self._lost and now - self._failed_at.get(node, -math.inf) <= REPEAT_S:
-                    self._lost[node] = _Lost(now + FAILED_S, only_failed=True)
-                self._failed_at[node] = now
-            case NodeAnswered(node):
-                self._greeted.discard(node)
-                if node in self._lost and not self._lost[node].only_failed:
-                    del self._lost[node]
-                    return [UseNode(node), *self._pass_time(now)]
-            case NodeSilent(node):
-                self._greeted.discard(node)
-                if node in self._lost and not self._lost[node].only_failed:
-                    self._lost[node].greet_at = now + GREET_S
-            case TimePassed():
-                pass
-        return self._pass_time(now)
-
-    def next_deadline(self) -> float | None:
-        """When ``TimePassed`` is due."""
-        return min((min(lost.forget_at, lost.greet_at) for lost in self._lost.values()), default=None)
-
-    def check(self) -> None:
-        """Assert that every lost node is forgotten some day, and that those which are gone are greeted."""
-        for node, lost in self._lost.items():
-            assert math.isfinite(lost.forget_at)
-            assert lost.only_failed or node in self._greeted or math.isfinite(lost.greet_at)
-
-    def _pass_time(self, now: float) -> list[LossAction]:
-        actions: list[LossAction] = []
-        for node, lost in list(self._lost.items()):
-            if lost.forget_at <= now:
-                del self._lost[node]
-                actions.append(UseNode(node))
-            elif lost.greet_at <= now:
-                lost.greet_at = math.inf
-                self._greeted.add(node)
-                actions.append(GreetNode(node))
-        return actions
-
-
-# -------------------------------------------------------------------- events of Recovery
+# --------------------------------------------------------------------- events
 
 
 @dataclass(frozen=True, slots=True)

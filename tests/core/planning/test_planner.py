@@ -9,6 +9,7 @@ import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.core.line import Line
+from flowspec_edge.core.planning.losses import way_between
 from flowspec_edge.core.planning.placement import Device, Hop, Links, LoadedLayers, ModelNeeds, Plan, kv_cache_bytes
 from flowspec_edge.core.planning.planner import MAX_DEVICES, plan_ring
 from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS, Throughput
@@ -76,6 +77,33 @@ def test_a_board_that_would_slow_the_ring_is_left_out_by_name() -> None:
     (out,) = plan.left_out
     assert out.node == "pi-zero"
     assert "would slow the ring" in out.reason and f"{plan.tokens_per_s:.2f} without" in out.reason
+
+
+def cut(*ways: tuple[str, str]) -> Links:
+    return dataclasses.replace(LAN, cut=frozenset(way_between(*way) for way in ways))
+
+
+def test_a_ring_goes_around_ways_that_are_cut() -> None:
+    devices = [make_device(name) for name in "abcd"]
+    for ways in (("a", "b"),), (("a", "b"), ("c", "d"), ("b", "origin")), (("c", "b"), ("origin", "a"), ("d", "a")):
+        plan = plan_ring(devices, cut(*ways), make_model(20), FLOWSPEC)
+        assert sorted(ranges(plan)) == list("abcd") and plan.left_out == ()
+        assert not {way_between(hop.start, hop.end) for hop in plan.hops} & {way_between(*way) for way in ways}
+
+
+def test_a_board_that_none_could_be_the_neighbour_of_is_left_out() -> None:
+    plan = plan_ring([make_device(name) for name in "abc"], cut(("a", "b"), ("a", "c")), make_model(), FLOWSPEC)
+    assert ranges(plan).keys() == {"b", "c"}
+    assert [(out.node, out.reason) for out in plan.left_out] == [
+        ("a", "cannot reach the nodes that would be its neighbours")
+    ]
+
+
+def test_what_only_fits_into_a_ring_with_a_cut_way_does_not_fit() -> None:
+    devices = [make_device(name, free=make_model().memory_bytes("int8", 8)) for name in "ab"]
+    assert len(plan_ring(devices, LAN, make_model(), FLOWSPEC).stages) == 2
+    with pytest.raises(PlacementError, match="a and b cannot reach each other"):
+        plan_ring(devices, cut(("a", "b")), make_model(), FLOWSPEC)
 
 
 def test_a_board_twice_as_fast_alone_as_the_ring_is_used_alone() -> None:

@@ -19,6 +19,7 @@ from flowspec_edge.core.planning.rebalancing import (
     SessionBegan,
     SessionEnded,
     TimePassed,
+    WayReturned,
 )
 
 TWO, THREE, FOUR = frozenset("ab"), frozenset("abc"), frozenset("abcd")
@@ -87,6 +88,15 @@ def test_after_a_session_an_old_plan_is_made_anew(core: Rebalancing) -> None:
         assert core.handle(SessionEnded(), began + 0.5) == []
         assert core.handle(SessionEnded(), began + 1.0) == [MakePlan()] * (began == REPLAN_S)
     assert core.handle(PlanMade(TWO, is_better=False), REPLAN_S + 2.0) == []
+
+
+def test_a_way_that_works_again_makes_a_plan_due(core: Rebalancing) -> None:
+    assert core.handle(WayReturned(), 10.0) == core.handle(WayReturned(), 11.0) == []
+    assert plan_due(core, 10.0 + SETTLE_S) == [MakePlan()]
+    assert core.handle(PlanMade(TWO, is_better=True), 14.0) == [MoveRing()]
+    core.handle(RingClosed(), 15.0)
+    core.handle(WayReturned(), 16.0)
+    assert core.next_deadline() is None, "the next ring is planned with it anyway"
 
 
 def test_without_a_ring_nothing_is_due(core: Rebalancing) -> None:

@@ -1,0 +1,48 @@
+"""The layers of a ring by node: in equal shares, or as a plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.core.planning.detours import around_cut_ways
+from flowspec_edge.core.planning.losses import Way
+from flowspec_edge.core.planning.placement import LeftOut, NodeOffer, Plan, PlannedStage, StagePlan, spread_layers
+from flowspec_edge.errors import NodeUnavailableError, PlacementError
+from flowspec_edge.origin.measured_links import Peer
+from flowspec_edge.origin.planning import PlanOptions
+
+
+def equal_shares(bundle: Bundle, peers: Mapping[str, Peer], cut: frozenset[Way], origin: str) -> list[StagePlan]:
+    """The layers in equal shares, in an order that goes around the ways that are ``cut``."""
+    offers = [NodeOffer(name, peer.free_memory_bytes) for name, peer in peers.items()]
+    while True:
+        there = around_cut_ways(offers, cut, origin)
+        if offers and not there:
+            names = ", ".join(offer.node for offer in offers)
+            raise PlacementError(f"no data link can be opened between the origin and any of {names}; is a firewall on?")
+        plans = spread_layers(bundle.manifest.blocks, there)
+        if len(plans) == len(there):
+            return plans
+        serving = {plan.node for plan in plans}  # who gets no layers is no neighbour of anybody
+        offers = [offer for offer in there if offer.node in serving]
+
+
+def planned_shares(
+    plan: Plan, peers: Mapping[str, Peer], refused: Sequence[LeftOut], plan_options: PlanOptions | None
+) -> list[StagePlan]:
+    """The layers as the plan says, in its precisions where it may choose them."""
+    check_reached(plan.stages, peers, refused)
+    is_any_precision = plan_options is not None and plan_options.is_any_precision
+    return [replace(stage.stage_plan, precision=stage.precision if is_any_precision else "") for stage in plan.stages]
+
+
+def check_reached(
+    stages: Sequence[StagePlan | PlannedStage], peers: Mapping[str, Peer], refused: Sequence[LeftOut]
+) -> None:
+    """Raises NodeUnavailableError where a node that serves, or is to serve, is not among those that answered."""
+    reasons = {out.node: out.reason for out in refused}
+    for stage in stages:
+        if stage.node not in peers:
+            raise NodeUnavailableError(reasons.get(stage.node, f"node {stage.node} is not found any more"))
