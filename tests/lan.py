@@ -23,13 +23,17 @@ from typing import Any
 CLONE_NEWNET = 0x40000000
 SO_RCVBUFFORCE = 33
 SUBNET = "10.83.0."
+SECOND = 100
+"""How far a host's second address is from its first."""
+_RANDOM, _PASS, _DROP = 0xFFFFF038, 0xFFFFFFFF, 2
+"""Of a packet filter: where a random number is loaded from (SKF_AD_RANDOM), and its verdicts (TC_ACT_UNSPEC, _SHOT)."""
 
 
 def why_not() -> str | None:
     """Why there can be no such LAN here, or None."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if shutil.which("ip") is None or shutil.which("bridge") is None:
+    if any(shutil.which(program) is None for program in ("ip", "bridge", "tc")):
         return "network namespaces need iproute2"
     lan = Lan(1)
     try:
@@ -37,6 +41,7 @@ def why_not() -> str | None:
         lan.isolate_clients()
         lan.drop_multicast()
         lan.drop_tcp(0, 7361)
+        lan.lose_packets(0, 0.1)
     except subprocess.CalledProcessError as refused:
         return f"this kernel, or this container, allows no LAN of network namespaces: {refused.stderr.strip()}"
     finally:
@@ -45,8 +50,11 @@ def why_not() -> str | None:
 
 
 def ip(*arguments: str, inside: str | None = None) -> None:
-    where = ("-n", inside) if inside else ()
-    subprocess.run(["ip", *where, *arguments], check=True, capture_output=True, text=True)
+    _run("ip", *(("-n", inside) if inside else ()), *arguments)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 class Lan:
@@ -57,12 +65,14 @@ class Lan:
         self._prefix = f"fs{os.getpid()}-"
         self.switch = f"{self._prefix}switch"
         self.processes: list[Process] = []
+        self._second: set[int] = set()  # hosts that have their second address
+        self._swallows: set[int] = set()
 
     def host(self, number: int) -> str:
         return f"{self._prefix}{number}"
 
     def address(self, number: int) -> str:
-        return f"{SUBNET}{number + 1}"
+        return f"{SUBNET}{number + 1 + SECOND * (number in self._second)}"
 
     def build(self) -> None:
         ip("netns", "add", self.switch)
@@ -97,15 +107,56 @@ class Lan:
             self._set_port(number, "mcast_flood", "off")
 
     def drop_tcp(self, number: int, port: int) -> None:
-        """As a firewall on a host: what comes in for this port vanishes, unanswered.
+        """As a firewall on a host: what comes in for this port vanishes, unanswered."""
+        self._blackhole(number, "ipproto", "tcp", "dport", str(port))
 
-        A rule of policy routing does it, so that no firewall has to be installed. Rules are asked before the host's own
-        addresses are looked up, which by default are first.
+    def swallow(self, number: int, source: str | None = None) -> None:
+        """What comes in from an address, or from all, vanishes, though the link is up."""
+        self._blackhole(number, *(("from", source) if source is not None else ()))
+
+    def swallows(self, number: int) -> bool:
+        """Whether anything that comes in there vanishes."""
+        return number in self._swallows
+
+    def let_through(self, number: int) -> None:
+        """Whatever vanished comes in again."""
+        host = self.host(number)
+        ip("rule", "add", "pref", "0", "table", "local", inside=host)
+        ip("rule", "del", "pref", "1", inside=host)
+        ip("rule", "del", "pref", "2", inside=host)
+        self._swallows.discard(number)
+
+    def _blackhole(self, number: int, *selector: str) -> None:
+        """A rule of policy routing does it, so that no firewall has to be installed. Rules are asked before the host's
+        own addresses are looked up, which by default are first.
         """
         host = self.host(number)
         ip("rule", "add", "pref", "2", "table", "local", inside=host)
-        ip("rule", "add", "pref", "1", "iif", "eth0", "ipproto", "tcp", "dport", str(port), "blackhole", inside=host)
+        ip("rule", "add", "pref", "1", "iif", "eth0", *selector, "blackhole", inside=host)
         ip("rule", "del", "pref", "0", inside=host)
+        self._swallows.add(number)
+
+    def lose_packets(self, number: int, share: float) -> None:
+        """As a bad cable or radio: this share of a host's packets vanishes, in either direction; none where it is 0.
+
+        A filter of four instructions drops them at random, since ``netem`` is not in every kernel.
+        """
+        where = ["tc", "-n", self.host(number)]
+        subprocess.run([*where, "qdisc", "del", "dev", "eth0", "clsact"], capture_output=True)
+        if not share:
+            return
+        least = int(share * 2**32)
+        code = f"4,32 0 0 {_RANDOM},53 1 0 {least},6 0 0 {_DROP},6 0 0 {_PASS}"
+        _run(*where, "qdisc", "add", "dev", "eth0", "clsact")
+        for direction in ("ingress", "egress"):
+            _run(*where, "filter", "add", "dev", "eth0", direction, "bpf", "da", "bytecode", code)
+
+    def readdress(self, number: int) -> None:
+        """The host's address becomes the other one of its two."""
+        host = self.host(number)
+        ip("address", "del", f"{self.address(number)}/24", "dev", "eth0", inside=host)
+        self._second ^= {number}
+        ip("address", "add", f"{self.address(number)}/24", "dev", "eth0", inside=host)
 
     def _set_port(self, number: int, *setting: str) -> None:
         command = ["bridge", "-n", self.switch, "link", "set", "dev", f"port{number}", *setting]

@@ -28,6 +28,7 @@ def ring_table(stages: Sequence[RingStage]) -> list[dict[str, Any]]:
             "stop": stage.plan.stop,
             "load_ms": stage.load_ms,
             "fetched_bytes": stage.fetched_bytes,
+            "arithmetic": stage.arithmetic,
         }
         for stage in stages
     ]
@@ -53,6 +54,11 @@ def print_statistics(statistics: dict[str, Any], file: TextIO | None = None) -> 
         f"acceptance length {statistics['acceptance_length']:.2f} = {statistics['completion_tokens']} tokens / "
         f"{statistics['verifications']} verifications (of {statistics['trips']} trips)",
         f"rows sent {sent}, useful {useful} ({share} became text)",
+        *(
+            f"from token {change['at_token']} on layers [{change['start']}, {change['stop']}) were computed in "
+            f"{change['after']}, before in {change['before']}: near ties may have turned"
+            for change in statistics["arithmetic_changes"]
+        ),
     ]
     print("\n".join(lines), file=file, flush=True)
 

@@ -107,12 +107,15 @@ class StageProgress(PlainMessage, frozen=True):
 
 
 class StageOpened(PlainMessage, frozen=True):
-    """Node to origin: the layers are loaded, and the next hop is connected. ``fetched_bytes`` came from other nodes."""
+    """Node to origin: the layers are loaded, and the next hop is connected. ``fetched_bytes`` came from other nodes.
+    ``arithmetic`` describes what decides on the bits of its rows; it is the same on boards of one kind.
+    """
 
     ring: Text
     memory_bytes: Count
     load_ms: Count
     fetched_bytes: Count = 0
+    arithmetic: Text = ""
 
 
 class OpenSession(PlainMessage, frozen=True):

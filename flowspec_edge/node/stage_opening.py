@@ -22,6 +22,7 @@ from flowspec_edge.core.limits import TREE_MARGIN
 from flowspec_edge.core.planning.placement import stage_memory_bytes
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.core.weights.fetching import Source
+from flowspec_edge.engine.arithmetic import arithmetic_of
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import (
     FlowspecError,
@@ -104,7 +105,8 @@ class _Opening:
         manifest, runner = stage.bundle.manifest, board.pace(stage.runner, request.hop)
         recorder = self._recorder(stage)
         ahead = await self._connect_ahead()
-        self.control.send(wire.StageOpened(request.ring, stage.memory_bytes, load_ms, fetched_bytes))
+        arithmetic = arithmetic_of(self._precision or manifest.precision)
+        self.control.send(wire.StageOpened(request.ring, stage.memory_bytes, load_ms, fetched_bytes, arithmetic))
         behind = await self._take_behind()
         geometry = manifest.geometry
         itself: dict[str, Any] = {

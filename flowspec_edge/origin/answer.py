@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.core.planning.arithmetic import ComputedLayers, changed_layers
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
 
@@ -25,6 +26,8 @@ class Answer:
         self._tokens: list[int] = []
         self._text = TextStream(tokenizer, options.stop)
         self._counts: list[GenerationStatistics] = []  # one for each ring that wrote at it
+        self._computed: Sequence[ComputedLayers] = ()  # by the ring that wrote last
+        self._changes: list[dict[str, Any]] = []
         self._began = self._last = time.monotonic()
         self._first: float | None = None
         self._num_first = 0
@@ -49,9 +52,15 @@ class Answer:
         """Whether a stop string has ended it."""
         return self._text.is_stopped
 
-    def begin(self, counts: GenerationStatistics) -> None:
-        """A ring begins to write at it, and keeps its figures in ``counts``."""
+    def begin(self, counts: GenerationStatistics, computed: Sequence[ComputedLayers]) -> None:
+        """A ring begins to write at it, and keeps its figures in ``counts``. It computes the layers like that."""
+        if self._tokens:  # or all of them are drawn from what this ring computes
+            self._changes += [
+                {"at_token": len(self._tokens), **dataclasses.asdict(changed)}
+                for changed in changed_layers(self._computed, computed)
+            ]
         self._counts.append(counts)
+        self._computed = computed
 
     def take(self, tokens: tuple[int, ...]) -> Piece:
         """Append tokens that became final, up to a stop string; returns the piece that they make."""
@@ -73,6 +82,7 @@ class Answer:
         return {
             "prompt_tokens": len(self._prompt),
             "completion_tokens": len(self._tokens),
+            "arithmetic_changes": self._changes,
             "trips": counts.num_trips,
             "verifications": counts.num_verifications,
             "acceptance_length": round(counts.acceptance_length, 3),

@@ -250,7 +250,14 @@ def _ring_stages(
 ) -> list[RingStage]:
     addresses = {announcement.node: announcement for announcement in found}
     return [
-        RingStage(plan, addresses[plan.node], message.load_ms, message.fetched_bytes, message.memory_bytes)
+        RingStage(
+            plan,
+            addresses[plan.node],
+            message.load_ms,
+            message.fetched_bytes,
+            message.memory_bytes,
+            message.arithmetic,
+        )
         for plan, message in zip(plans, opened, strict=True)
     ]
 

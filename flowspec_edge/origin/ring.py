@@ -21,6 +21,7 @@ from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.planning.arithmetic import ComputedLayers
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome, hold_against
 from flowspec_edge.core.speculation.origin import Origin
@@ -47,7 +48,8 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class RingStage:
     """One stage of an opened ring. ``load_ms`` is what the node took to load its layers, of which it fetched so many
-    bytes, and ``held_bytes`` what it holds for them of the memory that it offers.
+    bytes, and ``held_bytes`` what it holds for them of the memory that it offers. ``arithmetic`` is how it describes
+    what decides on the bits of its rows.
     """
 
     plan: StagePlan
@@ -55,6 +57,7 @@ class RingStage:
     load_ms: int
     fetched_bytes: int = 0
     held_bytes: int = 0
+    arithmetic: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class Ring:
     ) -> None:
         self.stages = stages
         self.plan = plan
+        self._computed = [ComputedLayers(stage.plan.start, stage.plan.stop, stage.arithmetic) for stage in stages]
         self._core, self._journal = core, journal
         self._engine = engine
         self._controls, self._ahead, self._behind = links.controls, links.ahead, links.behind
@@ -184,7 +188,7 @@ class Ring:
         self._is_in_doubt.set()
         try:
             self._tell(ev.PromptSubmitted(session, answer.written, answer.options_left))
-            answer.begin(self._core.statistics(session))
+            answer.begin(self._core.statistics(session), self._computed)
             while True:
                 match await events.get():
                     case ev.EmitTokens(_, tokens):

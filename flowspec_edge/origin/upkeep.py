@@ -219,6 +219,7 @@ class RingUpkeep:
             raise
         self._dealt, self._around = _names(self._lost.answering_of(found)), cut
         self._served = self._ring.stages
+        _log.info("the ring is open: %s", ", ".join(_describe(stage.plan) for stage in self._served))
         self._spawn(self._watch_ring(self._ring), "watching the ring")
         self._tell(rb.RingOpened(self._dealt))
 
@@ -260,6 +261,8 @@ class RingUpkeep:
 
     def _lose(self, boards: Sequence[Announcement]) -> None:
         """These do not answer: they are planned without until they do."""
+        for board in boards:
+            _log.warning("%s is lost; rings do without it until it answers", board.node)
         if self._boards is not None:
             for board in boards:
                 self._boards.doubt(board.node)

@@ -8,10 +8,12 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import random
-import statistics
+import re
 import sys
 import time
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,27 +35,50 @@ NUM_TOKENS = 160
 ROUND_S = 120
 """A bound on one round: a text that is not complete by then hangs."""
 LATEST_STRIKE_S = 1.5
+ASKED_AFTER_S = 0.1
+"""How long after a fault began the fourth text is asked for, where the fault itself takes longer."""
+SHORT_MIB = 80
+"""Memory of a node that has room for half of the model's layers (74 MiB), not for all (87)."""
+SETTLED_S = 6.0
+"""How long to wait before a round for all nodes to serve again."""
+_NOTICES = ("the ring was lost", "is lost")
+"""What the origin's log says when it notices a loss."""
+
+
+Request = tuple[str, GenerateOptions]
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text of a round, and how it came out. ``pause_s`` is the longest gap between two pieces after the fault."""
+    """One text of a round, and how it came out.
+
+    ``pause_s`` is the longest gap between two pieces after the fault. ``flowing_s`` is the time from the origin's first
+    notice of a loss to the next piece; None where nothing was noticed, or the text had ended.
+    """
 
     is_equal: bool
     end: str
     pause_s: float
+    flowing_s: float | None
     error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One fault and its texts. ``again_s``: until the first piece of a text that is asked for right after the fault."""
+    """One fault and its texts.
+
+    ``seen_s`` is the time from the fault to the origin's first notice of a loss, None where it noticed none. ``again``
+    is a text that was asked for right after the fault, and ``again_s`` the time to its first piece.
+    """
 
     fault: str
     node: int
     num_nodes: int
+    is_memory_short: bool
     struck_at_s: float
+    seen_s: float | None
     texts: tuple[Text, ...]
+    again: Text
     again_s: float
 
 
@@ -74,7 +99,7 @@ class Undisturbed:
         return self._known[key]
 
 
-def random_request(rng: random.Random, prompts: Sequence[str]) -> tuple[str, GenerateOptions]:
+def random_request(rng: random.Random, prompts: Sequence[str]) -> Request:
     options = GenerateOptions(
         max_new_tokens=NUM_TOKENS,
         temperature=rng.choice((0.0, 0.8)),
@@ -84,68 +109,103 @@ def random_request(rng: random.Random, prompts: Sequence[str]) -> tuple[str, Gen
     return rng.choice(prompts), options
 
 
+class Cluster:
+    """Nodes on hosts 0, 1, ..., and a server on the host behind them, of which the log is read.
+
+    ``notices`` are the times at which it told of a loss.
+    """
+
+    def __init__(self, lan: Lan, boards: Boards, num_nodes: int) -> None:
+        self.lan, self.boards, self.num_nodes = lan, boards, num_nodes
+        self.notices: list[float] = []
+        self._num_serving = num_nodes  # so that a first round begins without a ring
+        self._told = asyncio.Event()
+
+    async def listen(self, log: asyncio.StreamReader) -> None:
+        async for told in log:  # or the server would stand still once the pipe is full
+            line = told.decode()
+            if any(notice in line for notice in _NOTICES):
+                self.notices.append(time.monotonic())
+            if (ring := re.search("ring is open: (.*)", line)) is not None:
+                self._num_serving = ring[1].count("pi-")
+            self._told.set()
+
+    def first_notice(self, since: float) -> float | None:
+        return next((at for at in self.notices if at >= since), None)
+
+    async def settled(self) -> None:
+        """Until all nodes serve; not for long, since some may have no share."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLED_S):
+                while self._num_serving < self.num_nodes:
+                    self._told.clear()
+                    await self._told.wait()
+
+
 @contextlib.asynccontextmanager
-async def cluster_of(num_nodes: int, folder: Path, key: bytes) -> AsyncIterator[tuple[Lan, Boards]]:
-    """Nodes on hosts 0, 1, ..., all of which serve layers, and a server without layers on the host behind them."""
+async def cluster_of(
+    num_nodes: int, folder: Path, key: bytes, *, is_memory_short: bool = False
+) -> AsyncIterator[Cluster]:
+    """Nodes that all serve layers, with memory for half of them where it is short, and a server without layers."""
     states = [folder / f"host-{number}" for number in range(num_nodes + 1)]
     for state in states:
         state.mkdir(mode=0o700, exist_ok=True)
         (state / "cluster.key").touch(mode=0o600)
         (state / "cluster.key").write_text(format_key(key, CLUSTER_PREFIX) + "\n")
     async with lan_of(num_nodes + 1) as lan:
-        boards = Boards(lan, states)
+        boards = Boards(lan, states, SHORT_MIB if is_memory_short else None)
+        cluster = Cluster(lan, boards, num_nodes)
         await asyncio.gather(*(boards.start(number) for number in range(num_nodes)))
         env = {"FLOWSPEC_HOME": str(states[num_nodes])}
-        server = await lan.start(num_nodes, "serve", "--no-layers", "--equal-split", "--port", str(PORT), env=env)
+        server = await lan.start(
+            num_nodes, "--verbose", "serve", "--no-layers", "--equal-split", "--port", str(PORT), env=env
+        )
         line = await present(server.stdout).readline()
         assert b"model" in line, line + await present(server.stderr).read()
-        drained = asyncio.create_task(present(server.stderr).read())  # or it would stand still once the pipe is full
+        listening = asyncio.create_task(cluster.listen(present(server.stderr)))
         try:
-            yield lan, boards
+            yield cluster
         finally:
-            drained.cancel()
+            listening.cancel()
 
 
-async def stream(lan: Lan, host: int, requests: Sequence[tuple[str, GenerateOptions]]) -> AsyncIterator[dict[str, Any]]:
-    """What ``tests/chaos/streams.py`` tells on the server's host."""
+@contextlib.asynccontextmanager
+async def client_of(cluster: Cluster) -> AsyncIterator[Process]:
+    """``tests/chaos/streams.py`` on the server's host, ready to ask."""
+    here = ("ip", "netns", "exec", cluster.lan.host(cluster.num_nodes))
     process = await asyncio.create_subprocess_exec(
-        *(
-            "ip",
-            "netns",
-            "exec",
-            lan.host(host),
-            sys.executable,
-            "-m",
-            "tests.chaos.streams",
-            f"http://127.0.0.1:{PORT}",
-        ),
+        *(*here, sys.executable, "-m", "tests.chaos.streams", f"http://127.0.0.1:{PORT}"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    asked = [{"prompt": prompt, **dataclasses.asdict(options)} for prompt, options in requests]
-    for request in asked:
-        request["stop"] = list(request["stop"])
-    present(process.stdin).write(json.dumps(asked).encode())
-    present(process.stdin).close()
     try:
-        async for line in present(process.stdout):
-            yield json.loads(line)
+        assert b"ready" in await present(process.stdout).readline()
+        yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
+        await process.communicate()
 
 
 class _Texts:
-    """The texts of a round as they come."""
+    """The texts that a client asked for, as they come."""
 
-    def __init__(self, num: int) -> None:
-        self.tokens: list[list[int]] = [[] for _ in range(num)]
-        self.times: list[list[float]] = [[] for _ in range(num)]
-        self.ends: list[tuple[str, str]] = [("hangs", "")] * num
+    def __init__(self, client: Process, requests: Sequence[Request]) -> None:
+        self._client, self._requests = client, requests
+        self.asked_at = math.inf
+        self.tokens: list[list[int]] = [[] for _ in requests]
+        self.times: list[list[float]] = [[] for _ in requests]
+        self.ends: list[tuple[str, str]] = [("hangs", "")] * len(requests)
 
-    async def take(self, told: AsyncIterator[dict[str, Any]]) -> None:
-        async for line in told:
+    async def ask(self) -> None:
+        """Ask for them, and take them until all have ended."""
+        asked = [{"prompt": prompt, **dataclasses.asdict(options)} for prompt, options in self._requests]
+        for request in asked:
+            request["stop"] = list(request["stop"])
+        self.asked_at = time.monotonic()
+        present(self._client.stdin).write(json.dumps(asked).encode() + b"\n")
+        async for told in present(self._client.stdout):
+            line = json.loads(told)
             number = line["stream"]
             self.times[number].append(line["at"])
             if "end" in line:
@@ -153,61 +213,109 @@ class _Texts:
             else:
                 self.tokens[number] += line["token_ids"]
 
-    def pause_s(self, number: int, since: float) -> float:
-        times = [since, *(at for at in self.times[number] if at >= since)]
-        return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
+    def results(self, expected: Sequence[list[int]], struck_at: float, seen_at: float | None) -> tuple[Text, ...]:
+        results = []
+        for number, (end, error) in enumerate(self.ends):
+            since = max(struck_at, self.asked_at)
+            times = [since, *(at for at in self.times[number] if at >= since)]
+            pause_s = max((after - before for before, after in itertools.pairwise(times)), default=0.0)
+            after_notice = [at for at in times[1:] if seen_at is not None and at >= seen_at]
+            flowing_s = (
+                round(after_notice[0] - max(seen_at, since), 3) if after_notice and seen_at is not None else None
+            )
+            is_equal = self.tokens[number] == expected[number]
+            results.append(Text(is_equal, end, round(pause_s, 3), flowing_s, error))
+        return tuple(results)
 
 
-async def play_round(lan: Lan, boards: Boards, num_nodes: int, rng: random.Random, undisturbed: Undisturbed) -> Round:
-    """Strike one node while texts are written, and heal it behind them."""
+async def play_round(cluster: Cluster, rng: random.Random, undisturbed: Undisturbed, fault: str | None = None) -> Round:
+    """Strike one node while texts are written, and heal it behind them; by a random fault, unless it is named."""
     requests = [random_request(rng, undisturbed.prompts) for _ in range(NUM_STREAMS)]
-    fault, node = rng.choice(sorted(FAULTS)), rng.randrange(num_nodes)
+    fault, node = fault or rng.choice(sorted(FAULTS)), rng.randrange(cluster.num_nodes)
     strikes_after_s = rng.uniform(0.0, LATEST_STRIKE_S)
-    strike, heal = FAULTS[fault]
-    texts, again = _Texts(NUM_STREAMS), _Texts(1)
     expected = [undisturbed.tokens(*request) for request in requests]
-    struck_at = 0.0
-    began = time.monotonic()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(ROUND_S), asyncio.TaskGroup() as group:
-            group.create_task(texts.take(stream(lan, num_nodes, requests)))
-            await asyncio.sleep(strikes_after_s)
-            struck_at = time.monotonic()
-            await strike(boards, node)
-            asked_at = time.monotonic()
-            group.create_task(again.take(stream(lan, num_nodes, requests[:1])))
-    await heal(boards, node)
-    results = tuple(
-        Text(texts.tokens[number] == expected[number], end, round(texts.pause_s(number, struck_at), 3), error)
-        for number, (end, error) in enumerate(texts.ends)
+    struck_at = math.inf
+    await cluster.settled()
+    async with client_of(cluster) as client, client_of(cluster) as other:
+        texts, again = _Texts(client, requests), _Texts(other, requests[:1])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ROUND_S), asyncio.TaskGroup() as group:
+                group.create_task(texts.ask())
+                await asyncio.sleep(strikes_after_s)
+                striking = group.create_task(FAULTS[fault].strike(cluster.boards, node, rng))
+                struck_at = time.monotonic()
+                await asyncio.wait({striking}, timeout=ASKED_AFTER_S)
+                group.create_task(again.ask())
+    await FAULTS[fault].heal(cluster.boards, node, rng)
+    seen_at = cluster.first_notice(struck_at)
+    (again_text,) = again.results(expected[:1], struck_at, seen_at)
+    return Round(
+        fault=fault,
+        node=node,
+        num_nodes=cluster.num_nodes,
+        is_memory_short=cluster.boards.memory_mib is not None,
+        struck_at_s=round(struck_at - texts.asked_at, 3),
+        seen_s=round(seen_at - struck_at, 3) if seen_at is not None else None,
+        texts=texts.results(expected, struck_at, seen_at),
+        again=again_text,
+        again_s=round(again.times[0][0] - again.asked_at if again.times[0] else ROUND_S, 3),
     )
-    again_s = again.times[0][0] - asked_at if again.times[0] else ROUND_S
-    return Round(fault, node, num_nodes, round(struck_at - began, 3), results, round(again_s, 3))
 
 
 def summary(rounds: Sequence[Round], seed: int) -> dict[str, Any]:
     """The figures of a run: how many texts were the undisturbed ones, and how long texts stood still, by fault."""
     texts = [text for round_ in rounds for text in round_.texts]
-    by_fault = {}
-    for fault in sorted({round_.fault for round_ in rounds}):
-        pauses = [text.pause_s for round_ in rounds if round_.fault == fault for text in round_.texts]
-        again = [round_.again_s for round_ in rounds if round_.fault == fault]
-        by_fault[fault] = {
-            "rounds": sum(round_.fault == fault for round_ in rounds),
-            "pause_p50_s": statistics.median(pauses),
-            "pause_p99_s": quantile(pauses, 0.99),
-            "again_p50_s": statistics.median(again),
-            "again_p99_s": quantile(again, 0.99),
-        }
+    asked_again = [round_.again for round_ in rounds]
     return {
         "seed": seed,
         "rounds": len(rounds),
         "texts": len(texts),
         "equal": sum(text.is_equal for text in texts),
-        "errors": sorted({text.error for text in texts if text.error}),
-        "by_fault": by_fault,
+        "asked_again": len(asked_again),
+        "asked_again_equal": sum(text.is_equal for text in asked_again),
+        "errors": sorted({text.error for text in [*texts, *asked_again] if text.error}),
+        "by_fault": {
+            fault: _times([round_ for round_ in rounds if round_.fault == fault])
+            for fault in sorted({round_.fault for round_ in rounds})
+        },
+        "all_faults": _times(rounds),
     }
 
 
+def _times(rounds: Sequence[Round]) -> dict[str, Any]:
+    """Of these rounds, p50 and p99 in seconds of each time that there was."""
+    times: dict[str, list[float | None]] = {
+        "seen": [round_.seen_s for round_ in rounds],
+        "flowing": [text.flowing_s for round_ in rounds for text in round_.texts],
+        "pause": [text.pause_s for round_ in rounds for text in round_.texts],
+        "again": [round_.again_s for round_ in rounds],
+    }
+    known = {name: sorted(value for value in values if value is not None) for name, values in times.items()}
+    quantiles = {
+        name: [quantile(values, share) for share in (0.5, 0.99)] if values else None for name, values in known.items()
+    }
+    return {"rounds": len(rounds), "noticed": len(known["seen"]), **quantiles}
+
+
 def quantile(values: Sequence[float], share: float) -> float:
-    return sorted(values)[min(int(len(values) * share), len(values) - 1)]
+    """Of sorted values."""
+    return values[min(int(len(values) * share), len(values) - 1)]
+
+
+def as_markdown(figures: dict[str, Any]) -> str:
+    """The figures by fault as a table, times as p50 / p99 in seconds."""
+
+    def row(name: str, times: dict[str, Any]) -> str:
+        cells = [" / ".join(f"{value:.2f}" for value in times.get(key, ())) or "-" for key in _COLUMNS]
+        return f"| {name} | {times['rounds']} | {times['noticed']} | {' | '.join(cells)} |"
+
+    lines = [
+        f"| a node was | rounds | noticed | {', s | '.join(_COLUMNS.values())}, s |",
+        "|---" * (3 + len(_COLUMNS)) + "|",
+        *(row(fault, times) for fault, times in figures["by_fault"].items()),
+        row("all together", figures["all_faults"]),
+    ]
+    return "\n".join(lines)
+
+
+_COLUMNS = {"seen": "seen after", "flowing": "flowing again", "pause": "pause", "again": "again"}

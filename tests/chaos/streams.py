@@ -1,6 +1,7 @@
 """Several texts at once from a server, told as JSON lines: every piece with its time, and how each text ended.
 
-Run as ``python -m tests.chaos.streams URL`` with a JSON list of requests on standard input; ``rounds.py`` does.
+Run as ``python -m tests.chaos.streams URL``. It says when it is ready, and takes a JSON list of requests in one line of
+its standard input; ``rounds.py`` does.
 """
 
 import asyncio
@@ -13,23 +14,24 @@ from flowspec_edge.client import Client
 from flowspec_edge.errors import FlowspecError
 
 
-async def _stream(client: Client, number: int, request: dict[str, Any]) -> None:
-    def tell(**what: Any) -> None:
-        print(json.dumps({"stream": number, "at": time.monotonic(), **what}), flush=True)
+def _tell(**what: Any) -> None:
+    print(json.dumps({"at": time.monotonic(), **what}), flush=True)
 
+
+async def _stream(client: Client, number: int, request: dict[str, Any]) -> None:
     try:
         answer = client.generate(request.pop("prompt"), **request)
         async for piece in answer:
-            tell(token_ids=piece.token_ids)
-        tell(end=answer.finish_reason)
+            _tell(stream=number, token_ids=piece.token_ids)
+        _tell(stream=number, end=answer.finish_reason)
     except FlowspecError as error:
-        tell(end="error", error=str(error))
+        _tell(stream=number, end="error", error=str(error))
 
 
 async def main() -> None:
-    requests = json.load(sys.stdin)
     async with Client(sys.argv[1]) as client, asyncio.TaskGroup() as group:
-        for number, request in enumerate(requests):
+        _tell(ready=True)
+        for number, request in enumerate(json.loads(sys.stdin.readline())):
             group.create_task(_stream(client, number, request))
 
 

@@ -113,6 +113,7 @@ class World:
         self.heard_of: list[str] = []
         self.dead: set[str] = set()  # whom an opening finds lost
         self.cut: list[frozenset[Way]] = []  # what each opening was to go around
+        self.leaves_out: set[str] = set()  # whom a ring leaves out that goes around any way
         self.whole: set[Way] = set()  # the cut ways that work again
         self._changed = asyncio.Event()
 
@@ -167,6 +168,7 @@ class World:
         assert node is NODE and bundle is BUNDLE
         assert is_urgent == bool(self.rings), "the first ring of all"
         self.cut.append(cut)
+        found = [board for board in found if not (cut and board.node in self.leaves_out)]
         names = tuple(board.node for board in found)
         for board in found:
             if board.node in self.dead:

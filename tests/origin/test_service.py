@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pytest
 
 from flowspec_edge.config import GenerateOptions, Piece
-from flowspec_edge.core.planning import rebalancing, recovery
+from flowspec_edge.core.planning import losses, rebalancing, recovery
 from flowspec_edge.core.planning.placement import Plan
 from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.core.planning.recovery import MAX_LOSSES
@@ -244,6 +244,68 @@ async def test_a_node_whose_stage_fails_twice_is_left_out_although_it_answers(
         assert text_of(await answer_of(service)) == TEXT
         opened = [call[1] for call in world.calls if call[0] == "open"]
         assert opened == [("attic", "cellar"), ("attic", "cellar"), ("attic",)]
+
+
+async def test_a_ring_goes_around_a_way_that_is_cut_until_it_works(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "TRY_S", 0.01)
+    way = ("attic", "cellar")
+    world.is_held = True
+    async with service_of() as service:
+        answer = await begun(service)
+        world.is_held = False
+        ring_of(service).lose(cut=("cellar", "attic"))
+        assert text_of(await answer) == TEXT
+        assert world.cut == [frozenset(), {way}] and not world.doubted, "both answer"
+        await until(lambda: world.calls.count(("try", way)) > 1)
+        world.whole.add(way)
+        await until(lambda: world.calls[-1][0] == "plan")
+        ring_of(service).lose("attic")
+        assert text_of(await answer_of(service)) == TEXT
+        assert world.cut[-1] == frozenset()
+
+
+async def test_without_a_plan_a_way_that_works_again_brings_the_board_back_that_was_left_out(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "TRY_S", 0.01)
+    world.leaves_out = {"cellar"}
+    async with service_of(plan_options=None) as service:
+        await answer_of(service)
+        ring_of(service).lose(cut=("attic", "cellar"))
+        assert text_of(await answer_of(service)) == TEXT
+        assert ring_of(service).layers == {"attic": (0, 8)}
+        world.whole.add(("attic", "cellar"))
+        await until(lambda: len(world.rings) == 3)
+        assert text_of(await answer_of(service)) == TEXT
+        await settled()
+        assert ring_of(service).layers.keys() == {"attic", "cellar"} and len(world.rings) == 3
+
+
+async def test_a_doubted_board_serves_where_there_is_no_room_without_it(service_of: MakeService, world: World) -> None:
+    world.failures["open"] = [
+        *(RingLostError("node cellar: its disk is full", failed="cellar") for _ in range(2)),
+        PlacementError("too small"),
+    ]
+    async with service_of() as service:
+        assert text_of(await answer_of(service)) == TEXT
+        opened = [call[1] for call in world.calls if call[0] == "open"]
+        assert opened == [THREE[:2], THREE[:2], ("attic",), THREE[:2]]
+
+
+async def test_a_board_that_comes_and_goes_is_not_used_at_once(service_of: MakeService, world: World) -> None:
+    world.there = {"cellar"}
+    async with service_of() as service:
+        await answer_of(service)
+        ring_of(service).lose("cellar")
+        await until(lambda: world.heard_of == ["cellar"])
+        await answer_of(service)
+        ring_of(service).lose("cellar")
+        await until(lambda: world.calls.count(("greet", "cellar")) == 2)
+        await settled()
+        assert text_of(await answer_of(service)) == TEXT
+        assert ring_of(service).layers == {"attic": (0, 8)}
 
 
 async def test_rings_that_are_lost_again_and_again_without_a_token_end_the_text(

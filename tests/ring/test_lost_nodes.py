@@ -138,3 +138,41 @@ async def test_with_too_little_memory_left_a_text_waits_for_a_board(
     assert tokens_of(pieces) == unsplit_tokens(int8_bundle, prompts[0], SEEDED)
     (notice,) = [piece.notice for piece in pieces if piece.notice is not None]
     assert "layers [4, 8) of cellar have no home" in notice
+
+
+async def test_the_statistics_say_where_layers_moved_to_a_board_of_another_precision(
+    two_precisions: Bundle, prompts: list[list[int]]
+) -> None:
+    """The text goes on as the board that is left computes it."""
+    async with nodes_of(two_precisions, ("attic", "hall")) as (nodes, origin):
+        nodes[0].precisions.by_hand = "int8"
+        boards = Boards(nodes)
+        async with GenerationService(origin, two_precisions, boards.search, boards=boards) as service:
+            pieces: list[Piece] = []
+            async with asyncio.timeout(LIMIT_S):
+                async for piece in service.generate(prompts[0], GREEDY):
+                    pieces.append(piece)
+                    if len(pieces) == NUM_BEFORE:
+                        await nodes[0].close()
+    tokens = tokens_of(pieces)
+    (change,) = present(pieces[-1].statistics)["arithmetic_changes"]
+    at = change["at_token"]
+    assert 0 < at < len(tokens) == GREEDY.max_new_tokens and (change["start"], change["stop"]) == (0, 4)
+    assert change["before"].startswith("int8 on ") and change["after"] == change["before"].replace("int8", "fp32")
+    left = GenerateOptions(max_new_tokens=GREEDY.max_new_tokens - at)
+    assert tokens[at:] == unsplit_tokens(two_precisions, [*prompts[0], *tokens[:at]], left)
+
+
+async def test_layers_that_move_among_boards_of_one_kind_change_nothing(
+    int8_bundle: Bundle, prompts: list[list[int]]
+) -> None:
+    async with nodes_of(int8_bundle, ("attic", "hall")) as (nodes, origin):
+        boards = Boards(nodes)
+        async with GenerationService(origin, int8_bundle, boards.search, boards=boards) as service:
+            pieces: list[Piece] = []
+            async with asyncio.timeout(LIMIT_S):
+                async for piece in service.generate(prompts[0], GREEDY):
+                    pieces.append(piece)
+                    if len(pieces) == NUM_BEFORE:
+                        await nodes[0].close()
+    assert present(pieces[-1].statistics)["arithmetic_changes"] == []
