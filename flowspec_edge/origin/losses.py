@@ -65,8 +65,9 @@ class Losses:
         self._boards |= lost
         self._tell(ls.PartsLost(frozenset(lost)))
 
-    def cut(self, node: str, other: str) -> None:
-        """One of the two cannot reach the other, though both answer."""
+    def cut(self, node: str, other: str, boards: Iterable[Announcement]) -> None:
+        """One of the two cannot reach the other, though both answer. ``boards`` are the nodes of the ring."""
+        self._boards |= {board.node: board for board in boards if board.node in (node, other)}
         self._tell(ls.PartsLost(frozenset({ls.way_between(node, other)})))
 
     def fail_if_known(self, node: str | None, boards: Iterable[Announcement]) -> None:
@@ -86,7 +87,7 @@ class Losses:
         return [board for board in found if board in left or board.node in self._core.doubted]
 
     def _is_elsewhere(self, board: Announcement) -> bool:
-        lost = self._boards[board.node]
+        lost = self._boards.get(board.node, board)
         return (board.host, board.port) != (lost.host, lost.port)
 
     def _tell(self, event: ls.LossEvent) -> None:
@@ -96,7 +97,7 @@ class Losses:
                     task = asyncio.get_running_loop().create_task(self._try(part), name=f"trying {part}")
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
-                case ls.UsePart(str() as node):
+                case ls.UsePart(str() as node) if node in self._boards:
                     self._on_node_back(self._boards[node])
                 case ls.UsePart():
                     self._on_way_back()

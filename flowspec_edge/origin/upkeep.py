@@ -257,7 +257,7 @@ class RingUpkeep:
         """Note which stage failed or which way is cut, where the loss of a ring came from that."""
         self._lost.fail_if_known(loss.failed, found)
         if loss.cut is not None:
-            self._lost.cut(*loss.cut)
+            self._lost.cut(*loss.cut, found)
 
     def _lose(self, boards: Sequence[Announcement]) -> None:
         """These do not answer: they are planned without until they do."""

@@ -22,7 +22,8 @@ without the way meanwhile."""
 FORGET_S = 120.0
 """How long a part counts as lost that never answers: longer than any text waits for it."""
 FAILED_S = 5.0
-"""How long a node is doubted whose stages failed twice although it answers, and a part that was lost twice."""
+"""How long a node is doubted whose stages failed twice although it answers, or of which two ways are cut, and a part
+that was lost twice."""
 MAX_DOUBT_S = 160.0
 """The longest doubt. It doubles with each loss, so a part on a bad link costs a text a pause every few minutes."""
 REPEAT_S = 30.0
@@ -134,6 +135,8 @@ class Losses:
             case PartsLost(parts):
                 for part in sorted(parts, key=str):
                     self._lose(part, now)
+                    if not isinstance(part, str):
+                        self._doubt_ends(part, now)
             case StageFailed(node):
                 if node not in self._lost and now - self._failed_at.get(node, -math.inf) <= REPEAT_S:
                     self._lost[node] = _Lost(now + FAILED_S, doubt_s=FAILED_S, is_doubted=True)
@@ -167,11 +170,19 @@ class Losses:
         if (before := self._lost.get(part)) is not None:
             back_at, doubt_s = now if before.is_doubted else -math.inf, before.doubt_s
         if now - back_at <= REPEAT_S:
-            doubt_s = min(max(FAILED_S, 2 * doubt_s), MAX_DOUBT_S)
+            doubt_s = _longer(doubt_s)
         elif before is None:
             doubt_s = 0.0
         try_at = math.inf if part in self._tried else now if isinstance(part, str) else now + TRY_S
         self._lost[part] = _Lost(now + FORGET_S, try_at, doubt_s)
+
+    def _doubt_ends(self, way: Way, now: float) -> None:
+        """Where two ways of a node are cut it is the node's own link that is bad, and the next way would be cut too."""
+        for node in way:
+            if node not in self._lost and sum(node in cut for cut in self.ways) > 1:
+                _, doubt_s = self._back.pop(node, (-math.inf, 0.0))
+                doubt_s = _longer(doubt_s)
+                self._lost[node] = _Lost(now + doubt_s, doubt_s=doubt_s, is_doubted=True)
 
     def _pass_time(self, now: float) -> list[LossAction]:
         actions: list[LossAction] = []
@@ -185,6 +196,10 @@ class Losses:
                 self._tried.add(part)
                 actions.append(TryPart(part))
         return actions
+
+
+def _longer(doubt_s: float) -> float:
+    return min(max(FAILED_S, 2 * doubt_s), MAX_DOUBT_S)
 
 
 def _pause_s(part: Part) -> float:

@@ -102,6 +102,20 @@ def test_a_doubted_node_that_was_used_all_the_same_and_is_lost_is_doubted_longer
     assert lost.next_deadline() == 3.0 + 2 * FAILED_S
 
 
+def test_a_node_of_which_two_ways_are_cut_is_doubted_itself() -> None:
+    """Its own link loses packets, and a ring over its other ways would be lost as well."""
+    lost = Losses()
+    lost.handle(PartsLost(frozenset({way_between("hall", "attic")})), 0.0)
+    assert not lost.nodes
+    lost.handle(PartsLost(frozenset({way_between("hall", "cellar")})), 3.0)
+    assert lost.nodes == lost.doubted == HALL
+    assert lost.handle(TimePassed(), 3.0 + FAILED_S) == [UsePart("hall")]
+    lost.handle(PartsLost(frozenset({way_between("hall", "origin")})), 9.0)
+    assert lost.nodes == HALL, "again"
+    assert UsePart("hall") not in lost.handle(TimePassed(), 9.0 + 2 * FAILED_S - 0.1)
+    assert UsePart("hall") in lost.handle(TimePassed(), 9.0 + 2 * FAILED_S)
+
+
 ALL: list[Part] = ["attic", "cellar", "hall", way_between("attic", "hall")]
 PARTS = st.sampled_from(ALL)
 EVENTS = st.one_of(
