@@ -39,8 +39,8 @@ ASKED_AFTER_S = 0.1
 """How long after a fault began the fourth text is asked for, where the fault itself takes longer."""
 SHORT_MIB = 80
 """Memory of a node that has room for half of the model's layers (74 MiB), not for all (87)."""
-SETTLED_S = 6.0
-"""How long to wait before a round for all nodes to serve again."""
+SETTLED_S = 8.0
+"""How long to wait behind a round for all nodes to serve again."""
 _NOTICES = ("the ring was lost", "is lost")
 """What the origin's log says when it notices a loss."""
 
@@ -68,7 +68,8 @@ class Round:
     """One fault and its texts.
 
     ``seen_s`` is the time from the fault to the origin's first notice of a loss, None where it noticed none. ``again``
-    is a text that was asked for right after the fault, and ``again_s`` the time to its first piece.
+    is a text that was asked for right after the fault, and ``again_s`` the time to its first piece. ``back_s`` is how
+    long after the fault was healed all nodes served again, None where that took longer than SETTLED_S.
     """
 
     fault: str
@@ -80,6 +81,7 @@ class Round:
     texts: tuple[Text, ...]
     again: Text
     again_s: float
+    back_s: float | None
 
 
 class Undisturbed:
@@ -118,7 +120,7 @@ class Cluster:
     def __init__(self, lan: Lan, boards: Boards, num_nodes: int) -> None:
         self.lan, self.boards, self.num_nodes = lan, boards, num_nodes
         self.notices: list[float] = []
-        self._num_serving = num_nodes  # so that a first round begins without a ring
+        self.serving = list(range(num_nodes))  # before there is a ring: any of them
         self._told = asyncio.Event()
 
     async def listen(self, log: asyncio.StreamReader) -> None:
@@ -127,19 +129,22 @@ class Cluster:
             if any(notice in line for notice in _NOTICES):
                 self.notices.append(time.monotonic())
             if (ring := re.search("ring is open: (.*)", line)) is not None:
-                self._num_serving = ring[1].count("pi-")
+                self.serving = [int(number) for number in re.findall(r"pi-(\d+)", ring[1])]
             self._told.set()
 
     def first_notice(self, since: float) -> float | None:
         return next((at for at in self.notices if at >= since), None)
 
-    async def settled(self) -> None:
-        """Until all nodes serve; not for long, since some may have no share."""
-        with contextlib.suppress(TimeoutError):
+    async def all_serve(self) -> bool:
+        """Until all nodes serve; False where some still do not after SETTLED_S, as nodes that come and go too often."""
+        try:
             async with asyncio.timeout(SETTLED_S):
-                while self._num_serving < self.num_nodes:
+                while len(self.serving) < self.num_nodes:
                     self._told.clear()
                     await self._told.wait()
+        except TimeoutError:
+            return False
+        return True
 
 
 @contextlib.asynccontextmanager
@@ -231,11 +236,10 @@ class _Texts:
 async def play_round(cluster: Cluster, rng: random.Random, undisturbed: Undisturbed, fault: str | None = None) -> Round:
     """Strike one node while texts are written, and heal it behind them; by a random fault, unless it is named."""
     requests = [random_request(rng, undisturbed.prompts) for _ in range(NUM_STREAMS)]
-    fault, node = fault or rng.choice(sorted(FAULTS)), rng.randrange(cluster.num_nodes)
+    fault, node = fault or rng.choice(sorted(FAULTS)), rng.choice(cluster.serving)
     strikes_after_s = rng.uniform(0.0, LATEST_STRIKE_S)
     expected = [undisturbed.tokens(*request) for request in requests]
     struck_at = math.inf
-    await cluster.settled()
     async with client_of(cluster) as client, client_of(cluster) as other:
         texts, again = _Texts(client, requests), _Texts(other, requests[:1])
         with contextlib.suppress(TimeoutError):
@@ -247,6 +251,8 @@ async def play_round(cluster: Cluster, rng: random.Random, undisturbed: Undistur
                 await asyncio.wait({striking}, timeout=ASKED_AFTER_S)
                 group.create_task(again.ask())
     await FAULTS[fault].heal(cluster.boards, node, rng)
+    healed_at = time.monotonic()
+    back_s = round(time.monotonic() - healed_at, 3) if await cluster.all_serve() else None
     seen_at = cluster.first_notice(struck_at)
     (again_text,) = again.results(expected[:1], struck_at, seen_at)
     return Round(
@@ -258,6 +264,7 @@ async def play_round(cluster: Cluster, rng: random.Random, undisturbed: Undistur
         seen_s=round(seen_at - struck_at, 3) if seen_at is not None else None,
         texts=texts.results(expected, struck_at, seen_at),
         again=again_text,
+        back_s=back_s if seen_at is not None else None,
         again_s=round(again.times[0][0] - again.asked_at if again.times[0] else ROUND_S, 3),
     )
 
@@ -289,6 +296,7 @@ def _times(rounds: Sequence[Round]) -> dict[str, Any]:
         "flowing": [text.flowing_s for round_ in rounds for text in round_.texts],
         "pause": [text.pause_s for round_ in rounds for text in round_.texts],
         "again": [round_.again_s for round_ in rounds],
+        "back": [round_.back_s for round_ in rounds],
     }
     known = {name: sorted(value for value in values if value is not None) for name, values in times.items()}
     quantiles = {
@@ -318,4 +326,4 @@ def as_markdown(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_COLUMNS = {"seen": "seen after", "flowing": "flowing again", "pause": "pause", "again": "again"}
+_COLUMNS = {"seen": "seen after", "flowing": "flowing again", "pause": "pause", "again": "again", "back": "back"}
