@@ -276,13 +276,24 @@ async def test_a_peers_fault_is_told_and_the_stage_is_as_good_as_before(node: Op
             node.before.cut()
         failure = await origin.receive()
         assert isinstance(failure, wire.StageFailure) and "peer attic" in failure.reason
+        assert failure.neighbour == ("" if is_rule else "attic")
     assert node.kept_runner is not None
+
+
+async def test_the_neighbour_that_was_lost_is_named_whoever_noticed(node: Opened) -> None:
+    """A chunk that has come cannot be sent on: it is the next node that was lost, not the one that sent it."""
+    async with node.connected() as origin:
+        assert node.after is not None
+        node.after.cut()
+        node.before.send(wire.ChunkMessage(0, CHUNK))
+        failure = await origin.receive()
+        assert isinstance(failure, wire.StageFailure) and failure.neighbour == "cellar"
 
 
 async def test_a_next_node_that_cannot_be_reached_is_told(node: Opened) -> None:
     node.is_next_gone = True
     async with node.ask() as origin:
-        assert await origin.receive() == wire.StageFailure("peer cellar cannot be reached")
+        assert await origin.receive() == wire.StageFailure("peer cellar cannot be reached", "cellar")
     assert node.memory.free_bytes == GIB
 
 

@@ -69,6 +69,7 @@ class FakeNetwork:
         self.port, self.arrivals, self.board = 7000, Arrivals(), Board()
         self.nodes = {name: FakeNode(self, name, number, [bundle.digest], False) for number, name in enumerate(names)}
         self.returned: FakeLink | None = None
+        self.near: list[FakeLink] = []  # the origin's ends, as they were opened
         self.hellos: list[tuple[str, wire.Hello]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -86,6 +87,7 @@ class FakeNetwork:
             raise NodeUnavailableError(f"peer {node} cannot be reached")
         near, far = fake_pair("origin", node, hello.purpose, hello.ring)
         self._spawn(reached.serve(far))
+        self.near.append(near)
         return near, reached.welcome
 
     def connect_back(self, name: str) -> None:

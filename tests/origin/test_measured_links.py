@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from flowspec_edge.core import wire
-from flowspec_edge.errors import NodeUnavailableError
+from flowspec_edge.errors import LinkLostError, NodeUnavailableError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin import measured_links
-from flowspec_edge.origin.measured_links import HOP_MS, Peer, known_links, links_now, origin_name
-from tests.fake_links import fake_pair, settle
+from flowspec_edge.origin.measured_links import HOP_MS, Peer, known_links, links_now, origin_name, way_as_measured
+from tests.fake_links import FakeLink, fake_pair, settle
+from tests.narrowing import instance
 
 MEASURED = wire.LinkMeasured(2_000_000, 10**8)
 PEERS = ("attic", "cellar", "hall")
@@ -34,6 +35,7 @@ class Network:
         self.busy: list[str] = []
         self.said: list[str] = []
         self.failing: set[str] = set()
+        self.silent: set[str] = set()  # whom nobody can measure a link to, and nobody says so
         self.tasks = []
         monkeypatch.setattr(measured_links, "measure_link", self._measure_here)
         for number, peer in enumerate(PEERS):
@@ -60,6 +62,8 @@ class Network:
         self.busy += [start, end]
         await settle()
         self.busy = [name for name in self.busy if name not in (start, end)]
+        if end in self.silent or start in self.silent:
+            await asyncio.Event().wait()
         if end in self.failing:
             raise NodeUnavailableError(f"peer {end} cannot be reached")
         self.measured.append((start, end))
@@ -96,6 +100,30 @@ async def test_all_pairs_are_measured_once_and_kept_for_a_day(network: Network, 
     network.measured.clear()
     await network.known()
     assert len(network.measured) == sum(link[0] == "attic" for link in young)
+
+
+async def test_in_haste_nothing_is_measured(network: Network) -> None:
+    assert await known_links(network.settings, network.peers, network.said.append, measures=False) == {}
+    assert not network.measured and not network.said
+    hops = await network.known()
+    assert await known_links(network.settings, network.peers, network.said.append, measures=False) == hops
+
+
+async def test_a_node_that_is_lost_meanwhile_ends_the_measuring(network: Network) -> None:
+    """Others would wait long for an answer of it."""
+    network.silent = {"cellar"}
+    known = asyncio.ensure_future(network.known())
+    await settle()
+    assert not known.done()
+    instance(network.peers["cellar"].link, FakeLink).cut()
+    with pytest.raises(LinkLostError, match="cellar was lost while links were measured"):
+        await known
+
+
+async def test_a_way_has_the_name_of_the_origin_that_links_have(network: Network) -> None:
+    origin = origin_name(network.settings, network.peers)
+    assert way_as_measured(network.settings, network.peers, ("hall", "origin")) == tuple(sorted(("hall", origin)))
+    assert way_as_measured(network.settings, network.peers, ("attic", "hall")) == ("attic", "hall")
 
 
 async def test_an_origin_that_serves_is_a_node_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:

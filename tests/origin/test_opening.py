@@ -28,7 +28,7 @@ from flowspec_edge.errors import (
     RingLostError,
     StageFailedError,
 )
-from flowspec_edge.origin import dialogue, opening
+from flowspec_edge.origin import blame, dialogue, opening
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions, load_placement
 from tests.fake_links import LIMIT_S, settle
@@ -94,6 +94,83 @@ async def test_each_node_is_asked_for_its_layers_and_told_whom_to_connect_to(net
         ("hall", "192.0.2.12", 7361),
         ("origin", "192.0.2.1", 7000),
     ]
+
+
+async def test_equal_shares_go_around_a_way_that_is_cut(network: FakeNetwork) -> None:
+    async with open_on(network, cut=frozenset({("attic", "cellar")})) as ring:
+        assert [stage.plan.node for stage in ring.stages] in (["attic", "hall", "cellar"], ["cellar", "hall", "attic"])
+    with pytest.raises(PlacementError, match="no data link can be opened between the origin and any of attic, cellar"):
+        async with open_on(network, cut=frozenset((node, "origin") for node in network.nodes)):
+            pass
+
+
+async def test_who_gets_no_layers_is_no_neighbour(network: FakeNetwork) -> None:
+    network.nodes["cellar"].welcome = wire.Welcome("cellar", "0.1.0", 1, [network.bundle.digest])
+    async with open_on(network, cut=frozenset({("attic", "hall")})) as ring:
+        assert len(ring.stages) == 1
+
+
+async def test_who_hesitates_is_left_out_where_texts_wait_unless_all_do(
+    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialogue, "ANSWER_S", 0.01)
+    lost: list[str] = []
+    slow = {"cellar"}
+
+    async def open_late(host: str, port: int, hello: wire.Hello, *, node: str = "", **options: Any) -> Any:
+        if node in slow:
+            await asyncio.sleep(0.1)
+        return await network.open_link(host, port, hello, node=node, **options)
+
+    monkeypatch.setattr(dialogue, "open_link", open_late)
+    async with open_on(network, is_urgent=True, on_lost=lambda board: lost.append(board.node)) as ring:
+        assert [stage.plan.node for stage in ring.stages] == ["attic", "hall"] and lost == ["cellar"]
+    async with open_on(network) as ring:
+        assert len(ring.stages) == 3
+    slow |= set(network.nodes)
+    async with open_on(network, is_urgent=True) as ring:
+        assert len(ring.stages) == 3
+
+
+@pytest.mark.parametrize("is_urgent", [False, True])
+async def test_a_plan_knows_the_cut_ways_and_measures_no_link_where_texts_wait(
+    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch, is_urgent: bool
+) -> None:
+    wishes: list[dict[str, Any]] = []
+
+    async def make(*arguments: Any, **options: Any) -> Plan:
+        wishes.append(options)
+        return PLAN
+
+    monkeypatch.setattr(opening, "make_plan", make)
+    cut = frozenset({("attic", "cellar")})
+    async with open_on(network, plan_options=PlanOptions(), cut=cut, is_urgent=is_urgent):
+        pass
+    assert wishes == [{"cut": cut, "measures_links": not is_urgent}]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_a_stage_that_cannot_reach_the_next_names_a_cut_way_where_both_answer(
+    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    monkeypatch.setattr(blame, "ANSWER_S", 0.01)
+    lost: list[str] = []
+
+    async def refuse(node: FakeNode, message: wire.Message) -> list[wire.Message]:
+        if not is_there:
+            near = next(near for near in network.near if near.peer == "hall" and near.purpose == wire.CONTROL)
+            near.is_silent = True
+        return [wire.StageFailure("peer hall cannot be reached", "hall")]
+
+    network.nodes["cellar"].answer = refuse
+    with pytest.raises(RingLostError, match="peer hall cannot be reached") as raised:
+        async with open_on(network, on_lost=lambda board: lost.append(board.node)):
+            pass
+    loss = raised.value
+    assert (loss.lost, loss.failed, loss.cut) == (
+        ((), None, ("cellar", "hall")) if is_there else (("hall",), None, None)
+    )
+    assert lost == ([] if is_there else ["hall"])
 
 
 async def test_weights_may_come_from_the_origin_first_and_from_all_others(network: FakeNetwork) -> None:
