@@ -118,11 +118,12 @@ async def open_ring(
                 plans = planned_shares(plan, peers, refused, plan_options)
             controls = [peers[part.node].link for part in plans]
             closing.enter_context(node.arrivals.expect(f"{name}/{len(plans)}"))
-            requests = stage_requests(node.settings.name, node.port, bundle, name, plans, controls, found)
+            there = [peer.address for peer in peers.values()]
+            requests = stage_requests(node.settings.name, node.port, bundle, name, plans, controls, there)
             loading = asyncio.to_thread(load_engine, bundle, node.settings.num_threads, DraftShape())
             engine, opened = await _both(loading, open_stages(plans, controls, requests, on_fetch))
             closing.push_async_callback(asyncio.to_thread, engine.close)
-            stages = _ring_stages(plans, opened, found)
+            stages = _ring_stages(plans, opened, there)
             if plan is not None:
                 await asyncio.to_thread(keep_placement, bundle.digest, plan)
             links = await _connect(node, name, stages, controls, closing)

@@ -17,6 +17,7 @@ from flowspec_edge.core.planning.measured import curves_from_text
 from flowspec_edge.errors import FlowspecError, LinkLostError, NodeUnavailableError, ProtocolError, StageFailedError
 from flowspec_edge.manifest import Manifest
 from flowspec_edge.net.connection import Link
+from flowspec_edge.net.link import OPENING
 from flowspec_edge.node import measuring
 from flowspec_edge.node.curves import Measurements
 from flowspec_edge.node.kept_stage import KeptStage
@@ -236,7 +237,7 @@ async def probing(monkeypatch: pytest.MonkeyPatch, answer: Any) -> AsyncIterator
 
     async def open_fake(host: str, port: int, hello: wire.Hello, **options: Any) -> tuple[Link, wire.Welcome]:
         assert (host, port, hello.purpose, hello.node) == ("192.0.2.3", 7361, wire.CONTROL, "hall")
-        assert options == {"node": "attic", "credentials": None}
+        assert options == {"node": "attic", "credentials": None, "timeouts": OPENING}
         return link, wire.Welcome("attic", "0.1.0", GIB, [])
 
     monkeypatch.setattr(measuring, "open_link", open_fake)

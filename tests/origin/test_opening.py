@@ -183,6 +183,13 @@ async def test_weights_may_come_from_the_origin_first_and_from_all_others(networ
     ]
 
 
+async def test_weights_do_not_come_from_who_does_not_answer(network: FakeNetwork) -> None:
+    network.nodes["hall"].is_gone = True
+    async with open_on(network):
+        pass
+    assert network.nodes["cellar"].request.sources == ["192.0.2.1:7000/origin", "192.0.2.10:7361/attic"]
+
+
 async def test_of_many_sources_only_so_many_are_named(network: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowspec_edge.core.wire.MAX_SOURCES", 2)
     async with open_on(network):
