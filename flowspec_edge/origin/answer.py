@@ -54,7 +54,7 @@ class Answer:
 
     def begin(self, counts: GenerationStatistics, computed: Sequence[ComputedLayers]) -> None:
         """A ring begins to write at it, and keeps its figures in ``counts``. It computes the layers like that."""
-        if self._tokens:  # or all of them are drawn from what this ring computes
+        if self._tokens and self._computed:  # else all are drawn from what this ring computes, or nothing is known
             self._changes += [
                 {"at_token": len(self._tokens), **dataclasses.asdict(changed)}
                 for changed in changed_layers(self._computed, computed)

@@ -473,7 +473,9 @@ async def test_a_bug_behind_a_link_is_told_to_its_peer_and_others_are_served(cap
         with pytest.raises(LinkLostError, match="the node at the other end failed .KeyError., which is a bug"):
             await link.receive()
         await link.close()
-        other, _ = await open_link("127.0.0.1", server.port, wire.Hello("pi-attic", "1", wire.PROTOCOL_VERSION, wire.CONTROL, ""))
+        other, _ = await open_link(
+            "127.0.0.1", server.port, wire.Hello("pi-attic", "1", wire.PROTOCOL_VERSION, wire.CONTROL, "")
+        )
         assert other.is_open
         await other.close()
     assert "Traceback" in caplog.text

@@ -267,7 +267,7 @@ async def test_a_slow_link_gets_no_larger_probe(monkeypatch: pytest.MonkeyPatch)
     ("answer", "error", "said"),
     [
         (lambda num_bytes: wire.Credit(1), ProtocolError, "peer attic: Credit came where ProbeAnswer was expected"),
-        (lambda num_bytes: None, LinkLostError, "peer attic: the link to it was not measured within 0 s"),
+        (lambda num_bytes: None, LinkLostError, "peer attic: no answer to a probe of the link within 0.02 s"),
     ],
 )
 async def test_a_peer_that_does_not_confirm_is_named(
@@ -277,6 +277,13 @@ async def test_a_peer_that_does_not_confirm_is_named(
     async with probing(monkeypatch, answer):
         with pytest.raises(error, match=said):
             await measure_link(SETTINGS, "attic", "192.0.2.3", 7361)
+
+
+async def test_a_link_that_is_too_slow_to_be_measured_counts_as_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "LINK_LIMIT_S", 0.1)
+    async with probing(monkeypatch, lambda num_bytes: None if num_bytes else wire.ProbeAnswer(0)):
+        found = await measure_link(SETTINGS, "attic", "192.0.2.3", 7361)
+    assert found.bytes_per_s == pytest.approx(2**16 / 0.1, rel=0.5)
 
 
 async def test_what_nobody_foresaw_is_told_and_the_next_question_is_answered(
