@@ -15,17 +15,22 @@ if TYPE_CHECKING:
     from flowspec_edge.client import Client
     from flowspec_edge.config import GenerateOptions, Piece
     from flowspec_edge.errors import (
+        AnswerLostError,
         FlowspecError,
         KeyTextError,
         LinkLostError,
         NodeUnavailableError,
+        OtherBundleError,
+        OtherKeyError,
         RequestError,
+        ServerBusyError,
         StageFailedError,
     )
     from flowspec_edge.node.node import Node
     from flowspec_edge.origin.ring import Ring
 
 __all__ = [
+    "AnswerLostError",
     "Client",
     "FlowspecError",
     "GenerateOptions",
@@ -33,14 +38,18 @@ __all__ = [
     "LinkLostError",
     "Node",
     "NodeUnavailableError",
+    "OtherBundleError",
+    "OtherKeyError",
     "Piece",
     "RequestError",
     "Ring",
+    "ServerBusyError",
     "StageFailedError",
     "__version__",
 ]
 
 _HOMES = {
+    "AnswerLostError": "errors",
     "Client": "client",
     "FlowspecError": "errors",
     "GenerateOptions": "config",
@@ -48,9 +57,12 @@ _HOMES = {
     "LinkLostError": "errors",
     "Node": "node.node",
     "NodeUnavailableError": "errors",
+    "OtherBundleError": "errors",
+    "OtherKeyError": "errors",
     "Piece": "config",
     "RequestError": "errors",
     "Ring": "origin.ring",
+    "ServerBusyError": "errors",
     "StageFailedError": "errors",
 }
 

@@ -7,15 +7,25 @@
         async for piece in answer:
             print(piece.text, end="", flush=True)
         print(answer.statistics)
+
+With ``resume=True`` a text survives the server that writes it: where the connection is lost, the next server goes on
+with the very token that would have come, or the same server once it is back.
+
+::
+
+    async with Client("http://pi-kitchen:8008", "http://pi-attic:8008", resume=True) as client:
+        answer = await client.complete("def add(a, b):", max_new_tokens=400, temperature=0.8)
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
@@ -23,12 +33,28 @@ from typing import Any, Self
 import aiohttp
 
 from flowspec_edge.config import GenerateOptions, Piece
-from flowspec_edge.errors import LinkLostError, NodeUnavailableError, RequestError, StageFailedError
+from flowspec_edge.core.asked_text import DEFAULT_RETRY_S, AskedText, error_of
+from flowspec_edge.core.cluster import reconnection as rc
+from flowspec_edge.errors import (
+    AnswerLostError,
+    FlowspecError,
+    LinkLostError,
+    NodeUnavailableError,
+    OtherKeyError,
+    RequestError,
+    ServerBusyError,
+    StageFailedError,
+)
 
 CONNECT_S = 5.0
 """A LAN answers within milliseconds, a busy board within a second."""
-MAX_EVENT_BYTES = 2**20
-"""The last event of an answer is about a kilobyte."""
+SILENCE_S = 10.0
+"""After how long a server that says nothing counts as lost, where a text is to survive it. It says something every two
+seconds."""
+RESUME_S = 120.0
+"""How long a text may stand still: a Raspberry Pi that lost its power serves again after less than a minute."""
+MAX_EVENT_BYTES = 4 * 2**20
+"""The last event of an answer is about a kilobyte. The first one may have the tokens of a long prompt."""
 
 
 class Answer:
@@ -38,7 +64,9 @@ class Answer:
         text: the text that has come so far.
         token_ids: the tokens of that text.
         finish_reason: ``stop`` or ``length``, once it has ended.
-        statistics: figures of the generation, once it has ended (README, "What the figures mean").
+        statistics: figures of the generation, once it has ended (README, "What the figures mean"). Where it
+            was resumed, ``completion_tokens`` counts all tokens, the last server was given the first
+            ``resumed_tokens`` of them, and the other figures are of what it wrote itself.
     """
 
     def __init__(self, pieces: AsyncGenerator[Piece, None]) -> None:
@@ -64,22 +92,35 @@ class Answer:
 
 
 class Client:
-    """A connection to one ``flowspec serve``. Leaving the ``async with`` block cancels what still runs.
+    """A client of one ``flowspec serve``, or of several. Leaving the ``async with`` block cancels what still runs.
 
     A server beyond this machine wants its ``api_key`` (flowspec key show --api, where it serves). The server's
-    certificate follows from that key, so with ``https://`` no other server is trusted and no file is needed.
+    certificate follows from that key, so with ``https://`` no other server is trusted and no file is needed. Several
+    servers need one and the same key (flowspec key set --api).
+
+    With ``resume`` a text does not end with its server. Where the connection breaks, the server is silent for 10 s, or
+    says that it cannot go on or is about to end, the next of ``urls`` is asked to go on, and the first one again after
+    the last. It gets the tokens of prompt and text, and the seed, and goes on with the token that would have come next;
+    not a character comes twice or is left out. Only a server of the same bundle does; where it computes on boards of
+    another kind, it goes on as these round. A text may stand still for ``resume_within_s``.
     """
 
-    def __init__(self, url: str = "http://127.0.0.1:8008", *, api_key: str | None = None) -> None:
-        self._url = url.rstrip("/")
+    def __init__(
+        self, *urls: str, api_key: str | None = None, resume: bool = False, resume_within_s: float = RESUME_S
+    ) -> None:
+        self._urls = [url.rstrip("/") for url in urls or ("http://127.0.0.1:8008",)]
+        if len(self._urls) > 1 and not resume:
+            raise RequestError(f"{len(urls)} servers are given, and only with resume=True the next one is ever asked")
         self._api_key = api_key
+        self._resume_within_s = resume_within_s if resume else None
+        self._server = 0  # in _urls: the one to ask first, for it wrote the latest piece
         self._session: aiohttp.ClientSession | None = None
         self._answers: list[Answer] = []
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+        silence_s = None if self._resume_within_s is None else SILENCE_S
         self._session = aiohttp.ClientSession(
-            timeout=timeout,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s),
             read_bufsize=MAX_EVENT_BYTES,
             headers={} if self._api_key is None else {"Authorization": f"Bearer {self._api_key.strip()}"},
             connector=aiohttp.TCPConnector(ssl=await self._trust()),
@@ -92,7 +133,7 @@ class Client:
         Raises:
             KeyTextError: the API key is mistyped.
         """
-        if self._api_key is None or not self._url.startswith("https://"):
+        if self._api_key is None or not any(url.startswith("https://") for url in self._urls):
             return True
         from flowspec_edge.net.auth import trust_key
 
@@ -115,30 +156,36 @@ class Client:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = None,
         stop: Sequence[str] = (),
         schedule: str = "flowspec",
     ) -> Answer:
-        """Stream a continuation of ``prompt``; see :class:`GenerateOptions` for the options.
+        """Stream a continuation of ``prompt``; see :class:`GenerateOptions` for the options. Without a ``seed`` the
+        server draws one, which the statistics tell.
 
         The request leaves with the first piece asked for. Iterating raises:
 
         Raises:
             RequestError: an option is out of range, or the prompt does not fit.
             NodeUnavailableError: nothing answers at the client's URL.
+            ServerBusyError: the server has as many texts to write as it takes.
             StageFailedError: the nodes could not go on, or there are none.
             LinkLostError: the server was lost while it answered.
+            AnswerLostError: with ``resume``, instead of the four above: no server went on with the text in time.
         """
         options = GenerateOptions(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            seed=seed,
+            seed=seed or 0,
             stop=tuple(stop),
             schedule=schedule,
         )
-        answer = Answer(self._stream(prompt, options))
+        within_s = self._resume_within_s
+        text = AskedText(prompt, options, seed, is_resumable=within_s is not None)
+        pieces = self._ask(self._urls[0], text) if within_s is None else self._ask_until_it_ends(text, within_s)
+        answer = Answer(pieces)
         self._answers.append(answer)
         return answer
 
@@ -149,62 +196,84 @@ class Client:
             pass
         return answer
 
-    async def _stream(self, prompt: str, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+    async def _ask_until_it_ends(self, text: AskedText, within_s: float) -> AsyncGenerator[Piece, None]:
+        """What one server after the other writes at a text."""
+        clock = asyncio.get_running_loop().time
+        decisions = rc.Reconnection(len(self._urls), within_s, random.random, self._server)
+        until: float | None = None
+        while True:
+            try:
+                async with contextlib.aclosing(self._ask(self._urls[decisions.server], text)) as pieces:
+                    while (piece := await _next(pieces, until)) is not None:
+                        self._server, until = decisions.server, None
+                        decisions.handle(rc.PieceCame(), clock())
+                        yield piece
+                return
+            except FlowspecError as cause:
+                if text.has_ended:
+                    return
+                is_refusal = isinstance(cause, RequestError | OtherKeyError)
+                if not text.can_go_on or (is_refusal and not text.token_ids):
+                    raise
+                wait_s = cause.retry_after_s if isinstance(cause, ServerBusyError) else 0.0
+                event = rc.ServerRefused(str(cause)) if is_refusal else rc.ServerLost(str(cause), wait_s)
+                (action,) = decisions.handle(event, clock())
+                if isinstance(action, rc.GiveUp):
+                    raise self._lost(text, action.reasons) from cause
+            until = action.until
+            await asyncio.sleep(action.at - clock())
+
+    def _lost(self, text: AskedText, reasons: Mapping[int, str]) -> AnswerLostError:
+        told = "; ".join(f"{self._urls[server]}: {reason}" for server, reason in sorted(reasons.items()))
+        return AnswerLostError(
+            f"no server goes on with the text, of which {len(text.token_ids)} tokens have come ({told})",
+            text=text.text,
+            token_ids=text.token_ids,
+        )
+
+    async def _ask(self, url: str, text: AskedText) -> AsyncGenerator[Piece, None]:
+        """What one server writes at a text."""
         if self._session is None:
             raise RequestError("the client is not open; use it as `async with Client(url) as client:`")
-        body = {
-            "prompt": prompt,
-            "max_tokens": options.max_new_tokens,
-            "temperature": options.temperature,
-            "top_k": options.top_k,
-            "top_p": options.top_p,
-            "seed": options.seed,
-            "stop": list(options.stop),
-            "schedule": options.schedule,
-            "stream": True,
-        }
         try:
-            async with self._session.post(f"{self._url}/v1/completions", json=body) as response:
+            async with self._session.post(f"{url}/v1/completions", json=text.request()) as response:
                 if response.status != 200:
-                    await self._raise_refusal(response)
+                    raise await _refusal(url, response)
                 async for line in response.content:
-                    if not line.startswith(b"data: "):
-                        continue
                     if line.strip() == b"data: [DONE]":
                         return
-                    yield _piece_from(json.loads(line.removeprefix(b"data: ")))
+                    if line.startswith(b"data: ") and line.endswith(b"\n"):  # else it was cut off
+                        yield text.take(json.loads(line.removeprefix(b"data: ")))
         except aiohttp.ClientConnectorCertificateError as cause:
             given = (
                 "no API key was given to check it by" if self._api_key is None else "it does not hold the API key given"
             )
-            raise NodeUnavailableError(
-                f"{self._url} is not trusted: {given}; see flowspec key show --api, where it serves"
+            raise OtherKeyError(
+                f"{url} is not trusted: {given}; see flowspec key show --api, where it serves"
             ) from cause
         except aiohttp.ClientConnectorError as cause:
             number = cause.os_error.errno or 0  # asyncio's own text has its objects in it
             why = os.strerror(number) if number > 0 else cause.os_error.strerror
-            raise NodeUnavailableError(
-                f"nothing answers at {self._url} ({why}); start one with: flowspec serve"
-            ) from cause
+            raise NodeUnavailableError(f"nothing answers at {url} ({why}); start one with: flowspec serve") from cause
         except (aiohttp.ClientError, OSError) as cause:
-            raise LinkLostError(f"the server at {self._url} was lost ({cause}); ask again when it is back") from cause
-        raise LinkLostError(f"the server at {self._url} ended the answer early; ask again")
-
-    async def _raise_refusal(self, response: aiohttp.ClientResponse) -> None:
-        try:
-            message = (await response.json())["error"]["message"]
-        except (aiohttp.ContentTypeError, ValueError, LookupError, TypeError):
-            message = f"{self._url} answers {response.status} {response.reason}; is it a flowspec serve?"
-        raise RequestError(message) if response.status < 500 else StageFailedError(message)
+            raise LinkLostError(f"the server at {url} was lost ({cause}); ask again when it is back") from cause
+        raise LinkLostError(f"the server at {url} ended the answer early; ask again")
 
 
-def _piece_from(event: dict[str, Any]) -> Piece:
-    if "error" in event:
-        raise StageFailedError(event["error"]["message"])
-    choice = event["choices"][0]
-    return Piece(
-        text=choice["text"],
-        token_ids=choice.get("token_ids", []),
-        finish_reason=choice["finish_reason"],
-        statistics=event.get("flowspec"),
-    )
+async def _next(pieces: AsyncGenerator[Piece, None], until: float | None) -> Piece | None:
+    """The next piece, or None behind the last. Raises LinkLostError where it does not come in time."""
+    try:
+        async with asyncio.timeout_at(until):
+            return await anext(pieces, None)
+    except TimeoutError:
+        raise LinkLostError("it answers, but wrote nothing in time") from None
+
+
+async def _refusal(url: str, response: aiohttp.ClientResponse) -> FlowspecError:
+    """The error that a response tells of."""
+    waits = response.headers.get("Retry-After", "")
+    try:
+        return error_of(await response.json(), response.status, float(waits) if waits.isdecimal() else DEFAULT_RETRY_S)
+    except (aiohttp.ContentTypeError, ValueError, LookupError, TypeError):
+        message = f"{url} answers {response.status} {response.reason}; is it a flowspec serve?"
+        return RequestError(message) if response.status < 500 else StageFailedError(message)

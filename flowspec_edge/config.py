@@ -41,7 +41,8 @@ class GenerateOptions:
 class Piece:
     """A piece of the answer. The last piece has a finish reason and the statistics.
 
-    A piece with a ``notice`` has no text: it says what the answer waits for.
+    A piece with a ``notice`` has no text: it says what the answer waits for. The first one with tokens tells those of
+    the prompt in ``prompt_token_ids``.
     """
 
     text: str
@@ -49,3 +50,13 @@ class Piece:
     finish_reason: str | None = None
     statistics: dict[str, Any] | None = None
     notice: str | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnfinishedText:
+    """A text to go on with: the tokens of its prompt, those written so far, and the digest of the bundle that did."""
+
+    bundle: str
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]

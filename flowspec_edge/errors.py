@@ -7,6 +7,7 @@ line of a program's output is enough to know what to do next.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 UNPRINTABLE = (
     "\\x00-\\x1f\\x7f-\\x9f"  # C0, DEL and C1: a terminal obeys them
@@ -70,6 +71,14 @@ class LinkLostError(FlowspecError):
         self.neighbour = neighbour
 
 
+class AnswerLostError(LinkLostError):
+    """A text ended unfinished, and no server went on with it. ``text`` and ``token_ids`` are what has come of it."""
+
+    def __init__(self, reason: str, *, text: str, token_ids: Sequence[int]) -> None:
+        super().__init__(reason)
+        self.text, self.token_ids = text, list(token_ids)
+
+
 class StageFailedError(FlowspecError):
     """A stage could not serve its part: out of capacity, a failed forward, or a lost peer."""
 
@@ -103,6 +112,25 @@ class NotMeasuredError(PlacementError):
 
 class RequestError(FlowspecError):
     """A request cannot be served as asked: the prompt is too long, or an option is out of range."""
+
+
+class OtherBundleError(RequestError):
+    """A text was begun with another bundle than the one that is asked to go on with it."""
+
+
+class ServerBusyError(FlowspecError):
+    """A server has as many texts to write as it takes. ``retry_after_s`` is when to ask again.
+
+    ``is_crowded_by_one`` where the texts are those of the address that asks.
+    """
+
+    def __init__(self, text: str, *, retry_after_s: float = 0.0, is_crowded_by_one: bool = False) -> None:
+        super().__init__(text)
+        self.retry_after_s, self.is_crowded_by_one = retry_after_s, is_crowded_by_one
+
+
+class ServerEndingError(FlowspecError):
+    """A server ends while it writes a text; another one, or the same started anew, may go on with it."""
 
 
 class NodeUnavailableError(FlowspecError):

@@ -26,7 +26,8 @@ def modules_after(code: str) -> list[str]:
 def test_the_public_names_are_these() -> None:
     assert set(flowspec_edge.__all__) == {
         *("Client", "GenerateOptions", "Node", "Piece", "Ring", "__version__"),
-        *("FlowspecError", "KeyTextError", "LinkLostError", "NodeUnavailableError", "RequestError", "StageFailedError"),
+        *("AnswerLostError", "FlowspecError", "KeyTextError", "LinkLostError", "NodeUnavailableError"),
+        *("OtherBundleError", "OtherKeyError", "RequestError", "ServerBusyError", "StageFailedError"),
     }
     assert set(flowspec_edge.__all__) <= set(dir(flowspec_edge))
 

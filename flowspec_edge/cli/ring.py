@@ -33,6 +33,7 @@ from flowspec_edge.cli.options import (
 )
 from flowspec_edge.cli.plan import RingArguments, add_ring_options, ring_plan_options
 from flowspec_edge.cli.service_manager import ServiceManager
+from flowspec_edge.errors import RequestError
 from flowspec_edge.node.board import use_board
 from flowspec_edge.tasks import until_interrupted
 from flowspec_edge.version import __version__
@@ -43,8 +44,11 @@ if TYPE_CHECKING:
     from flowspec_edge.node.node import Node
     from flowspec_edge.origin.ring import Ring
     from flowspec_edge.origin.service import GenerationService
+    from flowspec_edge.web.turns import TurnLimits
 
 DEFAULT_API_PORT = 8008
+MAX_TEXTS = 4096
+"""Of any kind that ``flowspec serve`` may take: each waiting one may hold a body of 4 MiB."""
 DEFAULT_SCHEDULE = "flowspec"
 """What ``flowspec serve`` plans for; each request may name another schedule."""
 
@@ -131,6 +135,9 @@ class ServeCommand(ServingArguments, RingArguments):
     api_host: str | None
     plain_http: bool
     no_layers: bool
+    max_sessions: int
+    max_queue: int
+    max_per_address: int
 
 
 def add_serve(commands: Commands) -> None:
@@ -148,6 +155,24 @@ def add_serve(commands: Commands) -> None:
     serve.add_argument("--plain-http", action="store_true", help="serve the API beyond this machine without encryption")
     add_ring_options(serve)
     serve.add_argument("--no-layers", action="store_true", help="serve no layers here: answer requests only")
+    serve.add_argument(
+        "--max-sessions", type=int, default=16, metavar="N", help="write N texts at a time (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--max-queue",
+        type=int,
+        default=64,
+        metavar="N",
+        help="let N more wait for their turn; others are told to come back later (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--max-per-address",
+        type=int,
+        default=32,
+        metavar="N",
+        help="of all these, N may be of one address; raise it where a proxy stands before the server "
+        "(default: %(default)s)",
+    )
     set_command(serve, ServeCommand, _serve)
 
 
@@ -157,6 +182,7 @@ async def _serve(options: ServeCommand) -> int:
     from flowspec_edge.node.node import Node
 
     settle_process()
+    limits = _turn_limits(options)
     access = access_from(options)
     api = open_api_access(
         options.api_host or options.host or LOOPBACK, is_insecure=options.insecure, is_plain=options.plain_http
@@ -167,19 +193,35 @@ async def _serve(options: ServeCommand) -> int:
     node.on_fetch = fetches.show_own
     try:
         async with _open_service(options, DEFAULT_SCHEDULE, access, node, fetches, is_served=True) as service:
-            await _serve_api(service, api, options.port, node)
+            await _serve_api(service, api, options.port, node, limits)
     finally:
         await node.close()
     return 0
 
 
-async def _serve_api(service: GenerationService, api: ApiAccess, port: int, node: Node) -> None:
+def _turn_limits(options: ServeCommand) -> TurnLimits:
+    """Raises RequestError where one is out of range."""
+    from flowspec_edge.web.turns import TurnLimits
+
+    for name, value, least in (
+        ("--max-sessions", options.max_sessions, 1),
+        ("--max-queue", options.max_queue, 0),
+        ("--max-per-address", options.max_per_address, 1),
+    ):
+        if not least <= value <= MAX_TEXTS:
+            raise RequestError(f"{name} is {value}; it must lie between {least} and {MAX_TEXTS}")
+    return TurnLimits(options.max_sessions, options.max_queue, options.max_per_address)
+
+
+async def _serve_api(
+    service: GenerationService, api: ApiAccess, port: int, node: Node, limits: TurnLimits
+) -> None:
     """Answer over HTTP until the user ends it."""
     from flowspec_edge.net.server import serve_app
     from flowspec_edge.web.completions import build_app
 
     tls = api.credentials.public if api.credentials else None
-    app = await serve_app(build_app(service, api.key), api.host, port, tls=tls, cancels_on_disconnect=True)
+    app = await serve_app(build_app(service, api.key, limits), api.host, port, tls=tls, cancels_on_disconnect=True)
     try:
         if api.is_new:
             print(api_text(api), flush=True)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
 from flowspec_edge.core.planning.arithmetic import ComputedLayers, changed_layers
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
@@ -25,12 +25,27 @@ class Answer:
         self._options = options
         self._tokens: list[int] = []
         self._text = TextStream(tokenizer, options.stop)
+        self._ending: str | None = None
         self._counts: list[GenerationStatistics] = []  # one for each ring that wrote at it
         self._computed: Sequence[ComputedLayers] = ()  # by the ring that wrote last
         self._changes: list[dict[str, Any]] = []
         self._began = self._last = time.monotonic()
         self._first: float | None = None
         self._num_first = 0
+
+    @classmethod
+    def resume(
+        cls, tokenizer: Tokenizer, text: UnfinishedText, options: GenerateOptions, ending: str | None = None
+    ) -> Answer:
+        """An answer that another origin began, with the options that it began with; ``ending`` where it lacks only the
+        last piece. What its tokens say was given there, up to what is held back. Takes 10 us per token.
+        """
+        answer = cls(tokenizer, text.prompt, options)
+        answer._text.take(text.tokens)
+        answer._tokens += text.tokens
+        answer._ending = ending
+        answer._counts.append(GenerationStatistics())  # of the rings that wrote there, about which nothing is known
+        return answer
 
     @property
     def written(self) -> tuple[int, ...]:
@@ -52,6 +67,11 @@ class Answer:
         """Whether a stop string has ended it."""
         return self._text.is_stopped
 
+    @property
+    def ending(self) -> str | None:
+        """The reason to finish an answer that has nothing left to write."""
+        return "stop" if self.is_stopped else self._ending
+
     def begin(self, counts: GenerationStatistics, computed: Sequence[ComputedLayers]) -> None:
         """A ring begins to write at it, and keeps its figures in ``counts``. It computes the layers like that."""
         if self._tokens and self._computed:  # else all are drawn from what this ring computes, or nothing is known
@@ -67,9 +87,10 @@ class Answer:
         text, num_taken = self._text.take(tokens)
         self._last = time.monotonic()
         if self._first is None:
-            self._first, self._num_first = self._last, num_taken
+            self._first, self._num_first = self._last, len(self._tokens) + num_taken
+        prompt = None if self._tokens else list(self._prompt)
         self._tokens += tokens[:num_taken]
-        return Piece(text=text, token_ids=list(tokens[:num_taken]))
+        return Piece(text=text, token_ids=list(tokens[:num_taken]), prompt_token_ids=prompt)
 
     def finish(self, reason: str) -> Piece:
         """End it; returns the last piece, with the statistics of the whole answer."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import time
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
@@ -148,15 +149,20 @@ class Ring:
         num_tokens = int(statistics["completion_tokens"])
         return hold_against(self.plan, self._core.costs, float(statistics["tokens_per_s"]), num_tokens)
 
-    async def begin(self, prompt: str | Sequence[int], options: GenerateOptions) -> Answer:
-        """An answer to a text or to token ids, of which nothing is written yet. Texts are tokenised one by one.
+    async def begin(self, prompt: str | Sequence[int] | UnfinishedText, options: GenerateOptions) -> Answer:
+        """An answer to a text or to token ids, of which nothing is written yet, or one to go on with. Texts are
+        tokenised one by one.
 
         Raises:
-            RequestError: the text is too long, or has half of a character.
+            RequestError: the text is too long, or has half of a character, or what is written of it cannot be.
         """
-        tokenizer = self._engine.tokenizer
+        tokenizer, loop = self._engine.tokenizer, asyncio.get_running_loop()
+        if isinstance(prompt, UnfinishedText):
+            ending = self._core.ending_of(prompt, options)
+            resume = functools.partial(Answer.resume, tokenizer, prompt, options, ending)
+            return await loop.run_in_executor(self._tokenising, resume)
         if isinstance(prompt, str):
-            prompt = await asyncio.get_running_loop().run_in_executor(self._tokenising, tokenizer.encode, prompt)
+            prompt = await loop.run_in_executor(self._tokenising, tokenizer.encode, prompt)
         return Answer(tokenizer, prompt, options)
 
     async def generate(
@@ -180,6 +186,9 @@ class Ring:
 
         Where the ring was left there is no last piece, since another ring is to go on with the answer.
         """
+        if answer.ending is not None:
+            yield answer.finish(answer.ending)
+            return
         if self._lost is not None:
             raise self._lost
         session = next(self._sessions)

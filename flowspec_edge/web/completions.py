@@ -3,13 +3,18 @@
 A stream whose answer waits for boards says so in comments. Beyond OpenAI's fields a request may have ``top_k`` and
 ``schedule``; an answer has ``token_ids`` beside each text, and the statistics of the generation in ``flowspec``. A
 client that leaves cancels its generation.
+
+A text can go on at another server of the same bundle. A request with ``"flowspec": {"resumable": true}`` gets, in its
+first event, ``"flowspec": {"bundle": ..., "prompt_token_ids": [...], "seed": ...}``. One that has ``bundle``,
+``prompt_token_ids`` and the ``token_ids`` that have come in ``"flowspec": {"resume": {...}}``, and otherwise the first
+request's options with that ``seed``, is answered with the rest; its ``prompt`` is not read. The statistics tell the
+``resumed_tokens``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import secrets
 import time
@@ -19,16 +24,18 @@ from typing import Any, Protocol
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
 from flowspec_edge.errors import FlowspecError, RequestError
 from flowspec_edge.net.auth import is_same_key
+from flowspec_edge.web.completion_request import CompletionRequest, read_request
+from flowspec_edge.web.event_stream import paced, stream
+from flowspec_edge.web.refusals import refuse, refuse_as
+from flowspec_edge.web.turns import TurnLimits, Turns
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """Enough for a prompt of a million tokens."""
-BODY_S = 30.0
-"""For a body of MAX_REQUEST_BYTES over Wi-Fi of 1 Mbit/s."""
-MAX_STOPS = 4
-"""OpenAI's limit."""
+DRAIN_S = 1.0
+"""How long texts may go on when the server ends; systemd and users wait for ten times that."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,21 +49,28 @@ class TextGenerator(Protocol):
     @property
     def model(self) -> str: ...
 
-    def generate(self, prompt: str, options: GenerateOptions) -> AsyncGenerator[Piece, None]: ...
+    @property
+    def bundle(self) -> str: ...
+
+    def generate(self, prompt: str | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]: ...
 
 
-def build_app(generator: TextGenerator, api_key: str | None = None) -> web.Application:
+def build_app(
+    generator: TextGenerator, api_key: str | None = None, limits: TurnLimits | None = None
+) -> web.Application:
     """Routes ``POST /v1/completions``, ``GET /v1/models`` and ``GET /health``; serve it with ``cancels_on_disconnect``.
 
-    With ``api_key`` every request needs ``Authorization: Bearer`` and that key, as OpenAI's clients send it.
+    With ``api_key`` every request needs ``Authorization: Bearer`` and that key, as OpenAI's clients send it. When the
+    application is shut down, texts that are still written end with an error that says so.
     """
-    api = _Api(generator)
+    api = _Api(generator, limits or TurnLimits())
     app = web.Application(
         client_max_size=MAX_REQUEST_BYTES, middlewares=[] if api_key is None else [_wanting_key(api_key)]
     )
     app.router.add_post("/v1/completions", api.complete)
     app.router.add_get("/v1/models", api.list_models)
     app.router.add_get("/health", api.report_health)
+    app.on_shutdown.append(api.end)
     return app
 
 
@@ -66,7 +80,7 @@ def _wanting_key(api_key: str) -> Middleware:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and is_same_key(given.strip(), api_key):
             return await handler(request)
-        return _refuse(
+        return refuse_as(
             401,
             "the API key is missing or wrong; send `Authorization: Bearer KEY` (flowspec key show --api, where it "
             "serves)",
@@ -76,9 +90,12 @@ def _wanting_key(api_key: str) -> Middleware:
 
 
 class _Api:
-    def __init__(self, generator: TextGenerator) -> None:
+    def __init__(self, generator: TextGenerator, limits: TurnLimits) -> None:
         self._generator = generator
+        self._turns = Turns(limits)
         self._started = int(time.time())
+        self._tasks: set[asyncio.Task[Any]] = set()  # of requests under way
+        self._ending = asyncio.Event()
 
     async def list_models(self, request: web.Request) -> web.Response:
         model = {
@@ -93,64 +110,66 @@ class _Api:
         return web.json_response({"status": "ok"})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         try:
-            prompt, options, is_streamed = self._parse(await _read_json(request))
-        except RequestError as cause:
-            return _refuse(400, str(cause))
-        except RecursionError:
-            return _refuse(400, "the request's body is nested too deeply")
+            with self._turns.place(request.remote or ""):
+                return await self._answer(request, await read_request(request, self._generator.model))
         except web.HTTPRequestEntityTooLarge:
-            return _refuse(
+            return refuse_as(
                 413, f"the request's body exceeds the limit of {MAX_REQUEST_BYTES} bytes; shorten the prompt"
             )
-        answer = _Answer(self._generator.model)
-        try:
-            async with contextlib.aclosing(self._generator.generate(prompt, options)) as pieces:
-                if is_streamed:
-                    return await _stream(request, answer, pieces)
-                return web.json_response(answer.whole([piece async for piece in pieces]))
-        except RequestError as cause:
-            return _refuse(400, str(cause))
+        except RecursionError:
+            return refuse_as(400, "the request's body is nested too deeply")
         except FlowspecError as cause:
-            _log.warning("%s", cause)
-            return _refuse(503, str(cause))
+            if not isinstance(cause, RequestError):
+                _log.warning("%s", cause)
+            return refuse(cause)
+        finally:
+            self._tasks.discard(task)
 
-    def _parse(self, body: Any) -> tuple[str, GenerateOptions, bool]:
-        if not isinstance(body, dict):
-            raise RequestError("the request's body is not a JSON object")
-        model = body.get("model")
-        if model is not None and model != self._generator.model:
-            raise RequestError(f"model {model!r:.80} is not served here; this is {self._generator.model}")
-        if body.get("n", 1) != 1:
-            raise RequestError(f"n is {body['n']!r:.80}; one answer per request is given")
-        stop = _field(body, "stop", (str, list), [])
-        stops = [stop] if isinstance(stop, str) else stop
-        stops = [_field({"stop": text}, "stop", (str,), "") for text in stops[: MAX_STOPS + 1]]
-        if len(stops) > MAX_STOPS or not all(stops):
-            raise RequestError(f"stop must be a text or a list of at most {MAX_STOPS} texts, none of them empty")
-        options = GenerateOptions(
-            max_new_tokens=_field(body, "max_tokens", (int,), 128),
-            temperature=_field(body, "temperature", (int, float), 0.0),
-            top_k=_field(body, "top_k", (int,), 0),
-            top_p=_field(body, "top_p", (int, float), 1.0),
-            seed=_field(body, "seed", (int,), 0),
-            schedule=_field(body, "schedule", (str,), "flowspec"),
-            stop=tuple(stops),
-        )
-        if "prompt" not in body:
-            raise RequestError("prompt is missing; give the text to continue")
-        return _field(body, "prompt", (str,), ""), options, _field(body, "stream", (bool,), False)
+    async def end(self, app: web.Application) -> None:
+        """Give texts DRAIN_S to end by themselves, then end them."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_S)
+        self._ending.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_S)
+
+    async def _answer(self, request: web.Request, wanted: CompletionRequest) -> web.StreamResponse:
+        answer = _Answer(self._generator, wanted)
+        async with (
+            contextlib.aclosing(self._generate(wanted)) as generated,
+            contextlib.aclosing(paced(generated, self._ending)) as pieces,
+        ):
+            if wanted.is_streamed:
+                return await stream(request, pieces, answer.part, is_patient=wanted.is_resumable)
+            return web.json_response(answer.whole([piece async for piece in pieces if piece is not None]))
+
+    async def _generate(self, wanted: CompletionRequest) -> AsyncGenerator[Piece, None]:
+        async with (
+            self._turns.turn(),
+            contextlib.aclosing(self._generator.generate(wanted.prompt, wanted.options)) as pieces,
+        ):
+            async for piece in pieces:
+                yield piece
 
 
 class _Answer:
     """OpenAI's ``text_completion`` objects of one answer."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, generator: TextGenerator, wanted: CompletionRequest) -> None:
+        self._bundle = generator.bundle
+        self._about: dict[str, Any] = {"seed": wanted.options.seed}
+        if isinstance(wanted.prompt, UnfinishedText):
+            self._about["resumed_tokens"] = len(wanted.prompt.tokens)
+        self._is_resumable = wanted.is_resumable
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": model,
+            "model": generator.model,
         }
 
     def part(self, piece: Piece) -> dict[str, Any]:
@@ -162,6 +181,12 @@ class _Answer:
             "finish_reason": piece.finish_reason,
         }
         part = {**self._head, "choices": [choice]}
+        if self._is_resumable and piece.prompt_token_ids is not None:
+            part["flowspec"] = {
+                "bundle": self._bundle,
+                "prompt_token_ids": piece.prompt_token_ids,
+                **self._about,
+            }
         if piece.statistics is not None:
             prompt, completion = piece.statistics["prompt_tokens"], piece.statistics["completion_tokens"]
             part["usage"] = {
@@ -169,7 +194,7 @@ class _Answer:
                 "completion_tokens": completion,
                 "total_tokens": prompt + completion,
             }
-            part["flowspec"] = piece.statistics
+            part["flowspec"] = {**piece.statistics, **self._about}
         return part
 
     def whole(self, pieces: list[Piece]) -> dict[str, Any]:
@@ -182,71 +207,3 @@ class _Answer:
                 statistics=last.statistics,
             )
         )
-
-
-async def _stream(request: web.Request, answer: _Answer, pieces: AsyncGenerator[Piece, None]) -> web.StreamResponse:
-    first = await anext(pieces)  # an error until here becomes an HTTP status, a later one an event
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    with contextlib.suppress(ConnectionResetError):  # the client has left
-        await response.prepare(request)
-        try:
-            await _send_piece(response, answer, first)
-            async for piece in pieces:
-                await _send_piece(response, answer, piece)
-        except FlowspecError as cause:
-            _log.warning("%s", cause)
-            await _send(response, _error(503, str(cause)))
-        else:
-            await response.write(b"data: [DONE]\n\n")
-        await response.write_eof()
-    return response
-
-
-async def _send_piece(response: web.StreamResponse, answer: _Answer, piece: Piece) -> None:
-    """A notice becomes a comment, which clients of server-sent events pass over."""
-    if piece.notice is not None:
-        await response.write(f": {' '.join(piece.notice.split())}\n\n".encode())
-    else:
-        await _send(response, answer.part(piece))
-
-
-async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
-    await response.write(f"data: {json.dumps(data)}\n\n".encode())
-
-
-async def _read_json(request: web.Request) -> Any:
-    """The request's body.
-
-    Raises:
-        RequestError: it is not JSON, or nested so deeply that it is not read, or did not come in time.
-        HTTPRequestEntityTooLarge: it exceeds MAX_REQUEST_BYTES.
-    """
-    try:
-        async with asyncio.timeout(BODY_S):
-            return await request.json()
-    except TimeoutError:
-        raise RequestError(f"the request's body did not come within {BODY_S:.0f} s") from None
-    except (ValueError, LookupError, RecursionError) as cause:  # LookupError: a charset that nobody knows
-        raise RequestError(f"the request's body is not JSON ({str(cause)[:200]})") from cause
-
-
-def _field(body: dict[str, Any], name: str, kinds: tuple[type, ...], default: Any) -> Any:
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise RequestError(
-            f"{name} is {value!r:.80}; it must be of type {' or '.join(kind.__name__ for kind in kinds)}"
-        )
-    if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise RequestError(f"{name} has half of a surrogate pair (U+D800 to U+DFFF), which is no character")
-    return value
-
-
-def _error(status: int, message: str) -> dict[str, Any]:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
-
-
-def _refuse(status: int, message: str) -> web.Response:
-    return web.json_response(_error(status, message), status=status)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
-from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
 from flowspec_edge.core import wire
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Row, SessionSpec
 from flowspec_edge.errors import FlowspecError
@@ -198,9 +198,11 @@ async def _fate(link: Link) -> str:
 class Echo:
     """Answers with what was asked, in the place of a ring."""
 
-    model = "demo"
+    model, bundle = "demo", "b1"
 
-    async def generate(self, prompt: str, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: str | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+        if isinstance(prompt, UnfinishedText):
+            prompt = prompt.bundle
         prompt.encode()
         for text in options.stop:
             text.encode()
@@ -221,6 +223,7 @@ BODY = {
     "schedule": "flowspec",
     "stream": False,
     "n": 1,
+    "flowspec": {"resumable": True, "resume": {"bundle": "b1", "prompt_token_ids": [1, 2], "token_ids": [3]}},
 }
 
 

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from flowspec_edge.client import Client
-from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
 from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key
 from flowspec_edge.errors import (
     KeyTextError,
@@ -24,7 +24,7 @@ from flowspec_edge.errors import (
 )
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.server import serve_app
-from flowspec_edge.web import completions
+from flowspec_edge.web import completion_request
 from flowspec_edge.web.completions import MAX_REQUEST_BYTES, build_app
 
 STATISTICS = {"prompt_tokens": 3, "completion_tokens": 2, "trips": 2}
@@ -38,15 +38,15 @@ PIECES = [
 class ScriptedGenerator:
     """Yields its script; an exception in it is raised there."""
 
-    model = "demo"
+    model, bundle = "demo", "d1" * 32
 
     def __init__(self, script: Sequence[Piece | Exception | None]) -> None:
         self.script = script
-        self.asked: list[tuple[str, GenerateOptions]] = []
+        self.asked: list[tuple[str | UnfinishedText, GenerateOptions]] = []
         self.is_closed = asyncio.Event()
         self.goes_on = asyncio.Event()
 
-    async def generate(self, prompt: str, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: str | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         self.asked.append((prompt, options))
         try:
             for step in self.script:
@@ -95,21 +95,21 @@ async def test_a_whole_answer_in_openais_form() -> None:
         {"index": 0, "text": "ab\n", "token_ids": [5, 6], "logprobs": None, "finish_reason": "length"}
     ]
     assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    assert answer["flowspec"] == STATISTICS
+    assert answer["flowspec"] == {**STATISTICS, "seed": 4}
     ((prompt, options),) = generator.asked
     assert (prompt, options.max_new_tokens, options.temperature, options.stop, options.seed) == ("x", 2, 0.5, ("q",), 4)
 
 
 async def test_a_streamed_answer_in_openais_form() -> None:
     async with serving(PIECES) as (_, _, url):
-        status, text = await post(url, prompt="x", stream=True)
+        status, text = await post(url, prompt="x", stream=True, seed=0)
     lines = text.split("\n\n")
     assert status == 200
     assert lines[-2:] == ["data: [DONE]", ""]
     events = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
     assert [event["choices"][0]["text"] for event in events] == ["a", "b\n", ""]
     assert [event["choices"][0]["finish_reason"] for event in events] == [None, None, "length"]
-    assert events[-1]["flowspec"] == STATISTICS
+    assert events[-1]["flowspec"] == {**STATISTICS, "seed": 0}
     assert len({event["id"] for event in events}) == 1
 
 
@@ -129,8 +129,8 @@ async def test_an_answer_that_waits_says_so_in_a_comment_that_clients_pass_over(
             "b\n",
             "",
         ]
-        answer = await client.complete("x", max_new_tokens=2)
-        assert (answer.text, answer.token_ids, answer.statistics) == ("ab\n", [5, 6], STATISTICS)
+        answer = await client.complete("x", max_new_tokens=2, seed=9)
+        assert (answer.text, answer.token_ids, answer.statistics) == ("ab\n", [5, 6], {**STATISTICS, "seed": 9})
         status, text = await post(url, prompt="x")
         assert json.loads(text)["choices"][0]["text"] == "ab\n"
 
@@ -215,7 +215,7 @@ async def test_a_malicious_body_is_refused(body: bytes, status: int, text: str) 
 
 
 async def test_half_a_body_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completions, "BODY_S", 0.05)
+    monkeypatch.setattr(completion_request, "BODY_S", 0.05)
     async with serving(PIECES) as (generator, _, url):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
@@ -227,9 +227,9 @@ async def test_half_a_body_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatch
 
 async def test_the_client_gathers_the_answer() -> None:
     async with serving(PIECES) as (_, client, _):
-        answer = await client.complete("x", max_new_tokens=2)
+        answer = await client.complete("x", max_new_tokens=2, seed=9)
     assert (answer.text, answer.token_ids) == ("ab\n", [5, 6])
-    assert (answer.finish_reason, answer.statistics) == ("length", STATISTICS)
+    assert (answer.finish_reason, answer.statistics) == ("length", {**STATISTICS, "seed": 9})
 
 
 async def test_leaving_the_clients_block_cancels_the_generation() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flowspec_edge.config import GenerateOptions, UnfinishedText
 from flowspec_edge.core.events import (
     ChunkReturned,
     CloseSessions,
@@ -36,6 +37,7 @@ from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import Generation, TargetLimits
 from flowspec_edge.core.speculation.pipeline import RingCosts
+from flowspec_edge.core.speculation.prompt_check import check_tokens, ending_of, room_behind
 from flowspec_edge.core.speculation.schedules import find_schedule
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 
@@ -132,6 +134,18 @@ class Origin:
     def statistics(self, session: int) -> GenerationStatistics:
         """Live counts of a running generation."""
         return self._running[session].generation.statistics
+
+    def ending_of(self, text: UnfinishedText, options: GenerateOptions) -> str | None:
+        """Why a text that was written so far elsewhere has ended already: ``stop`` or ``length``, or None.
+
+        Raises:
+            RequestError: it has what is no token, or more tokens than it may have.
+        """
+        limits = self._limits
+        room = room_behind(text.prompt, limits.max_context, limits.vocab_size)
+        ending = ending_of(text.tokens, min(options.max_new_tokens, room), limits.eos_token_ids)
+        check_tokens("the text so far", text.tokens, limits.vocab_size)
+        return ending
 
     def check(self) -> None:
         """Assert the invariants; run at every test's teardown."""

@@ -1,0 +1,60 @@
+"""Errors in OpenAI's form, and the HTTP status of each."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from aiohttp import web
+
+from flowspec_edge.errors import (
+    FlowspecError,
+    OtherBundleError,
+    RequestError,
+    ServerBusyError,
+    ServerEndingError,
+)
+
+
+def status_of(error: FlowspecError) -> int:
+    """400 and above where the request is at fault, 500 and above where the server is."""
+    match error:
+        case OtherBundleError():
+            return 409
+        case RequestError():
+            return 400
+        case ServerBusyError(is_crowded_by_one=True):
+            return 429
+        case _:
+            return 503
+
+
+def refuse(error: FlowspecError) -> web.Response:
+    """The response to a request that ends in this error."""
+    headers = {}
+    if isinstance(error, ServerBusyError):
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return web.json_response(error_object(error), status=status_of(error), headers=headers)
+
+
+def refuse_as(status: int, message: str) -> web.Response:
+    """A response of this status, for what never was an error of ours."""
+    return web.json_response(_object(status, message, None), status=status)
+
+
+def error_object(error: FlowspecError) -> dict[str, Any]:
+    """The error as the body of a response, or as an event of a stream that has begun."""
+    code = None
+    match error:
+        case OtherBundleError():
+            code = "other_bundle"
+        case ServerBusyError(is_crowded_by_one=is_crowded_by_one):
+            code = "rate_limit_exceeded" if is_crowded_by_one else "server_busy"
+        case ServerEndingError():
+            code = "server_ending"
+    return _object(status_of(error), str(error), code)
+
+
+def _object(status: int, message: str, code: str | None) -> dict[str, Any]:
+    kind = "requests" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -1,0 +1,67 @@
+"""How many texts a server writes at a time, how many wait for their turn, and how many one address may have."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+from flowspec_edge.errors import ServerBusyError
+
+RETRY_S = 2.0
+"""When whoever is sent away may ask again: a short text takes about that long on a few boards."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLimits:
+    """Each text that is written takes memory for its cache on every board, each that waits a body and a connection."""
+
+    max_sessions: int = 16
+    max_queue: int = 64
+    max_per_address: int = 32
+
+
+class Turns:
+    """Gives texts their turns, in the order of their coming."""
+
+    def __init__(self, limits: TurnLimits) -> None:
+        self._limits = limits
+        self._by_address: Counter[str] = Counter()
+        self._free = asyncio.Semaphore(limits.max_sessions)
+
+    @contextlib.contextmanager
+    def place(self, address: str) -> Iterator[None]:
+        """A place for a text of that address, to be written or to wait.
+
+        Raises:
+            ServerBusyError: there is none, or the address has as many as it may have.
+        """
+        limits, num = self._limits, self._by_address.total()
+        if num >= limits.max_sessions + limits.max_queue:
+            raise ServerBusyError(
+                f"the server has {num} texts to write, of which {limits.max_sessions} at a time (--max-sessions) and "
+                f"{limits.max_queue} waiting (--max-queue) is all that it takes; ask again in {RETRY_S:.0f} s",
+                retry_after_s=RETRY_S,
+            )
+        if self._by_address[address] >= limits.max_per_address:
+            raise ServerBusyError(
+                f"{address} has {limits.max_per_address} texts written or waiting, as many as one address may have "
+                f"(--max-per-address); ask again in {RETRY_S:.0f} s",
+                retry_after_s=RETRY_S,
+                is_crowded_by_one=True,
+            )
+        self._by_address[address] += 1
+        try:
+            yield
+        finally:
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for the turn of a text that has a place, and keep it as long as it is written."""
+        async with self._free:
+            yield

@@ -1,0 +1,92 @@
+"""Two real servers over the same nodes: whoever writes a text is killed, and not a token is another one."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
+from flowspec_edge.client import Answer, Client
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.engine.tokenizer import Tokenizer
+from flowspec_edge.errors import AnswerLostError
+from flowspec_edge.node.process import node_processes
+from tests.narrowing import present
+from tests.ring.conftest import unsplit_tokens
+from tests.servers import serve_process
+
+pytestmark = pytest.mark.slow
+NUM_BEFORE = 20
+LIMIT_S = 90
+OPTIONS = (
+    GenerateOptions(max_new_tokens=80),
+    GenerateOptions(max_new_tokens=80, temperature=0.8, seed=7, top_p=0.9),
+)
+
+
+async def begun(client: Client, prompt: str, options: GenerateOptions, stop: Sequence[str] = ()) -> Answer:
+    """An answer of which some has come, and the rest has not."""
+    answer = client.generate(
+        prompt,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        top_p=options.top_p,
+        stop=stop,
+    )
+    while len(answer.token_ids) < NUM_BEFORE:
+        await anext(answer)
+    return answer
+
+
+async def rest_of(answer: Answer) -> None:
+    async for _ in answer:
+        pass
+
+
+def num_resumed(answer: Answer) -> int:
+    """How many tokens its last server was given."""
+    return int(present(answer.statistics)["resumed_tokens"])
+
+
+async def test_the_text_goes_on_at_another_server_at_the_same_one_and_ends_named_where_there_is_none(
+    int8_bundle: Bundle, prompts: list[list[int]]
+) -> None:
+    tokenizer = Tokenizer(DEMO_BUNDLE / "tokenizer.json")
+    prompt = tokenizer.decode(prompts[0])
+    ids = tokenizer.encode(prompt)
+    expected = [unsplit_tokens(int8_bundle, ids, options) for options in OPTIONS]
+    whole = tokenizer.decode(expected[1])
+    stop = whole[len(whole) * 3 // 4 :][:5]
+    place = ("--host", "127.0.0.1", "--wait", "5", "--nodes", "2", "--no-layers", "--equal-split")
+    async with asyncio.timeout(LIMIT_S), node_processes(2, DEMO_BUNDLE) as (cluster, _):
+        options = ("--cluster", cluster, *place)
+        async with (
+            serve_process(*options) as first,
+            serve_process(*options) as second,
+            Client(first.url, second.url, resume=True, resume_within_s=60) as client,
+        ):
+            answers = await asyncio.gather(
+                *(begun(client, prompt, options) for options in OPTIONS), begun(client, prompt, OPTIONS[1], [stop])
+            )
+            await first.kill()
+            await asyncio.gather(*map(rest_of, answers))
+            assert all(NUM_BEFORE <= num_resumed(answer) < 80 for answer in answers)
+            assert [answer.token_ids for answer in answers[:2]] == expected
+            assert [answer.text for answer in answers] == [*map(tokenizer.decode, expected), whole[: whole.index(stop)]]
+            assert [answer.finish_reason for answer in answers] == ["length", "length", "stop"]
+
+            answers = await asyncio.gather(*(begun(client, prompt, options) for options in OPTIONS))
+            await second.kill()
+            async with serve_process(*options, port=int(second.url.rpartition(":")[2])):
+                await asyncio.gather(*map(rest_of, answers))
+            assert [answer.token_ids for answer in answers] == expected
+            assert all(NUM_BEFORE <= num_resumed(answer) < 80 for answer in answers)
+
+        async with serve_process(*options) as last, Client(last.url, resume=True, resume_within_s=1) as client:
+            answer = await begun(client, prompt, OPTIONS[0])
+            await last.kill()
+            with pytest.raises(AnswerLostError, match=f"tokens have come .*{last.url}: nothing answers") as lost:
+                await rest_of(answer)
+            assert lost.value.token_ids == answer.token_ids == expected[0][: len(answer.token_ids)]
+            assert lost.value.text == answer.text
