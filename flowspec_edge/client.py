@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import random
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -44,6 +43,7 @@ from flowspec_edge.errors import (
     RequestError,
     ServerBusyError,
     StageFailedError,
+    system_words,
 )
 
 CONNECT_S = 5.0
@@ -252,11 +252,12 @@ class Client:
                 f"{url} is not trusted: {given}; see flowspec key show --api, where it serves"
             ) from cause
         except aiohttp.ClientConnectorError as cause:
-            number = cause.os_error.errno or 0  # asyncio's own text has its objects in it
-            why = os.strerror(number) if number > 0 else cause.os_error.strerror
-            raise NodeUnavailableError(f"nothing answers at {url} ({why}); start one with: flowspec serve") from cause
+            raise NodeUnavailableError(
+                f"nothing answers at {url} ({system_words(cause)}); start one with: flowspec serve"
+            ) from cause
         except (aiohttp.ClientError, OSError) as cause:
-            raise LinkLostError(f"the server at {url} was lost ({cause}); ask again when it is back") from cause
+            why = "the connection broke" if isinstance(cause, aiohttp.ClientPayloadError) else system_words(cause)
+            raise LinkLostError(f"the server at {url} was lost ({why}); ask again when it is back") from cause
         raise LinkLostError(f"the server at {url} ended the answer early; ask again")
 
 

@@ -6,6 +6,7 @@ line of a program's output is enough to know what to do next.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -31,6 +32,17 @@ def plain_text(text: str, *, keeps_breaks: bool = False) -> str:
 def is_plain(text: str) -> bool:
     """Whether a text has no character of :data:`UNPRINTABLE`, as every name of ours."""
     return _UNPRINTABLE.search(text) is None
+
+
+def system_words(cause: BaseException) -> str:
+    """What the system says of an error that it caused: words, without the numbers, paths and objects in Python's text.
+
+    aiohttp wraps what the system said, and asyncio's own texts have its objects in them.
+    """
+    behind = getattr(cause, "os_error", cause)
+    number = getattr(behind, "errno", None) or 0  # those of name look-ups are negative
+    words = os.strerror(number) if number > 0 else getattr(behind, "strerror", None) or str(behind)
+    return plain_text(words or type(behind).__name__)
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from flowspec_edge.errors import StateError
+from flowspec_edge.errors import StateError, system_words
 
 STATE_VARIABLE = "FLOWSPEC_HOME"
 RECORD_VARIABLE, RECORD_TEXT_VARIABLE = "FLOWSPEC_RECORD", "FLOWSPEC_RECORD_TEXT"
@@ -77,7 +77,7 @@ def read_private(path: Path) -> str | None:
             ) from cause
         return None
     except (OSError, UnicodeDecodeError) as cause:
-        raise StateError(f"{path} cannot be read ({cause}); mend or remove it") from cause
+        raise StateError(f"{path} cannot be read ({system_words(cause)}); mend or remove it") from cause
 
 
 def write_private(path: Path, text: str, *, is_new: bool = False) -> bool:

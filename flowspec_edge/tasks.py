@@ -1,10 +1,11 @@
-"""Ways for tasks to end: together with the first of several, or by Ctrl-C."""
+"""Ways for tasks to end: together with the first of several, or by Ctrl-C, also while they block the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+import signal
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 
@@ -36,3 +37,20 @@ async def until_interrupted() -> None:
     """Wait for Ctrl-C or SIGTERM, which is how a command that serves usually ends."""
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.Event().wait()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Around what blocks the event loop, as reading standard input does: Ctrl-C and SIGTERM raise KeyboardInterrupt in
+    it. asyncio heeds them only once the loop goes on.
+    """
+    heeded = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = {number: handler for number, handler in heeded.items() if handler is not signal.SIG_IGN}
+    for number in heeded:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in heeded.items():
+            signal.signal(number, handler)
+            signal.siginterrupt(number, False)  # as asyncio has it

@@ -13,6 +13,7 @@ from flowspec_edge.cli.options import Commands, set_command
 from flowspec_edge.core.cluster.key_text import API_PREFIX, CLUSTER_PREFIX, format_key, parse_key
 from flowspec_edge.errors import ClusterKeyError
 from flowspec_edge.net.auth import derive_credentials, key_path, load_key, replace_key
+from flowspec_edge.tasks import interruptible
 
 DESCRIPTION = """\
 One cluster key makes one cluster: nodes that hold it find each other, and nobody else can join them, read what they \
@@ -83,9 +84,10 @@ def _given_key(argument: str | None) -> str:
     """From the command line, a prompt that does not show it, or standard input."""
     if argument is not None and argument != "-":
         return argument
-    if argument is None and sys.stdin.isatty():
-        return getpass.getpass("key: ")
-    return sys.stdin.readline()
+    with interruptible():
+        if argument is None and sys.stdin.isatty():
+            return getpass.getpass("key: ")
+        return sys.stdin.readline()
 
 
 def _print_key(secret: bytes, prefix: str, options: KeyCommand) -> None:

@@ -16,6 +16,7 @@ from flowspec_edge.cli.cache import add_cache
 from flowspec_edge.cli.demo import add_demo
 from flowspec_edge.cli.devices import add_devices
 from flowspec_edge.cli.doctor import add_doctor
+from flowspec_edge.cli.json_report import print_failure
 from flowspec_edge.cli.key import add_key
 from flowspec_edge.cli.node import add_node
 from flowspec_edge.cli.options import Running
@@ -43,6 +44,7 @@ other boards
   flowspec bench --virtual                    what to expect of boards, without the boards
 
 exit status: 0 done, 1 failed (the last line says why and what to do), 2 wrong arguments, 130 interrupted.
+With --json, what failed prints one JSON object as well, whose "error" has type and message.
 """
 
 COMMANDS = (
@@ -75,6 +77,7 @@ class _Parsed(argparse.Namespace):
 
     command: str
     verbose: bool
+    json: bool
     run: Callable[[argparse.Namespace], Running]
 
 
@@ -85,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"flowspec-edge {__version__}")
     parser.add_argument("--verbose", action="store_true", help="log what happens on stderr")
+    parser.set_defaults(json=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)
@@ -100,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options.run(options))
     except FlowspecError as error:
+        if options.json:
+            print_failure(error)
         print(f"flowspec {options.command}: {plain_text(str(error), keeps_breaks=True)}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output has left, as in `flowspec generate ... | head`

@@ -15,6 +15,7 @@ from flowspec_edge.cli.options import (
     Commands,
     access_from,
     add_network,
+    check_port,
     set_command,
 )
 from flowspec_edge.cli.service_manager import ServiceManager
@@ -68,7 +69,7 @@ async def _node(options: NodeCommand) -> int:
         memory_mib=options.memory,
         keeps_all_cores=options.emulate is not None,
     )
-    settings = serving_settings(options, access, profile, port=options.port)
+    settings = serving_settings(options, access, profile, port=check_port(options.port))
     display = PeerDisplay(settings.neighbourhood, is_quiet=options.json)
     node = await Node.start(settings, board, display.show)
     display.port = node.port

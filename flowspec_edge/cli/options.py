@@ -57,6 +57,13 @@ def arguments_of(kind: type[_Arguments], parsed: argparse.Namespace) -> _Argumen
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 
 
+def check_port(port: int) -> int:
+    """The value of ``--port``. Raises RequestError where it is none; the system takes any number, modulo 65536."""
+    if not 0 <= port < 2**16:
+        raise RequestError(f"--port is {port}; it must lie between 0 (any free one) and {2**16 - 1}")
+    return port
+
+
 # ----------------------------------------------------------------------------- bundle
 
 

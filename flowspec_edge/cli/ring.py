@@ -7,9 +7,10 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowspec_edge.cli.access import Access, ApiAccess, api_text, open_api_access
+from flowspec_edge.cli.json_report import PartlyDoneError
 from flowspec_edge.cli.node_settings import (
     OriginArguments,
     ServingArguments,
@@ -26,6 +27,7 @@ from flowspec_edge.cli.options import (
     add_generation,
     add_network,
     add_search,
+    check_port,
     generate_options_from,
     neighbourhood_from,
     search,
@@ -33,9 +35,9 @@ from flowspec_edge.cli.options import (
 )
 from flowspec_edge.cli.plan import RingArguments, add_ring_options, ring_plan_options
 from flowspec_edge.cli.service_manager import ServiceManager
-from flowspec_edge.errors import RequestError
+from flowspec_edge.errors import FlowspecError, RequestError
 from flowspec_edge.node.board import use_board
-from flowspec_edge.tasks import until_interrupted
+from flowspec_edge.tasks import interruptible, until_interrupted
 from flowspec_edge.version import __version__
 
 if TYPE_CHECKING:
@@ -75,7 +77,10 @@ async def _generate(options: GenerateCommand) -> int:
     from flowspec_edge.cli.show_fetches import FetchDisplay
     from flowspec_edge.node.node import Node
 
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    prompt = options.prompt
+    if prompt == "-":
+        with interruptible():
+            prompt = sys.stdin.read()
     wanted, access = generate_options_from(options), access_from(options)
     settings = origin_settings(options, access)
     async with contextlib.AsyncExitStack() as closing:
@@ -84,38 +89,39 @@ async def _generate(options: GenerateCommand) -> int:
         service = await closing.enter_async_context(
             _open_service(options, options.schedule, access, node, FetchDisplay(), is_served=False)
         )
-        pieces = []
-        async with contextlib.aclosing(service.generate(prompt, wanted)) as answer:
-            async for piece in answer:
-                if piece.notice is not None:
-                    print(f"flowspec generate: {piece.notice}", file=sys.stderr, flush=True)
-                    continue
-                pieces.append(piece)
-                if not options.json:
-                    print(piece.text, end="", flush=True)
-        assert service.writer is not None
+        pieces: list[Piece] = []
+        drafts = settings.bundles[0].manifest.drafts
+        try:
+            async with contextlib.aclosing(service.generate(prompt, wanted)) as answer:
+                async for piece in answer:
+                    if piece.notice is not None:
+                        print(f"flowspec generate: {piece.notice}", file=sys.stderr, flush=True)
+                        continue
+                    pieces.append(piece)
+                    if not options.json:
+                        print(piece.text, end="", flush=True)
+        except FlowspecError as cause:
+            raise PartlyDoneError(_report(prompt, pieces, service.writer, drafts), cause) from cause
         if options.json:
-            _print_json(prompt, pieces, service.writer, settings.bundles[0].manifest.drafts)
+            print(json.dumps(_report(prompt, pieces, service.writer, drafts)))
         else:
             _print_figures(pieces[-1])
     return 0
 
 
-def _print_json(prompt: str, pieces: list[Piece], ring: Ring, drafts: str) -> None:
+def _report(prompt: str, pieces: list[Piece], ring: Ring | None, drafts: str) -> dict[str, Any]:
+    """A text, or what was written of it, with the ring that wrote it and the figures of a whole one."""
     from flowspec_edge.cli.show_ring import ring_table
 
-    last = pieces[-1]
-    assert last.statistics is not None, "the last piece of an answer has the statistics"
-    report = {
+    return {
         "prompt": prompt,
         "text": "".join(piece.text for piece in pieces),
         "token_ids": [token for piece in pieces for token in piece.token_ids],
-        "finish_reason": last.finish_reason,
-        **last.statistics,
-        "ring": ring_table(ring.stages),
+        "finish_reason": pieces[-1].finish_reason if pieces else None,
+        **((pieces and pieces[-1].statistics) or {}),
+        "ring": ring_table(ring.stages) if ring is not None else [],
         "drafts": drafts,
     }
-    print(json.dumps(report))
 
 
 def _print_figures(last: Piece) -> None:
@@ -182,7 +188,7 @@ async def _serve(options: ServeCommand) -> int:
     from flowspec_edge.node.node import Node
 
     settle_process()
-    limits = _turn_limits(options)
+    port, limits = check_port(options.port), _turn_limits(options)
     access = access_from(options)
     api = open_api_access(
         options.api_host or options.host or LOOPBACK, is_insecure=options.insecure, is_plain=options.plain_http
@@ -193,7 +199,7 @@ async def _serve(options: ServeCommand) -> int:
     node.on_fetch = fetches.show_own
     try:
         async with _open_service(options, DEFAULT_SCHEDULE, access, node, fetches, is_served=True) as service:
-            await _serve_api(service, api, options.port, node, limits)
+            await _serve_api(service, api, port, node, limits)
     finally:
         await node.close()
     return 0
@@ -213,9 +219,7 @@ def _turn_limits(options: ServeCommand) -> TurnLimits:
     return TurnLimits(options.max_sessions, options.max_queue, options.max_per_address)
 
 
-async def _serve_api(
-    service: GenerationService, api: ApiAccess, port: int, node: Node, limits: TurnLimits
-) -> None:
+async def _serve_api(service: GenerationService, api: ApiAccess, port: int, node: Node, limits: TurnLimits) -> None:
     """Answer over HTTP until the user ends it."""
     from flowspec_edge.net.server import serve_app
     from flowspec_edge.web.completions import build_app

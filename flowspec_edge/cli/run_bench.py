@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from flowspec_edge.bench.ablation import add_shares, format_shares
 from flowspec_edge.bench.calibrate import calibrate, format_precisions, format_testbed
@@ -26,6 +27,7 @@ from flowspec_edge.bench.tensor_parallel import MODELLED
 from flowspec_edge.bench.testbed import Testbed, describe_testbed, load_testbed
 from flowspec_edge.bench.timeline import Timeline, draw_timeline
 from flowspec_edge.bundle import Bundle
+from flowspec_edge.cli.json_report import PartlyDoneError
 from flowspec_edge.cli.show_progress import Progress
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.schedules import find_schedule
@@ -60,15 +62,23 @@ async def run_virtual(
     for report in reports:
         if is_ablation:
             add_shares(report)
-        if plot is not None:
-            path = plot / f"{report['testbed']}.svg"
-            _write(path, draw_bars(report))
-            print(f"drawn: {path}", file=sys.stderr)
+    if plot is not None:
+        try:
+            _draw(reports, plot)
+        except BenchError as cause:
+            raise PartlyDoneError({"reports": reports}, cause) from cause
     if is_json:
         print(json.dumps(reports[0] if len(reports) == 1 else reports))
     else:
         print("\n\n".join(format_report(report) + (format_shares(report) if is_ablation else "") for report in reports))
     return 0
+
+
+def _draw(reports: Sequence[dict[str, Any]], folder: Path) -> None:
+    for report in reports:
+        path = folder / f"{report['testbed']}.svg"
+        _write(path, draw_bars(report))
+        print(f"drawn: {path}", file=sys.stderr)
 
 
 async def run_emulated(bundle: Bundle, request: Request, *, is_json: bool) -> int:

@@ -9,10 +9,12 @@ import time
 from typing import Any
 
 from flowspec_edge.bundle import Bundle
+from flowspec_edge.cli.json_report import PartlyDoneError
 from flowspec_edge.cli.show_ring import TripDisplay, print_ring, print_statistics, ring_table
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.engine.unsplit import UnsplitModel
+from flowspec_edge.errors import FlowspecError
 from flowspec_edge.net.directory import find_peers
 from flowspec_edge.node.node import Node
 from flowspec_edge.node.process import SEARCH_S, node_processes
@@ -79,8 +81,8 @@ async def _report(
     display: TripDisplay | None,
 ) -> int:
     """Print what was done, as JSON where there is no display. Returns 1 where the text is not the unsplit model's."""
-    text = "".join(piece.text for piece in pieces)
-    tokens = [token for piece in pieces for token in piece.token_ids]
+    written = _written(pieces)
+    tokens = written["token_ids"]
     statistics = pieces[-1].statistics
     assert statistics is not None, "the last piece of an answer has the statistics"
     unsplit = await asyncio.to_thread(_unsplit_tokens, bundle, prompt, options)
@@ -91,8 +93,7 @@ async def _report(
         report = {
             "nodes": len(stages),
             "prompt": prompt,
-            "text": text,
-            "token_ids": tokens,
+            **written,
             "autoregressive_token_ids": unsplit,
             "identical": is_identical,
             "acceptance_length": statistics["acceptance_length"],
@@ -104,20 +105,31 @@ async def _report(
         }
         print(json.dumps(report))
     else:
-        print(f"\n{prompt}{text}\n")
+        print(f"\n{prompt}{written['text']}\n")
         print_statistics(statistics)
         print(f"from the command to the first token {display.first_token_s:.1f} s, in all {display.total_s:.1f} s")
         print("identical to the unsplit model: " + ("yes, token for token" if is_identical else "NO"))
     return 0 if is_identical else 1
 
 
+def _written(pieces: list[Piece]) -> dict[str, Any]:
+    return {
+        "text": "".join(piece.text for piece in pieces),
+        "token_ids": [token for piece in pieces for token in piece.token_ids],
+    }
+
+
 async def _answer(ring: Ring, prompt: str, options: GenerateOptions, display: TripDisplay | None) -> list[Piece]:
-    pieces = []
-    async with contextlib.aclosing(ring.generate(prompt, options, display.show_trip if display else None)) as answer:
-        async for piece in answer:
-            pieces.append(piece)
-            if display is not None:
-                display.take_text(piece.text)
+    pieces: list[Piece] = []
+    answering = ring.generate(prompt, options, display.show_trip if display else None)
+    try:
+        async with contextlib.aclosing(answering) as answer:
+            async for piece in answer:
+                pieces.append(piece)
+                if display is not None:
+                    display.take_text(piece.text)
+    except FlowspecError as cause:
+        raise PartlyDoneError({"prompt": prompt, **_written(pieces), "ring": ring_table(ring.stages)}, cause) from cause
     if display is not None:
         display.finish()
     return pieces

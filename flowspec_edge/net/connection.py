@@ -23,7 +23,14 @@ import numpy as np
 from aiohttp import WSMsgType, web
 
 from flowspec_edge.core import codec, wire
-from flowspec_edge.errors import FlowspecError, LinkLostError, OtherVersionError, ProtocolError, plain_text
+from flowspec_edge.errors import (
+    FlowspecError,
+    LinkLostError,
+    OtherVersionError,
+    ProtocolError,
+    plain_text,
+    system_words,
+)
 from flowspec_edge.net.close_codes import CloseCode, close_code_of
 from flowspec_edge.net.held_bytes import ALL_LINKS
 
@@ -269,7 +276,7 @@ class Link:
             if self._goodbye is not None:
                 await self._websocket.send_frame(self._goodbye, WSMsgType.CLOSE)
         except (OSError, aiohttp.ClientError) as cause:
-            self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link broke ({cause})"))
+            self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link broke ({system_words(cause)})"))
         except Exception as cause:  # a bug; a link that nobody writes to must not stay open
             _log.exception("peer %s: its link cannot be written to", self.peer)
             self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link broke ({_described(cause)})"))

@@ -18,7 +18,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.membership import RecordGone, RecordHeard
-from flowspec_edge.errors import NodeUnavailableError, is_plain
+from flowspec_edge.errors import NodeUnavailableError, is_plain, system_words
 from flowspec_edge.net.addresses import LOOPBACK, addresses_to_announce, is_loopback
 
 SERVICE_TYPE = "_flowspec._tcp.local."
@@ -151,8 +151,8 @@ def _open_zeroconf(*, is_local: bool) -> AsyncZeroconf:
         return AsyncZeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only)
     except (OSError, RuntimeError) as cause:  # RuntimeError: no interface has an address
         raise NodeUnavailableError(
-            f"mDNS cannot be used here ({cause}); see that a network interface is up and that this user may open UDP "
-            "port 5353"
+            f"mDNS cannot be used here ({system_words(cause)}); see that a network interface is up and that this user "
+            "may open UDP port 5353"
         ) from cause
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from flowspec_edge.errors import (
     OtherKeyError,
     OtherVersionError,
     ProtocolError,
-    plain_text,
+    system_words,
 )
 from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.net.auth import Credentials
@@ -113,13 +112,10 @@ def _named(cause: BaseException, who: str, port: int, timeouts: LinkTimeouts) ->
 
 
 def _said(cause: Exception) -> str:
-    """What the system said, in one line. Texts of aiohttp and asyncio have their own objects in them."""
-    behind = cause.os_error if isinstance(cause, aiohttp.ClientConnectorError) else cause
-    if isinstance(behind, aiohttp.WSServerHandshakeError):
-        return f"it answers {behind.status}, as no node does"
-    if isinstance(behind, OSError) and behind.errno is not None and behind.errno > 0:
-        return os.strerror(behind.errno)
-    return plain_text(getattr(behind, "strerror", None) or str(behind) or type(behind).__name__)
+    """What the system said, in one line, or the server at the other end."""
+    if isinstance(cause, aiohttp.WSServerHandshakeError):
+        return f"it answers {cause.status}, as no node does"
+    return system_words(cause)
 
 
 def _key_mismatch(cause: BaseException | None) -> str | None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from typing import cast
 
 from aiohttp import web
 
-from flowspec_edge.errors import NodeUnavailableError
+from flowspec_edge.core.cluster.address import Address
+from flowspec_edge.errors import NodeUnavailableError, system_words
 from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.net.auth import HANDSHAKE_S
 from flowspec_edge.net.door import Door
 
+_REMEDIES = {
+    errno.EADDRINUSE: "something listens there already, perhaps another node; give another --port, or end that",
+    errno.EACCES: "ports below 1024 are for root; give another --port",
+}
 SHUTDOWN_S = 2.0
 """How long requests in progress may go on after close. The 60 s that aiohttp gives them would delay an exit."""
 
@@ -73,7 +79,9 @@ async def serve_app(
         await _Site(runner, host, port, tls, door).start()
     except OSError as cause:
         await runner.cleanup()
+        words = system_words(cause)
         raise NodeUnavailableError(
-            f"cannot listen on {host}:{port} ({cause.strerror or cause}); is another node running? try another port"
+            f"cannot listen on {Address(host, port)}: {words[:1].lower()}{words[1:]}; "
+            f"{_REMEDIES.get(cause.errno or 0, 'see that this machine has such an address')}"
         ) from cause
     return ServedApp(runner, host, int(runner.addresses[0][1]))

@@ -23,7 +23,7 @@ from flowspec_edge.core.device.boards import (
     settings_for,
 )
 from flowspec_edge.core.device.throttling import ThermalReport
-from flowspec_edge.errors import BoardError
+from flowspec_edge.errors import BoardError, system_words
 
 Thermometer = Callable[[], ThermalReport | None]
 """How hot the board is; None where it does not say."""
@@ -66,7 +66,7 @@ def find_profile(wanted: str | None, facts: BoardFacts) -> BoardProfile | None:
         try:
             return parse_profile(path.stem, path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as cause:
-            raise BoardError(f"--board {wanted}: cannot be read ({cause})") from cause
+            raise BoardError(f"--board {wanted}: cannot be read ({system_words(cause)})") from cause
     profiles = {profile.name: profile for profile in load_profiles()}
     if wanted not in profiles:
         raise BoardError(f"--board {wanted}: no such profile; there are {', '.join(profiles)}, or give a .toml file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import secrets
 import sys
 from collections.abc import AsyncIterator
@@ -53,7 +54,7 @@ class NodeProcess:
             if isinstance(cause, TimeoutError):
                 raise NodeUnavailableError(f"node {name}: did not start within {START_S:.0f} s") from cause
             raise
-        if not line:
+        if not line or "error" in json.loads(line):
             errors = (await process.stderr.read()).decode(errors="replace").strip().splitlines()
             await node.stop()
             raise NodeUnavailableError(f"node {name}: ended at its start: {errors[-1] if errors else 'no message'}")

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ import aiohttp
 from flowspec_edge.core.events import DeadlinePassed
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.weights import fetching as fe
-from flowspec_edge.errors import FetchError, FlowspecError, plain_text
+from flowspec_edge.errors import FetchError, FlowspecError, plain_text, system_words
 from flowspec_edge.files import open_record
 from flowspec_edge.manifest import MAX_MANIFEST_BYTES
 from flowspec_edge.weights.part import Part
@@ -247,8 +246,7 @@ def _describe(cause: Exception) -> str:
     if isinstance(cause, TimeoutError):  # aiohttp's own timeouts are of this type and a ClientError too
         return f"did not answer within {CONNECT_S:g} s, or stood still for {STALL_S:g} s"
     if isinstance(cause, aiohttp.ClientConnectorError):
-        error, number = cause.os_error, cause.os_error.errno or 0
-        return f"cannot be reached ({os.strerror(number) if number > 0 else error.strerror or error})"
+        return f"cannot be reached ({system_words(cause)})"
     if isinstance(cause, _RuleBrokenError):
         return plain_text(str(cause)[:MAX_QUOTED])
     if isinstance(cause, ValueError | RecursionError) and not isinstance(cause, aiohttp.ClientError):

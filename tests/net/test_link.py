@@ -305,7 +305,9 @@ async def test_a_listener_that_says_nothing_times_out() -> None:
 
 async def test_a_port_in_use_is_named() -> None:
     async with listening(let_nobody_in) as server:
-        with pytest.raises(NodeUnavailableError, match=rf"cannot listen on 127.0.0.1:{server.port}"):
+        with pytest.raises(
+            NodeUnavailableError, match=f"^cannot listen on 127.0.0.1:{server.port}: address already in use; "
+        ):
             await LinkServer.start("127.0.0.1", server.port, make_welcome, let_nobody_in)
 
 
