@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +56,11 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnfinishedText:
-    """A text to go on with: the tokens of its prompt, those written so far, and the digest of the bundle that did."""
+    """A text to go on with, as the same bundle began it: the tokens of its prompt, and those written so far."""
 
-    bundle: str
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
+
+
+Prompt = str | Sequence[int] | UnfinishedText
+"""A text, its tokens, or a text to go on with."""

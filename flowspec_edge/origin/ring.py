@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Piece, Prompt, UnfinishedText
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
@@ -149,7 +149,7 @@ class Ring:
         num_tokens = int(statistics["completion_tokens"])
         return hold_against(self.plan, self._core.costs, float(statistics["tokens_per_s"]), num_tokens)
 
-    async def begin(self, prompt: str | Sequence[int] | UnfinishedText, options: GenerateOptions) -> Answer:
+    async def begin(self, prompt: Prompt, options: GenerateOptions) -> Answer:
         """An answer to a text or to token ids, of which nothing is written yet, or one to go on with. Texts are
         tokenised one by one.
 

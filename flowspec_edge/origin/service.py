@@ -13,13 +13,12 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Self
 
 from flowspec_edge.bundle import Bundle
-from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Piece, Prompt
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning import recovery as rc
 from flowspec_edge.errors import (
     FlowspecError,
     LinkLostError,
-    OtherBundleError,
     PlacementError,
     ProtocolError,
     RingLostError,
@@ -106,9 +105,7 @@ class GenerationService:
         """The ring that wrote or writes the latest text; the service may have left it since."""
         return self._writer
 
-    async def generate(
-        self, prompt: str | Sequence[int] | UnfinishedText, options: GenerateOptions
-    ) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: Prompt, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         """Pieces of the answer. Where nodes are lost it goes on over those that are left, and waits for boards where
         those are too few; pieces with a ``notice`` then say so.
 
@@ -116,15 +113,9 @@ class GenerationService:
 
         Raises:
             RequestError: the prompt does not fit, or an option is not known.
-            OtherBundleError: the text to go on with was begun with another bundle.
             NodeUnavailableError, PlacementError: there is no room for all layers.
             StageFailedError: one ring after another was lost, or the origin itself failed.
         """
-        if isinstance(prompt, UnfinishedText) and prompt.bundle != self.bundle:
-            raise OtherBundleError(
-                f"the text was begun with bundle {prompt.bundle:.12}, and {self.model} here is bundle "
-                f"{self.bundle:.12}; the rest would be another text"
-            )
         decide, answer, noticed_at = self._decisions(), None, -math.inf
         self._upkeep.begin_session()
         try:

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from flowspec_edge.config import GenerateOptions, UnfinishedText
-from flowspec_edge.errors import RequestError
+from flowspec_edge.errors import OtherBundleError, RequestError
 
 BODY_S = 30.0
 """For a body of MAX_REQUEST_BYTES over Wi-Fi of 1 Mbit/s."""
@@ -30,11 +30,12 @@ class CompletionRequest:
     is_resumable: bool
 
 
-async def read_request(request: web.Request, model: str) -> CompletionRequest:
-    """The request's body, for a server of that model.
+async def read_request(request: web.Request, model: str, bundle: str) -> CompletionRequest:
+    """The request's body, for a server of that model, whose bundle has that digest.
 
     Raises:
         RequestError: it did not come in time, is not JSON, or asks for what is not there.
+        OtherBundleError: the text to go on with was begun with another bundle.
         HTTPRequestEntityTooLarge: it exceeds the application's limit.
     """
     body = await _read_json(request)
@@ -51,7 +52,7 @@ async def read_request(request: web.Request, model: str) -> CompletionRequest:
     if unfinished is not None and body.get("seed") is None:
         raise RequestError("seed is missing; give the one that the text was begun with")
     return CompletionRequest(
-        _field(body, "prompt", (str,), "") if unfinished is None else _unfinished_text(unfinished),
+        _field(body, "prompt", (str,), "") if unfinished is None else _unfinished_text(unfinished, bundle),
         _options(body),
         is_streamed=_field(body, "stream", (bool,), False),
         is_resumable=_field(extension, "resumable", (bool,), False),
@@ -76,12 +77,13 @@ def _options(body: dict[str, Any]) -> GenerateOptions:
     )
 
 
-def _unfinished_text(given: dict[str, Any]) -> UnfinishedText:
-    return UnfinishedText(
-        bundle=_field(given, "bundle", (str,), ""),
-        prompt=_token_ids(given, "prompt_token_ids"),
-        tokens=_token_ids(given, "token_ids"),
-    )
+def _unfinished_text(given: dict[str, Any], bundle: str) -> UnfinishedText:
+    began = _field(given, "bundle", (str,), "")
+    if began != bundle:
+        raise OtherBundleError(
+            f"the text was begun with bundle {began:.12}, and here is bundle {bundle:.12}, which would go on otherwise"
+        )
+    return UnfinishedText(prompt=_token_ids(given, "prompt_token_ids"), tokens=_token_ids(given, "token_ids"))
 
 
 def _token_ids(given: dict[str, Any], name: str) -> tuple[int, ...]:

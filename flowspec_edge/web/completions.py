@@ -115,7 +115,9 @@ class _Api:
         self._tasks.add(task)
         try:
             with self._turns.place(request.remote or ""):
-                return await self._answer(request, await read_request(request, self._generator.model))
+                return await self._answer(
+                    request, await read_request(request, self._generator.model, self._generator.bundle)
+                )
         except web.HTTPRequestEntityTooLarge:
             return refuse_as(
                 413, f"the request's body exceeds the limit of {MAX_REQUEST_BYTES} bytes; shorten the prompt"

@@ -202,7 +202,7 @@ class Echo:
 
     async def generate(self, prompt: str | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         if isinstance(prompt, UnfinishedText):
-            prompt = prompt.bundle
+            prompt = "x" * len(prompt.tokens)
         prompt.encode()
         for text in options.stop:
             text.encode()

@@ -20,7 +20,7 @@ STOPS = [(), ("def push",), ("🐍 ",), ("aab", "aaab a"), ("nothing of that",)]
 
 
 def unfinished(prompt: list[int], tokens: list[int]) -> UnfinishedText:
-    return UnfinishedText(bundle="", prompt=tuple(prompt), tokens=tuple(tokens))
+    return UnfinishedText(prompt=tuple(prompt), tokens=tuple(tokens))
 
 
 def write(answer: Answer, tokens: list[int]) -> list[Piece]:

@@ -16,7 +16,6 @@ from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
 from flowspec_edge.errors import (
     AnswerLostError,
     LinkLostError,
-    OtherBundleError,
     RequestError,
     ServerBusyError,
     StageFailedError,
@@ -44,8 +43,6 @@ class Letters:
 
     async def generate(self, prompt: str | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         self.asked.append((prompt, options))
-        if isinstance(prompt, UnfinishedText) and prompt.bundle != self.bundle:
-            raise OtherBundleError(f"the text was begun with bundle {prompt.bundle}, this is {self.bundle}")
         begin = len(prompt.tokens) if isinstance(prompt, UnfinishedText) else 0
         for at in range(begin, len(TEXT)):
             if at == self.num:
@@ -82,7 +79,7 @@ async def test_the_next_server_goes_on_with_the_very_letter(num: int, fate: Exce
         ((_, began),) = first.asked
         ((resumed, options),) = second.asked
         assert options == began and began.seed != 0, "the seed that the first one drew"
-        assert resumed == UnfinishedText(bundle="b1", prompt=tuple(PROMPT_TOKENS), tokens=tuple(map(ord, TEXT[:num])))
+        assert resumed == UnfinishedText(prompt=tuple(PROMPT_TOKENS), tokens=tuple(map(ord, TEXT[:num])))
         assert answer.statistics is not None
         assert (answer.statistics["seed"], answer.statistics["resumed_tokens"]) == (began.seed, num)
         await client.complete("y", max_new_tokens=99)
@@ -175,7 +172,7 @@ async def test_another_bundle_is_refused_by_name_and_the_error_has_what_came() -
                 break
         await served.close()
         with pytest.raises(
-            AnswerLostError, match=r"6 tokens .*nothing answers.*begun with bundle b1, this is b2"
+            AnswerLostError, match=r"6 tokens .*nothing answers.*begun with bundle b1, and here is bundle b2"
         ) as error:
             await anext(answer)
     assert (error.value.text, error.value.token_ids) == (TEXT[:6], [*map(ord, TEXT[:6])])
@@ -227,9 +224,9 @@ async def test_a_server_that_waits_for_ever_is_waited_for_so_long(monkeypatch: p
         ({"resumable": 1}, "resumable is 1"),
         ({"resume": []}, r"resume is \[\]"),
         ({"resume": {"bundle": 5}}, "bundle is 5"),
-        ({"resume": {"prompt_token_ids": "x"}}, "prompt_token_ids is 'x'"),
-        ({"resume": {"token_ids": [1, True]}}, "flowspec.resume.token_ids has what is no token id"),
-        ({"resume": {"token_ids": [1.0]}}, "no token id"),
+        ({"resume": {"bundle": "b1", "prompt_token_ids": "x"}}, "prompt_token_ids is 'x'"),
+        ({"resume": {"bundle": "b1", "token_ids": [1, True]}}, "flowspec.resume.token_ids has what is no token id"),
+        ({"resume": {"bundle": "b1", "token_ids": [1.0]}}, "no token id"),
     ],
 )
 async def test_a_request_to_go_on_is_checked(extension: object, text: str) -> None:
