@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,9 +103,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what lies half written is removed, as by Ctrl-C
     try:
         _export(options)
     except FlowspecError as error:
+        if options.json:
+            print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
         print(f"flowspec-export: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

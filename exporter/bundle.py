@@ -17,7 +17,7 @@ from exporter.assembly import Assembly, Report
 from exporter.drafter import load_draft_head
 from exporter.model import load_checkpoint
 from exporter.precisions import PRECISIONS
-from flowspec_edge.errors import BundleError, CheckpointError
+from flowspec_edge.errors import BundleError, CheckpointError, system_words
 from flowspec_edge.manifest import MANIFEST_NAME, Manifest, load_manifest
 
 
@@ -122,7 +122,7 @@ def _written_aside(options: ExportOptions) -> Iterator[Path]:
         else:
             aside.rename(out)
     except OSError as cause:
-        raise BundleError(f"{out}: could not be written ({cause})") from cause
+        raise BundleError(f"{out}: could not be written ({system_words(cause)})") from cause
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -32,11 +32,13 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
 @contextlib.asynccontextmanager
-async def started(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def started(
+    *arguments: str, stdin: int = asyncio.subprocess.DEVNULL
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """A command in Python's development mode, which tells of whatever is left behind."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-m", "flowspec_edge", *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -102,6 +104,29 @@ async def test_a_command_that_waits_ends_in_order(command: tuple[str, ...], endi
                 await asyncio.sleep(0.05)
         status, err = await ended(process, ending)
     assert status == 130 and err.strip().endswith(b"interrupted")
+
+
+@pytest.mark.parametrize(
+    ("command", "ending"),
+    [(("generate", "-", "--host", "127.0.0.1"), signal.SIGTERM), (("key", "set"), signal.SIGINT)],
+)
+async def test_a_command_that_reads_standard_input_ends_at_once(
+    command: tuple[str, ...], ending: signal.Signals
+) -> None:
+    async with started(*command, stdin=asyncio.subprocess.PIPE) as process:
+        async with asyncio.timeout(COMMAND_S):
+            while not reads_standard_input(process.pid):
+                await asyncio.sleep(0.05)
+        process.send_signal(ending)
+        async with asyncio.timeout(COMMAND_S):  # standard input stays open meanwhile
+            err = await present(process.stderr).read()
+            assert await process.wait() == 130
+    assert err == f"\nflowspec {command[0]}: interrupted\n".encode()
+
+
+def reads_standard_input(pid: int) -> bool:
+    number, first, *_ = [*Path(f"/proc/{pid}/syscall").read_text().split(), "", ""]
+    return number in ("0", "63") and first == "0x0"  # read(0, ...) on x86-64 and on aarch64
 
 
 def sockets_of(pid: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -208,8 +209,30 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "layers [0, 1) of 3, int8: error" in err
     assert main(arguments) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("flowspec-export: ")
-    assert main([str(tmp_path / "nothing"), "--out", str(tmp_path / "other")]) == 1
-    assert "no such checkpoint directory" in capsys.readouterr().err
+    assert main([str(tmp_path / "nothing"), "--out", str(tmp_path / "other"), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert "no such checkpoint directory" in err
+    assert json.loads(out)["error"]["type"] == "CheckpointError"
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_an_export_that_is_ended_leaves_nothing(
+    ending: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(*arguments: object) -> None:
+        assert len(list(tmp_path.iterdir())) == 2, "the checkpoint, and what is half written"
+        signal.raise_signal(ending)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(exporting.Assembly, "assemble", end)
+    save_checkpoint(tmp_path / "target")
+    try:
+        assert main([str(tmp_path / "target"), "--out", str(tmp_path / "out")]) == 130
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert "interrupted, nothing was written" in capsys.readouterr().err
 
 
 def test_help_does_not_wait_for_torch() -> None:
