@@ -1,5 +1,8 @@
 """An answer that another origin began: not a character of it comes twice or is left out, wherever it is cut."""
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import RequestError
+from flowspec_edge.origin import answer as answering
 from flowspec_edge.origin.answer import Answer
 from tests.ring.conftest import tokens_of
 
@@ -55,6 +59,14 @@ def test_what_is_left_to_write_and_what_is_counted() -> None:
     assert piece.prompt_token_ids is None
     assert last.statistics is not None
     assert (last.statistics["prompt_tokens"], last.statistics["completion_tokens"]) == (3, 5)
+
+
+def test_tokens_per_s_are_those_of_the_origin_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "time", SimpleNamespace(monotonic=itertools.count(1.0).__next__))
+    answer = Answer.resume(TOKENIZER, unfinished([1], [40] * 9), GenerateOptions(max_new_tokens=12))
+    *_, last = write(answer, [40, 40, 40])
+    assert last.statistics is not None
+    assert (last.statistics["tokens_per_s"], last.statistics["first_token_s"]) == (1.0, 1.0)
 
 
 def test_the_first_piece_tells_the_prompts_tokens() -> None:

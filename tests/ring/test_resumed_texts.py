@@ -7,21 +7,34 @@ import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.client import Answer, Client
-from flowspec_edge.config import GenerateOptions
+from flowspec_edge.config import GenerateOptions, UnfinishedText
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import AnswerLostError
 from flowspec_edge.node.process import node_processes
 from tests.narrowing import present
-from tests.ring.conftest import unsplit_tokens
+from tests.ring.conftest import ring_of, tokens_of, unsplit_tokens
 from tests.servers import serve_process
 
-pytestmark = pytest.mark.slow
 NUM_BEFORE = 20
 LIMIT_S = 90
 OPTIONS = (
     GenerateOptions(max_new_tokens=80),
     GenerateOptions(max_new_tokens=80, temperature=0.8, seed=7, top_p=0.9),
 )
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+async def test_a_ring_goes_on_with_a_text_from_any_token(
+    int8_bundle: Bundle, prompts: list[list[int]], options: GenerateOptions
+) -> None:
+    expected = unsplit_tokens(int8_bundle, prompts[0], options)
+    async with asyncio.timeout(LIMIT_S), ring_of(2, int8_bundle) as ring:
+        for num in (0, 1, 40, 79, 80):
+            text = UnfinishedText(prompt=tuple(prompts[0]), tokens=tuple(expected[:num]))
+            pieces = [piece async for piece in ring.write(await ring.begin(text, options))]
+            assert tokens_of(pieces) == expected[num:]
+            assert pieces[-1].finish_reason == "length"
+            assert present(pieces[-1].statistics)["completion_tokens"] == 80
 
 
 async def begun(client: Client, prompt: str, options: GenerateOptions, stop: Sequence[str] = ()) -> Answer:
@@ -49,6 +62,7 @@ def num_resumed(answer: Answer) -> int:
     return int(present(answer.statistics)["resumed_tokens"])
 
 
+@pytest.mark.slow
 async def test_the_text_goes_on_at_another_server_at_the_same_one_and_ends_named_where_there_is_none(
     int8_bundle: Bundle, prompts: list[list[int]]
 ) -> None:
