@@ -25,7 +25,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
-from flowspec_edge.errors import FlowspecError, RequestError
+from flowspec_edge.errors import FlowspecError, RequestError, ServerBusyError
 from flowspec_edge.net.auth import is_same_key
 from flowspec_edge.web.completion_request import CompletionRequest, read_request
 from flowspec_edge.web.event_stream import paced, stream
@@ -125,7 +125,7 @@ class _Api:
         except RecursionError:
             return refuse_as(400, "the request's body is nested too deeply")
         except FlowspecError as cause:
-            if not isinstance(cause, RequestError):
+            if not isinstance(cause, RequestError | ServerBusyError):  # clients could fill the log with these
                 _log.warning("%s", cause)
             return refuse(cause)
         finally:
