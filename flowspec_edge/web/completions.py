@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -25,19 +24,17 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
-from flowspec_edge.errors import FlowspecError, RequestError, ServerBusyError
+from flowspec_edge.errors import FlowspecError
 from flowspec_edge.net.auth import is_same_key
 from flowspec_edge.web.completion_request import CompletionRequest, read_request
 from flowspec_edge.web.event_stream import paced, stream
-from flowspec_edge.web.refusals import refuse, refuse_as
+from flowspec_edge.web.refusals import log_failure, refuse, refuse_as
 from flowspec_edge.web.turns import TurnLimits, Turns
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """Enough for a prompt of a million tokens."""
 DRAIN_S = 1.0
 """How long texts may go on when the server ends; systemd and users wait for ten times that."""
-
-_log = logging.getLogger(__name__)
 
 
 class TextGenerator(Protocol):
@@ -125,8 +122,7 @@ class _Api:
         except RecursionError:
             return refuse_as(400, "the request's body is nested too deeply")
         except FlowspecError as cause:
-            if not isinstance(cause, RequestError | ServerBusyError):  # clients could fill the log with these
-                _log.warning("%s", cause)
+            log_failure(cause)
             return refuse(cause)
         finally:
             self._tasks.discard(task)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -13,13 +12,11 @@ from aiohttp import web
 
 from flowspec_edge.config import Piece
 from flowspec_edge.errors import FlowspecError, ServerEndingError
-from flowspec_edge.web.refusals import error_object
+from flowspec_edge.web.refusals import error_object, log_failure
 
 SIGN_S = 2.0
 """How long a stream may be silent before it says that the server is there; the client takes five times that for a loss.
 """
-
-_log = logging.getLogger(__name__)
 
 
 async def paced(pieces: AsyncGenerator[Piece, None], ending: asyncio.Event) -> AsyncGenerator[Piece | None, None]:
@@ -75,7 +72,7 @@ async def stream(
             async for piece in pieces:
                 await _send_piece(response, piece, part)
         except FlowspecError as cause:
-            _log.warning("%s", cause)
+            log_failure(cause)
             await _send(response, error_object(cause))
         else:
             await response.write(b"data: [DONE]\n\n")

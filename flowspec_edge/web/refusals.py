@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -15,6 +16,8 @@ from flowspec_edge.errors import (
     ServerEndingError,
 )
 
+_log = logging.getLogger(__name__)
+
 
 def status_of(error: FlowspecError) -> int:
     """400 and above where the request is at fault, 500 and above where the server is."""
@@ -27,6 +30,12 @@ def status_of(error: FlowspecError) -> int:
             return 429
         case _:
             return 503
+
+
+def log_failure(error: FlowspecError) -> None:
+    """Log an error that whoever runs the server can mend. With others clients could fill the log."""
+    if not isinstance(error, RequestError | ServerBusyError | ServerEndingError):
+        _log.warning("%s", error)
 
 
 def refuse(error: FlowspecError) -> web.Response:
