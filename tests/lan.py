@@ -158,6 +158,24 @@ class Lan:
         self._second ^= {number}
         ip("address", "add", f"{self.address(number)}/24", "dev", "eth0", inside=host)
 
+    def pull(self, number: int) -> None:
+        """The cable is out."""
+        ip("link", "set", f"port{number}", "down", inside=self.switch)
+
+    def plug(self, number: int) -> None:
+        ip("link", "set", f"port{number}", "up", inside=self.switch)
+
+    def add_card(self, number: int, name: str, address: str) -> None:
+        """A further interface, as of a Wi-Fi stick, at the same switch."""
+        host, port = self.host(number), f"{name}-{number}"
+        ip("link", "add", name, "netns", host, "type", "veth", "peer", "name", port, "netns", self.switch)
+        ip("link", "set", port, "master", "switch", "up", inside=self.switch)
+        ip("link", "set", name, "up", inside=host)
+        ip("address", "add", f"{address}/24", "dev", name, inside=host)
+
+    def remove_card(self, number: int, name: str) -> None:
+        ip("link", "del", name, inside=self.host(number))
+
     def _set_port(self, number: int, *setting: str) -> None:
         command = ["bridge", "-n", self.switch, "link", "set", "dev", f"port{number}", *setting]
         subprocess.run(command, check=True, capture_output=True, text=True)

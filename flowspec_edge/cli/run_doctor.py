@@ -7,15 +7,16 @@ import dataclasses
 import ipaddress
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.cluster.diagnosis import MULTICAST, REACHED, UNRESOLVED, Finding, Surroundings, diagnose
+from flowspec_edge.core.cluster.interfaces import Verdict
 from flowspec_edge.core.cluster.membership import Membership
 from flowspec_edge.core.planning.placement import stage_memory_bytes
-from flowspec_edge.net.addresses import local_networks
+from flowspec_edge.net.addresses import EVERY_INTERFACE, addresses_to_announce, local_networks, read_verdicts
 from flowspec_edge.net.auth import key_path
 from flowspec_edge.net.directory import Directory
 from flowspec_edge.net.neighbourhood import Neighbourhood
@@ -77,7 +78,8 @@ def read_neighbours(table: str) -> dict[str, str]:
 def _report(where: Neighbourhood, mdns_error: str | None, findings: list[Finding]) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
-        "addresses": sorted(local_networks()),
+        "addresses": addresses_to_announce(where.host),
+        "interfaces": [_describe(verdict, where) for verdict in read_verdicts()],
         "cluster": where.cluster,
         "key": where.fingerprint or None,
         "mdns_error": mdns_error,
@@ -85,11 +87,45 @@ def _report(where: Neighbourhood, mdns_error: str | None, findings: list[Finding
     }
 
 
+def _describe(verdict: Verdict, where: Neighbourhood) -> dict[str, Any]:
+    interface = verdict.interface
+    return {
+        "name": interface.name,
+        "kind": interface.kind or None,
+        "addresses": [str(address) for address in interface.addresses],
+        "why_not": why_not_announced(verdict, where) or None,
+    }
+
+
+def why_not_announced(verdict: Verdict, where: Neighbourhood) -> str:
+    """Empty where the interface is announced. A user who gives --host has chosen, whatever the interface is."""
+    if where.host == EVERY_INTERFACE:
+        return verdict.why_not
+    has_host = any(str(address.ip) == where.host for address in verdict.interface.addresses)
+    return "" if has_host else f"--host is {where.host}"
+
+
+def print_networks(where: Neighbourhood, verdicts: Sequence[Verdict]) -> None:
+    """Which interfaces are announced, and why the others are not, of those that have an address or might have one."""
+    announced, others = [], []
+    for verdict in verdicts:
+        interface, why_not = verdict.interface, why_not_announced(verdict, where)
+        text = " ".join([interface.name, *map(str, interface.addresses)])
+        if not why_not:
+            announced.append(text)
+        elif (interface.addresses or interface.is_hardware) and not interface.is_loopback:
+            others.append(f"  not announced: {text} ({why_not})")
+    nothing = "nothing, so other boards cannot reach this one; see that a cable is in, or Wi-Fi is joined"
+    print(f"  announced: {', '.join(announced) or nothing}", *others[:MAX_SHOWN], sep="\n")
+    if len(others) > MAX_SHOWN:
+        print(f"  ... and {len(others) - MAX_SHOWN} more that are not (flowspec doctor --json has all)")
+
+
 def print_findings(where: Neighbourhood, mdns_error: str | None, findings: list[Finding]) -> None:
     """A line per node, and below it what is wrong and what mends it; of long lists the beginning."""
     key = f"key {where.fingerprint}" if where.fingerprint else f"no cluster key ({key_path()})"
-    addresses = ", ".join(sorted(local_networks())) or "no network address"
-    print(f"this board: {socket.gethostname()}, {addresses}; cluster {where.cluster}, {key}")
+    print(f"this board: {socket.gethostname()}; cluster {where.cluster}, {key}")
+    print_networks(where, read_verdicts())
     if mdns_error is not None:
         print(f"  mDNS: {mdns_error}")
     for is_usable in (True, False):

@@ -27,6 +27,8 @@ class PeerDisplay:
         match action:
             case ms.ReportJoined(peer):
                 self._say(f"joined: {peer.node} at {peer.address}")
+            case ms.ReportMoved(peer, before):
+                self._say(f"moved: {peer.node} from {before} to {peer.address}")
             case ms.ReportLost(peer, why):
                 self._say(f"lost: {peer.node} at {peer.address} ({why})")
             case ms.ReportNamesake(text):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -16,6 +17,7 @@ from typing import Any, Self
 from flowspec_edge.core import wire
 from flowspec_edge.core.cluster import membership as ms
 from flowspec_edge.core.cluster.address import Address, parse_address
+from flowspec_edge.core.cluster.interfaces import WayOut, ways_out
 from flowspec_edge.core.cluster.membership import Failure, Membership, Peer
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.errors import (
@@ -27,13 +29,12 @@ from flowspec_edge.errors import (
     StateError,
 )
 from flowspec_edge.files import open_record
-from flowspec_edge.net.addresses import NODE_PORT, local_networks, own_addresses
+from flowspec_edge.net.addresses import NODE_PORT, own_addresses, read_verdicts
 from flowspec_edge.net.discovery import Announcement, Announcer, Browser
 from flowspec_edge.net.link import DEFAULT_TIMEOUTS, open_link
 from flowspec_edge.net.neighbourhood import Neighbourhood, remember_peers, remembered_peers
+from flowspec_edge.net.network_watch import NetworkWatch
 
-WATCH_S = 5.0
-"""How often to check whether this machine's addresses have changed, as when Wi-Fi comes late."""
 MAX_WAITING_EVENTS = 1024
 """Hints from outside that may wait for their turn. Further ones are ignored, and come again."""
 
@@ -86,6 +87,7 @@ class Directory:
         Where mDNS cannot be used, a warning is logged, and peers are still found in the other ways.
         """
         directory = cls(where, node, port, version, report)
+        networks = directory._networks()
         await directory._open_mdns()
         for address in where.peers:
             directory.tell(ms.AddressLearned(address, ms.TYPED))
@@ -93,7 +95,7 @@ class Directory:
             directory.tell(ms.AddressLearned(address, ms.REMEMBERED))
         directory._spawn(directory._run(), "directory")
         if not where.is_local:
-            directory._spawn(directory._watch_addresses(), "addresses")
+            directory._spawn(directory._watch_networks(networks), "networks")
         return directory
 
     async def __aenter__(self) -> Self:
@@ -165,7 +167,9 @@ class Directory:
         """
         if not told.port < 65536:
             raise ProtocolError(f"Peers.port is {told.port}, not a port")
-        for address in ([Address(host, told.port)] if told.port else []) + _parse_told(told):
+        if told.port:
+            self.tell(ms.AddressLearned(Address(host, told.port), ms.CALLED))
+        for address in _parse_told(told):
             self.tell(ms.AddressLearned(address, ms.TOLD))
         return self._known()
 
@@ -234,9 +238,15 @@ class Directory:
             _log.warning("peers are not remembered: %s", cause)
 
     async def _open_mdns(self) -> None:
+        """Hear and be heard on the networks that this machine is in now."""
         try:
-            self._browser = await Browser.start(self.tell, is_local=self.where.is_local)
-            if self._port:
+            if self._browser is not None:
+                await self._browser.close()
+                self._browser = None
+            self._browser = await Browser.start(self.tell, host=self.where.host)
+            if self._announcer is not None:
+                await self._announcer.renew()
+            elif self._port:
                 self._announcer = await Announcer.start(
                     Announcement(
                         node=self.membership.node,
@@ -248,7 +258,7 @@ class Directory:
                     )
                 )
             self.mdns_error = None
-        except NodeUnavailableError as cause:
+        except (NodeUnavailableError, OSError) as cause:
             if self.mdns_error != str(cause):  # logged once, however often addresses change
                 _log.warning(
                     "%s. Going on without it: peers are reached by address (--peer HOST:PORT), and tell of others",
@@ -263,17 +273,20 @@ class Directory:
             await self._browser.close()
         self._announcer = self._browser = None
 
-    async def _watch_addresses(self) -> None:
-        before = local_networks()
-        while True:
-            await asyncio.sleep(WATCH_S)
-            now = local_networks()
-            if now != before:
-                before = now
-                _log.info("addresses of this machine: %s", ", ".join(now) or "none")
-                self._events.put_nowait(ms.AddressesChanged(self._own_addresses()))
-                await self._close_mdns()
-                await self._open_mdns()
+    def _networks(self) -> tuple[list[WayOut], frozenset[Address]]:
+        return ways_out(read_verdicts()), self._own_addresses()
+
+    async def _watch_networks(self, before: tuple[list[WayOut], frozenset[Address]]) -> None:
+        with contextlib.closing(NetworkWatch()) as watch:
+            while True:
+                has_slept = await watch.wait()
+                now = self._networks()
+                if now != before or has_slept:
+                    before = now
+                    ways, own = now
+                    _log.info("this machine's networks: %s", ", ".join(map(str, ways)) or "none")
+                    self._events.put_nowait(ms.NetworksChanged(own))
+                    await self._open_mdns()
 
 
 async def find_peers(

@@ -10,20 +10,22 @@ import asyncio
 import logging
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from zeroconf import InterfaceChoice, IPVersion, ServiceStateChange, Zeroconf
+from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.membership import RecordGone, RecordHeard
 from flowspec_edge.errors import NodeUnavailableError, is_plain, system_words
-from flowspec_edge.net.addresses import LOOPBACK, addresses_to_announce, is_loopback
+from flowspec_edge.net.addresses import LOOPBACK, addresses_to_announce, multicast_addresses
 
 SERVICE_TYPE = "_flowspec._tcp.local."
 RECORD_MS = 3000
 """How long to ask for the record of a node whose name was heard. On a LAN the record comes with the name."""
+FLUSH_S = 1.5
+"""How long after a change what a record said before has gone: it is dropped after a second (RFC 6762, 10.2)."""
 MAX_ASKING = 64
 """How many records are asked for at a time. Further names are ignored until they are heard again."""
 MAX_LABEL_BYTES = 55
@@ -54,9 +56,10 @@ class Announcement:
 class Announcer:
     """Keeps a node's record on the network. It is made by :meth:`start`."""
 
-    def __init__(self, zeroconf: AsyncZeroconf, info: AsyncServiceInfo) -> None:
+    def __init__(self, zeroconf: AsyncZeroconf, info: AsyncServiceInfo, host: str) -> None:
         self._zeroconf = zeroconf
         self._info = info
+        self._host = host
 
     @classmethod
     async def start(cls, announcement: Announcement) -> Announcer:
@@ -66,11 +69,12 @@ class Announcer:
             NodeUnavailableError: no network interface can be used for mDNS.
         """
         label = announcement.node.replace(".", "-").encode()[:MAX_LABEL_BYTES].decode(errors="ignore")
+        host = announcement.host
         info = AsyncServiceInfo(
             SERVICE_TYPE,
             f"{label}-{secrets.token_hex(3)}.{SERVICE_TYPE}",  # the node's own name is in the record
             port=announcement.port,
-            addresses=[socket.inet_aton(address) for address in addresses_to_announce(announcement.host)],
+            addresses=_packed(addresses_to_announce(host)),
             properties={
                 "node": announcement.node,
                 "cluster": announcement.cluster,
@@ -78,14 +82,24 @@ class Announcer:
                 "key": announcement.fingerprint,
             },
         )
-        zeroconf = _open_zeroconf(is_local=is_loopback(announcement.host))
+        zeroconf = _open_zeroconf(host)
         try:
             # Record names have random suffixes, so probing for the same name elsewhere would only cost time.
             await (await zeroconf.async_register_service(info, cooperating_responders=True))
         except BaseException:
             await zeroconf.async_close()
             raise
-        return cls(zeroconf, info)
+        return cls(zeroconf, info, host)
+
+    async def renew(self) -> None:
+        """Announce the addresses that this machine has now, on the networks that it is in now.
+
+        Interfaces that look the same are left and joined again, for there may be another cable in them.
+        """
+        self._info.addresses = _packed(addresses_to_announce(self._host))
+        await self._zeroconf.async_update_interfaces([LOOPBACK])
+        await self._zeroconf.async_update_interfaces(multicast_addresses(self._host))
+        await (await self._zeroconf.async_update_service(self._info))
 
     async def close(self) -> None:
         """Withdraw the record. Browsers see this within milliseconds."""
@@ -100,23 +114,25 @@ class Browser:
         self._zeroconf = zeroconf
         self._tell = tell
         self._asking: set[asyncio.Task[None]] = set()
+        self._heard: set[str] = set()  # names of records that were told
         self._browser: AsyncServiceBrowser | None = None
 
     @classmethod
-    async def start(cls, tell: Callable[[RecordHeard | RecordGone], None], *, is_local: bool) -> Browser:
-        """Begin to listen, on loopback alone or on every interface, even without a default route.
+    async def start(cls, tell: Callable[[RecordHeard | RecordGone], None], *, host: str) -> Browser:
+        """Begin to listen on the networks of a listener on ``host``, even without a default route.
 
         ``tell`` is called with each record that is heard, and with each one that is withdrawn.
 
         Raises:
             NodeUnavailableError: no network interface can be used for mDNS.
         """
-        zeroconf = _open_zeroconf(is_local=is_local)
+        zeroconf = _open_zeroconf(host)
         browser = cls(zeroconf, tell)
         browser._browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE_TYPE, handlers=[browser._take_change])
         return browser
 
     async def close(self) -> None:
+        """Stop listening. What was heard counts as withdrawn."""
         if self._browser is not None:
             await self._browser.async_cancel()
         for task in self._asking:
@@ -124,14 +140,25 @@ class Browser:
         if self._asking:
             await asyncio.wait(self._asking)
         await self._zeroconf.async_close()
+        for name in self._heard:
+            self._tell(RecordGone(name))
 
     def _take_change(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is ServiceStateChange.Removed:
+            self._heard.discard(name)
             self._tell(RecordGone(name))
         elif len(self._asking) < MAX_ASKING:
-            task = asyncio.get_running_loop().create_task(self._ask(zeroconf, name), name=f"mDNS record {name}")
+            is_known = state_change is ServiceStateChange.Updated
+            asking = self._ask_twice(zeroconf, name) if is_known else self._ask(zeroconf, name)
+            task = asyncio.get_running_loop().create_task(asking, name=f"mDNS record {name}")
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)
+
+    async def _ask_twice(self, zeroconf: Zeroconf, name: str) -> None:
+        """At once, when the addresses of before are still in it, and when they have gone."""
+        await self._ask(zeroconf, name)
+        await asyncio.sleep(FLUSH_S)
+        await self._ask(zeroconf, name)
 
     async def _ask(self, zeroconf: Zeroconf, name: str) -> None:
         info = AsyncServiceInfo(SERVICE_TYPE, name)
@@ -141,14 +168,17 @@ class Browser:
         if record is None:
             _log.debug("mDNS record %r is not a node's", name)
         else:
+            self._heard.add(name)
             self._tell(record)
 
 
-def _open_zeroconf(*, is_local: bool) -> AsyncZeroconf:
-    # InterfaceChoice.Default would fail on a host without default route, as on a LAN without router.
-    interfaces = [LOOPBACK] if is_local else InterfaceChoice.All
+def _packed(addresses: Sequence[str]) -> list[bytes]:
+    return [socket.inet_aton(address) for address in addresses]
+
+
+def _open_zeroconf(host: str) -> AsyncZeroconf:
     try:
-        return AsyncZeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only)
+        return AsyncZeroconf(interfaces=multicast_addresses(host), ip_version=IPVersion.V4Only)
     except (OSError, RuntimeError) as cause:  # RuntimeError: no interface has an address
         raise NodeUnavailableError(
             f"mDNS cannot be used here ({system_words(cause)}); see that a network interface is up and that this user "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lan import Lan, ip
+from tests.lan import Lan
 
 START_S = 60
 AWAY_S = 3.0
@@ -109,12 +109,15 @@ async def _thaw(boards: Boards, number: int, rng: random.Random) -> None:
 
 
 async def _cut(boards: Boards, number: int, rng: random.Random) -> None:
-    """The cable is out."""
-    ip("link", "set", f"port{number}", "down", inside=boards.lan.switch)
+    boards.lan.pull(number)
 
 
 async def _plug(boards: Boards, number: int, rng: random.Random) -> None:
-    ip("link", "set", f"port{number}", "up", inside=boards.lan.switch)
+    boards.lan.plug(number)
+
+
+async def _move(boards: Boards, number: int, rng: random.Random) -> None:
+    boards.lan.readdress(number)
 
 
 async def _swallow(boards: Boards, number: int, rng: random.Random) -> None:
@@ -166,6 +169,7 @@ FAULTS: Mapping[str, Fault] = {
     "frozen": Fault(_freeze, _thaw),
     "frozen for half a second": Fault(_freeze_for_a_moment, _nothing),
     "cable out": Fault(_cut, _plug),
+    "at another address": Fault(_move, _nothing),
     "blackholed": Fault(_swallow, _let_through),
     "cut off from one other node": Fault(_sever, _join),
     "behind a link that loses 5 to 30 %": Fault(_spoil, _mend),

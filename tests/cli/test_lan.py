@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from tests.narrowing import present
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lan_is_possible")]
 
 NUM_HOSTS = 5
+FOUND_AGAIN_S = 15
+"""What is promised; it takes a second or two."""
 WAIT_S = 60
 """A bound, no figure: `python -m benchmarks.discovery` measures."""
 
@@ -145,3 +148,37 @@ async def test_doctor_tells_a_firewall_from_a_key_from_a_board_that_is_off(state
 
 def replace_key_in(place: Path) -> None:
     (place / "cluster.key").write_text(format_key(bytes(20)))
+
+
+async def test_boards_whose_networks_change_find_each_other_again(states: list[Path]) -> None:
+    """A new address, a cable that is out for a while, a card that is taken away, and one that comes later."""
+    async with lan_of(2) as lan, asyncio.timeout(2 * WAIT_S):
+        env = [{"FLOWSPEC_HOME": str(state)} for state in states]
+        first, _ = await lan.start_node(0, env=env[0], is_verbose=True)
+        second, _ = await lan.start_node(1, env=env[1], is_verbose=True)
+        await until_said(second, "joined: pi-0 at 10.83.0.1:7361")
+        await until_said(first, "joined: pi-1 at 10.83.0.2:7361")
+        lan.change_address(0)
+        took_s = [await until_said(second, "pi-0 .*10.83.0.3:7361")]
+        lan.pull(0)
+        await until_said(first, "lost: pi-1")
+        lan.plug(0)
+        took_s.append(await until_said(first, "joined: pi-1 at 10.83.0.2:7361"))
+        lan.remove_card(0, "eth0")
+        await until_said(first, "lost: pi-1")
+        lan.add_card(0, "wlan1", "10.83.0.9")
+        took_s.append(await until_said(first, "joined: pi-1 at 10.83.0.2:7361"))
+        took_s.append(await until_said(second, "pi-0 .*10.83.0.9:7361"))
+        print("found again after", ", ".join(f"{seconds:.1f} s" for seconds in took_s))
+        assert max(took_s) < FOUND_AGAIN_S
+
+
+async def until_said(process: asyncio.subprocess.Process, pattern: str) -> float:
+    """Seconds until a node logs this."""
+    began = time.monotonic()
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            line = (await present(process.stderr).readline()).decode()
+            assert line, f"the node ended before it said {pattern}"
+            if re.search(pattern, line):
+                return time.monotonic() - began

@@ -53,7 +53,7 @@ class Ears:
 
 async def test_announced_nodes_are_heard_and_missed_after_their_goodbye(cluster: str) -> None:
     ears = Ears(cluster)
-    browser = await Browser.start(ears, is_local=True)
+    browser = await Browser.start(ears, host="127.0.0.1")
     announcers = [await Announcer.start(make_announcement(cluster, number)) for number in (1, 2, 3)]
     await ears.until(lambda records: len(records) == 3)
     (name,) = (name for name, record in ears.records.items() if record.node.endswith("2"))
@@ -93,7 +93,7 @@ async def test_a_strangers_record_is_ignored(cluster: str, properties: dict[str,
         properties=properties,
     )
     heard: list[Any] = []
-    browser = await Browser.start(heard.append, is_local=True)
+    browser = await Browser.start(heard.append, host="127.0.0.1")
     await (await zeroconf.async_register_service(info, cooperating_responders=True))
     announcer = await Announcer.start(make_announcement(cluster))
     async with asyncio.timeout(10):

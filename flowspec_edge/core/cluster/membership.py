@@ -28,12 +28,14 @@ GOSSIP_S = 0.2
 """How soon a peer is told of another one that it may not know, together with those that are found meanwhile."""
 GOODBYE_S = 2.0
 """How soon to greet a node that said goodbye. Until then it may still be listening."""
-RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""The pauses after the first, the second and further failures at an address. The last pause is repeated."""
+RETRY_S = (1.0, 2.0, 4.0, 8.0, 10.0)
+"""The pauses after the first, the second and further failures at an address. The last pause is repeated: with the 5 s
+after which a silent address is given up, whoever is back is found within 15 s, even if nothing tells of it.
+"""
 TOLD_ATTEMPTS = 4
 """After this many failures an address that only peers have told is forgotten."""
 
-RECORD, TYPED, REMEMBERED, TOLD = "mDNS", "--peer", "remembered", "told by a peer"
+RECORD, TYPED, REMEMBERED, TOLD, CALLED = "mDNS", "--peer", "remembered", "told by a peer", "its own call"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,8 @@ class PeerDoubted:
 
 
 @dataclass(frozen=True, slots=True)
-class AddressesChanged:
-    """The addresses of this node itself are now ``own``."""
+class NetworksChanged:
+    """This machine is in other networks, or was away for a while. Its own addresses are now ``own``."""
 
     own: frozenset[Address]
 
@@ -121,7 +123,7 @@ class TimePassed:
 
 
 MembershipEvent = (
-    RecordHeard | RecordGone | AddressLearned | PeerAnswered | PeerFailed | PeerDoubted | AddressesChanged | TimePassed
+    RecordHeard | RecordGone | AddressLearned | PeerAnswered | PeerFailed | PeerDoubted | NetworksChanged | TimePassed
 )
 
 # --------------------------------------------------------------------- actions
@@ -135,6 +137,14 @@ class GreetPeer:
 @dataclass(frozen=True, slots=True)
 class ReportJoined:
     peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class ReportMoved:
+    """The peer answers at another address, and may be gone from ``before``."""
+
+    peer: Peer
+    before: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +170,15 @@ class ReportAlone:
     """Report, once, that nobody has answered for ALONE_S."""
 
 
-MembershipAction = GreetPeer | ReportJoined | ReportLost | ReportNamesake | RememberPeers | ReportAlone
+MembershipAction = GreetPeer | ReportJoined | ReportMoved | ReportLost | ReportNamesake | RememberPeers | ReportAlone
 
 
 @dataclass(slots=True)
 class Hint:
-    """An address, and what came of it. ``next_try`` is infinite while the address is being greeted."""
+    """An address, and what came of it. ``next_try`` is infinite while the address is being greeted.
+
+    Where ``is_doubted`` is set, something says that the node is no longer there, and it has not answered since.
+    """
 
     sources: set[str]
     next_try: float = math.inf
@@ -173,6 +186,7 @@ class Hint:
     failure: Failure | None = None
     node: str = ""  # the node that answered there last
     told: frozenset[Address] = frozenset()  # the addresses that this node and the other one have told each other
+    is_doubted: bool = False
 
     def hasten(self, then: float) -> None:
         """Make sure that the address is greeted by ``then``, unless it is being greeted."""
@@ -202,7 +216,7 @@ class Membership:
     def handle(self, event: MembershipEvent, now: float) -> list[MembershipAction]:
         match event:
             case RecordHeard():
-                return self._hear(event)
+                return self._hear(event, now)
             case RecordGone(name):
                 return self._drop_record(name, now)
             case AddressLearned(address, source):
@@ -214,11 +228,11 @@ class Membership:
             case PeerDoubted(node):
                 for hint in self.hints.values():
                     if hint.node == node:
+                        hint.is_doubted = True
                         hint.hasten(now)
                 return self._pass_time(now)
-            case AddressesChanged(own):
-                self.own = own
-                return []
+            case NetworksChanged(own):
+                return self._change_networks(own, now)
             case TimePassed():
                 return self._pass_time(now)
 
@@ -248,8 +262,9 @@ class Membership:
             assert self.hints[peer.address].node == node
             assert self.hints[peer.address].failure is None
 
-    def _hear(self, record: RecordHeard) -> list[MembershipAction]:
-        if record.name not in self.records and len(self.records) >= MAX_ADDRESSES:
+    def _hear(self, record: RecordHeard, now: float) -> list[MembershipAction]:
+        before = self.records.get(record.name)
+        if before is None and len(self.records) >= MAX_ADDRESSES:
             return []
         self.records[record.name] = record
         if not self.is_ours(record):
@@ -257,7 +272,18 @@ class Membership:
         actions: list[MembershipAction] = []
         for address in record.addresses:
             actions += self._learn(address, RECORD)
+        if before is not None and before.addresses != record.addresses:
+            self._compare(before, record, now)
         return actions
+
+    def _compare(self, before: RecordHeard, record: RecordHeard, now: float) -> None:
+        """Ask at the addresses of a record that has changed: the node is where it answers first."""
+        for address in {*before.addresses, *record.addresses} & self.hints.keys():
+            hint = self.hints[address]
+            if address not in record.addresses and RECORD in hint.sources:
+                hint.sources.discard(RECORD)
+                hint.is_doubted = True
+            hint.hasten(now)
 
     def _drop_record(self, name: str, now: float) -> list[MembershipAction]:
         record = self.records.pop(name, None)
@@ -287,7 +313,7 @@ class Membership:
         failed = [
             (hint.num_failures, address)
             for address, hint in self.hints.items()
-            if hint.failure is not None and hint.next_try < math.inf and hint.sources <= {RECORD, TOLD}
+            if hint.failure is not None and hint.next_try < math.inf and hint.sources <= {RECORD, TOLD, CALLED}
         ]
         if failed:
             del self.hints[max(failed)[1]]
@@ -309,11 +335,17 @@ class Membership:
         actions: list[MembershipAction] = []
         if hint.node and hint.node != peer.node:
             actions += self._lose(address, f"{peer.node} answers at its address now")
-        hint.node, hint.failure, hint.num_failures = peer.node, None, 0
+        is_new_there = hint.node != peer.node
+        hint.node, hint.failure, hint.num_failures, hint.is_doubted = peer.node, None, 0, False
         hint.told |= set(known)
         before = self.peers.get(peer.node)
-        if before is None or before.address == address:
+        has_moved = before is not None and before.address != address and self.hints[before.address].is_doubted
+        if before is None or before.address == address or has_moved:
             self.peers[peer.node] = peer
+        elif is_new_there:  # is it still at the other address, too?
+            self.hints[before.address].hasten(now)
+        if before is not None and has_moved:
+            actions += [ReportMoved(peer, before.address), RememberPeers(self.known)]
         if before is None:
             self._has_company = True
             actions += [ReportJoined(peer), RememberPeers(self.known)]
@@ -334,7 +366,7 @@ class Membership:
         pause = RETRY_S[min(hint.num_failures, len(RETRY_S) - 1)]
         hint.failure, hint.node, hint.next_try = failure, "", now + pause
         hint.num_failures += 1
-        if hint.sources <= {TOLD} and hint.num_failures >= TOLD_ATTEMPTS:
+        if hint.sources <= {TOLD, CALLED} and hint.num_failures >= TOLD_ATTEMPTS:
             del self.hints[address]
         return actions
 
@@ -350,6 +382,19 @@ class Membership:
             if other != address and hint.node == node and hint.next_try < math.inf:
                 actions += self._greet(other)
         return actions
+
+    def _change_networks(self, own: frozenset[Address], now: float) -> list[MembershipAction]:
+        """Greet all addresses: peers may have become unreachable or reachable, and learn this way where we are now."""
+        self.own = own
+        actions: list[MembershipAction] = []
+        for address in sorted(own & self.hints.keys()):
+            peer = self.peers.get(self.hints.pop(address).node)
+            if peer is not None and peer.address == address:
+                del self.peers[peer.node]
+                actions.append(ReportLost(peer, "this machine has its address now"))
+        for hint in self.hints.values():
+            hint.hasten(now)
+        return actions + self._pass_time(now)
 
     def _pass_time(self, now: float) -> list[MembershipAction]:
         actions: list[MembershipAction] = []

@@ -116,7 +116,7 @@ def test_a_peer_is_greeted_again_and_missed_when_it_fails(members: Membership) -
 def test_failures_wait_longer_each_time_and_news_ends_the_wait(members: Membership) -> None:
     members.handle(record("hall", HALL), 0)
     pauses = []
-    for _ in range(8):
+    for _ in range(len(ms.RETRY_S) + 2):
         members.handle(PeerFailed(HALL, GONE), 100)
         pauses.append(members.hints[HALL].next_try - 100)
         members.handle(TimePassed(), 1000)
@@ -148,6 +148,62 @@ def test_a_node_with_two_addresses_is_one_peer_and_outlives_the_first(members: M
         GreetPeer(ATTIC_WIFI),
     ]
     assert members.handle(answered("attic", ATTIC_WIFI), 21)[0] == ReportJoined(peer("attic", ATTIC_WIFI))
+
+
+def test_a_node_that_calls_from_an_address_where_it_was_lost_is_greeted_there(members: Membership) -> None:
+    joined(members, "hall", HALL)
+    members.handle(TimePassed(), ms.REFRESH_S)
+    members.handle(PeerFailed(HALL, GONE), 20)
+    assert members.handle(AddressLearned(HALL, ms.TOLD), 20.1) == [], "that peers repeat it is no news"
+    assert members.handle(AddressLearned(HALL, ms.CALLED), 20.1) == [GreetPeer(HALL)]
+    assert members.handle(AddressLearned(HALL, ms.CALLED), 20.1) == [], "it is being greeted"
+
+
+def test_a_node_that_has_another_address_now_moves_as_soon_as_the_old_one_is_doubted(members: Membership) -> None:
+    members.handle(record("attic", ATTIC), 0)
+    members.handle(answered("attic", ATTIC), 0)
+    assert members.handle(record("attic", ATTIC_WIFI), 5) == [GreetPeer(ATTIC_WIFI)]
+    assert members.next_deadline() == 5, "its record no longer has the old address, so that is asked"
+    assert members.handle(TimePassed(), 5) == [GreetPeer(ATTIC)]
+    moved = [ms.ReportMoved(peer("attic", ATTIC_WIFI), ATTIC), RememberPeers((ATTIC_WIFI,))]
+    assert members.handle(answered("attic", ATTIC_WIFI), 5.1) == moved
+    assert members.handle(PeerFailed(ATTIC, GONE), 10) == [], "nobody is lost"
+    assert [found.address for found in members.peers.values()] == [ATTIC_WIFI]
+
+
+def test_a_node_that_called_from_its_new_address_before_its_record_came_moves_as_soon(members: Membership) -> None:
+    members.handle(record("attic", ATTIC), 0)
+    members.handle(answered("attic", ATTIC), 0)
+    members.handle(AddressLearned(ATTIC_WIFI, ms.CALLED), 3)
+    members.handle(answered("attic", ATTIC_WIFI), 3)
+    assert members.handle(TimePassed(), 3) == [GreetPeer(ATTIC)]
+    members.handle(record("attic", ATTIC_WIFI), 4)
+    assert members.handle(TimePassed(), 4) == [GreetPeer(ATTIC_WIFI)]
+    assert members.handle(answered("attic", ATTIC_WIFI), 4)[0] == ms.ReportMoved(peer("attic", ATTIC_WIFI), ATTIC)
+
+
+def test_a_second_address_of_a_node_has_the_first_one_asked_and_replaces_it_if_that_fails(members: Membership) -> None:
+    joined(members, "attic", ATTIC)
+    assert members.handle(AddressLearned(ATTIC_WIFI, ms.CALLED), 3) == [GreetPeer(ATTIC_WIFI)]
+    assert members.handle(answered("attic", ATTIC_WIFI), 3) == []
+    assert members.handle(TimePassed(), 3) == [GreetPeer(ATTIC)]
+    assert members.handle(answered("attic", ATTIC), 3) == [], "it has both"
+    assert members.handle(PeerDoubted("attic"), 9) == [GreetPeer(ATTIC), GreetPeer(ATTIC_WIFI)]
+    assert members.handle(answered("attic", ATTIC_WIFI), 9)[0] == ms.ReportMoved(peer("attic", ATTIC_WIFI), ATTIC)
+
+
+def test_in_other_networks_everyone_is_greeted_and_nobody_at_our_own_address(members: Membership) -> None:
+    joined(members, "hall", HALL)
+    joined(members, "attic", ATTIC)
+    members.handle(AddressLearned(ATTIC_WIFI, ms.TYPED), 1)
+    members.handle(PeerFailed(ATTIC_WIFI, GONE), 2)
+    assert members.handle(ms.NetworksChanged(frozenset({OWN, HALL})), 2.5) == [
+        ReportLost(peer("hall", HALL), "this machine has its address now"),
+        GreetPeer(ATTIC),
+        GreetPeer(ATTIC_WIFI),
+    ]
+    assert HALL not in members.hints
+    assert members.handle(AddressLearned(HALL, ms.TYPED), 3) == []
 
 
 def test_a_board_that_starts_again_under_another_name_replaces_itself(members: Membership) -> None:
@@ -220,9 +276,11 @@ NAMES, PLACES = st.sampled_from(["hall", "attic", "pi-own"]), st.sampled_from([H
 EVENTS = st.one_of(
     st.builds(record, NAMES, PLACES, PLACES),
     st.builds(lambda node: RecordGone(f"{node}.record"), NAMES),
-    st.builds(AddressLearned, PLACES, st.sampled_from([ms.TYPED, ms.TOLD, ms.REMEMBERED])),
+    st.builds(AddressLearned, PLACES, st.sampled_from([ms.TYPED, ms.TOLD, ms.REMEMBERED, ms.CALLED])),
     st.builds(answered, NAMES, PLACES, PLACES),
     st.builds(PeerFailed, PLACES, st.just(GONE)),
+    st.builds(PeerDoubted, NAMES),
+    st.builds(ms.NetworksChanged, st.sets(PLACES).map(frozenset)),
     st.just(TimePassed()),
 )
 
@@ -238,7 +296,9 @@ def test_whatever_happens_each_address_has_one_greeting_at_a_time(happenings: Se
                 continue  # nothing comes back that was not sent
             under_way.discard(event.address)
         now += pause
-        for action in members.handle(event, now):
+        actions = members.handle(event, now)
+        under_way -= members.own  # what comes of such a greeting is nothing to anyone
+        for action in actions:
             if isinstance(action, GreetPeer):
                 assert action.address not in under_way
                 under_way.add(action.address)
