@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from flowspec_edge.allocator import give_back_freed
 from flowspec_edge.core.events import ForwardFinished, RunForward
 from flowspec_edge.core.rows import Floats
+from flowspec_edge.engine.embedding import Embedding
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.engine.memory import frugal_allocation
@@ -20,12 +20,6 @@ from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.errors import PlacementError, StageFailedError
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, Manifest
-
-
-def load_embedding(directory: Path, manifest: Manifest) -> NDArray[np.floating]:
-    """The embedding table, [vocab_size, hidden_size], mapped from disk: only the rows in use are ever read."""
-    table: NDArray[np.floating] = np.load(directory / manifest.embedding.file, mmap_mode="r")
-    return table
 
 
 @dataclass(slots=True)
@@ -77,7 +71,7 @@ class StageRunner:
             )
             for block in blocks
         ]
-        self._embedding = load_embedding(directory, manifest) if start == 0 else None
+        self._embedding = Embedding(directory / manifest.embedding.file) if start == 0 else None
         is_last = stop == manifest.geometry.num_layers
         self._final_norm = load_graph(directory / manifest.final_norm.file, num_threads) if is_last else None
         self._rotary = RotaryTables(manifest.geometry.rope_frequencies)
@@ -129,6 +123,7 @@ class StageRunner:
 
         Raises:
             StageFailedError: ONNX Runtime refused the run.
+            BundleError: the embedding's file has changed.
         """
         num_rows = len(forward.rows)
         session = self._sessions.get(forward.session)
@@ -166,4 +161,4 @@ class StageRunner:
 
     def _embed(self, forward: RunForward) -> Floats:
         assert self._embedding is not None, "a chunk without hidden rows reached a stage that does not embed"
-        return self._embedding[[row.token for row in forward.rows]].astype(np.float32)
+        return self._embedding.rows([row.token for row in forward.rows])

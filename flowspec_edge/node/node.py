@@ -24,7 +24,7 @@ from flowspec_edge.node.kept_stage import KeptStage
 from flowspec_edge.node.measuring import Measuring
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.precision_choice import PrecisionChoice
-from flowspec_edge.node.resources import MemoryAccount, NodeSettings, unique_name
+from flowspec_edge.node.resources import MemoryAccount, NodeSettings, OpenStages, unique_name
 from flowspec_edge.node.stage_opening import StageOpener
 from flowspec_edge.version import __version__
 from flowspec_edge.weights.server import WeightServer
@@ -60,6 +60,7 @@ class Node:
         self._stages = StageOpener(
             settings=settings,
             precisions=self.precisions,
+            open_stages=OpenStages(),
             memory=self.memory,
             arrivals=self.arrivals,
             kept=self.kept,

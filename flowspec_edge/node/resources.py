@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.cluster.address import Address
+from flowspec_edge.errors import StageFailedError
 from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.neighbourhood import Neighbourhood
@@ -19,6 +21,8 @@ from flowspec_edge.node.board import Thermometer
 from flowspec_edge.version import __version__
 from flowspec_edge.weights.cache import WeightCache
 
+MAX_STAGES, MAX_STAGES_PER_PEER = 32, 8
+"""Stages that a node opens at once. An origin has one here, and while its ring changes another one that is ending."""
 MEMORY_SHARE = 0.8
 """How much of the memory that is free at the start a node offers; the rest is for caches and the system."""
 
@@ -67,6 +71,30 @@ class NodeSettings:
         return wire.Hello(self.name, __version__, wire.PROTOCOL_VERSION, purpose, ring)
 
 
+class OpenStages:
+    """How many stages are open here, or are being opened or ended, and for whom."""
+
+    def __init__(self) -> None:
+        self._num_of: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def admit(self, peer: str) -> Iterator[None]:
+        """Count one more for that peer, as long as the context lasts.
+
+        Raises:
+            StageFailedError: the peer has as many as it may have, or all peers together have.
+        """
+        if self._num_of[peer] >= MAX_STAGES_PER_PEER:
+            raise StageFailedError(f"has {self._num_of[peer]} stages of {peer}, the limit (MAX_STAGES_PER_PEER)")
+        if (total := self._num_of.total()) >= MAX_STAGES:
+            raise StageFailedError(f"has {total} stages, the limit (MAX_STAGES)")
+        self._num_of[peer] += 1
+        try:
+            yield
+        finally:
+            self._num_of -= Counter([peer])  # which forgets peers that have none
+
+
 class MemoryAccount:
     """The memory that a node offers for layers, and what the stages of open control links have reserved of it."""
 
@@ -76,7 +104,16 @@ class MemoryAccount:
 
     @contextlib.contextmanager
     def reserve(self, control: Link, num_bytes: int) -> Iterator[None]:
-        """Take this much off what the node offers, while the stage of that control link needs it."""
+        """Take this much off what the node offers, while the stage of that control link needs it.
+
+        Raises:
+            StageFailedError: so much is not free.
+        """
+        if num_bytes > (free_bytes := self.free_bytes):
+            raise StageFailedError(
+                f"has {free_bytes / 2**20:.0f} MiB free of the {self.offered_bytes / 2**20:.0f} that it offers, and "
+                f"these layers need {num_bytes / 2**20:.0f}; plan again, or give its node a larger --memory"
+            )
         self._reserved_bytes[control] = num_bytes
         try:
             yield
@@ -87,7 +124,7 @@ class MemoryAccount:
     def free_bytes(self) -> int:
         """Of what is offered. Stages that are ending have none of it: whoever opens another waits (KeptStage)."""
         reserved = sum(num_bytes for control, num_bytes in self._reserved_bytes.items() if control.is_open)
-        return max(self.offered_bytes - reserved, 0)
+        return self.offered_bytes - reserved
 
 
 def unique_name() -> str:

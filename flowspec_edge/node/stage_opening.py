@@ -39,7 +39,7 @@ from flowspec_edge.node.curves import Measurements, StageRecorder
 from flowspec_edge.node.kept_stage import KeptStage, Key, LoadedStage
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.precision_choice import PrecisionChoice
-from flowspec_edge.node.resources import MemoryAccount, NodeSettings
+from flowspec_edge.node.resources import MemoryAccount, NodeSettings, OpenStages
 from flowspec_edge.node.stage_host import StageHost, StageLinks
 from flowspec_edge.tasks import run_until_first_ends
 from flowspec_edge.weights.supply import FetchProgress, OnFetch, StageRequest, WeightSupply
@@ -59,6 +59,7 @@ class StageOpener:
 
     settings: NodeSettings
     precisions: PrecisionChoice
+    open_stages: OpenStages
     memory: MemoryAccount
     arrivals: Arrivals
     kept: KeptStage
@@ -74,6 +75,7 @@ class StageOpener:
             async with contextlib.AsyncExitStack() as held:
                 held.callback(executor.shutdown, wait=False, cancel_futures=True)
                 try:
+                    held.enter_context(self.open_stages.admit(control.peer))
                     await _Opening(self, control, request, executor, held).serve()
                 except FlowspecError as cause:
                     await _report(control, cause)
@@ -137,7 +139,11 @@ class _Opening:
         stage = await kept.take(key)
         self.held.enter_context(kept.using(self.control))
         if stage is not None:
-            self.held.enter_context(self.node.memory.reserve(self.control, stage.memory_bytes))
+            try:
+                self.held.enter_context(self.node.memory.reserve(self.control, stage.memory_bytes))
+            except StageFailedError:
+                kept.free(stage)
+                raise
         else:
             with contextlib.ExitStack() as files:
                 supplied = self._supply(files, report)

@@ -14,6 +14,7 @@ from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.tokenizer import Tokenizer
+from flowspec_edge.errors import FlowspecError
 from flowspec_edge.manifest import FileEntry, Manifest, verify_digests
 
 
@@ -64,6 +65,14 @@ class OriginEngine:
         self.drafter = parts.drafter
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
+        """Raises BundleError or StageFailedError where the parts cannot go on; they serve no other ring then."""
+        try:
+            return self._run(job)
+        except FlowspecError:
+            self._take_back = None
+            raise
+
+    def _run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         if isinstance(job, ev.RunHead):
             assert self._head is not None, "a closed engine runs nothing"
             return ev.HeadFinished(self._head.logits(job.hidden))

@@ -51,7 +51,7 @@ from flowspec_edge.manifest import load_manifest
 directory, precision = Path(sys.argv[1]), sys.argv[2]
 manifest = load_manifest(directory)
 stage = StageRunner(directory, manifest, 0, manifest.geometry.num_layers, precision=precision)
-rows = stage._embedding[[5, 40000]]
+rows = stage._embedding.rows([5, 40000])
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 weights = sum(block.memory_bytes for block in manifest.blocks_of(0, manifest.geometry.num_layers, precision))
 print(json.dumps({"peak": peak, "weights": weights, "rows": rows.shape}))

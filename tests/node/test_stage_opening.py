@@ -28,7 +28,7 @@ from flowspec_edge.node.curves import Measurements
 from flowspec_edge.node.kept_stage import KeptStage, LoadedStage
 from flowspec_edge.node.pacing import Board, Runner
 from flowspec_edge.node.precision_choice import PrecisionChoice
-from flowspec_edge.node.resources import MemoryAccount, NodeSettings
+from flowspec_edge.node.resources import MAX_STAGES_PER_PEER, MemoryAccount, NodeSettings, OpenStages
 from flowspec_edge.node.stage_opening import StageOpener, stage_in_use
 from flowspec_edge.weights.download import FetchReport
 from flowspec_edge.weights.supply import FetchProgress, OnFetch, StageRequest
@@ -125,6 +125,7 @@ class Opened:
         self.opener = StageOpener(
             settings=NodeSettings(name="hall", cluster="test", num_threads=3),
             precisions=self.precisions,
+            open_stages=OpenStages(),
             memory=self.memory,
             arrivals=self.arrivals,
             kept=self.kept,
@@ -311,6 +312,44 @@ async def test_weights_that_cannot_be_had_are_told(node: Opened) -> None:
     async with node.ask() as origin:
         assert await origin.receive() == wire.StageFailure("no source has layers-002-003.onnx")
     assert not FakeRunner.loaded and node.supply.files_closed == 1 and node.memory.free_bytes == GIB
+
+
+async def test_stages_without_end_are_refused_before_they_take_anything(node: Opened) -> None:
+    async def fetch_for_ever(on_fetch: OnFetch) -> None:
+        await asyncio.Event().wait()
+
+    node.supply.before = fetch_for_ever
+    async with contextlib.AsyncExitStack() as asked:
+        for hop in range(MAX_STAGES_PER_PEER):
+            await asked.enter_async_context(node.ask(node.request(hop=hop)))
+        await settle()
+        taken = node.memory.free_bytes
+        origin = await asked.enter_async_context(node.ask())
+        limit = "has 8 stages of origin, the limit (MAX_STAGES_PER_PEER)"
+        assert await origin.receive() == wire.StageFailure(limit)
+        assert len(node.supply.wanted) == MAX_STAGES_PER_PEER and node.memory.free_bytes == taken
+    node.supply.before = None
+    async with node.ask() as origin:
+        assert isinstance(await origin.receive(), wire.StageOpened), "they have ended"
+
+
+async def test_layers_for_which_there_is_no_memory_are_not_loaded(node: Opened) -> None:
+    node.memory.offered_bytes = 2**20
+    async with node.ask() as origin:
+        failure = await origin.receive()
+        assert isinstance(failure, wire.StageFailure) and "has 1 MiB free of the 1 that it offers" in failure.reason
+    assert not FakeRunner.loaded and node.supply.files_closed == 0
+
+
+async def test_a_kept_stage_for_which_there_is_no_memory_any_more_is_freed(node: Opened) -> None:
+    async with node.ask() as origin:
+        assert isinstance(await origin.receive(), wire.StageOpened)
+    assert node.kept_runner is not None
+    node.memory.offered_bytes = 2**20
+    async with node.ask() as origin:
+        assert isinstance(await origin.receive(), wire.StageFailure)
+    await node.kept.freed()
+    assert node.kept_runner is None and node.supply.files_closed == 1
 
 
 async def test_an_origin_that_leaves_ends_the_fetch(node: Opened) -> None:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from flowspec_edge.core.events import DraftFinished, RunDraft
 from flowspec_edge.core.rows import Floats, Row
 from flowspec_edge.core.speculation.kv_slots import ReusedSlots
+from flowspec_edge.engine.embedding import Embedding
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, as_ort_value, pad_rows
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
-from flowspec_edge.engine.stage_runner import load_embedding
 from flowspec_edge.errors import BundleError
 from flowspec_edge.manifest import FEATURE, TOKEN_EMBEDDING, Manifest
 
@@ -75,7 +75,7 @@ class Eagle1Drafter:
         self._min_rows = min_rows(manifest.precision)
         self._graph = CachedGraph(directory / self._entry.file, 0, 1, num_threads)
         self._rotary = RotaryTables(self._entry.rope_frequencies)
-        self._embedding = load_embedding(directory, manifest)
+        self._embedding = Embedding(directory / manifest.embedding.file)
         self._head = head
         self._k = k
         self._sessions: dict[int, _DraftSession] = {}
@@ -124,7 +124,7 @@ class Eagle1Drafter:
     def _forward(
         self, session: _DraftSession, rows: tuple[Row, ...], features: Floats, positions: NDArray[np.int64]
     ) -> Floats:
-        embedded = self._embedding[[row.token for row in rows]].astype(np.float32)
+        embedded = self._embedding.rows([row.token for row in rows])
         hidden = HiddenRows(features, self._min_rows)
         inputs = session.step.set(session.slots.mask_behind(rows), positions)
         inputs |= {TOKEN_EMBEDDING: as_ort_value(pad_rows(embedded, self._min_rows)), FEATURE: hidden.source}
