@@ -104,7 +104,7 @@ def booted(place: Path) -> Iterator[Guest]:
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
     group = _cgroup_mount() / f"flowspec-{os.getpid()}"
     with contextlib.ExitStack() as held:
-        held.callback(subprocess.run, ["umount", place], check=True)
+        held.callback(lambda: subprocess.run(["umount", place], check=True))
         for name in ("upper", "work", "root"):
             (place / name).mkdir()
         (place / "console").touch()

@@ -28,11 +28,12 @@ def test_lines_of_this_machine_stay_lines() -> None:
     assert plain_text("first\n\tsecond\x1b", keeps_breaks=True) == "first\n\tsecond\\x1b"
 
 
-def test_a_log_line_is_one_line_and_a_traceback_stays() -> None:
+def test_a_log_line_is_one_line_and_a_traceback_stands_apart() -> None:
     try:
-        raise ValueError("x")
+        raise ValueError("x\x1b[2J\rflowspec: all is well\nflowspec: all is well")
     except ValueError:
         record = logging.LogRecord("n", 30, "f", 1, "peer %s", ("a\n\x1bb",), sys.exc_info())
     first, *rest = _PlainFormatter("flowspec: %(message)s").format(record).split("\n")
     assert first == "flowspec: peer a\\x0a\\x1bb"
-    assert rest[0].startswith("Traceback") and rest[-1] == "ValueError: x"
+    assert rest[0] == "  Traceback (most recent call last):"
+    assert rest[-2:] == ["  ValueError: x\\x1b[2J\\x0dflowspec: all is well", "  flowspec: all is well"]

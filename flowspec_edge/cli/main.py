@@ -8,8 +8,10 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from flowspec_edge.cli.bench import add_bench, add_trace
 from flowspec_edge.cli.cache import add_cache
@@ -66,10 +68,15 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class _PlainFormatter(logging.Formatter):
-    """One line per message, whatever it quotes; a traceback follows as it is."""
+    """One line per message, whatever it quotes. A traceback follows, indented: what an error quotes there may have
+    several lines, and none of them is to look like a message.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return plain_text(super().formatMessage(record))
+
+    def formatException(self, raised: Any) -> str:
+        return textwrap.indent(plain_text(super().formatException(raised), keeps_breaks=True), "  ")
 
 
 class _Parsed(argparse.Namespace):

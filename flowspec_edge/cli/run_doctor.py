@@ -121,6 +121,13 @@ def print_networks(where: Neighbourhood, verdicts: Sequence[Verdict]) -> None:
         print(f"  ... and {len(others) - MAX_SHOWN} more that are not (flowspec doctor --json has all)")
 
 
+def _close(text: str) -> str:
+    """With one space for many. Anyone may announce any name, and one with spaces to the end of a line goes on in what
+    looks like another line.
+    """
+    return " ".join(text.split())
+
+
 def print_findings(where: Neighbourhood, mdns_error: str | None, findings: list[Finding]) -> None:
     """A line per node, and below it what is wrong and what mends it; of long lists the beginning."""
     key = f"key {where.fingerprint}" if where.fingerprint else f"no cluster key ({key_path()})"
@@ -132,9 +139,9 @@ def print_findings(where: Neighbourhood, mdns_error: str | None, findings: list[
         alike = [finding for finding in findings if finding.is_usable is is_usable]
         for finding in alike[:MAX_SHOWN]:
             sources = " and ".join(finding.heard_by)
-            print(f"\n{finding.node or '(unknown)'} at {finding.address}, by {sources}: {finding.reason}")
+            print(f"\n{_close(finding.node) or '(unknown)'} at {finding.address}, by {sources}: {finding.reason}")
             if finding.remedy:
-                print(f"  why:  {finding.detail}\n  mend: {finding.remedy}")
+                print(f"  why:  {_close(finding.detail)}\n  mend: {_close(finding.remedy)}")
         if len(alike) > MAX_SHOWN:
             what = "can be used" if is_usable else "cannot be used"
             print(f"\n... and {len(alike) - MAX_SHOWN} more that {what} (flowspec doctor --json has all)")

@@ -2,12 +2,14 @@
 
 import json
 import secrets
+from ipaddress import IPv4Interface
 
 import pytest
 
-from flowspec_edge.cli.run_doctor import MAX_SHOWN, print_findings
+from flowspec_edge.cli.run_doctor import MAX_SHOWN, print_findings, print_networks
 from flowspec_edge.core import wire
 from flowspec_edge.core.cluster.diagnosis import READY, Finding
+from flowspec_edge.core.cluster.interfaces import CONTAINERS, NO_CARRIER, Interface, judge
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement, Announcer
 from flowspec_edge.net.link import LinkServer
@@ -65,6 +67,50 @@ async def test_doctor_tells_a_version_from_a_stale_announcement_from_too_little_
 def finding(number: int, *, is_usable: bool) -> Finding:
     reason, remedy = (READY, "") if is_usable else ("stale announcement", "flowspec node on it")
     return Finding(f"pi-{number:03}", f"10.0.0.{number}:7361", ("mDNS",), reason, "why", remedy)
+
+
+def test_a_name_cannot_pretend_to_be_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "pi" + " " * 70 + "\u00a0\u2003pi-kitchen at 10.0.0.2:7361, by mDNS: ready"
+    forged = Finding(name, "10.0.0.9:1", ("mDNS",), "other key", f"{name} has another", f"flowspec node on {name}")
+    print_findings(Neighbourhood(cluster="home", host="0.0.0.0"), None, [forged])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "pi-kitchen" in line] == [
+        "pi pi-kitchen at 10.0.0.2:7361, by mDNS: ready at 10.0.0.9:1, by mDNS: other key",
+        "  why:  pi pi-kitchen at 10.0.0.2:7361, by mDNS: ready has another",
+        "  mend: flowspec node on pi pi-kitchen at 10.0.0.2:7361, by mDNS: ready",
+    ]
+
+
+LAPTOP = judge(
+    [
+        Interface(index=1, name="lo", is_loopback=True, addresses=(IPv4Interface("127.0.0.1/8"),)),
+        Interface(index=2, name="eth0", has_carrier=False),
+        Interface(index=3, name="wlan0", addresses=(IPv4Interface("192.168.1.5/24"),)),
+        Interface(index=4, name="docker0", kind="bridge", addresses=(IPv4Interface("172.17.0.1/16"),)),
+        Interface(index=5, name="veth1", kind="veth", master=4),
+    ]
+)
+
+
+def test_it_tells_which_interfaces_are_announced_and_why_others_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    print_networks(Neighbourhood(cluster="home", host="0.0.0.0"), LAPTOP)
+    assert capsys.readouterr().out.splitlines() == [
+        "  announced: wlan0 192.168.1.5/24",
+        f"  not announced: eth0 ({NO_CARRIER})",
+        f"  not announced: docker0 172.17.0.1/16 ({CONTAINERS})",
+    ]
+    print_networks(Neighbourhood(cluster="home", host="172.17.0.1"), LAPTOP)
+    assert capsys.readouterr().out.splitlines() == [
+        "  announced: docker0 172.17.0.1/16",
+        "  not announced: wlan0 192.168.1.5/24 (--host is 172.17.0.1)",
+        "  not announced: eth0 (--host is 172.17.0.1)",
+    ]
+    print_networks(Neighbourhood(cluster="home", host="0.0.0.0"), LAPTOP[1:])
+    assert capsys.readouterr().out.startswith("  announced: nothing, so other boards cannot reach this one")
+    cards = [Interface(index=n, name=f"wg{n}", kind="wireguard", addresses=(IPv4Interface("10.0.0.1/24"),))
+             for n in range(20)]  # fmt: skip
+    print_networks(Neighbourhood(cluster="home", host="0.0.0.0"), judge(cards))
+    assert capsys.readouterr().out.endswith("... and 8 more that are not (flowspec doctor --json has all)\n")
 
 
 @pytest.mark.parametrize(("num_ready", "num_lost"), [(3, 12), (13, 200), (0, 13), (256, 0)])
