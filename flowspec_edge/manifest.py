@@ -5,7 +5,7 @@ A bundle is a directory::
     manifest.json       this module
     manifest.sha256     the manifest's own sum, as sha256sum writes it; bundles made by hand may do without
     tokenizer.json      Hugging Face tokenizers format
-    embedding.npy       [vocab_size, hidden_size] float16 or float32, memory-mapped
+    embedding.npy       [vocab_size, hidden_size] float16 or float32, read row by row
     blocks/*.onnx       consecutive layer blocks, one file each
     final_norm.onnx     hidden -> normed, run by the last stage
     head.onnx           normed -> logits and the k likeliest tokens with their log-probabilities
