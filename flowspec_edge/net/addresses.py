@@ -24,9 +24,10 @@ def is_loopback(host: str) -> bool:
 def read_verdicts() -> list[Verdict]:
     """This machine's interfaces, and for each whether its addresses are announced."""
     try:
-        return judge(rtnetlink.read_interfaces())
+        interfaces = rtnetlink.read_interfaces()
     except (AttributeError, OSError):  # another system than Linux, or one that does not tell
-        return judge(_read_portably())
+        interfaces = _read_portably()
+    return judge(interfaces)
 
 
 def _read_portably() -> list[Interface]:

@@ -14,7 +14,7 @@ from ipaddress import IPv4Interface
 
 _HARDWARE = {"", "dsa", "ipoib", "virt_wifi"}
 """Kinds of what a driver makes: network cards, those of virtual machines too, and the ports of a switch chip."""
-_BUNDLES = {"bridge", "bond", "team", "batadv", "hsr"}
+_GROUPS = {"bridge", "bond", "team", "batadv", "hsr"}
 """Kinds that lead where their members lead."""
 _LAYERS = {"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"}
 """Kinds that lead where the one interface below them leads."""
@@ -35,7 +35,7 @@ class Interface:
 
     ``kind`` is what ``ip -details link`` shows as such; it is empty where a driver made the interface. Where
     ``has_neighbours`` is not set, no others share the link: it is point to point, or knows no ARP. ``master`` is the
-    index of the bundle that it is a member of, and ``lower`` that of the interface below it; 0 stands for none of this
+    index of the bridge or the like that it is a member of, and ``lower`` that of the interface below it; 0 stands for none of this
     machine. ``num_carrier_changes`` counts each time that the cable came or went.
     """
 
@@ -137,7 +137,7 @@ class _Machine:
             return NO_ADDRESS
         if self._is_on_hardware(interface) or interface.has_default_route:
             return ""
-        if interface.kind in _BUNDLES:
+        if interface.kind in _GROUPS:
             return CONTAINERS
         return CABLE if self.has_hardware else ""
 
@@ -145,8 +145,8 @@ class _Machine:
         """Whether it is a bridge over virtual cables, and nothing else speaks against it."""
         return verdict.why_not == CONTAINERS and any(member.has_carrier for member in self._members(verdict.interface))
 
-    def _members(self, bundle: Interface) -> list[Interface]:
-        return [member for member in self._interfaces.values() if member.master == bundle.index]
+    def _members(self, group: Interface) -> list[Interface]:
+        return [member for member in self._interfaces.values() if member.master == group.index]
 
     def _may_lead_out(self, interface: Interface) -> bool:
         """A container may have a tap for its way out; elsewhere that is a VPN."""
@@ -158,7 +158,7 @@ class _Machine:
         if interface.index in above:
             return False  # no kernel makes such a circle
         above |= {interface.index}
-        if interface.kind in _BUNDLES:
+        if interface.kind in _GROUPS:
             return any(
                 member.has_carrier and self._is_on_hardware(member, above) for member in self._members(interface)
             )
