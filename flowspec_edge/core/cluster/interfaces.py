@@ -35,8 +35,8 @@ class Interface:
 
     ``kind`` is what ``ip -details link`` shows as such; it is empty where a driver made the interface. Where
     ``has_neighbours`` is not set, no others share the link: it is point to point, or knows no ARP. ``master`` is the
-    index of the bridge or the like that it is a member of, and ``lower`` that of the interface below it; 0 stands for none of this
-    machine. ``num_carrier_changes`` counts each time that the cable came or went.
+    index of the bridge or the like that it is a member of, and ``lower`` that of the interface below it; 0 stands for
+    none of this machine. ``num_carrier_changes`` counts each time that the cable came or went.
     """
 
     index: int
