@@ -158,7 +158,7 @@ async def test_boards_whose_networks_change_find_each_other_again(states: list[P
         first, second, late = [process for process, _ in await asyncio.gather(*starts)]
         await until_said(second, "joined: pi-0 at 10.83.0.1:7361")
         await until_said(first, "joined: pi-1 at 10.83.0.2:7361")
-        lan.change_address(0)
+        lan.readdress(0)
         took_s = [await until_said(second, f"pi-0 .*{lan.address(0)}:7361")]
         lan.pull(0)
         await until_said(first, "lost: pi-1")
