@@ -8,6 +8,7 @@ from flowspec_edge.bench.testbed import StageCost, Testbed
 from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.placement import Device, Hop, Links, ModelNeeds, Plan
 from flowspec_edge.core.planning.planner import plan_ring
+from flowspec_edge.core.planning.standby import with_standbys
 from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS, AcceptanceCurve, Throughput
 
 ORIGIN = "origin"
@@ -17,7 +18,12 @@ ENOUGH_BYTES = 2**50
 
 
 def plan_testbed(
-    testbed: Testbed, schedule: str, *, acceptance: AcceptanceCurve = TYPICAL_DRAFTS, block_layers: int = 1
+    testbed: Testbed,
+    schedule: str,
+    *,
+    acceptance: AcceptanceCurve = TYPICAL_DRAFTS,
+    block_layers: int = 1,
+    has_standbys: bool = False,
 ) -> Plan:
     """The plan for the testbed's boards and all of its layers, in blocks of ``block_layers``.
 
@@ -25,7 +31,9 @@ def plan_testbed(
         PlacementError: the boards' memory is too small.
         RequestError: there is no such schedule.
     """
-    return plan_ring(*known_of(testbed, schedule, acceptance=acceptance, block_layers=block_layers))
+    known = known_of(testbed, schedule, acceptance=acceptance, block_layers=block_layers)
+    plan = plan_ring(*known)
+    return with_standbys(plan, *known) if has_standbys else plan
 
 
 def known_of(

@@ -21,7 +21,7 @@ from flowspec_edge import config
 from flowspec_edge.core import events, rows
 from flowspec_edge.core.cluster import address, membership
 from flowspec_edge.core.journal import MAX_BYTES, Core, PlainWriter, type_name
-from flowspec_edge.core.planning import losses, rebalancing, recovery
+from flowspec_edge.core.planning import losses, preparing, rebalancing, recovery
 from flowspec_edge.core.speculation import drafting, generation, origin, stage
 from flowspec_edge.core.weights import fetching
 from flowspec_edge.errors import FlowspecError, JournalError
@@ -35,6 +35,7 @@ TYPES: dict[str, type[Any]] = {
         address,
         membership,
         losses,
+        preparing,
         rebalancing,
         recovery,
         drafting,
@@ -60,6 +61,7 @@ CORES: dict[str, Callable[..., Core[Any, Any]]] = {
     "rebalancing": rebalancing.Rebalancing,
     "losses": losses.Losses,
     "recovery": recovery.Recovery,
+    "preparing": preparing.Preparing,
     "fetch": _begun_fetch,
 }
 

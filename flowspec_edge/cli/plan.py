@@ -33,6 +33,7 @@ examples:
   flowspec plan                            the demo model on the boards found
   flowspec plan ./tinyllama-int8           another bundle
   flowspec plan --testbed unequal          boards that are only described (see flowspec bench --help)
+  flowspec plan --standby                  and who would take over whose layers
   flowspec plan --testbed mine.toml --json
 
 Each node measures once what a layer of such a model takes it, and keeps that. Links are measured with at most 1 MB \
@@ -62,6 +63,7 @@ class RingArguments(SearchArguments, ContextArguments):
 class PlanCommand(OriginArguments, ContextArguments):
     testbed: str | None
     schedule: str
+    standby: bool
     json: bool
 
 
@@ -76,6 +78,9 @@ def add_plan(commands: Commands) -> None:
     plan.add_argument("--testbed", metavar="NAME", help="plan for the boards of a testbed instead of those found")
     plan.add_argument("--schedule", default="flowspec", help=f"one of {', '.join(SCHEDULES)} (default: flowspec)")
     _add_context(plan)
+    plan.add_argument(
+        "--standby", action="store_true", help="show who would stand by for whom with flowspec serve --standby"
+    )
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     add_network(plan)
     add_search(plan)
@@ -157,13 +162,13 @@ def _check_context(options: ContextArguments) -> None:
 
 async def _plan(options: PlanCommand) -> int:
     if options.testbed is not None:
-        return run_testbed_plan(options.testbed, options.schedule, is_json=options.json)
+        return run_testbed_plan(options.testbed, options.schedule, has_standbys=options.standby, is_json=options.json)
     from flowspec_edge.node.node import Node
     from flowspec_edge.origin.opening import plan_layers
 
     access = access_from(options)
     settings = origin_settings(options, access)
-    plan_options = plan_options_from(options, options.schedule)
+    plan_options = replace(plan_options_from(options, options.schedule), has_standbys=options.standby)
     found = await search(options, access)
     node = await Node.start(settings)
     try:
@@ -174,7 +179,7 @@ async def _plan(options: PlanCommand) -> int:
     return 0
 
 
-def run_testbed_plan(name: str, schedule: str, *, is_json: bool) -> int:
+def run_testbed_plan(name: str, schedule: str, *, has_standbys: bool = False, is_json: bool) -> int:
     """Plan for described boards and print it. Returns an exit status.
 
     Raises:
@@ -184,7 +189,7 @@ def run_testbed_plan(name: str, schedule: str, *, is_json: bool) -> int:
     from flowspec_edge.bench.planned import plan_testbed
     from flowspec_edge.bench.testbed import load_testbed
 
-    show_plan(plan_testbed(load_testbed(name), schedule), schedule, is_json=is_json)
+    show_plan(plan_testbed(load_testbed(name), schedule, has_standbys=has_standbys), schedule, is_json=is_json)
     return 0
 
 

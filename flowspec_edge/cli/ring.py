@@ -144,6 +144,7 @@ class ServeCommand(ServingArguments, RingArguments):
     max_sessions: int
     max_queue: int
     max_per_address: int
+    standby: bool
 
 
 def add_serve(commands: Commands) -> None:
@@ -160,6 +161,12 @@ def add_serve(commands: Commands) -> None:
     )
     serve.add_argument("--plain-http", action="store_true", help="serve the API beyond this machine without encryption")
     add_ring_options(serve)
+    serve.add_argument(
+        "--standby",
+        action="store_true",
+        help="while nobody writes, have boards with free memory fetch and load layers of others, and use them at once "
+        "when a board is lost (flowspec plan --standby shows who; default: no)",
+    )
     serve.add_argument("--no-layers", action="store_true", help="serve no layers here: answer requests only")
     serve.add_argument(
         "--max-sessions", type=int, default=16, metavar="N", help="write N texts at a time (default: %(default)s)"
@@ -198,7 +205,9 @@ async def _serve(options: ServeCommand) -> int:
     fetches = FetchDisplay()
     node.on_fetch = fetches.show_own
     try:
-        async with _open_service(options, DEFAULT_SCHEDULE, access, node, fetches, is_served=True) as service:
+        async with _open_service(
+            options, DEFAULT_SCHEDULE, access, node, fetches, is_served=True, has_standbys=options.standby
+        ) as service:
             await _serve_api(service, api, port, node, limits)
     finally:
         await node.close()
@@ -242,7 +251,14 @@ async def _serve_api(service: GenerationService, api: ApiAccess, port: int, node
 
 @contextlib.asynccontextmanager
 async def _open_service(
-    options: RingArguments, schedule: str, access: Access, node: Node, fetches: FetchDisplay, *, is_served: bool
+    options: RingArguments,
+    schedule: str,
+    access: Access,
+    node: Node,
+    fetches: FetchDisplay,
+    *,
+    is_served: bool,
+    has_standbys: bool = False,
 ) -> AsyncIterator[GenerationService]:
     """Generations over the nodes found; where they are served to others, the ring follows the nodes that come later."""
     from flowspec_edge.net.directory import Directory
@@ -263,6 +279,7 @@ async def _open_service(
             moves_at_once=options.rebalance,
             names_links=not is_served,
             wait_for_boards_s=options.wait_for_boards,
+            has_standbys=has_standbys,
         ) as service,
     ):
         yield service

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from flowspec_edge.core.planning.placement import Instead, Plan, mib
+from flowspec_edge.core.planning.placement import Instead, Plan, Standby, mib
 
 KNOWN_BYTES = 2**49
 """A testbed that does not tell a board's memory is taken for more than this, which no board has."""
@@ -35,6 +36,26 @@ def plan_report(plan: Plan, schedule: str) -> dict[str, Any]:
         "one_more": _instead(plan.one_more),
         "left_out": [{"node": out.node, "reason": out.reason} for out in plan.left_out],
         "is_kept": plan.is_kept,
+        "standbys": [_standby_report(standby) for standby in plan.standbys],
+    }
+
+
+def _standby_report(standby: Standby) -> dict[str, Any]:
+    return {
+        "if_lost": standby.node,
+        "start": standby.start,
+        "stop": standby.stop,
+        "layers": [
+            {
+                "node": layers.node,
+                "start": layers.start,
+                "stop": layers.stop,
+                "precision": layers.precision,
+                "memory_bytes": layers.memory_bytes,
+            }
+            for layers in standby.layers
+        ],
+        "tokens_per_s": round(standby.plan.tokens_per_s, 3) if standby.plan is not None else None,
     }
 
 
@@ -66,7 +87,25 @@ def format_plan(plan: Plan, schedule: str) -> str:
         if stage.slowdown > 1
     ]
     lines += [f"left out: {out.node}: {out.reason}" for out in plan.left_out]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_standby_lines(plan.standbys, width)])
+
+
+def _standby_lines(standbys: Sequence[Standby], width: int) -> list[str]:
+    """A table of who has which layers beside its own, for the loss of each stage, and what the others bring then."""
+    if not standbys:
+        return []
+    lines = ["", f"{'IF LOST':{width}} {'THEN':>12}  STANDS BY"]
+    for standby in standbys:
+        if standby.plan is None:
+            lines.append(f"{standby.node:{width}} {'-':>12}  none of the others has room")
+            continue
+        then = f"{standby.plan.tokens_per_s:.2f} tok/s"
+        for layers in standby.layers:
+            size = f", {mib(layers.memory_bytes)}" if layers.memory_bytes else ""  # a testbed may not tell it
+            holder = f"{layers.node} [{layers.start}, {layers.stop}){size}"
+            lines.append(f"{standby.node if then else '':{width}} {then:>12}  {holder}")
+            then = ""
+    return lines
 
 
 def _alone_line(plan: Plan) -> str:

@@ -118,6 +118,41 @@ class StageOpened(PlainMessage, frozen=True):
     arithmetic: Text = ""
 
 
+class PrepareLayers(PlainMessage, frozen=True):
+    """Origin to node: load layers ``[start, stop)`` of a bundle, and have them stand by while this link is open.
+
+    The fields are those of OpenStage. It is answered by LayersPrepared or StageFailure, and the next one is asked for
+    after that.
+    """
+
+    bundle: Digest
+    start: Count
+    stop: Count
+    sources: Annotated[list[Text], Meta(max_length=MAX_SOURCES)] = []
+    precision: Text = ""
+
+
+class CancelPreparing(PlainMessage, frozen=True):
+    """Origin to node: give up what is being fetched. What is being loaded may still be answered by LayersPrepared."""
+
+
+class LayersPrepared(PlainMessage, frozen=True):
+    """Node to origin: these layers stand by from now on. ``fetched_bytes`` came from other nodes."""
+
+    start: Count
+    stop: Count
+    memory_bytes: Count
+    load_ms: Count
+    fetched_bytes: Count = 0
+
+
+class LayersGivenBack(PlainMessage, frozen=True):
+    """Node to origin: these layers no longer stand by. A stage has them, or needs their memory."""
+
+    start: Count
+    stop: Count
+
+
 class OpenSession(PlainMessage, frozen=True):
     """Origin to stage: open this session."""
 
@@ -244,6 +279,10 @@ Plain = (
     | OpenStage
     | StageProgress
     | StageOpened
+    | PrepareLayers
+    | CancelPreparing
+    | LayersPrepared
+    | LayersGivenBack
     | OpenSession
     | SessionOpened
     | AdvanceSession

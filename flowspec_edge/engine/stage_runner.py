@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -19,7 +20,10 @@ from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.errors import PlacementError, StageFailedError
-from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, Manifest
+from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, BlockEntry, FileEntry, Manifest
+
+Parts = Mapping[str, Any]
+"""What was loaded of files, by their sha256: the graphs of blocks and of the final norm, and the embedding."""
 
 
 @dataclass(slots=True)
@@ -33,10 +37,20 @@ class _Session:
     bindings: list[ort.IOBinding] = field(default_factory=list)
 
 
+def _load(directory: Path, manifest: Manifest, entry: FileEntry, num_threads: int) -> Any:
+    """What a stage has of a file."""
+    if isinstance(entry, BlockEntry):
+        return CachedGraph(directory / entry.file, entry.start, entry.stop, num_threads)
+    if entry == manifest.embedding:
+        return Embedding(directory / entry.file)
+    return load_graph(directory / entry.file, num_threads)
+
+
 class StageRunner:
     """Layers ``[start, stop)`` of a bundle. The first stage embeds, the last one applies the final norm.
 
-    It is not safe to use from several threads at once.
+    ``parts`` is what it has loaded. What is among ``loaded`` is taken from there; it may be the part of another runner,
+    as long as the two are not used at once. A runner is not safe to use from several threads at once.
 
     Raises:
         PlacementError: the range does not fall on the bundle's block boundaries.
@@ -52,6 +66,7 @@ class StageRunner:
         *,
         num_threads: int = 1,
         precision: str | None = None,
+        loaded: Parts | None = None,
     ) -> None:
         blocks = manifest.blocks_of(start, stop, precision)
         if not blocks or (blocks[0].start, blocks[-1].stop) != (start, stop):
@@ -63,17 +78,16 @@ class StageRunner:
         self._min_rows = min_rows(precision or manifest.precision)
         self._start, self._num_layers = start, stop - start
         self._taps = frozenset(manifest.drafter.taps if manifest.drafter else ())
-        self._blocks = [
-            (
-                block.start - start,
-                block.stop - start,
-                CachedGraph(directory / block.file, block.start, block.stop, num_threads),
-            )
-            for block in blocks
+        loaded = loaded or {}
+        self.parts: dict[str, Any] = {}
+        for entry in manifest.stage_files(start, stop, precision):
+            found = loaded.get(entry.sha256)
+            self.parts[entry.sha256] = _load(directory, manifest, entry, num_threads) if found is None else found
+        self._blocks: list[tuple[int, int, CachedGraph]] = [
+            (block.start - start, block.stop - start, self.parts[block.sha256]) for block in blocks
         ]
-        self._embedding = Embedding(directory / manifest.embedding.file) if start == 0 else None
-        is_last = stop == manifest.geometry.num_layers
-        self._final_norm = load_graph(directory / manifest.final_norm.file, num_threads) if is_last else None
+        self._embedding: Embedding | None = self.parts.get(manifest.embedding.sha256)
+        self._final_norm: ort.InferenceSession | None = self.parts.get(manifest.final_norm.sha256)
         self._rotary = RotaryTables(manifest.geometry.rope_frequencies)
         self._sessions: dict[int, _Session] = {}
 
@@ -109,6 +123,7 @@ class StageRunner:
         self._sessions = {}
         self._embedding = self._final_norm = None
         self._rotary = RotaryTables(self._geometry.rope_frequencies)
+        self.parts = {}
         blocks, self._blocks = list(self._blocks), []  # a copy: a forward may go through the list just now
         with frugal_allocation():
             while blocks:

@@ -17,7 +17,7 @@ from flowspec_edge.manifest import Manifest
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.link import OPENING, open_link
 from flowspec_edge.node.curves import Measurements
-from flowspec_edge.node.kept_stage import KeptStage
+from flowspec_edge.node.kept_layers import KeptLayers
 from flowspec_edge.node.precision_choice import PrecisionChoice
 from flowspec_edge.node.resources import MemoryAccount, NodeSettings
 from flowspec_edge.weights.supply import WeightSupply
@@ -45,7 +45,7 @@ class Measuring:
     settings: NodeSettings
     precisions: PrecisionChoice
     memory: MemoryAccount
-    kept: KeptStage
+    kept: KeptLayers
     measurements: Measurements
     supply: WeightSupply
     is_measured: bool
@@ -107,7 +107,7 @@ class Measuring:
         for precision in precisions:
             line = self.measurements.kept(manifest, precision)
             if line is None and bundle is not None:
-                self.kept.drop()  # its memory is wanted
+                self.kept.give_back_all()  # its memory is wanted
                 await self.kept.freed()
                 line = await self.measurements.curve(bundle, precision, self.memory.free_bytes)
             if line is not None:

@@ -18,14 +18,16 @@ from flowspec_edge.net.connection import Link
 from flowspec_edge.net.directory import Directory, Report
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.link import LinkServer, open_link
+from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.curves import Measurements
-from flowspec_edge.node.kept_stage import KeptStage
+from flowspec_edge.node.kept_layers import KeptLayers
 from flowspec_edge.node.measuring import Measuring
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.precision_choice import PrecisionChoice
 from flowspec_edge.node.resources import MemoryAccount, NodeSettings, OpenStages, unique_name
 from flowspec_edge.node.stage_opening import StageOpener
+from flowspec_edge.node.standing_by import stand_by
 from flowspec_edge.version import __version__
 from flowspec_edge.weights.server import WeightServer
 from flowspec_edge.weights.supply import FetchProgress, OnFetch, WeightSupply
@@ -42,7 +44,7 @@ class Node:
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
         self.supply = WeightSupply(settings.bundles, settings.cache, self._files, tls)
         self.weights = WeightServer(self.supply.find)
-        self.kept = KeptStage()
+        self.kept = KeptLayers()
         self.measurements = Measurements(settings.num_threads, settings.thermometer)
         self.precisions = PrecisionChoice(settings.precision)
         self.memory = MemoryAccount(settings.memory_bytes)
@@ -67,6 +69,7 @@ class Node:
             measurements=self.measurements,
             supply=self.supply,
             board=board,
+            activity=Activity(),
             on_fetch=self._report_fetch,
         )
         self._server: LinkServer | None = None
@@ -167,6 +170,8 @@ class Node:
                 pass
             case wire.OpenStage() as request:
                 await self._stages.serve(link, request)
+            case wire.PrepareLayers() as request:
+                await stand_by(self._stages, link, request)
             case message:
                 raise ProtocolError(f"peer {link.peer}: {type(message).__name__} came where OpenStage was expected")
 

@@ -122,7 +122,7 @@ class MemoryAccount:
 
     @property
     def free_bytes(self) -> int:
-        """Of what is offered. Stages that are ending have none of it: whoever opens another waits (KeptStage)."""
+        """Of what is offered. Stages that are ending have none of it: whoever opens another waits (KeptLayers)."""
         reserved = sum(num_bytes for control, num_bytes in self._reserved_bytes.items() if control.is_open)
         return self.offered_bytes - reserved
 

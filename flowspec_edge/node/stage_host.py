@@ -20,6 +20,7 @@ from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import ProtocolError
 from flowspec_edge.net.connection import Link
+from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.curves import StageRecorder
 from flowspec_edge.node.pacing import Board, Runner
 from flowspec_edge.tasks import run_until_first_ends
@@ -38,7 +39,8 @@ class StageHost:
     """A loaded and connected stage, which works as long as the context lasts; ``wait_ended`` tells when it has ended.
 
     ``journal`` writes down what ``core`` is told, where that is wanted. ``runner`` runs on ``executor``, which has one
-    thread. A session may have at most ``max_capacity`` rows. ``recorder`` is told how long forwards took.
+    thread. A session may have at most ``max_capacity`` rows. ``activity`` is told when forwards run, and ``recorder``
+    how long they took.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class StageHost:
         executor: ThreadPoolExecutor,
         *,
         max_capacity: int,
+        activity: Activity,
         recorder: StageRecorder | None = None,
     ) -> None:
         self._core, self._journal = core, journal
@@ -59,6 +62,7 @@ class StageHost:
         self._board = board
         self._executor = executor
         self._max_capacity = max_capacity
+        self._activity = activity
         self._recorder = recorder
         self._forwards: asyncio.Queue[tuple[ev.RunForward, threading.Event]] = asyncio.Queue()
         self._cancelled = threading.Event()  # of the newest forward; each has its own
@@ -154,7 +158,8 @@ class StageHost:
         while True:
             forward, cancelled = await self._forwards.get()
             began = time.monotonic()
-            finished = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set)
+            with self._activity.busy():
+                finished = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set)
             if self._recorder is not None and not cancelled.is_set():
                 self._recorder.add(len(forward.rows), time.monotonic() - began)
             self._tell(finished)

@@ -1,7 +1,7 @@
 """How a node opens a stage for an origin: it gets the weights, loads the layers, connects, and hosts the stage then.
 
 A stage lives as long as its control link. When that ends, however it ends, the stage does; its layers stay loaded for
-a while (``kept_stage.py``), unless the stage failed.
+a while (``kept_layers.py``), unless the stage failed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,9 +21,7 @@ from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.limits import TREE_MARGIN
 from flowspec_edge.core.planning.placement import stage_memory_bytes
 from flowspec_edge.core.speculation.stage import Stage
-from flowspec_edge.core.weights.fetching import Source
 from flowspec_edge.engine.arithmetic import arithmetic_of
-from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import (
     FlowspecError,
     LinkLostError,
@@ -34,9 +32,11 @@ from flowspec_edge.errors import (
 from flowspec_edge.files import open_record, records_text
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.link import OPENING, open_link
+from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.curves import Measurements, StageRecorder
-from flowspec_edge.node.kept_stage import KeptStage, Key, LoadedStage
+from flowspec_edge.node.kept_layers import KeptLayers, LoadedStage, TakenParts
+from flowspec_edge.node.layer_loading import digests_of, in_thread, load_runner, requested
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.precision_choice import PrecisionChoice
 from flowspec_edge.node.resources import MemoryAccount, NodeSettings, OpenStages
@@ -62,10 +62,11 @@ class StageOpener:
     open_stages: OpenStages
     memory: MemoryAccount
     arrivals: Arrivals
-    kept: KeptStage
+    kept: KeptLayers
     measurements: Measurements
     supply: WeightSupply
     board: Board
+    activity: Activity
     on_fetch: OnFetch
 
     async def serve(self, control: Link, request: wire.OpenStage) -> None:
@@ -125,6 +126,7 @@ class _Opening:
             board,
             self.executor,
             max_capacity=geometry.max_context + TREE_MARGIN,
+            activity=self.node.activity,
             recorder=recorder,
         )
         self.held.push_async_callback(host.refuse_offender)
@@ -132,51 +134,41 @@ class _Opening:
             await host.wait_ended()
 
     async def _load(self) -> tuple[LoadedStage, int, int]:
-        """The stage that is still loaded, or one that is loaded now; how many ms that took, and the bytes fetched."""
-        request, kept = self.request, self.node.kept
-        key = (request.bundle, request.start, request.stop, self._precision or "")
-        began, report = time.monotonic(), _FetchReport(self.control, self.node.on_fetch)
-        stage = await kept.take(key)
-        self.held.enter_context(kept.using(self.control))
-        if stage is not None:
-            try:
-                self.held.enter_context(self.node.memory.reserve(self.control, stage.memory_bytes))
-            except StageFailedError:
-                kept.free(stage)
-                raise
-        else:
-            with contextlib.ExitStack() as files:
-                supplied = self._supply(files, report)
-                bundle, memory_bytes = await _unless_left(self.control, supplied, "the weights of its stage were here")
-                began = time.monotonic()
-                runner = await _in_thread(self.executor, self._load_runner, bundle)
-                stage = LoadedStage(bundle, runner, memory_bytes, files.pop_all())
-        await self.held.enter_async_context(stage_in_use(kept, key, stage, self.control, self.executor))
+        """The stage, of parts that are loaded already and others; how many ms that took, and the bytes fetched."""
+        node, report = self.node, _FetchReport(self.control, self.node.on_fetch)
+        wanted = requested(self.request, node.precisions)
+        with contextlib.ExitStack() as files, contextlib.ExitStack() as taking:
+            supplied = self._supply(wanted, files, taking, report)
+            bundle, taken, memory_bytes = await _unless_left(
+                self.control, supplied, "the weights of its stage were here"
+            )
+            began = time.monotonic()
+            runner = await in_thread(self.executor, load_runner, bundle, wanted, node.settings.num_threads, taken.parts)
+            stage = LoadedStage(bundle, runner, memory_bytes, files.pop_all())
+        await self.held.enter_async_context(stage_in_use(node.kept, stage, self.control, self.executor))
         return stage, round((time.monotonic() - began) * 1000), report.num_bytes
+
+    async def _supply(
+        self, wanted: StageRequest, files: contextlib.ExitStack, taking: contextlib.ExitStack, report: _FetchReport
+    ) -> tuple[Bundle, TakenParts, int]:
+        """The weights, fetched where they are missing and held by ``files``; what is loaded of them already, until
+        ``taking`` is closed; and the memory reserved for the stage.
+        """
+        node = self.node
+        manifest = await node.supply.manifest(wanted)
+        taken = await node.kept.take(digests_of(wanted, manifest))
+        taking.callback(node.kept.free, taken)
+        self.held.enter_context(node.kept.using(self.control))
+        memory_bytes = stage_memory_bytes(manifest.blocks_of(wanted.start, wanted.stop, wanted.precision))
+        self.held.enter_context(node.memory.reserve(self.control, memory_bytes))
+        node.kept.make_room(node.memory.free_bytes)
+        await node.kept.freed()
+        bundle = await node.supply.stage(wanted, manifest, files, report.tell, loaded=taken.parts.keys())
+        return bundle, taken, memory_bytes
 
     @property
     def _precision(self) -> str | None:
         return self.node.precisions.of(self.request.bundle, self.request.precision)
-
-    async def _supply(self, files: contextlib.ExitStack, report: _FetchReport) -> tuple[Bundle, int]:
-        """The weights, fetched where they are missing and held by ``files``, and the memory reserved for them."""
-        request, supply = self.request, self.node.supply
-        sources = tuple(Source.from_text(text) for text in request.sources)
-        wanted = StageRequest(request.bundle, request.start, request.stop, sources, self._precision)
-        manifest = await supply.manifest(wanted)
-        memory_bytes = stage_memory_bytes(manifest.blocks_of(request.start, request.stop, self._precision))
-        self.held.enter_context(self.node.memory.reserve(self.control, memory_bytes))
-        return await supply.stage(wanted, manifest, files, report.tell), memory_bytes
-
-    def _load_runner(self, bundle: Bundle) -> StageRunner:
-        return StageRunner(
-            bundle.directory,
-            bundle.manifest,
-            self.request.start,
-            self.request.stop,
-            num_threads=self.node.settings.num_threads,
-            precision=self._precision,
-        )
 
     def _recorder(self, stage: LoadedStage) -> StageRecorder | None:
         if not self.node.board.is_measured:
@@ -240,7 +232,7 @@ class _FetchReport:
 
 @contextlib.asynccontextmanager
 async def stage_in_use(
-    kept: KeptStage, key: Key, stage: LoadedStage, control: Link, executor: ThreadPoolExecutor
+    kept: KeptLayers, stage: LoadedStage, control: Link, executor: ThreadPoolExecutor
 ) -> AsyncIterator[None]:
     """A stage that a ring uses. Afterwards it is kept for the next one, unless it failed; then it is freed at once.
 
@@ -256,10 +248,10 @@ async def stage_in_use(
             is_sound = True
             raise
         finally:
-            await _in_thread(executor, stage.runner.free_caches)  # behind the last forward
+            await in_thread(executor, stage.runner.free_caches)  # behind the last forward
             if is_sound:
                 lost.pop_all()
-                kept.keep(key, stage, control)
+                kept.keep(stage, control)
 
 
 async def _report(control: Link, cause: FlowspecError) -> None:
@@ -286,7 +278,3 @@ async def _unless_left(control: Link, coroutine: Coroutine[Any, Any, _T], what: 
 
     await run_until_first_ends(run(), watch())
     return returned[0]
-
-
-async def _in_thread(executor: ThreadPoolExecutor, function: Callable[..., _T], *arguments: object) -> _T:
-    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)

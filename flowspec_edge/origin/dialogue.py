@@ -164,14 +164,16 @@ def stage_requests(
         if hop + 1 < len(plans):
             next_one = addresses[plans[hop + 1].node]
             ahead = Source(next_one.node, next_one.host, next_one.port)
-        sources = [
-            own,
-            *(Source(peer.node, peer.host, peer.port) for peer in addresses.values() if peer.node != plan.node),
-        ]
-        texts = [source.to_text() for source in sources[: wire.MAX_SOURCES]]
+        texts = source_texts(own, found, plan.node)
         layers = (bundle.digest, plan.start, plan.stop)
         requests.append(wire.OpenStage(ring, hop, *layers, ahead.node, ahead.host, ahead.port, texts, plan.precision))
     return requests
+
+
+def source_texts(own: Source, found: Sequence[Announcement], node: str) -> list[str]:
+    """From whom ``node`` may fetch weights: the origin itself, and all others."""
+    sources = [own, *(Source(peer.node, peer.host, peer.port) for peer in found if peer.node != node)]
+    return [source.to_text() for source in sources[: wire.MAX_SOURCES]]
 
 
 async def open_stages(

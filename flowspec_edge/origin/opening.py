@@ -11,7 +11,6 @@ import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 from flowspec_edge.bundle import Bundle
@@ -20,7 +19,6 @@ from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.placement import (
     LeftOut,
-    LoadedLayers,
     Plan,
     StagePlan,
 )
@@ -54,7 +52,7 @@ from flowspec_edge.origin.dialogue import (
 )
 from flowspec_edge.origin.engine import LoadEngine, OriginEngine
 from flowspec_edge.origin.measured_links import Peer, links_now
-from flowspec_edge.origin.planning import PlanOptions, keep_placement, make_plan
+from flowspec_edge.origin.planning import PlanOptions, keep_placement, make_plan, with_what_they_serve
 from flowspec_edge.origin.ring import Ring, RingLinks, RingStage
 from flowspec_edge.origin.shares import check_reached, equal_shares, planned_shares
 from flowspec_edge.tasks import run_until_first_ends
@@ -169,14 +167,7 @@ async def plan_layers(
     async with contextlib.AsyncExitStack() as closing:
         peers, refused = await welcome_nodes(node.settings, bundle, found, "", closing)
         check_reached([stage.plan for stage in stages], peers, refused)
-        held = {stage.plan.node: stage.held_bytes for stage in stages}
-        freed = {
-            name: replace(peer, free_memory_bytes=peer.free_memory_bytes + held.get(name, 0))
-            for name, peer in peers.items()
-        }
-        loaded = {
-            stage.plan.node: LoadedLayers(stage.plan.start, stage.plan.stop, stage.plan.precision) for stage in stages
-        }
+        freed, loaded = with_what_they_serve(peers, stages)
         return await make_plan(node.settings, bundle, freed, refused, plan_options, loaded, cut=cut)
 
 

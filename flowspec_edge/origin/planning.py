@@ -18,12 +18,14 @@ from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.measured import curves_from_text, rounded
 from flowspec_edge.core.planning.placement import Device, Hop, LeftOut, Links, LoadedLayers, ModelNeeds, Plan
 from flowspec_edge.core.planning.planner import plan_ring
+from flowspec_edge.core.planning.standby import with_standbys
 from flowspec_edge.core.planning.throughput import NO_DRAFTS, TYPICAL_DRAFTS, Throughput
 from flowspec_edge.errors import NotMeasuredError, StateError
 from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.costs import origin_costs
 from flowspec_edge.origin.measured_links import Peer, Report, known_links, origin_name, way_as_measured
+from flowspec_edge.origin.ring import RingStage
 
 STAGE_MS = 0.7
 """What a stage takes per chunk beside its layers: Python and threads (docs/performance.md, "In real time"; x86)."""
@@ -40,13 +42,29 @@ class PlanOptions:
     """What a plan is made for: a schedule, and sessions of at most ``num_tokens`` (None: all that the model allows).
 
     With ``is_any_precision`` the plan chooses among the bundle's precisions for each device; else each device has its
-    own. ``report`` is told of what takes long.
+    own. With ``has_standbys`` it says who stands by for whom. ``report`` is told of what takes long.
     """
 
     schedule: str = "flowspec"
     num_tokens: int | None = None
     is_any_precision: bool = False
+    has_standbys: bool = False
     report: Report = _log.info
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a plan is made of, and the nodes that cannot be planned with."""
+
+    devices: list[Device]
+    links: Links
+    model: ModelNeeds
+    throughput: Throughput
+    refused: Sequence[LeftOut] = ()
+
+    @property
+    def measured(self) -> tuple[list[Device], Links, ModelNeeds, Throughput]:
+        return self.devices, self.links, self.model, self.throughput
 
 
 async def make_plan(
@@ -71,9 +89,25 @@ async def make_plan(
         RequestError: there is no such schedule.
         LinkLostError: a node was lost meanwhile.
     """
+    known = await survey(settings, bundle, peers, refused, plan_options, loaded, cut=cut, measures_links=measures_links)
+    plan = await asyncio.to_thread(plan_ring, *known.measured)
+    plan = replace(plan, left_out=(*plan.left_out, *known.refused))
+    return await asyncio.to_thread(with_standbys, plan, *known.measured) if plan_options.has_standbys else plan
+
+
+async def survey(
+    settings: NodeSettings,
+    bundle: Bundle,
+    peers: Mapping[str, Peer],
+    refused: Sequence[LeftOut],
+    plan_options: PlanOptions,
+    loaded: Mapping[str, LoadedLayers] | None = None,
+    *,
+    cut: Collection[Way] = (),
+    measures_links: bool = True,
+) -> Known:
+    """Measure what is not known; the arguments and errors are those of :func:`make_plan`."""
     manifest = bundle.manifest
-    limit = manifest.geometry.max_context
-    num_tokens = min(plan_options.num_tokens or limit, limit)
     # One after another: an origin that serves would measure its head and its layers at once, and links beside both.
     head_ms, draft_ms = await asyncio.to_thread(origin_costs, bundle, settings.num_threads)
     plan_options.report(f"asking {len(peers)} nodes what a layer takes them; the first time they measure it ...")
@@ -85,18 +119,61 @@ async def make_plan(
     loaded = loaded or load_placement(bundle.digest)
     sure = manifest.precision if plan_options.is_any_precision else None
     devices = _devices(settings.name, peers, measured, loaded, head_ms + draft_ms, sure)
-    model = ModelNeeds.from_manifest(manifest, num_tokens=num_tokens + TREE_MARGIN, head_ms=head_ms)
-    throughput = Throughput(plan_options.schedule, TYPICAL_DRAFTS if manifest.drafter else NO_DRAFTS, draft_ms)
-    plan = await asyncio.to_thread(plan_ring, devices, links, model, throughput)
-    return replace(plan, left_out=(*plan.left_out, *refused))
+    model, throughput = _needs(bundle, plan_options, head_ms), _throughput(bundle, plan_options, draft_ms)
+    return Known(devices, links, model, throughput, refused)
+
+
+def assume_equal(
+    settings: NodeSettings,
+    bundle: Bundle,
+    peers: Mapping[str, Peer],
+    plan_options: PlanOptions,
+    cut: Collection[Way] = (),
+) -> Known:
+    """What is taken for granted where nothing is measured: equal boards, and links that need no time."""
+    layer = {bundle.manifest.precision: Line(1.0)}
+    return Known(
+        [Device(node=name, free_memory_bytes=peer.free_memory_bytes, layer=layer) for name, peer in peers.items()],
+        Links(origin=origin_name(settings, peers), usual=Hop(0.0), cut=_as_measured(settings, peers, cut)),
+        _needs(bundle, plan_options, head_ms=0.0),
+        _throughput(bundle, plan_options, draft_ms=0.0),
+    )
+
+
+def _needs(bundle: Bundle, plan_options: PlanOptions, head_ms: float) -> ModelNeeds:
+    limit = bundle.manifest.geometry.max_context
+    num_tokens = min(plan_options.num_tokens or limit, limit)
+    return ModelNeeds.from_manifest(bundle.manifest, num_tokens=num_tokens + TREE_MARGIN, head_ms=head_ms)
+
+
+def _throughput(bundle: Bundle, plan_options: PlanOptions, draft_ms: float) -> Throughput:
+    drafts = TYPICAL_DRAFTS if bundle.manifest.drafter else NO_DRAFTS
+    return Throughput(plan_options.schedule, drafts, draft_ms)
+
+
+def with_what_they_serve(
+    peers: Mapping[str, Peer], stages: Sequence[RingStage]
+) -> tuple[dict[str, Peer], dict[str, LoadedLayers]]:
+    """The peers with what the stages of a ring hold as free memory, for its layers may move; and these layers."""
+    held = {stage.plan.node: stage.held_bytes for stage in stages}
+    freed = {
+        name: replace(peer, free_memory_bytes=peer.free_memory_bytes + held.get(name, 0))
+        for name, peer in peers.items()
+    }
+    plans = [stage.plan for stage in stages]
+    return freed, {plan.node: LoadedLayers(plan.start, plan.stop, plan.precision) for plan in plans}
 
 
 async def _links(
     settings: NodeSettings, peers: Mapping[str, Peer], report: Report, cut: Collection[Way], *, measures: bool
 ) -> Links:
     hops = await known_links(settings, peers, report, measures=measures)
-    ways = frozenset(way_as_measured(settings, peers, way) for way in cut)
+    ways = _as_measured(settings, peers, cut)
     return Links(origin=origin_name(settings, peers), usual=USUAL_HOP, measured=hops, cut=ways)
+
+
+def _as_measured(settings: NodeSettings, peers: Mapping[str, Peer], cut: Collection[Way]) -> frozenset[Way]:
+    return frozenset(way_as_measured(settings, peers, way) for way in cut)
 
 
 async def _layers(

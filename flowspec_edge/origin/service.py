@@ -31,6 +31,7 @@ from flowspec_edge.origin.dialogue import OnFetch
 from flowspec_edge.origin.opening import explain_outcome
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.ring import Ring
+from flowspec_edge.origin.standby import Standbys
 from flowspec_edge.origin.upkeep import NO_ROOM, Boards, RingUpkeep, Search
 
 WAIT_FOR_BOARDS_S = 60.0
@@ -43,7 +44,8 @@ class GenerationService:
     """Answers prompts as long as its ``async with`` block lasts, by rings that it opens and closes.
 
     Args:
-        node, bundle, search, on_fetch, plan_options, boards, moves, moves_at_once: as for :class:`RingUpkeep`.
+        node, bundle, search, on_fetch, plan_options, boards, moves, moves_at_once, has_standbys: as for
+            :class:`RingUpkeep`.
         names_links: where only that can tell why a ring was slow, measure its links before the last piece is given.
         wait_for_boards_s: how long a text waits for a board where those that are left have no room for all layers.
     """
@@ -61,6 +63,7 @@ class GenerationService:
         moves_at_once: bool = False,
         names_links: bool = False,
         wait_for_boards_s: float = WAIT_FOR_BOARDS_S,
+        has_standbys: bool = False,
     ) -> None:
         self._node = node
         self._bundle = bundle
@@ -76,6 +79,7 @@ class GenerationService:
             boards=boards,
             moves=moves,
             moves_at_once=moves_at_once,
+            has_standbys=has_standbys,
         )
 
     async def __aenter__(self) -> Self:
@@ -99,6 +103,11 @@ class GenerationService:
     def ring(self) -> Ring | None:
         """The ring that is open, or was open until something in it was lost."""
         return self._upkeep.ring
+
+    @property
+    def standbys(self) -> Standbys:
+        """Which boards stand by for which."""
+        return self._upkeep.standbys
 
     @property
     def writer(self) -> Ring | None:

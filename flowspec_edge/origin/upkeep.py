@@ -29,6 +29,7 @@ from flowspec_edge.origin.losses import Losses
 from flowspec_edge.origin.opening import open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.ring import Ring, RingStage
+from flowspec_edge.origin.standby import Standbys
 
 NO_ROOM = (NodeUnavailableError, PlacementError)
 """What an opening raises where the nodes that are there are none, or too small."""
@@ -67,6 +68,7 @@ class RingUpkeep:
             with, or when a node got hot. They are also asked when the ring was lost.
         moves: whether the ring moves at all.
         moves_at_once: move while texts are written, which go on over the new ring; else only when none is.
+        has_standbys: have boards stand by for each other while no text is written.
     """
 
     def __init__(
@@ -80,10 +82,9 @@ class RingUpkeep:
         boards: Boards | None,
         moves: bool,
         moves_at_once: bool,
+        has_standbys: bool,
     ) -> None:
-        self._node = node
-        self._bundle = bundle
-        self._search = search
+        self._node, self._bundle, self._search = node, bundle, search
         self._on_fetch = on_fetch
         self._plan_options = plan_options
         self._boards = boards
@@ -100,6 +101,7 @@ class RingUpkeep:
         self._lost = Losses(
             lambda board: is_there(node.settings, board), self._try_way, self._take_back, self._take_way_back
         )
+        self.standbys = Standbys(node, bundle, plan_options, is_wanted=has_standbys)
         self._mourned: Ring | None = None  # the latest ring whose lost nodes were noted
         self._changed = asyncio.Event()  # boards have come or left
         self._cramped: tuple[float, FlowspecError] | None = None  # until when, and why, no opening is tried
@@ -121,6 +123,7 @@ class RingUpkeep:
         if self._timer is not None:
             self._timer.cancel()
         await self._lost.close()
+        await self.standbys.close()
         await self._closing.aclose()
         await asyncio.to_thread(self._engine.close)
 
@@ -136,11 +139,13 @@ class RingUpkeep:
 
     def begin_session(self) -> None:
         """A text is to be written; the ring stays for it, where it does not move at once."""
+        self.standbys.begin_text()
         self._tell(rb.SessionBegan())
 
     def end_session(self) -> None:
         """A text has ended."""
         self._tell(rb.SessionEnded())
+        self.standbys.end_text()
 
     async def usable_ring(self) -> Ring:
         """The ring that is open; where none is, one that is opened now."""
@@ -150,7 +155,9 @@ class RingUpkeep:
                 if self._cramped is not None and time.monotonic() < self._cramped[0]:
                     raise self._cramped[1]  # of several texts that wait one has just tried
                 try:
-                    await self._open_trusted(await self._find())
+                    found = await self._find()
+                    if not await self._take_over(found):
+                        await self._open_trusted(found)
                 except NO_ROOM as cause:
                     again = time.monotonic() + rc.RETRY_S / 2
                     self._cramped = (again, cause.with_traceback(None)) if self._served else None
@@ -183,6 +190,19 @@ class RingUpkeep:
         if not there:
             raise NodeUnavailableError(f"no node is left; lost: {', '.join(sorted(self._lost.names)) or 'all of them'}")
         return there
+
+    async def _take_over(self, found: Sequence[Announcement]) -> bool:
+        """Open the ring for which layers stand by, where one board was lost and they do."""
+        left, ways = self._lost.left_of(found), self._lost.ways
+        plan = self.standbys.take_over(_names(left), ways)
+        if plan is None:
+            return False
+        try:
+            await self._open_ring(left, plan, ways)
+        except NO_ROOM as cause:
+            _log.warning("a ring is planned anew, since boards that stood by cannot be used: %s", cause)
+            return False
+        return True
 
     async def _open_trusted(self, found: Sequence[Announcement]) -> None:
         """Open a ring without the boards that none could be moved to, and without nodes and ways that are doubted;
@@ -221,6 +241,7 @@ class RingUpkeep:
         self._served = self._ring.stages
         _log.info("the ring is open: %s", ", ".join(_describe(stage.plan) for stage in self._served))
         self._spawn(self._watch_ring(self._ring), "watching the ring")
+        self.standbys.follow(self._ring, self._lost.left_of(found), self._lost.ways)
         self._tell(rb.RingOpened(self._dealt))
 
     async def _close_lost_ring(self) -> None:
@@ -231,6 +252,7 @@ class RingUpkeep:
 
     async def _close_ring(self) -> None:
         self._ring = None
+        self.standbys.pause()
         self._tell(rb.RingClosed())
         await self._closing.aclose()
 
@@ -326,6 +348,8 @@ class RingUpkeep:
             found = await boards.wait_for(_differs_from(seen), None)
             seen = _names(found)
             self._wake()
+            if self._ring is not None and self._ring.is_open:
+                self.standbys.follow(self._ring, self._usable(boards), self._lost.ways)
             self._dealt &= seen  # a board that left and came back gets another chance
             self._refuse(self._refused & seen)
 

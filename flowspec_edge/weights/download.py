@@ -53,15 +53,19 @@ async def fetch_files(
     *,
     on_progress: OnProgress = lambda num_bytes: None,
     tls: ssl.SSLContext | None = None,
+    max_bytes_per_s: float | None = None,
 ) -> FetchReport:
     """Fetch files into their parts, by sha256, from the sources that have them; see ``core/weights/fetching.py``.
+
+    All sources together bring ``max_bytes_per_s`` at most, where that is given.
 
     Raises:
         FetchError: a file cannot be fetched; the text has the reason of every source.
         CacheError: a file cannot be written.
     """
     async with _open_session(tls) as session:
-        return await _Fetcher(session, fe.Fetch(files, sources), parts, on_progress, tls is not None).run()
+        fetch, is_encrypted = fe.Fetch(files, sources), tls is not None
+        return await _Fetcher(session, fetch, parts, on_progress, is_encrypted, max_bytes_per_s).run()
 
 
 async def fetch_manifest(digest: str, sources: Sequence[fe.Source], *, tls: ssl.SSLContext | None = None) -> str:
@@ -110,6 +114,8 @@ class _Fetcher:
     parts: Mapping[str, Part]
     on_progress: OnProgress
     is_encrypted: bool
+    max_bytes_per_s: float | None = None
+    _may_read_at: float = 0.0  # where the rate is bounded
     _events: asyncio.Queue[fe.FetchEvent | FlowspecError] = field(default_factory=asyncio.Queue)
     _num_bytes: dict[fe.Source, int] = field(default_factory=dict)
     _accusations: list[str] = field(default_factory=list)
@@ -210,6 +216,7 @@ class _Fetcher:
                     if len(gathered) >= READ_BYTES:
                         whole, gathered = gathered, bytearray()
                         await self._take(action.source, part, whole)
+                        await self._keep_to_rate(len(whole))
             finally:  # bytes that came before the transfer broke are kept
                 await self._take(action.source, part, gathered)
 
@@ -217,6 +224,13 @@ class _Fetcher:
         await self._in_thread(part.write, data)
         self._num_bytes[source] = self._num_bytes.get(source, 0) + len(data)
         self.on_progress(len(data))
+
+    async def _keep_to_rate(self, num_bytes: int) -> None:
+        """Read no further until so many bytes were allowed to come; the sender waits then too."""
+        if self.max_bytes_per_s is not None:
+            now = time.monotonic()
+            self._may_read_at = max(self._may_read_at, now) + num_bytes / self.max_bytes_per_s
+            await asyncio.sleep(self._may_read_at - now)
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """Run in the executor. When cancelled, wait for the thread: nobody may close a part while it is written."""

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,8 @@ class FetchProgress:
 class StageRequest:
     """The weights of layers ``[start, stop)`` of the bundle of that digest; ``sources`` are nodes that may have them.
 
-    They are of the bundle's own precision unless another one is asked for.
+    They are of the bundle's own precision unless another one is asked for. What is fetched comes at a rate of
+    ``max_bytes_per_s`` at most, where that is given.
     """
 
     digest: str
@@ -60,6 +61,7 @@ class StageRequest:
     stop: int
     sources: tuple[Source, ...] = ()
     precision: str | None = None
+    max_bytes_per_s: float | None = None
 
 
 OnFetch = Callable[[FetchProgress], None]
@@ -137,9 +139,17 @@ class WeightSupply:
         return manifest
 
     async def stage(
-        self, request: StageRequest, manifest: Manifest, held: contextlib.ExitStack, on_fetch: OnFetch
+        self,
+        request: StageRequest,
+        manifest: Manifest,
+        held: contextlib.ExitStack,
+        on_fetch: OnFetch,
+        *,
+        loaded: Collection[str] = (),
     ) -> Bundle:
         """A bundle with the files of these layers, each of them checked; they stay until ``held`` is closed.
+
+        Files that are ``loaded`` already, by sha256, are neither read nor fetched.
 
         Raises:
             BundleError: a file of this node's own bundle is damaged.
@@ -150,7 +160,8 @@ class WeightSupply:
         own = self._bundles.get(request.digest)
         if own is not None:
             files = manifest.stage_files(request.start, request.stop, request.precision)
-            await _run_in(self._executor, verify_digests, own.directory, files)
+            unread = [entry for entry in files if entry.sha256 not in loaded]
+            await _run_in(self._executor, verify_digests, own.directory, unread)
             return own
         cache = self._cache_for(request.digest)
         lease = held.enter_context(contextlib.closing(cache.lease()))
@@ -163,6 +174,7 @@ class WeightSupply:
             request=request,
             name=manifest.name,
             report=on_fetch,
+            loaded=loaded,
         )
         paths = await gathering.gather(manifest.stage_files(request.start, request.stop, request.precision))
         return Bundle(await _run_in(self._executor, cache.link, manifest, paths), manifest, request.digest)
@@ -191,23 +203,26 @@ class _Gathering:
         request: StageRequest,
         name: str,
         report: OnFetch,
+        loaded: Collection[str],
     ) -> None:
         self._own_files = own_files
         self._cache = cache
         self._lease = lease
         self._executor = executor
         self._tls = tls
-        self._sources = request.sources
+        self._request = request
         self._progress = FetchProgress(name, request.start, request.stop)
         self._report = report
+        self._loaded = loaded
         self._paths: dict[str, Path] = {}
 
     async def gather(self, files: Sequence[FileEntry]) -> dict[str, Path]:
-        """Where each of the files lies, by sha256."""
+        """Where each of the files lies, by sha256. Those that are loaded may lie nowhere."""
         entries = {entry.sha256: entry for entry in files}
         for entry in entries.values():
             await self._take_if_here(entry)
-        missing = [entry for sha256, entry in sorted(entries.items()) if sha256 not in self._paths]
+        here = {*self._paths, *self._loaded}
+        missing = [entry for sha256, entry in sorted(entries.items()) if sha256 not in here]
         if missing:
             await self._fetch(missing)
         return self._paths
@@ -217,6 +232,9 @@ class _Gathering:
         own = self._own_files.get(entry.sha256)
         path = own if own is not None and own.is_file() else self._lease.take(entry.sha256)
         if path is None:
+            return
+        if entry.sha256 in self._loaded:
+            self._paths[entry.sha256] = path
             return
         if not await _run_in(self._executor, find_damaged, {entry.sha256: path}):
             self._paths[entry.sha256] = path
@@ -241,7 +259,12 @@ class _Gathering:
             self._progress.total_bytes = left
             self._report(self._progress)
             self._progress.report = await fetch_files(
-                wanted, self._sources, parts, on_progress=self._count, tls=self._tls
+                wanted,
+                self._request.sources,
+                parts,
+                on_progress=self._count,
+                tls=self._tls,
+                max_bytes_per_s=self._request.max_bytes_per_s,
             )
             self._report(self._progress)
             for file in wanted:

@@ -38,10 +38,18 @@ RING = "--any-precision --context 99 --equal-split --rebalance --wait-for-boards
 COMMANDS = [
     (NodeCommand, "node", f"{SERVING} {NETWORK} --port 1 --json --until-stdin-closes --emulate t"),
     (GenerateCommand, "generate p", f"{TEXT} {NETWORK} {SEARCH} {BUNDLE} {RING} --json"),
-    (ServeCommand, "serve", f"{SERVING} {NETWORK} {SEARCH} --port 1 --api-host h --plain-http {RING} --no-layers"),
+    (
+        ServeCommand,
+        "serve",
+        f"{SERVING} {NETWORK} {SEARCH} --port 1 --api-host h --plain-http {RING} --no-layers --standby",
+    ),
     (DevicesCommand, "devices", f"{NETWORK} {SEARCH} --json"),
     (DoctorCommand, "doctor", f"{NETWORK} {BUNDLE} --wait 3 --json"),
-    (PlanCommand, "plan", f"b --testbed t --schedule s --any-precision --context 9 --json {NETWORK} {SEARCH}"),
+    (
+        PlanCommand,
+        "plan",
+        f"b --testbed t --schedule s --any-precision --context 9 --standby --json {NETWORK} {SEARCH}",
+    ),
     (DemoCommand, "demo", f"--nodes 3 --prompt p {TEXT} {BUNDLE} --json"),
     (KeyCommand, "key set", "k --api --json"),
     (ListCommand, "cache list", "--cache d --json"),

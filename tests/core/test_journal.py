@@ -19,7 +19,9 @@ from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.membership import AddressLearned, Membership, MembershipEvent, PeerFailed, TimePassed
 from flowspec_edge.core.cluster.membership import Failure as GreetingFailure
 from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.planning import preparing
 from flowspec_edge.core.planning.losses import Losses, LossEvent, PartAnswered, PartSilent, PartsLost
+from flowspec_edge.core.planning.preparing import Layers, Preparing, PreparingEvent
 from flowspec_edge.core.planning.recovery import (
     Recovery,
     RecoveryEvent,
@@ -172,6 +174,27 @@ def test_what_becomes_of_texts_runs_again_too() -> None:
     steps = list(replay(read_journal(bytes(data))))
     assert all(step.is_same for step in steps)
     assert [replaying.summary(step.actions) for step in steps] == ["[OpenRing()]", "[WaitForBoards(2.0)]", "[]"]
+
+
+def test_what_is_prepared_runs_again_too() -> None:
+    data = bytearray()
+    journal, core = Journal("preparing", {}, data.extend), Preparing()
+    layers = Layers("attic", 2, 3)
+    events: list[PreparingEvent] = [
+        preparing.RingOpened(),
+        preparing.TimePassed(),
+        preparing.StandbysPlanned((layers,)),
+        preparing.LayersPrepared(layers),
+        preparing.RingOpened(),
+        preparing.TimePassed(),
+        preparing.StandbysPlanned(()),
+    ]
+    for number, event in enumerate(events):
+        journal.handle(core, event, 10.0 * number)
+    steps = list(replay(read_journal(bytes(data))))
+    assert all(step.is_same for step in steps)
+    assert replaying.summary(steps[2].actions) == "[PrepareLayers(Layers('attic', 2, 3))]"
+    assert replaying.summary(steps[-1].actions) == "[ReleaseNode('attic')]"
 
 
 def test_a_full_journal_stops_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.events import RunForward
 from flowspec_edge.core.rows import Row
 from flowspec_edge.core.speculation.kv_slots import KvSlots
+from flowspec_edge.engine import graphs, stage_runner
 from flowspec_edge.engine.graphs import as_ort_value
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.padding import MAX_ATTENTION_PADDING
@@ -55,6 +56,36 @@ def test_any_split_of_the_layers_gives_the_same_bits(
     split, unsplit = Session(*stages), Session(whole)
     for rows in (chain, tree[:4], tree[4:5], tree[5:]):
         np.testing.assert_array_equal(split.run(rows), unsplit.run(rows))
+
+
+@pytest.mark.parametrize("parts", [((0, 3), (3, 5), (5, 8)), ((0, 8),), ((2, 3), (7, 8))])
+def test_what_others_have_loaded_is_not_loaded_again_and_gives_the_same_bits(
+    whole: StageRunner,
+    bundle: Bundle,
+    tokens: list[int],
+    parts: tuple[tuple[int, int], ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    others = [StageRunner(bundle.directory, bundle.manifest, *part) for part in parts]
+    loaded = {sha256: graph for other in others for sha256, graph in other.parts.items()}
+    read: list[str] = []
+
+    def load(path: Path, num_threads: int) -> object:
+        read.append(path.name)
+        return real(path, num_threads)
+
+    real = graphs.load_graph
+    for module in (graphs, stage_runner):
+        monkeypatch.setattr(module, "load_graph", load)
+    runner = StageRunner(bundle.directory, bundle.manifest, 0, NUM_LAYERS, loaded=loaded)
+    files = bundle.manifest.stage_files(0, NUM_LAYERS)
+    missing = {entry.file.rpartition("/")[2] for entry in files if entry.sha256 not in loaded}
+    assert set(read) == missing - {"embedding.npy"}, "that is mapped, not loaded"
+    for other in others:
+        other.close()
+    chain = make_chain(tokens[:20])
+    np.testing.assert_array_equal(Session(runner).run(chain), Session(whole).run(chain))
+    assert runner.parts.keys() == {entry.sha256 for entry in files}
 
 
 def test_each_row_of_a_tree_is_what_its_path_gives_as_a_chain(whole: StageRunner, tokens: list[int]) -> None:

@@ -20,7 +20,7 @@ from flowspec_edge.net.connection import Link
 from flowspec_edge.net.link import OPENING
 from flowspec_edge.node import measuring
 from flowspec_edge.node.curves import Measurements
-from flowspec_edge.node.kept_stage import KeptStage
+from flowspec_edge.node.kept_layers import KeptLayers
 from flowspec_edge.node.measuring import Measuring, measure_link
 from flowspec_edge.node.precision_choice import PrecisionChoice
 from flowspec_edge.node.resources import MemoryAccount, NodeSettings
@@ -64,12 +64,12 @@ class FakeSupply:
         return self.bundle, self.manifest
 
 
-class NoKeptStage(KeptStage):
+class NoKeptLayers(KeptLayers):
     """Counts how often its memory was wanted."""
 
     num_drops = 0
 
-    def drop(self) -> None:
+    def give_back_all(self) -> None:
         self.num_drops += 1
 
 
@@ -77,7 +77,7 @@ class Asked:
     """A node's answers, and an origin that asks."""
 
     def __init__(self, bundle: Bundle | None, manifest: Manifest | None, **changes: Any) -> None:
-        self.measurements, self.kept = FakeMeasurements(), NoKeptStage()
+        self.measurements, self.kept = FakeMeasurements(), NoKeptLayers()
         self.told: list[wire.Peers] = []
         self.measuring = dataclasses.replace(
             Measuring(

@@ -21,6 +21,7 @@ from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError, StageFailedError
+from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.stage_host import StageHost, StageLinks
 from tests.fake_links import LIMIT_S, FakeLink, fake_pair, settle
@@ -104,6 +105,7 @@ class Hosted:
                 Board(),
                 executor,
                 max_capacity=MAX_CAPACITY,
+                activity=Activity(),
                 recorder=self.recorder,  # type: ignore[arg-type]
             )
             async with asyncio.timeout(LIMIT_S), host:

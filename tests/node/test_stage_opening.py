@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -13,19 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowspec_edge.bundle import Bundle
+from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.planning.placement import stage_memory_bytes
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Row, SessionSpec
-from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.engine.stage_runner import Parts, StageRunner
 from flowspec_edge.errors import FetchError, LinkLostError, NodeUnavailableError, StageFailedError
-from flowspec_edge.manifest import Manifest
+from flowspec_edge.manifest import Manifest, load_manifest
 from flowspec_edge.net.connection import Link
-from flowspec_edge.node import stage_opening
+from flowspec_edge.node import layer_loading, stage_opening
+from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.curves import Measurements
-from flowspec_edge.node.kept_stage import KeptStage, LoadedStage
+from flowspec_edge.node.kept_layers import KeptLayers, LoadedStage
 from flowspec_edge.node.pacing import Board, Runner
 from flowspec_edge.node.precision_choice import PrecisionChoice
 from flowspec_edge.node.resources import MAX_STAGES_PER_PEER, MemoryAccount, NodeSettings, OpenStages
@@ -35,18 +36,25 @@ from flowspec_edge.weights.supply import FetchProgress, OnFetch, StageRequest
 from tests.fake_links import LIMIT_S, FakeLink, fake_pair, settle
 
 GIB = 2**30
-KEY = ("model", 0, 4, "")
 CHUNK = Chunk(1, (Row(0, NO_PARENT, 5),), 1, np.ones((1, 256), np.float32))
 
 
 class FakeRunner(StageRunner):
-    """Loads nothing; ``fails`` is raised by the next forward."""
+    """Notes what it would load; ``fails`` is raised by the next forward."""
 
-    loaded: list[tuple[Any, ...]]
+    made: list[tuple[Any, ...]]
+    loaded: list[tuple[int, int]]
     fails: Exception | None
 
-    def __init__(self, directory: Any, manifest: Any, start: int, stop: int, **options: Any) -> None:
-        self.loaded.append((start, stop, options))
+    def __init__(
+        self, directory: Any, manifest: Manifest, start: int, stop: int, *, loaded: Parts, **options: Any
+    ) -> None:
+        self.made.append((start, stop, options))
+        self.parts = dict(loaded)
+        for block in manifest.blocks_of(start, stop):
+            if block.sha256 not in loaded:
+                self.loaded.append((block.start, block.stop))
+                self.parts[block.sha256] = object()
         self.caches: set[int] = set()
         self.is_closed = False
 
@@ -60,7 +68,7 @@ class FakeRunner(StageRunner):
         self.caches.clear()
 
     def close(self) -> None:
-        self.is_closed = True
+        self.is_closed, self.parts = True, {}
 
     def run(self, forward: ev.RunForward, is_cancelled: Callable[[], bool] = lambda: False) -> ev.ForwardFinished:
         if self.fails is not None:
@@ -74,6 +82,7 @@ class FakeSupply:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.wanted: list[StageRequest] = []
+        self.loaded: set[str] = set()
         self.files_closed = 0
         self.before: Callable[[OnFetch], Any] | None = None
 
@@ -82,8 +91,15 @@ class FakeSupply:
         return self.bundle.manifest
 
     async def stage(
-        self, wanted: StageRequest, manifest: Manifest, files: contextlib.ExitStack, on_fetch: OnFetch
+        self,
+        wanted: StageRequest,
+        manifest: Manifest,
+        files: contextlib.ExitStack,
+        on_fetch: OnFetch,
+        *,
+        loaded: Collection[str] = (),
     ) -> Bundle:
+        self.loaded = set(loaded)
         files.callback(self._close)
         if self.before is not None:
             await self.before(on_fetch)
@@ -113,14 +129,15 @@ class Opened:
 
     def __init__(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         self.bundle, self.supply, self.board = bundle, FakeSupply(bundle), SlowedBoard()
-        self.memory, self.arrivals, self.kept = MemoryAccount(GIB), Arrivals(), KeptStage()
-        self.precisions, self.fetched = PrecisionChoice(), list[FetchProgress]()
+        self.memory, self.arrivals, self.kept = MemoryAccount(GIB), Arrivals(), KeptLayers()
+        self.precisions, self.fetched, self.activity = PrecisionChoice(), list[FetchProgress](), Activity()
         self.hellos: list[tuple[Any, ...]] = []
         self.after: FakeLink | None = None
         self.is_next_gone = False
+        monkeypatch.setattr(FakeRunner, "made", [], raising=False)
         monkeypatch.setattr(FakeRunner, "loaded", [], raising=False)
         monkeypatch.setattr(FakeRunner, "fails", None, raising=False)
-        monkeypatch.setattr(stage_opening, "StageRunner", FakeRunner)
+        monkeypatch.setattr(layer_loading, "StageRunner", FakeRunner)
         monkeypatch.setattr(stage_opening, "open_link", self._open_link)
         self.opener = StageOpener(
             settings=NodeSettings(name="hall", cluster="test", num_threads=3),
@@ -132,6 +149,7 @@ class Opened:
             measurements=Measurements(1),
             supply=self.supply,  # type: ignore[arg-type]
             board=self.board,
+            activity=self.activity,
             on_fetch=self.fetched.append,
         )
         self.before, self.behind = fake_pair("attic", "hall", wire.DATA, "ring-1/1")
@@ -171,9 +189,9 @@ class Opened:
 
     @property
     def kept_runner(self) -> FakeRunner | None:
-        kept = self.kept._kept
-        assert kept is None or isinstance(kept[1].runner, FakeRunner)
-        return kept[1].runner if kept is not None else None  # type: ignore[return-value]
+        runners = [stage.runner for stage in self.kept._kept]
+        assert len(runners) < 2
+        return next((runner for runner in runners if isinstance(runner, FakeRunner)), None)
 
 
 @pytest.fixture
@@ -191,7 +209,7 @@ async def test_a_stage_is_loaded_connected_and_told_before_the_node_before_has_c
         assert (opened.ring, opened.memory_bytes, opened.fetched_bytes) == ("ring-1", memory_bytes, 0)
         assert node.memory.free_bytes == GIB - memory_bytes
         assert node.hellos == [("192.0.2.5", 7361, wire.DATA, "ring-1/2", "cellar")]
-    assert FakeRunner.loaded == [(2, 4, {"num_threads": 3, "precision": None})]
+    assert FakeRunner.made == [(2, 4, {"num_threads": 3, "precision": None})]
     assert node.board.stages == [1]
     assert node.memory.free_bytes == GIB and node.after is not None and not node.after.is_open
 
@@ -208,7 +226,8 @@ async def test_it_works_between_its_links_and_stays_loaded_when_the_origin_has_l
     assert runner is not None and not runner.caches and not runner.is_closed
     async with node.ask() as origin:
         assert isinstance(await origin.receive(), wire.StageOpened)
-    assert len(FakeRunner.loaded) == 1 and node.kept_runner is runner and node.supply.files_closed == 0
+        assert len(node.supply.loaded) == 2, "nothing is read again"
+    assert FakeRunner.loaded == [(2, 3), (3, 4)] and node.supply.files_closed == 1 and runner.is_closed
 
 
 async def test_when_the_origin_has_left_lost_neighbours_are_not_waited_for(
@@ -228,20 +247,33 @@ async def test_when_the_origin_has_left_lost_neighbours_are_not_waited_for(
     assert sorted(given_up) == ["attic", "cellar"]
 
 
-@pytest.mark.parametrize("changes", [{"start": 0}, {"stop": 3}, {"precision": "int8"}])
-async def test_other_layers_or_another_precision_are_loaded_anew(node: Opened, changes: dict[str, Any]) -> None:
-    for request in (node.request(), node.request(**changes)):
-        async with node.ask(request) as origin:
-            assert isinstance(await origin.receive(), wire.StageOpened)
-    assert len(FakeRunner.loaded) == 2
-    assert node.supply.files_closed == 1, "the first gave way"
+@pytest.mark.parametrize(
+    ("changes", "loaded"),
+    [
+        ({"start": 0}, [(0, 1), (1, 2)]),
+        ({"stop": 3}, []),
+        ({"start": 3, "stop": 5}, [(4, 5)]),
+        ({"start": 4, "stop": 5}, [(4, 5)]),
+    ],
+)
+async def test_of_other_layers_those_are_loaded_that_are_not_yet(
+    node: Opened, changes: dict[str, Any], loaded: list[tuple[int, int]]
+) -> None:
+    async with node.ask() as origin:
+        assert isinstance(await origin.receive(), wire.StageOpened)
+    FakeRunner.loaded.clear()
+    async with node.ask(node.request(**changes)) as origin:
+        assert isinstance(await origin.receive(), wire.StageOpened)
+        assert not node.kept._kept and node.supply.files_closed == 1, "the first gave way"
+    assert FakeRunner.loaded == loaded
+    assert FakeRunner.made[-1][:2] == (changes.get("start", 2), changes.get("stop", 4))
 
 
 async def test_a_precision_set_by_hand_goes_before_a_planned_one(node: Opened) -> None:
     node.precisions.by_hand = "int8"
     async with node.ask(node.request(precision="w8a8")) as origin:
         assert isinstance(await origin.receive(), wire.StageOpened)
-    assert FakeRunner.loaded[0][2]["precision"] == node.supply.wanted[0].precision == "int8"
+    assert FakeRunner.made[0][2]["precision"] == node.supply.wanted[0].precision == "int8"
 
 
 async def test_a_forward_that_fails_is_told_while_the_data_links_stand_and_the_stage_is_freed(node: Opened) -> None:
@@ -253,6 +285,7 @@ async def test_a_forward_that_fails_is_told_while_the_data_links_stand_and_the_s
         assert await origin.receive() == wire.StageFailure("out of memory")
         await settle()
         assert node.before.is_open and node.after is not None and node.after.is_open
+    await node.kept.freed()
     assert node.kept_runner is None and node.supply.files_closed == 1
     assert not node.after.is_open and node.memory.free_bytes == GIB
 
@@ -417,18 +450,18 @@ async def test_a_link_that_came_before_its_stage_was_loaded_is_not_refused(node:
 
 
 def loaded_stage(closed: list[str]) -> LoadedStage:
-    runner = FakeRunner(None, None, 0, 4)
+    runner = FakeRunner(None, load_manifest(DEMO_BUNDLE), 0, 4, loaded={})
     files = contextlib.ExitStack()
     files.callback(closed.append, "files")
     return LoadedStage(None, runner, 0, files)  # type: ignore[arg-type]
 
 
 async def test_a_stage_whose_end_is_cancelled_lets_go_of_its_files(node: Opened) -> None:
-    kept, closed, may_end = KeptStage(), list[str](), threading.Event()
+    kept, closed, may_end = KeptLayers(), list[str](), threading.Event()
     stage = loaded_stage(closed)
 
     async def use() -> None:
-        async with stage_in_use(kept, KEY, stage, FakeLink("origin"), executor):
+        async with stage_in_use(kept, stage, FakeLink("origin"), executor):
             pass
 
     with ThreadPoolExecutor(1) as executor:
@@ -438,7 +471,7 @@ async def test_a_stage_whose_end_is_cancelled_lets_go_of_its_files(node: Opened)
         ending.cancel()
         await asyncio.wait({ending})
         may_end.set()
-    assert ending.cancelled() and kept._kept is None
+    assert ending.cancelled() and not kept._kept
     await kept.freed()
     assert closed == ["files"] and stage.runner.is_closed  # type: ignore[attr-defined]
 
@@ -448,11 +481,11 @@ async def test_a_stage_whose_end_is_cancelled_lets_go_of_its_files(node: Opened)
     [(LinkLostError("lost"), True), (StageFailedError("failed"), False), (ValueError("bug"), False)],
 )
 async def test_only_a_sound_stage_is_kept(node: Opened, error: Exception, is_kept: bool) -> None:
-    kept, closed = KeptStage(), list[str]()
+    kept, closed = KeptLayers(), list[str]()
     with ThreadPoolExecutor(1) as executor, pytest.raises(type(error)):
-        async with stage_in_use(kept, KEY, loaded_stage(closed), FakeLink("origin"), executor):
+        async with stage_in_use(kept, loaded_stage(closed), FakeLink("origin"), executor):
             raise error
-    assert (kept._kept is not None) == is_kept
+    assert bool(kept._kept) == is_kept
     await kept.close()
     assert closed == ["files"]
 

@@ -23,6 +23,7 @@ from flowspec_edge.origin import service as serving
 from flowspec_edge.origin import upkeep
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.service import GenerationService
+from flowspec_edge.origin.standby import Standbys
 from tests.origin.pretended_rings import BUNDLE, NAMED, NODE, OUTCOME, PretendedRing, World, plan_of
 
 OPTIONS = GenerateOptions(max_new_tokens=6)
@@ -199,6 +200,41 @@ async def test_a_new_text_does_not_wait_for_what_was_lost_while_nobody_wrote(
         await settled()
         assert text_of(await answer_of(service)) == TEXT
         assert ring_of(service).layers == {"attic": (0, 8)}
+
+
+async def test_the_ring_for_which_others_stand_by_is_opened_as_it_was_planned(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plan = list[frozenset[str]](), plan_of({"attic": (0, 8)})
+
+    def take_over(standbys: Standbys, found: frozenset[str], cut: object) -> Plan | None:
+        asked.append(found)
+        return plan if "cellar" not in found else None
+
+    monkeypatch.setattr(Standbys, "take_over", take_over)
+    world.is_held = True
+    async with service_of() as service:
+        answer = await begun(service)
+        world.is_held = False
+        ring_of(service).lose("cellar")
+        assert text_of(await answer) == TEXT
+        assert world.calls[2:4] == [("close",), ("open", ("attic",), plan)]
+    assert asked == [frozenset({"attic", "cellar"}), frozenset({"attic"})]
+
+
+async def test_where_that_ring_has_no_room_another_one_is_planned(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of({"attic": (0, 8)})
+    monkeypatch.setattr(Standbys, "take_over", lambda standbys, found, cut: plan if len(world.rings) else None)
+    world.is_held = True
+    async with service_of() as service:
+        answer = await begun(service)
+        world.is_held = False
+        world.failures["open"] = [NodeUnavailableError("attic: its cache is gone")]
+        ring_of(service).lose("cellar")
+        assert text_of(await answer) == TEXT
+    assert world.calls[3:5] == [("open", ("attic",), plan), ("open", ("attic",), None)]
 
 
 async def test_a_node_that_is_back_is_planned_with_again(service_of: MakeService, world: World) -> None:

@@ -17,7 +17,7 @@ from flowspec_edge.core.weights.fetching import Source
 from flowspec_edge.errors import FetchError, NodeUnavailableError, StageFailedError
 from flowspec_edge.net.auth import Credentials, derive_credentials
 from flowspec_edge.net.link import open_link
-from flowspec_edge.node import kept_stage
+from flowspec_edge.node import kept_layers
 from flowspec_edge.node.node import Node
 from flowspec_edge.node.process import node_processes
 from flowspec_edge.node.resources import NodeSettings
@@ -64,7 +64,7 @@ async def start() -> AsyncIterator[Start]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_stage, "KEEP_S", 0.0)
+    monkeypatch.setattr(kept_layers, "KEEP_S", 0.0)
 
 
 @pytest.fixture

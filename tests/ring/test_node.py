@@ -17,7 +17,7 @@ from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.errors import LinkLostError, PlacementError, StageFailedError
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.link import open_link
-from flowspec_edge.node import stage_opening
+from flowspec_edge.node import layer_loading
 from flowspec_edge.node.node import Node
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
@@ -123,7 +123,7 @@ async def test_a_cancel_ends_the_forward_it_was_meant_for_and_not_the_next(
             seen.append((forward.session, is_cancelled()))
             return ev.ForwardFinished(np.zeros((len(forward.rows), 8), np.float32))
 
-    monkeypatch.setattr(stage_opening, "StageRunner", Runner)
+    monkeypatch.setattr(layer_loading, "StageRunner", Runner)
     link, _ = await asked(node, int8_bundle)
     data, _ = await open_link("127.0.0.1", node.port, hello(wire.DATA, "ring-1/0"))
     async with node.arrivals.data_link("ring-1/1") as returned:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,15 @@ async def test_all_bytes_come_once_from_several_sources_at_once(peers: MakePeer,
     assert near.server.num_bytes_sent + far.server.num_bytes_sent == 6 * (READ_BYTES + 1)
     assert near.server.num_bytes_sent and far.server.num_bytes_sent
     assert report.accusations == []
+
+
+async def test_a_bounded_rate_holds_for_all_sources_together(peers: MakePeer, cache: WeightCache) -> None:
+    files, wanted = make_files(4, size=READ_BYTES + 1)
+    sources = [await peers(name, files) for name in ("near", "far")]
+    began = time.monotonic()
+    await fetch(cache, wanted, sources, max_bytes_per_s=20 * READ_BYTES)
+    assert time.monotonic() - began >= 4 / 20
+    assert_here(cache, files, wanted)
 
 
 async def test_each_file_comes_from_who_has_it_and_nothing_else_is_asked_for(

@@ -249,6 +249,32 @@ async def test_only_the_precision_that_is_asked_for_is_fetched(
     assert told[-1] == (BLOCK_BYTES, BLOCK_BYTES)
 
 
+async def test_what_is_loaded_already_is_neither_fetched_nor_read(
+    supply_of: MakeSupply, bundle: Bundle, cache: WeightCache, origin: Peer
+) -> None:
+    blocks, wanted = bundle.manifest.blocks[2:5], StageRequest(bundle.digest, 2, 5, (origin.source,))
+
+    async def gather(supply: WeightSupply, held: contextlib.ExitStack, *loaded: str) -> set[str]:
+        manifest = await supply.manifest(wanted)
+        stage = await supply.stage(wanted, manifest, held, lambda progress: None, loaded=loaded)
+        return whole_files(stage.directory) - {"manifest.json"}
+
+    with contextlib.ExitStack() as held:
+        here = await gather(supply_of((), cache), held, blocks[0].sha256)
+        assert here == {blocks[1].file, blocks[2].file}, "the first one lies nowhere"
+    damaged = file_in(cache, blocks[1])
+    damaged.write_bytes(bytes(BLOCK_BYTES))
+    with contextlib.ExitStack() as held:
+        await gather(supply_of((), cache), held, blocks[0].sha256, blocks[1].sha256)
+        assert damaged.read_bytes() == bytes(BLOCK_BYTES)
+        assert {file.sha256 for file in cache.files() if file.is_in_use} == names_of(cache), "held all the same"
+    (bundle.directory / blocks[0].file).write_bytes(bytes(BLOCK_BYTES))
+    with contextlib.ExitStack() as held:
+        await gather(supply_of([bundle]), held, blocks[0].sha256)
+        with pytest.raises(BundleError):
+            await gather(supply_of([bundle]), held)
+
+
 async def test_a_file_that_two_layers_share_is_fetched_once(
     supply_of: MakeSupply, get_stage: GetStage, cache: WeightCache, peers: MakePeer, tmp_path: Path, told: Told
 ) -> None:

@@ -157,9 +157,11 @@ class ModelNeeds:
 
     def memory_bytes(self, precision: str, num_blocks: int) -> int:
         """The memory that a stage of ``num_blocks`` needs on its node."""
-        return (
-            int(num_blocks * self.block_bytes[precision] * WEIGHT_FACTOR) + num_blocks * self.kv_bytes + RUNTIME_BYTES
-        )
+        return self.standby_bytes(precision, num_blocks) + num_blocks * self.kv_bytes + RUNTIME_BYTES
+
+    def standby_bytes(self, precision: str, num_blocks: int) -> int:
+        """The memory that ``num_blocks`` take beside a stage, while nothing runs through them."""
+        return int(num_blocks * self.block_bytes[precision] * WEIGHT_FACTOR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +217,31 @@ class Instead:
     tokens_per_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class StandbyLayers:
+    """Layers ``[start, stop)`` that ``node`` has loaded beside its own, in ``memory_bytes``."""
+
+    node: str
+    start: int
+    stop: int
+    precision: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standby:
+    """What is prepared for the loss of ``node``, which serves layers ``[start, stop)``.
+
+    The others then make the ring ``plan``, for which ``layers`` stand by. There is no plan where they have no room.
+    """
+
+    node: str
+    start: int
+    stop: int
+    layers: tuple[StandbyLayers, ...] = ()
+    plan: Plan | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A ring, and what it should bring with chunks of ``num_rows``.
@@ -233,6 +260,8 @@ class Plan:
     left_out: tuple[LeftOut, ...] = ()
     alone: Instead | None = None
     one_more: Instead | None = None
+    standbys: tuple[Standby, ...] = ()
+    """One for each stage, in their order, where standbys were asked for."""
     is_kept: bool = False
     """Whether the plan keeps what is already loaded, because no other ring is clearly better."""
 
@@ -273,7 +302,12 @@ def spread_layers(blocks: Sequence[BlockEntry], offers: Sequence[NodeOffer]) -> 
 
 def stage_memory_bytes(blocks: Sequence[BlockEntry]) -> int:
     """The memory that a stage of these blocks needs on its node."""
-    return int(sum(block.memory_bytes for block in blocks) * WEIGHT_FACTOR) + RUNTIME_BYTES
+    return standby_memory_bytes(blocks) + RUNTIME_BYTES
+
+
+def standby_memory_bytes(blocks: Sequence[BlockEntry]) -> int:
+    """The memory that these blocks take on a node where they are loaded and nothing runs through them."""
+    return int(sum(block.memory_bytes for block in blocks) * WEIGHT_FACTOR)
 
 
 def mib(num_bytes: int) -> str:

@@ -53,23 +53,30 @@ def plan_ring(devices: Sequence[Device], links: Links, model: ModelNeeds, throug
     kept = loaded.ring()
     is_kept = rate_of(kept) >= rate_of(ring) * (1 - KEEP_SHARE)
     ring = kept if kept is not None and is_kept else loaded.settled(ring)
-    hops = _hops(choices, ring)
-    if (cut := next((hop for hop in hops if hop.link is CUT), None)) is not None:
+    plan = plan_of(choices, ring)
+    if (cut := next((hop for hop in plan.hops if hop.link is CUT), None)) is not None:
         raise PlacementError(f"{_no_room(devices, model)}; {cut.start} and {cut.end} cannot reach each other")
     alone = _best_alone(choices, search)
     like = alone.node if alone is not None else min(weighed, key=lambda device: _layer_ms(device)).node
+    return replace(
+        plan,
+        left_out=(*_left_out(choices, search, ring), *beyond),
+        alone=alone,
+        one_more=_one_more(choices, like, ring),
+        is_kept=is_kept,
+    )
+
+
+def plan_of(choices: Choices, ring: FoundRing) -> Plan:
+    """The plan of a ring that was found, without what other choices would bring."""
     return Plan(
         stages=_stages(choices, ring),
         num_rows=ring.num_rows,
         trip_ms=ring.trip_ms,
         interval_ms=ring.interval_ms,
         tokens_per_s=ring.tokens_per_s,
-        head_ms=model.head_ms,
-        hops=hops,
-        left_out=(*_left_out(choices, search, ring), *beyond),
-        alone=alone,
-        one_more=_one_more(choices, like, ring),
-        is_kept=is_kept,
+        head_ms=choices.model.head_ms,
+        hops=_hops(choices, ring),
     )
 
 

@@ -16,14 +16,13 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import ForwardFinished, RunForward
 from flowspec_edge.engine import stage_runner
 from flowspec_edge.engine.graphs import CachedGraph
-from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.engine.stage_runner import Parts, StageRunner
 from flowspec_edge.errors import StageFailedError
 from flowspec_edge.manifest import Manifest
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.node import kept_stage, stage_opening
+from flowspec_edge.node import kept_layers, layer_loading
 from flowspec_edge.node.node import Node
 from flowspec_edge.origin.opening import open_ring
-from tests.narrowing import present
 from tests.ring.conftest import GIB, answer_of, found_of, nodes_of, tokens_of, unsplit_tokens
 
 OPTIONS = GenerateOptions(max_new_tokens=12)
@@ -31,13 +30,17 @@ OPTIONS = GenerateOptions(max_new_tokens=12)
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The layer ranges that were loaded, in order."""
+    """The layer ranges that were loaded, in order: of stages where they were loaded as a whole, else block by block."""
     ranges: list[tuple[int, int]] = []
 
     class Runner(StageRunner):
-        def __init__(self, directory: Path, manifest: Manifest, start: int, stop: int, **options: Any) -> None:
-            ranges.append((start, stop))
-            super().__init__(directory, manifest, start, stop, **options)
+        def __init__(
+            self, directory: Path, manifest: Manifest, start: int, stop: int, *, loaded: Parts, **options: Any
+        ) -> None:
+            super().__init__(directory, manifest, start, stop, loaded=loaded, **options)
+            blocks = manifest.blocks_of(start, stop)
+            new = [(block.start, block.stop) for block in blocks if block.sha256 not in loaded]
+            ranges.extend([(start, stop)] if len(new) == len(blocks) else new)
             self.with_cache: set[int] = set()
 
         def open_cache(self, session: int, capacity: int) -> None:
@@ -48,7 +51,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
             self.with_cache.discard(session)
             super().free_cache(session)
 
-    monkeypatch.setattr(stage_opening, "StageRunner", Runner)
+    monkeypatch.setattr(layer_loading, "StageRunner", Runner)
     return ranges
 
 
@@ -82,7 +85,7 @@ async def test_the_next_ring_takes_what_is_loaded_and_writes_the_same(
         assert sorted(loaded) == [(0, 4), (4, 8)]
         await until(lambda: all(node.kept._kept for node in serving))
         assert [node.memory.free_bytes for node in serving] == [GIB, GIB], "what is kept counts as free"
-        runners: list[Any] = [present(node.kept._kept)[1].runner for node in serving]
+        runners: list[Any] = [stage.runner for node in serving for stage in node.kept._kept]
         assert not any(runner.with_cache for runner in runners)
 
 
@@ -99,14 +102,26 @@ async def test_only_what_moves_is_loaded(
         assert sorted(loaded) == [(3, 6), (6, 8)]
 
 
+async def test_of_a_stage_that_grows_only_what_is_new_is_loaded(
+    int8_bundle: Bundle, prompts: list[list[int]], loaded: list[tuple[int, int]]
+) -> None:
+    async with nodes_of(int8_bundle, ("attic", "cellar", "hall")) as (serving, origin):
+        first, second, third = found_of(serving)
+        expected = unsplit_tokens(int8_bundle, prompts[0], OPTIONS)
+        assert await text_of(origin, int8_bundle, [first, second, third], prompts[0]) == expected
+        loaded.clear()
+        assert await text_of(origin, int8_bundle, [first, third], prompts[0]) == expected
+        assert sorted(loaded) == [(3, 4), (4, 5), (5, 6)], "[0, 3) and [6, 8) were there"
+
+
 async def test_it_goes_after_a_while(
     int8_bundle: Bundle, prompts: list[list[int]], loaded: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept_stage, "KEEP_S", 0.0)
+    monkeypatch.setattr(kept_layers, "KEEP_S", 0.0)
     async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):
         for _ in range(2):
             await text_of(origin, int8_bundle, found_of(serving), prompts[0])
-            await until(lambda: serving[0].kept._kept is None and not serving[0].kept._uses)
+            await until(lambda: not serving[0].kept._kept and not serving[0].kept._uses)
     assert loaded == [(0, 8), (0, 8)]
 
 
@@ -132,7 +147,7 @@ async def test_a_stage_that_is_ending_is_in_nobodys_way(
             await asyncio.wait({answer})
         monkeypatch.setattr(StageRunner, "run", run)
         await until(lambda: serving[0].memory.free_bytes == GIB)
-        assert serving[0].kept._kept is None, "its last forward has not ended"
+        assert not serving[0].kept._kept, "its last forward has not ended"
         asyncio.get_running_loop().call_soon(may_end.set)
         assert len(await text_of(origin, int8_bundle, found, prompts[0])) == 12
     assert loaded == [(0, 8)]
@@ -146,7 +161,7 @@ async def test_its_memory_goes_with_it_whatever_still_refers_to_it(
     monkeypatch: pytest.MonkeyPatch,
     is_failed: bool,
 ) -> None:
-    monkeypatch.setattr(kept_stage, "KEEP_S", 0.0)
+    monkeypatch.setattr(kept_layers, "KEEP_S", 0.0)
     gc.disable()
     try:
         async with nodes_of(int8_bundle, ("attic",)) as (serving, origin):

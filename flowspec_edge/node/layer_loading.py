@@ -1,0 +1,47 @@
+"""How layers that an origin asks for are loaded, whether they serve at once or stand by."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.core import wire
+from flowspec_edge.core.weights.fetching import Source
+from flowspec_edge.engine.stage_runner import Parts, StageRunner
+from flowspec_edge.manifest import Manifest
+from flowspec_edge.node.precision_choice import PrecisionChoice
+from flowspec_edge.weights.supply import StageRequest
+
+_T = TypeVar("_T")
+
+
+def requested(request: wire.OpenStage | wire.PrepareLayers, precisions: PrecisionChoice) -> StageRequest:
+    """The weights that an origin asks a node to load, in the precision that it would run them in here."""
+    sources = tuple(Source.from_text(text) for text in request.sources)
+    precision = precisions.of(request.bundle, request.precision)
+    return StageRequest(request.bundle, request.start, request.stop, sources, precision)
+
+
+def digests_of(wanted: StageRequest, manifest: Manifest) -> set[str]:
+    """The files of these weights, by sha256."""
+    return {entry.sha256 for entry in manifest.stage_files(wanted.start, wanted.stop, wanted.precision)}
+
+
+def load_runner(bundle: Bundle, wanted: StageRequest, num_threads: int, parts: Parts) -> StageRunner:
+    """The runner of these layers; ``parts`` are loaded already."""
+    return StageRunner(
+        bundle.directory,
+        bundle.manifest,
+        wanted.start,
+        wanted.stop,
+        num_threads=num_threads,
+        precision=wanted.precision,
+        loaded=parts,
+    )
+
+
+async def in_thread(executor: ThreadPoolExecutor, function: Callable[..., _T], *arguments: object) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
