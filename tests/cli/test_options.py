@@ -25,7 +25,7 @@ from flowspec_edge.cli.ring import GenerateCommand, ServeCommand
 from flowspec_edge.core.device.boards import BoardSettings
 from flowspec_edge.errors import RequestError
 
-COMMON = {"command", "verbose", "run"}
+COMMON = {"command", "verbose", "run", "json"}
 
 BUNDLE = "--bundle b"
 NETWORK = "--cluster c --peer h --host 127.0.0.1 --insecure"
