@@ -8,13 +8,16 @@ from typing import Any
 
 from flowspec_edge.errors import RequestError
 
+MAX_STOP_CHARACTERS = 1024
+"""Of one stop string: a paragraph. Looking out for it takes the more time to prepare the longer it is."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOptions:
     """Options of one generation.
 
     A temperature of 0 is greedy; ``top_k`` of 0 and ``top_p`` of 1 keep every token. The text ends before the first of
-    the strings in ``stop``.
+    the strings in ``stop``, none of which is empty.
     """
 
     max_new_tokens: int = 128
@@ -36,6 +39,11 @@ class GenerateOptions:
             raise RequestError(f"top_p is {self.top_p}; it must lie above 0 and at most 1 (off)")
         if not 0 <= self.seed < 2**64:
             raise RequestError(f"seed is {self.seed}; it must lie between 0 and {2**64 - 1}")
+        for text in self.stop:
+            if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+                raise RequestError(
+                    f"a stop string has {len(text)} characters; each must have 1 to {MAX_STOP_CHARACTERS}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ from typing import Any
 from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
 from flowspec_edge.core.planning.arithmetic import ComputedLayers, changed_layers
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
-from flowspec_edge.engine.tokenizer import TextStream, Tokenizer
+from flowspec_edge.engine.text_stream import TextStream
+from flowspec_edge.engine.tokenizer import Tokenizer
 
 
 class Answer:

@@ -1,0 +1,113 @@
+"""Text as it is written: given out as early as it is certain, and ended before a stop string."""
+
+from __future__ import annotations
+
+from flowspec_edge.engine.tokenizer import Tokenizer
+
+NUM_CONTEXT = 4
+"""Tokens that are decoded again before new ones: what byte-level and sentencepiece tokens stand for depends on their
+neighbours."""
+MAX_UNFINISHED = 32
+"""Tokens that may wait for the end of a character. A character has four bytes at most, so what waits for longer is
+broken; without a limit each further token would take longer to decode."""
+
+
+class TextStream:
+    """Takes tokens and returns their text as early as it is certain.
+
+    A character or a stop string may end in a later token, so text that could still change is held back. A token takes
+    no longer when the text has become long.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stops = [_StopString(text) for text in stop]
+        self._context: list[int] = []  # the last tokens whose text is known
+        self._unread: list[int] = []  # tokens whose text is not known yet
+        self._held = ""  # what is known and not given
+        self._num_given = 0
+        self.is_stopped = False
+
+    def feed(self, tokens: tuple[int, ...]) -> str:
+        """The text that has become certain with these tokens. It is empty after a stop string."""
+        if self.is_stopped:
+            return ""
+        self._unread += tokens
+        text = self._unread_text()
+        if not text.endswith("�") or len(self._unread) > MAX_UNFINISHED:  # that is an unfinished character
+            self._read(text)
+        return self._give(max((stop.num_matched for stop in self._stops), default=0))
+
+    def take(self, tokens: tuple[int, ...]) -> tuple[str, int]:
+        """Feed tokens one by one up to a stop string.
+
+        Returns the certain text, and how many of the tokens were taken.
+        """
+        text = ""
+        for num_taken, token in enumerate(tokens):
+            if self.is_stopped:
+                return text, num_taken
+            text += self.feed((token,))
+        return text, len(tokens)
+
+    def finish(self) -> str:
+        """The text that was held back. An unfinished character becomes U+FFFD."""
+        if self.is_stopped:
+            return ""
+        self._read(self._unread_text())
+        return self._give(0)
+
+    def _unread_text(self) -> str:
+        before = self._tokenizer.decode(self._context)
+        return self._tokenizer.decode(self._context + self._unread)[len(before) :]
+
+    def _read(self, text: str) -> None:
+        self._context, self._unread = (self._context + self._unread)[-NUM_CONTEXT:], []
+        self._held += text
+        for stop in self._stops:
+            stop.feed(text)
+
+    def _give(self, num_uncertain: int) -> str:
+        """All that is held but the last ``num_uncertain`` characters, which may become a stop string.
+
+        Where a stop string begins before all of these, the text is cut there.
+        """
+        certain = self._num_given + len(self._held) - num_uncertain
+        first = min((stop.begins_at for stop in self._stops if stop.begins_at is not None), default=certain + 1)
+        self.is_stopped = first <= certain
+        num_given = max(min(first, certain) - self._num_given, 0)
+        given, self._held = self._held[:num_given], self._held[num_given:]
+        self._num_given += num_given
+        return given
+
+
+class _StopString:
+    """Looks for one string in a text that grows, each character of which is looked at once (Knuth, Morris and Pratt).
+
+    The last ``num_matched`` characters of the text may become the string. Once it is found, it ``begins_at`` a place.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._borders = [0, 0]  # per number of matched characters, how many of the last ones are the first ones as well
+        for place in range(1, len(text)):
+            self._borders.append(self._follow(self._borders[place], text[place]))
+        self.num_matched = 0
+        self.begins_at: int | None = None
+        self._num_read = 0
+
+    def feed(self, text: str) -> None:
+        """The text goes on."""
+        for letter in text:
+            self.num_matched = self._follow(self.num_matched, letter)
+            self._num_read += 1
+            if self.num_matched == len(self._text):
+                if self.begins_at is None:
+                    self.begins_at = self._num_read - len(self._text)
+                self.num_matched = self._borders[-1]
+
+    def _follow(self, num_matched: int, letter: str) -> int:
+        """How many characters are matched with this one behind ``num_matched`` of them."""
+        while num_matched and self._text[num_matched] != letter:
+            num_matched = self._borders[num_matched]
+        return num_matched + 1 if self._text[num_matched] == letter else 0
