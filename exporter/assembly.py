@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
 from exporter.drafter import DraftHead
@@ -23,8 +22,10 @@ from exporter.parity import PROBE_TEXT, ChainCheck, probe_steps
 from exporter.precisions import PRECISIONS, Precision
 from exporter.quality import QualityCheck
 from exporter.stage_module import build_block, build_final_norm, build_head
-from exporter.tokenizer import write_tokenizer
+from exporter.tensors import read_json
+from exporter.tokenizer import CONFIG, check_vocabulary, contradictions, write_tokenizer
 from flowspec_edge.engine.padding import min_rows
+from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import BlockEntry, DrafterEntry, FileEntry, Manifest, Parity, describe_file
 
@@ -54,6 +55,7 @@ class Assembly:
         self.precisions = [PRECISIONS[name] for name in precisions]
         self.embedding = _exact_table(checkpoint.embedding())
         tokenizer = write_tokenizer(checkpoint.tokenizer_path, directory / "tokenizer.json")
+        _check_tokenizer(tokenizer, checkpoint, report)
         token_ids, max_context = _encode(tokenizer, PROBE_TEXT, checkpoint), checkpoint.geometry.max_context
         self.checks = {
             precision.name: ChainCheck(
@@ -233,15 +235,19 @@ def _exact_table(embedding: torch.Tensor) -> np.ndarray:
     return (halved if exact else embedding.float()).numpy()
 
 
+def _check_tokenizer(tokenizer: Tokenizer, checkpoint: Checkpoint, report: Report) -> None:
+    bos, eos = checkpoint.bos_token_id, checkpoint.eos_token_ids
+    special = eos if bos is None else [bos, *eos]
+    check_vocabulary(tokenizer, special, checkpoint.vocab_size, checkpoint.tokenizer_path)
+    config = checkpoint.directory / CONFIG
+    for contradiction in contradictions(tokenizer, read_json(config) if config.is_file() else {}, bos, eos):
+        report(f"note: {contradiction}")
+
+
 def _encode(tokenizer: Tokenizer, text: str, checkpoint: Checkpoint) -> list[int]:
-    token_ids: list[int] = tokenizer.encode(text).ids
+    token_ids = tokenizer.encode(text)
     if not token_ids:
         raise CheckpointError(f"{checkpoint.tokenizer_path}: makes no tokens of plain text")
-    if max(token_ids) >= checkpoint.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.tokenizer_path}: token {max(token_ids)} is outside the model's vocabulary of "
-            f"{checkpoint.vocab_size}; the tokenizer belongs to another model"
-        )
     return token_ids
 
 

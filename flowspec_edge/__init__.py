@@ -13,7 +13,7 @@ from flowspec_edge.version import __version__
 
 if TYPE_CHECKING:
     from flowspec_edge.client import Client
-    from flowspec_edge.config import GenerateOptions, Piece
+    from flowspec_edge.config import GenerateOptions, Piece, TextPart
     from flowspec_edge.errors import (
         AnswerLostError,
         FlowspecError,
@@ -45,6 +45,7 @@ __all__ = [
     "Ring",
     "ServerBusyError",
     "StageFailedError",
+    "TextPart",
     "__version__",
 ]
 
@@ -64,6 +65,7 @@ _HOMES = {
     "Ring": "origin.ring",
     "ServerBusyError": "errors",
     "StageFailedError": "errors",
+    "TextPart": "config",
 }
 
 

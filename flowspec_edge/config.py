@@ -1,15 +1,26 @@
-"""The options of a generation, and the pieces of its answer."""
+"""The prompt and the options of a generation, and the pieces of its answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowspec_edge.errors import RequestError
 
 MAX_STOP_CHARACTERS = 1024
 """Of one stop string: a paragraph. Looking out for it takes the more time to prepare the longer it is."""
+
+
+class TextPart(NamedTuple):
+    """A part of a prompt. Where special tokens are not parsed, as in what people say in a chat, they are plain text."""
+
+    text: str
+    parses_special: bool = True
+
+
+Text = str | Sequence[TextPart]
+"""A text in which special tokens are parsed, or parts that choose."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,5 +81,5 @@ class UnfinishedText:
     tokens: tuple[int, ...]
 
 
-Prompt = str | Sequence[int] | UnfinishedText
+Prompt = Text | Sequence[int] | UnfinishedText
 """A text, its tokens, or a text to go on with."""

@@ -99,12 +99,14 @@ def test_each_runtime_library_has_one_home() -> None:
             )
 
 
-def test_the_exporter_needs_only_what_graphs_are_driven_by_and_errors_of_the_runtime() -> None:
+def test_the_exporter_needs_only_what_graphs_and_tokenizers_are_driven_by_and_errors_of_the_runtime() -> None:
     for path in modules("exporter"):
         for module in imports_of(path):
             assert not module.startswith("flowspec_edge") or module in (
                 "flowspec_edge.manifest",
                 "flowspec_edge.engine.padding",
+                "flowspec_edge.engine.token_texts",
+                "flowspec_edge.engine.tokenizer",
                 "flowspec_edge.errors",
             )
 

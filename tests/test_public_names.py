@@ -27,7 +27,7 @@ def test_the_public_names_are_these() -> None:
     assert set(flowspec_edge.__all__) == {
         *("Client", "GenerateOptions", "Node", "Piece", "Ring", "__version__"),
         *("AnswerLostError", "FlowspecError", "KeyTextError", "LinkLostError", "NodeUnavailableError"),
-        *("OtherBundleError", "OtherKeyError", "RequestError", "ServerBusyError", "StageFailedError"),
+        *("OtherBundleError", "OtherKeyError", "RequestError", "ServerBusyError", "StageFailedError", "TextPart"),
     }
     assert set(flowspec_edge.__all__) <= set(dir(flowspec_edge))
 

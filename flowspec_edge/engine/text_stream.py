@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from flowspec_edge.engine.tokenizer import Tokenizer
+from collections.abc import Sequence
 
-NUM_CONTEXT = 4
-"""Tokens that are decoded again before new ones: what byte-level and sentencepiece tokens stand for depends on their
-neighbours."""
-MAX_UNFINISHED = 32
-"""Tokens that may wait for the end of a character. A character has four bytes at most, so what waits for longer is
-broken; without a limit each further token would take longer to decode."""
+from flowspec_edge.engine.token_texts import Detokenizer
+from flowspec_edge.engine.tokenizer import Tokenizer
 
 
 class TextStream:
     """Takes tokens and returns their text as early as it is certain.
 
     A character or a stop string may end in a later token, so text that could still change is held back. A token takes
-    no longer when the text has become long.
+    no longer when the text has become long. The text goes on behind the tokens in ``before``, a prompt for example:
+    prompt and text are what all these tokens are together.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), before: Sequence[int] = ()) -> None:
+        self._detokenizer = Detokenizer(tokenizer.texts, before)
         self._stops = [_StopString(text) for text in stop]
-        self._context: list[int] = []  # the last tokens whose text is known
-        self._unread: list[int] = []  # tokens whose text is not known yet
         self._held = ""  # what is known and not given
         self._num_given = 0
         self.is_stopped = False
@@ -32,10 +27,7 @@ class TextStream:
         """The text that has become certain with these tokens. It is empty after a stop string."""
         if self.is_stopped:
             return ""
-        self._unread += tokens
-        text = self._unread_text()
-        if not text.endswith("�") or len(self._unread) > MAX_UNFINISHED:  # that is an unfinished character
-            self._read(text)
+        self._read(self._detokenizer.feed(tokens))
         return self._give(max((stop.num_matched for stop in self._stops), default=0))
 
     def take(self, tokens: tuple[int, ...]) -> tuple[str, int]:
@@ -54,15 +46,10 @@ class TextStream:
         """The text that was held back. An unfinished character becomes U+FFFD."""
         if self.is_stopped:
             return ""
-        self._read(self._unread_text())
+        self._read(self._detokenizer.finish())
         return self._give(0)
 
-    def _unread_text(self) -> str:
-        before = self._tokenizer.decode(self._context)
-        return self._tokenizer.decode(self._context + self._unread)[len(before) :]
-
     def _read(self, text: str) -> None:
-        self._context, self._unread = (self._context + self._unread)[-NUM_CONTEXT:], []
         self._held += text
         for stop in self._stops:
             stop.feed(text)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from flowspec_edge.engine.token_texts import steps_of
+
 NFC_BYTES = 8
 """Bytes of a text for one byte of its composed form, at most: a character of several canonical parts takes two bytes or
 more, and has at most four parts of at most four bytes."""
@@ -24,11 +26,10 @@ def max_token_bytes(tokenizer: Json) -> int | None:
     ``tokenizer`` is the content of a ``tokenizer.json``.
     """
     model, added = tokenizer["model"], tokenizer.get("added_tokens") or []
-    cuts = _flat(tokenizer.get("pre_tokenizer"), "pretokenizers")
-    growth = _normalised_bytes(_flat(tokenizer.get("normalizer"), "normalizers"))
+    cuts = steps_of(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    growth = _normalised_bytes(steps_of(tokenizer.get("normalizer"), "normalizers"))
     if (
-        tokenizer.get("truncation") is not None
-        or growth is None
+        growth is None
         or model.get("type") != "BPE"
         or any(cut["type"] not in _KEEPING or cut.get("behavior") == "Removed" for cut in cuts)
         or any(
@@ -47,15 +48,6 @@ def max_token_bytes(tokenizer: Json) -> int | None:
         return None  # any number of unknown characters may become one token, or none
     special = max((len(token["content"].encode()) for token in added), default=0)
     return growth * max(longest, special, CHARACTER_BYTES)
-
-
-def _flat(part: Json | None, inner: str) -> list[Json]:
-    """The steps of a part that may be a sequence of steps."""
-    if part is None:
-        return []
-    if part["type"] == "Sequence":
-        return [step for child in part[inner] for step in _flat(child, inner)]
-    return [part]
 
 
 def _normalised_bytes(steps: list[Json]) -> int | None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
+from flowspec_edge.config import Text, TextPart
+from flowspec_edge.engine.special_tokens import SpecialTokens
 from flowspec_edge.engine.token_bytes import max_token_bytes
+from flowspec_edge.engine.token_texts import SPACE_MARK, Detokenizer, Json, TokenTexts, steps_of
 from flowspec_edge.errors import BundleError, RequestError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or the library starts a thread per core for a single text
@@ -17,24 +21,89 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or the library start
 class Tokenizer:
     """A bundle's ``tokenizer.json``. Texts that have more than ``max_tokens`` tokens for sure are refused unread.
 
+    A text gets the tokens that it has and, in front of them, those that the file puts before every text, such as a BOS.
+
+    Attributes:
+        texts: the bytes that each token stands for.
+        prefix: the tokens before every text.
+        unused: what the file has kept from a training that is not for texts to be continued, as users read it.
+
     Raises:
-        BundleError: the file is no tokenizer.
+        BundleError: the file is no tokenizer, or one of a kind that is not supported.
     """
 
     def __init__(self, path: Path, max_tokens: int | None = None) -> None:
         try:
-            self._tokenizer = HuggingFaceTokenizer.from_file(str(path))
+            content = json.loads(path.read_bytes())
+            self._unspaced = _take_first_space(content)
+            self._tokenizer = (
+                HuggingFaceTokenizer.from_file(str(path))
+                if self._unspaced is None
+                else HuggingFaceTokenizer.from_str(json.dumps(content))
+            )
+            self.texts = TokenTexts(content)
+            self.unused = self._leave_training()
+            self.prefix, suffix = self._read_frame()
         except Exception as cause:  # the library raises bare Exception
             raise BundleError(f"{path}: not a tokenizer ({cause}); export the bundle again") from cause
+        if suffix:
+            self.unused.append(f"the tokens {suffix} behind each text")
+        self._special = SpecialTokens(content.get("added_tokens") or [])
+        self._tokenizer.encode_special_tokens = True  # as plain text, for they are found here
         self._max_tokens = max_tokens
-        self._max_token_bytes = None if max_tokens is None else max_token_bytes(json.loads(path.read_bytes()))
+        self._max_token_bytes = None if max_tokens is None else max_token_bytes(content)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: Text) -> list[int]:
         """The text's tokens. Takes 0.3 ms per KB on a thread, in which other threads run.
+
+        A text that itself begins with the tokens before every text does not get them twice.
 
         Raises:
             RequestError: the text is too long to have ``max_tokens`` tokens, or has half of a character.
         """
+        parts = [TextPart(text)] if isinstance(text, str) else text
+        self._check_size("".join(part.text for part in parts))
+        pieces = list(self._special.split(parts))
+        if self._unspaced is not None and pieces and isinstance(first := pieces[0], str):
+            pieces[0] = first if first.startswith(self._unspaced) else " " + first
+        # A batch, even of one, is tokenised while other threads run; a single text is not.
+        texts = [piece for piece in pieces if isinstance(piece, str)]
+        encoded = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        ids = [token for piece in pieces for token in (next(encoded).ids if isinstance(piece, str) else [piece])]
+        return ids if ids[: len(self.prefix)] == self.prefix else self.prefix + ids
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens, special ones left out. What is no UTF-8 becomes U+FFFD."""
+        detokenizer = Detokenizer(self.texts)
+        return detokenizer.feed(tokens) + detokenizer.finish()
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token with just this text, as ``tokenizer.json`` writes it."""
+        token: int | None = self._tokenizer.token_to_id(text)
+        return token
+
+    def _leave_training(self) -> list[str]:
+        """Turn off what would cut, fill or vary prompts; returns what that was."""
+        library, model = self._tokenizer, self._tokenizer.model
+        found = {
+            "a limit of length": library.truncation,
+            "padding": library.padding,
+            "dropout": getattr(model, "dropout", None),
+        }
+        library.no_truncation()
+        library.no_padding()
+        if found["dropout"] is not None:
+            model.dropout = None
+        return [name for name, setting in found.items() if setting is not None]
+
+    def _read_frame(self) -> tuple[list[int], list[int]]:
+        """The tokens that the library puts before and behind each text."""
+        text = self._tokenizer.encode("a", add_special_tokens=False).ids
+        whole = self._tokenizer.encode("a").ids
+        at = next(at for at in range(len(whole) + 1) if whole[at : at + len(text)] == text)
+        return whole[:at], whole[at + len(text) :]
+
+    def _check_size(self, text: str) -> None:
         try:
             num_bytes = len(text.encode())
         except UnicodeEncodeError as cause:
@@ -46,10 +115,18 @@ class Tokenizer:
                     f"the text has {num_bytes} bytes; at most {most} can be {self._max_tokens} tokens, which the "
                     "model's context holds; shorten it"
                 )
-        # A batch, even of one, is tokenised while other threads run; a single text is not.
-        ids: list[int] = self._tokenizer.encode_batch_fast([text])[0].ids
-        return ids
 
-    def decode(self, tokens: list[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
+
+def _take_first_space(content: Json) -> tuple[str, ...] | None:
+    """How texts begin before which the pre-tokenizer puts no space; None where it puts one before none.
+
+    From now on it puts none at all. It would put one before each run of text that it is given, and is given a prompt
+    in several, between its special tokens.
+    """
+    steps = steps_of(content.get("pre_tokenizer"), "pretokenizers")
+    spacing = [step for step in steps if step["type"] == "Metaspace" and step.get("prepend_scheme") == "first"]
+    for step in spacing:
+        step["prepend_scheme"] = "never"
+    added = content.get("added_tokens") or []
+    texts = (token["content"] for token in added if not token["special"] and not token["normalized"])
+    return (" ", SPACE_MARK, *texts) if spacing else None

@@ -25,7 +25,7 @@ class Answer:
         self._prompt = tuple(prompt)
         self._options = options
         self._tokens: list[int] = []
-        self._text = TextStream(tokenizer, options.stop)
+        self._text = TextStream(tokenizer, options.stop, before=self._prompt)
         self._ending: str | None = None
         self._counts: list[GenerationStatistics] = []  # one for each ring that wrote at it
         self._computed: Sequence[ComputedLayers] = ()  # by the ring that wrote last

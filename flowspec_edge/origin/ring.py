@@ -16,9 +16,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
-from flowspec_edge.config import GenerateOptions, Piece, Prompt, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Piece, Prompt, Text, TextPart, UnfinishedText
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
@@ -162,11 +162,13 @@ class Ring:
             resume = functools.partial(Answer.resume, tokenizer, prompt, options, ending)
             return await loop.run_in_executor(self._tokenising, resume)
         if isinstance(prompt, str):
-            prompt = await loop.run_in_executor(self._tokenising, tokenizer.encode, prompt)
-        return Answer(tokenizer, prompt, options)
+            prompt = [TextPart(prompt)]
+        if texts := [part for part in prompt if isinstance(part, TextPart)]:
+            prompt = await loop.run_in_executor(self._tokenising, tokenizer.encode, texts)
+        return Answer(tokenizer, cast(Sequence[int], prompt), options)
 
     async def generate(
-        self, prompt: str | Sequence[int], options: GenerateOptions, on_trip: OnTrip | None = None
+        self, prompt: Text | Sequence[int], options: GenerateOptions, on_trip: OnTrip | None = None
     ) -> AsyncGenerator[Piece, None]:
         """Pieces of the continuation, as they become final.
 

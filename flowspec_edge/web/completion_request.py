@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from flowspec_edge.config import GenerateOptions, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Text, TextPart, UnfinishedText
 from flowspec_edge.errors import OtherBundleError, RequestError
 
 BODY_S = 30.0
@@ -24,7 +24,7 @@ SEED_BITS = 53
 class CompletionRequest:
     """A text to write. ``is_resumable`` where the client wants to be told what it takes to go on with it elsewhere."""
 
-    prompt: str | UnfinishedText
+    prompt: Text | UnfinishedText
     options: GenerateOptions
     is_streamed: bool
     is_resumable: bool
@@ -52,11 +52,16 @@ async def read_request(request: web.Request, model: str, bundle: str) -> Complet
     if unfinished is not None and body.get("seed") is None:
         raise RequestError("seed is missing; give the one that the text was begun with")
     return CompletionRequest(
-        _field(body, "prompt", (str,), "") if unfinished is None else _unfinished_text(unfinished, bundle),
+        _text(body) if unfinished is None else _unfinished_text(unfinished, bundle),
         _options(body),
         is_streamed=_field(body, "stream", (bool,), False),
         is_resumable=_field(extension, "resumable", (bool,), False),
     )
+
+
+def _text(body: dict[str, Any]) -> Text:
+    text: str = _field(body, "prompt", (str,), "")
+    return text if _field(body, "parse_special", (bool,), True) else [TextPart(text, parses_special=False)]
 
 
 def _options(body: dict[str, Any]) -> GenerateOptions:

@@ -1,8 +1,9 @@
 """The HTTP interface: OpenAI's completions form, streamed as server-sent events, over whatever generates text.
 
 A stream whose answer waits for boards says so in comments. Beyond OpenAI's fields a request may have ``top_k`` and
-``schedule``; an answer has ``token_ids`` beside each text, and the statistics of the generation in ``flowspec``. A
-client that leaves cancels its generation.
+``schedule``, and ``parse_special``: where that is false, special tokens in the prompt are plain text. An answer has
+``token_ids`` beside each text, and the statistics of the generation in ``flowspec``. A client that leaves cancels its
+generation.
 
 A text can go on at another server of the same bundle. A request with ``"flowspec": {"resumable": true}`` gets, in its
 first event, ``"flowspec": {"bundle": ..., "prompt_token_ids": [...], "seed": ...}``. One that has ``bundle``,
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Piece, Text, UnfinishedText
 from flowspec_edge.errors import FlowspecError
 from flowspec_edge.net.auth import is_same_key
 from flowspec_edge.web.completion_request import CompletionRequest, read_request
@@ -49,7 +50,7 @@ class TextGenerator(Protocol):
     @property
     def bundle(self) -> str: ...
 
-    def generate(self, prompt: str | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]: ...
+    def generate(self, prompt: Text | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]: ...
 
 
 def build_app(

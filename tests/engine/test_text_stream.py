@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flowspec_edge.bundle import DEMO_BUNDLE
-from flowspec_edge.engine.text_stream import MAX_UNFINISHED, NUM_CONTEXT, TextStream
+from flowspec_edge.engine.text_stream import TextStream
 from flowspec_edge.engine.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(DEMO_BUNDLE / "tokenizer.json")
@@ -51,17 +51,6 @@ def test_all_is_given_that_cannot_become_a_stop_string(text: str, stop: Sequence
             return
         ends = [length for string in stop for length in range(len(string)) if text[:num].endswith(string[:length])]
         assert given == text[: num - max(ends)]
-
-
-def test_broken_characters_are_not_waited_for_without_end() -> None:
-    broken = TOKENIZER.encode("é")[0]
-    assert TOKENIZER.decode([broken]) == "�", "half of a character"
-    out = TextStream(TOKENIZER)
-    num_given = 0
-    for num in range(1, 4 * MAX_UNFINISHED):
-        num_given += len(out.feed((broken,)))
-        assert num - num_given <= MAX_UNFINISHED + 1
-        assert len(out._context) + len(out._unread) <= NUM_CONTEXT + MAX_UNFINISHED
 
 
 @pytest.mark.parametrize("stop", [(), ("ab" * 500, "b" * 500)])

@@ -42,7 +42,6 @@ UNKNOWN = {
     "bytes without a token": tokenizer({"a": 0}),
     "unknown characters": tokenizer({"a": 0}, None, model={"unk_token": "a", "fuse_unk": True}),
     "a token that takes spaces with it": tokenizer(added=[{"content": "<x>", "rstrip": True}]),
-    "it cuts texts off": tokenizer(truncation={"max_length": 8}),
     "it leaves spaces out": tokenizer(pre_tokenizer=sequence("pretokenizers", {"type": "Whitespace"}, BYTE_LEVEL)),
     "it leaves matches out": tokenizer(
         pre_tokenizer=sequence("pretokenizers", SPLIT | {"behavior": "Removed"}, BYTE_LEVEL)

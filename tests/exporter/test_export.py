@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
 from exporter import assembly as exporting
 from exporter import matmuls
 from exporter.__main__ import main
+from exporter.assembly import Report
 from exporter.bundle import ExportOptions, export_bundle
 from exporter.config import LayerShape
 from exporter.onnx_export import GraphSpec, export_graph
@@ -44,9 +45,9 @@ pytestmark = pytest.mark.slow
 PARENTS = [-1, -1, 0, 0, 1, 3]  # of a small tree, counted from its first row; -1 is the chain's last
 
 
-def export(tmp_path: Path, drafter: Path | None = None, **options: Any) -> Manifest:
+def export(tmp_path: Path, drafter: Path | None = None, report: Report = lambda line: None, **options: Any) -> Manifest:
     return export_bundle(
-        ExportOptions(checkpoint=tmp_path / "target", drafter=drafter, out=tmp_path / "out", **options)
+        ExportOptions(checkpoint=tmp_path / "target", drafter=drafter, out=tmp_path / "out", **options), report
     )
 
 
@@ -118,8 +119,8 @@ def test_the_chat_template_and_special_tokens_are_carried_over(tmp_path: Path, s
     save_checkpoint(target)
     template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": template}]
-    config = {
-        "file": {"chat_template": "older"},
+    config: dict[str, dict[str, Any]] = {
+        "file": {"chat_template": "older", "eos_token": "<|endoftext|>"},
         "list": {"chat_template": named},
         "config": {"chat_template": template},
     }
@@ -127,9 +128,11 @@ def test_the_chat_template_and_special_tokens_are_carried_over(tmp_path: Path, s
     if source == "file":
         (target / "chat_template.jinja").write_text(template)
     (target / "generation_config.json").write_text(json.dumps({"bos_token_id": 3, "eos_token_id": [5, 7]}))
-    manifest = export(tmp_path, precision="fp32", block_size=3)
+    reported: list[str] = []
+    manifest = export(tmp_path, report=reported.append, precision="fp32", block_size=3)
     assert load_manifest(tmp_path / "out") == manifest
     assert (manifest.chat_template, manifest.bos_token_id, manifest.eos_token_ids) == (template, 3, [5, 7])
+    assert any(line.startswith("note: EOS is 5, 7 in config.json") for line in reported) == (source == "file")
 
 
 def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_converted(tmp_path: Path) -> None:

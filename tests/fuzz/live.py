@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
-from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Piece, Text, UnfinishedText
 from flowspec_edge.core import wire
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Row, SessionSpec
 from flowspec_edge.errors import FlowspecError
@@ -200,13 +200,14 @@ class Echo:
 
     model, bundle = "demo", "b1"
 
-    async def generate(self, prompt: str | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: Text | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         if isinstance(prompt, UnfinishedText):
             prompt = "x" * len(prompt.tokens)
-        prompt.encode()
-        for text in options.stop:
-            text.encode()
-        yield Piece(text=prompt[:10], token_ids=[1])
+        text = prompt if isinstance(prompt, str) else "".join(part.text for part in prompt)
+        text.encode()
+        for stop in options.stop:
+            stop.encode()
+        yield Piece(text=text[:10], token_ids=[1])
         statistics = {"prompt_tokens": 1, "completion_tokens": 1}
         yield Piece(text="", token_ids=[], finish_reason="stop", statistics=statistics)
 
@@ -217,6 +218,7 @@ BODY = {
     "max_tokens": 5,
     "temperature": 0.5,
     "top_k": 3,
+    "parse_special": True,
     "top_p": 0.9,
     "seed": 7,
     "stop": ["x", "y"],

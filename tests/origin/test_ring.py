@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
@@ -23,6 +24,7 @@ from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
+from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import RingLostError, StageFailedError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.pacing import Board
@@ -65,10 +67,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.drafter, self.done = self, list[tuple[Any, ...]]()
-        self.tokenizer = self
-
-    def decode(self, tokens: Any) -> str:
-        return "x" * len(tokens)
+        self.tokenizer = Tokenizer(DEMO_BUNDLE / "tokenizer.json")
 
     def open(self, session: int, capacity: int) -> None:
         self.done.append(("open", session, capacity))

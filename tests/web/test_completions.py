@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from flowspec_edge.client import Client
-from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Piece, Text, TextPart, UnfinishedText
 from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key
 from flowspec_edge.errors import (
     KeyTextError,
@@ -42,11 +42,11 @@ class ScriptedGenerator:
 
     def __init__(self, script: Sequence[Piece | Exception | None]) -> None:
         self.script = script
-        self.asked: list[tuple[str | UnfinishedText, GenerateOptions]] = []
+        self.asked: list[tuple[Text | UnfinishedText, GenerateOptions]] = []
         self.is_closed = asyncio.Event()
         self.goes_on = asyncio.Event()
 
-    async def generate(self, prompt: str | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: Text | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         self.asked.append((prompt, options))
         try:
             for step in self.script:
@@ -98,6 +98,12 @@ async def test_a_whole_answer_in_openais_form() -> None:
     assert answer["flowspec"] == {**STATISTICS, "seed": 4}
     ((prompt, options),) = generator.asked
     assert (prompt, options.max_new_tokens, options.temperature, options.stop, options.seed) == ("x", 2, 0.5, ("q",), 4)
+
+
+async def test_special_tokens_in_a_prompt_may_be_plain_text() -> None:
+    async with serving(PIECES) as (generator, _, url):
+        await post(url, prompt="<s>", parse_special=False)
+    assert [prompt for prompt, _ in generator.asked] == [[TextPart("<s>", parses_special=False)]]
 
 
 async def test_a_streamed_answer_in_openais_form() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from flowspec_edge import client as client_module
 from flowspec_edge.client import Client
-from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Piece, Text, UnfinishedText
 from flowspec_edge.errors import (
     AnswerLostError,
     LinkLostError,
@@ -38,10 +38,10 @@ class Letters:
     def __init__(self, num: int = len(TEXT), fate: Exception | None = None, bundle: str = "b1") -> None:
         self.bundle = bundle
         self.num, self.fate = num, fate
-        self.asked: list[tuple[str | UnfinishedText, GenerateOptions]] = []
+        self.asked: list[tuple[Text | UnfinishedText, GenerateOptions]] = []
         self.goes_on, self.stands_still = asyncio.Event(), asyncio.Event()
 
-    async def generate(self, prompt: str | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: Text | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         self.asked.append((prompt, options))
         begin = len(prompt.tokens) if isinstance(prompt, UnfinishedText) else 0
         for at in range(begin, len(TEXT)):
@@ -193,7 +193,9 @@ async def test_nobody_is_there() -> None:
 
 async def test_a_request_at_fault_is_not_asked_again() -> None:
     class Refusing(Letters):
-        async def generate(self, prompt: str | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+        async def generate(
+            self, prompt: Text | UnfinishedText, options: GenerateOptions
+        ) -> AsyncGenerator[Piece, None]:
             self.asked.append((prompt, options))
             raise RequestError("the prompt has 2000 tokens")
             yield
