@@ -192,7 +192,7 @@ class SimulatedRing:
             match action:
                 case ev.OpenCache(session, capacity):
                     self._stage_engines[number].open_cache(session, capacity)
-                    self._tell_origin_later(f"reply {number}", ev.StageReady(session))
+                    self._tell_origin_later(f"reply {number}", ev.StageReady(session, number))
                 case ev.FreeCache(session):
                     self._stage_engines[number].free_cache(session)
                 case ev.RunForward():

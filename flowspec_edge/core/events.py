@@ -165,9 +165,10 @@ class PromptSubmitted:
 
 @dataclass(frozen=True, slots=True)
 class StageReady:
-    """One stage has opened its cache for the session."""
+    """The stage of that number has opened its cache for the session."""
 
     session: int
+    stage: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,8 +235,8 @@ class Ring:
                 self._compute(),
                 self._ask_when_in_doubt(),
                 *(
-                    self._read_control(stage, control)
-                    for stage, control in zip(self.stages, self._controls, strict=True)
+                    self._read_control(number, stage, control)
+                    for number, (stage, control) in enumerate(zip(self.stages, self._controls, strict=True))
                 ),
             )
         except FlowspecError as cause:
@@ -267,11 +267,11 @@ class Ring:
             for link in await silent_links(self._controls):
                 raise LinkLostError(f"peer {link.peer}: no answer within {ANSWER_S:g} s")
 
-    async def _read_control(self, stage: RingStage, control: Link) -> None:
+    async def _read_control(self, number: int, stage: RingStage, control: Link) -> None:
         while True:
             match await control.receive():
                 case wire.SessionOpened(session):
-                    self._tell(ev.StageReady(session))
+                    self._tell(ev.StageReady(session, number))
                 case wire.TappedRows(session, layer, ids, hidden):
                     self._tell(ev.TappedArrived(session, layer, ids, hidden))
                 case wire.StageFailure() as failure:

@@ -115,7 +115,7 @@ async def opened() -> AsyncIterator[tuple[Opened, Ring]]:
 
 IN = [
     ("first", wire.Credit(2), ev.CreditArrived(2)),
-    ("control", wire.SessionOpened(3), ev.StageReady(3)),
+    ("control", wire.SessionOpened(3), ev.StageReady(3, 1)),
 ]
 
 

@@ -34,6 +34,7 @@ from flowspec_edge.core.events import (
 from flowspec_edge.core.limits import CREDITS_PER_HOP
 from flowspec_edge.core.rows import SessionSpec
 from flowspec_edge.core.speculation.acceptance import Acceptance
+from flowspec_edge.core.speculation.credits import add_credits
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import Generation, TargetLimits
 from flowspec_edge.core.speculation.pipeline import RingCosts
@@ -48,7 +49,7 @@ PROGRESS_TIMEOUT_S = 60.0
 @dataclass(slots=True)
 class _Running:
     generation: Generation
-    num_stages_missing: int
+    missing: set[int]  # the stages that have not opened their cache
     progress_at: float
 
 
@@ -83,14 +84,16 @@ class Origin:
 
         Raises:
             RequestError: the prompt does not fit, or names an unknown schedule; nothing has been started.
+            ProtocolError: a stage granted more credits than there are, or sent rows that nobody asked for, or of
+                another width.
         """
         actions: list[OriginAction] = []
         match event:
             case PromptSubmitted():
                 self._submit(event, now, actions)
-            case StageReady(session):
+            case StageReady(session, stage):
                 if session in self._running:
-                    self._running[session].num_stages_missing -= 1
+                    self._running[session].missing.discard(stage)
             case ChunkReturned(chunk):
                 actions.append(GrantCredit(1))
                 if chunk.session in self._running:
@@ -108,12 +111,11 @@ class Origin:
                 if (generation := self._computed()) is not None:
                     generation.take_draft(event, now)
             case CreditArrived(num_chunks):
-                self._credits += num_chunks
+                self._credits = add_credits(self._credits, num_chunks)
             case GenerationCancelled(session):
                 self._finish(session, "cancelled", None, actions)
             case RingLost(reason):
-                for session in list(self._running):
-                    self._finish(session, "failed", reason, actions)
+                self._lose_ring(reason, actions)
             case DeadlinePassed():
                 self._give_up_silent(now, actions)
         self._go_on(now, actions)
@@ -166,7 +168,7 @@ class Origin:
             shape=self._shape,
             taps=self._taps,
         )
-        self._running[event.session] = _Running(generation, self._num_stages, now)
+        self._running[event.session] = _Running(generation, set(range(self._num_stages)), now)
         actions.append(
             OpenSessions(
                 SessionSpec(
@@ -191,11 +193,13 @@ class Origin:
             self._close(session, actions)
 
     def _give_up_silent(self, now: float, actions: list[OriginAction]) -> None:
-        """End the generations for which nothing came back for too long."""
-        for session, running in list(self._running.items()):
-            if running.progress_at + PROGRESS_TIMEOUT_S <= now:
-                reason = f"nothing came back from the ring for {PROGRESS_TIMEOUT_S:.0f} s; check its nodes"
-                self._finish(session, "failed", reason, actions)
+        """End all generations where for one of them nothing came back for too long: the ring is lost."""
+        if any(running.progress_at + PROGRESS_TIMEOUT_S <= now for running in self._running.values()):
+            self._lose_ring(f"nothing came back from the ring for {PROGRESS_TIMEOUT_S:.0f} s; check its nodes", actions)
+
+    def _lose_ring(self, reason: str, actions: list[OriginAction]) -> None:
+        for session in list(self._running):
+            self._finish(session, "failed", reason, actions)
 
     def _close(self, session: int, actions: list[OriginAction]) -> None:
         del self._running[session]
@@ -203,7 +207,7 @@ class Origin:
 
     def _ready_generations(self) -> list[Generation]:
         """Those for which every stage has opened its cache, the next to send a chunk first."""
-        return [running.generation for running in self._running.values() if not running.num_stages_missing]
+        return [running.generation for running in self._running.values() if not running.missing]
 
     def _go_on(self, now: float, actions: list[OriginAction]) -> None:
         """Do all that can be done now."""

@@ -34,6 +34,7 @@ from flowspec_edge.core.events import (
 )
 from flowspec_edge.core.limits import CREDITS_PER_HOP, MAX_SESSIONS
 from flowspec_edge.core.rows import Advance, Chunk, Floats, Passage, SessionSpec, check_width
+from flowspec_edge.core.speculation.credits import add_credits
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import ProtocolError
@@ -117,12 +118,12 @@ class Stage:
                     self._sessions[session].tree.advance(Advance(at, to))
             case TurnBegan(session, turn):
                 if session in self._sessions:
-                    self._sessions[session].turn = turn
+                    self._sessions[session].turn = max(turn, self._sessions[session].turn)
             case ForwardFinished(hidden, tapped):
                 self._keep_tapped(tapped)
                 self._send_on(hidden, now, actions)
             case CreditArrived(num_chunks):
-                self._take_credit(num_chunks)
+                self._credits = add_credits(self._credits, num_chunks)
             case SessionEnded(session):
                 if self._sessions.pop(session, None) is not None:
                     actions.append(FreeCache(session))
@@ -143,13 +144,6 @@ class Stage:
         for session in self._sessions.values():
             session.tree.check()
             session.slots.check()
-
-    def _take_credit(self, num_chunks: int) -> None:
-        self._credits += num_chunks
-        if self._credits > CREDITS_PER_HOP:
-            raise ProtocolError(
-                f"credit for {self._credits} chunks, where {CREDITS_PER_HOP} may wait (CREDITS_PER_HOP)"
-            )
 
     def _check_chunk(self, chunk: Chunk) -> None:
         """Raises ProtocolError where the layers could not run over the chunk."""

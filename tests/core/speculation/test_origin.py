@@ -11,7 +11,7 @@ from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import PROGRESS_TIMEOUT_S, Origin
 from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names
-from flowspec_edge.errors import RequestError
+from flowspec_edge.errors import ProtocolError, RequestError
 from tests.core.speculation.comparable import comparable
 
 VOCAB = 20
@@ -39,8 +39,8 @@ def submit(
 def open_session(origin: Origin, session: int = 1, schedule: str = "flowspec") -> list[ev.OriginAction]:
     """Both stages have their caches; what the origin does then."""
     submit(origin, session, schedule)
-    origin.handle(ev.StageReady(session), 0.0)
-    return origin.handle(ev.StageReady(session), 0.0)
+    origin.handle(ev.StageReady(session, 0), 0.0)
+    return origin.handle(ev.StageReady(session, 1), 0.0)
 
 
 def bring_back(origin: Origin, rows: tuple[Row, ...], session: int = 1, now: float = 1.0) -> list[ev.OriginAction]:
@@ -73,8 +73,9 @@ PREFILL = ev.SendChunk(Chunk(1, PROMPT_ROWS, 2))
 def test_a_prompt_opens_its_session_at_every_stage_and_waits_for_all_of_them() -> None:
     origin = make_origin()
     assert submit(origin) == [ev.OpenSessions(SessionSpec(1, len(PROMPT) + 10 + TREE_MARGIN, True, False, 2))]
-    assert origin.handle(ev.StageReady(1), 0.0) == []
-    assert comparable(origin.handle(ev.StageReady(1), 0.0)) == comparable([PREFILL])
+    assert origin.handle(ev.StageReady(1, 1), 0.0) == []
+    assert origin.handle(ev.StageReady(1, 1), 0.0) == [], "it has said so before"
+    assert comparable(origin.handle(ev.StageReady(1, 0), 0.0)) == comparable([PREFILL])
 
 
 @pytest.mark.parametrize(
@@ -102,9 +103,9 @@ def test_an_unknown_schedule_is_refused_and_nothing_is_started() -> None:
 def test_the_head_runs_before_the_drafter() -> None:
     """Both have work; a verified token is worth more than a drafted one."""
     origin = make_origin()
-    origin.handle(ev.CreditArrived(10), 0.0)
     open_session(origin, 1)
     open_session(origin, 2)
+    origin.handle(ev.CreditArrived(2), 0.0)
     assert names(bring_back(origin, PROMPT_ROWS, 1)) == ["GrantCredit", "RunHead"]
     assert names(bring_back(origin, PROMPT_ROWS, 2)) == ["GrantCredit"]
     actions = verify(origin, 5)
@@ -161,6 +162,11 @@ def test_a_chunk_needs_credit_and_a_returned_one_gives_it_back_to_the_last_hop()
     origin.check()
 
 
+def test_credit_beyond_what_may_wait_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="credit for 3 chunks, where 2 may wait .CREDITS_PER_HOP."):
+        make_origin().handle(ev.CreditArrived(1), 0.0)
+
+
 def test_sessions_take_turns_for_credit() -> None:
     """Each has two prefill chunks to send, and credit comes one by one."""
     origin = make_origin()
@@ -168,8 +174,8 @@ def test_sessions_take_turns_for_credit() -> None:
     for session in (1, 2):
         options = GenerateOptions(max_new_tokens=10)
         origin.handle(ev.PromptSubmitted(session, (11,) * (2 * PREFILL_ROWS), options), 0.0)
-        for _ in range(2):
-            assert origin.handle(ev.StageReady(session), 0.0) == []
+        for stage in range(2):
+            assert origin.handle(ev.StageReady(session, stage), 0.0) == []
     sent = [origin.handle(ev.CreditArrived(1), 1.0) for _ in range(4)]
     chunks = [action.chunk for actions in sent for action in actions if isinstance(action, ev.SendChunk)]
     assert [chunk.session for chunk in chunks] == [1, 2, 1, 2]
@@ -234,6 +240,17 @@ def test_a_silent_ring_is_given_up_a_minute_after_its_last_chunk() -> None:
         ev.FinishGeneration(1, "failed", "nothing came back from the ring for 60 s; check its nodes"),
         ev.CloseSessions(1),
     ]
+
+
+def test_where_one_generation_hears_nothing_the_ring_is_lost_to_all() -> None:
+    """Nobody trusts the ring any more, so a generation that went on would never be told its end."""
+    origin = make_origin()
+    open_session(origin, 1)
+    open_session(origin, 2)
+    bring_back(origin, PROMPT_ROWS, 2, now=PROGRESS_TIMEOUT_S - 1)
+    actions = origin.handle(ev.DeadlinePassed(), PROGRESS_TIMEOUT_S)
+    ended = [action.session for action in actions if isinstance(action, ev.FinishGeneration)]
+    assert ended == [1, 2] and origin.next_deadline() is None
 
 
 def test_tapped_rows_go_to_their_generation_and_those_of_none_are_dropped() -> None:

@@ -94,6 +94,12 @@ def test_a_chunk_waits_for_its_turn(stage: Driver) -> None:
     assert chunk.passages[0].waited_s == 5.0
 
 
+def test_a_turn_that_is_told_late_takes_none_back(stage: Driver) -> None:
+    stage.tell(ev.TurnBegan(1, 3))
+    stage.tell(ev.TurnBegan(1, 2))
+    assert started(stage.arrive(ROOT, turn=3)) == [(ROOT,)]
+
+
 def test_a_turn_that_has_begun_before_lets_the_chunk_run_at_once(stage: Driver) -> None:
     stage.tell(ev.TurnBegan(1, 3))
     assert started(stage.arrive(ROOT, turn=2)) == [(ROOT,)]
