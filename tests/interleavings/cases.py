@@ -117,7 +117,7 @@ def play(case: Case) -> Counter[str]:
         assert step < MAX_STEPS and (order.now_s < late_s or requests), f"texts hang: {cluster.texts}"
         for text in cluster.texts:
             judge(cluster, text)
-        if step % 64 == 0 and cluster.ring is not None:
+        if step % 256 == 0 and cluster.ring is not None:
             cluster.ring.check()
     _let_rest(cluster)
     cluster.tally["steps"] += step

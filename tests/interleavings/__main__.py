@@ -1,0 +1,131 @@
+"""``python -m tests.interleavings``: many cases of ``cases.py``, in as many processes as there are cores.
+
+The exit status is 1 where a case ended wrongly, which is then printed as small as it can be made (``--case`` plays it
+again), and where something that was to be tried never happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+
+from flowspec_edge.config import GenerateOptions
+from tests.interleavings.cases import FAULTS, Case, Fault, Request, play
+from tests.interleavings.strategies import cases
+
+CASES_PER_CHUNK = 125
+"""Cases that hypothesis draws from one seed. Progress is told after each chunk."""
+OUTCOMES = (
+    "text: stop",
+    "text: length",
+    "text: cancelled",
+    "text: refused",
+    "given up: no room",
+    "given up: rings in a row",
+    "rings of a text: 4",
+    "rings lost",
+    "rings moved",
+    "texts moved",
+    "openings failed",
+    "waits for boards",
+    "nodes used again",
+)
+"""What has to be met, or the cases are none."""
+
+
+def play_chunk(chunk: tuple[int, int]) -> tuple[Counter[str], str | None]:
+    """So many cases drawn from a seed: what was met, and the falsifying case with its error."""
+    seed, num = chunk
+    tally = Counter[str]()
+    failing: Case | None = None
+
+    @seeded(seed)
+    @settings(
+        max_examples=num,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    @given(cases())
+    def play_all(case: Case) -> None:
+        nonlocal failing
+        if failing is None:
+            tally["cases"] += 1
+        try:
+            tally.update(play(case))
+        except Exception:
+            failing = case
+            raise
+
+    try:
+        play_all()
+    except Exception:
+        return tally, f"{traceback.format_exc(limit=-4)}\n--case '{failing}'"
+    return tally, None
+
+
+def play_many(num: int, seed: int, tell: Callable[[int], None]) -> dict[str, Any]:
+    """``num`` cases on all cores. ``tell`` hears how many are done."""
+    began, tally, found = time.monotonic(), Counter[str](), []
+    rng = random.Random(seed)
+    sizes = [CASES_PER_CHUNK] * (num // CASES_PER_CHUNK) + [num % CASES_PER_CHUNK] * (num % CASES_PER_CHUNK > 0)
+    chunks = [(rng.getrandbits(64), size) for size in sizes]
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        for counts, falsifying in pool.imap_unordered(play_chunk, chunks):
+            tally += counts
+            tell(tally["cases"])
+            if falsifying is not None:
+                found.append(falsifying)
+                break
+    missed = [name for name in (*FAULTS, *OUTCOMES) if not tally[name]]
+    return {
+        "seed": seed,
+        "cases": tally["cases"],
+        "found": found,
+        "missed": missed,
+        "met": dict(sorted(tally.items())),
+        "s": round(time.monotonic() - began, 1),
+    }
+
+
+def case_from(text: str) -> Case:
+    """A case from what was printed of it."""
+    known = {"Case": Case, "Fault": Fault, "Request": Request, "GenerateOptions": GenerateOptions}
+    case = eval(text, {"__builtins__": {}}, known)  # the user's own text
+    assert isinstance(case, Case)
+    return case
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.interleavings", description=__doc__)
+    parser.add_argument("--cases", type=int, default=10_000, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "big"), help="default: by chance")
+    parser.add_argument("--case", help="play this one case, as it was printed")
+    options = parser.parse_args()
+    if options.case is not None:
+        print(json.dumps(play(case_from(options.case))))
+        return 0
+    print(f"interleavings: {options.cases} cases, --seed {options.seed}", file=sys.stderr, flush=True)
+    report = play_many(options.cases, options.seed, lambda done: print(done, file=sys.stderr, flush=True))
+    for text in report["found"]:
+        print(text, file=sys.stderr)
+    print(json.dumps(report))
+    return 1 if report["found"] or report["missed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
