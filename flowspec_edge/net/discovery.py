@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from zeroconf import Error as ZeroconfError
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
@@ -161,8 +162,12 @@ class Browser:
         await self._ask(zeroconf, name)
 
     async def _ask(self, zeroconf: Zeroconf, name: str) -> None:
-        info = AsyncServiceInfo(SERVICE_TYPE, name)
-        if not await info.async_request(zeroconf, RECORD_MS):
+        try:
+            info = AsyncServiceInfo(SERVICE_TYPE, name)
+            if not await info.async_request(zeroconf, RECORD_MS):
+                return
+        except ZeroconfError as cause:  # anyone may announce a name that is none
+            _log.debug("mDNS record %r cannot be asked for: %s", name, cause)
             return
         record = _record_from(info)
         if record is None:

@@ -11,7 +11,7 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from tests.interleavings.__main__ import CASES_PER_CHUNK, case_from, play_chunk
 from tests.interleavings.cases import FAULTS, Case, Fault, Request, play
-from tests.interleavings.order import DROP, REPEAT, SWAP, Order
+from tests.interleavings.order import DROP, REPEAT, REPEAT_LATER, SWAP, Order
 from tests.interleavings.strategies import cases
 
 PROMPT = (3, 1, 4, 1, 5)
@@ -79,7 +79,9 @@ def test_a_lane_keeps_its_order_and_lanes_do_not(is_strict: bool) -> None:
     assert len(seen) > 1
 
 
-@pytest.mark.parametrize(("trick", "told"), [(DROP, "bc"), (REPEAT, "aabc"), (SWAP, "bac")])
+@pytest.mark.parametrize(
+    ("trick", "told"), [(DROP, "bc"), (REPEAT, "aabc"), (REPEAT_LATER, "abac"), (SWAP, "bac")]
+)
 def test_single_messages_are_lost_repeated_and_swapped(trick: str, told: str) -> None:
     order, heard = Order(random.Random(1), pace_s=0.0, is_strict=False), list[str]()
     order.meddle("lane", trick)

@@ -16,7 +16,7 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.planning.recovery import FAILED_S, MAX_LOSSES
 from tests.interleavings.cluster import Cluster, Text
 from tests.interleavings.failing_ring import FailingRing
-from tests.interleavings.order import DROP, REPEAT, SWAP, Order
+from tests.interleavings.order import DROP, REPEAT, REPEAT_LATER, SWAP, Order
 
 MAX_STEPS = 150_000
 MAX_TIME_S = 900.0
@@ -41,8 +41,17 @@ FAULTS = (
     "client leaves",
     DROP,
     REPEAT,
+    REPEAT_LATER,
     SWAP,
 )
+ON_A_RING = {
+    *("link lost", "link lost, one end sees it", "link swallows", "messages delayed", "stage fails"),
+    *(DROP, REPEAT, REPEAT_LATER, SWAP),
+}
+"""These wait until there is a ring to strike."""
+TRICKS = {DROP, REPEAT, REPEAT_LATER, SWAP}
+SILENCING = {"link swallows", "link lost, one end sees it", DROP, SWAP}
+"""Without these no ring falls silent: what is lost is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +118,7 @@ def play(case: Case) -> Counter[str]:
             request = requests.pop(0)
             cluster.submit(request.prompt, request.options)
             late_s = order.now_s + MAX_TIME_S
-        if faults and step >= strikes_at:
+        if faults and step >= strikes_at and (faults[0].kind not in ON_A_RING or cluster.has_open_ring):
             cluster.tally[strike(cluster, faults.pop(0))] += 1
             strikes_at = step + faults[0].after if faults else 0
         assert order.step(), f"at rest, while texts wait: {cluster.texts}"
@@ -120,6 +129,9 @@ def play(case: Case) -> Counter[str]:
         if step % 256 == 0 and cluster.ring is not None:
             cluster.ring.check()
     _let_rest(cluster)
+    fell_silent = any("nothing came back" in cause for cause in cluster.causes)
+    assert not fell_silent or SILENCING & cluster.tally.keys(), f"a ring fell silent: {cluster.causes}"
+    cluster.tally.update(cluster.order.played)
     cluster.tally["steps"] += step
     for text in cluster.texts:
         cluster.tally[f"text: {text.end}"] += 1
@@ -155,7 +167,7 @@ def judge(cluster: Cluster, text: Text) -> None:
 
 def _let_rest(cluster: Cluster) -> None:
     """Nobody asks any more: an idle ring keeps no session, and a closed one nothing at all."""
-    has_credits = not {DROP, REPEAT, SWAP} & cluster.tally.keys()
+    has_credits = not TRICKS & cluster.tally.keys()
     now_s = cluster.order.now_s
     while cluster.order.now_s < now_s + 0.5 and cluster.order.step():
         pass
@@ -217,7 +229,7 @@ def _strike_ring(cluster: Cluster, ring: FailingRing, kind: str, which: int, det
             cluster.order.hold(lane, cluster.order.now_s + HOLDS_S[detail % len(HOLDS_S)])
         case "stage fails":
             ring.fail_stage(which % num, "out of memory")
-        case "drop" | "repeat" | "swap":
+        case _ if kind in TRICKS:
             cluster.order.meddle(lane, kind)
         case _:
             return "nothing to strike"

@@ -83,6 +83,8 @@ class Cluster:
         self.rings: list[FailingRing] = []
         self.ring: FailingRing | None = None
         self.num_strikes = 0
+        self.causes: list[str] = []
+        """Why rings were lost."""
         self.boards: dict[str, Board] = {}
         self._rng, self._build_ring = rng, build_ring
         self._num_needed, self._wait_s, self.max_context = num_needed, wait_s, max_context
@@ -138,6 +140,10 @@ class Cluster:
             self._count_boards()
             for ring in self._rings_of(board):
                 ring.thaw(board.name)
+
+    @property
+    def has_open_ring(self) -> bool:
+        return self.ring is not None and self.ring.is_open
 
     @property
     def num_answering(self) -> int:
@@ -299,7 +305,6 @@ class Cluster:
         if self._is_opening or not self._asking:
             return
         if self.ring is None or not self.ring.is_open:
-            self._is_opening = True
             self._open_soon(is_moving=False)
             return
         asking, self._asking = self._asking, []
@@ -390,6 +395,7 @@ class Cluster:
 
     def _mourn(self, ring: FailingRing, cause: str, lost: frozenset[str], failed: str | None) -> None:
         self.tally["rings lost"] += 1
+        self.causes.append(cause)
         if failed is not None:
             self._tell_lost(rc.StageFailed(failed))
         self._lose(lost)

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable
 
 Callback = Callable[[], None]
-DROP, REPEAT, SWAP = "drop", "repeat", "swap"
+DROP, REPEAT, REPEAT_LATER, SWAP = "drop", "repeat", "repeat later", "swap"
 
 
 class Order:
@@ -31,7 +31,7 @@ class Order:
         self._held: dict[Hashable, float] = {}
         self._ranks: dict[Hashable, float] = {}
         self._tricks: dict[Hashable, str] = {}
-        self._kept: dict[Hashable, Callback] = {}
+        self._kept: dict[Hashable, tuple[str, Callback]] = {}
 
     def after(self, delay_ms: float, lane: Hashable | None, callback: Callback) -> None:
         """Call back in ``delay_ms``, which only what has no lane may ask for; on a lane behind what waits there."""
@@ -46,13 +46,17 @@ class Order:
             case "repeat":
                 self.played[REPEAT] += 1
                 waiting += (callback, callback)
+            case "repeat later":
+                waiting.append(callback)
+                self._kept[lane] = REPEAT_LATER, callback
             case "swap":
-                self._kept[lane] = callback
+                self._kept[lane] = SWAP, callback
             case _:
                 waiting.append(callback)
                 if lane in self._kept:
-                    self.played[SWAP] += 1
-                    waiting.append(self._kept.pop(lane))
+                    trick, kept = self._kept.pop(lane)
+                    self.played[trick] += 1
+                    waiting.append(kept)
         if not waiting:
             del self._lanes[lane]
 
@@ -62,7 +66,9 @@ class Order:
         self._lanes.setdefault(lane, deque()).append(callback)
 
     def meddle(self, lane: Hashable, trick: str) -> None:
-        """What becomes of the next message on the lane: ``DROP``, ``REPEAT``, or ``SWAP`` with the one behind it."""
+        """What becomes of the next message on the lane: ``DROP``, ``REPEAT`` it at once or behind the one after it
+        (``REPEAT_LATER``), or ``SWAP`` it with that one.
+        """
         self._tricks[lane] = trick
 
     def hold(self, lane: Hashable, until_s: float) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from zeroconf import IPVersion
+from zeroconf import IPVersion, ServiceStateChange
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from flowspec_edge.core.cluster.address import Address
@@ -103,6 +103,21 @@ async def test_a_strangers_record_is_ignored(cluster: str, properties: dict[str,
     await announcer.close()
     await zeroconf.async_close()
     await browser.close()
+
+
+async def test_a_name_that_is_none_is_ignored_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """Anyone may announce anything, a thousand times a second; zeroconf raises where a name has control characters."""
+    heard: list[Any] = []
+    browser = await Browser.start(heard.append, is_local=True)
+    for name in ("pi\x1b[2J", "\x00", "x" * 200, "é" * 100, "a.b", ""):
+        browser._take_change(
+            browser._zeroconf.zeroconf, SERVICE_TYPE, f"{name}.{SERVICE_TYPE}", ServiceStateChange.Added
+        )
+    tasks = list(browser._asking)
+    await asyncio.sleep(0)
+    assert any(task.done() for task in tasks) and all(task.exception() is None for task in tasks if task.done())
+    await browser.close()
+    assert not heard and not caplog.records
 
 
 async def test_a_record_holds_no_secret_and_stays_small(cluster: str) -> None:
