@@ -22,6 +22,10 @@ _REMEDIES = {
 SHUTDOWN_S = 2.0
 """How long requests in progress may go on after close. The 60 s that aiohttp gives them would delay an exit."""
 
+BACKLOG = 1024
+"""Connections that may wait to be accepted. The system drops one beyond that, and who comes is a second late: with
+aiohttp's 128 members were, where an outsider opened a thousand at once. Linux allows 4096."""
+
 
 class ServedApp:
     """A listening application. ``port`` is the actual port, also where 0 was asked for."""
@@ -40,7 +44,7 @@ class _Site(web.BaseSite):
     """A site behind a :class:`Door`."""
 
     def __init__(self, runner: web.AppRunner, host: str, port: int, tls: ssl.SSLContext | None, door: Door) -> None:
-        super().__init__(runner, ssl_context=tls)
+        super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
         self._address = (host, port)
         self._door = door
 

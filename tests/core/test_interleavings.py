@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_lane_keeps_its_order_and_lanes_do_not(is_strict: bool) -> None:
     for seed in range(30):
         order, told = Order(random.Random(seed), pace_s=0.01, is_strict=is_strict), list[str]()
         for name in ("a1", "a2", "b1", "b2"):
-            order.after(0.0, name[0], lambda name=name: told.append(name))  # type: ignore[misc]
+            order.after(0.0, name[0], functools.partial(told.append, name))
         while order.step():
             pass
         assert told.index("a1") < told.index("a2") and told.index("b1") < told.index("b2")
@@ -79,14 +80,12 @@ def test_a_lane_keeps_its_order_and_lanes_do_not(is_strict: bool) -> None:
     assert len(seen) > 1
 
 
-@pytest.mark.parametrize(
-    ("trick", "told"), [(DROP, "bc"), (REPEAT, "aabc"), (REPEAT_LATER, "abac"), (SWAP, "bac")]
-)
+@pytest.mark.parametrize(("trick", "told"), [(DROP, "bc"), (REPEAT, "aabc"), (REPEAT_LATER, "abac"), (SWAP, "bac")])
 def test_single_messages_are_lost_repeated_and_swapped(trick: str, told: str) -> None:
     order, heard = Order(random.Random(1), pace_s=0.0, is_strict=False), list[str]()
     order.meddle("lane", trick)
     for name in "abc":
-        order.after(0.0, "lane", lambda name=name: heard.append(name))  # type: ignore[misc]
+        order.after(0.0, "lane", functools.partial(heard.append, name))
     while order.step():
         pass
     assert "".join(heard) == told and order.played[trick] == 1

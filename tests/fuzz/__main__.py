@@ -1,7 +1,7 @@
 """Many broken inputs, and what came of them: ``python -m tests.fuzz --num 1000000 --seed N``.
 
 A hundredth of the inputs goes to what is alive: links to a node and HTTP requests. The exit status is 1 where anything
-but a named error was raised; the number of the input and the seed make it again.
+but a named error was raised, and where memory grew; the number of the input and the seed make it again.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ import collections
 import faulthandler
 import json
 import logging
+import multiprocessing
 import os
 import random
 import resource
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
-from tests.fuzz.kinds import KINDS, TryOne
+from tests.fuzz.kinds import KINDS
 from tests.fuzz.live import Tally, try_http, try_node
 
 HANG_S = 30.0
@@ -28,19 +33,23 @@ LIVE_SHARE = 0.01
 MAX_SHOWN = 5
 WARM_UP = 2000
 """Inputs after which the memory of the process is looked at for the first time."""
+MAX_GROWN_MB = 8.0
+"""What a process may take more at the end of a kind of input than after WARM_UP: pools of the allocator, no leak."""
+RANGES_PER_KIND = 4
+"""Into so many tasks the inputs of a kind are divided, for the processes to share."""
 
 
-def try_kind(name: str, try_one: TryOne, num: int, seed: int, end: float) -> dict[str, object]:
-    """``num`` inputs of a kind, or as many as there is time for until ``end``."""
+def try_kind(name: str, first: int, stop: int, seed: int) -> dict[str, Any]:
+    """The inputs of a kind with the numbers from ``first`` up to ``stop``."""
+    logging.disable(logging.CRITICAL)
+    try_one, _ = KINDS[name]
     counts: collections.Counter[str] = collections.Counter()
-    slowest_s, began, grown_from, done = 0.0, time.monotonic(), 0, 0
-    for number in range(num):
+    slowest_s, began, grown_from = 0.0, time.monotonic(), 0
+    for number in range(first, stop):
         started = time.monotonic()
-        if started > end:
-            break
         if number % 1000 == 0:
             faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__ or 2)
-        if number == WARM_UP:
+        if number == first + WARM_UP:
             grown_from = resident_bytes()
         try:
             counts[try_one(random.Random(f"{seed}/{name}/{number}"))] += 1
@@ -50,14 +59,17 @@ def try_kind(name: str, try_one: TryOne, num: int, seed: int, end: float) -> dic
                 print(f"found: {name}, input {number} of seed {seed}", file=sys.stderr)
                 traceback.print_exc(limit=-6)
         slowest_s = max(slowest_s, time.monotonic() - started)
-        done = number + 1
     faulthandler.cancel_dump_traceback_later()
+    grown_mb = round((resident_bytes() - grown_from) / 2**20, 1) if grown_from else 0.0
+    if grown_mb > MAX_GROWN_MB:
+        print(f"found: {name}, seed {seed}: {stop - first} inputs left {grown_mb} MB behind", file=sys.stderr)
+        counts["found"] += 1
     return {
-        "num": done,
+        "num": stop - first,
         **counts,
-        "per_s": round(done / (time.monotonic() - began + 1e-9)),
+        "s": round(time.monotonic() - began, 2),
         "slowest_ms": round(slowest_s * 1000, 1),
-        "grown_mb": round((resident_bytes() - grown_from) / 2**20, 1) if grown_from else 0.0,
+        "grown_mb": grown_mb,
     }
 
 
@@ -66,7 +78,22 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def live_report(tally: Tally, began: float) -> dict[str, object]:
+def try_live(num: int, seed: int) -> dict[str, dict[str, Any]]:
+    """``num`` inputs to what is alive, by kind."""
+    reports: dict[str, dict[str, Any]] = {}
+    for name, run, share in (("HTTP requests", try_http, 2 / 3), ("links to a node", try_node, 1 / 3)):
+        began = time.monotonic()
+        try:
+            tally = asyncio.run(run(int(num * share), seed))
+        except Exception:
+            reports[name] = {"num": 0, "found": 1}
+            traceback.print_exc(limit=-6)
+        else:
+            reports[name] = _live_report(tally, began)
+    return reports
+
+
+def _live_report(tally: Tally, began: float) -> dict[str, Any]:
     return {
         "num": sum(tally.counts.values()),
         **tally.counts,
@@ -75,40 +102,75 @@ def live_report(tally: Tally, began: float) -> dict[str, object]:
     }
 
 
+def try_all(num: int, seed: int, tell: Callable[[int], None], num_processes: int = 0) -> dict[str, Any]:
+    """``num`` inputs of all kinds, in as many processes as there are cores. ``tell`` hears how many are done."""
+    began = time.monotonic()
+    logging.disable(logging.CRITICAL)
+    num_live = int(num * LIVE_SHARE)
+    kinds = try_live(num_live, seed) if num_live else {}
+    tell(num_live)
+    tasks = [
+        (name, first, stop, seed)
+        for name, (_, share) in KINDS.items()
+        for first, stop in _ranges(int((num - num_live) * share), RANGES_PER_KIND)
+    ]
+    for name, report in _performed(tasks, num_processes or os.cpu_count() or 1):
+        kinds[name] = _sum_of(kinds[name], report) if name in kinds else report
+        tell(_total(kinds, "num"))
+    found = _total(kinds, "found")
+    return {"seed": seed, "num": _total(kinds, "num"), "found": found, "s": _since(began), "kinds": kinds}
+
+
+def _performed(tasks: list[tuple[str, int, int, int]], num_processes: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The reports of all tasks, in any order."""
+    if num_processes == 1:
+        yield from ((task[0], try_kind(*task)) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, context) as pool:
+        futures: dict[Future[dict[str, Any]], str] = {pool.submit(try_kind, *task): task[0] for task in tasks}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except BrokenProcessPool:  # an input hangs, or brought the interpreter down; the process has told which
+                yield futures[future], {"num": 0, "found": 1}
+
+
+def _ranges(num: int, most: int) -> list[tuple[int, int]]:
+    size = max(-(-num // most), 1)
+    return [(first, min(first + size, num)) for first in range(0, num, size)]
+
+
+def _sum_of(report: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Counts and seconds of processes are added; of slowest inputs and of growth the largest counts."""
+    return {
+        key: max(report.get(key, 0), other.get(key, 0))
+        if key in ("slowest_ms", "grown_mb")
+        else round(report.get(key, 0) + other.get(key, 0), 2)
+        for key in {**report, **other}
+    }
+
+
+def _total(reports: dict[str, dict[str, Any]], name: str) -> int:
+    return sum(int(report.get(name, 0)) for report in reports.values())
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--num", type=int, default=1_000_000, help="inputs of all kinds (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "big"), help="default: by chance")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="stop after this long (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=0, help="default: as many as there are cores")
     options = parser.parse_args()
-    logging.disable(logging.CRITICAL)
-    print(f"seed {options.seed}", flush=True)
-    began = time.monotonic()
-    end = began + options.seconds
-    reports: dict[str, dict[str, object]] = {}
-    num_live = int(options.num * LIVE_SHARE)
-    for name, run, num in (("HTTP requests", try_http, num_live // 2), ("links to a node", try_node, num_live // 4)):
-        started = time.monotonic()
-        try:
-            reports[name] = live_report(asyncio.run(run(num, options.seed)), started)
-        except Exception:
-            reports[name] = {"found": 1}
-            traceback.print_exc(limit=-6)
-        print(f"{name}: {json.dumps(reports[name])}", flush=True)
-    left = options.num - _sum(reports, "num")
-    for name, (try_one, share) in KINDS.items():
-        shares_left = sum(other for key, (_, other) in KINDS.items() if key not in reports)
-        until = time.monotonic() + (end - time.monotonic()) * share / shares_left
-        reports[name] = try_kind(name, try_one, int(left * share), options.seed, until)
-        print(f"{name}: {json.dumps(reports[name])}", flush=True)
-    num_found, num = _sum(reports, "found"), _sum(reports, "num")
-    summary = {"seed": options.seed, "num": num, "found": num_found, "s": round(time.monotonic() - began, 1)}
-    print(json.dumps({**summary, "kinds": reports}))
-    return 1 if num_found else 0
-
-
-def _sum(reports: dict[str, dict[str, object]], name: str) -> int:
-    return sum(int(str(report.get(name, 0))) for report in reports.values())
+    print(f"fuzz: {options.num} inputs, --seed {options.seed}", file=sys.stderr, flush=True)
+    report = try_all(
+        options.num, options.seed, lambda done: print(done, file=sys.stderr, flush=True), options.processes
+    )
+    print(json.dumps(report))
+    return 1 if report["found"] else 0
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from flowspec_edge.errors import BundleError, FlowspecError, ProtocolError, Stag
 from flowspec_edge.manifest import MANIFEST_NAME, bundle_digest, parse_manifest
 from flowspec_edge.net.discovery import SERVICE_TYPE, _record_from
 from flowspec_edge.net.neighbourhood import Neighbourhood
+from tests.fuzz.http_bodies import try_body
 from tests.fuzz.inputs import NASTY_TEXTS, changed, changed_value, nested
 
 TryOne = Callable[[random.Random], str]
@@ -261,7 +262,8 @@ def try_membership(rng: random.Random) -> str:
 
 
 KINDS: dict[str, tuple[TryOne, float]] = {
-    "frames": (try_frame, 0.60),
+    "frames": (try_frame, 0.50),
+    "HTTP bodies": (try_body, 0.10),
     "manifests": (try_manifest, 0.10),
     "mDNS records": (try_record, 0.08),
     "mDNS packets": (try_packet, 0.10),

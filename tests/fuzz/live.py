@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import json
 import os
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import aiohttp
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
-from flowspec_edge.config import GenerateOptions, Piece, Text, UnfinishedText
+from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import wire
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Row, SessionSpec
 from flowspec_edge.errors import FlowspecError
@@ -29,7 +28,8 @@ from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.origin.ring import Ring
 from flowspec_edge.web.completions import build_app
-from tests.fuzz.inputs import NASTY_NUMBERS, NASTY_TEXTS, changed, changed_value, nested
+from tests.fuzz.http_bodies import CONTENT_TYPES, Echo, body
+from tests.fuzz.inputs import NASTY_TEXTS
 from tests.fuzz.kinds import frame
 
 LIMIT_S = 20.0
@@ -195,56 +195,6 @@ async def _fate(link: Link) -> str:
 # ----------------------------------------------------------------------------------------------- HTTP
 
 
-class Echo:
-    """Answers with what was asked, in the place of a ring."""
-
-    model, bundle = "demo", "b1"
-
-    async def generate(self, prompt: Text | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
-        if isinstance(prompt, UnfinishedText):
-            prompt = "x" * len(prompt.tokens)
-        text = prompt if isinstance(prompt, str) else "".join(part.text for part in prompt)
-        text.encode()
-        for stop in options.stop:
-            stop.encode()
-        yield Piece(text=text[:10], token_ids=[1])
-        statistics = {"prompt_tokens": 1, "completion_tokens": 1}
-        yield Piece(text="", token_ids=[], finish_reason="stop", statistics=statistics)
-
-
-BODY = {
-    "model": "demo",
-    "prompt": "def main(",
-    "max_tokens": 5,
-    "temperature": 0.5,
-    "top_k": 3,
-    "parse_special": True,
-    "top_p": 0.9,
-    "seed": 7,
-    "stop": ["x", "y"],
-    "schedule": "flowspec",
-    "stream": False,
-    "n": 1,
-    "flowspec": {"resumable": True, "resume": {"bundle": "b1", "prompt_token_ids": [1, 2], "token_ids": [3]}},
-}
-
-
-def body(rng: random.Random) -> bytes:
-    match rng.randrange(6):
-        case 0:
-            return changed(rng, json.dumps(BODY).encode())
-        case 1:
-            return nested(rng, rng.choice((b"[", b'{"model":', b'{"stop":[')), b"]")
-        case 2:
-            half = json.dumps({**BODY, rng.choice(list(BODY)): "\ud800"})
-            return half.encode()
-        case 3:
-            return json.dumps({**BODY, rng.choice(list(BODY)): rng.choice(NASTY_NUMBERS)}).encode()
-        case _:
-            return json.dumps(changed_value(rng, BODY, has_bytes=False)).encode(errors="surrogatepass")
-
-
-CONTENT_TYPES = ("application/json", "application/json; charset=nonsense", "text/plain; charset=utf-7")
 RANGES = ("bytes=0-", "bytes=-1", "bytes=9-1", "x", "bytes=" + "9" * 50)
 
 

@@ -48,6 +48,28 @@ def test_inputs_are_the_same_for_the_same_seed() -> None:
     assert make(3) == make(3) != make(4)
 
 
+def test_every_input_is_tried_once_by_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "LIVE_SHARE", 0.0)
+    told: list[int] = []
+    report = program.try_all(600, 5, told.append, num_processes=2)
+    assert report["num"] == told[-1] and 590 <= report["num"] <= 600 and report["found"] == 0
+    assert set(KINDS) == set(report["kinds"])
+    again = program.try_all(600, 5, told.append, num_processes=1)
+    outcomes = [{name: figures.get(ACCEPTED) for name, figures in run["kinds"].items()} for run in (report, again)]
+    assert outcomes[0] == outcomes[1]
+
+
+def test_memory_that_is_left_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bytearray] = []
+
+    def leaks(rng: random.Random) -> str:
+        kept.append(bytearray(rng.randbytes(8000)))
+        return ACCEPTED
+
+    monkeypatch.setattr(program, "KINDS", {"leaks": (leaks, 1.0)})
+    assert program.try_kind("leaks", 0, program.WARM_UP + 2500, 1)["found"] == 1
+
+
 def test_a_find_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(rng: random.Random) -> str:
         raise KeyError(rng.random())
@@ -55,8 +77,7 @@ def test_a_find_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     tried: dict[str, tuple[TryOne, float]] = {"broken": (broken, 1.0)}
     monkeypatch.setattr(program, "KINDS", tried)
     monkeypatch.setattr(program, "LIVE_SHARE", 0.0)
-    monkeypatch.setattr(program, "try_node", try_http)
-    monkeypatch.setattr("sys.argv", ["fuzz", "--num", "20", "--seed", "5"])
+    monkeypatch.setattr("sys.argv", ["fuzz", "--num", "20", "--seed", "5", "--processes", "1"])
     assert program.main() == 1
     out, err = capsys.readouterr()
     assert '"found": 20' in out and "input 0 of seed 5" in err and "KeyError" in err

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -84,12 +85,14 @@ def play_many(num: int, seed: int, tell: Callable[[int], None]) -> dict[str, Any
     rng = random.Random(seed)
     sizes = [CASES_PER_CHUNK] * (num // CASES_PER_CHUNK) + [num % CASES_PER_CHUNK] * (num % CASES_PER_CHUNK > 0)
     chunks = [(rng.getrandbits(64), size) for size in sizes]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        for counts, falsifying in pool.imap_unordered(play_chunk, chunks):
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        for played in as_completed([pool.submit(play_chunk, chunk) for chunk in chunks]):
+            counts, falsifying = played.result()
             tally += counts
             tell(tally["cases"])
             if falsifying is not None:
                 found.append(falsifying)
+                pool.shutdown(wait=False, cancel_futures=True)
                 break
     missed = [name for name in (*FAULTS, *OUTCOMES) if not tally[name]]
     return {

@@ -162,7 +162,9 @@ def judge(cluster: Cluster, text: Text) -> None:
         else:
             cluster.tally["given up: no room"] += 1
             is_hasty = text.recovery.wait_s < SLACK_S
-            assert is_hasty or not cluster.has_had_enough(SLACK_S), f"given up, though enough boards are there: {text.error}"
+            assert is_hasty or not cluster.has_had_enough(SLACK_S), (
+                f"given up, though enough boards are there: {text.error}"
+            )
 
 
 def _let_rest(cluster: Cluster) -> None:

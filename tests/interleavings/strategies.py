@@ -8,7 +8,14 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from tests.interleavings.cases import FAULTS, Case, Fault, Request
 
-RING_FAULTS = ("link lost", "link lost, one end sees it", "board killed", "board restarted", "stage fails", "board back")
+RING_FAULTS = (
+    "link lost",
+    "link lost, one end sees it",
+    "board killed",
+    "board restarted",
+    "stage fails",
+    "board back",
+)
 """What costs a text its ring, one after another."""
 LOSSES = ("link lost", "stage fails", "board restarted")
 """Of these the ones that leave all boards there."""
@@ -33,7 +40,9 @@ def requests(prompts: st.SearchStrategy[tuple[int, ...]]) -> st.SearchStrategy[R
 
 
 def faults(kinds: tuple[str, ...], after: st.SearchStrategy[int]) -> st.SearchStrategy[Fault]:
-    return st.builds(Fault, after=after, kind=st.sampled_from(kinds), which=st.integers(0, 255), detail=st.integers(0, 7))
+    return st.builds(
+        Fault, after=after, kind=st.sampled_from(kinds), which=st.integers(0, 255), detail=st.integers(0, 7)
+    )
 
 
 ANY_TIME = st.one_of(st.integers(0, 12), st.integers(0, 60), st.integers(0, 400))

@@ -13,7 +13,5 @@ def add_credits(held: int, granted: int) -> int:
         ProtocolError: that is more than chunks may wait at the next hop.
     """
     if held + granted > CREDITS_PER_HOP:
-        raise ProtocolError(
-            f"credit for {held + granted} chunks, where {CREDITS_PER_HOP} may wait (CREDITS_PER_HOP)"
-        )
+        raise ProtocolError(f"credit for {held + granted} chunks, where {CREDITS_PER_HOP} may wait (CREDITS_PER_HOP)")
     return held + granted

@@ -1,0 +1,124 @@
+"""Broken bodies of HTTP requests, for the API as it is and for one that listens."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import random
+from collections.abc import AsyncGenerator
+
+from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.streams import StreamReader
+from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from flowspec_edge.config import GenerateOptions, Piece, Text, UnfinishedText
+from flowspec_edge.errors import is_plain
+from flowspec_edge.web.completions import MAX_REQUEST_BYTES, build_app
+from tests.fuzz.inputs import NASTY_NUMBERS, changed, changed_value, nested
+from tests.narrowing import present
+
+BODY = {
+    "model": "demo",
+    "prompt": "def main(",
+    "max_tokens": 5,
+    "temperature": 0.5,
+    "top_k": 3,
+    "parse_special": True,
+    "top_p": 0.9,
+    "seed": 7,
+    "stop": ["x", "y"],
+    "schedule": "flowspec",
+    "stream": False,
+    "n": 1,
+    "flowspec": {"resumable": True, "resume": {"bundle": "b1", "prompt_token_ids": [1, 2], "token_ids": [3]}},
+}
+CONTENT_TYPES = ("application/json", "application/json; charset=nonsense", "text/plain; charset=utf-7")
+
+
+class Echo:
+    """Answers with what was asked, in the place of a ring."""
+
+    model, bundle = "demo", "b1"
+
+    async def generate(self, prompt: Text | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+        if isinstance(prompt, UnfinishedText):
+            prompt = "x" * len(prompt.tokens)
+        text = prompt if isinstance(prompt, str) else "".join(part.text for part in prompt)
+        text.encode()
+        for stop in options.stop:
+            stop.encode()
+        yield Piece(text=text[:10], token_ids=[1])
+        statistics = {"prompt_tokens": 1, "completion_tokens": 1}
+        yield Piece(text="", token_ids=[], finish_reason="stop", statistics=statistics)
+
+
+def body(rng: random.Random) -> bytes:
+    match rng.randrange(6):
+        case 0:
+            return changed(rng, json.dumps(BODY).encode())
+        case 1:
+            return nested(rng, rng.choice((b"[", b'{"model":', b'{"stop":[')), b"]")
+        case 2:
+            half = json.dumps({**BODY, rng.choice(list(BODY)): "\ud800"})
+            return half.encode()
+        case 3:
+            return json.dumps({**BODY, rng.choice(list(BODY)): rng.choice(NASTY_NUMBERS)}).encode()
+        case _:
+            return json.dumps(changed_value(rng, BODY, has_bytes=False)).encode(errors="surrogatepass")
+
+
+class Api:
+    """The API without a socket: one request after another, on a loop of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        app = build_app(Echo())
+        self._complete = next(
+            route.handler for route in app.router.routes() if route.resource and route.method == "POST"
+        )
+        self._protocol = BaseProtocol(self._loop)
+        self._like = self._loop.run_until_complete(self._mock())  # mocks take a millisecond to make
+
+    def status(self, data: bytes, content_type: str) -> tuple[int, str]:
+        """How a request with this body is answered, and with which text."""
+        return self._loop.run_until_complete(self._ask(data, content_type))
+
+    async def _mock(self) -> web.Request:
+        return make_mocked_request("POST", "/v1/completions")
+
+    async def _ask(self, data: bytes, content_type: str) -> tuple[int, str]:
+        payload = StreamReader(self._protocol, 2**20, loop=self._loop)
+        payload.feed_data(data)
+        payload.feed_eof()
+        like = self._like
+        headers = CIMultiDictProxy(CIMultiDict({"Content-Type": content_type}))
+        request = web.Request(
+            like._message._replace(headers=headers),
+            payload,
+            present(like._protocol),
+            present(like._payload_writer),
+            present(asyncio.current_task()),
+            self._loop,
+            client_max_size=MAX_REQUEST_BYTES,
+        )
+        answer = await self._complete(request)
+        assert isinstance(answer, web.StreamResponse)
+        return answer.status, getattr(answer, "text", None) or ""
+
+
+@functools.cache
+def the_api() -> Api:
+    return Api()
+
+
+def try_body(rng: random.Random) -> str:
+    """A request with a broken body is answered, and what is wrong is shown."""
+    status, text = the_api().status(body(rng), rng.choice(CONTENT_TYPES))
+    if status == 200:
+        return "accepted"
+    assert status in (400, 413), f"status {status}"
+    assert is_plain(json.loads(text)["error"]["message"]), f"a terminal would obey {text!r}"
+    return "refused"
