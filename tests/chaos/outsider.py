@@ -155,12 +155,13 @@ class Outsider:
 
 
 async def main() -> None:
-    os.nice(19)  # or it would be the machine that is slow, which an outsider on its own is not
+    os.nice(5)  # or it would be the machine that is slow, which an outsider on its own is not
     logging.disable(logging.CRITICAL)  # asyncio tells of each connection that the node has closed
     plan = json.load(sys.stdin)
     host, port = sys.argv[1], int(sys.argv[2])
     record = plan["cluster"], plan["fingerprint"]
     outsider = Outsider(host, port, plan["own"], bytes.fromhex(plan["handshake"]), record, plan["seed"])
+    print("begins", flush=True)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(plan["seconds"]):
             await outsider.misbehave(plan["kinds"])

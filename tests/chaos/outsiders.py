@@ -119,6 +119,7 @@ class Scene:
         outsider = await program(self._lan, OUTSIDER, "tests.chaos.outsider", self._lan.address(NODE), str(PORT))
         present(outsider.stdin).write(json.dumps(plan).encode())
         present(outsider.stdin).close()
+        await present(outsider.stdout).readline()  # it begins
         service = await self.serve(seconds)
         counts = json.loads(await present(outsider.stdout).read())
         await outsider.wait()
