@@ -2,8 +2,9 @@
 # make test   every test, exporter included, in as many processes as there are cores, up to four
 # make check  format, lint, types and the fast tests
 # make docs   draws the house from the imports and builds the documentation site, every link checked
-# make chaos  200 random faults over rings of real processes, some 40 minutes; needs root, not part of `make test`
-# make fuzz   a million broken inputs for readers, cores, a live node and HTTP; ARGS="--seed N" makes them again
+# make chaos  random faults, interleavings, outsiders and broken inputs, some 55 minutes; needs root, not part of `make
+#             test`; ARGS="--only PART --seed N" repeats a part of it
+# make fuzz   the broken inputs of it alone: a million, for readers, cores, a live node and HTTP
 # make arm-check  a ring of two emulated ARM boards writes the same text; not part of `make test`
 .PHONY: demo test check docs chaos fuzz arm-check clean
 PYTHON ?= python3

@@ -45,9 +45,19 @@ def test_a_text_among_others_on_a_silent_ring_hears_that_it_is_lost() -> None:
     requests = tuple(
         Request(after, PROMPT, GenerateOptions(max_new_tokens=40, schedule="lockstep")) for after in (0, 40, 80)
     )
-    for seed in range(12):
+    for seed in range(3):
         met = play(Case(seed, 3, 2, requests, (Fault(90, "link swallows", 4 + seed % 3, 0),), wait_s=20.0))
         assert met["text: stop"] + met["text: length"] == 3
+
+
+def test_a_stage_that_says_twice_that_it_is_ready_does_not_speak_for_another() -> None:
+    """Or a chunk would meet a stage that knows nothing of its session, and the ring would fall silent."""
+    request = Request(0, PROMPT, GenerateOptions(max_new_tokens=12))
+    first_reply = 5  # of two stages, behind two control links and three hops
+    for seed in range(16):
+        faults = tuple(Fault(0, REPEAT, first_reply + stage, 0) for stage in (0, 1))
+        met = play(Case(seed, 2, 2, (request,), faults, is_strict=True))
+        assert met["rings lost"] == 0 and met["text: stop"] + met["text: length"] == 1
 
 
 def test_cases_are_the_same_for_the_same_seed_and_can_be_played_again() -> None:
@@ -80,7 +90,7 @@ def test_a_lane_keeps_its_order_and_lanes_do_not(is_strict: bool) -> None:
     assert len(seen) > 1
 
 
-@pytest.mark.parametrize(("trick", "told"), [(DROP, "bc"), (REPEAT, "aabc"), (REPEAT_LATER, "abac"), (SWAP, "bac")])
+@pytest.mark.parametrize(("trick", "told"), [(DROP, "bc"), (REPEAT, "aabc"), (REPEAT_LATER, "abca"), (SWAP, "bac")])
 def test_single_messages_are_lost_repeated_and_swapped(trick: str, told: str) -> None:
     order, heard = Order(random.Random(1), pace_s=0.0, is_strict=False), list[str]()
     order.meddle("lane", trick)

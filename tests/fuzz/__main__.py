@@ -81,10 +81,11 @@ def resident_bytes() -> int:
 def try_live(num: int, seed: int) -> dict[str, dict[str, Any]]:
     """``num`` inputs to what is alive, by kind."""
     reports: dict[str, dict[str, Any]] = {}
-    for name, run, share in (("HTTP requests", try_http, 2 / 3), ("links to a node", try_node, 1 / 3)):
+    num_links = num // 3
+    for name, run, part in (("HTTP requests", try_http, num - num_links), ("links to a node", try_node, num_links)):
         began = time.monotonic()
         try:
-            tally = asyncio.run(run(int(num * share), seed))
+            tally = asyncio.run(run(part, seed))
         except Exception:
             reports[name] = {"num": 0, "found": 1}
             traceback.print_exc(limit=-6)
@@ -109,10 +110,12 @@ def try_all(num: int, seed: int, tell: Callable[[int], None], num_processes: int
     num_live = int(num * LIVE_SHARE)
     kinds = try_live(num_live, seed) if num_live else {}
     tell(num_live)
+    nums = {name: int((num - num_live) * share) for name, (_, share) in KINDS.items()}
+    nums[next(iter(nums))] += num - num_live - sum(nums.values())  # what rounding has left out
     tasks = [
         (name, first, stop, seed)
-        for name, (_, share) in KINDS.items()
-        for first, stop in _ranges(int((num - num_live) * share), RANGES_PER_KIND)
+        for name, num_kind in nums.items()
+        for first, stop in _ranges(num_kind, RANGES_PER_KIND)
     ]
     for name, report in _performed(tasks, num_processes or os.cpu_count() or 1):
         kinds[name] = _sum_of(kinds[name], report) if name in kinds else report

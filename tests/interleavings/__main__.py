@@ -42,6 +42,7 @@ OUTCOMES = (
     "openings failed",
     "waits for boards",
     "nodes used again",
+    "ways used again",
 )
 """What has to be met, or the cases are none."""
 

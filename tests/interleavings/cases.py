@@ -13,7 +13,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.planning.recovery import FAILED_S, MAX_LOSSES
+from flowspec_edge.core.planning.losses import FAILED_S, TRY_S
+from flowspec_edge.core.planning.recovery import MAX_LOSSES
 from tests.interleavings.cluster import Cluster, Text
 from tests.interleavings.failing_ring import FailingRing
 from tests.interleavings.order import DROP, REPEAT, REPEAT_LATER, SWAP, Order
@@ -21,7 +22,7 @@ from tests.interleavings.order import DROP, REPEAT, REPEAT_LATER, SWAP, Order
 MAX_STEPS = 150_000
 MAX_TIME_S = 900.0
 """Far longer than MAX_LOSSES silent rings, each of which is given up after PROGRESS_TIMEOUT_S."""
-SLACK_S = FAILED_S + 5.0
+SLACK_S = FAILED_S + TRY_S + 5.0
 """Where enough boards have answered for so long, no text may end for want of boards."""
 HOLDS_S = (0.02, 0.3, 1.0, 3.0)
 
@@ -158,9 +159,12 @@ def judge(cluster: Cluster, text: Text) -> None:
         assert text.error, "an end without a reason"
         if "rings in a row" in text.error:
             cluster.tally["given up: rings in a row"] += 1
+            assert text.num_losses >= MAX_LOSSES, f"given up after {text.num_losses} losses: {text.error}"
             assert cluster.num_strikes >= MAX_LOSSES, f"given up after {cluster.num_strikes} faults: {text.error}"
         else:
             cluster.tally["given up: no room"] += 1
+            waited_s = cluster.order.now_s - (text.missing_since or 0.0)
+            assert waited_s >= text.recovery.wait_s or "no board came" not in text.error, f"{waited_s} s: {text.error}"
             is_hasty = text.recovery.wait_s < SLACK_S
             assert is_hasty or not cluster.has_had_enough(SLACK_S), (
                 f"given up, though enough boards are there: {text.error}"

@@ -7,18 +7,21 @@ import functools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.cluster import membership as ms
 from flowspec_edge.core.cluster.address import Address
+from flowspec_edge.core.planning import losses as ls
 from flowspec_edge.core.planning import rebalancing as rb
 from flowspec_edge.core.planning import recovery as rc
+from flowspec_edge.core.planning.detours import around_cut_ways
+from flowspec_edge.core.planning.placement import NodeOffer
 from flowspec_edge.errors import RequestError
 from tests.fakes import unsplit
-from tests.interleavings.failing_ring import LOSS_MS, FailingRing
+from tests.interleavings.failing_ring import LOSS_MS, ORIGIN_NAME, FailingRing
 from tests.interleavings.order import Order
 
 CONNECT_MS = 1500.0
@@ -57,6 +60,11 @@ class Text:
     ring: FailingRing | None = None
     session: int = 0
     num_rings: int = 0
+    num_losses: int = 0
+    """How many rings it has lost in a row without a new token."""
+    num_tokens_then: int = 0
+    missing_since: float | None = None
+    """Since when there is no room for it, whatever was tried."""
     is_judged: bool = False
 
 
@@ -89,7 +97,7 @@ class Cluster:
         self._rng, self._build_ring = rng, build_ring
         self._num_needed, self._wait_s, self.max_context = num_needed, wait_s, max_context
         self._directory = ms.Membership("origin", "home", "key", 0.0)
-        self._lost = rc.LostNodes()
+        self._lost = ls.Losses()
         self._core = rb.Rebalancing(at_once=at_once)
         self._dealt: frozenset[str] = frozenset()
         self._asking: list[Text] = []  # these wait for a ring
@@ -170,7 +178,7 @@ class Cluster:
         for action in self._directory.handle(event, self.order.now_s):
             match action:
                 case ms.GreetPeer(address):
-                    self._ask(self._board_at(address), functools.partial(self._take_greeting, address))
+                    self._ask([self._board_at(address)], functools.partial(self._take_greeting, address))
                 case ms.ReportJoined() | ms.ReportLost():
                     self._wake()
                     self._report_boards()
@@ -181,29 +189,36 @@ class Cluster:
         peer = ms.Peer(self._board_at(address).name, address, "1", 0)
         self._tell_directory(ms.PeerAnswered(address, peer) if is_there else ms.PeerFailed(address, SILENT))
 
-    def _tell_lost(self, event: rc.LossEvent) -> None:
+    def _tell_lost(self, event: ls.LossEvent) -> None:
         if self._is_closed:
             return
         for action in self._lost.handle(event, self.order.now_s):
             match action:
-                case rc.GreetNode(node):
-                    self._ask(self.boards[node], functools.partial(self._take_answer, node))
-                case rc.UseNode(node):
+                case ls.TryPart(part):
+                    self._ask(self._boards_of(part), functools.partial(self._take_answer, part))
+                case ls.UsePart(str() as node):
                     self.tally["nodes used again"] += 1
                     self._tell_directory(ms.AddressLearned(self.boards[node].address, ms.REMEMBERED))
                     self._wake()
                     self._report_boards()
+                case ls.UsePart():
+                    self.tally["ways used again"] += 1
+                    self._wake()
+                    self._tell(rb.WayReturned())
         self._lost.check()
-        self._arm(self._lost, functools.partial(self._tell_lost, rc.TimePassed()))
+        self._arm(self._lost, functools.partial(self._tell_lost, ls.TimePassed()))
 
-    def _take_answer(self, node: str, is_there: bool) -> None:
-        self._tell_lost(rc.NodeAnswered(node) if is_there else rc.NodeSilent(node))
+    def _take_answer(self, part: ls.Part, is_there: bool) -> None:
+        self._tell_lost(ls.PartAnswered(part) if is_there else ls.PartSilent(part))
 
-    def _ask(self, board: Board, on_answer: Callable[[bool], None]) -> None:
-        """A greeting on its way: the board answers, or nobody does for a while."""
+    def _boards_of(self, part: ls.Part) -> list[Board]:
+        return [self.boards[node] for node in ([part] if isinstance(part, str) else part) if node in self.boards]
+
+    def _ask(self, boards: Sequence[Board], on_answer: Callable[[bool], None]) -> None:
+        """A greeting on its way: the boards answer, or nobody does for a while."""
 
         def arrive() -> None:
-            if board.answers:
+            if all(board.answers for board in boards):
                 self.order.after(0.0, None, functools.partial(on_answer, True))
             else:
                 self.order.after(CONNECT_MS, None, functools.partial(on_answer, False))
@@ -213,13 +228,14 @@ class Cluster:
     def _board_at(self, address: Address) -> Board:
         return next(board for board in self.boards.values() if board.address == address)
 
-    def _lose(self, nodes: frozenset[str]) -> None:
-        for node in sorted(nodes):
-            self._tell_directory(ms.PeerDoubted(node))
-        self._tell_lost(rc.NodesLost(nodes))
+    def _lose(self, parts: frozenset[ls.Part]) -> None:
+        for part in parts:
+            if isinstance(part, str):
+                self._tell_directory(ms.PeerDoubted(part))
+        self._tell_lost(ls.PartsLost(parts))
         self._report_boards()
 
-    def _arm(self, core: ms.Membership | rc.LostNodes | rb.Rebalancing, tell: Callable[[], None]) -> None:
+    def _arm(self, core: ms.Membership | ls.Losses | rb.Rebalancing, tell: Callable[[], None]) -> None:
         """Tell the core that time has passed when that is due, unless its deadline has moved."""
         deadline = core.next_deadline()
         if deadline is not None:
@@ -229,6 +245,25 @@ class Cluster:
     @property
     def _usable(self) -> frozenset[str]:
         return frozenset(self._directory.peers) - self._lost.nodes
+
+    def _planned(self) -> list[str]:
+        """The boards of the next ring: those of which nothing is doubted, and where they are too few, all that answer.
+
+        No two neighbours are cut off from each other.
+        """
+        doubted = self._lost.doubted
+        answering = self._usable | {node for node in self._directory.peers if node in doubted}
+        for boards, ways in (
+            (self._usable, self._lost.ways),
+            (answering, frozenset(way for way in self._lost.ways if way not in doubted)),
+        ):
+            names = sorted(boards)
+            self._rng.shuffle(names)
+            offers = [NodeOffer(name, 2**30) for name in names]
+            planned = [offer.node for offer in around_cut_ways(offers, ways, ORIGIN_NAME)]
+            if len(planned) >= self._num_needed:
+                break
+        return planned
 
     # ------------------------------------------------------------------------------ texts
 
@@ -254,6 +289,7 @@ class Cluster:
         self._tell(rb.SessionEnded())
 
     def _decide(self, text: Text, event: rc.RecoveryEvent) -> None:
+        self._count(text, event)
         actions = text.recovery.handle(event, self.order.now_s)
         text.recovery.check()
         for action in actions:
@@ -267,6 +303,16 @@ class Cluster:
                     self.order.after(delay_ms, None, functools.partial(self._stop_waiting, text))
                 case rc.GiveUp(reason):
                     self._end(text, "failed", reason)
+
+    def _count(self, text: Text, event: rc.RecoveryEvent) -> None:
+        match event:
+            case rc.RingOpened():
+                text.missing_since = None
+            case rc.RingFailed():
+                text.num_losses = text.num_losses + 1 if len(text.tokens) == text.num_tokens_then else 1
+                text.num_tokens_then = len(text.tokens)
+            case rc.RoomMissing() if text.missing_since is None:
+                text.missing_since = self.order.now_s
 
     def _stop_waiting(self, text: Text) -> None:
         if text in self._waiting:
@@ -331,11 +377,10 @@ class Cluster:
     def _open(self) -> None:
         """Connect to all boards that are to serve; what they answer decides."""
         self._close_ring()
-        boards = sorted(self._usable)
+        boards = self._planned()
         if len(boards) < self._num_needed:
             self._end_opening(rc.RoomMissing(f"{len(boards)} boards have no room for all layers", self._had_room))
             return
-        self._rng.shuffle(boards)
         answers: dict[str, bool] = {}
         starts = {board: self.boards[board].num_starts for board in boards}
 
@@ -345,7 +390,7 @@ class Cluster:
                 self._end_connecting(boards, starts, answers)
 
         for board in boards:
-            self._ask(self.boards[board], functools.partial(take, board))
+            self._ask([self.boards[board]], functools.partial(take, board))
 
     def _end_connecting(self, boards: list[str], starts: dict[str, int], answers: dict[str, bool]) -> None:
         if self._is_closed:
@@ -354,7 +399,7 @@ class Cluster:
         anew = [board for board in boards if self.boards[board].num_starts != starts[board]]
         if gone or anew:
             self.tally["openings failed"] += 1
-            self._lose(gone | frozenset(anew))
+            self._lose(frozenset([*gone, *anew]))
             self._end_opening(rc.RingFailed(0, f"{', '.join(sorted(gone) or anew)}: link lost while a ring opened"))
             return
         ring = self._build_ring(
@@ -393,11 +438,11 @@ class Cluster:
                 lane = ("text", text.number)
                 self.order.after(0.0, lane, functools.partial(self._take, text, ring, session, action))
 
-    def _mourn(self, ring: FailingRing, cause: str, lost: frozenset[str], failed: str | None) -> None:
+    def _mourn(self, ring: FailingRing, cause: str, lost: frozenset[ls.Part], failed: str | None) -> None:
         self.tally["rings lost"] += 1
         self.causes.append(cause)
         if failed is not None:
-            self._tell_lost(rc.StageFailed(failed))
+            self._tell_lost(ls.StageFailed(failed))
         self._lose(lost)
 
     # ----------------------------------------------------------------------------- moving

@@ -10,6 +10,7 @@ from typing import Protocol
 from flowspec_edge.bench.simulated_ring import SimulatedRing, Watcher
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.limits import CREDITS_PER_HOP
+from flowspec_edge.core.planning.losses import Part, Way, way_between
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.stage import Stage
@@ -19,11 +20,11 @@ from tests.interleavings.order import Callback, Order
 
 HEARTBEAT_MS = 1750.0
 """After this long whoever still hears nothing on a control link takes it for lost."""
-LOSS_MS = 200.0
-"""How long an origin that lost a link waits for other links to end, to learn who is lost."""
+LOSS_MS = 750.0
+"""How long an origin that lost a link waits for its nodes to say that they are there."""
 LINGER_MS = 2000.0
 """How long a stage that failed keeps its links, so that the origin hears its reason first."""
-ORIGIN = -1
+ORIGIN, ORIGIN_NAME = -1, "origin"
 """The number of the origin, where ends of links are named by stage."""
 
 
@@ -60,6 +61,9 @@ class Links:
         """Nothing more is sent on these lanes."""
         self._silent.update(lanes)
 
+    def has_ended(self, lane: str) -> bool:
+        return lane in self._ended
+
     def end(self, lane: str, on_end: Callback | None, *, is_reset: bool = False) -> bool:
         """The lane has ended, and ``on_end`` is the last thing on it. False where it had ended before.
 
@@ -94,7 +98,7 @@ class FailingRing(SimulatedRing, Watcher):
         skill: float,
         taps: tuple[int, ...],
         on_action: OnEvent,
-        on_loss: Callable[[FailingRing, str, frozenset[str], str | None], None],
+        on_loss: Callable[[FailingRing, str, frozenset[Part], str | None], None],
     ) -> None:
         self.boards = boards
         self.links = Links(order, number)
@@ -117,7 +121,7 @@ class FailingRing(SimulatedRing, Watcher):
         """Set when its texts have heard that it is lost, and when it is left."""
         self._order, self._on_action, self._on_loss = order, on_action, on_loss
         self._frozen: dict[int, list[Callback]] = {}
-        self._lost: set[str] = set()  # boards whose control links have ended
+        self._cut: Way | None = None  # what a stage, or the origin, says of its neighbour
         self._cause: str | None = None
         self._failed: str | None = None
 
@@ -172,18 +176,25 @@ class FailingRing(SimulatedRing, Watcher):
         elif self.is_serving[number]:
             super()._end_forward(number, end)
 
-    def _lose(self, cause: str, failed: str | None = None) -> None:
+    def _lose(self, cause: str, failed: str | None = None, cut: Way | None = None) -> None:
         """Something in the ring is lost; soon it is known who."""
         if self._cause is None and not self.is_left:
-            self._cause, self._failed, self.is_open = cause, failed, False
+            self._cause, self._failed, self._cut, self.is_open = cause, failed, cut, False
             self._order.after(LOSS_MS, None, self._give_up)
 
     def _give_up(self) -> None:
-        cause, lost = self._cause, frozenset(self._lost)
+        cause, silent = self._cause, {board for board in self.boards if not self._answers(board)}
+        lost = frozenset(silent or ({self._cut} if self._cut is not None else ()))
         if not self.is_left and cause is not None:
             self._on_loss(self, cause, lost, None if lost else self._failed)
             self.tell_origin(ev.RingLost(cause))
         self.has_ended = True
+
+    def _answers(self, board: str) -> bool:
+        """Whether a board that is asked over its control link says that it is there."""
+        number = self.boards.index(board)
+        has_link = not any(map(self.links.has_ended, (f"control {number}", f"reply {number}")))
+        return has_link and number not in self._frozen
 
     def _end_stage(self, number: int) -> None:
         """The stage's host ends, and its caches with it."""
@@ -197,20 +208,19 @@ class FailingRing(SimulatedRing, Watcher):
         if number in self._frozen:
             self._frozen[number].append(functools.partial(self._hear_end, number, link))
         elif number == ORIGIN:
-            if link.startswith("control"):
-                self._lost.add(self.boards[int(link.split()[1])])
-            self._lose(f"{link}: link lost")
+            self._lose(f"{link}: link lost", cut=self._way(link))
         elif link.startswith("control") and self.is_serving[number]:
             self.lose_board(self.boards[number], is_seen=True, is_reset=False)
         elif self.is_serving[number]:
-            self.fail_stage(number, f"{link}: link lost")
+            self.fail_stage(number, f"{link}: link lost", self._way(link))
 
     # ------------------------------------------------------------------------ what fails
 
-    def fail_stage(self, number: int, reason: str) -> None:
-        """A stage cannot go on, and tells the origin why."""
+    def fail_stage(self, number: int, reason: str, cut: Way | None = None) -> None:
+        """A stage cannot go on, and tells the origin why: it failed, or lost a neighbour."""
         if self.is_serving[number]:
-            tell = functools.partial(self._lose, f"{self.boards[number]}: {reason}", self.boards[number])
+            board = self.boards[number]
+            tell = functools.partial(self._lose, f"{board}: {reason}", None if cut is not None else board, cut)
             self.links.after(0.0, f"reply {number}", tell)
             self._end_stage(number)
             leave = functools.partial(self.lose_board, self.boards[number], is_seen=True, is_reset=False)
@@ -260,6 +270,11 @@ class FailingRing(SimulatedRing, Watcher):
     def _miss(self, number: int, waiting: list[Callback]) -> None:
         if self._frozen.get(number) is waiting:
             self._hear_end(ORIGIN, f"control {number}")
+
+    def _way(self, link: str) -> Way | None:
+        """The way of a data link."""
+        names = [ORIGIN_NAME if end == ORIGIN else self.boards[end] for end in self._ends_of(link)]
+        return way_between(*names) if link.startswith("hop") else None
 
     def _lanes(self, link: str) -> tuple[str, str]:
         kind, number = link.split()

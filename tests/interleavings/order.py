@@ -31,7 +31,7 @@ class Order:
         self._held: dict[Hashable, float] = {}
         self._ranks: dict[Hashable, float] = {}
         self._tricks: dict[Hashable, str] = {}
-        self._kept: dict[Hashable, tuple[str, Callback]] = {}
+        self._kept: dict[Hashable, tuple[str, int, Callback]] = {}
 
     def after(self, delay_ms: float, lane: Hashable | None, callback: Callback) -> None:
         """Call back in ``delay_ms``, which only what has no lane may ask for; on a lane behind what waits there."""
@@ -48,15 +48,13 @@ class Order:
                 waiting += (callback, callback)
             case "repeat later":
                 waiting.append(callback)
-                self._kept[lane] = REPEAT_LATER, callback
+                self._kept[lane] = REPEAT_LATER, 2, callback
             case "swap":
-                self._kept[lane] = SWAP, callback
+                self._kept[lane] = SWAP, 1, callback
             case _:
                 waiting.append(callback)
                 if lane in self._kept:
-                    trick, kept = self._kept.pop(lane)
-                    self.played[trick] += 1
-                    waiting.append(kept)
+                    self._let_pass(lane, waiting)
         if not waiting:
             del self._lanes[lane]
 
@@ -66,8 +64,8 @@ class Order:
         self._lanes.setdefault(lane, deque()).append(callback)
 
     def meddle(self, lane: Hashable, trick: str) -> None:
-        """What becomes of the next message on the lane: ``DROP``, ``REPEAT`` it at once or behind the one after it
-        (``REPEAT_LATER``), or ``SWAP`` it with that one.
+        """What becomes of the next message on the lane: ``DROP``, ``REPEAT`` it at once or behind the two after it
+        (``REPEAT_LATER``), or ``SWAP`` it with the one after it.
         """
         self._tricks[lane] = trick
 
@@ -98,6 +96,15 @@ class Order:
         self.now_s += self._rng.choice(self._paces)
         callback()
         return True
+
+    def _let_pass(self, lane: Hashable, waiting: deque[Callback]) -> None:
+        """A message was put on a lane of which one is kept back until so many have passed."""
+        trick, num_left, kept = self._kept.pop(lane)
+        if num_left > 1:
+            self._kept[lane] = trick, num_left - 1, kept
+        else:
+            self.played[trick] += 1
+            waiting.append(kept)
 
     def _rank(self, lane: Hashable) -> float:
         if lane not in self._ranks or self._rng.random() < 0.01:

@@ -69,6 +69,6 @@ def cases(draw: st.DrawFn) -> Case:
         pace_s=draw(st.sampled_from([0.0, 0.01, 0.05])),
         is_strict=draw(st.booleans()),
         moves_at_once=draw(st.booleans()),
-        wait_s=draw(st.sampled_from([0.0, 3.0, 20.0])),
+        wait_s=draw(st.sampled_from([0.0, 3.0, 30.0])),
         max_context=max_context,
     )
