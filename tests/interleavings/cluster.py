@@ -196,7 +196,7 @@ class Cluster:
             match action:
                 case ls.TryPart(part):
                     self._ask(self._boards_of(part), functools.partial(self._take_answer, part))
-                case ls.UsePart(str() as node):
+                case ls.UsePart(str() as node) if node in self.boards:
                     self.tally["nodes used again"] += 1
                     self._tell_directory(ms.AddressLearned(self.boards[node].address, ms.REMEMBERED))
                     self._wake()
