@@ -23,7 +23,8 @@ from flowspec_edge.core.speculation.stage import Stage
 class Scheduler(Protocol):
     """Decides what happens next."""
 
-    now_s: float
+    @property
+    def now_s(self) -> float: ...
 
     def after(self, delay_ms: float, lane: str | None, callback: Callable[[], None]) -> None:
         """Call back in ``delay_ms``, but after what was put on the same lane earlier. None is a lane of its own."""

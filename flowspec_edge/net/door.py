@@ -40,8 +40,7 @@ NUM_FREED = 64
 FULL_RETRY_S, FULL_LOG_S = 0.2, 60.0
 """Where none of those is silent: when to accept again. And how often to say that there are none left."""
 CROWD, CALM_S = 32, 5.0
-"""When so many have left who asked for nothing, and so much later, in a moment without new ones, their memory goes back
-to the system."""
+"""So long after so many have left who asked for nothing, their memory goes back to the system."""
 MAX_DESCRIPTORS = 65536
 """More would only make it slow to start other programs."""
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -296,9 +295,6 @@ class Door:
 
 
 def _give_back() -> None:
-    """Free what connections have left, and give it to the system. Takes 15 ms on x86.
-
-    What belongs to a TLS connection refers to itself in circles, and Python may look for such in hours.
-    """
+    """Takes 15 ms on x86. What asyncio keeps of a TLS connection refers to itself in circles: it has to be looked for."""
     gc.collect()
     give_back_freed()

@@ -14,7 +14,8 @@ import socket
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from zeroconf._dns import DNSAddress, DNSPointer, DNSService, DNSText
 from zeroconf._protocol.outgoing import DNSOutgoing
@@ -50,7 +51,7 @@ class Outsider:
         self._nobody.check_hostname, self._nobody.verify_mode = False, ssl.CERT_NONE
 
     @property
-    def kinds(self) -> dict[str, Callable[[], Awaitable[None]]]:
+    def kinds(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
         return {
             "silent sockets": lambda: self._crowd(NUM_SILENT, b""),
             "slow writers": lambda: self._crowd(NUM_SLOW, HALF_A_HELLO),

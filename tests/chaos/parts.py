@@ -11,6 +11,7 @@ from typing import Any
 from tests.chaos import many_rounds, outsiders, rounds
 from tests.fuzz import __main__ as fuzz
 from tests.interleavings import __main__ as interleavings
+from tests.interleavings.cases import FAULTS
 from tests.lan import why_not
 
 OUTSIDERS_S = 10.0
@@ -64,7 +65,7 @@ def _interleavings(num: int, seed: int, tell: Tell) -> Outcome:
         f"{count:,} {name}" for name, count in ends.items()
     )
     lines = ["| what befell a ring | times |", "|---|---|"]
-    lines += [f"| {name} | {met.get(name, 0):,} |" for name in interleavings.FAULTS]
+    lines += [f"| {name} | {met.get(name, 0):,} |" for name in FAULTS]
     return Outcome(found, summary, figures, "\n".join(lines))
 
 

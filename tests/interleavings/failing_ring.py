@@ -184,7 +184,7 @@ class FailingRing(SimulatedRing, Watcher):
 
     def _give_up(self) -> None:
         cause, silent = self._cause, {board for board in self.boards if not self._answers(board)}
-        lost = frozenset(silent or ({self._cut} if self._cut is not None else ()))
+        lost: frozenset[Part] = frozenset(silent) or frozenset([self._cut] if self._cut is not None else [])
         if not self.is_left and cause is not None:
             self._on_loss(self, cause, lost, None if lost else self._failed)
             self.tell_origin(ev.RingLost(cause))
@@ -298,7 +298,8 @@ class FailingRing(SimulatedRing, Watcher):
             assert not stage._sessions and not stage._waiting and stage._running is None, f"stage {number} keeps some"
             assert not self.fakes[number].caches
         if has_credits:
-            assert all(core._credits == CREDITS_PER_HOP for core in (self.origin, *self.stages)), "a credit was lost"
+            cores: list[Origin | Stage] = [self.origin, *self.stages]
+            assert all(core._credits == CREDITS_PER_HOP for core in cores), "a credit was lost"
 
     def check_closed(self) -> None:
         """Every stage has ended, and frees what it held."""

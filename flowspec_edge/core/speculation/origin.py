@@ -84,8 +84,7 @@ class Origin:
 
         Raises:
             RequestError: the prompt does not fit, or names an unknown schedule; nothing has been started.
-            ProtocolError: a stage granted more credits than there are, or sent rows that nobody asked for, or of
-                another width.
+            ProtocolError: a stage granted more credits than there are, or sent rows other than were asked for.
         """
         actions: list[OriginAction] = []
         match event:
