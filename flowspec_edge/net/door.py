@@ -295,6 +295,6 @@ class Door:
 
 
 def _give_back() -> None:
-    """Takes 15 ms on x86. What asyncio keeps of a TLS connection refers to itself in circles: it has to be looked for."""
+    """Takes 15 ms on x86. What asyncio keeps of a TLS connection refers to itself in circles, so it is looked for."""
     gc.collect()
     give_back_freed()

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.faults import FAULTS
 from tests.chaos.parts import PARTS, Outcome
 
 RESULT = Path("build/chaos.json")
@@ -63,15 +64,17 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def run(nums: Mapping[str, int], seed: int) -> dict[str, Any]:
-    """Run the parts that are named, each so many times; returns what is written down."""
+def run(nums: Mapping[str, int], seed: int, fault: str | None) -> dict[str, Any]:
+    """Run the parts that are named, each so many times; returns what is written down. ``fault`` is that of rounds."""
     progress, parts = Progress(nums), {}
     for name, num in nums.items():
         progress.begin(name)
-        began = time.monotonic()
+        began, more = time.monotonic(), {"fault": fault} if name == "rounds" else {}
         try:
-            why_not = PARTS[name].why_not()
-            outcome = Outcome([why_not], "not run", {}, "") if why_not else PARTS[name].run(num, seed, progress.tell)
+            if (why_not := PARTS[name].why_not()) is not None:
+                outcome = Outcome([why_not], "not run", {}, "")
+            else:
+                outcome = PARTS[name].run(num, seed, progress.tell, **more)
         except Exception:  # the others are tried all the same
             outcome = Outcome([traceback.format_exc()], "broke off", {}, "")
         for found in outcome.found:
@@ -117,13 +120,14 @@ def main() -> int:
     for name, part in PARTS.items():
         unit = " seconds for each kind" if name == "outsiders" else ""
         parser.add_argument(f"--{name}", type=int, default=part.num, metavar="N", help=f"default: %(default)s{unit}")
+    parser.add_argument("--fault", choices=sorted(FAULTS), help="in rounds this alone (default: by chance each time)")
     parser.add_argument("--json", type=Path, default=RESULT, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--markdown", action="store_true", help="print the figures as docs/reliability.md has them")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
     nums = {name: getattr(options, name) for name in PARTS if name in (options.only or PARTS)}
     print(f"chaos: {', '.join(nums)}; --seed {seed}, pid {os.getpid()}", file=sys.stderr, flush=True)
-    result = run(nums, seed)
+    result = run(nums, seed, options.fault)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(as_markdown(result) if options.markdown else table(result))

@@ -39,7 +39,8 @@ class Part:
 
     num: int
     usual_s: float
-    run: Callable[[int, int, Tell], Outcome]
+    run: Callable[..., Outcome]
+    """Takes that number, a seed and a ``Tell``."""
     needs_lan: bool = False
 
     def why_not(self) -> str | None:
@@ -47,8 +48,8 @@ class Part:
         return why_not() if self.needs_lan else None
 
 
-def _rounds(num: int, seed: int, tell: Tell) -> Outcome:
-    figures = many_rounds.try_rounds(num, seed, lambda done, told: tell(done / num, told))
+def _rounds(num: int, seed: int, tell: Tell, fault: str | None = None) -> Outcome:
+    figures = many_rounds.try_rounds(num, seed, lambda done, told: tell(done / num, told), fault)
     texts = [(figures["equal"], figures["texts"]), (figures["asked_again_equal"], figures["asked_again"])]
     wrong = sum(of - equal for equal, of in texts)
     found = [f"{wrong} texts are not the undisturbed ones: {figures['errors'] or 'no error was given'}"] * (wrong > 0)
@@ -106,7 +107,7 @@ def _fuzz(num: int, seed: int, tell: Tell) -> Outcome:
 
 
 PARTS: Mapping[str, Part] = {
-    "rounds": Part(200, 1080.0, _rounds, needs_lan=True),
+    "rounds": Part(200, 2400.0, _rounds, needs_lan=True),
     "interleavings": Part(10_000, 540.0, _interleavings),
     "outsiders": Part(int(OUTSIDERS_S), 150.0, _outsiders, needs_lan=True),
     "fuzz": Part(1_000_000, 240.0, _fuzz),
