@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from flowspec_edge.config import GenerateOptions, Text, TextPart, UnfinishedText
-from flowspec_edge.errors import OtherBundleError, RequestError
+from flowspec_edge.errors import OtherBundleError, RequestError, plain_text
 
 BODY_S = 30.0
 """For a body of MAX_REQUEST_BYTES over Wi-Fi of 1 Mbit/s."""
@@ -86,7 +86,8 @@ def _unfinished_text(given: dict[str, Any], bundle: str) -> UnfinishedText:
     began = _field(given, "bundle", (str,), "")
     if began != bundle:
         raise OtherBundleError(
-            f"the text was begun with bundle {began:.12}, and here is bundle {bundle:.12}, which would go on otherwise"
+            f"the text was begun with bundle {plain_text(began[:12])}, and here is bundle {bundle:.12}, "
+            "which would go on otherwise"
         )
     return UnfinishedText(prompt=_token_ids(given, "prompt_token_ids"), tokens=_token_ids(given, "token_ids"))
 
