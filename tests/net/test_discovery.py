@@ -108,7 +108,7 @@ async def test_a_strangers_record_is_ignored(cluster: str, properties: dict[str,
 async def test_a_name_that_is_none_is_ignored_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     """Anyone may announce anything, a thousand times a second; zeroconf raises where a name has control characters."""
     heard: list[Any] = []
-    browser = await Browser.start(heard.append, is_local=True)
+    browser = await Browser.start(heard.append, host="127.0.0.1")
     for name in ("pi\x1b[2J", "\x00", "x" * 200, "é" * 100, "a.b", ""):
         browser._take_change(
             browser._zeroconf.zeroconf, SERVICE_TYPE, f"{name}.{SERVICE_TYPE}", ServiceStateChange.Added
