@@ -41,8 +41,8 @@ COMMANDS = [
     (
         ServeCommand,
         "serve",
-        f"{SERVING} {NETWORK} {SEARCH} --port 1 --api-host h --plain-http {RING} --no-layers --standby --max-sessions 3 "
-        "--max-queue 5 --max-per-address 2",
+        f"{SERVING} {NETWORK} {SEARCH} --port 1 --api-host h --plain-http {RING} --no-layers --standby "
+        "--max-sessions 3 --max-queue 5 --max-per-address 2",
     ),
     (DevicesCommand, "devices", f"{NETWORK} {SEARCH} --json"),
     (DoctorCommand, "doctor", f"{NETWORK} {BUNDLE} --wait 3 --json"),
