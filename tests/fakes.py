@@ -26,11 +26,12 @@ from flowspec_edge.core.rows import NO_PARENT, Chunk, SessionSpec
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.stage import Stage
-from flowspec_edge.core.speculation.verify import Sampler
+from flowspec_edge.core.speculation.verify import Sampler, draw_tokens, noise_of, rank_drafts
 from tests.narrowing import present
 
 VOCAB = 13
 EOS = 0
+NOISE = noise_of(VOCAB)
 RUBBISH = (VOCAB, -1)
 
 
@@ -47,7 +48,7 @@ def logits_of(hidden: float) -> np.ndarray:
 
 def unsplit(prompt: tuple[int, ...], options: GenerateOptions, max_context: int = 512) -> list[int]:
     """What the model writes on its own: no ring, no tree."""
-    sampler = Sampler(options, VOCAB)
+    sampler = Sampler(options, NOISE)
     tokens = list(prompt)
     while len(tokens) - len(prompt) < options.max_new_tokens and len(tokens) < max_context:
         tokens.append(sampler.draw(logits_of(path_hash(tokens)), len(tokens)))
@@ -211,8 +212,8 @@ class FakeOrigin:
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         if isinstance(job, ev.RunHead):
-            return ev.HeadFinished(np.stack([logits_of(row[0]) for row in job.hidden]))
-        return self.drafter.run(job)
+            return draw_tokens(job, np.stack([logits_of(row[0]) for row in job.hidden]), NOISE)
+        return rank_drafts(job, self.drafter.run(job), NOISE)
 
 
 class FakeRing(Watcher):

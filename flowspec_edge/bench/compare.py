@@ -29,7 +29,7 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import TargetLimits
-from flowspec_edge.core.speculation.verify import Sampler
+from flowspec_edge.core.speculation.verify import Sampler, noise_of
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.tokenizer import Tokenizer
@@ -180,7 +180,7 @@ class Bench:
                 outcome.figures[testbed.name, schedule] = Figures.from_answer(answer)
                 if schedule == YARDSTICK and not outcome.places and self._drafter is not None:
                     roots = _roots(tape, answer)
-                    sampler = Sampler(options, self._limits.vocab_size)
+                    sampler = Sampler(options, noise_of(self._limits.vocab_size))
                     outcome.places[False] = accepted_places(tape, self._drafter, roots)
                     outcome.places[True] = accepted_places(tape, self._drafter, roots, sampler)
         return outcome

@@ -140,7 +140,7 @@ def replay(recorded: RecordedCore) -> Iterator[Step]:
         raise JournalError(f"a journal of {recorded.kind!r:.40}; known are {', '.join(CORES)}")
     if recorded.kind == "origin" and not recorded.has_text:
         raise JournalError(
-            "the origin needs logits and drafts to run again, and this journal was written without text; record once "
+            "the origin needs draws and drafts to run again, and this journal was written without text; record once "
             "more with FLOWSPEC_RECORD_TEXT=1, or read what was recorded with --as-recorded"
         )
     try:

@@ -23,6 +23,7 @@ from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.core.speculation.tree import Tree
+from flowspec_edge.core.speculation.verify import Noise, draw_tokens, noise_of, rank_drafts
 from flowspec_edge.engine.drafters.drafter import Drafter
 from flowspec_edge.errors import StageFailedError
 
@@ -111,8 +112,8 @@ class _TapeStage:
 class _TapeOrigin:
     """The target's head from a tape, and the real drafter."""
 
-    def __init__(self, target: _TapeTarget, drafter: Drafter | None) -> None:
-        self._target, self._drafter = target, drafter
+    def __init__(self, target: _TapeTarget, drafter: Drafter | None, noise: Noise) -> None:
+        self._target, self._drafter, self._noise = target, drafter, noise
 
     def open(self, spec: SessionSpec) -> None:
         if self._drafter is not None:
@@ -124,10 +125,10 @@ class _TapeOrigin:
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         if isinstance(job, ev.RunHead):
-            return ev.HeadFinished(self._target.logits(job.hidden))
+            return draw_tokens(job, self._target.logits(job.hidden), self._noise)
         assert self._drafter is not None
         hidden = self._target.hidden(job.hidden) if len(job.hidden) else job.hidden
-        return self._drafter.run(replace(job, hidden=hidden))
+        return rank_drafts(job, self._drafter.run(replace(job, hidden=hidden)), self._noise)
 
 
 class TestbedTimes:
@@ -171,7 +172,7 @@ class VirtualRing(Watcher):
         self._clock, self._times = Clock(), TestbedTimes(testbed)
         self._ring = SimulatedRing(
             Origin(num_stages=num_stages, limits=limits, has_drafter=drafter is not None, shape=shape),
-            _TapeOrigin(target, drafter),
+            _TapeOrigin(target, drafter, noise_of(limits.vocab_size)),
             [_TapeStage(target)] * num_stages,
             self._clock,
             self._times,

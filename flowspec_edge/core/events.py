@@ -5,7 +5,8 @@ Each has one method, ``handle(event, now) -> list[Action]``. Whoever drives them
 clock - performs the actions; an action that takes time (``RunForward``, ``RunHead``, ``RunDraft``) is answered later by
 its event.
 
-Tensors pass through untouched: hidden rows are [rows, hidden_size] float32, logits [rows, vocab_size] float32.
+Tensors pass through untouched: hidden rows are [rows, hidden_size] float32. Nothing as long as the vocabulary reaches a
+core: tokens are drawn where the head runs (core/speculation/verify.py).
 """
 
 from __future__ import annotations
@@ -190,9 +191,12 @@ class TappedArrived:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadFinished:
-    """The head has finished: logits [rows, vocab_size] of the rows that ``RunHead`` gave it."""
+    """The head has finished: ``tokens`` has the token that is drawn after each of the rows that ``RunHead`` gave it.
 
-    logits: Floats
+    It is None after a row that cannot become text, because the token drawn before it was another one.
+    """
+
+    tokens: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,7 +204,7 @@ class DraftFinished:
     """A pass of the drafter has finished. ``tokens`` and ``log_probs``, both [rows, k], are its proposals.
 
     The first row has the likeliest tokens after the last verified pair, if ``RunDraft`` had any; each further row has
-    those after a drafted row.
+    those after a drafted row. The likeliest come first.
     """
 
     tokens: NDArray[np.int64]
@@ -268,10 +272,16 @@ class BroadcastTurn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunHead:
-    """Compute the logits of these hidden rows, [rows, hidden_size]."""
+    """Compute the logits of the ``hidden`` rows [rows, hidden_size] of these ``rows``, parents before children.
+
+    From the logits draw, as the ``options`` ask, the token at the position behind each row's own one in ``positions``.
+    """
 
     session: int
+    rows: tuple[Row, ...]
+    positions: tuple[int, ...]
     hidden: Floats
+    options: GenerateOptions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -285,7 +295,8 @@ class RunDraft:
     the drafter forgets the ``dropped`` rows.
 
     ``positions`` is [rows], ``hidden`` is [verified, hidden_size]. Where the drafter taps layers, each row of
-    ``hidden`` is the rows of all tapped layers, one after the other.
+    ``hidden`` is the rows of all tapped layers, one after the other. The proposals are ranked by their chance of being
+    drawn as the ``options`` ask, or by the drafter's own probabilities where there are none.
     """
 
     session: int
@@ -293,6 +304,7 @@ class RunDraft:
     positions: NDArray[np.int64]
     hidden: Floats
     dropped: tuple[int, ...]
+    options: GenerateOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 A journal is a sequence of msgpack values: first the core's kind and constructor arguments, then ``(now, event,
 actions)`` for each event that it handled. Of float arrays only the shape is kept: hidden rows pass through the cores
 unread, and weights never reach them. Tokens reveal the text, so a journal has them only where it is asked to. Otherwise
-a token is its ordinal number under its parent row, which is all that a stage needs; and logits and drafts are left out,
+a token is its ordinal number under its parent row, which is all that a stage needs; and draws and drafts are left out,
 without which an origin cannot be run again.
 """
 
@@ -35,7 +35,7 @@ class Core(Protocol[_E, _A]):
     def handle(self, event: _E, now: float) -> list[_A]: ...
 
 
-_WITH_TEXT = (ev.HeadFinished, ev.DraftFinished)
+_WITH_TEXT = (ev.DraftFinished,)
 """Events whose arrays reveal the text."""
 
 
@@ -113,14 +113,14 @@ class PlainWriter:
             case ev.ChunkArrived(chunk) | ev.ChunkReturned(chunk) | ev.SendChunk(chunk):
                 kept = dataclasses.replace(chunk, rows=self._rows(chunk.session, chunk.rows))
                 return type(value)(kept)
-            case ev.RunForward() | ev.RunDraft():
+            case ev.RunForward() | ev.RunHead() | ev.RunDraft():
                 return dataclasses.replace(value, rows=self._rows(value.session, value.rows))
             case ev.AdvanceArrived(session, at, to) | ev.BroadcastAdvance(session, at, to):
                 return dataclasses.replace(value, to=self._ordinal(session, at, to))
             case ev.PromptSubmitted():
                 options = dataclasses.replace(value.options, stop=())
                 return dataclasses.replace(value, prompt=(0,) * len(value.prompt), options=options)
-            case ev.EmitTokens():
+            case ev.EmitTokens() | ev.HeadFinished():
                 return dataclasses.replace(value, tokens=(0,) * len(value.tokens))
         return value
 

@@ -12,7 +12,7 @@ from flowspec_edge.core.events import RunForward
 from flowspec_edge.core.limits import PREFILL_ROWS
 from flowspec_edge.core.rows import NO_PARENT, Row
 from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
-from flowspec_edge.core.speculation.verify import Sampler
+from flowspec_edge.core.speculation.verify import Sampler, noise_of
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.manifest import Manifest
@@ -32,7 +32,7 @@ class UnsplitModel:
     def generate(self, prompt: list[int], options: GenerateOptions) -> Iterator[int]:
         """Continue ``prompt`` token by token until an end of sequence, the limit, or the end of the context."""
         limit = min(options.max_new_tokens, self._manifest.geometry.max_context - len(prompt))
-        sampler = Sampler(options, self._manifest.geometry.vocab_size)
+        sampler = Sampler(options, noise_of(self._manifest.geometry.vocab_size))
         slots = KvSlots(len(prompt) + limit + FIRST_SLOT)
         self._stage.open_cache(0, slots.capacity)
         try:

@@ -1,4 +1,4 @@
-"""What the origin itself computes: the logits of rows that came back, drafts, and the tokens of texts."""
+"""What the origin itself computes: the tokens drawn after rows that came back, drafts, and the tokens of texts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.speculation.drafting import DraftShape
+from flowspec_edge.core.speculation.verify import draw_tokens, noise_of, rank_drafts
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
@@ -61,11 +62,16 @@ class OriginEngine:
         parts = parts or LoadedParts.load(bundle, num_threads, shape)
         self._head: Head | None = parts.head
         self._take_back = take_back
+        self._noise = noise_of(bundle.manifest.geometry.vocab_size)
         self.tokenizer = parts.tokenizer
         self.drafter = parts.drafter
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
-        """Raises BundleError or StageFailedError where the parts cannot go on; they serve no other ring then."""
+        """Takes time in proportion to the vocabulary, so it is not for the event loop.
+
+        Raises:
+            BundleError, StageFailedError: the parts cannot go on; they serve no other ring then.
+        """
         try:
             return self._run(job)
         except FlowspecError:
@@ -75,9 +81,9 @@ class OriginEngine:
     def _run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         if isinstance(job, ev.RunHead):
             assert self._head is not None, "a closed engine runs nothing"
-            return ev.HeadFinished(self._head.logits(job.hidden))
+            return draw_tokens(job, self._head.logits(job.hidden), self._noise)
         assert self.drafter is not None, "the core drafts only where there is a drafter"
-        return self.drafter.run(job)
+        return rank_drafts(job, self.drafter.run(job), self._noise)
 
     def close(self) -> None:
         """Give the parts back, or free them at once: rings lie in reference cycles, and hold their engines for long.

@@ -29,7 +29,7 @@ from typing import Any
 from flowspec_edge.bench.tape import TapeRecorder
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.speculation.verify import Sampler
+from flowspec_edge.core.speculation.verify import Sampler, noise_of
 from flowspec_edge.engine.tokenizer import Tokenizer
 from tests.arm.userland import BOARDS, PROJECT, ArmCheckError, Report, Userland, run
 
@@ -234,7 +234,7 @@ def find_gap(case: Case, bundle: Bundle, index: int, token: int) -> float:
     tape = TapeRecorder(bundle).record(prompt, options)
     position = len(prompt) + index
     logits = tape.logits[position - 1].copy()
-    sampler = Sampler(options, len(logits))
+    sampler = Sampler(options, noise_of(len(logits)))
     low, high, own = 0.0, MAX_GAP, logits[token]
     for _ in range(20):
         middle = (low + high) / 2

@@ -10,7 +10,7 @@ from flowspec_edge.core.rows import NO_PARENT, Advance, Row, SlotMove
 from flowspec_edge.core.speculation.drafting import Drafting, DraftShape
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.tree import Tree
-from flowspec_edge.core.speculation.verify import Sampler
+from flowspec_edge.core.speculation.verify import Sampler, noise_of
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -37,7 +37,7 @@ class WholeTree:
         self.slots = KvSlots(capacity)
         self.stage.open_cache(1, capacity)
         self.drafter.open(1, capacity)
-        draw = Sampler(options, self.vocab_size).draw
+        draw = Sampler(options, noise_of(self.vocab_size)).draw
         rows = [Row(i, i - 1 if i else NO_PARENT, token) for i, token in enumerate(prompt)]
         for row in rows:
             self.tree.add(row)

@@ -4,6 +4,9 @@ A verified pair is a row of the text and the target's hidden row of its parent. 
 order of the text, from the second row of the prompt to the root. Most drafters take the hidden row that comes back
 around the ring, behind the final norm. A drafter that taps layers takes the rows that enter these layers instead. They
 come straight from the stages that own the layers, in any order, and a pair is ready when all of its rows are here.
+
+The drafter takes the pairs of a long prompt while that is under way: the hidden rows of 100,000 tokens do not fit into
+the memory of a board.
 """
 
 from __future__ import annotations
@@ -12,10 +15,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import RunDraft
 from flowspec_edge.core.rows import Floats, Row
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import ProtocolError
+
+PROMPT_PAIRS = 2048
+"""Pairs of a long prompt that the drafter takes at once, before anything is drafted. The last ones, and all of a prompt
+that is not longer, are taken with the first draft."""
 
 
 class DraftFeed:
@@ -24,14 +32,25 @@ class DraftFeed:
     Args:
         num_prompt: rows of the prompt. Nothing is drafted before the first token after them is known.
         taps: the layers that the drafter taps; none where it wants the hidden rows that come back.
+        ranked_by: the options by which its proposals are ranked, where the noise of the draw counts for that.
         is_on: whether the session uses its drafter; if not, nothing is kept for it.
     """
 
-    def __init__(self, session: int, tree: Tree, num_prompt: int, taps: tuple[int, ...], *, is_on: bool) -> None:
+    def __init__(
+        self,
+        session: int,
+        tree: Tree,
+        num_prompt: int,
+        taps: tuple[int, ...],
+        *,
+        ranked_by: GenerateOptions | None = None,
+        is_on: bool,
+    ) -> None:
         self._session = session
         self._tree = tree
         self._num_prompt = num_prompt
         self._taps = taps if is_on else ()
+        self._ranked_by = ranked_by
         self._is_on = is_on
         self._hidden: dict[int, Floats] = {}  # per row, until the drafter has taken it
         self._tapped: dict[int, dict[int, Floats]] = {}  # per verified row, by layer, until all layers have come
@@ -84,7 +103,7 @@ class DraftFeed:
     @property
     def is_running(self) -> bool:
         """Whether a pass of the drafter is under way."""
-        return bool(self._running)
+        return self._num_running > 0
 
     def may_draft(self, root: int) -> bool:
         """Whether anything may be drafted below the root: not before the first token after the prompt is known."""
@@ -102,14 +121,31 @@ class DraftFeed:
             return False
         return any(self._tree[id].parent not in self._hidden for id in self._unextended(root))
 
+    def next_of_prompt(self) -> RunDraft | None:
+        """Begin a pass over the next PROMPT_PAIRS pairs of the prompt alone, where these are here and not all.
+
+        What the drafter proposes after them is of no use.
+        """
+        first, last = self._num_extended, self._num_extended + PROMPT_PAIRS  # a prompt's draft ids are its positions
+        if len(self._hidden) < PROMPT_PAIRS or last >= self._num_prompt - 1:
+            return None
+        if any(id not in self._hidden for id in range(first, last)):
+            return None
+        return self._begin(list(range(first + 1, last + 1)), [])
+
     def next_pass(self, root: int, drafted: Sequence[int]) -> RunDraft:
         """Begin a pass over all verified pairs that can be taken, and over the ``drafted`` rows."""
         verified = self._unextended(root) if self.num_unextended(root) else []
-        rows = [*verified, *(id for id in drafted if id != root)]
+        rows = [id for id in drafted if id != root]
+        self._running = [*verified[-1:], *rows]
+        return self._begin(verified, rows)
+
+    def _begin(self, verified: list[int], drafted: list[int]) -> RunDraft:
+        rows = [*verified, *drafted]
         assert rows, "a pass over nothing"
         hidden = [self._hidden.pop(self._tree[id].parent) for id in verified]
         self._num_extended += len(verified)
-        self._running, self._num_running = rows[max(len(verified) - 1, 0) :], len(rows)
+        self._num_running = len(rows)
         dropped, self._dropped = tuple(self._dropped), []
         return RunDraft(
             self._session,
@@ -117,12 +153,14 @@ class DraftFeed:
             np.array([self._tree[id].depth - 1 for id in rows], np.int64),
             np.stack(hidden) if hidden else np.zeros((0, 0), np.float32),
             dropped,
+            self._ranked_by,
         )
 
     def take_finished(self) -> tuple[list[int], int]:
         """The pass has finished. Returns the rows whose children it drafted, and how many rows it ran over."""
         parents, self._running = self._running, []
-        return parents, self._num_running
+        num_rows, self._num_running = self._num_running, 0
+        return parents, num_rows
 
     def _unextended(self, root: int) -> list[int]:
         """Draft ids of the verified rows that the drafter has not taken, in the order of the text."""

@@ -22,7 +22,6 @@ from flowspec_edge.core.rows import NO_PARENT, Row
 from flowspec_edge.core.speculation.acceptance import Acceptance, Edge
 from flowspec_edge.core.speculation.lookup import MAX_MATCH, Lookup
 from flowspec_edge.core.speculation.tree import Tree, TreeRow
-from flowspec_edge.core.speculation.verify import Sampler
 
 LOOKUP_ROWS = 24
 """The most rows that one lookup adds."""
@@ -52,7 +51,7 @@ class Drafting:
     """Scores of one session's drafted rows, and which of them the drafter has run.
 
     Without ``acceptance`` the draft's own probabilities are taken for the chances of acceptance. Without ``lookup``
-    nothing is drafted from the text itself. Without ``sampler`` drafts are ranked without the noise of the draw.
+    nothing is drafted from the text itself.
     """
 
     def __init__(
@@ -62,10 +61,8 @@ class Drafting:
         *,
         acceptance: Acceptance | None = None,
         lookup: Lookup | None = None,
-        sampler: Sampler | None = None,
     ) -> None:
         self._tree = tree
-        self._sampler = sampler
         self._acceptance = acceptance
         self._lookup = lookup
         self.shape = shape
@@ -148,7 +145,9 @@ class Drafting:
     def merge(
         self, parents: Sequence[int], tokens: NDArray[np.int64], log_probs: NDArray[np.float32], next_id: int
     ) -> list[Row]:
-        """Take in one pass: children of ``parents``, [rows, k] tokens and log-probabilities. Returns the new rows.
+        """Take in one pass: children of ``parents``, [rows, k] tokens and log-probabilities, the likeliest first.
+
+        Returns the new rows.
 
         Children that exist get the new score. Of the others the likeliest become rows, with draft ids from ``next_id``
         on: ``rows_per_pass``, or 2.5 per parent if that is more. Parents that died meanwhile get no children.
@@ -159,7 +158,7 @@ class Drafting:
         if not living:
             return []
         rows = [self._tree[parents[index]] for index in living]
-        tokens, log_probs = self._rank(tokens[living], log_probs[living], [row.depth + 1 for row in rows])
+        tokens, log_probs = tokens[living], log_probs[living]
         matches = [self._matches(row) for row in rows]
         scores = self._score_proposals(rows, tokens, log_probs, matches)  # [rows, children]
         added: list[Row] = []
@@ -176,16 +175,6 @@ class Drafting:
     def _has_open_end(self, id: int) -> bool:
         row = self._tree.get(id)
         return row is not None and not row.is_committed
-
-    def _rank(
-        self, tokens: NDArray[np.int64], log_probs: NDArray[np.float32], positions: Sequence[int]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """What the draft proposes for each of these positions, the likeliest first: both [rows, k]."""
-        if self._sampler is None:
-            return tokens, log_probs
-        log_probs = self._sampler.foresee(tokens, log_probs, positions)
-        order = np.argsort(-log_probs, axis=1, kind="stable")
-        return np.take_along_axis(tokens, order, 1), np.take_along_axis(log_probs, order, 1)
 
     def _score_proposals(
         self,

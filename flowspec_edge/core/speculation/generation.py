@@ -1,16 +1,16 @@
 """One generation at the origin: prompt in, tokens out, the tree in between.
 
-The root is the last token that is known and whose successor is not. When rows come back, the walk starts there: it
-draws the next token from the target's logits, and goes on while that token is a child in the tree whose logits are here
-too. A token that is not in the tree becomes the new root and leaves at once; nothing is drained. The origin asks for
-chunks when the ring has credit and for computation when its one compute lane is free; verification comes first.
+The root is the last token that is known and whose successor is not. When rows come back, the head draws the token after
+each of them. The walk starts at the root: it takes the token that is drawn there, and goes on while that token is a
+child in the tree after which one is drawn too. A token that is not in the tree becomes the new root and leaves at once;
+nothing is drained. The origin asks for chunks when the ring has credit and for computation when its one compute lane is
+free; verification comes first.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import (
@@ -24,8 +24,8 @@ from flowspec_edge.core.events import (
     RunDraft,
     RunHead,
 )
-from flowspec_edge.core.limits import PREFILL_ROWS, TREE_MARGIN
-from flowspec_edge.core.rows import NO_PARENT, Advance, Chunk, Floats, Row, check_width
+from flowspec_edge.core.limits import TREE_MARGIN
+from flowspec_edge.core.rows import Advance, Chunk, Floats, Row, check_width
 from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.draft_feed import DraftFeed
 from flowspec_edge.core.speculation.drafting import Drafting, DraftShape
@@ -33,10 +33,10 @@ from flowspec_edge.core.speculation.head_feed import HeadFeed
 from flowspec_edge.core.speculation.lookup import Lookup
 from flowspec_edge.core.speculation.pipeline import Flight, Pipeline, RingCosts
 from flowspec_edge.core.speculation.prompt_check import room_behind
+from flowspec_edge.core.speculation.prompt_feed import PromptFeed
 from flowspec_edge.core.speculation.schedules.base import Schedule
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.core.speculation.tree import Tree
-from flowspec_edge.core.speculation.verify import Sampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +74,22 @@ class Generation:
         self.is_finished = False
         self._schedule = schedule
         self._limits = limits
-        self._sampler = Sampler(options, limits.vocab_size)
+        self._options = replace(options, stop=())  # tokens are drawn without regard to these
         self._num_left = min(options.max_new_tokens, room_behind(prompt, limits.max_context, limits.vocab_size))
         self.capacity = len(prompt) + self._num_left + TREE_MARGIN
-        rows = [Row(id, id - 1 if id else NO_PARENT, token) for id, token in enumerate(prompt)]
-        self.tree = Tree(rows)
-        self._next_id = len(rows)
-        self.root = rows[-1].id
-        self._prefill = deque(tuple(rows[i : i + PREFILL_ROWS]) for i in range(0, len(rows), PREFILL_ROWS))
-        self.sent: set[int] = {row.id for row in rows}  # the prompt leaves without the schedule
+        self.tree = Tree()
+        self._next_id = len(prompt)
+        self.root = len(prompt) - 1
+        self.sent: set[int] = set()  # the prompt leaves without the schedule
         self.pipeline = Pipeline(costs)
-        self.drafting = Drafting(
-            self.tree,
-            shape,
-            acceptance=acceptance if schedule.is_calibrated else None,
-            lookup=Lookup(prompt) if schedule.uses_lookup else None,
-            sampler=self._sampler if schedule.is_coupled else None,
-        )
+        lookup = Lookup() if schedule.uses_lookup else None
+        self._prompt_feed = PromptFeed(prompt, self.tree, lookup)
+        acceptance_seen = acceptance if schedule.is_calibrated else None
+        self.drafting = Drafting(self.tree, shape, acceptance=acceptance_seen, lookup=lookup)
         self._head_feed = HeadFeed(self.tree)
-        self._draft_feed = DraftFeed(session, self.tree, len(rows), taps, is_on=has_drafter and schedule.uses_drafter)
+        ranked_by = self._options if schedule.is_coupled else None
+        is_on = has_drafter and schedule.uses_drafter
+        self._draft_feed = DraftFeed(session, self.tree, len(prompt), taps, ranked_by=ranked_by, is_on=is_on)
         self._computing_since = 0.0
         self._num_trip_drafted = 0
 
@@ -104,23 +101,23 @@ class Generation:
         check_width(chunk.hidden, self._limits.hidden_size)
         self._draft_feed.take_returned(chunk.rows, chunk.hidden)
         self.pipeline.take_returned({row.id for row in chunk.rows}, chunk.passages, now)
-        self._head_feed.take_returned(chunk.rows, chunk.hidden, self.root)
+        if self._prompt_feed.is_done:
+            self._head_feed.take_returned(chunk.rows, chunk.hidden, self.root)
 
     def take_tapped(self, layer: int, ids: tuple[int, ...], hidden: Floats) -> None:
         """Hidden rows came from the stage that owns a tapped layer. Raises ProtocolError if nobody asked for them."""
         check_width(hidden, self._limits.hidden_size)
         self._draft_feed.take_tapped(layer, ids, hidden)
 
-    def take_logits(self, logits: Floats, now: float) -> list[OriginAction]:
-        """The head has finished: walk from the root, emit, prune."""
-        num_returned = self._head_feed.take_logits(logits)
+    def take_drawn(self, drawn: tuple[int | None, ...], now: float) -> list[OriginAction]:
+        """The head has finished, and has drawn these tokens: walk from the root, emit, prune."""
+        num_returned = self._head_feed.take_drawn(drawn)
         self.pipeline.costs.head.add(num_returned, now - self._computing_since)
         self.statistics.num_trips += 1
         tokens: list[int] = []
         advance: Advance | None = None
         reason: str | None = None
-        while reason is None and (found := self._head_feed.logits_of(self.root)) is not None:
-            token = self._sampler.draw(found, self.tree[self.root].depth + 1)
+        while reason is None and (token := self._head_feed.drawn_after(self.root)) is not None:
             advance = Advance(self.root, token)
             tokens.append(token)
             reason = self._step(token)
@@ -143,6 +140,8 @@ class Generation:
         """A pass of the drafter has finished."""
         parents, num_rows = self._draft_feed.take_finished()
         self.pipeline.costs.draft.add(num_rows, now - self._computing_since)
+        if not parents:  # it took a part of the prompt
+            return
         added = self.drafting.merge(parents, draft.tokens, draft.log_probs, self._next_id)
         self._next_id += len(added)
         self._num_trip_drafted += len(added)
@@ -151,14 +150,15 @@ class Generation:
 
     def next_turn(self, *, has_credit: bool) -> BroadcastTurn | None:
         """The next turn, where the schedule has turns and everything of the last one is done."""
-        turn = None if self._prefill else self._schedule.next_turn(self, has_credit)
+        turn = self._schedule.next_turn(self, has_credit) if self._prompt_feed.is_done else None
         return None if turn is None else BroadcastTurn(self.session, turn)
 
     def next_chunk(self, now: float) -> Chunk | None:
         """The next chunk to send, or None: the prompt, then what the schedule chooses."""
-        if self._prefill:
-            rows = self._prefill.popleft()
-            num_wanted = len(rows) if self._draft_feed.wants_returned else int(not self._prefill)
+        if not self._prompt_feed.is_done:
+            rows = self._prompt_feed.next_rows()
+            self.sent.update(row.id for row in rows)
+            num_wanted = len(rows) if self._draft_feed.wants_returned else int(self._prompt_feed.is_done)
             if num_wanted:
                 self.pipeline.send(Flight({row.id for row in rows}, now))
             return Chunk(self.session, rows, num_wanted)
@@ -167,20 +167,24 @@ class Generation:
 
     def next_deadline(self) -> float | None:
         """When ``next_chunk`` may have something to send though nothing has happened."""
-        return None if self._prefill else self._schedule.next_time()
+        return self._schedule.next_time() if self._prompt_feed.is_done else None
 
     def next_head(self, now: float) -> RunHead | None:
-        """Logits for returned rows that the walk may still reach."""
-        if not self._schedule.may_verify(self):
+        """The tokens after returned rows that the walk may still reach."""
+        if not (self._prompt_feed.is_done and self._schedule.may_verify(self)):
             return None
-        hidden = self._head_feed.next_rows(self.root)
-        if hidden is None:
+        found = self._head_feed.next_rows(self.root)
+        if found is None:
             return None
+        rows, hidden = found
         self._computing_since = now
-        return RunHead(self.session, hidden)
+        return RunHead(self.session, rows, tuple(self.tree[row.id].depth for row in rows), hidden, self._options)
 
     def next_draft(self, now: float) -> RunDraft | None:
         """The next pass of the drafter, or None."""
+        if (part := self._draft_feed.next_of_prompt()) is not None:
+            self._computing_since = now
+            return part
         drafted = self._schedule.choose_pass(self, now) if self._draft_feed.may_draft(self.root) else None
         if drafted is None:
             return None
@@ -202,7 +206,7 @@ class Generation:
         """Assert the invariants."""
         self.tree.check()
         assert set(self.drafting.scores) <= {row.id for row in self.tree}
-        assert self.is_finished or self.root in self.tree
+        assert self.is_finished or self.root in self.tree or not self._prompt_feed.is_done
         for flight in self.pipeline.flights:
             assert all(id in self.tree for id in flight.living)
 

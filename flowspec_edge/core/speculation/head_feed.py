@@ -1,4 +1,4 @@
-"""What the head works on: returned rows until they have logits, and logits until the walk has used them.
+"""What the head works on: returned rows until the token after them is drawn, and that token until the walk takes it.
 
 Only the root and rows below it are kept. The walk has passed the others, or they are dead.
 """
@@ -20,8 +20,8 @@ class HeadFeed:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._returned: deque[tuple[tuple[Row, ...], Floats]] = deque()  # chunks that wait for the head
-        self._running: list[Row] = []  # what the running head works on
-        self._logits: dict[int, Floats] = {}
+        self._running: tuple[Row, ...] = ()  # what the running head works on
+        self._drawn: dict[int, int] = {}  # per row, the token after it
 
     @property
     def is_busy(self) -> bool:
@@ -33,8 +33,8 @@ class HeadFeed:
         self._returned.append((rows, hidden))
         self._drop_returned(root)
 
-    def next_rows(self, root: int) -> Floats | None:
-        """The hidden rows [rows, hidden_size] of all that waits, for the head to run now; None where nothing waits."""
+    def next_rows(self, root: int) -> tuple[tuple[Row, ...], Floats] | None:
+        """All that waits, for the head to run now, and its hidden rows [rows, hidden_size]; None where nothing does."""
         rows: list[Row] = []
         hidden: list[Floats] = []
         while self._returned:
@@ -44,25 +44,28 @@ class HeadFeed:
             hidden += [values[kept]]
         if not rows:
             return None
-        self._running = rows
-        return np.concatenate(hidden)
+        self._running = tuple(rows)
+        return self._running, np.concatenate(hidden)
 
-    def take_logits(self, logits: Floats) -> int:
-        """The head has finished: logits [rows, vocab_size] of what it ran over. Returns the number of these rows."""
-        rows, self._running = self._running, []
-        self._logits.update((row.id, logits[index]) for index, row in enumerate(rows))
+    def take_drawn(self, tokens: tuple[int | None, ...]) -> int:
+        """The head has finished, with the token after each row that it ran over. Returns the number of these rows.
+
+        There is None after a row that cannot become text.
+        """
+        rows, self._running = self._running, ()
+        self._drawn.update((row.id, token) for row, token in zip(rows, tokens, strict=True) if token is not None)
         return len(rows)
 
-    def logits_of(self, id: int) -> Floats | None:
-        """A row's logits [vocab_size]; None where they are not here."""
-        return self._logits.get(id)
+    def drawn_after(self, id: int) -> int | None:
+        """The token after a row; None where it is not drawn yet."""
+        return self._drawn.get(id)
 
     def prune(self, dropped: Iterable[int], root: int) -> None:
         """Rows died, and the root has moved: forget what the walk cannot reach any more."""
         for id in dropped:
-            self._logits.pop(id, None)
-        for id in [id for id in self._logits if not self._is_open(id, root)]:
-            del self._logits[id]
+            self._drawn.pop(id, None)
+        for id in [id for id in self._drawn if not self._is_open(id, root)]:
+            del self._drawn[id]
         self._drop_returned(root)
 
     def _drop_returned(self, root: int) -> None:

@@ -21,7 +21,7 @@ MAX_PLACES = 24
 class Lookup:
     """The text of one session so far."""
 
-    def __init__(self, text: Sequence[int]) -> None:
+    def __init__(self, text: Sequence[int] = ()) -> None:
         self._text: list[int] = []
         self._latest: dict[int, int] = {}  # per pair, the last place right behind it
         self._earlier: list[int] = [0, 0]  # per place, the one before it behind the same pair; 0 for none

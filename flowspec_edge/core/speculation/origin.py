@@ -101,9 +101,9 @@ class Origin:
             case TappedArrived(session, layer, ids, hidden):
                 if session in self._running:
                     self._running[session].generation.take_tapped(layer, ids, hidden)
-            case HeadFinished(logits):
+            case HeadFinished(tokens):
                 if (generation := self._computed()) is not None:
-                    actions += generation.take_logits(logits, now)
+                    actions += generation.take_drawn(tokens, now)
                     if generation.is_finished:
                         self._close(generation.session, actions)
             case DraftFinished():

@@ -8,22 +8,29 @@ log-probability and noise add up to most (the Gumbel-max trick). So the noise is
 is, and drafts can be ranked by what the target would draw with this noise, not only by what is likely. This coupling is
 that of Daliri, Musco and Suresh, "Coupling without Communication and Drafter-Invariant Speculative Decoding", arXiv
 2408.07978. The text is the same with it and without it.
+
+All that is as long as the vocabulary is done here, by ``draw_tokens`` and ``rank_drafts``. Whoever runs head and
+drafter calls them right behind these, off the event loop. The origin's core is told tokens and a draft's few proposals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.events import DraftFinished, HeadFinished, RunDraft, RunHead
+from flowspec_edge.core.rows import Floats
 
-Floats = NDArray[np.float32]
+Noise = Callable[[int, int], Floats]
+"""The exponential times [vocab_size] of a seed and a position."""
 
-NUM_KEPT_POSITIONS = 16
-"""Positions whose noise is kept at hand: as deep as most draft trees are."""
+NUM_KEPT_POSITIONS = 64
+"""Positions whose noise is kept at hand, of all sessions together: most draft trees are up to 16 rows deep. They take
+38 MB with a vocabulary of 150,000 tokens."""
 SHARPNESS = 1.5
 """The exponent that turns a draft's probability into the chance that its token is drawn.
 
@@ -33,13 +40,51 @@ MIN_REST = 1e-9
 """The least probability of all tokens together that a draft does not propose."""
 
 
-class Sampler:
-    """Chooses one session's tokens, as its options ask."""
+def noise_of(vocab_size: int) -> Noise:
+    """The noise of draws from a vocabulary of that size. What was asked for last is kept."""
+    return lru_cache(NUM_KEPT_POSITIONS)(partial(_exponential_times, vocab_size))
 
-    def __init__(self, options: GenerateOptions, vocab_size: int) -> None:
+
+def _exponential_times(vocab_size: int, seed: int, position: int) -> Floats:
+    """Drawn in double precision, for none may be 0."""
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=position))
+    return generator.standard_exponential(vocab_size).astype(np.float32)
+
+
+def draw_tokens(job: RunHead, logits: Floats, noise: Noise) -> HeadFinished:
+    """Draw the tokens after the rows of ``job`` from their ``logits`` [rows, vocab_size].
+
+    A row below another one gets no token where the draw after that one went elsewhere. So on the whole not many more
+    tokens are drawn than the text takes.
+    """
+    sampler = Sampler(job.options, noise)
+    drawn: dict[int, int | None] = {}
+    for row, position, values in zip(job.rows, job.positions, logits, strict=True):
+        is_dead = row.parent in drawn and drawn[row.parent] != row.token
+        drawn[row.id] = None if is_dead else sampler.draw(values, position + 1)
+    return HeadFinished(tuple(drawn[row.id] for row in job.rows))
+
+
+def rank_drafts(job: RunDraft, drafts: DraftFinished, noise: Noise) -> DraftFinished:
+    """What the drafter proposed in ``job``, the proposals of each row in the order in which they are likely drawn.
+
+    Where the job has no options, drafts are ranked without the noise of the draw, as they are already.
+    """
+    if job.options is None or not len(drafts.tokens):
+        return drafts
+    first = max(len(job.hidden) - 1, 0)
+    positions = [position + 2 for position in job.positions[first:].tolist()]  # a pair's, its row's, its children's
+    log_probs = Sampler(job.options, noise).foresee(drafts.tokens, drafts.log_probs, positions)
+    order = np.argsort(-log_probs, axis=1, kind="stable")
+    return DraftFinished(np.take_along_axis(drafts.tokens, order, 1), np.take_along_axis(log_probs, order, 1))
+
+
+class Sampler:
+    """Chooses tokens as the options of a session ask."""
+
+    def __init__(self, options: GenerateOptions, noise: Noise) -> None:
         self._options = options
-        self._vocab_size = vocab_size
-        self._race = lru_cache(NUM_KEPT_POSITIONS)(self._run_race)
+        self._noise = noise
 
     def draw(self, logits: Floats, position: int) -> int:
         """Draw the token at ``position`` from its logits [vocab_size]."""
@@ -48,7 +93,7 @@ class Sampler:
         probabilities = next_token_distribution(logits, self._options)
         kept = np.flatnonzero(probabilities)
         # The smallest of exponential times / probabilities is the largest of log-probabilities + Gumbel noise.
-        times = self._race(position)[kept] / probabilities[kept]
+        times = self._noise(self._options.seed, position)[kept] / probabilities[kept]
         return int(kept[np.argmin(times)])
 
     def foresee(self, tokens: NDArray[np.int64], log_probs: Floats, positions: Sequence[int]) -> Floats:
@@ -62,27 +107,23 @@ class Sampler:
         if not len(positions):
             return log_probs
         rest = np.log(np.maximum(1 - np.exp(log_probs).sum(axis=1, keepdims=True), MIN_REST))
-        ranks = SHARPNESS * np.concatenate([log_probs + self._noise(tokens, log_probs, positions), rest], axis=1)
+        ranks = SHARPNESS * np.concatenate([log_probs + self._luck(tokens, log_probs, positions), rest], axis=1)
         highest = ranks.max(axis=1, keepdims=True)
         totals = highest + np.log(np.exp(ranks - highest).sum(axis=1, keepdims=True))
         return (ranks - totals)[:, :-1].astype(np.float32)  # type: ignore[no-any-return]
 
-    def _noise(self, tokens: NDArray[np.int64], log_probs: Floats, positions: Sequence[int]) -> Floats | float:
+    def _luck(self, tokens: NDArray[np.int64], log_probs: Floats, positions: Sequence[int]) -> Floats | float:
         """What the noise adds to the rank of each of ``tokens``, [rows, k]; nothing at temperature 0."""
         temperature = self._options.temperature
         if temperature == 0:
             return 0.0
-        times = np.stack([self._race(position)[row] for position, row in zip(positions, tokens, strict=True)])
+        seed = self._options.seed
+        times = np.stack([self._noise(seed, position)[row] for position, row in zip(positions, tokens, strict=True)])
         noise: Floats = -temperature * np.log(times)
         if self._options.top_k or self._options.top_p < 1:  # noise does not help a token that is cut off
             is_kept = np.stack([next_token_distribution(row, self._options) > 0 for row in log_probs])
             noise = np.where(is_kept, noise, np.minimum(noise, 0))
         return noise
-
-    def _run_race(self, position: int) -> Floats:
-        """Exponential times [vocab_size]; drawn in double precision, for none may be 0."""
-        generator = np.random.Generator(np.random.Philox(key=self._options.seed, counter=position))
-        return generator.standard_exponential(self._vocab_size).astype(np.float32)
 
 
 def next_token_distribution(logits: Floats, options: GenerateOptions) -> NDArray[np.float64]:

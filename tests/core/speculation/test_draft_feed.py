@@ -5,6 +5,7 @@ import pytest
 
 from flowspec_edge.core.events import RunDraft
 from flowspec_edge.core.rows import NO_PARENT, Floats, Row
+from flowspec_edge.core.speculation import draft_feed
 from flowspec_edge.core.speculation.draft_feed import DraftFeed
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import ProtocolError
@@ -74,6 +75,47 @@ def test_hidden_rows_of_dead_rows_are_not_kept() -> None:
     feed.take_returned((ROWS[2],), hidden(2.5))
     feed.forget([2])
     assert feed._hidden == {}
+
+
+LONG = [Row(id, id - 1 if id else NO_PARENT, 5 + id) for id in range(8)]
+"""A prompt of seven rows, and the first new token 7."""
+
+
+@pytest.mark.parametrize("taps", [(), (2,)])
+def test_pairs_of_a_long_prompt_are_taken_in_parts_while_it_is_under_way(
+    monkeypatch: pytest.MonkeyPatch, taps: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(draft_feed, "PROMPT_PAIRS", 3)
+    tree = Tree(LONG[:3])
+    feed = DraftFeed(SESSION, tree, 7, taps, is_on=True)
+
+    def bring(*ids: int) -> None:
+        for id in ids:
+            tree.add(LONG[id])
+        values = hidden(*(id + 0.5 for id in ids))
+        if taps:
+            feed.take_tapped(2, ids, values)
+        else:
+            feed.take_returned(tuple(LONG[id] for id in ids), values)
+
+    def part(first: int, last: int) -> RunDraft:
+        pairs = range(first, last + 1)
+        before = hidden(*(id - 0.5 for id in pairs))
+        return RunDraft(SESSION, tuple(LONG[id] for id in pairs), np.array(pairs) - 1, before, ())
+
+    bring(0, 1)
+    assert feed.next_of_prompt() is None, "three rows are wanted"
+    bring(3) if taps else bring(2)
+    bring(2) if taps else bring(3)
+    assert comparable(feed.next_of_prompt()) == comparable(part(1, 3))
+    assert feed.is_running
+    assert feed.take_finished() == ([], 3), "its proposals are of no use"
+    assert list(feed._hidden) == [3]
+    bring(4, 5, 6)
+    assert feed.next_of_prompt() is None, "these are taken with the first draft"
+    tree.add(LONG[7])
+    assert feed.num_unextended(7) == 4
+    assert comparable(feed.next_pass(7, [])) == comparable(part(4, 7))
 
 
 def test_tapped_rows_are_awaited_and_joined_in_the_order_of_the_layers() -> None:

@@ -9,6 +9,7 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.limits import PREFILL_ROWS, TREE_MARGIN
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Floats, Row
+from flowspec_edge.core.speculation import draft_feed
 from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import Generation, TargetLimits
@@ -104,10 +105,10 @@ class Told:
         rows = tuple(Row(id, self.generation.tree[id].parent, self.generation.tree[id].token) for id in ids)
         self.generation.take_returned(returned(rows), 1.0)
 
-    def verify(self, *tokens: int, now: float = 1.0) -> list[ev.OriginAction]:
-        """The head runs over all that waits; after each of these rows the target wants that token."""
+    def verify(self, *tokens: int | None, now: float = 1.0) -> list[ev.OriginAction]:
+        """The head runs over all that waits; after each of these rows that token is drawn."""
         assert self.generation.next_head(now) is not None
-        return self.generation.take_logits(np.eye(VOCAB, dtype=np.float32)[list(tokens)], now)
+        return self.generation.take_drawn(tokens, now)
 
     def draft(self, parents: list[int], proposals: list[list[int]]) -> None:
         """A pass of the drafter over these rows, which proposes two tokens after each."""
@@ -172,6 +173,39 @@ def test_without_a_drafter_only_the_last_row_comes_back() -> None:
         assert len(told.generation.pipeline.flights) == 1, "a chunk that does not come back is not under way"
 
 
+def test_a_prompt_enters_the_tree_as_it_leaves() -> None:
+    told = Told((1,) * (2 * PREFILL_ROWS + 1))
+    num_rows = []
+    while (left := told.generation.next_chunk(0.0)) is not None:
+        num_rows.append(len(told.generation.tree))
+        assert [row.id for row in left.rows] == list(range(num_rows[-1] - len(left.rows), num_rows[-1]))
+        assert told.generation.sent == set(range(num_rows[-1]))
+        told.generation.take_returned(returned(left.rows), 1.0)
+        told.generation.check()
+    assert num_rows == [PREFILL_ROWS, 2 * PREFILL_ROWS, 2 * PREFILL_ROWS + 1]
+    head = told.generation.next_head(1.0)
+    assert head is not None and [row.id for row in head.rows] == [2 * PREFILL_ROWS], "only the last row needs a draw"
+
+
+def test_rows_of_the_prompt_are_committed_from_the_start() -> None:
+    """So the first token does not walk through all of a long prompt."""
+    told = Told()
+    told.prefill()
+    assert [row.next_token for row in told.generation.tree] == [12, 13, None]
+
+
+def test_a_pass_over_a_part_of_the_prompt_drafts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draft_feed, "PROMPT_PAIRS", 1)
+    told = Told()
+    told.prefill()
+    told.bring_back(0, 1)
+    job = told.generation.next_draft(1.0)
+    assert job is not None and [row.id for row in job.rows] == [1]
+    told.generation.take_draft(ev.DraftFinished(np.array([[6, 7]]), np.zeros((1, 2), np.float32)), 2.0)
+    assert not told.generation.drafting.scores and told.generation.drafting.num_passes == 0
+    assert told.generation.next_draft(1.0) is None, "the last pair comes with the first draft"
+
+
 def test_while_the_prompt_has_not_left_the_schedule_is_not_asked() -> None:
     told = Told()
     told.script.begins, told.script.asks_at = 1, 5.0
@@ -219,8 +253,9 @@ def test_the_first_token_is_emitted_and_becomes_the_root() -> None:
     told.prefill()
     told.bring_back(0, 1, 2)
     head = told.generation.next_head(1.0)
-    assert comparable(head) == comparable(ev.RunHead(SESSION, hidden(2))), "the walk begins at the last row"
-    actions = told.generation.take_logits(np.eye(VOCAB, dtype=np.float32)[[5]], 1.0)
+    expected = ev.RunHead(SESSION, (Row(2, 1, 13),), (2,), hidden(2), GenerateOptions(max_new_tokens=10))
+    assert comparable(head) == comparable(expected), "the walk begins at the last row"
+    actions = told.generation.take_drawn((5,), 1.0)
     assert actions == [
         ev.BroadcastAdvance(SESSION, ROOT, 5),
         ev.EmitTokens(SESSION, (5,)),
@@ -295,7 +330,7 @@ def test_rows_that_die_while_they_wait_for_the_head_bring_none() -> None:
     told.generation.next_head(1.0)
     told.bring_back(4)
     assert told.generation.is_verifying
-    told.generation.take_logits(np.eye(VOCAB, dtype=np.float32)[[15]], 1.0)
+    told.generation.take_drawn((15,), 1.0)
     assert not told.generation.is_verifying
 
 
@@ -442,7 +477,7 @@ def test_it_is_computing_while_head_or_drafter_have_or_await_work() -> None:
     look()
     told.generation.next_head(1.0)
     look()
-    told.generation.take_logits(np.eye(VOCAB, dtype=np.float32)[[6]], 1.0)
+    told.generation.take_drawn((6,), 1.0)
     look()
     told.script.drafted = [6]
     told.generation.next_draft(1.0)
@@ -460,7 +495,7 @@ def test_costs_of_head_and_drafter_are_measured() -> None:
     told.send(3)
     told.bring_back(3)
     told.generation.next_head(3.0)
-    told.generation.take_logits(np.eye(VOCAB, dtype=np.float32)[[6]], 3.4)
+    told.generation.take_drawn((6,), 3.4)
     assert costs.head.line.at(1) == pytest.approx(0.2, abs=0.01), "the first head took no time in this test"
 
 

@@ -1,4 +1,4 @@
-"""Returned rows until they have logits, and logits until the walk has used them."""
+"""Returned rows until the token after them is drawn, and that token until the walk has taken it."""
 
 import numpy as np
 
@@ -25,42 +25,42 @@ def test_the_head_takes_all_that_waits_at_once_and_answers_row_by_row() -> None:
     _, feed = make_feed()
     feed.take_returned(*of(1, 2), root=1)
     feed.take_returned(*of(3), root=1)
-    assert comparable(feed.next_rows(1)) == [[1.0], [2.0], [3.0]]
+    assert comparable(feed.next_rows(1)) == comparable(of(1, 2, 3))
     assert feed.next_rows(1) is None
-    assert feed.take_logits(np.array([[10.0], [20.0], [30.0]], np.float32)) == 3
-    assert [comparable(feed.logits_of(id)) for id in (1, 2, 3, 4)] == [[10.0], [20.0], [30.0], None]
+    assert feed.take_drawn((10, 20, None)) == 3
+    assert [feed.drawn_after(id) for id in (1, 2, 3, 4)] == [10, 20, None, None]
 
 
-def test_it_is_busy_from_a_rows_return_to_its_logits() -> None:
+def test_it_is_busy_from_a_rows_return_to_its_draw() -> None:
     _, feed = make_feed()
     assert not feed.is_busy
     feed.take_returned(*of(1), root=1)
     assert feed.is_busy
     feed.next_rows(1)
     assert feed.is_busy
-    feed.take_logits(np.zeros((1, 1), np.float32))
+    feed.take_drawn((7,))
     assert not feed.is_busy
 
 
-def test_rows_before_the_root_need_no_logits() -> None:
+def test_nothing_is_drawn_before_the_root() -> None:
     """All hidden rows of a prompt come back where a drafter wants them; the walk begins at the last one."""
     _, feed = make_feed()
     feed.take_returned(*of(0), root=1)
     assert not feed.is_busy
     feed.take_returned(*of(0, 1), root=1)
-    assert comparable(feed.next_rows(1)) == [[1.0]]
+    assert comparable(feed.next_rows(1)) == comparable(of(1))
 
 
-def test_pruning_forgets_rows_that_wait_and_logits_that_the_walk_cannot_reach() -> None:
+def test_pruning_forgets_rows_that_wait_and_draws_that_the_walk_cannot_reach() -> None:
     tree, feed = make_feed()
     feed.take_returned(*of(1, 2, 3), root=1)
     feed.next_rows(1)
-    feed.take_logits(np.array([[1.0], [2.0], [3.0]], np.float32))
+    feed.take_drawn((7, 9, 4))
     feed.take_returned(*of(3), root=1)
     tree.advance(Advance(1, 7))  # the text goes on with row 2
     feed.prune(tree.take_dropped(), root=2)
     assert not feed.is_busy, "row 3 is dead, and nothing else waits"
-    assert [comparable(feed.logits_of(id)) for id in (1, 2, 3)] == [None, [2.0], None]
+    assert [feed.drawn_after(id) for id in (1, 2, 3)] == [None, 9, None]
 
 
 def test_rows_that_died_while_they_waited_do_not_reach_the_head() -> None:
@@ -68,4 +68,4 @@ def test_rows_that_died_while_they_waited_do_not_reach_the_head() -> None:
     feed.take_returned(*of(3, 4), root=1)
     tree.advance(Advance(1, 7))
     feed.prune(tree.take_dropped(), root=2)
-    assert comparable(feed.next_rows(2)) == [[4.0]]
+    assert comparable(feed.next_rows(2)) == comparable(of(4))

@@ -17,6 +17,7 @@ from tests.core.speculation.comparable import comparable
 VOCAB = 20
 PROMPT = (11, 12)
 PROMPT_ROWS = (Row(0, NO_PARENT, 11), Row(1, 0, 12))
+OPTIONS = GenerateOptions(max_new_tokens=10)
 
 
 def make_origin(*, has_drafter: bool = True, taps: tuple[int, ...] = ()) -> Origin:
@@ -48,7 +49,7 @@ def bring_back(origin: Origin, rows: tuple[Row, ...], session: int = 1, now: flo
 
 
 def verify(origin: Origin, *tokens: int, now: float = 1.0) -> list[ev.OriginAction]:
-    return origin.handle(ev.HeadFinished(np.eye(VOCAB, dtype=np.float32)[list(tokens)]), now)
+    return origin.handle(ev.HeadFinished(tokens), now)
 
 
 def drafted(*tokens: tuple[int, int]) -> ev.DraftFinished:
@@ -110,7 +111,7 @@ def test_the_head_runs_before_the_drafter() -> None:
     assert names(bring_back(origin, PROMPT_ROWS, 2)) == ["GrantCredit"]
     actions = verify(origin, 5)
     assert names(actions) == ["BroadcastAdvance", "EmitTokens", "ReportTrip", "SendChunk", "RunHead"]
-    assert comparable(actions[-1]) == comparable(ev.RunHead(2, hidden(1)))
+    assert comparable(actions[-1]) == comparable(ev.RunHead(2, PROMPT_ROWS[1:], (1,), hidden(1), OPTIONS))
     assert names(verify(origin, 5))[-1] == "RunDraft"
 
 
@@ -120,7 +121,7 @@ def test_the_lane_computes_one_thing_at_a_time() -> None:
     bring_back(origin, PROMPT_ROWS)
     actions = verify(origin, 5)
     assert comparable(actions[-1]) == comparable(
-        ev.RunDraft(1, (Row(1, 0, 12), Row(2, 1, 5)), np.arange(2), hidden(0, 1), ())
+        ev.RunDraft(1, (Row(1, 0, 12), Row(2, 1, 5)), np.arange(2), hidden(0, 1), (), OPTIONS)
     )
     assert names(bring_back(origin, (Row(2, 1, 5),))) == ["GrantCredit"], "the drafter runs"
     assert names(origin.handle(drafted((6, 7)), 1.0)) == ["RunHead"]
@@ -137,7 +138,7 @@ def test_a_computation_for_a_session_that_is_gone_frees_the_lane_and_does_nothin
         ev.CloseSessions(1),
     ]
     actions = verify(origin, 5)
-    assert comparable(actions) == comparable([ev.RunHead(2, hidden(1))])
+    assert comparable(actions) == comparable([ev.RunHead(2, PROMPT_ROWS[1:], (1,), hidden(1), OPTIONS)])
 
 
 # ---------------------------------------------------------------------- credit and turns
@@ -261,5 +262,5 @@ def test_tapped_rows_go_to_their_generation_and_those_of_none_are_dropped() -> N
     assert origin.handle(ev.TappedArrived(9, 2, (0, 1), hidden(20, 21)), 1.0) == []
     (draft,) = origin.handle(ev.TappedArrived(1, 2, (0, 1), hidden(20, 21)), 1.0)
     assert comparable(draft) == comparable(
-        ev.RunDraft(1, (Row(1, 0, 12), Row(2, 1, 5)), np.arange(2), hidden(20, 21), ())
+        ev.RunDraft(1, (Row(1, 0, 12), Row(2, 1, 5)), np.arange(2), hidden(20, 21), (), OPTIONS)
     )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
+from flowspec_edge.core.speculation import draft_feed, prompt_feed
 from flowspec_edge.core.speculation.origin import PROGRESS_TIMEOUT_S
 from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names
 from flowspec_edge.errors import ProtocolError, RequestError
@@ -53,6 +54,21 @@ def test_tapped_rows_reach_the_drafter_from_whichever_stages_own_them(
     assert answer.tokens == unsplit(prompt, options)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), PROMPTS, OPTIONS, st.booleans(), st.integers(1, 50), st.integers(0, 2**32))
+def test_the_drafter_takes_a_long_prompt_in_parts(
+    num_stages: int, prompt: tuple[int, ...], options: GenerateOptions, is_tapped: bool, num_pairs: int, seed: int
+) -> None:
+    """The fake drafter checks that it is given each pair once, in the order of the text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draft_feed, "PROMPT_PAIRS", num_pairs)
+        patch.setattr(prompt_feed, "PREFILL_ROWS", 16)
+        ring = FakeRing(num_stages, random.Random(seed), taps=(2, 4) if is_tapped else ())
+        answer = ring.submit(1, prompt, options)
+        ring.run()
+    assert answer.tokens == unsplit(prompt, options)
+
+
 def test_drafts_from_tapped_rows_speed_up_as_much_as_others() -> None:
     for taps in ((), (2, 4, 5)):
         ring = FakeRing(3, random.Random(1), skill=1.0, taps=taps)
@@ -64,6 +80,8 @@ def test_drafts_from_tapped_rows_speed_up_as_much_as_others() -> None:
 def test_rows_that_nobody_asked_for_are_refused() -> None:
     ring = FakeRing(2, random.Random(1), taps=(2, 4))
     ring.submit(1, (1, 2, 3), GenerateOptions())
+    for _ in range(2):
+        ring.tell_origin(ev.StageReady(1))  # the prompt leaves
     row = np.zeros((1, 2), np.float32)
     for id, layer in ((0, 3), (9, 2)):
         with pytest.raises(ProtocolError, match=f"row {id} of layer {layer} came unasked"):

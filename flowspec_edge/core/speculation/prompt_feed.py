@@ -1,0 +1,40 @@
+"""Takes the prompt of one session into the tree, piece by piece, as it leaves.
+
+A prompt of 100,000 tokens takes half a second to take in at once, in which nothing else could happen.
+"""
+
+from __future__ import annotations
+
+from flowspec_edge.core.limits import PREFILL_ROWS
+from flowspec_edge.core.rows import NO_PARENT, Advance, Row
+from flowspec_edge.core.speculation.lookup import Lookup
+from flowspec_edge.core.speculation.tree import Tree
+
+
+class PromptFeed:
+    """The rows of the prompt, whose draft ids are their positions. They are committed from the start."""
+
+    def __init__(self, prompt: tuple[int, ...], tree: Tree, lookup: Lookup | None) -> None:
+        self._prompt = prompt
+        self._tree = tree
+        self._lookup = lookup
+        self._num_left = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all rows have left."""
+        return self._num_left == len(self._prompt)
+
+    def next_rows(self) -> tuple[Row, ...]:
+        """The next rows, which are about to leave; they are in tree and lookup now."""
+        first = self._num_left
+        tokens = self._prompt[first : first + PREFILL_ROWS]
+        self._num_left += len(tokens)
+        rows = tuple(Row(id, id - 1 if id else NO_PARENT, token) for id, token in enumerate(tokens, first))
+        for row in rows:
+            self._tree.add(row)
+            if row.parent != NO_PARENT:
+                self._tree.advance(Advance(row.parent, row.token))
+        if self._lookup is not None:
+            self._lookup.extend(tokens)
+        return rows
