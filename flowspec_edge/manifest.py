@@ -37,7 +37,7 @@ MANIFEST_NAME = "manifest.json"
 SEAL_NAME = "manifest.sha256"
 MAX_NAME = 200
 """The most characters of a file's name in a bundle, directories included."""
-MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_MANIFEST_BYTES = 2**20
 """A model of 128 layers in five precisions has a manifest of some 200 KB."""
 MAX_FILES = 8192
 """Files of one bundle: 1024 layers in eight precisions."""

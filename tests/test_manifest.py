@@ -68,5 +68,5 @@ def test_nesting_is_refused(text: str) -> None:
 def test_a_file_that_is_too_large_is_not_even_read(tmp_path: Path) -> None:
     with (tmp_path / "manifest.json").open("wb") as file:
         file.truncate(MAX_MANIFEST_BYTES + 1)
-    with pytest.raises(BundleError, match="larger than 16777216 bytes"):
+    with pytest.raises(BundleError, match="larger than 1048576 bytes"):
         load_manifest(tmp_path)

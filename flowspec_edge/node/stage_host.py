@@ -170,8 +170,8 @@ class StageHost:
                 case ev.OpenCache(session, capacity):
                     self._runner.open_cache(session, capacity)
                     self._board.send(self._control, wire.SessionOpened(session))
-                case ev.FreeCache(session):
-                    self._runner.free_cache(session)
+                case ev.FreeCache(session):  # behind the forward that may run; to free a gigabyte takes a while
+                    self._executor.submit(self._runner.free_cache, session)
                 case ev.RunForward():
                     self._cancelled = threading.Event()
                     self._forwards.put_nowait((action, self._cancelled))

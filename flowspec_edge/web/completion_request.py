@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from flowspec_edge.config import GenerateOptions, Text, TextPart, UnfinishedText
@@ -14,10 +16,20 @@ from flowspec_edge.errors import OtherBundleError, RequestError, plain_text
 
 BODY_S = 30.0
 """For a body of MAX_REQUEST_BYTES over Wi-Fi of 1 Mbit/s."""
+MAX_FIELD_BYTES = 2**16
+"""Of a field that is neither a text nor a text to go on with: far more than four stop strings need."""
 MAX_STOPS = 4
 """OpenAI's limit."""
 SEED_BITS = 53
 """Of a seed that is drawn: every language's JSON can tell it."""
+
+_LONG_FIELDS = (
+    *_LONG_FIELDS, "max_tokens", "model", "n", "parse_special", "schedule", "seed", "stop", "stream", "temperature",
+    "top_k", "top_p",
+)  # fmt: skip
+_Fields = msgspec.defstruct("_Fields", [(name, msgspec.Raw, msgspec.Raw()) for name in _FIELDS])
+"""The fields of a request that are read, as they were sent. Others are passed over, since to make objects of all that
+a body may hold takes half a second, in which nothing else happens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +51,6 @@ async def read_request(request: web.Request, model: str, bundle: str) -> Complet
         HTTPRequestEntityTooLarge: it exceeds the application's limit.
     """
     body = await _read_json(request)
-    if not isinstance(body, dict):
-        raise RequestError("the request's body is not a JSON object")
     if (asked := body.get("model")) is not None and asked != model:
         raise RequestError(f"model {asked!r:.80} is not served here; this is {model}")
     if body.get("n", 1) != 1:
@@ -99,14 +109,32 @@ def _token_ids(given: dict[str, Any], name: str) -> tuple[int, ...]:
     return tuple(values)
 
 
-async def _read_json(request: web.Request) -> Any:
+async def _read_json(request: web.Request) -> dict[str, Any]:
+    """The fields of the request's body that are known.
+
+    Raises:
+        RequestError: it is not a JSON object, or nested so deeply that it is not read, or did not come in time.
+        HTTPRequestEntityTooLarge: it exceeds the application's limit.
+    """
     try:
         async with asyncio.timeout(BODY_S):
-            return await request.json()
+            body = await request.read()
+        fields = msgspec.json.decode(body, type=_Fields)
+        return {name: _value(name, bytes(sent)) for name in _FIELDS if (sent := getattr(fields, name))}
     except TimeoutError:
         raise RequestError(f"the request's body did not come within {BODY_S:.0f} s") from None
-    except (ValueError, LookupError, RecursionError) as cause:  # LookupError: a charset that nobody knows
+    except msgspec.ValidationError as cause:  # all that is checked here
+        raise RequestError("the request's body is not a JSON object") from cause
+    except (ValueError, msgspec.DecodeError, RecursionError) as cause:
         raise RequestError(f"the request's body is not JSON ({str(cause)[:200]})") from cause
+
+
+def _value(name: str, sent: bytes) -> Any:
+    if len(sent) > MAX_FIELD_BYTES and name not in _LONG_FIELDS:
+        raise RequestError(f"{name} has {len(sent)} bytes; it may have {MAX_FIELD_BYTES}")
+    if len(sent) > MAX_FIELD_BYTES and name == "prompt" and not sent.startswith(b'"'):
+        raise RequestError(f"{name} has {len(sent)} bytes and is no text; it may have {MAX_FIELD_BYTES} then")
+    return json.loads(sent)
 
 
 def _field(body: dict[str, Any], name: str, kinds: tuple[type, ...], default: Any) -> Any:

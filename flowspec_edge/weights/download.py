@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import aiohttp
+import msgspec
 
 from flowspec_edge.core.events import DeadlinePassed
 from flowspec_edge.core.journal import Journal
@@ -174,14 +175,10 @@ class _Fetcher:
         url = f"{_origin_of(source, self.is_encrypted)}/weights/have"
         try:
             async with asyncio.timeout(STALL_S), self.session.post(url, data=json.dumps(action.files)) as response:
-                held = json.loads(await _read_answer(response, MAX_ANSWER_BYTES))
-            if (
-                not isinstance(held, list)
-                or len(held) > len(action.files)
-                or not set(action.files).issuperset(map(str, held))
-            ):
+                held = msgspec.json.decode(await _read_answer(response, MAX_ANSWER_BYTES), type=list[str])
+            if len(held) > len(action.files) or not set(action.files).issuperset(held):
                 raise _RuleBrokenError("said that it has what nobody asked for")
-        except (OSError, aiohttp.ClientError, ValueError, RecursionError, _RuleBrokenError) as cause:
+        except (OSError, aiohttp.ClientError, ValueError, msgspec.DecodeError, _RuleBrokenError) as cause:
             self._events.put_nowait(fe.SourceLost(source, _describe(cause)))
         else:
             self._events.put_nowait(fe.SourceAnswered(source, frozenset(held)))
@@ -263,7 +260,7 @@ def _describe(cause: Exception) -> str:
         return f"cannot be reached ({system_words(cause)})"
     if isinstance(cause, _RuleBrokenError):
         return plain_text(str(cause)[:MAX_QUOTED])
-    if isinstance(cause, ValueError | RecursionError) and not isinstance(cause, aiohttp.ClientError):
+    if isinstance(cause, ValueError | msgspec.DecodeError) and not isinstance(cause, aiohttp.ClientError):
         return f"sent what is no answer ({plain_text(str(cause)[:MAX_QUOTED])})"
     return f"was lost in the middle ({plain_text(str(cause)[:MAX_QUOTED]) or type(cause).__name__})"
 

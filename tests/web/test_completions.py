@@ -167,6 +167,7 @@ REFUSED = [
     ({"prompt": "x", "model": "gpt"}, "model 'gpt' is not served here"),
     ({"prompt": "x", "n": 2}, "n is 2"),
     ({"prompt": "x", "stop": ["a"] * 5}, "at most 4"),
+    ({"prompt": "x", "stop": ["a", "b" * 1025]}, "a stop string has 1025 characters; each must have 1 to 1024"),
     ([], "not a JSON object"),
 ]
 
@@ -200,14 +201,27 @@ async def test_a_body_that_is_not_json_is_refused() -> None:
 @pytest.mark.parametrize(
     ("body", "status", "text"),
     [
-        (b"[" * 200_000, 400, "not JSON"),
+        (b"[" * 200_000, 400, "not a JSON object"),
+        (b'{"prompt": "x", "other": ' + b"[" * 200_000, 400, "not JSON"),
+        (b'{"prompt": ' + b"[" * 200_000, 400, "not JSON"),
         (b'{"prompt": "\xff"}', 400, "not JSON"),
         (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", 400, "not JSON"),
         (b'{"prompt": "x", "temperature": 1e400}', 400, "temperature is inf"),
-        (b'{"prompt": "x", "temperature": NaN}', 400, "temperature is nan"),
+        (b'{"prompt": "x", "temperature": NaN}', 400, "not JSON"),
+        (b'{"prompt": [' + b"[]," * 50_000 + b"0]}", 400, "prompt has 150003 bytes and is no text"),
         (b'{"prompt": "' + b"a" * MAX_REQUEST_BYTES + b'"}', 413, "exceeds the limit of 4194304 bytes"),
     ],
-    ids=["nested", "not UTF-8", "huge number", "infinite", "not a number", "too long"],
+    ids=[
+        "a list",
+        "nested",
+        "nested prompt",
+        "not UTF-8",
+        "huge number",
+        "infinite",
+        "not a number",
+        "long list",
+        "too long",
+    ],
 )
 async def test_a_malicious_body_is_refused(body: bytes, status: int, text: str) -> None:
     async with (
