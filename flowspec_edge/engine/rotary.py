@@ -2,47 +2,88 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
+from flowspec_edge.core.rows import Floats
 from flowspec_edge.engine.graphs import as_ort_value
 from flowspec_edge.errors import StageFailedError
 from flowspec_edge.manifest import ROTARY_COS, ROTARY_SIN
+
+BLOCK_SLOTS = 1024
+"""Slots that are computed at once; they take 16 ms for heads of 128 values (x86, a busy core)."""
+KEPT_SLOTS = 4096
+"""Slots that stay when no session is open: 2 MB for heads of 128 values. Hardly a session is longer."""
 
 
 class RotaryTables:
     """Tables that are long enough for the longest session so far, [slots, head_dim / 2] float32.
 
-    Angles are float32 products, as in the training of models. Cosines and sines are computed in float64 and rounded
-    once, so that every processor has the same bits.
+    They take memory only as far as texts have come. Angles are float32 products, as in the training of models. Cosines
+    and sines are computed in float64 and rounded once, so that every processor has the same bits.
+
+    Only one thread at a time may fill tables or shrink them.
     """
 
     def __init__(self, frequencies: Sequence[float]) -> None:
         self._frequencies = np.array(frequencies, np.float32)
-        self._num_slots = 0
-        self._inputs: dict[str, ort.OrtValue] = {}
+        self._tables = Tables(self._frequencies, 0)
 
-    def reach(self, num_slots: int) -> dict[str, ort.OrtValue]:
-        """Tables of at least ``num_slots``, by the graphs' input names.
-
-        Tables of 1,000 slots for heads of 128 values take 16 ms to make (x86, a busy core).
+    def reach(self, num_slots: int) -> Tables:
+        """Tables of at least ``num_slots``, of which nothing may be computed yet.
 
         Raises:
             StageFailedError: there is not enough memory.
         """
-        if num_slots <= self._num_slots:
-            return self._inputs
-        try:
-            angles = np.outer(np.arange(num_slots, dtype=np.float32), self._frequencies)  # [slots, head_dim / 2]
-            self._inputs = {
-                name: as_ort_value(function(angles, dtype=np.float64).astype(np.float32))
-                for name, function in ((ROTARY_COS, np.cos), (ROTARY_SIN, np.sin))
-            }
-        except MemoryError as cause:
-            raise StageFailedError(
-                f"no memory for rotary tables of {num_slots} slots ({cause}); ask for fewer tokens"
-            ) from cause
-        self._num_slots = num_slots
-        return self._inputs
+        if num_slots > self._tables.num_slots:
+            try:
+                self._tables = Tables(self._frequencies, num_slots)
+            except (MemoryError, OSError, OverflowError) as cause:
+                raise StageFailedError(
+                    f"no memory for rotary tables of {num_slots} slots ({cause}); ask for fewer tokens"
+                ) from cause
+        return self._tables
+
+    def shrink(self) -> None:
+        """No session is open: keep KEPT_SLOTS at most."""
+        self._tables.shrink()
+
+
+class Tables:
+    """One pair of tables. ``inputs`` has them by the graphs' input names."""
+
+    def __init__(self, frequencies: NDArray[np.float32], num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._frequencies = frequencies
+        self._num_filled = 0
+        shape = num_slots, len(frequencies)
+        num_bytes, flags = max(4 * math.prod(shape), 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._memory = [mmap.mmap(-1, num_bytes, flags=flags) for _ in range(2)]
+        self._arrays: list[Floats] = [
+            np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape) for memory in self._memory
+        ]
+        self.inputs: dict[str, ort.OrtValue] = {}
+        if num_slots:
+            self.inputs = dict(zip((ROTARY_COS, ROTARY_SIN), map(as_ort_value, self._arrays), strict=True))
+
+    def fill(self, positions: NDArray[np.int64]) -> None:
+        """Make sure that the rows of these positions are computed."""
+        while self._num_filled <= positions.max():
+            stop = min(self._num_filled + BLOCK_SLOTS, self.num_slots)
+            part = slice(self._num_filled, stop)
+            angles = np.outer(np.arange(part.start, stop, dtype=np.float32), self._frequencies)  # [slots, head_dim / 2]
+            for array, function in zip(self._arrays, (np.cos, np.sin), strict=True):
+                array[part] = function(angles, dtype=np.float64)
+            self._num_filled = stop
+
+    def shrink(self) -> None:
+        """Give back what is behind KEPT_SLOTS."""
+        if self._num_filled > KEPT_SLOTS:
+            for memory in self._memory:  # whole pages, since KEPT_SLOTS are
+                memory.madvise(mmap.MADV_DONTNEED, KEPT_SLOTS * len(self._frequencies) * 4)
+            self._num_filled = KEPT_SLOTS

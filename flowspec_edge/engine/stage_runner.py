@@ -18,7 +18,7 @@ from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepIn
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.padding import min_rows
-from flowspec_edge.engine.rotary import RotaryTables
+from flowspec_edge.engine.rotary import RotaryTables, Tables
 from flowspec_edge.errors import PlacementError, StageFailedError
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, BlockEntry, FileEntry, Manifest
 
@@ -34,6 +34,7 @@ class _Session:
 
     cache: KvCache
     step: StepInputs
+    tables: Tables
     bindings: list[ort.IOBinding] = field(default_factory=list)
 
 
@@ -104,10 +105,12 @@ class StageRunner:
             raise StageFailedError(
                 f"no memory for a KV cache of {capacity} slots ({cause}); ask for fewer tokens"
             ) from cause
-        self._sessions[session] = _Session(cache, StepInputs(self._min_rows))
+        self._sessions[session] = _Session(cache, StepInputs(self._min_rows), self._rotary.reach(cache.num_slots))
 
     def free_cache(self, session: int) -> None:
         self._sessions.pop(session, None)
+        if not self._sessions:
+            self._rotary.shrink()
 
     def free_caches(self) -> None:
         """Those of all sessions, and what else their forwards used; all of it goes back to the system."""
@@ -145,7 +148,8 @@ class StageRunner:
         if session is None:  # closed between the decision to run and the run; nobody will use the rows
             return self._nothing(num_rows)
         if not session.bindings:  # here, not where the session is opened: the event loop does not wait for it
-            session.bindings = self._bind(session.cache, session.step)
+            session.bindings = self._bind(session)
+        session.tables.fill(forward.positions)
         session.cache.move(forward.moves)
         inputs = session.step.set(forward.mask, forward.positions)
         hidden = HiddenRows(self._embed(forward) if forward.hidden is None else forward.hidden, self._min_rows)
@@ -170,9 +174,9 @@ class StageRunner:
     def _nothing(self, num_rows: int) -> ForwardFinished:
         return ForwardFinished(np.zeros((num_rows, self._geometry.hidden_size), np.float32))
 
-    def _bind(self, cache: KvCache, step: StepInputs) -> list[ort.IOBinding]:
-        kept = {**self._rotary.reach(cache.num_slots), **step.numbers}
-        return [block.bind(cache.values[2 * start : 2 * stop], kept) for start, stop, block in self._blocks]
+    def _bind(self, session: _Session) -> list[ort.IOBinding]:
+        kept, caches = {**session.tables.inputs, **session.step.numbers}, session.cache.values
+        return [block.bind(caches[2 * start : 2 * stop], kept) for start, stop, block in self._blocks]
 
     def _embed(self, forward: RunForward) -> Floats:
         assert self._embedding is not None, "a chunk without hidden rows reached a stage that does not embed"

@@ -320,8 +320,8 @@ class Ring:
                         self._engine.drafter.open(spec.session, spec.capacity)
                     self._broadcast(wire.OpenSession(spec))
                 case ev.CloseSessions(session):
-                    if self._engine.drafter is not None:
-                        self._engine.drafter.close(session)
+                    if self._engine.drafter is not None:  # behind the pass that may run
+                        self._executor.submit(self._engine.drafter.close, session)
                     self._broadcast(wire.CloseSession(session))
                 case ev.EmitTokens(session) | ev.ReportTrip(session) | ev.FinishGeneration(session):
                     if isinstance(action, ev.FinishGeneration) and action.error is not None:

@@ -15,7 +15,7 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.events import RunForward
 from flowspec_edge.core.rows import Row
 from flowspec_edge.core.speculation.kv_slots import KvSlots
-from flowspec_edge.engine import graphs, stage_runner
+from flowspec_edge.engine import graphs, rotary, stage_runner
 from flowspec_edge.engine.graphs import as_ort_value
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.padding import MAX_ATTENTION_PADDING
@@ -185,6 +185,24 @@ def test_a_session_goes_on_after_a_longer_one_came(bundle: Bundle, whole: StageR
     found.append(short.run(chain[10:]))
     np.testing.assert_array_equal(np.concatenate(found), expected)
     del reused
+
+
+def test_long_rotary_tables_go_back_with_the_last_session(
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle, whole: StageRunner, tokens: list[int]
+) -> None:
+    monkeypatch.setattr(rotary, "KEPT_SLOTS", 256)  # whole pages
+    chain = make_chain(tokens[:20])
+    expected = Session(whole).run(chain)
+    stage = StageRunner(bundle.directory, bundle.manifest, 0, NUM_LAYERS)
+    for session in (1, 2):
+        stage.open_cache(session, 2000)
+        stage.run(_forward(session, chain[:3]))
+    num_filled = []
+    for session in (1, 2):
+        stage.free_cache(session)
+        num_filled.append(stage._rotary.reach(0)._num_filled)
+    assert num_filled == [rotary.BLOCK_SLOTS, 256]
+    np.testing.assert_array_equal(Session(stage).run(chain), expected)
 
 
 def test_rows_are_written_to_memory_of_their_own(bundle: Bundle, whole: StageRunner, tokens: list[int]) -> None:

@@ -7,13 +7,16 @@ process notes; the GIL that another thread holds counts.
 
 import asyncio
 import contextlib
+import dataclasses
 import json
+import shutil
 import socket
 import sys
 import threading
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
@@ -91,6 +94,14 @@ class Watchdog:
         while True:
             self._waited_s = self._waited_now()
             await asyncio.sleep(0.01)
+
+
+def with_longer_context(bundle: Bundle, directory: Path, max_context: int) -> Bundle:
+    """The same model, which claims to read texts of that many tokens."""
+    shutil.copytree(bundle.directory, directory)
+    geometry = dataclasses.replace(bundle.manifest.geometry, max_context=max_context)
+    dataclasses.replace(bundle.manifest, geometry=geometry).write(directory)
+    return Bundle.load(directory)
 
 
 @contextlib.asynccontextmanager
@@ -171,6 +182,35 @@ async def test_no_callback_is_long_while_clients_misbehave(
     assert not watchdog.slow
     assert set(statuses) <= {200, 400} and statuses.count(400) >= 4
     assert texts == [unsplit_tokens(int8_bundle, prompt, options) for options in wanted]
+
+
+@pytest.mark.slow
+async def test_no_callback_is_long_while_a_prompt_of_a_megabyte_is_read(
+    int8_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has 430,000 tokens. Its client leaves when a part of it has gone through the ring."""
+    bundle = with_longer_context(int8_bundle, tmp_path / "long", 2**20)
+    async with serving(bundle) as (_, service, port), aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{port}/v1/completions"
+
+        async def ask(prompt: str, max_tokens: int) -> str:
+            body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0.8}
+            async with session.post(url, json=body) as response:
+                return str((await response.json())["choices"][0]["text"])
+
+        await ask("def main(argv):", 4)
+        origin = present(service.ring)._core
+        watchdog = Watchdog(monkeypatch)
+        async with asyncio.timeout(120), watchdog:
+            reading = asyncio.create_task(ask("import os\nx = 1\n" * 2**16, 2**20))
+            while not origin._running or len(next(iter(origin._running.values())).generation.tree) < 2000:
+                await asyncio.sleep(0.05)
+            short = await ask("def main(argv):", 8)
+            reading.cancel()
+            await asyncio.wait({reading})
+            while origin._running:
+                await asyncio.sleep(0.01)
+    assert short and not watchdog.slow
 
 
 @pytest.mark.parametrize("holds_gil", [True, False])

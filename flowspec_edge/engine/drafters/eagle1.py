@@ -22,7 +22,7 @@ from flowspec_edge.engine.embedding import Embedding
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, as_ort_value, pad_rows
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.padding import min_rows
-from flowspec_edge.engine.rotary import RotaryTables
+from flowspec_edge.engine.rotary import RotaryTables, Tables
 from flowspec_edge.errors import BundleError
 from flowspec_edge.manifest import FEATURE, TOKEN_EMBEDDING, Manifest
 
@@ -36,9 +36,10 @@ class _DraftSession:
     ``features`` serve a row's children, so they are kept for drafted rows and the last verified one only.
     """
 
-    def __init__(self, cache: KvCache, step: StepInputs, capacity: int) -> None:
+    def __init__(self, cache: KvCache, step: StepInputs, tables: Tables, capacity: int) -> None:
         self.cache = cache
         self.step = step
+        self.tables = tables
         self.binding: ort.IOBinding | None = None  # until the first run
         self.slots = ReusedSlots(capacity)
         self.features: dict[int, Floats] = {}  # predicted feature per row, to expand its children from
@@ -84,10 +85,13 @@ class Eagle1Drafter:
         """Make a cache for a session whose stages hold ``capacity`` slots: a drafted row needs one here as well."""
         capacity += PASS_ROWS
         cache = KvCache(1, self._entry.num_kv_heads, capacity, self._entry.head_dim)
-        self._sessions[session] = _DraftSession(cache, StepInputs(self._min_rows), capacity)
+        tables = self._rotary.reach(cache.num_slots)
+        self._sessions[session] = _DraftSession(cache, StepInputs(self._min_rows), tables, capacity)
 
     def close(self, session: int) -> None:
         self._sessions.pop(session, None)
+        if not self._sessions:
+            self._rotary.shrink()
 
     def close_all(self) -> None:
         """All sessions that are open."""
@@ -99,8 +103,8 @@ class Eagle1Drafter:
         if session is None:  # cancelled meanwhile
             return DraftFinished(np.zeros((0, self._k), np.int64), np.zeros((0, self._k), np.float32))
         if session.binding is None:
-            tables = self._rotary.reach(session.cache.num_slots)
-            session.binding = self._graph.bind(session.cache.values, {**tables, **session.step.numbers})
+            inputs = {**session.tables.inputs, **session.step.numbers}
+            session.binding = self._graph.bind(session.cache.values, inputs)
         session.forget(job.dropped)
         num_verified = len(job.hidden)
         drafted = [session.features[row.parent] for row in job.rows[num_verified:]]
@@ -126,6 +130,7 @@ class Eagle1Drafter:
     ) -> Floats:
         embedded = self._embedding.rows([row.token for row in rows])
         hidden = HiddenRows(features, self._min_rows)
+        session.tables.fill(positions)
         inputs = session.step.set(session.slots.mask_behind(rows), positions)
         inputs |= {TOKEN_EMBEDDING: as_ort_value(pad_rows(embedded, self._min_rows)), FEATURE: hidden.source}
         self._graph.bind_step(session.binding, inputs, hidden.target)
