@@ -130,12 +130,18 @@ async def misbehave(port: int, node_ports: Sequence[int], is_done: asyncio.Event
         b"[" * 2_000_000,
         b'{"prompt": "' + b"\xff" * 2_000_000,
         json.dumps({"prompt": "\ud800"}).encode(),
+        b'{"prompt": "x", "max_tokens": 4, "other": [' + b"[]," * 1_300_000 + b"0]}",
+        b'{"prompt": [' + b"[]," * 1_300_000 + b"0]}",
     ]
+    asked = [b"[" + b"[]," * 300_000 + b"0]", json.dumps(["0" * 64] * 4096).encode()]
     statuses: list[int] = []
     async with aiohttp.ClientSession() as session:
         while not is_done.is_set():
             for body in bodies:
                 async with session.post(url, data=body) as response:
+                    statuses.append(response.status)
+            for node_port, body in zip(node_ports, asked, strict=False):
+                async with session.post(f"http://127.0.0.1:{node_port}/weights/have", data=body) as response:
                     statuses.append(response.status)
             for target in (port, *node_ports):
                 for said in (b"", b"\x16\x03\x01garbage" * 100, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"):
