@@ -1,0 +1,32 @@
+"""``flowspec`` that counts its tasks when it is asked to: ``python -m tests.chaos.counted FILE ARGUMENT ...``.
+
+At SIGUSR1 it writes a JSON object to FILE: how many tasks its event loop has, and how many objects the garbage
+collector follows. Whoever asks sees a new file appear.
+"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from flowspec_edge.cli.main import main
+
+
+def count(path: Path) -> None:
+    tasks: set[asyncio.Task[object]] = set()
+    with contextlib.suppress(RuntimeError):  # the loop does not run yet, or any more
+        tasks = asyncio.all_tasks()
+    counts = {"num_tasks": len(tasks), "num_objects": len(gc.get_objects())}
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(counts))
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    told_to = Path(sys.argv[1])
+    signal.signal(signal.SIGUSR1, lambda *_: count(told_to))
+    sys.exit(main(sys.argv[2:]))
