@@ -5,8 +5,9 @@
 # make chaos  random faults, interleavings, outsiders and broken inputs, some 55 minutes; needs root, not part of `make
 #             test`; ARGS="--only PART --seed N" repeats a part of it
 # make fuzz   the broken inputs of it alone: a million, for readers, cores, a live node and HTTP
+# make soak   half an hour of texts while a board is lost every minute: no process may grow; ARGS="--model 135m"; root
 # make arm-check  a ring of two emulated ARM boards writes the same text; not part of `make test`
-.PHONY: demo test check docs chaos fuzz arm-check clean
+.PHONY: demo test check docs chaos soak fuzz arm-check clean
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
@@ -31,6 +32,9 @@ docs: .venv/docs
 
 chaos: .venv/test
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+soak: .venv/test
+	$(BIN)/python -m tests.chaos.soak $(ARGS)
 
 fuzz: .venv/test
 	$(BIN)/python -m tests.fuzz $(ARGS)
