@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -117,7 +118,7 @@ class StageUnderTest:
         step = StepInputs(runner._min_rows)
         inputs = step.set(forward.mask, forward.positions)
         hidden = HiddenRows(self._rows[:num_rows], runner._min_rows)
-        bindings = runner._bind(runner._sessions[SESSION].cache, step)
+        bindings = runner._bind(replace(runner._sessions[SESSION], step=step))
         bound: list[tuple[Callable[[Any], None], Any]] = []
         for (_, _, block), binding in zip(runner._blocks, bindings, strict=True):
             block.bind_step(binding, inputs | {HIDDEN: hidden.source}, hidden.target)

@@ -103,8 +103,8 @@ class Eagle1Drafter:
         if session is None:  # cancelled meanwhile
             return DraftFinished(np.zeros((0, self._k), np.int64), np.zeros((0, self._k), np.float32))
         if session.binding is None:
-            inputs = {**session.tables.inputs, **session.step.numbers}
-            session.binding = self._graph.bind(session.cache.values, inputs)
+            kept = {**session.tables.inputs, **session.step.numbers}
+            session.binding = self._graph.bind(session.cache.values, kept)
         session.forget(job.dropped)
         num_verified = len(job.hidden)
         drafted = [session.features[row.parent] for row in job.rows[num_verified:]]
