@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.speculation.drafting import DraftShape
-from flowspec_edge.core.speculation.verify import draw_tokens, noise_of, rank_drafts
+from flowspec_edge.core.speculation.verify import Noise, draw_tokens, noise_of, rank_drafts
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
@@ -21,7 +21,7 @@ from flowspec_edge.manifest import FileEntry, Manifest, verify_digests
 
 @dataclass(frozen=True, slots=True)
 class LoadedParts:
-    """Head, drafter and tokenizer of a bundle. ``drafter`` is None where the bundle has no draft head.
+    """Head, drafter, tokenizer and noise of a bundle. ``drafter`` is None where the bundle has no draft head.
 
     They are loaded on a thread: files are read and checked, and graphs loaded.
     """
@@ -29,6 +29,7 @@ class LoadedParts:
     tokenizer: Tokenizer
     head: Head
     drafter: Eagle1Drafter | None
+    noise: Noise
 
     @classmethod
     def load(cls, bundle: Bundle, num_threads: int, shape: DraftShape) -> LoadedParts:
@@ -40,7 +41,7 @@ class LoadedParts:
         drafter: Eagle1Drafter | None = None
         if manifest.drafter is not None:
             drafter = load_drafter(directory, manifest, head, k=shape.proposals, num_threads=num_threads)
-        return cls(tokenizer, head, drafter)
+        return cls(tokenizer, head, drafter, noise_of(manifest.geometry.vocab_size))
 
 
 class OriginEngine:
@@ -59,12 +60,10 @@ class OriginEngine:
         parts: LoadedParts | None = None,
         take_back: Callable[[LoadedParts], None] | None = None,
     ) -> None:
-        parts = parts or LoadedParts.load(bundle, num_threads, shape)
-        self._head: Head | None = parts.head
+        self._parts: LoadedParts | None = parts or LoadedParts.load(bundle, num_threads, shape)
         self._take_back = take_back
-        self._noise = noise_of(bundle.manifest.geometry.vocab_size)
-        self.tokenizer = parts.tokenizer
-        self.drafter = parts.drafter
+        self.tokenizer = self._parts.tokenizer
+        self.drafter = self._parts.drafter
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         """Takes time in proportion to the vocabulary, so it is not for the event loop.
@@ -79,25 +78,24 @@ class OriginEngine:
             raise
 
     def _run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
+        assert self._parts is not None, "a closed engine runs nothing"
         if isinstance(job, ev.RunHead):
-            assert self._head is not None, "a closed engine runs nothing"
-            return draw_tokens(job, self._head.logits(job.hidden), self._noise)
+            return draw_tokens(job, self._parts.head.logits(job.hidden), self._parts.noise)
         assert self.drafter is not None, "the core drafts only where there is a drafter"
-        return rank_drafts(job, self.drafter.run(job), self._noise)
+        return rank_drafts(job, self.drafter.run(job), self._parts.noise)
 
     def close(self) -> None:
         """Give the parts back, or free them at once: rings lie in reference cycles, and hold their engines for long.
 
         No job may run any more. Takes 0.3 ms per MB that is freed, so it is not for the event loop.
         """
-        head, drafter = self._head, self.drafter
-        self._head = self.drafter = None
-        if drafter is not None:
-            drafter.close_all()
-        if head is not None and self._take_back is not None:
-            self._take_back(LoadedParts(self.tokenizer, head, drafter))
+        parts, self._parts, self.drafter = self._parts, None, None
+        if parts is not None and parts.drafter is not None:
+            parts.drafter.close_all()
+        if parts is not None and self._take_back is not None:
+            self._take_back(parts)
         with frugal_allocation():
-            del head, drafter
+            del parts
 
 
 def origin_files(manifest: Manifest) -> list[FileEntry]:

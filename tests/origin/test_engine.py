@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from flowspec_edge.bundle import Bundle
+from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.rows import Row
 from flowspec_edge.core.speculation.drafting import DraftShape
+from flowspec_edge.core.speculation.verify import Sampler, noise_of
 from flowspec_edge.engine.head import Head
 from flowspec_edge.origin import engine as engines
 from flowspec_edge.origin.engine import KeptEngine, OriginEngine
@@ -39,11 +41,33 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[Head]]]:
     gc.enable()
 
 
-def draft(engine: OriginEngine, session: int) -> ev.DraftFinished:
+def draft(engine: OriginEngine, session: int, ranked_by: GenerateOptions | None = None) -> ev.DraftFinished:
     hidden = np.ones((2, 256), np.float32)
-    finished = engine.run(ev.RunDraft(session, (Row(1, 0, 5), Row(2, 1, 6)), np.arange(2), hidden, ()))
+    finished = engine.run(ev.RunDraft(session, (Row(1, 0, 5), Row(2, 1, 6)), np.arange(2), hidden, (), ranked_by))
     assert isinstance(finished, ev.DraftFinished)
     return finished
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_it_draws_tokens_and_ranks_drafts_where_head_and_drafter_run(bundle: Bundle, temperature: float) -> None:
+    """What the core is told has as many values as there are rows and proposals, whatever the vocabulary."""
+    options = GenerateOptions(temperature=temperature, seed=3)
+    engine = OriginEngine(bundle, 1, SHAPE)
+    hidden = np.random.default_rng(1).normal(size=(2, 256)).astype(np.float32)
+    finished = engine.run(ev.RunHead(1, (Row(4, 3, 5), Row(9, 1, 6)), (4, 7), hidden, options))
+    logits = Head(bundle.directory, bundle.manifest).logits(hidden)
+    sampler = Sampler(options, noise_of(bundle.manifest.geometry.vocab_size))
+    assert isinstance(finished, ev.HeadFinished)
+    assert finished.tokens == (sampler.draw(logits[0], 5), sampler.draw(logits[1], 8))
+    found = []
+    for session, ranked_by in ((1, None), (2, options)):
+        present(engine.drafter).open(session, 100)
+        found.append(draft(engine, session, ranked_by))
+    likely, ranked = found
+    np.testing.assert_array_equal(np.sort(likely.tokens), np.sort(ranked.tokens))
+    assert (np.diff(ranked.log_probs) <= 0).all()
+    assert np.array_equal(likely.tokens, ranked.tokens) == (temperature == 0)
+    engine.close()
 
 
 def test_a_closed_engine_is_freed_whatever_still_refers_to_it(bundle: Bundle, heads: list[weakref.ref[Head]]) -> None:
