@@ -77,15 +77,15 @@ class Generation:
         self._options = replace(options, stop=())  # tokens are drawn without regard to these
         self._num_left = min(options.max_new_tokens, room_behind(prompt, limits.max_context, limits.vocab_size))
         self.capacity = len(prompt) + self._num_left + TREE_MARGIN
-        self.tree = Tree()
+        self.tree = Tree(num_prompt=len(prompt))
         self._next_id = len(prompt)
         self.root = len(prompt) - 1
         self.sent: set[int] = set()  # the prompt leaves without the schedule
         self.pipeline = Pipeline(costs)
         lookup = Lookup() if schedule.uses_lookup else None
         self._prompt_feed = PromptFeed(prompt, self.tree, lookup)
-        acceptance_seen = acceptance if schedule.is_calibrated else None
-        self.drafting = Drafting(self.tree, shape, acceptance=acceptance_seen, lookup=lookup)
+        observed = acceptance if schedule.is_calibrated else None
+        self.drafting = Drafting(self.tree, shape, acceptance=observed, lookup=lookup)
         self._head_feed = HeadFeed(self.tree)
         ranked_by = self._options if schedule.is_coupled else None
         is_on = has_drafter and schedule.uses_drafter

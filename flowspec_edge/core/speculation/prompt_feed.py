@@ -1,18 +1,18 @@
 """Takes the prompt of one session into the tree, piece by piece, as it leaves.
 
-A prompt of 100,000 tokens takes half a second to take in at once, in which nothing else could happen.
+To take in 200,000 tokens at once takes half a second (x86), in which nothing else could happen.
 """
 
 from __future__ import annotations
 
 from flowspec_edge.core.limits import PREFILL_ROWS
-from flowspec_edge.core.rows import NO_PARENT, Advance, Row
+from flowspec_edge.core.rows import NO_PARENT, Row
 from flowspec_edge.core.speculation.lookup import Lookup
 from flowspec_edge.core.speculation.tree import Tree
 
 
 class PromptFeed:
-    """The rows of the prompt, whose draft ids are their positions. They are committed from the start."""
+    """The rows of the prompt, whose draft ids are their positions."""
 
     def __init__(self, prompt: tuple[int, ...], tree: Tree, lookup: Lookup | None) -> None:
         self._prompt = prompt
@@ -33,8 +33,6 @@ class PromptFeed:
         rows = tuple(Row(id, id - 1 if id else NO_PARENT, token) for id, token in enumerate(tokens, first))
         for row in rows:
             self._tree.add(row)
-            if row.parent != NO_PARENT:
-                self._tree.advance(Advance(row.parent, row.token))
         if self._lookup is not None:
             self._lookup.extend(tokens)
         return rows

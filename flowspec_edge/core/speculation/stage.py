@@ -42,7 +42,7 @@ from flowspec_edge.errors import ProtocolError
 
 class _Session:
     def __init__(self, spec: SessionSpec) -> None:
-        self.tree = Tree()
+        self.tree = Tree(num_prompt=spec.num_prompt)
         self.slots = KvSlots(spec.capacity)
         self.cancels = spec.cancels
         self.is_tapped = spec.is_tapped

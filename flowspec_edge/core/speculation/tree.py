@@ -41,9 +41,14 @@ class TreeRow(Struct, gc=False):
 
 
 class Tree:
-    """The living rows of one session, ``rows`` to begin with."""
+    """The living rows of one session, ``rows`` to begin with.
 
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
+    Those with draft ids below ``num_prompt`` are a chain that is verified: each is committed as soon as the next one is
+    here. Otherwise the first Advance would have to go through all of them.
+    """
+
+    def __init__(self, rows: Iterable[Row] = (), *, num_prompt: int = 0) -> None:
+        self._num_prompt = num_prompt
         self._rows: dict[int, TreeRow] = {}
         self._waiting: dict[int, int] = {}  # Advances by the row that has not arrived
         self._first: int | None = None
@@ -98,6 +103,8 @@ class Tree:
             parent.children[row.token] = row.id
             depth = parent.depth + 1
         self._rows[row.id] = TreeRow(row.id, row.parent, row.token, depth)
+        if row.id < self._num_prompt and row.parent != NO_PARENT:
+            self.advance(Advance(row.parent, row.token))
         if row.id in self._waiting:
             self.advance(Advance(row.id, self._waiting.pop(row.id)))
         return True

@@ -34,6 +34,25 @@ def test_advance_to_an_unknown_token_drops_every_child_and_waits_for_the_new_one
     assert not tree.add(Row(7, 3, 60))
 
 
+def test_rows_of_the_prompt_are_committed_as_they_come() -> None:
+    tree = Tree(num_prompt=3)
+    for row in (Row(0, NO_PARENT, 10), Row(1, 0, 11), Row(2, 1, 12), Row(3, 2, 13), Row(4, 2, 14)):
+        assert tree.add(row)
+    tree.check()
+    assert living(tree) == {0: 11, 1: 12, 2: None, 3: None, 4: None}
+    assert not tree.add(Row(5, 1, 50)), "the token after row 1 is known"
+    tree.advance(Advance(2, 14))
+    assert sorted(tree.take_dropped()) == [3]
+
+
+def test_of_two_tokens_at_one_place_of_the_prompt_the_first_counts() -> None:
+    """An origin that keeps the rules sends no such rows."""
+    tree = Tree([Row(0, NO_PARENT, 10), Row(1, 0, 11), Row(2, 0, 12), Row(9, 1, 13)], num_prompt=4)
+    assert tree.add(Row(3, 1, 14)), "which row 9 gives way to"
+    tree.check()
+    assert living(tree) == {0: 11, 1: 14, 3: None}
+
+
 def test_advance_that_overtakes_its_row_waits_for_it() -> None:
     tree = Tree()
     tree.add(Row(0, NO_PARENT, 10))
