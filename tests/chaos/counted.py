@@ -1,7 +1,7 @@
 """``flowspec`` that counts its tasks when it is asked to: ``python -m tests.chaos.counted FILE ARGUMENT ...``.
 
-At SIGUSR1 it writes a JSON object to FILE: how many tasks its event loop has, and how many objects the garbage
-collector follows. Whoever asks sees a new file appear.
+At SIGUSR1 it writes a JSON object to FILE: how many tasks its event loop has, how many objects the garbage collector
+follows, and how many layers are loaded. Whoever asks sees a new file appear.
 """
 
 import asyncio
@@ -14,13 +14,16 @@ import sys
 from pathlib import Path
 
 from flowspec_edge.cli.main import main
+from flowspec_edge.engine.stage_runner import StageRunner
 
 
 def count(path: Path) -> None:
     tasks: set[asyncio.Task[object]] = set()
     with contextlib.suppress(RuntimeError):  # the loop does not run yet, or any more
         tasks = asyncio.all_tasks()
-    counts = {"num_tasks": len(tasks), "num_objects": len(gc.get_objects())}
+    objects = gc.get_objects()
+    layers = [found._num_layers for found in objects if isinstance(found, StageRunner) and found._blocks]
+    counts = {"num_tasks": len(tasks), "num_objects": len(objects), "num_layers": sum(layers)}
     part = path.with_suffix(".part")
     part.write_text(json.dumps(counts))
     os.replace(part, path)

@@ -15,7 +15,7 @@ from typing import Any
 COUNT_S = 2.0
 """How long a process may take to tell its counts."""
 MIN_SAMPLES = 6
-"""A process with fewer samples has not lived long enough to be judged."""
+"""A process with fewer samples of as many layers has not had them long enough to be judged."""
 MAX_GROWTH = 0.05
 """Of memory, from the first third of a process's samples to the last."""
 MIN_GROWN_MB = 1.0
@@ -39,6 +39,7 @@ class Sample:
     num_threads: int
     num_tasks: int
     num_objects: int
+    num_layers: int
 
 
 @dataclass(slots=True)
@@ -68,14 +69,23 @@ class Watched:
         return None
 
 
-def growth(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Medians of the first and the last third of a process's samples, and ``grown``: what has become more."""
-    if len(samples) < MIN_SAMPLES:
-        return {"num_samples": len(samples), "grown": []}
+def growth(samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
+    """What a process took, by the number of layers that it had: medians of the first and the last third of these
+    samples, and ``grown``: what has become more.
+    """
+    found = {}
+    for num_layers in sorted({sample.num_layers for sample in samples}):
+        alike = [sample for sample in samples if sample.num_layers == num_layers]
+        if len(alike) >= MIN_SAMPLES:
+            found[f"{num_layers} layers"] = _growth(alike)
+    return found
+
+
+def _growth(samples: Sequence[Sample]) -> dict[str, Any]:
     third = len(samples) // 3
     figures: dict[str, Any] = {"num_samples": len(samples)}
     grown = []
-    for name in [field.name for field in fields(Sample) if field.name != "at_s"]:
+    for name in [field.name for field in fields(Sample) if field.name not in ("at_s", "num_layers")]:
         first, last = (
             statistics.median(getattr(sample, name) for sample in part) for part in (samples[:third], samples[-third:])
         )

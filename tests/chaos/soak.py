@@ -2,7 +2,7 @@
 
 Each text must be the undisturbed one, and no process may grow. Boards are cut off and frozen, and the last one is
 killed; so most processes live as long as the soak does. Each is looked at when all boards have been back for a while,
-so that all of them have the layers that they had before. Needs root, for hosts of their own (network namespaces).
+and compared with itself when it had as many layers. Needs root, for hosts of their own (network namespaces).
 """
 
 import argparse
@@ -190,7 +190,12 @@ class Soak:
             "longest_pause_s": self.longest_pause_s,
             "faults": dict(self.faults),
             "processes": judged,
-            "grown": {name: figures["grown"] for name, figures in judged.items() if figures["grown"]},
+            "grown": [
+                f"{name} with {layers}: {', '.join(figures['grown'])}"
+                for name, found in judged.items()
+                for layers, figures in found.items()
+                if figures["grown"]
+            ],
         }
 
     def samples(self) -> dict[str, list[dict[str, Any]]]:
@@ -226,9 +231,9 @@ async def soak(minutes: float, model: str, seed: int) -> Soak:
 def line_of(figures: dict[str, Any]) -> str:
     """The row of docs/reliability.md."""
     memory = [
-        f"{name} {process['pss_mb'][0]:.0f} → {process['pss_mb'][1]:.0f}"
-        for name, process in figures["processes"].items()
-        if "pss_mb" in process
+        f"{name} {process['pss_mb'][0]:.0f} to {process['pss_mb'][1]:.0f} ({layers})"
+        for name, found in figures["processes"].items()
+        for layers, process in found.items()
     ]
     return (
         f"| {figures['model']} | {figures['minutes']:g} | {sum(figures['faults'].values())} | "

@@ -131,6 +131,20 @@ async def test_close_may_be_called_often_and_by_several() -> None:
         assert [message async for message in pair.near] == []
 
 
+async def test_a_link_that_ends_while_a_ping_is_answered_is_lost_and_no_rule_is_broken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(message: bytes) -> None:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    async with linked() as pair:
+        monkeypatch.setattr(pair.far._websocket, "pong", refuse)
+        await pair.near._websocket.ping()
+        with pytest.raises(LinkLostError, match=r"the control link was lost \(Cannot write to closing transport\)"):
+            await pair.far.receive()
+    assert "cannot be read" not in caplog.text
+
+
 async def test_an_iteration_over_a_cut_link_raises() -> None:
     async with linked() as pair:
         pair.near._transport.abort()
