@@ -48,7 +48,7 @@ SETTLED_S = 20.0
 SAMPLE_EVERY_S = 5.0
 START_S = 120.0
 WARM_UP_SHARE = 0.2
-"""Of the soak: what comes before is not judged, and at least until every fault has been met once."""
+"""Of the soak: what comes before is not judged. In half an hour each fault has been met twice by then."""
 
 Request = tuple[str, GenerateOptions]
 
