@@ -22,8 +22,8 @@ def count(path: Path) -> None:
     with contextlib.suppress(RuntimeError):  # the loop does not run yet, or any more
         tasks = asyncio.all_tasks()
     objects = gc.get_objects()
-    runners = [found for found in objects if isinstance(found, StageRunner) and getattr(found, "_blocks", ())]  # loaded
-    layers = [runner._num_layers for runner in runners]
+    runners = [found for found in objects if isinstance(found, StageRunner) and hasattr(found, "_blocks")]
+    layers = [runner._num_layers for runner in runners if runner._blocks]
     counts = {"num_tasks": len(tasks), "num_objects": len(objects), "num_layers": sum(layers)}
     part = path.with_suffix(".part")
     part.write_text(json.dumps(counts))
