@@ -321,8 +321,11 @@ class Link:
         message: aiohttp.WSMessage = await self._websocket.receive()
         while message.type in (WSMsgType.PING, WSMsgType.PONG):
             if message.type is WSMsgType.PING:
-                with contextlib.suppress(OSError, aiohttp.ClientError):  # the end of the link is what comes next
+                try:
                     await self._websocket.pong(message.data)
+                except (OSError, aiohttp.ClientError) as error:  # the answer cannot leave any more
+                    self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link was lost ({error})"))
+                    return None
             elif message.data:  # those of a heartbeat are empty
                 self._num_answered = int.from_bytes(message.data, "big")
                 self._answered.set()

@@ -23,7 +23,8 @@ MAX_STOPS = 4
 SEED_BITS = 53
 """Of a seed that is drawn: every language's JSON can tell it."""
 
-_LONG_FIELDS = (
+_LONG_FIELDS = ("flowspec", "prompt")
+_FIELDS = (
     *_LONG_FIELDS, "max_tokens", "model", "n", "parse_special", "schedule", "seed", "stop", "stream", "temperature",
     "top_k", "top_p",
 )  # fmt: skip

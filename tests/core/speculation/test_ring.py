@@ -80,8 +80,8 @@ def test_drafts_from_tapped_rows_speed_up_as_much_as_others() -> None:
 def test_rows_that_nobody_asked_for_are_refused() -> None:
     ring = FakeRing(2, random.Random(1), taps=(2, 4))
     ring.submit(1, (1, 2, 3), GenerateOptions())
-    for _ in range(2):
-        ring.tell_origin(ev.StageReady(1))  # the prompt leaves
+    for stage in range(2):
+        ring.tell_origin(ev.StageReady(1, stage))  # the prompt leaves
     row = np.zeros((1, 2), np.float32)
     for id, layer in ((0, 3), (9, 2)):
         with pytest.raises(ProtocolError, match=f"row {id} of layer {layer} came unasked"):
