@@ -12,7 +12,6 @@ error that ``receive`` and ``send`` raise from then on. Reconnecting lives outsi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections import deque
