@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from flowspec_edge.allocator import give_back_freed
 from flowspec_edge.core.events import ForwardFinished, RunForward
-from flowspec_edge.core.rows import Floats
-from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, load_graph
+from flowspec_edge.core.limits import RECENT_ROWS
+from flowspec_edge.core.rows import Floats, Placement
+from flowspec_edge.engine.attention_inputs import attention_inputs
+from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, as_ort_value, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
+from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
@@ -30,12 +33,10 @@ def load_embedding(directory: Path, manifest: Manifest) -> NDArray[np.floating]:
 
 @dataclass(slots=True)
 class _Session:
-    """A session's cache, and the bindings of the blocks to it, which are made when the session runs for
-    the first time.
-    """
+    """A session's cache, and the bindings of the blocks to it, which are made anew when it has grown."""
 
+    capacity: int
     cache: KvCache
-    step: StepInputs
     bindings: list[ort.IOBinding] = field(default_factory=list)
 
 
@@ -84,19 +85,10 @@ class StageRunner:
         self._sessions: dict[int, _Session] = {}
 
     def open_cache(self, session: int, capacity: int) -> None:
-        """Make room for ``capacity`` slots, the reserved one included.
-
-        Raises:
-            StageFailedError: there is not enough memory.
-        """
+        """Open a session of at most ``capacity`` slots. Memory is taken as they are used."""
         geometry = self._geometry
-        try:
-            cache = KvCache(self._num_layers, geometry.num_kv_heads, capacity, geometry.head_dim)
-        except MemoryError as cause:
-            raise StageFailedError(
-                f"no memory for a KV cache of {capacity} slots ({cause}); ask for fewer tokens"
-            ) from cause
-        self._sessions[session] = _Session(cache, StepInputs(self._min_rows))
+        cache = KvCache(self._num_layers, geometry.num_kv_heads, geometry.head_dim)
+        self._sessions[session] = _Session(capacity, cache)
 
     def free_cache(self, session: int) -> None:
         self._sessions.pop(session, None)
@@ -134,10 +126,7 @@ class StageRunner:
         session = self._sessions.get(forward.session)
         if session is None:  # closed between the decision to run and the run; nobody will use the rows
             return self._nothing(num_rows)
-        if not session.bindings:  # here, not where the session is opened: the event loop does not wait for it
-            session.bindings = self._bind(session.cache, session.step)
-        session.cache.move(forward.moves)
-        inputs = session.step.set(forward.mask, forward.positions)
+        inputs = self._place(session, forward.placement)
         hidden = HiddenRows(self._embed(forward) if forward.hidden is None else forward.hidden, self._min_rows)
         tapped: dict[int, Floats] = {}
         for (start, _, block), binding in zip(self._blocks, session.bindings, strict=True):
@@ -157,12 +146,35 @@ class StageRunner:
             hidden.advance()
         return ForwardFinished(hidden.array[0, :num_rows], tapped)
 
+    def _place(self, session: _Session, placement: Placement) -> dict[str, ort.OrtValue]:
+        """Make room in the cache and the moves, and return the inputs that tell the blocks where rows are.
+
+        Raises:
+            StageFailedError: there is not enough memory.
+        """
+        geometry, cache = self._geometry, session.cache
+        num_padding = max(self._min_rows - len(placement.positions), 0)  # rows of padding are written behind the others
+        positions = np.concatenate([placement.positions, np.zeros(num_padding, np.int64)])
+        recent = np.concatenate([placement.recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
+        stop = placement.first_slot + len(positions)
+        try:
+            if cache.reach(stop):
+                session.bindings = self._bind(cache)
+        except MemoryError as cause:
+            raise StageFailedError(
+                f"no memory for a KV cache of {stop} slots ({cause}); ask for fewer tokens"
+            ) from cause
+        cache.move(placement.moves)
+        heads = {"num_heads": geometry.num_heads, "num_kv_heads": geometry.num_kv_heads}
+        arrays = attention_inputs(placement.first_slot, positions, recent, num_slots=cache.num_slots, **heads)
+        return {name: as_ort_value(array) for name, array in arrays.items()}
+
     def _nothing(self, num_rows: int) -> ForwardFinished:
         return ForwardFinished(np.zeros((num_rows, self._geometry.hidden_size), np.float32))
 
-    def _bind(self, cache: KvCache, step: StepInputs) -> list[ort.IOBinding]:
-        kept = {**self._rotary.reach(cache.num_slots), **step.numbers}
-        return [block.bind(cache.values[2 * start : 2 * stop], kept) for start, stop, block in self._blocks]
+    def _bind(self, cache: KvCache) -> list[ort.IOBinding]:
+        tables = self._rotary.reach(cache.num_slots)
+        return [block.bind(cache.values[2 * start : 2 * stop], tables) for start, stop, block in self._blocks]
 
     def _embed(self, forward: RunForward) -> Floats:
         assert self._embedding is not None, "a chunk without hidden rows reached a stage that does not embed"

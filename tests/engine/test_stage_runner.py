@@ -179,8 +179,7 @@ def test_rows_are_written_to_memory_of_their_own(bundle: Bundle, whole: StageRun
 def _forward(session: int, rows: Sequence[Row]) -> RunForward:
     """A chain from the first slot on."""
     slots = KvSlots(100)
-    first = slots.append(rows)
-    return RunForward(session, tuple(rows), None, (), first, np.arange(len(rows)), slots.ancestor_mask(first))
+    return RunForward(session, tuple(rows), None, slots.place(rows))
 
 
 def test_a_closed_runner_holds_nothing_that_takes_memory(bundle: Bundle, tokens: list[int]) -> None:

@@ -19,6 +19,7 @@ from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
+from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.node.pacing import Board
@@ -112,8 +113,7 @@ class Hosted:
 
 def forward_of(session: int, num_rows: int = 1, *, is_tapped: bool = False) -> ev.RunForward:
     rows = tuple(Row(id, id - 1 if id else NO_PARENT, 5) for id in range(num_rows))
-    mask = np.ones((num_rows, num_rows), np.bool_)
-    return ev.RunForward(session, rows, None, (), 1, np.arange(num_rows), mask, is_tapped)
+    return ev.RunForward(session, rows, None, KvSlots(num_rows).place(rows), is_tapped)
 
 
 SPEC = SessionSpec(1, 100, False, True, 7)
