@@ -354,7 +354,7 @@ def parse_manifest(text: str, path: Path) -> Manifest:
     if isinstance(version, int) and version < FORMAT_VERSION:
         raise BundleError(
             f"{path}: format version {version!r:.40} is older than {FORMAT_VERSION}, the only one this flowspec-edge "
-            "reads; export the bundle again with flowspec-export"
+            f"reads; make it anew: flowspec-export CHECKPOINT --out {path.parent} --force"
         )
     if version != FORMAT_VERSION:
         raise BundleError(

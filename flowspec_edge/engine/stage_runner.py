@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,18 @@ from flowspec_edge.allocator import give_back_freed
 from flowspec_edge.core.events import ForwardFinished, RunForward
 from flowspec_edge.core.limits import RECENT_ROWS
 from flowspec_edge.core.rows import Floats, Placement
-from flowspec_edge.engine.attention_inputs import attention_inputs
+from flowspec_edge.engine.attention_inputs import HeadGroups, attention_inputs
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, as_ort_value, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
+from flowspec_edge.engine.row_check import gives_rows_the_same_bits
 from flowspec_edge.errors import PlacementError, StageFailedError
-from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, Manifest
+from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, BlockEntry, Manifest
+
+_log = logging.getLogger(__name__)
 
 
 def load_embedding(directory: Path, manifest: Manifest) -> NDArray[np.floating]:
@@ -70,13 +74,11 @@ class StageRunner:
         self._min_rows = min_rows(precision or manifest.precision)
         self._start, self._num_layers = start, stop - start
         self._taps = frozenset(manifest.drafter.taps if manifest.drafter else ())
+        first, num_threads, self._is_row_by_row = self._load_first(directory, blocks[0], num_threads)
+        rest = [CachedGraph(directory / block.file, block.start, block.stop, num_threads) for block in blocks[1:]]
         self._blocks = [
-            (
-                block.start - start,
-                block.stop - start,
-                CachedGraph(directory / block.file, block.start, block.stop, num_threads),
-            )
-            for block in blocks
+            (block.start - start, block.stop - start, graph)
+            for block, graph in zip(blocks, [first, *rest], strict=True)
         ]
         self._embedding = load_embedding(directory, manifest) if start == 0 else None
         is_last = stop == manifest.geometry.num_layers
@@ -126,6 +128,8 @@ class StageRunner:
         session = self._sessions.get(forward.session)
         if session is None:  # closed between the decision to run and the run; nobody will use the rows
             return self._nothing(num_rows)
+        if self._is_row_by_row and num_rows > 1:
+            return self._run_row_by_row(forward, is_cancelled)
         inputs = self._place(session, forward.placement)
         hidden = HiddenRows(self._embed(forward) if forward.hidden is None else forward.hidden, self._min_rows)
         tapped: dict[int, Floats] = {}
@@ -145,6 +149,35 @@ class StageRunner:
             self._final_norm.run_with_iobinding(binding)
             hidden.advance()
         return ForwardFinished(hidden.array[0, :num_rows], tapped)
+
+    def _run_row_by_row(self, forward: RunForward, is_cancelled: Callable[[], bool]) -> ForwardFinished:
+        placed, parts = forward.placement, []
+        for number, row in enumerate(forward.rows):
+            one = slice(number, number + 1)
+            placement = Placement(
+                placed.moves if not number else (),
+                placed.first_slot + number,
+                placed.positions[one],
+                placed.recent[one],
+            )
+            hidden = None if forward.hidden is None else forward.hidden[one]
+            parts.append(self.run(replace(forward, rows=(row,), hidden=hidden, placement=placement), is_cancelled))
+        tapped = {layer: np.concatenate([part.tapped[layer] for part in parts]) for layer in parts[-1].tapped}
+        return ForwardFinished(np.concatenate([part.hidden for part in parts]), tapped)
+
+    def _load_first(self, directory: Path, block: BlockEntry, num_threads: int) -> tuple[CachedGraph, int, bool]:
+        """The first block, the number of threads with which this device gives rows the same bits in every chunk, and
+        whether it does so only where each row is run by itself.
+        """
+        geometry = self._geometry
+        num_products = HeadGroups.of(geometry.num_heads, geometry.num_kv_heads).num_products
+        for threads in sorted({min(num_threads, num_products), 1}, reverse=True):
+            graph = CachedGraph(directory / block.file, block.start, block.stop, threads)
+            if gives_rows_the_same_bits(graph, block.stop - block.start, geometry, self._min_rows):
+                return graph, threads, False
+            _log.warning("with %d threads the bits of a row depend on its chunk on this device", threads)
+        _log.warning("so rows run one by one")
+        return graph, 1, True
 
     def _place(self, session: _Session, placement: Placement) -> dict[str, ort.OrtValue]:
         """Make room in the cache and the moves, and return the inputs that tell the blocks where rows are.

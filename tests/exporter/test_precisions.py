@@ -27,6 +27,7 @@ from flowspec_edge.node.node import Node
 from flowspec_edge.node.precision_choice import chosen_precision, keep_precision
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
+from tests.arm import row_bits
 from tests.bundles import MadeOnce
 from tests.engine.conftest import Session, make_chain
 from tests.exporter.checkpoints import save_checkpoint
@@ -85,6 +86,17 @@ def test_a_rows_bits_do_not_depend_on_its_chunk(directory: Path, manifest: Manif
         np.testing.assert_array_equal(found, expected)
         parts = [head.logits(found[i : i + num_rows]) for i in range(0, 64, num_rows)]
         np.testing.assert_array_equal(np.concatenate(parts), logits)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_row_has_the_same_bits_in_every_tree(
+    directory: Path, manifest: Manifest, precision: str, num_threads: int
+) -> None:
+    stage = StageRunner(directory, manifest, 0, NUM_LAYERS, num_threads=num_threads, precision=precision)
+    found = [row_bits.compare(stage, manifest.geometry.vocab_size, seed, num_prompt=200) for seed in range(3)]
+    compared, differing = (sum(numbers) for numbers in zip(*found, strict=True))
+    assert compared > 400 and not differing
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
