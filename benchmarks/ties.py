@@ -55,7 +55,7 @@ class Case:
 
 
 class Findings:
-    """The first token that differs in each text, by case and ring, kept in a file as they come; None where none does."""
+    """The first token that differs in each text, by case and ring, kept in a file; None where none does."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
@@ -94,7 +94,7 @@ def demo_bundle(precision: str, folder: Path) -> Path:
 @contextlib.asynccontextmanager
 async def ring_of(num_nodes: int, bundle: Bundle, precision: str) -> AsyncIterator[Ring]:
     """A ring over nodes in this process."""
-    settings = {"cluster": "ties", "bundles": (bundle,), "is_announced": False, "precision": precision}
+    settings: dict[str, Any] = {"cluster": "ties", "bundles": (bundle,), "is_announced": False, "precision": precision}
     async with contextlib.AsyncExitStack() as closing:
         nodes = []
         for number in range(num_nodes + 1):

@@ -157,7 +157,7 @@ def _group_body(
     weighted, total = f"{to.name}/weighted", f"{to.name}/total"
     to.add("Split", sums, to.constant([head_dim, 1]), outputs=(weighted, total), axis=4)
     attended = to.reshape(to.add("Div", weighted, total), -1, num_heads * head_dim)
-    sizes = {
+    sizes: dict[str, list[str | int | None]] = {
         query: ["group_rows", num_heads * head_dim],
         bias: [1, 1, "group_rows", 1, "slots"],
         mask: [1, 1, "group_rows", 1, "slots"],

@@ -234,7 +234,7 @@ class Attention(nn.Module):
         self, x: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor, step: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         projected = self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x)), self.v_proj(x)
-        attended, key, value = self.kernel.apply(  # type: ignore[no-untyped-call]  # torch has no types for it
+        attended, key, value = self.kernel.apply(
             *projected, past_key, past_value, *step, self.num_heads, self.num_kv_heads
         )
         return self.o_proj(attended), key, value

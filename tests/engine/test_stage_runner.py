@@ -7,13 +7,14 @@ import shutil
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.events import RunForward
-from flowspec_edge.core.rows import Row
+from flowspec_edge.core.rows import Placement, Row
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.engine import kv_cache, stage_runner
 from flowspec_edge.engine.graphs import as_ort_value
@@ -255,9 +256,12 @@ def test_rows_run_one_by_one_where_chunks_change_their_bits(
     assert [record.message.split()[1] for record in caplog.records] == ["2", "1", "rows"]
     ran: list[int] = []
     place = stage._place
-    monkeypatch.setattr(
-        stage, "_place", lambda session, placed: (ran.append(len(placed.positions)), place(session, placed))[1]
-    )
+
+    def place_and_count(session: Any, placement: Placement) -> Any:
+        ran.append(len(placement.positions))
+        return place(session, placement)
+
+    monkeypatch.setattr(stage, "_place", place_and_count)
     np.testing.assert_array_equal(Session(stage).run(chain), expected)
     assert ran == [1] * 20
 
