@@ -8,9 +8,9 @@ of threads.
 
 The layers have the shapes of TinyLlama 1.1B and Llama 3.2 3B and random weights, are exported as any checkpoint is, and
 are more than the processor's caches hold. A bare run is ONNX Runtime's alone, with everything bound before. A step is
-what a node does for a chunk: slots, inputs, binding, compaction of the cache, the run, and the way to the stage's thread
-and back. Bare runs and steps take turns, and so do a matrix-vector and a matrix-matrix product of BLAS in float32, so
-that other work on the machine slows all of them alike. ONNX Runtime's product of one large matrix is measured too: it
+what a node does for a chunk: slots, inputs, binding, compaction of the cache, the run, and the way to the stage's
+thread and back. Bare runs and steps take turns, and so do a matrix-vector and a matrix-matrix product of BLAS in
+float32, so that other work on the machine slows all of them alike. ONNX Runtime's product of one large matrix is measured too: it
 shows how much of the memory's rate the kernels reach by themselves, without a graph around them.
 """
 

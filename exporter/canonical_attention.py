@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from flowspec_edge.engine.attention_inputs import HeadGroups
-from flowspec_edge.manifest import OLDER_BIAS, OLDER_MASK, RECENT_BIAS, RECENT_SLOTS
+from flowspec_edge.manifest import OLDER_BIAS, OLDER_MASK, RECENT_BIAS, RECENT_SLOTS, ROUNDS_CACHE
 
 DOMAIN = "flowspec"
 PLACEHOLDER = f"{DOMAIN}::CanonicalAttention"
@@ -45,6 +45,7 @@ def expand_attention(path: Path) -> None:
         return
     del graph.node[:]
     graph.node.extend(nodes)
+    graph.initializer.append(numpy_helper.from_array(np.array(False), ROUNDS_CACHE))
     opsets = {opset.domain: opset.version for opset in model.opset_import if opset.domain != DOMAIN}
     del model.opset_import[:]
     model.opset_import.extend(
@@ -102,8 +103,8 @@ def _write_attention(to: _Writer, node: onnx.NodeProto, head_dim: int) -> None:
     def by_head(rows: str) -> str:  # [num_kv_heads, rows, head_dim]
         return to.add("Transpose", to.reshape(rows, -1, num_kv_heads, head_dim), perm=[1, 0, 2])
 
-    with_one = to.add("Pad", by_head(value), to.constant([0, 1]), to.constant(1.0), to.constant([2]))
-    to.add("ScatterND", past_key, slots, by_head(rotated_key), outputs=(present_key,))
+    with_one = to.add("Pad", by_head(_rounded(to, value)), to.constant([0, 1]), to.constant(1.0), to.constant([2]))
+    to.add("ScatterND", past_key, slots, by_head(_rounded(to, rotated_key)), outputs=(present_key,))
     to.add("ScatterND", past_value, slots, with_one, outputs=(present_value,))
     rows_axis = to.constant([1])
     padded = to.add("Pad", rotated, padding, to.constant(0.0), rows_axis)
@@ -113,6 +114,28 @@ def _write_attention(to: _Writer, node: onnx.NodeProto, head_dim: int) -> None:
     groups = to.add("Scan", grouped, *scanned, num_scan_inputs=1 + len(scanned), body=body)
     rows = to.reshape(groups, 1, -1, num_heads * head_dim)
     to.add("Slice", rows, to.constant([0]), to.size(query, 1), rows_axis, outputs=(attended,))
+
+
+def _rounded(to: _Writer, rows: str) -> str:
+    """The rows as a cache in float16 gives them back, where the session is to have one. ONNX Runtime drops the branch
+    that is not taken when it loads the graph.
+    """
+
+    def branch(name: str, *kinds: int) -> onnx.GraphProto:
+        inner = _Writer(f"{to.name}/{name}_{len(to.nodes)}")
+        found = rows
+        for kind in kinds:
+            found = inner.add("Cast", found, to=kind)
+        result = found if kinds else inner.add("Identity", found)
+        return helper.make_graph(
+            inner.nodes, inner.name, [], [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)]
+        )
+
+    branches = {
+        "then_branch": branch("half", TensorProto.FLOAT16, TensorProto.FLOAT),
+        "else_branch": branch("whole"),
+    }
+    return to.add("If", ROUNDS_CACHE, **branches)
 
 
 def _group_body(
@@ -133,7 +156,6 @@ def _group_body(
     query, bias, mask, recent_slots, recent_bias = (
         f"{to.name}/{name}" for name in ("query", OLDER_BIAS, OLDER_MASK, RECENT_SLOTS, RECENT_BIAS)
     )
-    last = to.constant([4])
     by_head = to.add("Transpose", to.reshape(query, -1, num_kv_heads, parts, heads, head_dim), perm=[1, 2, 0, 3, 4])
     flat = to.reshape(by_head, num_kv_heads, parts, -1, head_dim)
     scores = to.add("FusedMatMul", flat, keys, transB=1, alpha=float(head_dim) ** -0.5)
@@ -141,15 +163,7 @@ def _group_body(
     columns = to.add("Unsqueeze", recent_slots, to.constant([0, 1, 3]))
     columns = to.add("Expand", columns, to.constant([num_kv_heads, parts, 1, heads, 1]))
     recent = to.add("Add", to.add("GatherElements", scores, columns, axis=4), recent_bias)
-    older = to.add("Add", scores, bias)
-    largest = to.add(
-        "Max",
-        to.add("ReduceMax", older, last, keepdims=1),
-        to.add("ReduceMax", recent, last, keepdims=1),
-    )
-    exponents = to.add("Max", to.add("Sub", older, largest), to.constant(LEAST_EXPONENT))
-    older_weights = to.add("Mul", to.add("Exp", exponents), mask)
-    recent_weights = to.add("Exp", to.add("Sub", recent, largest))
+    older_weights, recent_weights = _weigh(to, to.add("Add", scores, bias), mask, recent)
     older_sums = to.add("MatMul", to.add("Reshape", older_weights, weight_sizes), values)
     older_sums = to.reshape(older_sums, num_kv_heads, parts, -1, heads, head_dim + 1)
     recent_sums = to.add("MatMul", recent_weights, to.add("Gather", values, recent_slots, axis=2))
@@ -157,8 +171,13 @@ def _group_body(
     weighted, total = f"{to.name}/weighted", f"{to.name}/total"
     to.add("Split", sums, to.constant([head_dim, 1]), outputs=(weighted, total), axis=4)
     attended = to.reshape(to.add("Div", weighted, total), -1, num_heads * head_dim)
+    return _as_graph(to, attended, num_heads * head_dim, (query, bias, mask, recent_slots, recent_bias))
+
+
+def _as_graph(to: _Writer, attended: str, width: int, inputs: tuple[str, ...]) -> onnx.GraphProto:
+    query, bias, mask, recent_slots, recent_bias = inputs
     sizes: dict[str, list[str | int | None]] = {
-        query: ["group_rows", num_heads * head_dim],
+        query: ["group_rows", width],
         bias: [1, 1, "group_rows", 1, "slots"],
         mask: [1, 1, "group_rows", 1, "slots"],
         recent_slots: ["group_rows", "recent"],
@@ -172,3 +191,15 @@ def _group_body(
         [helper.make_tensor_value_info(attended, TensorProto.FLOAT, sizes[query])],
         to.constants,
     )
+
+
+def _weigh(to: _Writer, older: str, mask: str, recent: str) -> tuple[str, str]:
+    """The weights of older and recent ancestors from their scores: exponents below the largest score of both."""
+    last = to.constant([4])
+    largest = to.add(
+        "Max",
+        to.add("ReduceMax", older, last, keepdims=1),
+        to.add("ReduceMax", recent, last, keepdims=1),
+    )
+    exponents = to.add("Max", to.add("Sub", older, largest), to.constant(LEAST_EXPONENT))
+    return to.add("Mul", to.add("Exp", exponents), mask), to.add("Exp", to.add("Sub", recent, largest))

@@ -81,6 +81,10 @@ RECENT_SLOTS = "recent_slots"  # int64 [groups, group_rows, recent]: slots of th
 # float32 [groups, 1, 1, group_rows, 1, recent]: 0, or a large negative value where a row has fewer ancestors
 RECENT_BIAS = "recent_bias"
 
+# A constant of a layer block, bool []: whether new rows are rounded to float16 before they are written to the cache. It
+# is false in the file; a session that is loaded may set it.
+ROUNDS_CACHE = "rounds_cache"
+
 # Inputs of the drafter alone.
 TOKEN_EMBEDDING = "token_embedding"  # float32 [1, rows, hidden_size]
 FEATURE = "feature"  # float32 [1, rows, hidden_size]

@@ -311,7 +311,9 @@ class ReportTrip:
 
 @dataclass(frozen=True, slots=True)
 class FinishGeneration:
-    """End the text: ``reason`` is ``stop``, ``length``, ``cancelled`` or ``failed``; ``error`` says why it failed."""
+    """End the text: ``reason`` is ``stop``, ``length``, ``cancelled``, ``failed`` or ``refused``; ``error`` says why of
+    the last two.
+    """
 
     session: int
     reason: str

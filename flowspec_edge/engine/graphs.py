@@ -19,14 +19,15 @@ from flowspec_edge.manifest import (
     PAST_VALUE,
     PRESENT_KEY,
     PRESENT_VALUE,
+    ROUNDS_CACHE,
     SESSION_SETTINGS,
 )
 
 Floats = NDArray[np.float32]
 
 
-def load_graph(path: Path, num_threads: int) -> ort.InferenceSession:
-    """An ONNX Runtime session on the CPU.
+def load_graph(path: Path, num_threads: int, *, rounds_cache: bool = False) -> ort.InferenceSession:
+    """An ONNX Runtime session on the CPU. One that ``rounds_cache`` writes to a cache only what float16 can tell.
 
     Raises:
         BundleError: the file is not a graph that this ONNX Runtime can run.
@@ -40,8 +41,9 @@ def load_graph(path: Path, num_threads: int) -> ort.InferenceSession:
     for setting in SESSION_SETTINGS:
         options.add_session_config_entry(*setting)
     try:
+        model = _set_to_round(path.read_bytes()) if rounds_cache else str(path)
         with on_huge_pages(), frugal_allocation():
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as cause:  # ONNX Runtime raises its own types, none of them exported
         raise BundleError(f"{path}: not a graph that ONNX Runtime {ort.__version__} can load ({cause})") from cause
 
@@ -64,6 +66,19 @@ def pad_rows(rows: Floats, min_rows: int) -> Floats:
     if len(rows) < min_rows:
         rows = np.concatenate([rows, np.zeros((min_rows - len(rows), rows.shape[1]), np.float32)])
     return np.ascontiguousarray(rows, np.float32)[None]
+
+
+def _set_to_round(model: bytes) -> bytes:
+    """Set the constant ROUNDS_CACHE of a graph: ONNX Runtime has no way to do so while it loads one.
+
+    In protobuf, where the fields of a tensor are in the order of their numbers, its name (8) is followed by its data
+    (9), of one byte.
+    """
+    name = ROUNDS_CACHE.encode()
+    before = bytes([8 << 3 | 2, len(name)]) + name + bytes([9 << 3 | 2, 1])
+    if model.count(before + b"\0") != 1:
+        raise ValueError(f"no constant {ROUNDS_CACHE}, so it cannot have a cache in float16")
+    return model.replace(before + b"\0", before + b"\1")
 
 
 class HiddenRows:
@@ -100,8 +115,8 @@ class HiddenRows:
 class CachedGraph:
     """A graph over layers ``[start, stop)`` whose cache is bound in place."""
 
-    def __init__(self, path: Path, start: int, stop: int, num_threads: int) -> None:
-        self._session = load_graph(path, num_threads)
+    def __init__(self, path: Path, start: int, stop: int, num_threads: int, *, rounds_cache: bool = False) -> None:
+        self._session = load_graph(path, num_threads, rounds_cache=rounds_cache)
         self._layers = range(start, stop)
 
     def bind(self, caches: Sequence[ort.OrtValue], inputs: dict[str, ort.OrtValue]) -> ort.IOBinding:

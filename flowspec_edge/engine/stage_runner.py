@@ -23,7 +23,7 @@ from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.engine.row_check import gives_rows_the_same_bits
-from flowspec_edge.errors import PlacementError, StageFailedError
+from flowspec_edge.errors import CacheFullError, PlacementError
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, BlockEntry, Manifest
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ class _Session:
 class StageRunner:
     """Layers ``[start, stop)`` of a bundle. The first stage embeds, the last one applies the final norm.
 
+    Where it ``has_half_cache``, keys and values are rounded to float16 before their first use and kept so.
+
     It is not safe to use from several threads at once.
 
     Raises:
@@ -63,6 +65,7 @@ class StageRunner:
         *,
         num_threads: int = 1,
         precision: str | None = None,
+        has_half_cache: bool = False,
     ) -> None:
         blocks = manifest.blocks_of(start, stop, precision)
         if not blocks or (blocks[0].start, blocks[-1].stop) != (start, stop):
@@ -71,11 +74,12 @@ class StageRunner:
         if (precision or manifest.precision) == EXACT_PRECISION:
             check_integer_products()
         self._geometry = manifest.geometry
+        self._has_half_cache = has_half_cache
         self._min_rows = min_rows(precision or manifest.precision)
         self._start, self._num_layers = start, stop - start
         self._taps = frozenset(manifest.drafter.taps if manifest.drafter else ())
         first, num_threads, self._is_row_by_row = self._load_first(directory, blocks[0], num_threads)
-        rest = [CachedGraph(directory / block.file, block.start, block.stop, num_threads) for block in blocks[1:]]
+        rest = [self._load(directory, block, num_threads) for block in blocks[1:]]
         self._blocks = [
             (block.start - start, block.stop - start, graph)
             for block, graph in zip(blocks, [first, *rest], strict=True)
@@ -89,7 +93,7 @@ class StageRunner:
     def open_cache(self, session: int, capacity: int) -> None:
         """Open a session of at most ``capacity`` slots. Memory is taken as they are used."""
         geometry = self._geometry
-        cache = KvCache(self._num_layers, geometry.num_kv_heads, geometry.head_dim)
+        cache = KvCache(self._num_layers, geometry.num_kv_heads, geometry.head_dim, is_half=self._has_half_cache)
         self._sessions[session] = _Session(capacity, cache)
 
     def free_cache(self, session: int) -> None:
@@ -122,6 +126,7 @@ class StageRunner:
         [rows, hidden_size].
 
         Raises:
+            CacheFullError: there is not enough memory for the rows.
             StageFailedError: ONNX Runtime refused the run.
         """
         num_rows = len(forward.rows)
@@ -131,16 +136,19 @@ class StageRunner:
         if self._is_row_by_row and num_rows > 1:
             return self._run_row_by_row(forward, is_cancelled)
         inputs = self._place(session, forward.placement)
+        slots = slice(forward.placement.first_slot, forward.placement.first_slot + num_rows)
         hidden = HiddenRows(self._embed(forward) if forward.hidden is None else forward.hidden, self._min_rows)
         tapped: dict[int, Floats] = {}
-        for (start, _, block), binding in zip(self._blocks, session.bindings, strict=True):
+        for (start, stop, block), binding in zip(self._blocks, session.bindings, strict=True):
             if is_cancelled():
                 return self._nothing(num_rows)
             if forward.is_tapped and self._start + start in self._taps:
                 tapped[self._start + start] = hidden.array[0, :num_rows].copy()
             inputs[HIDDEN] = hidden.source
             block.bind_step(binding, inputs, hidden.target)
+            session.cache.fetch(start, stop, slots.start)
             block.run_bound(binding)
+            session.cache.keep(start, stop, slots)
             hidden.advance()
         if self._final_norm is not None:
             binding = self._final_norm.io_binding()
@@ -165,6 +173,11 @@ class StageRunner:
         tapped = {layer: np.concatenate([part.tapped[layer] for part in parts]) for layer in parts[-1].tapped}
         return ForwardFinished(np.concatenate([part.hidden for part in parts]), tapped)
 
+    def _load(self, directory: Path, block: BlockEntry, num_threads: int) -> CachedGraph:
+        return CachedGraph(
+            directory / block.file, block.start, block.stop, num_threads, rounds_cache=self._has_half_cache
+        )
+
     def _load_first(self, directory: Path, block: BlockEntry, num_threads: int) -> tuple[CachedGraph, int, bool]:
         """The first block, the number of threads with which this device gives rows the same bits in every chunk, and
         whether it does so only where each row is run by itself.
@@ -172,7 +185,7 @@ class StageRunner:
         geometry = self._geometry
         num_products = HeadGroups.of(geometry.num_heads, geometry.num_kv_heads).num_products
         for threads in sorted({min(num_threads, num_products), 1}, reverse=True):
-            graph = CachedGraph(directory / block.file, block.start, block.stop, threads)
+            graph = self._load(directory, block, threads)
             if gives_rows_the_same_bits(graph, block.stop - block.start, geometry, self._min_rows):
                 return graph, threads, False
             _log.warning("with %d threads the bits of a row depend on its chunk on this device", threads)
@@ -183,7 +196,7 @@ class StageRunner:
         """Make room in the cache and the moves, and return the inputs that tell the blocks where rows are.
 
         Raises:
-            StageFailedError: there is not enough memory.
+            CacheFullError: there is not enough memory.
         """
         geometry, cache = self._geometry, session.cache
         num_padding = max(self._min_rows - len(placement.positions), 0)  # rows of padding are written behind the others
@@ -191,12 +204,10 @@ class StageRunner:
         recent = np.concatenate([placement.recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
         stop = placement.first_slot + len(positions)
         try:
-            if cache.reach(stop):
+            if cache.reach(stop, max(stop - start for start, stop, _ in self._blocks)):
                 session.bindings = self._bind(cache)
         except MemoryError as cause:
-            raise StageFailedError(
-                f"no memory for a KV cache of {stop} slots ({cause}); ask for fewer tokens"
-            ) from cause
+            raise CacheFullError(f"no memory for a KV cache of {stop} slots ({cause}); ask for fewer tokens") from cause
         cache.move(placement.moves)
         heads = {"num_heads": geometry.num_heads, "num_kv_heads": geometry.num_kv_heads}
         arrays = attention_inputs(placement.first_slot, positions, recent, num_slots=cache.num_slots, **heads)
@@ -207,7 +218,7 @@ class StageRunner:
 
     def _bind(self, cache: KvCache) -> list[ort.IOBinding]:
         tables = self._rotary.reach(cache.num_slots)
-        return [block.bind(cache.values[2 * start : 2 * stop], tables) for start, stop, block in self._blocks]
+        return [block.bind(cache.seen(start, stop), tables) for start, stop, block in self._blocks]
 
     def _embed(self, forward: RunForward) -> Floats:
         assert self._embedding is not None, "a chunk without hidden rows reached a stage that does not embed"

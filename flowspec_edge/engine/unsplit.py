@@ -22,11 +22,19 @@ class UnsplitModel:
     """A bundle's target without ring, tree or drafter."""
 
     def __init__(
-        self, directory: Path, manifest: Manifest, *, num_threads: int = 1, precision: str | None = None
+        self,
+        directory: Path,
+        manifest: Manifest,
+        *,
+        num_threads: int = 1,
+        precision: str | None = None,
+        has_half_cache: bool = False,
     ) -> None:
         self._manifest = manifest
         layers = 0, manifest.geometry.num_layers
-        self._stage = StageRunner(directory, manifest, *layers, num_threads=num_threads, precision=precision)
+        self._stage = StageRunner(
+            directory, manifest, *layers, num_threads=num_threads, precision=precision, has_half_cache=has_half_cache
+        )
         self._head = Head(directory, manifest, num_threads=num_threads)
 
     def generate(self, prompt: list[int], options: GenerateOptions) -> Iterator[int]:

@@ -170,6 +170,7 @@ class _Opening:
             self.request.stop,
             num_threads=self.node.settings.num_threads,
             precision=self._precision,
+            has_half_cache=self.node.settings.has_half_cache,
         )
 
     def _recorder(self, stage: LoadedStage) -> StageRecorder | None:

@@ -20,7 +20,7 @@ from flowspec_edge.engine import kv_cache, stage_runner
 from flowspec_edge.engine.graphs import as_ort_value
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
-from flowspec_edge.errors import BundleError, PlacementError, StageFailedError
+from flowspec_edge.errors import BundleError, CacheFullError, PlacementError, StageFailedError
 from tests.engine.conftest import NUM_LAYERS, Session, make_chain
 
 TREE = [-1, -1, -1, 0, 0, 1, 3, 3, 5, 6]  # parents by place, counted from the tree's first row; -1 is the chain's last
@@ -233,11 +233,8 @@ def test_a_cache_that_cannot_grow_is_refused_by_name(
     session.run(chain[:128])
     stage.open_cache(2, 100)
 
-    def refuse(shape: tuple[int, ...]) -> np.ndarray:
-        raise MemoryError("no such mapping")
-
-    monkeypatch.setattr(kv_cache, "zeros_on_small_pages", refuse)
-    with pytest.raises(StageFailedError, match="no memory for a KV cache of 129 slots"):
+    monkeypatch.setattr(kv_cache, "memory_left", lambda: 1000)
+    with pytest.raises(CacheFullError, match=r"no memory for a KV cache of 129 slots \(\d+ bytes are needed, 1000 are"):
         session.run(chain[128:129])
     monkeypatch.undo()
     other.run(chain[:128])

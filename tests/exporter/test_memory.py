@@ -87,6 +87,9 @@ def export_random_layers(root: Path) -> None:
         demo.geometry,
         num_layers=NUM_LAYERS,
         hidden_size=SHAPE.hidden_size,
+        num_heads=SHAPE.num_heads,
+        num_kv_heads=SHAPE.num_kv_heads,
+        head_dim=SHAPE.head_dim,
         vocab_size=EMBEDDING_ROWS,
         rope_frequencies=list(SHAPE.rope_frequencies),
     )

@@ -99,6 +99,18 @@ def test_a_row_has_the_same_bits_in_every_tree(
     assert compared > 400 and not differing
 
 
+@pytest.mark.parametrize("precision", ["w8a8", "fp32"])
+def test_a_cache_in_float16_takes_half_and_keeps_the_law(directory: Path, manifest: Manifest, precision: str) -> None:
+    halved = StageRunner(directory, manifest, 0, NUM_LAYERS, precision=precision, has_half_cache=True)
+    compared, differing = row_bits.compare(halved, manifest.geometry.vocab_size, seed=1, num_prompt=200)
+    assert compared > 100 and not differing
+    chain = make_chain(np.random.default_rng(4).integers(2, 2048, 64).tolist())
+    whole = StageRunner(directory, manifest, 0, NUM_LAYERS, precision=precision)
+    rows = Session(halved).run(chain), Session(whole).run(chain)
+    assert 0 < np.abs(rows[0] - rows[1]).max() < 0.5
+    assert halved._sessions[1].cache.num_bytes * 2 == whole._sessions[1].cache.num_bytes
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_rows_bits_do_not_depend_on_the_number_of_threads(
     directory: Path, manifest: Manifest, precision: str
