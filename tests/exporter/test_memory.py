@@ -117,6 +117,6 @@ def test_a_cache_has_its_layers_in_a_row() -> None:
     assert not cache.reach(128), "it has room already"
     keys, values = 2 * 128 * 16 * 4, 2 * 128 * 17 * 4
     assert cache.num_bytes == 3 * (keys + values)
-    addresses = [value.data_ptr() for value in cache.values]
+    addresses = [value.data_ptr() for value in cache.seen(0, 3)]
     assert addresses[::2] == [addresses[0] + layer * keys for layer in range(3)]
     assert addresses[1::2] == [addresses[1] + layer * values for layer in range(3)]
