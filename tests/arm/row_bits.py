@@ -165,8 +165,9 @@ def main() -> None:
             stage = StageRunner(
                 directory, manifest, 0, manifest.geometry.num_layers, num_threads=num_threads, precision=precision
             )
-            found = [compare(stage, manifest.geometry.vocab_size, seed, num_chunks=3) for seed in range(2)]
-            compared, differing = (sum(numbers) for numbers in zip(*found, strict=True))
+            compared, differing = compare(
+                stage, manifest.geometry.vocab_size, seed=4 + num_threads, num_prompt=200, num_chunks=3
+            )
             report[f"{precision}, {num_threads} threads"] = {"compared": compared, "differing": differing}
     head = Head(directory, manifest)
     rows = np.random.default_rng(4).standard_normal((16, manifest.geometry.hidden_size), np.float32)
