@@ -39,7 +39,6 @@ def load_embedding(directory: Path, manifest: Manifest) -> NDArray[np.floating]:
 class _Session:
     """A session's cache, and the bindings of the blocks to it, which are made anew when it has grown."""
 
-    capacity: int
     cache: KvCache
     bindings: list[ort.IOBinding] = field(default_factory=list)
 
@@ -84,6 +83,7 @@ class StageRunner:
             (block.start - start, block.stop - start, graph)
             for block, graph in zip(blocks, [first, *rest], strict=True)
         ]
+        self._largest_block = max(block.stop - block.start for block in blocks)
         self._embedding = load_embedding(directory, manifest) if start == 0 else None
         is_last = stop == manifest.geometry.num_layers
         self._final_norm = load_graph(directory / manifest.final_norm.file, num_threads) if is_last else None
@@ -91,10 +91,10 @@ class StageRunner:
         self._sessions: dict[int, _Session] = {}
 
     def open_cache(self, session: int, capacity: int) -> None:
-        """Open a session of at most ``capacity`` slots. Memory is taken as they are used."""
+        """Open a session, which will use ``capacity`` slots at most. Memory is taken as they are used."""
         geometry = self._geometry
         cache = KvCache(self._num_layers, geometry.num_kv_heads, geometry.head_dim, is_half=self._has_half_cache)
-        self._sessions[session] = _Session(capacity, cache)
+        self._sessions[session] = _Session(cache)
 
     def free_cache(self, session: int) -> None:
         self._sessions.pop(session, None)
@@ -193,7 +193,7 @@ class StageRunner:
         return graph, 1, True
 
     def _place(self, session: _Session, placement: Placement) -> dict[str, ort.OrtValue]:
-        """Make room in the cache and the moves, and return the inputs that tell the blocks where rows are.
+        """Make room in the cache, make the moves, and return the inputs that tell the blocks where rows are.
 
         Raises:
             CacheFullError: there is not enough memory.
@@ -204,7 +204,7 @@ class StageRunner:
         recent = np.concatenate([placement.recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
         stop = placement.first_slot + len(positions)
         try:
-            if cache.reach(stop, max(stop - start for start, stop, _ in self._blocks)):
+            if cache.reach(stop, self._largest_block):
                 session.bindings = self._bind(cache)
         except MemoryError as cause:
             raise CacheFullError(f"no memory for a KV cache of {stop} slots ({cause}); ask for fewer tokens") from cause
