@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from flowspec_edge.cli.access import Access, check_name
 from flowspec_edge.cli.options import (
@@ -61,7 +61,7 @@ class ServingArguments(NetworkArguments, BundleArguments, CacheArguments):
     memory: int | None
     board: str | None
     precision: str | None
-    kv_cache: Literal["float32", "float16"]
+    kv_cache: str
 
 
 def add_serving(parser: argparse.ArgumentParser) -> None:
