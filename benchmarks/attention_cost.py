@@ -148,7 +148,8 @@ class FusedStage:
 class Turns:
     """Both kinds of a stage, with the same rows."""
 
-    def __init__(self, bundle: Path, num_threads: int) -> None:
+    def __init__(self, bundle: Path, num_threads: int, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._manifest = load_manifest(bundle)
         self._hidden = np.random.default_rng(0).standard_normal(
             (PREFILL_ROWS, self._manifest.geometry.hidden_size), np.float32
@@ -164,7 +165,7 @@ class Turns:
             stop = min(self._num_past + PREFILL_ROWS, num_past)
             rows = [Row(id, id - 1 if id else NO_PARENT, 1) for id in range(self._num_past, stop)]
             for name, stage in self.stages.items():
-                took[name] += _ms(lambda: stage.run(rows, self._hidden[: len(rows)]))  # noqa: B023 - called here
+                took[name] += self._ms(lambda: stage.run(rows, self._hidden[: len(rows)]))  # noqa: B023 - called here
             self._num_past = stop
         return took
 
@@ -176,12 +177,17 @@ class Turns:
         until = time.monotonic() + SPENT_S
         while len(times["fused"]) < 5 or (len(times["fused"]) < NUM_TURNS and time.monotonic() < until):
             for name, stage in self.stages.items():
-                times[name].append(_ms(lambda: stage.run(rows, self._hidden[:num_rows])))  # noqa: B023 - called here
+                times[name].append(self._ms(lambda: stage.run(rows, self._hidden[:num_rows])))  # noqa: B023 - called here
                 stage.forget(rows)
         return {name: median(found) for name, found in times.items()}
 
+    def _ms(self, run: Callable[[], None]) -> float:
+        began = self._clock()
+        run()
+        return (self._clock() - began) * 1000
 
-def measure(bundle: Path, num_threads: int) -> list[dict[str, Any]]:
+
+def measure(bundle: Path, num_threads: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
     def add(what: str, num_rows: int, found: dict[str, float]) -> None:
@@ -189,9 +195,9 @@ def measure(bundle: Path, num_threads: int) -> list[dict[str, Any]]:
         rows.append({"threads": num_threads, "past": what, "n": num_rows, **found, "ratio": ratio})
         print(describe(rows[-1]), file=sys.stderr, flush=True)
 
-    Turns(bundle, num_threads).grow(PREFILL_ROWS)  # the first runs allocate
-    add(f"prompt of {NUM_PROMPT}", PREFILL_ROWS, Turns(bundle, num_threads).grow(NUM_PROMPT))
-    turns = Turns(bundle, num_threads)
+    Turns(bundle, num_threads, clock).grow(PREFILL_ROWS)  # the first runs allocate
+    add(f"prompt of {NUM_PROMPT}", PREFILL_ROWS, Turns(bundle, num_threads, clock).grow(NUM_PROMPT))
+    turns = Turns(bundle, num_threads, clock)
     for num_past in PASTS:
         turns.grow(num_past)
         for num_rows in SIZES:
@@ -207,20 +213,16 @@ def describe(row: dict[str, Any]) -> str:
     )
 
 
-def _ms(run: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    run()
-    return (time.perf_counter() - began) * 1000
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=PROJECT / "build/bench_stage", help="where exports are kept")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time, on one thread, not the clock's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    rows = measure(export_both(options.folder), options.threads)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    rows = measure(export_both(options.folder), options.threads, clock)
     print(json.dumps({"rows": rows}) if options.json else "\n".join(describe(row) for row in rows))
 
 

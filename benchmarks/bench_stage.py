@@ -237,6 +237,7 @@ def measure_attention(folder: Path, how: How) -> list[dict[str, Any]]:
     for threads in how.threads:
         command = [sys.executable, "-m", "benchmarks.attention_cost", "--json", "--folder", str(folder)]
         command += ["--threads", str(threads)]
+        command += ["--cpu-time"] if how.is_cpu_time else []
         rows += json.loads(subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.PIPE).stdout)["rows"]
     return rows
 
