@@ -35,7 +35,6 @@ import numpy as np  # noqa: E402 - OpenBLAS reads both when it is loaded
 from flowspec_edge.core import events as ev  # noqa: E402
 from flowspec_edge.core.rows import NO_PARENT, Row  # noqa: E402
 from flowspec_edge.core.speculation.kv_slots import KvSlots  # noqa: E402
-from flowspec_edge.engine.graphs import HiddenRows  # noqa: E402
 from flowspec_edge.engine.huge_pages import on_huge_pages  # noqa: E402
 from flowspec_edge.engine.stage_runner import StageRunner  # noqa: E402
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, load_manifest  # noqa: E402
@@ -108,26 +107,20 @@ class StageUnderTest:
     def bare(self, num_rows: int) -> Callable[[], None]:
         """A function that runs the layers and does nothing else: everything is bound before."""
         forward = self._forward(num_rows)
+        self._runner.run(forward)
         self._slots.drop([row.id for row in forward.rows])
-        runner = self._runner
-        session = runner._sessions[SESSION]
-        inputs = runner._place(session, forward.placement)
-        hidden = HiddenRows(self._rows[:num_rows], runner._min_rows)
-        bound: list[tuple[Callable[[Any], None], Any]] = []
-        for (_, _, block), binding in zip(runner._blocks, session.bindings, strict=True):
-            block.bind_step(binding, inputs | {HIDDEN: hidden.source}, hidden.target)
-            hidden.advance()
-            bound.append((block.run_bound, binding))
-        norm = runner._final_norm
-        assert norm is not None, "a stage of all layers ends with the final norm"
-        binding = norm.io_binding()
-        binding.bind_ortvalue_input(HIDDEN, hidden.source)
-        binding.bind_ortvalue_output(HIDDEN_OUT, hidden.target)
-        bound.append((norm.run_with_iobinding, binding))
+        session, norm = self._runner._sessions[SESSION], self._runner._final_norm
+        assert session.step is not None and norm is not None, "a stage of all layers ends with the final norm"
+        rows = {HIDDEN: session.step.rows[len(self._runner._blocks) % 2]}
+        bound: list[Callable[[], Any]] = [
+            functools.partial(block.run_bound, binding)
+            for (_, _, block), binding in zip(self._runner._blocks, session.bindings, strict=True)
+        ]
+        bound.append(functools.partial(norm.run, [HIDDEN_OUT], rows))
 
         def run() -> None:
-            for run_bound, binding in bound:
-                run_bound(binding)
+            for run_bound in bound:
+                run_bound()
 
         return run
 

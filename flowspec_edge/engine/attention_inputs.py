@@ -67,14 +67,13 @@ def attention_inputs(
     num_rows = len(positions)
     num_groups, group_rows = _groups(num_rows, HeadGroups.of(num_heads, num_kv_heads).num_heads)
     num_padding = num_groups * group_rows - num_rows
+    lengths = positions + 1  # of each row's path
     if num_padding:
         recent = np.concatenate([recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
-    num_older = np.zeros((num_groups, 1, 1, group_rows, 1, 1), np.int64)
-    num_recent = np.full((num_groups, 1, 1, group_rows, 1, 1), RECENT_ROWS)
-    num_older.reshape(-1)[:num_rows] = np.maximum(positions + 1 - RECENT_ROWS, 0)
-    num_recent.reshape(-1)[:num_rows] = np.minimum(positions + 1, RECENT_ROWS)
-    is_older = np.arange(num_slots) < num_older  # [groups, 1, 1, group_rows, 1, slots]
-    is_recent = np.arange(RECENT_ROWS) >= RECENT_ROWS - num_recent  # [groups, 1, 1, group_rows, 1, recent]
+        lengths = np.concatenate([lengths, np.full(num_padding, RECENT_ROWS)])
+    lengths = lengths.reshape(num_groups, 1, 1, group_rows, 1, 1)
+    is_older = np.arange(RECENT_ROWS, num_slots + RECENT_ROWS) < lengths  # [groups, 1, 1, group_rows, 1, slots]
+    is_absent = np.arange(RECENT_ROWS) < RECENT_ROWS - lengths  # [groups, 1, 1, group_rows, 1, recent]
     slots = np.zeros((num_kv_heads, num_rows, 3), np.int64)
     slots[:, :, 0] = np.arange(num_kv_heads)[:, None]
     slots[:, :, 2] = np.arange(first_slot, first_slot + num_rows)
@@ -85,7 +84,7 @@ def attention_inputs(
         OLDER_BIAS: np.where(is_older, np.float32(0.0), MASKED),
         OLDER_MASK: is_older.astype(np.float32),
         RECENT_SLOTS: recent.reshape(num_groups, group_rows, RECENT_ROWS),
-        RECENT_BIAS: np.where(is_recent, np.float32(0.0), MASKED),
+        RECENT_BIAS: is_absent * MASKED,
     }
 
 

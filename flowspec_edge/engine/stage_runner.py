@@ -16,7 +16,7 @@ from flowspec_edge.core.events import ForwardFinished, RunForward
 from flowspec_edge.core.limits import RECENT_ROWS
 from flowspec_edge.core.rows import Floats, Placement
 from flowspec_edge.engine.attention_inputs import HeadGroups, attention_inputs
-from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, as_ort_value, load_graph
+from flowspec_edge.engine.graphs import CachedGraph, as_ort_value, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.engine.memory import frugal_allocation
@@ -24,8 +24,9 @@ from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.engine.row_check import gives_rows_the_same_bits
 from flowspec_edge.errors import CacheFullError, PlacementError
-from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, BlockEntry, Manifest
+from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, POSITION_IDS, BlockEntry, Manifest
 
+Arrays = dict[str, NDArray[np.generic]]
 _log = logging.getLogger(__name__)
 
 
@@ -35,12 +36,46 @@ def load_embedding(directory: Path, manifest: Manifest) -> NDArray[np.floating]:
     return table
 
 
+class _Step:
+    """Inputs and rows of forwards of one shape. They are bound once, and changed in place from forward to forward."""
+
+    def __init__(self, inputs: Arrays, hidden_size: int) -> None:
+        self._inputs = inputs
+        num_rows = inputs[POSITION_IDS].shape[1]
+        self.rows: tuple[Floats, Floats] = (  # a block reads one and writes the other, and the next one the other way
+            np.zeros((1, num_rows, hidden_size), np.float32),
+            np.zeros((1, num_rows, hidden_size), np.float32),
+        )
+        self._values = {name: as_ort_value(array) for name, array in inputs.items()}
+        self._row_values = [as_ort_value(array) for array in self.rows]
+
+    def bind(self, number: int, binding: ort.IOBinding) -> None:
+        """Bind the graph that is ``number`` in its chain."""
+        for name, value in {**self._values, HIDDEN: self._row_values[number % 2]}.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output(HIDDEN_OUT, self._row_values[1 - number % 2])
+
+    def fill(self, hidden: Floats) -> None:
+        """The rows that the first block reads. Rows of padding behind them are zeros."""
+        self.rows[0][0, : len(hidden)] = hidden
+        self.rows[0][0, len(hidden) :] = 0.0
+
+    def take(self, inputs: Arrays) -> bool:
+        """Take the inputs of another forward, if they have the same shapes."""
+        if any(self._inputs[name].shape != array.shape for name, array in inputs.items()):
+            return False
+        for name, array in inputs.items():
+            self._inputs[name][...] = array
+        return True
+
+
 @dataclass(slots=True)
 class _Session:
-    """A session's cache, and the bindings of the blocks to it, which are made anew when it has grown."""
+    """A session's cache, the bindings of the blocks to it, and what is bound to these beside it."""
 
     cache: KvCache
     bindings: list[ort.IOBinding] = field(default_factory=list)
+    step: _Step | None = None
 
 
 class StageRunner:
@@ -135,28 +170,22 @@ class StageRunner:
             return self._nothing(num_rows)
         if self._is_row_by_row and num_rows > 1:
             return self._run_row_by_row(forward, is_cancelled)
-        inputs = self._place(session, forward.placement)
+        step = self._place(session, forward.placement)
         slots = slice(forward.placement.first_slot, forward.placement.first_slot + num_rows)
-        hidden = HiddenRows(self._embed(forward) if forward.hidden is None else forward.hidden, self._min_rows)
+        step.fill(self._embed(forward) if forward.hidden is None else forward.hidden)
         tapped: dict[int, Floats] = {}
-        for (start, stop, block), binding in zip(self._blocks, session.bindings, strict=True):
+        for number, ((start, stop, block), binding) in enumerate(zip(self._blocks, session.bindings, strict=True)):
             if is_cancelled():
                 return self._nothing(num_rows)
             if forward.is_tapped and self._start + start in self._taps:
-                tapped[self._start + start] = hidden.array[0, :num_rows].copy()
-            inputs[HIDDEN] = hidden.source
-            block.bind_step(binding, inputs, hidden.target)
+                tapped[self._start + start] = step.rows[number % 2][0, :num_rows].copy()
             session.cache.fetch(start, stop, slots.start)
             block.run_bound(binding)
             session.cache.keep(start, stop, slots)
-            hidden.advance()
+        hidden = step.rows[len(self._blocks) % 2]
         if self._final_norm is not None:
-            binding = self._final_norm.io_binding()
-            binding.bind_ortvalue_input(HIDDEN, hidden.source)
-            binding.bind_ortvalue_output(HIDDEN_OUT, hidden.target)
-            self._final_norm.run_with_iobinding(binding)
-            hidden.advance()
-        return ForwardFinished(hidden.array[0, :num_rows], tapped)
+            (hidden,) = self._final_norm.run([HIDDEN_OUT], {HIDDEN: hidden})
+        return ForwardFinished(hidden[0, :num_rows].copy(), tapped)
 
     def _run_row_by_row(self, forward: RunForward, is_cancelled: Callable[[], bool]) -> ForwardFinished:
         placed, parts = forward.placement, []
@@ -192,26 +221,31 @@ class StageRunner:
         _log.warning("so rows run one by one")
         return graph, 1, True
 
-    def _place(self, session: _Session, placement: Placement) -> dict[str, ort.OrtValue]:
-        """Make room in the cache, make the moves, and return the inputs that tell the blocks where rows are.
+    def _place(self, session: _Session, placement: Placement) -> _Step:
+        """Make room in the cache, make the moves, and have the blocks know where rows are.
 
         Raises:
             CacheFullError: there is not enough memory.
         """
         geometry, cache = self._geometry, session.cache
-        num_padding = max(self._min_rows - len(placement.positions), 0)  # rows of padding are written behind the others
-        positions = np.concatenate([placement.positions, np.zeros(num_padding, np.int64)])
-        recent = np.concatenate([placement.recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
+        positions, recent = placement.positions, placement.recent
+        if (num_padding := self._min_rows - len(positions)) > 0:  # rows of padding are written behind the others
+            positions = np.concatenate([positions, np.zeros(num_padding, np.int64)])
+            recent = np.concatenate([recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
         stop = placement.first_slot + len(positions)
         try:
             if cache.reach(stop, self._largest_block):
-                session.bindings = self._bind(cache)
+                session.bindings, session.step = self._bind(cache), None
         except MemoryError as cause:
             raise CacheFullError(f"no memory for a KV cache of {stop} slots ({cause}); ask for fewer tokens") from cause
         cache.move(placement.moves)
         heads = {"num_heads": geometry.num_heads, "num_kv_heads": geometry.num_kv_heads}
-        arrays = attention_inputs(placement.first_slot, positions, recent, num_slots=cache.num_slots, **heads)
-        return {name: as_ort_value(array) for name, array in arrays.items()}
+        inputs = attention_inputs(placement.first_slot, positions, recent, num_slots=cache.num_slots, **heads)
+        if session.step is None or not session.step.take(inputs):
+            session.step = _Step(inputs, geometry.hidden_size)
+            for number, binding in enumerate(session.bindings):
+                session.step.bind(number, binding)
+        return session.step
 
     def _nothing(self, num_rows: int) -> ForwardFinished:
         return ForwardFinished(np.zeros((num_rows, self._geometry.hidden_size), np.float32))

@@ -218,7 +218,10 @@ def test_a_block_that_is_no_graph_is_named(bundle: Bundle, tmp_path: Path) -> No
 def test_a_forward_that_fails_is_a_failed_stage(bundle: Bundle, tokens: list[int]) -> None:
     stage = StageRunner(bundle.directory, bundle.manifest, 1, 2)
     stage.open_cache(1, 100)
-    forward = dataclasses.replace(_forward(1, make_chain(tokens[:3])), hidden=np.zeros((3, 7), np.float32))
+    forward = _forward(1, make_chain(tokens[:3]))
+    nowhere = dataclasses.replace(forward.placement, positions=np.full(3, 10**6))
+    hidden = np.zeros((3, bundle.manifest.geometry.hidden_size), np.float32)
+    forward = dataclasses.replace(forward, hidden=hidden, placement=nowhere)
     with pytest.raises(StageFailedError, match=r"layers \[1, 2\) failed"):
         stage.run(forward)
 
