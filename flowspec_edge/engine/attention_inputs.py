@@ -44,8 +44,12 @@ class HeadGroups:
 
     @classmethod
     def of(cls, num_heads: int, num_kv_heads: int) -> HeadGroups:
-        """Each key-value head has one product, or several where that would be less than MIN_PRODUCTS of them."""
+        """Each key-value head has one product, or several where that would be less than MIN_PRODUCTS of them. A single
+        key-value head has one, since ONNX Runtime would make one of several.
+        """
         group = num_heads // num_kv_heads
+        if num_kv_heads == 1:
+            return cls(1, group)
         parts = [n for n in range(1, group + 1) if group % n == 0 and (n * num_kv_heads >= MIN_PRODUCTS or n == group)]
         return cls(parts[0] * num_kv_heads, group // parts[0])
 

@@ -99,6 +99,18 @@ def test_a_row_has_the_same_bits_in_every_tree(
     assert compared > 400 and not differing
 
 
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(9, 3), (8, 1), (4, 4)])
+def test_a_row_has_the_same_bits_whatever_heads_share(num_heads: int, num_kv_heads: int, tmp_path: Path) -> None:
+    """ONNX Runtime takes other code for one row, for one key-value head, and where threads share a product."""
+    heads = {"num_attention_heads": num_heads, "num_key_value_heads": num_kv_heads, "head_dim": 32}
+    save_checkpoint(tmp_path / "target", num_hidden_layers=1, hidden_size=64, intermediate_size=64, **heads)
+    options = ExportOptions(checkpoint=tmp_path / "target", drafter=None, out=tmp_path / "out", precision="fp32")
+    manifest = export_bundle(options)
+    stage = StageRunner(options.out, manifest, 0, 1, num_threads=4)
+    compared, differing = row_bits.compare(stage, manifest.geometry.vocab_size, seed=3, num_prompt=600, num_chunks=5)
+    assert compared > 300 and not differing
+
+
 @pytest.mark.parametrize("precision", ["w8a8", "fp32"])
 def test_a_cache_in_float16_takes_half_and_keeps_the_law(directory: Path, manifest: Manifest, precision: str) -> None:
     halved = StageRunner(directory, manifest, 0, NUM_LAYERS, precision=precision, has_half_cache=True)
