@@ -24,7 +24,10 @@ NUM_ROWS, NUM_ALONE = GROUP_ROWS, 3
 
 
 def gives_rows_the_same_bits(block: CachedGraph, num_layers: int, geometry: Geometry, min_rows: int) -> bool:
-    """Whether random rows have the same bits in one chunk and by themselves. Takes as long as a forward of 16 rows and three of one."""
+    """Whether random rows have the same bits in one chunk and by themselves.
+
+    Takes as long as a forward of 16 rows and three of one.
+    """
     random = np.random.default_rng(0)
     size = geometry.num_kv_heads, 1, NUM_SLOTS, geometry.head_dim
     caches = []
