@@ -8,10 +8,11 @@ of threads.
 
 The layers have the shapes of TinyLlama 1.1B and Llama 3.2 3B and random weights, are exported as any checkpoint is, and
 are more than the processor's caches hold. A bare run is ONNX Runtime's alone, with everything bound before. A step is
-what a node does for a chunk: slots, mask, binding, compaction of the cache, the run, and the way to the stage's thread
-and back. Bare runs and steps take turns, and so do a matrix-vector and a matrix-matrix product of BLAS in float32, so
-that other work on the machine slows all of them alike. ONNX Runtime's product of one large matrix is measured too: it
-shows how much of the memory's rate the kernels reach by themselves, without a graph around them.
+what a node does for a chunk: slots, inputs, binding, compaction of the cache, the run, and the way to the stage's
+thread and back. Bare runs and steps take turns, and so do a matrix-vector and a matrix-matrix product of BLAS in
+float32, so that other work on the machine slows all of them alike. ONNX Runtime's product of one large matrix is
+measured too: it shows how much of the memory's rate the kernels reach by themselves, without a graph around them. At
+the end the layers are compared with the same ones with the fused attention operator.
 """
 
 from __future__ import annotations
@@ -230,6 +231,24 @@ def measure_layouts(folder: Path, how: How) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_attention(folder: Path, how: How) -> list[dict[str, Any]]:
+    """Compare layers as they are with layers that have the fused attention operator (attention_cost.py)."""
+    rows: list[dict[str, Any]] = []
+    for threads in how.threads:
+        command = [sys.executable, "-m", "benchmarks.attention_cost", "--json", "--folder", str(folder)]
+        command += ["--threads", str(threads)]
+        command += ["--cpu-time"] if how.is_cpu_time else []
+        rows += json.loads(subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.PIPE).stdout)["rows"]
+    return rows
+
+
+def describe_attention(row: dict[str, Any]) -> str:
+    return (
+        f"attention, {row['threads']} threads, past {row['past']}, n = {row['n']}: {row['canonical']:.2f} ms, "
+        f"{row['ratio']:.3f} of what fused attention takes"
+    )
+
+
 def describe(row: dict[str, Any]) -> str:
     return (
         f"{row['shape']} {row['precision']}, {row['threads']} threads, past {row['past']}, n = {row['n']}: "
@@ -288,8 +307,13 @@ def main() -> None:
     rows = measure_all(options.folder, how, options.quick)
     products = [] if options.quick else measure_products(how)
     layouts = [] if options.quick else measure_layouts(options.folder, how)
+    attention = [] if options.quick else measure_attention(options.folder.resolve(), how)
     if options.json:
-        print(json.dumps({"machine": machine, "rows": rows, "products": products, "layouts": layouts}))
+        print(
+            json.dumps(
+                {"machine": machine, "rows": rows, "products": products, "layouts": layouts, "attention": attention}
+            )
+        )
         return
     print(", ".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n")
     print(format_table(rows))
@@ -300,6 +324,8 @@ def main() -> None:
             f"{row['precision']}, {row['threads']} threads, n = {row['n']}: chained graphs take {row['ratio']:.3f} "
             "of one graph's time"
         )
+    for row in attention:
+        print(describe_attention(row))
     report(f"done in {time.monotonic() - began:.0f} s")
 
 

@@ -33,9 +33,8 @@ os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"  # the shortest; threads that wait l
 import numpy as np  # noqa: E402 - OpenBLAS reads both when it is loaded
 
 from flowspec_edge.core import events as ev  # noqa: E402
-from flowspec_edge.core.rows import NO_PARENT, Row, SlotMove  # noqa: E402
-from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots  # noqa: E402
-from flowspec_edge.engine.graphs import HiddenRows, StepInputs  # noqa: E402
+from flowspec_edge.core.rows import NO_PARENT, Row  # noqa: E402
+from flowspec_edge.core.speculation.kv_slots import KvSlots  # noqa: E402
 from flowspec_edge.engine.huge_pages import on_huge_pages  # noqa: E402
 from flowspec_edge.engine.stage_runner import StageRunner  # noqa: E402
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, load_manifest  # noqa: E402
@@ -83,7 +82,7 @@ class StageUnderTest:
         self._runner = StageRunner(
             bundle, manifest, 0, self._num_layers, num_threads=JOB["threads"], precision=precision
         )
-        self._slots = KvSlots(num_past + 2 * largest + FIRST_SLOT)
+        self._slots = KvSlots(num_past + 2 * largest)
         self._runner.open_cache(SESSION, self._slots.capacity)
         size = (num_past + largest, manifest.geometry.hidden_size)
         self._rows = np.random.default_rng(0).standard_normal(size).astype(np.float32)
@@ -92,55 +91,44 @@ class StageUnderTest:
             self._runner.run(self._forward(min(128, num_past - start)))
         self.num_past = num_past
 
-    def _forward(self, num_rows: int, moves: tuple[SlotMove, ...] = ()) -> ev.RunForward:
+    def _forward(self, num_rows: int) -> ev.RunForward:
         """The forward that the core decides on for a chunk: one level of the tree, below the cache's last row."""
         parent = self._slots.ids[-1] if self._slots.ids else NO_PARENT
         rows = [Row(self._next_id + number, parent, 1) for number in range(num_rows)]
         self._next_id += num_rows
-        first = self._slots.append(rows)
-        mask = self._slots.ancestor_mask(first)
-        positions = np.full(num_rows, first)
-        return ev.RunForward(SESSION, tuple(rows), self._rows[:num_rows], moves, first, positions, mask)
+        return ev.RunForward(SESSION, tuple(rows), self._rows[:num_rows], self._slots.place(rows))
 
-    def forget(self, num_rows: int) -> tuple[SlotMove, ...]:
-        """Drop the last rows: first most of them, so that the rest move up, then the rest. Returns the moves."""
+    def forget(self, num_rows: int) -> None:
+        """Drop the last rows: first most of them, so that the rest move up with the next forward, then the rest."""
         ids = self._slots.ids[-num_rows:]
-        moves = self._slots.drop([id for place, id in enumerate(ids) if place % 3 < KEPT])
+        self._slots.drop([id for place, id in enumerate(ids) if place % 3 < KEPT])
         self._slots.drop([id for place, id in enumerate(ids) if place % 3 >= KEPT])
-        return tuple(moves)
 
     def bare(self, num_rows: int) -> Callable[[], None]:
         """A function that runs the layers and does nothing else: everything is bound before."""
         forward = self._forward(num_rows)
+        self._runner.run(forward)
         self._slots.drop([row.id for row in forward.rows])
-        runner = self._runner
-        step = StepInputs(runner._min_rows)
-        inputs = step.set(forward.mask, forward.positions)
-        hidden = HiddenRows(self._rows[:num_rows], runner._min_rows)
-        bindings = runner._bind(runner._sessions[SESSION].cache, step)
-        bound: list[tuple[Callable[[Any], None], Any]] = []
-        for (_, _, block), binding in zip(runner._blocks, bindings, strict=True):
-            block.bind_step(binding, inputs | {HIDDEN: hidden.source}, hidden.target)
-            hidden.advance()
-            bound.append((block.run_bound, binding))
-        norm = runner._final_norm
-        assert norm is not None, "a stage of all layers ends with the final norm"
-        binding = norm.io_binding()
-        binding.bind_ortvalue_input(HIDDEN, hidden.source)
-        binding.bind_ortvalue_output(HIDDEN_OUT, hidden.target)
-        bound.append((norm.run_with_iobinding, binding))
+        session, norm = self._runner._sessions[SESSION], self._runner._final_norm
+        assert session.step is not None and norm is not None, "a stage of all layers ends with the final norm"
+        rows = {HIDDEN: session.step.rows[len(self._runner._blocks) % 2]}
+        bound: list[Callable[[], Any]] = [
+            functools.partial(block.run_bound, binding)
+            for (_, _, block), binding in zip(self._runner._blocks, session.bindings, strict=True)
+        ]
+        bound.append(functools.partial(norm.run, [HIDDEN_OUT], rows))
 
         def run() -> None:
-            for run_bound, binding in bound:
-                run_bound(binding)
+            for run_bound in bound:
+                run_bound()
 
         return run
 
-    async def step(self, executor: ThreadPoolExecutor, num_rows: int, moves: tuple[SlotMove, ...]) -> None:
-        """A step as a node does it: slots, mask, the way to the stage's thread, compaction, binding, run, and the way
+    async def step(self, executor: ThreadPoolExecutor, num_rows: int) -> None:
+        """A step as a node does it: slots, inputs, the way to the stage's thread, compaction, binding, run, and the way
         back.
         """
-        forward = self._forward(num_rows, moves)
+        forward = self._forward(num_rows)
         await asyncio.get_running_loop().run_in_executor(executor, self._runner.run, forward)
 
 
@@ -151,15 +139,14 @@ async def measure(stage: StageUnderTest, num_rows: int) -> dict[str, float]:
     with ThreadPoolExecutor(1) as executor:
         bares: list[float] = []
         steps: list[float] = []
-        moves: tuple[SlotMove, ...] = ()
         until = time.monotonic() + SPENT_S
         while len(bares) < NUM_LEAST or (len(bares) < NUM_MOST and time.monotonic() < until):
             # The bare run takes the same thread as the step, with its caches and its pool.
             bares.append(await loop.run_in_executor(executor, _seconds, bare, 1))
             began = clock()
-            await stage.step(executor, num_rows, moves)
+            await stage.step(executor, num_rows)
             steps.append(clock() - began)
-            moves = stage.forget(num_rows)
+            stage.forget(num_rows)
     return {
         "bare_ms": median(bares) * 1000,
         "step_ms": median(steps) * 1000,

@@ -15,7 +15,7 @@ from torch import nn
 
 from exporter.config import FAMILIES, LayerShape, positive_int, read_layer_shape
 from exporter.eagle3 import Eagle3Head, is_eagle3, read_eagle3
-from exporter.stage_module import LayerBlock, with_weights
+from exporter.stage_module import FusedBlock, with_weights
 from exporter.tensors import TensorFiles, read_json
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import Geometry
@@ -41,7 +41,7 @@ class DraftHead:
         return drafter
 
 
-class EagleDrafter(LayerBlock):
+class EagleDrafter(FusedBlock):
     """Maps the next token's embedding and the target's normed hidden row to a guess of the next normed hidden row."""
 
     def __init__(self, shape: LayerShape, *, has_bias: bool) -> None:

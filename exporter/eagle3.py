@@ -17,7 +17,15 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from exporter.config import LayerShape, positive_int
-from exporter.stage_module import Attention, FeedForward, LayerBlock, RmsNorm, TopLogProbs, with_weights
+from exporter.stage_module import (
+    Attention,
+    FeedForward,
+    FusedAttention,
+    FusedBlock,
+    RmsNorm,
+    TopLogProbs,
+    with_weights,
+)
 from exporter.tensors import TensorFiles
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import HIDDEN_OUT, PRESENT_KEY, PRESENT_VALUE, TOP_LOG_PROBS, TOP_TOKENS, Geometry
@@ -37,7 +45,7 @@ class Eagle3Head:
 
     kind: ClassVar[str] = "eagle3"
 
-    def build(self) -> LayerBlock:
+    def build(self) -> FusedBlock:
         with torch.device("meta"):
             drafter = Eagle3Layer(self.shape)
         with_weights(drafter, self._part("midlayer."))
@@ -66,7 +74,7 @@ class MidLayer(nn.Module):
         super().__init__()
         self.hidden_norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.input_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
-        self.self_attn = Attention(shape)
+        self.self_attn = Attention(shape, FusedAttention)
         self.post_attention_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = FeedForward(shape)
 
@@ -85,7 +93,7 @@ class MidLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), key, value
 
 
-class Eagle3Layer(LayerBlock):
+class Eagle3Layer(FusedBlock):
     """Maps the next token's embedding and a row's feature to the feature of the row after it."""
 
     def __init__(self, shape: LayerShape) -> None:

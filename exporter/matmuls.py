@@ -8,7 +8,7 @@ signed ones are ten times slower on processors whose instruction multiplies unsi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,18 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
             f"{path.name}: {num_bytes} bytes of weights exceed the {MAX_FILE_BYTES}-byte limit of one ONNX file; "
             "choose a smaller precision, or lower --block-size"
         )
-    for tensor in model.graph.initializer:
+    for tensor in _tensors(model.graph):
         tensor.ClearField("data_location")  # set where weights were read from a file beside the graph
     onnx.save(model, path)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Those of the graph and of the graphs in it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _tensors(attribute.g)
 
 
 def halve_matrices(source: Path, path: Path) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from optimum.exporters.onnx import export, validate_model_outputs
 from optimum.exporters.onnx.base import OnnxConfig
@@ -17,22 +18,30 @@ from optimum.exporters.onnx.convert import AtolError, OutputMatchError, ShapeErr
 from optimum.utils import NormalizedConfig
 from torch import nn
 
+from exporter.canonical_attention import expand_attention
 from exporter.config import LayerShape
 from exporter.eagle3 import DraftTop, Fuse
-from exporter.stage_module import FinalNorm, Head, LayerBlock, rotary_tables
+from exporter.stage_module import Block, FinalNorm, FusedBlock, Head, rotary_tables
+from flowspec_edge.core.limits import RECENT_ROWS
+from flowspec_edge.engine.attention_inputs import attention_inputs
 from flowspec_edge.errors import ParityError
 from flowspec_edge.manifest import (
     ATTENTION_BIAS,
     ATTENTION_PADDING,
+    CACHE_SLOTS,
     FEATURE,
     HIDDEN,
     HIDDEN_OUT,
     LOGITS,
+    OLDER_BIAS,
+    OLDER_MASK,
     PAST_KEY,
     PAST_VALUE,
     POSITION_IDS,
     PRESENT_KEY,
     PRESENT_VALUE,
+    RECENT_BIAS,
+    RECENT_SLOTS,
     ROTARY_COS,
     ROTARY_SIN,
     SEQLENS_K,
@@ -89,30 +98,39 @@ class GraphOnnxConfig(OnnxConfig):  # type: ignore[misc]  # optimum has no types
             for name, value in dummies.items()
         }
 
+    def fix_dynamic_axes(self, model_path: Path, **how: Any) -> None:
+        """Optimum calls this as soon as the file is written, and runs it."""
+        expand_attention(model_path)
+        super().fix_dynamic_axes(model_path, **how)
+
     def flatten_output_collection_property(self, name: str, field: Iterable[Any]) -> dict[str, Any]:
         """Caches are numbered by the layer's place in the whole model, not in the block."""
         return {f"{name}.{self.spec.first_layer + i}": part for i, part in enumerate(field)}
 
 
-def block_spec(block: LayerBlock) -> GraphSpec:
+def block_spec(block: Block) -> GraphSpec:
     """The spec of a layer block, or of a drafter, which reads two row inputs instead of one."""
-    rows_in = (
-        (TOKEN_EMBEDDING, FEATURE) if TOKEN_EMBEDDING in inspect.signature(block.forward).parameters else (HIDDEN,)
-    )
+    is_drafter = TOKEN_EMBEDDING in inspect.signature(block.forward).parameters
+    rows_in = (TOKEN_EMBEDDING, FEATURE) if is_drafter else (HIDDEN,)
     layers = range(block.start, block.stop)
     inputs: Axes = {name: {1: "rows"} for name in rows_in}
-    inputs[ATTENTION_PADDING] = {}
-    inputs[ATTENTION_BIAS] = {2: "attention_rows", 3: "total"}
-    inputs[POSITION_IDS] = {1: "attention_rows"}
-    inputs[SEQLENS_K] = {}
-    inputs[TOTAL_LENGTH] = {}
-    inputs[ROTARY_COS] = inputs[ROTARY_SIN] = {0: "positions"}
+    inputs |= {ATTENTION_PADDING: {}, ROTARY_COS: {0: "positions"}, ROTARY_SIN: {0: "positions"}}
+    if isinstance(block, FusedBlock):
+        inputs[ATTENTION_BIAS] = {2: "attention_rows", 3: "total"}
+        inputs |= {POSITION_IDS: {1: "attention_rows"}, SEQLENS_K: {}, TOTAL_LENGTH: {}}
+        cache, make_dummies = {2: "capacity"}, _fused_dummies
+    else:
+        inputs |= {POSITION_IDS: {1: "rows"}, CACHE_SLOTS: {1: "rows"}}
+        inputs |= {name: {0: "groups", 3: "group_rows", 5: "slots"} for name in (OLDER_BIAS, OLDER_MASK)}
+        inputs[RECENT_SLOTS] = {0: "groups", 1: "group_rows", 2: "recent"}
+        inputs[RECENT_BIAS] = {0: "groups", 3: "group_rows", 5: "recent"}
+        cache, make_dummies = {2: "slots"}, _block_dummies
     for prefix in (PAST_KEY, PAST_VALUE):
-        inputs.update({f"{prefix}.{i}": {2: "capacity"} for i in layers})
+        inputs.update({f"{prefix}.{i}": cache for i in layers})
     outputs: Axes = {HIDDEN_OUT: {1: "rows"}}
     for prefix in (PRESENT_KEY, PRESENT_VALUE):
-        outputs.update({f"{prefix}.{i}": {2: "capacity"} for i in layers})
-    return GraphSpec(inputs, outputs, lambda: _block_dummies(block.shape, len(layers), rows_in), block.start)
+        outputs.update({f"{prefix}.{i}": cache for i in layers})
+    return GraphSpec(inputs, outputs, lambda: make_dummies(block.shape, len(layers), rows_in), block.start)
 
 
 def head_spec(head: Head) -> GraphSpec:
@@ -163,6 +181,30 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
 
 
 def _block_dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...]) -> Dummies:
+    """Inputs of three rows after a path that is longer than what is recent, row 2 being row 1's sibling."""
+    num_past, num_slots = RECENT_ROWS + 4, 64
+    first = min(num_past, max(shape.max_context - 2, 0))
+    recent = np.arange(num_past - RECENT_ROWS, num_past) + np.array([[1], [2], [2]])  # [rows, recent]
+    recent[2, -1] += 1
+    arrays = attention_inputs(
+        num_past,
+        np.array([0, 1, 1]) + first,
+        recent,
+        num_slots=num_slots,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+    )
+    dummies: Dummies = {name: _random(1, len(recent), shape.hidden_size) for name in rows_in}
+    dummies |= {name: torch.from_numpy(array) for name, array in arrays.items()}
+    dummies[ROTARY_COS], dummies[ROTARY_SIN] = rotary_tables(shape, num_slots)
+    for name, size in ((PAST_KEY, shape.head_dim), (PAST_VALUE, shape.head_dim + 1)):
+        dummies[name] = [_random(shape.num_kv_heads, 1, num_slots, size) for _ in range(num_layers)]
+    for cache in dummies[PAST_VALUE]:
+        cache[..., -1] = 1.0
+    return dummies
+
+
+def _fused_dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...]) -> Dummies:
     """Inputs of three rows after four slots in use, row 2 being row 1's sibling, and of one row of padding.
 
     The cache is full: where past and present are not one buffer, the operator leaves slots above the total undefined.

@@ -1,15 +1,15 @@
 """Compares exported graphs with torch on rows of real text: a chain in two chunks, a branching tree, and a single row
 with padding.
 
-Graphs are run here just as a device runs them. Slot 0 of every cache is always masked, so that the attention operator
-always has a past (without one it ignores position ids), and past and present are one buffer.
+Graphs are run here just as a device runs them, and past and present are one buffer. In the cache of a drafter slot 0 is
+always masked, so that the fused operator always has a past (without one it ignores position ids).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ import torch
 
 from exporter.config import LayerShape
 from exporter.eagle3 import DraftTop, Fuse
-from exporter.stage_module import FinalNorm, Head, LayerBlock, rotary_tables
+from exporter.stage_module import Block, FinalNorm, FusedBlock, Head, rotary_tables
+from flowspec_edge.core.limits import RECENT_ROWS
+from flowspec_edge.engine.attention_inputs import attention_inputs
 from flowspec_edge.engine.padding import attention_padding
 from flowspec_edge.errors import ParityError
 from flowspec_edge.manifest import (
@@ -82,28 +84,58 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Step:
-    """One forward: a chunk of rows and the slots that they may look at.
+    """One forward: a chunk of rows, of which those from ``num_compared`` on are padding.
 
-    Rows from ``num_compared`` on are padding. Attention may have further rows of padding, which the chunk has not.
+    Rows are numbered from the first step on. ``parents`` has that of each row up to the last one of the chunk and of
+    ``num_fused_padding`` rows behind it, which the fused operator needs; -1 is the parent of the very first row.
     """
 
     tokens: np.ndarray  # int64 [rows]
-    parents: np.ndarray  # int64 [rows]: row number since the first step, -1 for the very first row
-    positions: np.ndarray  # int64 [attention_rows]
-    bias: np.ndarray  # float32 [1, 1, attention_rows, total]
+    parents: list[int]
     num_compared: int
+    num_fused_padding: int
 
     @property
-    def total(self) -> int:
-        return int(self.bias.shape[-1])
+    def first(self) -> int:
+        """The number of the chunk's first row."""
+        return len(self.parents) - self.num_fused_padding - self.num_compared
 
-    def inputs(self) -> Arrays:
+    @property
+    def num_slots(self) -> int:
+        """Slots in use after this step, padding included; slot 0 of a drafter's cache is one of them."""
+        return max(len(self.parents), self.first + len(self.tokens)) + 1
+
+    def path(self, row: int) -> list[int]:
+        """The ancestors of a row and the row itself, in order of depth; a row of padding is its only one."""
+        path = [row]
+        while row < len(self.parents) and self.parents[path[-1]] >= 0:
+            path.append(self.parents[path[-1]])
+        return path[::-1]
+
+    def parents_of_rows(self) -> np.ndarray:
+        """The parent of each row of the chunk, int64 [rows]."""
+        rows = range(self.first, self.first + len(self.tokens))
+        return np.array([self.parents[row] if row < len(self.parents) else row for row in rows])
+
+    def inputs(self, shape: LayerShape, num_slots: int) -> Arrays:
+        """The inputs of a layer block with a cache of ``num_slots``: row ``r`` is in slot ``r``."""
+        paths = [self.path(row) for row in range(self.first, self.first + len(self.tokens))]
+        recent = np.array([([path[-1]] * RECENT_ROWS + path)[-RECENT_ROWS:] for path in paths])
+        positions = np.array([len(path) - 1 for path in paths])
+        heads = {"num_heads": shape.num_heads, "num_kv_heads": shape.num_kv_heads}
+        return attention_inputs(self.first, positions, recent, num_slots=num_slots, **heads)
+
+    def fused_inputs(self, shift: int) -> Arrays:
+        """The inputs of a graph with the fused operator: row ``r`` is in slot ``r + 1``, ``shift`` positions early."""
+        bias = ancestor_bias(self.parents, self.first, len(self.parents))
+        num_rows, total = bias.shape[2:]
+        positions = np.array([len(self.path(row)) - 1 - shift for row in range(self.first, len(self.parents))])
         return {
-            ATTENTION_PADDING: np.array([0, len(self.positions) - len(self.tokens)], dtype=np.int64),
-            ATTENTION_BIAS: self.bias,
-            POSITION_IDS: self.positions[None],
-            SEQLENS_K: np.array([self.total - 1], dtype=np.int32),
-            TOTAL_LENGTH: np.array(self.total, dtype=np.int32),
+            ATTENTION_PADDING: np.array([0, num_rows - len(self.tokens)]),
+            ATTENTION_BIAS: bias,
+            POSITION_IDS: np.maximum(positions, 0)[None],
+            SEQLENS_K: np.array([total - 1], dtype=np.int32),
+            TOTAL_LENGTH: np.array(total, dtype=np.int32),
         }
 
 
@@ -144,22 +176,26 @@ def ancestor_bias(parents: Sequence[int], start: int, stop: int) -> np.ndarray:
 class OnnxGraph:
     """An exported block or drafter on ONNX Runtime, its caches updated in place."""
 
-    def __init__(self, path: Path, capacity: int, shape: LayerShape) -> None:
+    def __init__(self, path: Path, num_slots: int, shape: LayerShape) -> None:
         self.session = open_session(path)
+        self.shape, self.num_slots = shape, -(-num_slots // 128) * 128
         self._caches: dict[str, onnxruntime.OrtValue] = {}
         self._memory: list[np.ndarray] = []
-        self._rotary = _rotary_inputs(shape, capacity)
+        self._rotary = _rotary_inputs(shape, self.num_slots)
+        self._is_fused = False
         for graph_input in self.session.get_inputs():
+            self._is_fused |= graph_input.name == ATTENTION_BIAS
             if graph_input.name.startswith((f"{PAST_KEY}.", f"{PAST_VALUE}.")):
-                _, num_kv_heads, _, head_dim = graph_input.shape
-                cache = np.zeros((1, num_kv_heads, capacity, head_dim), dtype=np.float32)
+                first, second, _, size = graph_input.shape
+                cache = np.zeros((first, second, self.num_slots, size), dtype=np.float32)
                 self._memory.append(cache)
                 self._caches[graph_input.name] = onnxruntime.OrtValue.ortvalue_from_numpy(cache)
 
     def run(self, rows: Mapping[str, np.ndarray], step: Step) -> np.ndarray:
         """Hidden rows after the graph: [1, rows, hidden_size]."""
         binding = self.session.io_binding()
-        for name, array in {**rows, **self._rotary, **step.inputs()}.items():
+        inputs = _inputs(step, rows, self.shape, self.num_slots, is_fused=self._is_fused)
+        for name, array in {**rows, **self._rotary, **inputs}.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name, cache in self._caches.items():
             binding.bind_ortvalue_input(name, cache)
@@ -174,20 +210,23 @@ class OnnxGraph:
 class TorchGraph:
     """The torch module of a block or drafter, run through the same steps."""
 
-    def __init__(self, module: LayerBlock, capacity: int) -> None:
+    def __init__(self, module: Block, num_slots: int) -> None:
         self.module = module
-        shape = module.shape
-        size = (1, shape.num_kv_heads, capacity, shape.head_dim)
+        self._num_slots = num_slots
+        shape, self._is_fused = module.shape, isinstance(module, FusedBlock)
+        outer = (1, shape.num_kv_heads) if self._is_fused else (shape.num_kv_heads, 1)
         self._layers = range(module.start, module.stop)
-        self._keys = [torch.zeros(size) for _ in self._layers]
-        self._values = [torch.zeros(size) for _ in self._layers]
-        self._rotary = _rotary_inputs(shape, capacity)
+        self._keys = [torch.zeros(*outer, num_slots, shape.head_dim) for _ in self._layers]
+        width = shape.head_dim + (not self._is_fused)
+        self._values = [torch.zeros(*outer, num_slots, width) for _ in self._layers]
+        self._rotary = _rotary_inputs(shape, num_slots)
 
     def run(self, rows: Mapping[str, np.ndarray], step: Step) -> np.ndarray:
-        arrays = {**rows, **self._rotary, **step.inputs()}
-        inputs = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+        inputs = _inputs(step, rows, self.module.shape, self._num_slots, is_fused=self._is_fused)
+        arrays = {**rows, **self._rotary, **inputs}
+        given = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
         with torch.no_grad():
-            outputs = self.module(**inputs, past_key=self._keys, past_value=self._values)
+            outputs = self.module(**given, past_key=self._keys, past_value=self._values)
         self._keys = [outputs[f"{PRESENT_KEY}.{i}"] for i in self._layers]
         self._values = [outputs[f"{PRESENT_VALUE}.{i}"] for i in self._layers]
         hidden: np.ndarray = outputs[HIDDEN_OUT].numpy()
@@ -215,7 +254,7 @@ class ChainCheck:
     @property
     def capacity(self) -> int:
         """Slots of a cache: one more than are used, so that it is not full at the end."""
-        return max(step.total for step in self.steps) + 1
+        return max(step.num_slots for step in self.steps) + 1
 
     @property
     def num_rows(self) -> int:
@@ -225,7 +264,7 @@ class ChainCheck:
         rows: np.ndarray = self.embedding[step.tokens].astype(np.float32)[None]  # [1, rows, hidden_size]
         return rows
 
-    def check_block(self, module: LayerBlock, path: Path) -> None:
+    def check_block(self, module: Block, path: Path) -> None:
         """Compare one block on torch's rows, and take torch's and the graphs' rows through it."""
         reference = TorchGraph(module, self.capacity)
         alone, chained = (OnnxGraph(path, self.capacity, module.shape) for _ in range(2))
@@ -271,16 +310,16 @@ class ChainCheck:
             )
         return error
 
-    def check_drafter(self, module: LayerBlock, path: Path) -> float:
+    def check_drafter(self, module: FusedBlock, path: Path) -> float:
         """Compare the drafter on pairs of a token and its parent's feature, at the parent's position."""
         reference, graph = TorchGraph(module, self.capacity), OnnxGraph(path, self.capacity, module.shape)
         features = np.concatenate([rows[0] for rows in self.expected])  # [all rows, hidden_size]
         found, expected = [], []
         for step in self.steps:
-            rows = {TOKEN_EMBEDDING: self.embed(step), FEATURE: features[np.maximum(step.parents, 0)][None]}
-            shifted = replace(step, positions=np.maximum(step.positions - 1, 0))
-            found.append(graph.run(rows, shifted))
-            expected.append(reference.run(rows, shifted))
+            parents = np.maximum(step.parents_of_rows(), 0)
+            rows = {TOKEN_EMBEDDING: self.embed(step), FEATURE: features[parents][None]}
+            found.append(graph.run(rows, step))
+            expected.append(reference.run(rows, step))
         error = self._error(found, expected)
         self._enforce(f"{path.name}: the drafter", error, slack=DRAFTER_SLACK)
         return error
@@ -337,27 +376,27 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def _inputs(step: Step, rows: Mapping[str, np.ndarray], shape: LayerShape, num_slots: int, *, is_fused: bool) -> Arrays:
+    """A drafter's rows are at the positions of their parents."""
+    return step.fused_inputs(shift=int(FEATURE in rows)) if is_fused else step.inputs(shape, num_slots)
+
+
 def _rotary_inputs(shape: LayerShape, capacity: int) -> Arrays:
     cos, sin = rotary_tables(shape, capacity)
     return {ROTARY_COS: cos.numpy(), ROTARY_SIN: sin.numpy()}
 
 
 def _step(token_ids: Sequence[int], parents: Sequence[int], start: int, stop: int, min_rows: int) -> Step:
-    """The rows ``[start, stop)``, padded as the engine pads them: each row of padding is a child of the
-    row before it.
+    """The rows ``[start, stop)``, padded as the engine pads them: each row of padding is a child of the row before it
+    for the fused operator, and by itself in a block.
     """
-    attention_stop = stop + attention_padding(stop - start, stop + 1)
-    parents = [*parents[:stop], *range(stop - 1, attention_stop - 1)]
-    depths: list[int] = []
-    for parent in parents:
-        depths.append(0 if parent < 0 else depths[parent] + 1)
+    num_padding = attention_padding(stop - start, stop + 1)
     rows = range(start, max(stop, start + min_rows))
     return Step(
         tokens=np.array([token_ids[row % len(token_ids)] for row in rows], dtype=np.int64),
-        parents=np.array([parents[row] for row in rows], dtype=np.int64),
-        positions=np.array(depths[start:], dtype=np.int64),
-        bias=ancestor_bias(parents, start, attention_stop),
+        parents=[*parents[:stop], *range(stop - 1, stop - 1 + num_padding)],
         num_compared=stop - start,
+        num_fused_padding=num_padding,
     )
 
 

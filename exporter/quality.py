@@ -11,7 +11,7 @@ import torch
 
 from exporter.config import LayerShape
 from exporter.parity import OnnxGraph, Step, TorchGraph, chain_steps, open_session, relative_error
-from exporter.stage_module import FinalNorm, Head, LayerBlock
+from exporter.stage_module import Block, FinalNorm, Head
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, LOGITS, TOP_K, Quality
 
 MAX_TOKENS = 1024
@@ -29,12 +29,12 @@ class QualityCheck:
         self.text = text
         self._tokens = np.array(token_ids[:MAX_TOKENS], np.int64)
         self._steps: list[Step] = chain_steps(self._tokens.tolist(), CHUNK_ROWS)
-        self._capacity = max(step.total for step in self._steps) + 1
+        self._capacity = max(step.num_slots for step in self._steps) + 1
         self._expected = [embedding[step.tokens].astype(np.float32)[None] for step in self._steps]
         self._found = {precision: list(self._expected) for precision in precisions}
         self._expected_logits: list[np.ndarray] = []
 
-    def run_reference(self, block: LayerBlock) -> None:
+    def run_reference(self, block: Block) -> None:
         """Take torch's rows through a block that has the checkpoint's own weights."""
         graph = TorchGraph(block, self._capacity)
         self._expected = [

@@ -7,12 +7,13 @@ in the parity report.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from exporter.canonical_attention import PLACEHOLDER
 from exporter.config import LayerShape
 from flowspec_edge.manifest import (
     HIDDEN_OUT,
@@ -26,12 +27,14 @@ from flowspec_edge.manifest import (
 Tensors = Mapping[str, torch.Tensor]
 
 
-class RotaryAttention(torch.autograd.Function):
+class FusedAttention(torch.autograd.Function):
     """Attention over a cache of fixed capacity: computed step by step in torch, one fused operator in ONNX.
 
-    Row ``r`` of the chunk takes slot ``total - rows + r``. It sees the slots up to its own (parents come before
-    children), and the bias is added to its scores. The operator ignores position ids when there is no past, so callers
-    keep ``rows < total``. The last ``padding[1]`` of the rows are zeros, added here and removed again from the result.
+    It is the fastest, but other rows in the cache may change a row's last bits: it is for drafters, whose bits decide
+    nothing. Row ``r`` of the chunk takes slot ``total - rows + r``. It sees the slots up to its own (parents come
+    before children), and the bias is added to its scores. The operator ignores position ids when there is no past, so
+    callers keep ``rows < total``. The last ``padding[1]`` of the rows are zeros, added here and removed again from the
+    result.
     """
 
     @staticmethod
@@ -110,6 +113,72 @@ class RotaryAttention(torch.autograd.Function):
         return attended, present_key, present_value
 
 
+class CanonicalAttention(torch.autograd.Function):
+    """Attention whose bits do not depend on where a tree's rows are in the cache (docs/design.md, "The same bits in
+    every tree").
+
+    In torch it is computed from the inputs of a layer block as manifest.py describes them. In ONNX it is one node that
+    ``canonical_attention.py`` replaces by operators.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,  # [1, rows, num_heads * head_dim]
+        key: torch.Tensor,  # [1, rows, num_kv_heads * head_dim]
+        value: torch.Tensor,
+        past_key: torch.Tensor,  # [num_kv_heads, 1, slots, head_dim]
+        past_value: torch.Tensor,  # [num_kv_heads, 1, slots, head_dim + 1]
+        cos: torch.Tensor,  # [positions, head_dim / 2]
+        sin: torch.Tensor,
+        position_ids: torch.Tensor,
+        cache_slots: torch.Tensor,
+        attention_padding: torch.Tensor,
+        older_bias: torch.Tensor,
+        older_mask: torch.Tensor,
+        recent_slots: torch.Tensor,
+        recent_bias: torch.Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows, num_slots, head_dim = query.shape[1], past_key.shape[2], past_key.shape[3]
+        slots, group = cache_slots[0, :, 2], num_heads // num_kv_heads
+        q = rotate(query.view(rows, num_heads, head_dim), cos, sin, position_ids[0])  # [rows, num_heads, head_dim]
+        k = rotate(key.view(rows, num_kv_heads, head_dim), cos, sin, position_ids[0])
+        present_key, present_value = past_key.clone(), past_value.clone()
+        present_key[:, 0, slots] = k.transpose(0, 1)
+        present_value[:, 0, slots, :head_dim] = value.view(rows, num_kv_heads, head_dim).transpose(0, 1)
+        present_value[:, 0, slots, head_dim] = 1.0
+        keys = present_key[:, 0].repeat_interleave(group, dim=0)  # [num_heads, slots, head_dim]
+        values = present_value[:, 0, :, :head_dim].repeat_interleave(group, dim=0)
+        scores = torch.einsum("rhd,hsd->rhs", q, keys) / head_dim**0.5
+        recent = recent_slots.reshape(-1, recent_slots.shape[-1])[:rows]  # [rows, recent]
+        recent_scores = scores.gather(2, recent[:, None].expand(-1, num_heads, -1))
+        is_older = older_mask.reshape(-1, 1, num_slots)[:rows] > 0
+        is_recent = recent_bias.reshape(-1, 1, recent_slots.shape[-1])[:rows] == 0
+        weights = torch.cat(
+            (scores.masked_fill(~is_older, -torch.inf), recent_scores.masked_fill(~is_recent, -torch.inf)), dim=2
+        ).softmax(dim=-1)
+        attended = torch.einsum("rhs,hsd->rhd", weights[..., :num_slots], values)
+        attended += torch.einsum("rhw,hrwd->rhd", weights[..., num_slots:], values[:, recent])
+        return attended.reshape(1, rows, num_heads * head_dim), present_key, present_value
+
+    @staticmethod
+    def symbolic(g: Any, query: Any, key: Any, value: Any, past_key: Any, past_value: Any, *rest: Any) -> Any:
+        *inputs, num_heads, num_kv_heads = rest
+        attended, present_key, present_value = g.op(
+            PLACEHOLDER,
+            *(query, key, value, past_key, past_value, *inputs),
+            num_heads_i=num_heads,
+            num_kv_heads_i=num_kv_heads,
+            outputs=3,
+        )
+        attended.setType(query.type())
+        present_key.setType(past_key.type())
+        present_value.setType(past_value.type())
+        return attended, present_key, present_value
+
+
 class TopLogProbs(torch.autograd.Function):
     """The ``k`` largest log-softmax values of each row, ``k`` being an input of the graph."""
 
@@ -145,8 +214,11 @@ class HeadNorm(RmsNorm):
 
 
 class Attention(nn.Module):
-    def __init__(self, shape: LayerShape) -> None:
+    """Projections around ``kernel``: CanonicalAttention, or FusedAttention."""
+
+    def __init__(self, shape: LayerShape, kernel: type[torch.autograd.Function]) -> None:
         super().__init__()
+        self.kernel = kernel
         q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
         num_in = shape.hidden_size * shape.attention_inputs
@@ -154,7 +226,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(num_in, kv_size, bias=shape.qkv_bias)
         self.v_proj = nn.Linear(num_in, kv_size, bias=shape.qkv_bias)
         self.o_proj = nn.Linear(q_size, shape.hidden_size, bias=shape.output_bias)
-        # Each head's queries and keys are normed before they are rotated; the operator cannot do that on CPUs.
+        # Each head's queries and keys are normed before they are rotated.
         self.q_norm = HeadNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
         self.k_norm = HeadNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
 
@@ -162,7 +234,7 @@ class Attention(nn.Module):
         self, x: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor, step: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         projected = self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x)), self.v_proj(x)
-        attended, key, value = RotaryAttention.apply(  # type: ignore[no-untyped-call]  # torch has no types for it
+        attended, key, value = self.kernel.apply(
             *projected, past_key, past_value, *step, self.num_heads, self.num_kv_heads
         )
         return self.o_proj(attended), key, value
@@ -184,11 +256,13 @@ class FeedForward(nn.Module):
 class DecoderLayer(nn.Module):
     """One decoder layer of a supported family. The single layer of an EAGLE-1 head has no input norm."""
 
-    def __init__(self, shape: LayerShape, *, has_input_norm: bool = True) -> None:
+    def __init__(
+        self, shape: LayerShape, kernel: type[torch.autograd.Function], *, has_input_norm: bool = True
+    ) -> None:
         super().__init__()
         norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.input_layernorm = norm if has_input_norm else nn.Identity()
-        self.self_attn = Attention(shape)
+        self.self_attn = Attention(shape, kernel)
         self.post_attention_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = FeedForward(shape)
 
@@ -200,14 +274,66 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), key, value
 
 
-class LayerBlock(nn.Module):
+class Block(nn.Module):
     """The decoder layers ``[start, stop)`` as one graph. Caches keep the layer's global number in their names."""
+
+    kernel: ClassVar[type[torch.autograd.Function]]
 
     def __init__(self, shape: LayerShape, start: int, stop: int, *, has_input_norm: bool = True) -> None:
         super().__init__()
         self.config = PretrainedConfig()  # optimum's export reads and sets fields of it
         self.shape, self.start, self.stop = shape, start, stop
-        self.layers = nn.ModuleList(DecoderLayer(shape, has_input_norm=has_input_norm) for _ in range(start, stop))
+        self.layers = nn.ModuleList(
+            DecoderLayer(shape, self.kernel, has_input_norm=has_input_norm) for _ in range(start, stop)
+        )
+
+    def run_layers(
+        self,
+        hidden: torch.Tensor,
+        step: Sequence[torch.Tensor],
+        past_key: Sequence[torch.Tensor],
+        past_value: Sequence[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """``step`` is what the kernel takes behind the cache."""
+        keys, values = [], []
+        for layer, layer_key, layer_value in zip(self.layers, past_key, past_value, strict=True):
+            hidden, key, value = layer(hidden, layer_key, layer_value, step)
+            keys.append(key)
+            values.append(value)
+        outputs = {HIDDEN_OUT: hidden}
+        outputs.update({f"{PRESENT_KEY}.{self.start + i}": key for i, key in enumerate(keys)})
+        outputs.update({f"{PRESENT_VALUE}.{self.start + i}": value for i, value in enumerate(values)})
+        return outputs
+
+
+class LayerBlock(Block):
+    """Layers of the target."""
+
+    kernel = CanonicalAttention
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        attention_padding: torch.Tensor,
+        position_ids: torch.Tensor,
+        rotary_cos: torch.Tensor,
+        rotary_sin: torch.Tensor,
+        cache_slots: torch.Tensor,
+        older_bias: torch.Tensor,
+        older_mask: torch.Tensor,
+        recent_slots: torch.Tensor,
+        recent_bias: torch.Tensor,
+        past_key: Sequence[torch.Tensor],
+        past_value: Sequence[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        where = cache_slots, attention_padding, older_bias, older_mask, recent_slots, recent_bias
+        return self.run_layers(hidden, (rotary_cos, rotary_sin, position_ids, *where), past_key, past_value)
+
+
+class FusedBlock(Block):
+    """Layers with the fused operator: those of drafters are built on it."""
+
+    kernel = FusedAttention
 
     def forward(
         self,
@@ -222,24 +348,9 @@ class LayerBlock(nn.Module):
         past_key: Sequence[torch.Tensor],
         past_value: Sequence[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        step = (
-            seqlens_k,
-            total_sequence_length,
-            rotary_cos,
-            rotary_sin,
-            position_ids,
-            attention_bias,
-            attention_padding,
-        )
-        keys, values = [], []
-        for layer, layer_key, layer_value in zip(self.layers, past_key, past_value, strict=True):
-            hidden, key, value = layer(hidden, layer_key, layer_value, step)
-            keys.append(key)
-            values.append(value)
-        outputs = {HIDDEN_OUT: hidden}
-        outputs.update({f"{PRESENT_KEY}.{self.start + i}": key for i, key in enumerate(keys)})
-        outputs.update({f"{PRESENT_VALUE}.{self.start + i}": value for i, value in enumerate(values)})
-        return outputs
+        length = seqlens_k, total_sequence_length
+        step = (*length, rotary_cos, rotary_sin, position_ids, attention_bias, attention_padding)
+        return self.run_layers(hidden, step, past_key, past_value)
 
 
 class FinalNorm(nn.Module):
@@ -285,9 +396,9 @@ def with_weights(module: nn.Module, weights: Tensors) -> None:
     module.eval().requires_grad_(False)
 
 
-def build_block(shape: LayerShape, start: int, stop: int, weights: Tensors) -> LayerBlock:
+def build_block(shape: LayerShape, start: int, stop: int, weights: Tensors, kind: type[Block] = LayerBlock) -> Block:
     with torch.device("meta"):
-        block = LayerBlock(shape, start, stop)
+        block = kind(shape, start, stop)
     with_weights(block, weights)
     return block
 

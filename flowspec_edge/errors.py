@@ -95,6 +95,10 @@ class StageFailedError(FlowspecError):
     """A stage could not serve its part: out of capacity, a failed forward, or a lost peer."""
 
 
+class CacheFullError(StageFailedError):
+    """The cache of one session cannot grow. Others go on."""
+
+
 class RingLostError(StageFailedError):
     """A ring was lost, and another one may go on with its texts.
 

@@ -32,7 +32,7 @@ import msgspec
 from flowspec_edge.errors import BundleError, is_plain, plain_text
 
 FORMAT = "flowspec-bundle"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_NAME = "manifest.json"
 SEAL_NAME = "manifest.sha256"
 MAX_NAME = 200
@@ -62,18 +62,36 @@ HIDDEN = "hidden"  # float32 [1, rows, hidden_size]
 HIDDEN_OUT = "hidden_out"  # float32 [1, rows, hidden_size]
 # Attention may get rows of zeros behind those of the chunk. Together they are called attention_rows here.
 ATTENTION_PADDING = "attention_padding"  # int64 [2] = 0, attention_rows - rows
+# Cosines and sines by position, float32 [positions, head_dim / 2]. The drafter needs a row for each cache slot in use.
+ROTARY_COS, ROTARY_SIN = "rotary_cos", "rotary_sin"
+# The cache of layer i: past_key.i, past_value.i -> present_key.i, present_value.i, float32, updated in place.
+# Layer block: [num_kv_heads, 1, slots, head_dim], values with a 1 behind them: [num_kv_heads, 1, slots, head_dim + 1].
+# Drafter: [1, num_kv_heads, capacity, head_dim].
+PAST_KEY, PAST_VALUE, PRESENT_KEY, PRESENT_VALUE = "past_key", "past_value", "present_key", "present_value"
+
+# Inputs of a layer block alone. A row attends to its older ancestors, which are in the slots of their positions, and to
+# its recent ones, wherever they are; docs/design.md, "The same bits in every tree", tells why. Attention takes its rows
+# in groups: attention_rows = groups * group_rows.
+POSITION_IDS = "position_ids"  # int64 [1, rows]; of the drafter [1, attention_rows]
+CACHE_SLOTS = "cache_slots"  # int64 [num_kv_heads, rows, 3]: key-value head, 0 and slot that a row is written to
+# float32 [groups, 1, 1, group_rows, 1, slots]: 0 for a row's older ancestors, a large negative value elsewhere
+OLDER_BIAS = "older_bias"
+OLDER_MASK = "older_mask"  # the same shape: 1 for a row's older ancestors, 0 elsewhere
+RECENT_SLOTS = "recent_slots"  # int64 [groups, group_rows, recent]: slots of the recent ancestors, the row's own last
+# float32 [groups, 1, 1, group_rows, 1, recent]: 0, or a large negative value where a row has fewer ancestors
+RECENT_BIAS = "recent_bias"
+
+# A constant of a layer block, bool []: whether new rows are rounded to float16 before they are written to the cache. It
+# is false in the file; a session that is loaded may set it.
+ROUNDS_CACHE = "rounds_cache"
+
+# Inputs of the drafter alone.
+TOKEN_EMBEDDING = "token_embedding"  # float32 [1, rows, hidden_size]
+FEATURE = "feature"  # float32 [1, rows, hidden_size]
 # float32 [1, 1, attention_rows, total]: 0 for slots that a row sees, a large negative value elsewhere
 ATTENTION_BIAS = "attention_bias"
-POSITION_IDS = "position_ids"  # int64 [1, attention_rows]
 SEQLENS_K = "seqlens_k"  # int32 [1] = total - 1
 TOTAL_LENGTH = "total_sequence_length"  # int32 [] = slots in use after this step
-# Cosines and sines by position, float32 [slots, head_dim / 2]. The operator needs a row for each cache slot in use.
-ROTARY_COS, ROTARY_SIN = "rotary_cos", "rotary_sin"
-TOKEN_EMBEDDING = "token_embedding"  # drafter only: float32 [1, rows, hidden_size]
-FEATURE = "feature"  # drafter only: float32 [1, rows, hidden_size]
-# The cache of layer i: past_key.i, past_value.i -> present_key.i, present_value.i,
-# float32 [1, num_kv_heads, capacity, head_dim], updated in place.
-PAST_KEY, PAST_VALUE, PRESENT_KEY, PRESENT_VALUE = "past_key", "past_value", "present_key", "present_value"
 
 UNPACK_ONCE = ("session.disable_quant_qdq", "1")
 """The setting with which ONNX Runtime unpacks 8-bit weights when it loads them, instead of at every run."""
@@ -340,7 +358,7 @@ def parse_manifest(text: str, path: Path) -> Manifest:
     if isinstance(version, int) and version < FORMAT_VERSION:
         raise BundleError(
             f"{path}: format version {version!r:.40} is older than {FORMAT_VERSION}, the only one this flowspec-edge "
-            "reads; export the bundle again with flowspec-export"
+            f"reads; make it anew: flowspec-export CHECKPOINT --out {path.parent} --force"
         )
     if version != FORMAT_VERSION:
         raise BundleError(

@@ -1,7 +1,7 @@
-"""A ring without sockets or ONNX: the real cores over pretend links, with a model that shows every wrong mask or slot.
+"""A ring without sockets or ONNX: the real cores over pretend links, with a model that shows every wrong slot.
 
-The pretend stage keeps (token, position) in a cache that is addressed by slots, as a real one does, and hashes what the
-mask lets a row see. So its hidden row is right exactly if the cache, the moves, the mask and the positions are right. A
+The pretend stage keeps (token, position) in a cache that is addressed by slots, as a real one does, and hashes what a
+row attends to. So its hidden row is right exactly if the cache, the moves, the slots and the positions are right. A
 forward that was cancelled leaves rubbish in its slots.
 """
 
@@ -21,7 +21,7 @@ from flowspec_edge.bench.simulated_ring import SimulatedRing, Watcher
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.journal import Journal
-from flowspec_edge.core.limits import CREDITS_PER_HOP, TREE_MARGIN
+from flowspec_edge.core.limits import CREDITS_PER_HOP, RECENT_ROWS, TREE_MARGIN
 from flowspec_edge.core.rows import NO_PARENT, Chunk, SessionSpec
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
@@ -78,20 +78,21 @@ class FakeStage:
         if job.session not in self.caches:  # closed while running
             return ev.ForwardFinished(np.zeros((len(job.rows), 1), np.float32))
         cache = self.caches[job.session]
-        for move in job.moves:
+        for move in job.placement.moves:
             cache[move.target : move.target + move.length] = cache[move.source : move.source + move.length].copy()
-        stop = job.first_slot + len(job.rows)
+        first, positions = job.placement.first_slot, job.placement.positions
+        stop = first + len(job.rows)
         if gives_up:
-            cache[job.first_slot : stop] = RUBBISH
+            cache[first:stop] = RUBBISH
             return ev.ForwardFinished(np.zeros((len(job.rows), 1), np.float32))
-        cache[job.first_slot : stop] = [(row.token, at) for row, at in zip(job.rows, job.positions, strict=True)]
+        cache[first:stop] = [(row.token, at) for row, at in zip(job.rows, positions, strict=True)]
         out = np.zeros((len(job.rows), 1), np.float32)
         for index in range(len(job.rows)):
-            seen = cache[:stop][job.mask[index]]
-            path = np.full(len(seen), VOCAB, np.uint8)
-            path[seen[:, 1]] = seen[:, 0]
-            assert path.max() < VOCAB, "a row must see each position before it once"
-            out[index] = path_hash(path)
+            num_seen = int(positions[index]) + 1
+            older = cache[: max(num_seen - RECENT_ROWS, 0)]
+            seen = np.concatenate([older, cache[job.placement.recent[index, -num_seen:]]])
+            assert seen[:, 1].tolist() == list(range(num_seen)), "a row must see each position before it once, in order"
+            out[index] = path_hash(seen[:, 0].astype(np.uint8))
             if not self.is_first:
                 assert present(job.hidden)[index] == out[index], "hidden rows and tree rows got out of step"
         if not job.is_tapped:

@@ -40,6 +40,7 @@ WRONG: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("chat_template",), 5, "Expected `str | null`, got `int`"),
     (("eos_token_ids",), 5, "Expected `array`, got `int`"),
     (("format_version",), "\x1b[31m", "is newer"),
+    (("format_version",), 3, "make it anew: flowspec-export CHECKPOINT --out"),
 ]
 
 

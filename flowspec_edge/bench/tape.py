@@ -15,7 +15,7 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.limits import PREFILL_ROWS
 from flowspec_edge.core.rows import NO_PARENT, Row
-from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
+from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.engine.unsplit import UnsplitModel
@@ -63,15 +63,13 @@ class TapeRecorder:
         text.
         """
         tokens = [*prompt, *self._unsplit.generate(prompt, options)]
-        slots = KvSlots(len(tokens) + FIRST_SLOT)
+        slots = KvSlots(len(tokens))
         self._stage.open_cache(0, slots.capacity)
         hidden = []
         for start in range(0, len(tokens), PREFILL_ROWS):
             part = range(start, min(start + PREFILL_ROWS, len(tokens)))
             rows = tuple(Row(i, i - 1 if i else NO_PARENT, tokens[i]) for i in part)
-            first = slots.append(rows)
-            mask = slots.ancestor_mask(first)
-            forward = ev.RunForward(0, rows, None, (), first, np.array(part), mask)
+            forward = ev.RunForward(0, rows, None, slots.place(rows))
             hidden.append(self._stage.run(forward).hidden.copy())
         self._stage.free_cache(0)
         every = np.concatenate(hidden)

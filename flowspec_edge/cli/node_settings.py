@@ -61,6 +61,7 @@ class ServingArguments(NetworkArguments, BundleArguments, CacheArguments):
     memory: int | None
     board: str | None
     precision: str | None
+    kv_cache: str
 
 
 def add_serving(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +79,13 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="run layers in this precision, one of those that the bundle has (default: the one that flowspec bench "
         "--calibrate --use-fastest chose here, else the bundle's own)",
+    )
+    parser.add_argument(
+        "--kv-cache",
+        choices=("float32", "float16"),
+        default="float32",
+        help="how keys and values are kept (default: float32); in float16 contexts take half the memory, texts may be "
+        "others, and are the same on nodes that all do so",
     )
     add_cache_options(parser)
 
@@ -107,6 +115,7 @@ def serving_settings(
         is_announced=is_announced,
         cache=cache_from(options) if is_announced else None,
         precision=options.precision,
+        has_half_cache=options.kv_cache == "float16",
         thermometer=thermometer_of(board),
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.rows import Chunk, Row, SessionSpec, SlotMove
+from flowspec_edge.core.rows import Chunk, Placement, Row, SessionSpec
 from flowspec_edge.core.rows import Floats as Floats
 
 # ---------------------------------------------------------------------- a stage: events
@@ -97,19 +97,14 @@ class OpenCache:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunForward:
-    """Run the layers over ``rows``: first move cache rows, then write slots from ``first_slot`` on.
-
-    ``mask`` is [rows, first_slot + rows], True where a row attends to a slot; ``positions`` is [rows]. ``is_tapped``
-    is that of the ``SessionSpec``.
+    """Run the layers over ``rows``, which are placed in the session's cache. ``is_tapped`` is that of the
+    ``SessionSpec``.
     """
 
     session: int
     rows: tuple[Row, ...]
     hidden: Floats | None
-    moves: tuple[SlotMove, ...]
-    first_slot: int
-    positions: NDArray[np.int64]
-    mask: NDArray[np.bool_]
+    placement: Placement
     is_tapped: bool = False
 
 
@@ -317,7 +312,9 @@ class ReportTrip:
 
 @dataclass(frozen=True, slots=True)
 class FinishGeneration:
-    """End the text: ``reason`` is ``stop``, ``length``, ``cancelled`` or ``failed``; ``error`` says why it failed."""
+    """End the text: ``reason`` is ``stop``, ``length``, ``cancelled``, ``failed`` or ``refused``; ``error`` says why of
+    the last two.
+    """
 
     session: int
     reason: str

@@ -11,6 +11,10 @@ MAX_TREE_ROWS = 400
 TREE_MARGIN = 512
 """Cache rows that a stage and the drafter have beyond the length limit: for MAX_LIVING_ROWS or MAX_TREE_ROWS draft
 rows, and for dead rows of which they have not been told yet."""
+RECENT_ROWS = 32
+"""How many rows at the end of a row's path, its own included, are attended to wherever they are in the cache; older
+ones must be in the slots of their positions. Drafts are less deep than this below the root. The bits of a row depend on
+this number, so all nodes of a ring have the same."""
 PREFILL_ROWS = 128
 """Rows of a prefill chunk: enough to amortise a forward, and few enough to keep every stage busy on a long prompt."""
 CREDITS_PER_HOP = 2

@@ -41,12 +41,27 @@ class Advance(NamedTuple):
 class SlotMove(NamedTuple):
     """Copy the rows of ``length`` slots, those from ``source`` on, to the slots from ``target`` on.
 
-    ``target`` is below ``source``, and several moves are made in their order.
+    All of them are read before any is written. Several moves are made in their order.
     """
 
     source: int
     target: int
     length: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """Where in a cache the rows of a forward are, and their recent ancestors.
+
+    First ``moves`` are made; then the rows take the slots from ``first_slot`` on. ``positions`` is [rows], and
+    ``recent`` [rows, RECENT_ROWS]: the slots of the last ancestors of each row in order of depth, its own at the end.
+    Where a row has fewer, the first ones mean nothing. Older ancestors are in the slots of their positions.
+    """
+
+    moves: tuple[SlotMove, ...]
+    first_slot: int
+    positions: NDArray[np.int64]
+    recent: NDArray[np.int64]
 
 
 class Passage(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from flowspec_edge.core.rows import Chunk, Count, Floats, SessionSpec
 from flowspec_edge.errors import UNPRINTABLE, ProtocolError, plain_text
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 
 MAX_TEXT = 4096
 """Characters of one text."""
@@ -200,6 +200,20 @@ class StageFailure(PlainMessage, frozen=True):
         return StageFailure(plain_text(self.reason)[:MAX_TEXT], self.neighbour)
 
 
+class SessionFailure(PlainMessage, frozen=True):
+    """Node to origin: this stage cannot go on with one session, and has ended it; ``reason`` is a sentence for the
+    user. Other sessions go on.
+    """
+
+    session: Count
+    reason: Sentence
+
+    @property
+    def plain(self) -> SessionFailure:
+        """The same with a reason that can be shown, and is no longer than a message may be."""
+        return SessionFailure(self.session, plain_text(self.reason)[:MAX_TEXT])
+
+
 class MeasureLayers(PlainMessage, frozen=True):
     """Origin to node, before a plan: asks for the time of a layer of this bundle, in the precision that the node would
     choose, or in each precision that it can run.
@@ -289,6 +303,7 @@ Plain = (
     | BeginTurn
     | CloseSession
     | StageFailure
+    | SessionFailure
     | MeasureLayers
     | LayersMeasured
     | MeasureLink

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from flowspec_edge.engine.graphs import load_graph, pad_rows
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.manifest import HIDDEN, LOGITS, TOP_K, TOP_LOG_PROBS, TOP_TOKENS, Manifest
+
+_log = logging.getLogger(__name__)
 
 
 class Head:
@@ -25,16 +28,26 @@ class Head:
             check_integer_products()
         self._min_rows = min_rows(manifest.precision)
         self._session = load_graph(directory / manifest.head.file, num_threads)
+        rows = np.random.default_rng(0).standard_normal((3, manifest.geometry.hidden_size), np.float32)
+        alone = [self._run(row[None]) for row in rows]
+        self._is_row_by_row = not np.array_equal(np.concatenate(alone), self._run(rows))
+        if self._is_row_by_row:
+            _log.warning("the bits of a row's logits depend on its chunk on this device, so rows run one by one")
 
     def logits(self, hidden: Floats) -> Floats:
         """The logits, [rows, vocab_size], of normed rows, [rows, hidden_size]."""
-        (logits,) = self._session.run([LOGITS], self._inputs(hidden, 1))
-        return logits[: len(hidden)]  # type: ignore[no-any-return]
+        if self._is_row_by_row and len(hidden) > 1:
+            return np.concatenate([self._run(row[None]) for row in hidden])
+        return self._run(hidden)
 
     def top(self, hidden: Floats, k: int) -> tuple[NDArray[np.int64], Floats]:
         """The ``k`` likeliest next tokens and their log-probabilities, both [rows, k], likeliest first."""
         tokens, log_probs = self._session.run([TOP_TOKENS, TOP_LOG_PROBS], self._inputs(hidden, k))
         return tokens[: len(hidden)], log_probs[: len(hidden)]
+
+    def _run(self, hidden: Floats) -> Floats:
+        (logits,) = self._session.run([LOGITS], self._inputs(hidden, 1))
+        return logits[: len(hidden)]  # type: ignore[no-any-return]
 
     def _inputs(self, hidden: Floats, k: int) -> dict[str, NDArray[np.generic]]:
         return {HIDDEN: pad_rows(hidden, self._min_rows)[0], TOP_K: np.array([k], np.int64)}

@@ -1,9 +1,9 @@
-"""Rows of padding, which are added to a chunk so that a row has the same bits in every chunk.
+"""Rows of padding, which are added so that a row has the same bits in every chunk.
 
-ONNX Runtime computes a single row with other code than several rows: in its attention operator, and in the products of
-some precisions. Its softmax adds up the weights of four slots at a time, and then the remaining ones one by one, so
-that a row's sum depends on how many slots come after its own. On x86 with AVX2 none remain, because those kernels mask
-(onnxruntime 1.32).
+ONNX Runtime computes a single row with other code than several rows in the products of some precisions, and in the
+fused attention of drafters. That one's softmax adds up the weights of four slots at a time, and then the remaining ones
+one by one, so that a row's sum depends on how many slots come after its own. On x86 with AVX2 none remain, because
+those kernels mask (onnxruntime 1.32).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MIN_ROWS = {"int4": 2}
 
 
 def slots_at_a_time(cpuinfo: Path = Path("/proc/cpuinfo")) -> int:
-    """Attention must have a multiple of this many slots on this processor. Where it is unknown, the number is safe."""
+    """Fused attention must have a multiple of this many slots here: a safe number where the processor is unknown."""
     try:
         text = cpuinfo.read_text(errors="replace")
     except OSError:
@@ -34,7 +34,7 @@ def min_rows(precision: str) -> int:
 
 
 def attention_padding(num_rows: int, num_slots: int) -> int:
-    """How many rows of padding attention gets.
+    """How many rows of padding fused attention gets.
 
     They come after the ``num_rows`` of a chunk, and each takes a slot of its own behind the ``num_slots`` in use.
     """

@@ -2,48 +2,79 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from flowspec_edge.allocator import give_back_freed
 from flowspec_edge.core.events import ForwardFinished, RunForward
-from flowspec_edge.core.rows import Floats
+from flowspec_edge.core.limits import RECENT_ROWS
+from flowspec_edge.core.rows import Floats, Placement
+from flowspec_edge.engine.attention_inputs import HeadGroups, attention_inputs
 from flowspec_edge.engine.embedding import Embedding
-from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, load_graph
+from flowspec_edge.engine.graphs import CachedGraph, as_ort_value, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
+from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
-from flowspec_edge.errors import PlacementError, StageFailedError
-from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, BlockEntry, FileEntry, Manifest
+from flowspec_edge.engine.row_check import gives_rows_the_same_bits
+from flowspec_edge.errors import CacheFullError, PlacementError
+from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, POSITION_IDS, BlockEntry, FileEntry, Manifest
+
+Arrays = dict[str, NDArray[np.generic]]
+_log = logging.getLogger(__name__)
 
 Parts = Mapping[str, Any]
 """What was loaded of files, by their sha256: the graphs of blocks and of the final norm, and the embedding."""
 
 
+class _Step:
+    """Inputs and rows of forwards of one shape. They are bound once, and changed in place from forward to forward."""
+
+    def __init__(self, inputs: Arrays, hidden_size: int) -> None:
+        self._inputs = inputs
+        num_rows = inputs[POSITION_IDS].shape[1]
+        self.rows: tuple[Floats, Floats] = (  # a block reads one and writes the other, and the next one the other way
+            np.zeros((1, num_rows, hidden_size), np.float32),
+            np.zeros((1, num_rows, hidden_size), np.float32),
+        )
+        self._values = {name: as_ort_value(array) for name, array in inputs.items()}
+        self._row_values = [as_ort_value(array) for array in self.rows]
+
+    def bind(self, number: int, binding: ort.IOBinding) -> None:
+        """Bind the graph that is ``number`` in its chain."""
+        for name, value in {**self._values, HIDDEN: self._row_values[number % 2]}.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output(HIDDEN_OUT, self._row_values[1 - number % 2])
+
+    def fill(self, hidden: Floats) -> None:
+        """The rows that the first block reads. Rows of padding behind them are zeros."""
+        self.rows[0][0, : len(hidden)] = hidden
+        self.rows[0][0, len(hidden) :] = 0.0
+
+    def take(self, inputs: Arrays) -> bool:
+        """Take the inputs of another forward, if they have the same shapes."""
+        if any(self._inputs[name].shape != array.shape for name, array in inputs.items()):
+            return False
+        for name, array in inputs.items():
+            self._inputs[name][...] = array
+        return True
+
+
 @dataclass(slots=True)
 class _Session:
-    """A session's cache, and the bindings of the blocks to it, which are made when the session runs for
-    the first time.
-    """
+    """A session's cache, the bindings of the blocks to it, and what is bound to these beside it."""
 
     cache: KvCache
-    step: StepInputs
     bindings: list[ort.IOBinding] = field(default_factory=list)
-
-
-def _load(directory: Path, manifest: Manifest, entry: FileEntry, num_threads: int) -> Any:
-    """What a stage has of a file."""
-    if isinstance(entry, BlockEntry):
-        return CachedGraph(directory / entry.file, entry.start, entry.stop, num_threads)
-    if entry == manifest.embedding:
-        return Embedding(directory / entry.file)
-    return load_graph(directory / entry.file, num_threads)
+    step: _Step | None = None
 
 
 class StageRunner:
@@ -51,6 +82,7 @@ class StageRunner:
 
     ``parts`` is what it has loaded. What is among ``loaded`` is taken from there; it may be the part of another runner,
     as long as the two are not used at once. A runner is not safe to use from several threads at once.
+    Where it ``has_half_cache``, keys and values are rounded to float16 before their first use and kept so.
 
     Raises:
         PlacementError: the range does not fall on the bundle's block boundaries.
@@ -67,6 +99,7 @@ class StageRunner:
         num_threads: int = 1,
         precision: str | None = None,
         loaded: Parts | None = None,
+        has_half_cache: bool = False,
     ) -> None:
         blocks = manifest.blocks_of(start, stop, precision)
         if not blocks or (blocks[0].start, blocks[-1].stop) != (start, stop):
@@ -78,11 +111,17 @@ class StageRunner:
         self._min_rows = min_rows(precision or manifest.precision)
         self._start, self._num_layers = start, stop - start
         self._taps = frozenset(manifest.drafter.taps if manifest.drafter else ())
-        loaded = loaded or {}
+        self._largest_block = max(block.stop - block.start for block in blocks)
+        self._has_half_cache = has_half_cache
+        found = dict(loaded or {})
+        first = next((found[block.sha256] for block in blocks if block.sha256 in found), None)
+        if first is None:
+            first = found[blocks[0].sha256] = self._load_first(directory, blocks[0], num_threads)
+        self._is_row_by_row = first.is_row_by_row
         self.parts: dict[str, Any] = {}
         for entry in manifest.stage_files(start, stop, precision):
-            found = loaded.get(entry.sha256)
-            self.parts[entry.sha256] = _load(directory, manifest, entry, num_threads) if found is None else found
+            part = found.get(entry.sha256)
+            self.parts[entry.sha256] = self._load(directory, manifest, entry, first) if part is None else part
         self._blocks: list[tuple[int, int, CachedGraph]] = [
             (block.start - start, block.stop - start, self.parts[block.sha256]) for block in blocks
         ]
@@ -92,19 +131,10 @@ class StageRunner:
         self._sessions: dict[int, _Session] = {}
 
     def open_cache(self, session: int, capacity: int) -> None:
-        """Make room for ``capacity`` slots, the reserved one included.
-
-        Raises:
-            StageFailedError: there is not enough memory.
-        """
+        """Open a session, which will use ``capacity`` slots at most. Memory is taken as they are used."""
         geometry = self._geometry
-        try:
-            cache = KvCache(self._num_layers, geometry.num_kv_heads, capacity, geometry.head_dim)
-        except MemoryError as cause:
-            raise StageFailedError(
-                f"no memory for a KV cache of {capacity} slots ({cause}); ask for fewer tokens"
-            ) from cause
-        self._sessions[session] = _Session(cache, StepInputs(self._min_rows))
+        cache = KvCache(self._num_layers, geometry.num_kv_heads, geometry.head_dim, is_half=self._has_half_cache)
+        self._sessions[session] = _Session(cache)
 
     def free_cache(self, session: int) -> None:
         self._sessions.pop(session, None)
@@ -137,6 +167,7 @@ class StageRunner:
         [rows, hidden_size].
 
         Raises:
+            CacheFullError: there is not enough memory for the rows.
             StageFailedError: ONNX Runtime refused the run.
             BundleError: the embedding's file has changed.
         """
@@ -144,35 +175,100 @@ class StageRunner:
         session = self._sessions.get(forward.session)
         if session is None:  # closed between the decision to run and the run; nobody will use the rows
             return self._nothing(num_rows)
-        if not session.bindings:  # here, not where the session is opened: the event loop does not wait for it
-            session.bindings = self._bind(session.cache, session.step)
-        session.cache.move(forward.moves)
-        inputs = session.step.set(forward.mask, forward.positions)
-        hidden = HiddenRows(self._embed(forward) if forward.hidden is None else forward.hidden, self._min_rows)
+        if self._is_row_by_row and num_rows > 1:
+            return self._run_row_by_row(forward, is_cancelled)
+        step = self._place(session, forward.placement)
+        slots = slice(forward.placement.first_slot, forward.placement.first_slot + num_rows)
+        step.fill(self._embed(forward) if forward.hidden is None else forward.hidden)
         tapped: dict[int, Floats] = {}
-        for (start, _, block), binding in zip(self._blocks, session.bindings, strict=True):
+        for number, ((start, stop, block), binding) in enumerate(zip(self._blocks, session.bindings, strict=True)):
             if is_cancelled():
                 return self._nothing(num_rows)
             if forward.is_tapped and self._start + start in self._taps:
-                tapped[self._start + start] = hidden.array[0, :num_rows].copy()
-            inputs[HIDDEN] = hidden.source
-            block.bind_step(binding, inputs, hidden.target)
+                tapped[self._start + start] = step.rows[number % 2][0, :num_rows].copy()
+            session.cache.fetch(start, stop, slots.start)
             block.run_bound(binding)
-            hidden.advance()
+            session.cache.keep(start, stop, slots)
+        hidden = step.rows[len(self._blocks) % 2]
         if self._final_norm is not None:
-            binding = self._final_norm.io_binding()
-            binding.bind_ortvalue_input(HIDDEN, hidden.source)
-            binding.bind_ortvalue_output(HIDDEN_OUT, hidden.target)
-            self._final_norm.run_with_iobinding(binding)
-            hidden.advance()
-        return ForwardFinished(hidden.array[0, :num_rows], tapped)
+            (hidden,) = self._final_norm.run([HIDDEN_OUT], {HIDDEN: hidden})
+        return ForwardFinished(hidden[0, :num_rows].copy(), tapped)
+
+    def _run_row_by_row(self, forward: RunForward, is_cancelled: Callable[[], bool]) -> ForwardFinished:
+        placed, parts = forward.placement, []
+        for number, row in enumerate(forward.rows):
+            one = slice(number, number + 1)
+            placement = Placement(
+                placed.moves if not number else (),
+                placed.first_slot + number,
+                placed.positions[one],
+                placed.recent[one],
+            )
+            hidden = None if forward.hidden is None else forward.hidden[one]
+            parts.append(self.run(replace(forward, rows=(row,), hidden=hidden, placement=placement), is_cancelled))
+        tapped = {layer: np.concatenate([part.tapped[layer] for part in parts]) for layer in parts[-1].tapped}
+        return ForwardFinished(np.concatenate([part.hidden for part in parts]), tapped)
+
+    def _load(self, directory: Path, manifest: Manifest, entry: FileEntry, first: CachedGraph) -> Any:
+        """What the stage has of a file; graphs have as many threads as its first block."""
+        if isinstance(entry, BlockEntry):
+            return self._load_block(directory, entry, first.num_threads)
+        if entry == manifest.embedding:
+            return Embedding(directory / entry.file)
+        return load_graph(directory / entry.file, first.num_threads)
+
+    def _load_block(self, directory: Path, block: BlockEntry, num_threads: int) -> CachedGraph:
+        return CachedGraph(
+            directory / block.file, block.start, block.stop, num_threads, rounds_cache=self._has_half_cache
+        )
+
+    def _load_first(self, directory: Path, block: BlockEntry, num_threads: int) -> CachedGraph:
+        """The first block, on as many threads as give rows the same bits in every chunk on this device; it says so
+        itself where even one thread gives them only to rows that are run by themselves.
+        """
+        geometry = self._geometry
+        num_products = HeadGroups.of(geometry.num_heads, geometry.num_kv_heads).num_products
+        for threads in sorted({min(num_threads, num_products), 1}, reverse=True):
+            graph = self._load_block(directory, block, threads)
+            if gives_rows_the_same_bits(graph, block.stop - block.start, geometry, self._min_rows):
+                return graph
+            _log.warning("with %d threads the bits of a row depend on its chunk on this device", threads)
+        _log.warning("so rows run one by one")
+        graph.is_row_by_row = True
+        return graph
+
+    def _place(self, session: _Session, placement: Placement) -> _Step:
+        """Make room in the cache, make the moves, and have the blocks know where rows are.
+
+        Raises:
+            CacheFullError: there is not enough memory.
+        """
+        geometry, cache = self._geometry, session.cache
+        positions, recent = placement.positions, placement.recent
+        if (num_padding := self._min_rows - len(positions)) > 0:  # rows of padding are written behind the others
+            positions = np.concatenate([positions, np.zeros(num_padding, np.int64)])
+            recent = np.concatenate([recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
+        stop = placement.first_slot + len(positions)
+        try:
+            if cache.reach(stop, self._largest_block):
+                session.bindings, session.step = self._bind(cache), None
+        except MemoryError as cause:
+            raise CacheFullError(f"no memory for a KV cache of {stop} slots ({cause}); ask for fewer tokens") from cause
+        cache.move(placement.moves)
+        heads = {"num_heads": geometry.num_heads, "num_kv_heads": geometry.num_kv_heads}
+        inputs = attention_inputs(placement.first_slot, positions, recent, num_slots=cache.num_slots, **heads)
+        if session.step is None or not session.step.take(inputs):
+            session.step = _Step(inputs, geometry.hidden_size)
+            for number, binding in enumerate(session.bindings):
+                session.step.bind(number, binding)
+        return session.step
 
     def _nothing(self, num_rows: int) -> ForwardFinished:
         return ForwardFinished(np.zeros((num_rows, self._geometry.hidden_size), np.float32))
 
-    def _bind(self, cache: KvCache, step: StepInputs) -> list[ort.IOBinding]:
-        kept = {**self._rotary.reach(cache.num_slots), **step.numbers}
-        return [block.bind(cache.values[2 * start : 2 * stop], kept) for start, stop, block in self._blocks]
+    def _bind(self, cache: KvCache) -> list[ort.IOBinding]:
+        tables = self._rotary.reach(cache.num_slots)
+        return [block.bind(cache.seen(start, stop), tables) for start, stop, block in self._blocks]
 
     def _embed(self, forward: RunForward) -> Floats:
         assert self._embedding is not None, "a chunk without hidden rows reached a stage that does not embed"

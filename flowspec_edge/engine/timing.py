@@ -13,7 +13,7 @@ import onnxruntime
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.limits import MAX_CHUNK_ROWS
 from flowspec_edge.core.rows import NO_PARENT, Row
-from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
+from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -40,7 +40,7 @@ class StageUnderTest:
         self, directory: Path, manifest: Manifest, start: int, stop: int, num_threads: int, precision: str | None = None
     ) -> None:
         self._stage = StageRunner(directory, manifest, start, stop, num_threads=num_threads, precision=precision)
-        self._slots = KvSlots(NUM_PAST + MAX_CHUNK_ROWS + FIRST_SLOT)
+        self._slots = KvSlots(NUM_PAST + MAX_CHUNK_ROWS)
         self._hidden: ev.Floats | None = None
         if start:
             random = np.random.default_rng(0)
@@ -63,11 +63,8 @@ class StageUnderTest:
         self._slots.drop([row.id for row in rows])
 
     def _run(self, rows: list[Row]) -> None:
-        first = self._slots.append(rows)
-        mask = self._slots.ancestor_mask(first)
-        positions = np.array([row.id for row in rows], np.int64)
         hidden = None if self._hidden is None else self._hidden[: len(rows)]
-        self._stage.run(ev.RunForward(SESSION, tuple(rows), hidden, (), first, positions, mask))
+        self._stage.run(ev.RunForward(SESSION, tuple(rows), hidden, self._slots.place(rows)))
 
 
 def time_head_ms(head: Head, manifest: Manifest) -> float:

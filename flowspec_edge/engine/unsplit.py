@@ -11,7 +11,7 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import RunForward
 from flowspec_edge.core.limits import PREFILL_ROWS
 from flowspec_edge.core.rows import NO_PARENT, Row
-from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
+from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.verify import Sampler
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -22,18 +22,26 @@ class UnsplitModel:
     """A bundle's target without ring, tree or drafter."""
 
     def __init__(
-        self, directory: Path, manifest: Manifest, *, num_threads: int = 1, precision: str | None = None
+        self,
+        directory: Path,
+        manifest: Manifest,
+        *,
+        num_threads: int = 1,
+        precision: str | None = None,
+        has_half_cache: bool = False,
     ) -> None:
         self._manifest = manifest
         layers = 0, manifest.geometry.num_layers
-        self._stage = StageRunner(directory, manifest, *layers, num_threads=num_threads, precision=precision)
+        self._stage = StageRunner(
+            directory, manifest, *layers, num_threads=num_threads, precision=precision, has_half_cache=has_half_cache
+        )
         self._head = Head(directory, manifest, num_threads=num_threads)
 
     def generate(self, prompt: list[int], options: GenerateOptions) -> Iterator[int]:
         """Continue ``prompt`` token by token until an end of sequence, the limit, or the end of the context."""
         limit = min(options.max_new_tokens, self._manifest.geometry.max_context - len(prompt))
         sampler = Sampler(options, self._manifest.geometry.vocab_size)
-        slots = KvSlots(len(prompt) + limit + FIRST_SLOT)
+        slots = KvSlots(len(prompt) + limit)
         self._stage.open_cache(0, slots.capacity)
         try:
             tokens, num_run = list(prompt), 0
@@ -50,7 +58,4 @@ class UnsplitModel:
             self._stage.free_cache(0)
 
     def _run(self, slots: KvSlots, rows: list[Row]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        first = slots.append(rows)
-        positions = np.array([row.id for row in rows], np.int64)
-        forward = RunForward(0, tuple(rows), None, (), first, positions, slots.ancestor_mask(first))
-        return self._stage.run(forward).hidden
+        return self._stage.run(RunForward(0, tuple(rows), None, slots.place(rows))).hidden

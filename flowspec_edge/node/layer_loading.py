@@ -13,6 +13,7 @@ from flowspec_edge.core.weights.fetching import Source
 from flowspec_edge.engine.stage_runner import Parts, StageRunner
 from flowspec_edge.manifest import Manifest
 from flowspec_edge.node.precision_choice import PrecisionChoice
+from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.weights.supply import StageRequest
 
 _T = TypeVar("_T")
@@ -30,15 +31,16 @@ def digests_of(wanted: StageRequest, manifest: Manifest) -> set[str]:
     return {entry.sha256 for entry in manifest.stage_files(wanted.start, wanted.stop, wanted.precision)}
 
 
-def load_runner(bundle: Bundle, wanted: StageRequest, num_threads: int, parts: Parts) -> StageRunner:
-    """The runner of these layers; ``parts`` are loaded already."""
+def load_runner(bundle: Bundle, wanted: StageRequest, settings: NodeSettings, parts: Parts) -> StageRunner:
+    """The runner of these layers on a node of these settings; ``parts`` are loaded already."""
     return StageRunner(
         bundle.directory,
         bundle.manifest,
         wanted.start,
         wanted.stop,
-        num_threads=num_threads,
+        num_threads=settings.num_threads,
         precision=wanted.precision,
+        has_half_cache=settings.has_half_cache,
         loaded=parts,
     )
 

@@ -36,7 +36,8 @@ class NodeSettings:
     insecure. Without a ``cache`` it fetches no weights and serves its own bundles alone. Port 0 is ``preferred_port``
     where that is free, else any. ``peers`` were typed; a node that ``remembers`` peers looks for those of its earlier
     runs as well. Its stages run in ``precision``; where that is None, in what was chosen for their bundle by
-    measurement, or in the bundle's own. ``thermometer`` tells of the board's heat, where it can.
+    measurement, or in the bundle's own. One that ``has_half_cache`` keeps keys and values in float16. ``thermometer``
+    tells of the board's heat, where it can.
     """
 
     name: str
@@ -54,6 +55,7 @@ class NodeSettings:
     peers: tuple[Address, ...] = ()
     remembers: bool = False
     precision: str | None = None
+    has_half_cache: bool = False
     thermometer: Thermometer | None = None
 
     @property

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Coroutine
@@ -14,16 +15,20 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.speculation.stage import Stage
-from flowspec_edge.errors import ProtocolError
+from flowspec_edge.errors import CacheFullError, ProtocolError
 from flowspec_edge.net.connection import Link
 from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.curves import StageRecorder
 from flowspec_edge.node.pacing import Board, Runner
 from flowspec_edge.tasks import run_until_first_ends
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +163,22 @@ class StageHost:
         while True:
             forward, cancelled = await self._forwards.get()
             began = time.monotonic()
-            with self._activity.busy():
-                finished = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set)
+            try:
+                with self._activity.busy():
+                    finished = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set)
+            except CacheFullError as cause:
+                self._end_session(forward, cause)
+                continue
             if self._recorder is not None and not cancelled.is_set():
                 self._recorder.add(len(forward.rows), time.monotonic() - began)
             self._tell(finished)
+
+    def _end_session(self, forward: ev.RunForward, cause: CacheFullError) -> None:
+        """End the session that a forward is of, and tell the origin. No row of the forward lives any more."""
+        _log.warning("session %d has ended: %s", forward.session, cause)
+        self._board.send(self._control, wire.SessionFailure(forward.session, str(cause)).plain)
+        self._tell(ev.SessionEnded(forward.session))
+        self._tell(ev.ForwardFinished(np.zeros((len(forward.rows), 0), np.float32)))
 
     def _tell(self, event: ev.StageEvent) -> None:
         for action in self._journal.handle(self._core, event, time.monotonic()):

@@ -143,7 +143,7 @@ class _Opening:
                 self.control, supplied, "the weights of its stage were here"
             )
             began = time.monotonic()
-            runner = await in_thread(self.executor, load_runner, bundle, wanted, node.settings.num_threads, taken.parts)
+            runner = await in_thread(self.executor, load_runner, bundle, wanted, node.settings, taken.parts)
             stage = LoadedStage(bundle, runner, memory_bytes, files.pop_all())
         await self.held.enter_async_context(stage_in_use(node.kept, stage, self.control, self.executor))
         return stage, round((time.monotonic() - began) * 1000), report.num_bytes

@@ -30,6 +30,7 @@ from flowspec_edge.errors import (
     FlowspecError,
     LinkLostError,
     ProtocolError,
+    RequestError,
     RingLostError,
     StageFailedError,
 )
@@ -175,7 +176,7 @@ class Ring:
         The last piece has the finish reason and the statistics. Closing the generator cancels the generation.
 
         Raises:
-            RequestError: the prompt does not fit, or an option is not known.
+            RequestError: the prompt or the text does not fit, or an option is not known.
             RingLostError: the ring lost a node, or a stage failed.
             StageFailedError: the origin itself failed.
         """
@@ -211,6 +212,8 @@ class Ring:
                         on_trip(trip)
                     case ev.FinishGeneration(_, "failed", error):
                         raise self._lost or RingLostError(error or "the ring was lost")
+                    case ev.FinishGeneration(_, "refused", error):
+                        raise RequestError(error or "a stage ended the session")
                     case ev.FinishGeneration(_, reason):
                         if reason != "cancelled" or not self._is_left:  # it may have ended before that
                             yield answer.finish(reason)
@@ -274,6 +277,10 @@ class Ring:
                     self._tell(ev.StageReady(session, number))
                 case wire.TappedRows(session, layer, ids, hidden):
                     self._tell(ev.TappedArrived(session, layer, ids, hidden))
+                case wire.SessionFailure(session, reason):
+                    if session in self._answers:
+                        text = f"node {stage.plan.node}: {reason}"
+                        self._answers[session].put_nowait(ev.FinishGeneration(session, "refused", text))
                 case wire.StageFailure() as failure:
                     raise stage_loss(stage.plan, failure)
                 case message:

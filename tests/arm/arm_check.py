@@ -7,7 +7,7 @@ The boards run Debian's Python and the published aarch64 wheels under qemu-user,
 one as a Raspberry Pi 4 (Cortex-A72). This machine originates and serves no layers, so every layer's weights are fetched
 by a board. Kernels differ between processors, and so may the last bits of a logit. Where a text differs, the check
 finds the first token that differs and how far apart the two choices are; it fails where that is more than a near tie.
-On one board a row must have the same bits in every chunk.
+On one board a row must have the same bits in every tree, in every precision.
 """
 
 from __future__ import annotations
@@ -97,16 +97,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class BitsOfRows:
-    """The sizes of chunks in which a row has other bits than in a large chunk. There should be none."""
+    """Rows of random trees, and how many of them have other bits than by themselves. There should be none."""
 
     board: str
-    precision: str
-    differing: list[int]
+    what: str
+    compared: int
+    differing: int
 
     def __str__(self) -> str:
-        sizes = ", ".join(map(str, self.differing))
-        found = f"others in chunks of {sizes}" if sizes else "the same in every chunk"
-        return f"{self.precision} on {self.board}: the bits of a row are {found}"
+        return f"{self.what} on {self.board}: {self.differing} of {self.compared} rows have other bits in a tree"
 
 
 class Ring:
@@ -278,10 +277,9 @@ async def check(folder: Path, is_quick: bool, report: Report) -> dict[str, Any]:
     findings, bits = [], []
     for bundle in bundles_to_check(folder, report):
         for board in BOARDS:
-            sizes = userland.sizes_that_differ(board, bundle.directory)
-            bits += [BitsOfRows(board.name, precision, differing) for precision, differing in sizes.items()]
-        for row_bits in bits[-len(BOARDS) * len(bundle.manifest.precisions) :]:
-            report(str(row_bits))
+            for what, counts in userland.rows_that_differ(board, bundle.directory).items():
+                bits.append(BitsOfRows(board.name, what, **counts))
+                report(str(bits[-1]))
         cases = [
             Case(bundle.manifest.precision, schedule, temperature)
             for schedule in ("flowspec", "autoregressive")

@@ -139,10 +139,10 @@ class Userland:
             )
         return {"python": python, "numpy": numpy, "onnxruntime": onnxruntime}
 
-    def sizes_that_differ(self, board: Board, bundle: Path) -> dict[str, list[int]]:
-        """The sizes of chunks in which rows have other bits there than in one large chunk, by precision."""
+    def rows_that_differ(self, board: Board, bundle: Path) -> dict[str, dict[str, int]]:
+        """How many rows of random trees were compared there with plain chains, and how many differ, by precision."""
         program = str(Path(__file__).with_name("row_bits.py"))
-        found: dict[str, list[int]] = json.loads(
+        found: dict[str, dict[str, int]] = json.loads(
             run(self.command(board, program, str(bundle)), f"{board.name}: no rows")
         )
         return found

@@ -21,7 +21,8 @@ from flowspec_edge.cli.main import main
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
-from flowspec_edge.core.rows import Chunk, Row
+from flowspec_edge.core.rows import NO_PARENT, Chunk, Row
+from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.engine.unsplit import UnsplitModel
@@ -75,8 +76,8 @@ class FakeRunner:
 
 
 def forward_of(num_rows: int) -> ev.RunForward:
-    rows = tuple(Row(index, index, 0) for index in range(num_rows))
-    return ev.RunForward(1, rows, None, (), 1, np.zeros(num_rows, np.int64), np.ones((num_rows, num_rows), np.bool_))
+    rows = tuple(Row(index, index - 1 if index else NO_PARENT, 0) for index in range(num_rows))
+    return ev.RunForward(1, rows, None, KvSlots(num_rows).place(rows))
 
 
 @pytest.mark.parametrize("num_rows", [1, 16])

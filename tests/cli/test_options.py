@@ -30,7 +30,8 @@ COMMON = {"command", "verbose", "run", "json"}
 BUNDLE = "--bundle b"
 NETWORK = "--cluster c --peer h --host 127.0.0.1 --insecure"
 SEARCH = "--nodes 2 --wait 1.5"
-SERVING = f"{BUNDLE} --name n --threads 2 --memory 64 --board b --precision int8 --cache d --cache-limit 2.5 --no-cache"
+SERVING = f"{BUNDLE} --name n --threads 2 --memory 64 --board b --precision int8 --kv-cache float16"
+SERVING += " --cache d --cache-limit 2.5 --no-cache"
 TEXT = "--schedule chunked --max-new-tokens 4 --temperature 1 --top-k 3 --top-p 0.5 --seed 9 --stop x --stop y"
 RING = "--any-precision --context 99 --equal-split --rebalance --wait-for-boards 5"
 
@@ -138,10 +139,11 @@ def demo_bundle(monkeypatch: pytest.MonkeyPatch) -> object:
 
 def test_a_node_that_serves_is_announced_and_one_that_asks_is_not(parse: Parse, demo_bundle: object) -> None:
     board = BoardSettings(profile=None, cores=(0,), num_threads=3, memory_bytes=7)
-    serve = parse("serve --name attic --precision int4 --cache-limit 1")[1]
+    serve = parse("serve --name attic --precision int4 --kv-cache float16 --cache-limit 1")[1]
     access = options.access_from(serve)
     settings = node_settings.serving_settings(serve, access, board, port=5)
     assert (settings.name, settings.port, settings.is_announced, settings.precision) == ("attic", 5, True, "int4")
+    assert settings.has_half_cache
     assert (settings.memory_bytes, settings.num_threads, settings.bundles) == (7, 3, (demo_bundle,))
     assert settings.cache is not None and settings.cache.limit_bytes == 2**30
     quiet = node_settings.serving_settings(serve, access, board, is_announced=False)

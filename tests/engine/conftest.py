@@ -7,7 +7,7 @@ import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.core.events import RunForward
-from flowspec_edge.core.rows import NO_PARENT, Row, SlotMove
+from flowspec_edge.core.rows import NO_PARENT, Row
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.engine.stage_runner import StageRunner
 from tests.narrowing import present
@@ -27,32 +27,25 @@ def whole(bundle: Bundle) -> StageRunner:
 
 
 class Session:
-    """One session of a chain of stages, with its slots and the depth of each row."""
+    """One session of a chain of stages, with its slots."""
 
     def __init__(self, *stages: StageRunner, capacity: int = 400) -> None:
         self.stages = stages
         self.slots = KvSlots(capacity)
-        self.depths: dict[int, int] = {}
-        self.moves: tuple[SlotMove, ...] = ()
         for stage in stages:
             stage.open_cache(1, capacity)
 
     def run(self, rows: Sequence[Row], is_cancelled: Callable[[], bool] = lambda: False) -> np.ndarray:
         """Hidden rows after the last stage."""
-        for row in rows:
-            self.depths[row.id] = self.depths.get(row.parent, -1) + 1
-        first = self.slots.append(rows)
-        positions = np.array([self.depths[row.id] for row in rows], np.int64)
-        mask = self.slots.ancestor_mask(first)
-        moves, self.moves = self.moves, ()
+        placement = self.slots.place(rows)
         hidden: np.ndarray | None = None
         for stage in self.stages:
-            forward = RunForward(1, tuple(rows), hidden, moves, first, positions, mask)
+            forward = RunForward(1, tuple(rows), hidden, placement)
             hidden = stage.run(forward, is_cancelled).hidden.copy()
         return present(hidden)
 
     def drop(self, ids: Sequence[int]) -> None:
-        self.moves = tuple(self.slots.drop(ids))
+        self.slots.drop(ids)
 
 
 def make_chain(tokens: Sequence[int], first: int = 0) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Padding is the least that is needed, and with ARM's a row has the same bits in every chunk here as well."""
+"""Padding is the least that is needed, and with ARM's a draft is the same in every pass here as well."""
 
 from pathlib import Path
 
@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.core.events import RunDraft
 from flowspec_edge.engine import padding
+from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
+from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.padding import MAX_ATTENTION_PADDING, MIN_ATTENTION_ROWS, attention_padding
 from flowspec_edge.engine.stage_runner import StageRunner
 from tests.engine.conftest import Session, make_chain
@@ -44,11 +48,23 @@ def test_processors_that_mask_need_no_multiple(tmp_path: Path, text: str | None,
     assert padding.slots_at_a_time(tmp_path / "cpuinfo") == expected
 
 
-def test_arms_padding_changes_no_bit(whole: StageRunner, tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arms_padding_changes_no_draft(
+    bundle: Bundle, whole: StageRunner, tokens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = Eagle1Drafter(bundle.directory, bundle.manifest, Head(bundle.directory, bundle.manifest), k=5)
     chain = make_chain(tokens[:24])
-    expected = Session(whole).run(chain)
+    hidden = Session(whole).run(chain)
+
+    def drafts(num_rows: int) -> list[np.ndarray]:
+        drafter.open(1, 24 + 1)
+        parts = [slice(start, min(start + num_rows, 23)) for start in range(0, 23, num_rows)]
+        rows = chain[1:]
+        return [
+            drafter.run(RunDraft(1, tuple(rows[part]), np.arange(24)[part], hidden[part], ())).log_probs
+            for part in parts
+        ]
+
+    (expected,) = drafts(23)
     monkeypatch.setattr(padding, "SLOTS_AT_A_TIME", ARM)
-    for num_rows in (1, 2, 3, 5, 24):
-        session = Session(whole, capacity=24 + 1)  # full at the end: padding has room of its own
-        found = [session.run(chain[start : start + num_rows]) for start in range(0, 24, num_rows)]
-        np.testing.assert_array_equal(np.concatenate(found), expected)
+    for num_rows in (1, 2, 3, 5, 23):
+        np.testing.assert_array_equal(drafts(num_rows)[-1], expected)

@@ -28,7 +28,7 @@ from exporter.assembly import Report
 from exporter.bundle import ExportOptions, export_bundle
 from exporter.config import LayerShape
 from exporter.onnx_export import GraphSpec, export_graph
-from exporter.stage_module import DecoderLayer, LayerBlock, build_block
+from exporter.stage_module import Block, DecoderLayer, build_block
 from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.core.rows import Row
 from flowspec_edge.engine.head import Head
@@ -185,7 +185,7 @@ def test_the_demo_bundle_is_what_its_checkpoint_gives(demo_export: Callable[[str
 def test_a_block_that_differs_is_named_and_nothing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path / "target")
 
-    def build_wrong(shape: LayerShape, start: int, stop: int, weights: Mapping[str, torch.Tensor]) -> LayerBlock:
+    def build_wrong(shape: LayerShape, start: int, stop: int, weights: Mapping[str, torch.Tensor]) -> Block:
         block = build_block(shape, start, stop, weights)
         if start == 1:  # the reference alone changes, after the graph was written
 

@@ -21,8 +21,7 @@ from exporter.onnx_export import block_spec, export_graph
 from exporter.precisions import PRECISIONS
 from exporter.stage_module import LayerBlock
 from flowspec_edge.bundle import DEMO_BUNDLE
-from flowspec_edge.engine.graphs import KvCache
-from flowspec_edge.engine.padding import MAX_ATTENTION_PADDING
+from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.manifest import BlockEntry, FileEntry, describe_file, load_manifest
 from tests.bundles import MadeOnce
 
@@ -88,6 +87,9 @@ def export_random_layers(root: Path) -> None:
         demo.geometry,
         num_layers=NUM_LAYERS,
         hidden_size=SHAPE.hidden_size,
+        num_heads=SHAPE.num_heads,
+        num_kv_heads=SHAPE.num_kv_heads,
+        head_dim=SHAPE.head_dim,
         vocab_size=EMBEDDING_ROWS,
         rope_frequencies=list(SHAPE.rope_frequencies),
     )
@@ -109,9 +111,12 @@ def test_loading_peaks_at_little_more_than_the_weights(directory: Path, precisio
     assert found["peak"] <= limit, f"{found['peak'] / MIB:.0f} MiB, the limit is {limit / MIB:.0f} MiB"
 
 
-def test_a_cache_is_one_stack_of_the_sessions_length() -> None:
-    cache = KvCache(num_layers=3, num_kv_heads=2, capacity=100, head_dim=16)
-    one = 2 * (100 + MAX_ATTENTION_PADDING) * 16 * 4
-    assert cache.num_bytes == 2 * 3 * one
-    addresses = [value.data_ptr() for value in cache.values]
-    assert addresses == [addresses[0] + i * one for i in range(6)]
+def test_a_cache_has_its_layers_in_a_row() -> None:
+    cache = KvCache(num_layers=3, num_kv_heads=2, head_dim=16)
+    assert cache.reach(100)
+    assert not cache.reach(128), "it has room already"
+    keys, values = 2 * 128 * 16 * 4, 2 * 128 * 17 * 4
+    assert cache.num_bytes == 3 * (keys + values)
+    addresses = [value.data_ptr() for value in cache.seen(0, 3)]
+    assert addresses[::2] == [addresses[0] + layer * keys for layer in range(3)]
+    assert addresses[1::2] == [addresses[1] + layer * values for layer in range(3)]

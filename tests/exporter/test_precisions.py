@@ -27,6 +27,7 @@ from flowspec_edge.node.node import Node
 from flowspec_edge.node.precision_choice import chosen_precision, keep_precision
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
+from tests.arm import row_bits
 from tests.bundles import MadeOnce
 from tests.engine.conftest import Session, make_chain
 from tests.exporter.checkpoints import save_checkpoint
@@ -85,6 +86,41 @@ def test_a_rows_bits_do_not_depend_on_its_chunk(directory: Path, manifest: Manif
         np.testing.assert_array_equal(found, expected)
         parts = [head.logits(found[i : i + num_rows]) for i in range(0, 64, num_rows)]
         np.testing.assert_array_equal(np.concatenate(parts), logits)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_row_has_the_same_bits_in_every_tree(
+    directory: Path, manifest: Manifest, precision: str, num_threads: int
+) -> None:
+    stage = StageRunner(directory, manifest, 0, NUM_LAYERS, num_threads=num_threads, precision=precision)
+    found = [row_bits.compare(stage, manifest.geometry.vocab_size, seed, num_prompt=200) for seed in range(3)]
+    compared, differing = (sum(numbers) for numbers in zip(*found, strict=True))
+    assert compared > 400 and not differing
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(9, 3), (8, 1), (4, 4)])
+def test_a_row_has_the_same_bits_whatever_heads_share(num_heads: int, num_kv_heads: int, tmp_path: Path) -> None:
+    """ONNX Runtime takes other code for one row, for one key-value head, and where threads share a product."""
+    heads: dict[str, Any] = {"num_attention_heads": num_heads, "num_key_value_heads": num_kv_heads, "head_dim": 32}
+    save_checkpoint(tmp_path / "target", num_hidden_layers=1, hidden_size=64, intermediate_size=64, **heads)
+    options = ExportOptions(checkpoint=tmp_path / "target", drafter=None, out=tmp_path / "out", precision="fp32")
+    manifest = export_bundle(options)
+    stage = StageRunner(options.out, manifest, 0, 1, num_threads=4)
+    compared, differing = row_bits.compare(stage, manifest.geometry.vocab_size, seed=3, num_prompt=600, num_chunks=5)
+    assert compared > 300 and not differing
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "fp32"])
+def test_a_cache_in_float16_takes_half_and_keeps_the_law(directory: Path, manifest: Manifest, precision: str) -> None:
+    halved = StageRunner(directory, manifest, 0, NUM_LAYERS, precision=precision, has_half_cache=True)
+    compared, differing = row_bits.compare(halved, manifest.geometry.vocab_size, seed=1, num_prompt=200)
+    assert compared > 100 and not differing
+    chain = make_chain(np.random.default_rng(4).integers(2, 2048, 64).tolist())
+    whole = StageRunner(directory, manifest, 0, NUM_LAYERS, precision=precision)
+    rows = Session(halved).run(chain), Session(whole).run(chain)
+    assert 0 < np.abs(rows[0] - rows[1]).max() < 0.5
+    assert halved._sessions[1].cache.num_bytes * 2 == whole._sessions[1].cache.num_bytes
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

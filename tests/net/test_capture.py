@@ -10,7 +10,7 @@ import pytest
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.core.events import RunForward
 from flowspec_edge.core.rows import NO_PARENT, Row
-from flowspec_edge.core.speculation.kv_slots import FIRST_SLOT, KvSlots
+from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.net.auth import make_key
@@ -36,13 +36,10 @@ def secrets_of(prompt: str) -> dict[str, bytes]:
     manifest = bundle.manifest
     ids = Tokenizer(DEMO_BUNDLE / manifest.tokenizer.file).encode(prompt)
     runner = StageRunner(DEMO_BUNDLE, manifest, 0, manifest.geometry.num_layers // 2)
-    slots = KvSlots(len(ids) + FIRST_SLOT)
+    slots = KvSlots(len(ids))
     runner.open_cache(0, slots.capacity)
     rows = [Row(i, i - 1 if i else NO_PARENT, token) for i, token in enumerate(ids)]
-    first = slots.append(rows)
-    positions = np.arange(len(ids))
-    forward = RunForward(0, tuple(rows), None, (), first, positions, slots.ancestor_mask(first))
-    hidden = runner.run(forward).hidden
+    hidden = runner.run(RunForward(0, tuple(rows), None, slots.place(rows))).hidden
     return {
         "tokens": np.array(ids, "<u4").tobytes(),
         "tensor": np.ascontiguousarray(hidden[2, :64]).tobytes(),

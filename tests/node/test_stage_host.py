@@ -19,8 +19,9 @@ from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
+from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.stage import Stage
-from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError, StageFailedError
+from flowspec_edge.errors import CacheFullError, FlowspecError, LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.stage_host import StageHost, StageLinks
@@ -114,8 +115,7 @@ class Hosted:
 
 def forward_of(session: int, num_rows: int = 1, *, is_tapped: bool = False) -> ev.RunForward:
     rows = tuple(Row(id, id - 1 if id else NO_PARENT, 5) for id in range(num_rows))
-    mask = np.ones((num_rows, num_rows), np.bool_)
-    return ev.RunForward(session, rows, None, (), 1, np.arange(num_rows), mask, is_tapped)
+    return ev.RunForward(session, rows, None, KvSlots(num_rows).place(rows), is_tapped)
 
 
 SPEC = SessionSpec(1, 100, False, True, 7)
@@ -301,6 +301,29 @@ async def test_what_a_forward_or_the_core_cannot_do_ends_it(error: FlowspecError
         hosted.after.send(wire.Credit(1))
         with pytest.raises(type(error), match=str(error)):
             await host.wait_ended()
+
+
+async def test_a_cache_that_cannot_grow_ends_its_session_alone() -> None:
+    hosted = Hosted(Stage(is_last=False))
+
+    def fail(forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> None:
+        if forward.session == 1:
+            raise CacheFullError("no memory for a KV cache of 256 slots")
+
+    hosted.runner.run_as = fail
+    async with hosted.at_work():
+        for session in (1, 2):
+            hosted.origin.send(wire.OpenSession(SessionSpec(session, 100)))
+            assert await hosted.origin.receive() == wire.SessionOpened(session)
+        for number, session in enumerate((1, 1, 2)):
+            rows = ROWS if not number else (Row(9, ROWS[-1].id, 5),)
+            rows = ROWS if session == 2 else rows
+            hosted.before.send(wire.ChunkMessage(number, Chunk(session, rows, 1, HIDDEN[: len(rows)])))
+        assert await hosted.origin.receive() == wire.SessionFailure(1, "no memory for a KV cache of 256 slots")
+        message = await hosted.after.receive()
+        assert isinstance(message, wire.ChunkMessage) and message.chunk.session == 2
+        assert [await hosted.before.receive() for _ in range(3)] == [wire.Credit(1)] * 3
+    assert ("free", 1) in hosted.runner.done
 
 
 async def test_a_chunk_passes_a_real_core_from_link_to_link() -> None:

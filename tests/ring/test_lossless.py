@@ -11,7 +11,9 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.rows import Floats
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.core.speculation.verify import next_token_distribution
+from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.engine.unsplit import UnsplitModel
+from flowspec_edge.errors import RequestError
 from tests.ring.conftest import answer_of, ring_of, tokens_of, unsplit_tokens
 
 pytestmark = pytest.mark.slow
@@ -54,6 +56,26 @@ async def test_the_end_of_the_context_is_reached_and_not_passed(int8_bundle: Bun
         pieces = await answer_of(ring, prompt, GenerateOptions(max_new_tokens=128, temperature=1.0, seed=3))
     assert len(tokens_of(pieces)) == 20
     assert pieces[-1].finish_reason == "length"
+
+
+async def test_a_text_longer_than_memory_is_refused_and_others_go_on(
+    int8_bundle: Bundle, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach = KvCache.reach
+
+    def small(self: KvCache, num_slots: int, layers_at_once: int = 1) -> bool:
+        if num_slots > 256:
+            raise MemoryError("no more than 256 slots")
+        return reach(self, num_slots, layers_at_once)
+
+    monkeypatch.setattr(KvCache, "reach", small)
+    options = GenerateOptions(max_new_tokens=64)
+    async with ring_of(2, int8_bundle) as ring:
+        other = asyncio.create_task(answer_of(ring, prompts[1], options))
+        with pytest.raises(RequestError, match=r"node node-\d: no memory for a KV cache of \d+ slots .*256 slots"):
+            await answer_of(ring, (prompts[0] * 6)[:300], options)
+        assert tokens_of(await other) == unsplit_tokens(int8_bundle, prompts[1], options)
+        assert tokens_of(await answer_of(ring, prompts[1], options)) == tokens_of(await other)
 
 
 async def test_draws_follow_the_targets_distribution(

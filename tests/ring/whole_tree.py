@@ -6,7 +6,7 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import RunDraft, RunForward
 from flowspec_edge.core.limits import TREE_MARGIN
-from flowspec_edge.core.rows import NO_PARENT, Advance, Row, SlotMove
+from flowspec_edge.core.rows import NO_PARENT, Advance, Row
 from flowspec_edge.core.speculation.drafting import Drafting, DraftShape
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.tree import Tree
@@ -31,7 +31,6 @@ class WholeTree:
     def generate(self, prompt: list[int], options: GenerateOptions) -> tuple[list[int], int]:
         """Returns the tokens and how many verifications gave them."""
         self.tree, self.next_id, self.num_extended = Tree(), len(prompt), 0
-        self.moves: tuple[SlotMove, ...] = ()
         self.dropped: tuple[int, ...] = ()
         capacity = len(prompt) + options.max_new_tokens + TREE_MARGIN
         self.slots = KvSlots(capacity)
@@ -56,7 +55,7 @@ class WholeTree:
                 tokens.append(draw(logits[self.root], root.depth + 1))
                 self._root_at(self.root, tokens[-1])
             self.dropped = tuple(self.tree.take_dropped())
-            self.moves = tuple(self.slots.drop(self.dropped))
+            self.slots.drop(self.dropped)
         self.stage.free_cache(1)
         self.drafter.close(1)
         return tokens, num_verifications
@@ -91,8 +90,4 @@ class WholeTree:
         self.next_id += len(drafting.merge(parents, draft.tokens, draft.log_probs, self.next_id))
 
     def _forward(self, rows: list[Row]) -> np.ndarray:
-        moves, self.moves = self.moves, ()
-        first = self.slots.append(rows)
-        positions = np.array([self.tree[row.id].depth for row in rows], np.int64)
-        mask = self.slots.ancestor_mask(first)
-        return self.stage.run(RunForward(1, tuple(rows), None, moves, first, positions, mask)).hidden.copy()
+        return self.stage.run(RunForward(1, tuple(rows), None, self.slots.place(rows))).hidden.copy()

@@ -24,7 +24,7 @@ from flowspec_edge.core.events import (
     RunDraft,
     RunHead,
 )
-from flowspec_edge.core.limits import PREFILL_ROWS, TREE_MARGIN
+from flowspec_edge.core.limits import PREFILL_ROWS, RECENT_ROWS, TREE_MARGIN
 from flowspec_edge.core.rows import NO_PARENT, Advance, Chunk, Floats, Row, check_width
 from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.draft_feed import DraftFeed
@@ -234,8 +234,13 @@ class Generation:
         return self._head_feed.is_busy
 
     def unsent(self, min_score: float = float("-inf"), /) -> Iterator[int]:
-        """Drafted rows that may be sent, best first, parents before children."""
-        return self.drafting.unsent(self.root, self.sent, self.max_depth, min_score)
+        """Drafted rows that may be sent, best first, parents before children.
+
+        All but the last RECENT_ROWS of a row's path are verified and were sent before, so rows of one chunk have the
+        same older ancestors. The root may be in the chunk.
+        """
+        deepest = min(self.max_depth, self.tree[self.root].depth + RECENT_ROWS - 1)
+        return self.drafting.unsent(self.root, self.sent, deepest, min_score)
 
     # ------------------------------------------------------------------ inside
 

@@ -194,11 +194,9 @@ class Stage:
         return [index for index, row in enumerate(chunk.rows) if session is not None and row.id in session.tree]
 
     def _forward(self, session: _Session, chunk: Chunk) -> RunForward:
-        moves = tuple(session.slots.drop(session.tree.take_dropped()))
-        first = session.slots.append(chunk.rows)
-        positions = np.array([session.tree[row.id].depth for row in chunk.rows], np.int64)  # [rows]
-        mask = session.slots.ancestor_mask(first)
-        return RunForward(chunk.session, chunk.rows, chunk.hidden, moves, first, positions, mask, session.is_tapped)
+        session.slots.drop(session.tree.take_dropped())
+        placement = session.slots.place(chunk.rows)
+        return RunForward(chunk.session, chunk.rows, chunk.hidden, placement, session.is_tapped)
 
     def _keep_tapped(self, tapped: Mapping[int, Floats]) -> None:
         """Keep the tapped rows of living rows until these are known to be verified."""

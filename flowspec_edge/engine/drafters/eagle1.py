@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from flowspec_edge.core.events import DraftFinished, RunDraft
 from flowspec_edge.core.rows import Floats, Row
-from flowspec_edge.core.speculation.kv_slots import ReusedSlots
+from flowspec_edge.core.speculation.draft_slots import DraftSlots
+from flowspec_edge.engine.drafters.fused_cache import FusedCache, StepInputs
 from flowspec_edge.engine.embedding import Embedding
-from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, KvCache, StepInputs, as_ort_value, pad_rows
+from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, as_ort_value, pad_rows
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
@@ -36,11 +37,11 @@ class _DraftSession:
     ``features`` serve a row's children, so they are kept for drafted rows and the last verified one only.
     """
 
-    def __init__(self, cache: KvCache, step: StepInputs, capacity: int) -> None:
+    def __init__(self, cache: FusedCache, step: StepInputs, capacity: int) -> None:
         self.cache = cache
         self.step = step
         self.binding: ort.IOBinding | None = None  # until the first run
-        self.slots = ReusedSlots(capacity)
+        self.slots = DraftSlots(capacity)
         self.features: dict[int, Floats] = {}  # predicted feature per row, to expand its children from
 
     def forget(self, ids: tuple[int, ...]) -> None:
@@ -83,7 +84,7 @@ class Eagle1Drafter:
     def open(self, session: int, capacity: int) -> None:
         """Make a cache for a session whose stages hold ``capacity`` slots: a drafted row needs one here as well."""
         capacity += PASS_ROWS
-        cache = KvCache(1, self._entry.num_kv_heads, capacity, self._entry.head_dim)
+        cache = FusedCache(1, self._entry.num_kv_heads, capacity, self._entry.head_dim)
         self._sessions[session] = _DraftSession(cache, StepInputs(self._min_rows), capacity)
 
     def close(self, session: int) -> None:

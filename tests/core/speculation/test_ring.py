@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
+from flowspec_edge.core.speculation import generation, kv_slots
 from flowspec_edge.core.speculation.origin import PROGRESS_TIMEOUT_S
 from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names
 from flowspec_edge.errors import ProtocolError, RequestError
+from tests import fakes
 from tests.fakes import FakeRing, unsplit
 from tests.narrowing import present
 
@@ -39,6 +41,21 @@ def test_output_equals_the_unsplit_models(
     assert answer.tokens == unsplit(prompt, options)
     assert answer.reason in ("stop", "length")
     assert not any(stage.caches for stage in ring.stages)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 6), PROMPTS, OPTIONS, st.integers(2, 6), st.integers(0, 2**32))
+def test_drafts_reach_no_deeper_than_attention_finds_them(
+    num_stages: int, prompt: tuple[int, ...], options: GenerateOptions, num_recent: int, seed: int
+) -> None:
+    """Chunks overtake the Advances that commit what is too old to be anywhere: then it is moved to its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (kv_slots, generation, fakes):
+            patch.setattr(module, "RECENT_ROWS", num_recent)
+        ring = FakeRing(num_stages, random.Random(seed), skill=0.9)
+        answer = ring.submit(1, prompt, options)
+        ring.run()
+        assert answer.tokens == unsplit(prompt, options)
 
 
 @settings(max_examples=40, deadline=None)

@@ -201,8 +201,8 @@ def test_a_cancelled_chunks_slots_are_used_anew(stage: Driver) -> None:
     stage.tell(ev.AdvanceArrived(1, 0, 6))
     stage.arrive(LEFT)
     (forward,) = [action for action in stage.finish(RIGHT, BELOW_RIGHT) if isinstance(action, ev.RunForward)]
-    assert (forward.moves, forward.first_slot) == ((), 2)
-    assert forward.mask.tolist() == [[False, True, True]]
+    assert (forward.placement.moves, forward.placement.first_slot) == ((), 1)
+    assert forward.placement.recent[0, -2:].tolist() == [0, 1]
 
 
 def test_the_last_stage_sends_only_wanted_rows_and_gives_the_credit_back_where_none_is() -> None:

@@ -1,0 +1,137 @@
+"""The KV cache of one session of a stage, which grows as it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from flowspec_edge.core.rows import SlotMove
+from flowspec_edge.engine.graphs import as_ort_value
+
+SLOTS_PER_STEP = 128
+"""A cache has a multiple of this many slots: ONNX Runtime adds up a product in blocks of this many terms, or of a
+multiple, and so a block is always at the same slots.
+"""
+
+
+class KvCache:
+    """Keys and values of some layers, in two arrays that the graphs update in place.
+
+    Products with them take all slots there are, so there are never many more than are used. Behind its values a slot
+    that was written has a 1, by which the product adds up the weights as it adds up values.
+
+    Where ``is_half`` is set, both are kept in float16, and layers see them in float32 while they run: ``fetch`` and
+    ``keep`` go around each run. Graphs round what they write, so what is kept is what was seen.
+    """
+
+    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, *, is_half: bool = False) -> None:
+        self.num_slots = 0
+        self.is_half = is_half
+        kind = np.float16 if is_half else np.float32
+        outer = num_layers, num_kv_heads, 1, 0
+        self._keys: NDArray[np.floating] = np.zeros((*outer, head_dim), kind)  # [layers, kv_heads, 1, slots, head_dim]
+        self._values: NDArray[np.floating] = np.zeros((*outer, head_dim + 1), kind)
+        self._seen: list[NDArray[np.floating]] = []  # keys and values of each layer in turn, as graphs see them
+
+    @property
+    def num_bytes(self) -> int:
+        """Of what is kept."""
+        return self._keys.nbytes + self._values.nbytes
+
+    def reach(self, num_slots: int, layers_at_once: int = 1) -> bool:
+        """Have at least ``num_slots``. Returns whether the arrays are others than before, and must be bound anew.
+
+        In float16 there is room for ``layers_at_once`` layers to be seen.
+
+        Raises:
+            MemoryError: the system gives no more.
+        """
+        if num_slots <= self.num_slots:
+            return False
+        steps = -(-num_slots // SLOTS_PER_STEP) * SLOTS_PER_STEP
+        keys, values = _grown(self._keys, steps), _grown(self._values, steps)
+        if self.is_half:
+            sizes = [(*array.shape[1:],) for array in (keys, values)] * layers_at_once
+            self._seen = [zeros_on_small_pages(size) for size in sizes]
+        else:
+            self._seen = [array for both in zip(keys, values, strict=True) for array in both]
+        self._keys, self._values, self.num_slots = keys, values, steps
+        return True
+
+    def seen(self, start: int, stop: int) -> list[ort.OrtValue]:
+        """Keys and values of each of the layers ``[start, stop)`` in turn, for their graph."""
+        first = 0 if self.is_half else 2 * start
+        return [as_ort_value(array) for array in self._seen[first : first + 2 * (stop - start)]]
+
+    def move(self, moves: Sequence[SlotMove]) -> None:
+        """Close the gaps that dropped rows left."""
+        for source, target, length in moves:
+            for array in (self._keys, self._values):
+                array[..., target : target + length, :] = array[..., source : source + length, :]
+
+    def fetch(self, start: int, stop: int, num_slots: int) -> None:
+        """Let the layers ``[start, stop)`` see the first ``num_slots``."""
+        for kept, seen in self._converted(start, stop):
+            seen[..., :num_slots, :] = kept[..., :num_slots, :]
+
+    def keep(self, start: int, stop: int, slots: slice) -> None:
+        """Keep what the layers ``[start, stop)`` wrote to ``slots``."""
+        for kept, seen in self._converted(start, stop):
+            kept[..., slots, :] = seen[..., slots, :]
+
+    def _converted(self, start: int, stop: int) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
+        if self.is_half:
+            kept = (
+                array for both in zip(self._keys[start:stop], self._values[start:stop], strict=True) for array in both
+            )
+            yield from zip(kept, self._seen, strict=False)
+
+
+def _grown(array: NDArray[np.floating], num_slots: int) -> NDArray[np.floating]:
+    """A copy with room for ``num_slots``. The old one is there until it is let go of.
+
+    Raises:
+        MemoryError: the system has less memory left. It would give it, and end the process when it is used.
+    """
+    *outer, used, width = array.shape
+    needed, left = math.prod((*outer, num_slots, width)) * array.itemsize, memory_left()
+    if needed > left:
+        raise MemoryError(f"{needed} bytes are needed, {left} are left")
+    grown = zeros_on_small_pages((*outer, num_slots, width), array.dtype)
+    grown[..., :used, :] = array
+    return grown
+
+
+def memory_left(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that Linux can give without swapping; very many where it does not tell."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return int(found[1]) * 1024 if found else sys.maxsize
+
+
+def zeros_on_small_pages(shape: tuple[int, ...], kind: npt.DTypeLike = np.float32) -> NDArray[np.floating]:
+    """Zeros in a mapping of their own, of which the system gives small pages as they are used.
+
+    Raises:
+        MemoryError: the system gives no such mapping.
+    """
+    num_bytes = math.prod(shape) * np.dtype(kind).itemsize
+    try:
+        memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as cause:
+        raise MemoryError(f"{num_bytes} bytes: {cause.strerror}") from cause
+    with contextlib.suppress(OSError):  # a kernel without huge pages does not know the word
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, kind, math.prod(shape)).reshape(shape)
