@@ -93,7 +93,7 @@ class FakeStage:
             older = cache[: max(num_seen - RECENT_ROWS, 0)]
             seen = np.concatenate([older, cache[job.placement.recent[index, -num_seen:]]])
             assert seen[:, 1].tolist() == list(range(num_seen)), "a row must see each position before it once, in order"
-            out[index] = path_hash(np.ascontiguousarray(seen[:, 0], np.uint8))
+            out[index] = path_hash(seen[:, 0].astype(np.uint8))
             if not self.is_first:
                 assert present(job.hidden)[index] == out[index], "hidden rows and tree rows got out of step"
         if not job.is_tapped:

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from flowspec_edge.core.rows import Chunk, Count, Floats, SessionSpec
 from flowspec_edge.errors import UNPRINTABLE, ProtocolError, plain_text
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 
 MAX_TEXT = 4096
 """Characters of one text."""

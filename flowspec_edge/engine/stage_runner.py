@@ -31,7 +31,6 @@ from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, POSITION_IDS, BlockEntry,
 Arrays = dict[str, NDArray[np.generic]]
 _log = logging.getLogger(__name__)
 
-
 Parts = Mapping[str, Any]
 """What was loaded of files, by their sha256: the graphs of blocks and of the final norm, and the embedding."""
 
@@ -111,20 +110,23 @@ class StageRunner:
         if (precision or manifest.precision) == EXACT_PRECISION:
             check_integer_products()
         self._geometry = manifest.geometry
-        self._has_half_cache = has_half_cache
         self._min_rows = min_rows(precision or manifest.precision)
         self._start, self._num_layers = start, stop - start
         self._taps = frozenset(manifest.drafter.taps if manifest.drafter else ())
-        loaded = loaded or {}
-        first, num_threads, self._is_row_by_row = self._load_first(directory, blocks[0], num_threads, loaded)
-        self.parts: dict[str, Any] = {blocks[0].sha256: first}
+        self._largest_block = max(block.stop - block.start for block in blocks)
+        self._has_half_cache = has_half_cache
+        found = dict(loaded or {})
+        first = next((found[block.sha256] for block in blocks if block.sha256 in found), None)
+        if first is None:
+            first = found[blocks[0].sha256] = self._load_first(directory, blocks[0], num_threads)
+        self._is_row_by_row = first.is_row_by_row
+        self.parts: dict[str, Any] = {}
         for entry in manifest.stage_files(start, stop, precision):
-            if entry.sha256 not in self.parts:
-                self.parts[entry.sha256] = self._load(directory, manifest, entry, num_threads, loaded)
+            part = found.get(entry.sha256)
+            self.parts[entry.sha256] = self._load(directory, manifest, entry, first) if part is None else part
         self._blocks: list[tuple[int, int, CachedGraph]] = [
             (block.start - start, block.stop - start, self.parts[block.sha256]) for block in blocks
         ]
-        self._largest_block = max(block.stop - block.start for block in blocks)
         self._embedding: Embedding | None = self.parts.get(manifest.embedding.sha256)
         self._final_norm: ort.InferenceSession | None = self.parts.get(manifest.final_norm.sha256)
         self._rotary = RotaryTables(manifest.geometry.rope_frequencies)
@@ -215,41 +217,35 @@ class StageRunner:
         tapped = {layer: np.concatenate([part.tapped[layer] for part in parts]) for layer in parts[-1].tapped}
         return ForwardFinished(np.concatenate([part.hidden for part in parts]), tapped)
 
-    def _load(
-        self, directory: Path, manifest: Manifest, entry: FileEntry, num_threads: int, loaded: Parts
-    ) -> CachedGraph | Embedding | ort.InferenceSession:
-        """What a stage has of a file."""
+    def _load(self, directory: Path, manifest: Manifest, entry: FileEntry, first: CachedGraph) -> Any:
+        """What the stage has of a file; graphs have as many threads as its first block."""
         if isinstance(entry, BlockEntry):
-            return self._load_block(directory, entry, num_threads, loaded)
-        if (found := loaded.get(entry.sha256)) is not None:
-            return found
+            block = self._load_block(directory, entry, first.num_threads)
+            block.is_row_by_row = first.is_row_by_row
+            return block
         if entry == manifest.embedding:
             return Embedding(directory / entry.file)
-        return load_graph(directory / entry.file, num_threads)
+        return load_graph(directory / entry.file, first.num_threads)
 
-    def _load_block(self, directory: Path, block: BlockEntry, num_threads: int, loaded: Parts) -> CachedGraph:
-        """The block as it was loaded, if that was for as many threads and for a cache of the same kind."""
-        found: CachedGraph | None = loaded.get(block.sha256)
-        if found is not None and (found.num_threads, found.rounds_cache) == (num_threads, self._has_half_cache):
-            return found
-        path = directory / block.file
-        return CachedGraph(path, block.start, block.stop, num_threads, rounds_cache=self._has_half_cache)
+    def _load_block(self, directory: Path, block: BlockEntry, num_threads: int) -> CachedGraph:
+        return CachedGraph(
+            directory / block.file, block.start, block.stop, num_threads, rounds_cache=self._has_half_cache
+        )
 
-    def _load_first(
-        self, directory: Path, block: BlockEntry, num_threads: int, loaded: Parts
-    ) -> tuple[CachedGraph, int, bool]:
-        """The first block, the number of threads with which this device gives rows the same bits in every chunk, and
-        whether it does so only where each row is run by itself.
+    def _load_first(self, directory: Path, block: BlockEntry, num_threads: int) -> CachedGraph:
+        """The first block, on as many threads as give rows the same bits in every chunk on this device; it says so
+        itself where even one thread gives them only to rows that are run by themselves.
         """
         geometry = self._geometry
         num_products = HeadGroups.of(geometry.num_heads, geometry.num_kv_heads).num_products
         for threads in sorted({min(num_threads, num_products), 1}, reverse=True):
-            graph = self._load_block(directory, block, threads, loaded)
+            graph = self._load_block(directory, block, threads)
             if gives_rows_the_same_bits(graph, block.stop - block.start, geometry, self._min_rows):
-                return graph, threads, False
+                return graph
             _log.warning("with %d threads the bits of a row depend on its chunk on this device", threads)
         _log.warning("so rows run one by one")
-        return graph, 1, True
+        graph.is_row_by_row = True
+        return graph
 
     def _place(self, session: _Session, placement: Placement) -> _Step:
         """Make room in the cache, make the moves, and have the blocks know where rows are.

@@ -32,7 +32,7 @@ def digests_of(wanted: StageRequest, manifest: Manifest) -> set[str]:
 
 
 def load_runner(bundle: Bundle, wanted: StageRequest, settings: NodeSettings, parts: Parts) -> StageRunner:
-    """The runner of these layers; ``parts`` are loaded already."""
+    """The runner of these layers on a node of these settings; ``parts`` are loaded already."""
     return StageRunner(
         bundle.directory,
         bundle.manifest,
