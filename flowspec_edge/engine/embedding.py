@@ -65,7 +65,7 @@ class Embedding:
         return found.astype(np.float32)
 
     def _current_state(self) -> tuple[int, int, int]:
-        """What changes when someone writes to the file; that it gets or loses a name is not of it."""
+        """What changes when someone writes to the file. That it gets or loses a name, or is read, is not of it."""
         status = os.fstat(self._file)
         return status.st_ino, status.st_size, status.st_mtime_ns
 

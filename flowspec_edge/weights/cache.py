@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -64,7 +65,8 @@ class WeightCache:
                 with contextlib.suppress(FileNotFoundError):  # another process evicted it meanwhile
                     stat = entry.stat(follow_symlinks=False)
                     is_in_use = is_locked(Path(entry.path))
-                    found.append(CachedFile(entry.name, stat.st_size, stat.st_mtime, is_in_use))
+                    used_at = max(stat.st_atime, stat.st_mtime)
+                    found.append(CachedFile(entry.name, stat.st_size, used_at, is_in_use))
         return found
 
     def make_room(self, num_bytes: int) -> list[CachedFile]:
@@ -208,8 +210,8 @@ class Lease:
         # The only exclusive lock on a finished file is that of an eviction, which lasts for microseconds.
         if path is None or not self._held.enter_context(locked(path, SHARED, waits=True)):
             return None
-        with contextlib.suppress(OSError):  # the file of another user counts as used when it was fetched
-            os.utime(path)
+        with contextlib.suppress(OSError):  # the file of another user counts as used when the system says so
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # whoever has it open sees that it is the same
         return path
 
     def close(self) -> None:

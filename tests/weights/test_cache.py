@@ -4,15 +4,18 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE
+from flowspec_edge.engine.embedding import Embedding
 from flowspec_edge.errors import BundleError, CacheError
 from flowspec_edge.manifest import Manifest, load_manifest, parse_manifest
 from flowspec_edge.weights.cache import WeightCache, find_damaged
@@ -107,6 +110,18 @@ def test_what_is_used_counts_as_new(cache: WeightCache) -> None:
     lease.close()
     cache.limit_bytes = 200
     assert [file.sha256 for file in cache.make_room(100)] == [second]
+
+
+def test_an_embedding_that_another_stage_takes_is_read_on(cache: WeightCache) -> None:
+    table = np.arange(12, dtype=np.float32).reshape(3, 4)
+    file = io.BytesIO()
+    np.save(file, table)
+    sha256 = put(cache, file.getvalue(), used_at=1000)
+    lease = cache.lease()
+    embedding = Embedding(present(lease.take(sha256)))
+    assert present(lease.take(sha256))
+    assert (embedding.rows([2, 0]) == table[[2, 0]]).all()
+    lease.close()
 
 
 def test_what_another_process_holds_stays(cache: WeightCache) -> None:
