@@ -72,8 +72,9 @@ class Tables:
             self.inputs = dict(zip((ROTARY_COS, ROTARY_SIN), map(as_ort_value, self._arrays), strict=True))
 
     def fill(self, positions: NDArray[np.int64]) -> None:
-        """Make sure that the rows of these positions are computed."""
-        while self._num_filled <= positions.max():
+        """Make sure that the rows of these positions are computed, as far as the tables go."""
+        needed = min(int(positions.max()) + 1, self.num_slots)
+        while self._num_filled < needed:
             stop = min(self._num_filled + BLOCK_SLOTS, self.num_slots)
             part = slice(self._num_filled, stop)
             angles = np.outer(np.arange(part.start, stop, dtype=np.float32), self._frequencies)  # [slots, head_dim / 2]

@@ -164,7 +164,7 @@ class GenerationService:
     def _event_of(self, cause: FlowspecError, num_tokens: int) -> rc.RingFailed | rc.RoomMissing | None:
         """What a text that met this error is to be told; None where it is the request's fault, or a bug."""
         if isinstance(cause, NO_ROOM):
-            return rc.RoomMissing(f"{self._upkeep.homeless()}{cause}", self._upkeep.has_served)
+            return rc.RoomMissing(f"{self._upkeep.homeless()}{cause}", self._upkeep.had_room)
         if isinstance(cause, RingLostError | LinkLostError | ProtocolError):
             return rc.RingFailed(num_tokens, str(cause.__cause__ or cause))
         return None

@@ -133,9 +133,9 @@ class RingUpkeep:
         return self._ring
 
     @property
-    def has_served(self) -> bool:
-        """Whether there has been a ring."""
-        return bool(self._served)
+    def had_room(self) -> bool:
+        """Whether there has been a ring, or a board was lost while the first one opened: boards may come back."""
+        return bool(self._served or self._lost.names)
 
     def begin_session(self) -> None:
         """A text is to be written; the ring stays for it, where it does not move at once."""
@@ -160,7 +160,7 @@ class RingUpkeep:
                         await self._open_trusted(found)
                 except NO_ROOM as cause:
                     again = time.monotonic() + rc.RETRY_S / 2
-                    self._cramped = (again, cause.with_traceback(None)) if self._served else None
+                    self._cramped = (again, cause.with_traceback(None)) if self.had_room else None
                     raise
             assert self._ring is not None
             return self._ring

@@ -261,6 +261,22 @@ async def test_a_node_that_is_lost_while_a_ring_opens_is_left_out_of_the_next(
         assert opened == [("open", ("attic", "cellar"), None), ("open", ("attic",), None)]
 
 
+async def test_a_text_that_comes_while_the_first_ring_is_lost_in_its_opening_waits_too(
+    service_of: MakeService, world: World
+) -> None:
+    world.dead = {"cellar"}
+    world.failures["open"] = [LinkLostError("peer cellar: the control link was lost")]
+    world.failures["open"] += [PlacementError("too small") for _ in range(100)]
+    async with service_of() as service:
+        answers = [asyncio.create_task(answer_of(service, text)) for text in ("abc", "klm")]
+        await until(lambda: len(world.failures["open"]) < 100)
+        await settled()
+        assert not any(answer.done() for answer in answers)
+        world.failures["open"].clear()
+        world.set("attic", "hall")
+        assert [text_of(await answer) for answer in answers] == ["abc", "klm"]
+
+
 async def test_a_node_that_a_ring_was_opened_without_is_news_when_it_is_back(
     service_of: MakeService, world: World
 ) -> None:

@@ -29,7 +29,8 @@ class RingFailed:
 class RoomMissing:
     """No ring can be opened with the nodes that are there.
 
-    ``had_room`` says whether there has been a ring before; where there was none, nothing was lost that may come back.
+    ``had_room`` says whether there has been a ring before, or a board was lost while the first one opened. Where
+    neither is so, nothing was lost that may come back.
     """
 
     reason: str
