@@ -26,7 +26,7 @@ ALIGNMENT = 32
 """Tensors begin at multiples of this many bytes where the file does not give another number."""
 MAX_ALIGNMENT = 1 << 20
 MAX_DIMENSIONS = 4
-SCALARS = {
+SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"),
     1: np.dtype("<i1"),
     2: np.dtype("<u2"),

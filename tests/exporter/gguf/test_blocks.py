@@ -26,7 +26,8 @@ def test_weights_have_the_bits_that_ggml_says(kind: str, seed: int, write: Write
     assert np.isfinite(expected).all()
     assert np.abs(expected).max() > 0.01
     found = read_floats(tensor)
-    assert (found.dtype, found.shape) == (np.float32, (40, 768))
+    assert found.dtype == np.float32
+    assert found.shape == (40, 768)
     assert found.tobytes() == expected.tobytes()
     some = read_matrix(tensor, 7, 11)
     some = some.dequantize() if isinstance(some, Blocks) else some.astype(np.float32)
