@@ -23,7 +23,7 @@ EPILOG = """\
 examples:
   flowspec-export ./tinyllama --drafter ./tinyllama-eagle --out ./tinyllama-int8 --precision int8
   flowspec-export ./tinyllama --out ./tinyllama-fp32 --precision fp32 --block-size 2
-  flowspec-export ./qwen3-1.7b --out ./qwen3 --also w8a8 int4 --eval-text ./prose.txt
+  flowspec-export Qwen/Qwen3-1.7B --out ./qwen3 --also w8a8 int4 --eval-text ./prose.txt
 
 exit status: 0 written, 1 refused (the last line says why), 2 wrong arguments, 130 interrupted.
 """
@@ -40,18 +40,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT_DIR",
+        metavar="CHECKPOINT",
         help="directory with config.json, tokenizer.json (or tokenizer.model) and safetensors of a Llama, TinyLlama, "
-        "SmolLM, Vicuna, Mistral, Qwen2, Qwen2.5 or Qwen3 model",
+        "SmolLM, Vicuna, Mistral, Qwen2, Qwen2.5 or Qwen3 model, or the name of one on the Hugging Face hub, ORG/REPO "
+        "(HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are heeded)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="directory to write; must not exist")
     parser.add_argument(
         "--drafter",
-        type=Path,
-        metavar="EAGLE_DIR",
-        help="directory of an EAGLE-1 or EAGLE-3 head for this very model; without it, drafts come from the context "
-        "alone",
+        metavar="EAGLE",
+        help="directory, or name on the hub, of an EAGLE-1 or EAGLE-3 head for this very model; without it, drafts "
+        "come from the context alone",
     )
     parser.add_argument(
         "--precision",
@@ -84,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="LAYERS",
         help="layers per file; 1 lets the planner cut anywhere (default)",
     )
-    parser.add_argument("--name", help="name shown to users; the checkpoint directory's name by default")
+    parser.add_argument("--name", help="name shown to users; the checkpoint's name by default")
     parser.add_argument(
         "--max-context",
         type=int,
@@ -120,20 +119,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _export(options: argparse.Namespace) -> None:
     try:  # torch takes seconds to import, --help should not
         from exporter.bundle import ExportOptions, bundle_report, export_bundle
+        from exporter.hub import find_checkpoint
     except ImportError as cause:
         raise FlowspecError(
             f"exporting needs {cause.name}, which is not installed; run pip install 'flowspec-edge[export]'"
         ) from cause
     manifest = export_bundle(
         ExportOptions(
-            checkpoint=options.checkpoint,
-            drafter=options.drafter,
+            checkpoint=find_checkpoint(options.checkpoint, allow_pickle=options.allow_pickle),
+            drafter=find_checkpoint(options.drafter, allow_pickle=options.allow_pickle) if options.drafter else None,
             out=options.out,
             precision=options.precision,
             also=tuple(options.also),
             eval_text=options.eval_text,
             block_size=options.block_size,
-            name=options.name,
+            name=options.name or Path(options.checkpoint).resolve().name,
             max_context=options.max_context,
             allow_pickle=options.allow_pickle,
             force=options.force,

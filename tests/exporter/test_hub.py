@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter.hub import find_model
+from exporter.hub import find_checkpoint, find_model
 from flowspec_edge.errors import CheckpointError
+from flowspec_edge.manifest import load_manifest
+from tests.exporter.checkpoints import save_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -167,6 +169,26 @@ def test_all_parts_of_a_file_are_fetched(hub: Hub, tmp_path: Path) -> None:
     assert "org/model: has no file big-Q2.gguf; its GGUF files: " in find(
         "org/model:big-Q2.gguf", tmp_path, HF_ENDPOINT=hub.url
     )
+
+
+def test_a_checkpoint_is_exported_by_its_name_on_the_hub(hub: Hub, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "target", num_hidden_layers=1)
+    hub.files = {path.name: path.read_bytes() for path in (tmp_path / "target").iterdir()}
+    done = subprocess.run(
+        [sys.executable, "-m", "exporter", "org/model", "--out", tmp_path / "out", "--precision", "fp32"],
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": hub.url},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_manifest(tmp_path / "out").name == "model"
+
+
+def test_a_gguf_file_is_told_apart_from_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match="is a GGUF file, of which no bundle can be made yet"):
+        find_checkpoint(str(tmp_path / "model.gguf"))
 
 
 def test_a_repository_that_does_not_exist_is_told(hub: Hub, tmp_path: Path) -> None:
