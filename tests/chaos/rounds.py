@@ -314,7 +314,7 @@ def as_markdown(figures: dict[str, Any]) -> str:
     """The figures by fault as a table, times as p50 / p99 in seconds."""
 
     def row(name: str, times: dict[str, Any]) -> str:
-        cells = [" / ".join(f"{value:.2f}" for value in times.get(key, ())) or "-" for key in _COLUMNS]
+        cells = [" / ".join(f"{value:.2f}" for value in times[key] or ()) or "-" for key in _COLUMNS]
         return f"| {name} | {times['rounds']} | {times['noticed']} | {' | '.join(cells)} |"
 
     lines = [
