@@ -10,6 +10,7 @@ import pytest
 from tests.chaos import __main__ as program
 from tests.chaos import parts
 from tests.chaos.parts import Outcome, Part, Tell
+from tests.chaos.rounds import Round, Text, as_markdown, summary
 
 GOOD = Outcome([], "7 things were tried", {"things": 7}, "| thing |\n|---|\n| 7 |")
 
@@ -85,3 +86,20 @@ def test_the_parts_that_need_no_lan_say_in_a_sentence_and_a_table_what_they_trie
     assert all(found.startswith("was never met: ") for found in played.found), "six cases cannot meet everything"
     assert played.summary.startswith("6 cases, ") and "| link lost | " in played.markdown
     assert 0 < shares[0] <= 1 and shares[-1] == 1.0
+
+
+def test_the_table_of_rounds_has_a_dash_where_nothing_was_measured() -> None:
+    text = Text(is_equal=True, end="length", pause_s=0.1, flowing_s=None, error="")
+    unseen = Round(
+        fault="killed",
+        node=0,
+        num_nodes=3,
+        is_memory_short=False,
+        struck_at_s=0.1,
+        seen_s=None,
+        texts=(text,),
+        again=text,
+        again_s=0.2,
+        back_s=None,
+    )
+    assert "| killed | 1 | 0 | - | - | 0.10 / 0.10 | 0.20 / 0.20 | - |" in as_markdown(summary([unseen], 1))
