@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from flowspec_edge.errors import RequestError
+from flowspec_edge.errors import FieldError
 
 MAX_STOP_CHARACTERS = 1024
 """Of one stop string: a paragraph. Looking out for it takes the more time to prepare the longer it is."""
+MAX_NEW_TOKENS = 2**20
+"""That may be asked for. A text ends before where its model's context is full."""
 
 
 class TextPart(NamedTuple):
@@ -40,20 +42,20 @@ class GenerateOptions:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_new_tokens <= 2**20:
-            raise RequestError(f"max_new_tokens is {self.max_new_tokens}; it must lie between 1 and {2**20}")
+        if not 1 <= self.max_new_tokens <= MAX_NEW_TOKENS:
+            raise FieldError("max_new_tokens", f"is {self.max_new_tokens}; it must lie between 1 and {MAX_NEW_TOKENS}")
         if not 0 <= self.temperature <= 10:
-            raise RequestError(f"temperature is {self.temperature}; it must lie between 0 (greedy) and 10")
+            raise FieldError("temperature", f"is {self.temperature}; it must lie between 0 (greedy) and 10")
         if self.top_k < 0:
-            raise RequestError(f"top_k is {self.top_k}; it must be 0 (off) or more")
+            raise FieldError("top_k", f"is {self.top_k}; it must be 0 (off) or more")
         if not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p is {self.top_p}; it must lie above 0 and at most 1 (off)")
+            raise FieldError("top_p", f"is {self.top_p}; it must lie above 0 and at most 1 (off)")
         if not 0 <= self.seed < 2**64:
-            raise RequestError(f"seed is {self.seed}; it must lie between 0 and {2**64 - 1}")
+            raise FieldError("seed", f"is {self.seed}; it must lie between 0 and {2**64 - 1}")
         for text in self.stop:
             if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
-                raise RequestError(
-                    f"a stop string has {len(text)} characters; each must have 1 to {MAX_STOP_CHARACTERS}"
+                raise FieldError(
+                    "stop", f"string has {len(text)} characters; each must have 1 to {MAX_STOP_CHARACTERS}"
                 )
 
 

@@ -130,6 +130,21 @@ class RequestError(FlowspecError):
     """A request cannot be served as asked: the prompt is too long, or an option is out of range."""
 
 
+class FieldError(RequestError):
+    """A field or an option of a request is at fault: ``name`` is how the caller named it, ``fault`` says what is wrong.
+
+    ``code`` is a word for programs.
+    """
+
+    def __init__(self, name: str, fault: str, code: str = "invalid_value") -> None:
+        super().__init__(f"{name} {fault}")
+        self.name, self.fault, self.code = name, fault, code
+
+    def named(self, name: str) -> FieldError:
+        """The same fault, for who calls the field otherwise."""
+        return FieldError(name, self.fault, self.code)
+
+
 class OtherBundleError(RequestError):
     """A text was begun with another bundle than the one that is asked to go on with it."""
 

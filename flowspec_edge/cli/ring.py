@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sys
@@ -145,6 +146,7 @@ class ServeCommand(ServingArguments, RingArguments):
     max_queue: int
     max_per_address: int
     standby: bool
+    strict: bool
 
 
 def add_serve(commands: Commands) -> None:
@@ -186,6 +188,9 @@ def add_serve(commands: Commands) -> None:
         help="of all these, N may be of one address; raise it where a proxy stands before the server "
         "(default: %(default)s)",
     )
+    serve.add_argument(
+        "--strict", action="store_true", help="refuse requests with fields that are not known (default: pass them over)"
+    )
     set_command(serve, ServeCommand, _serve)
 
 
@@ -208,7 +213,7 @@ async def _serve(options: ServeCommand) -> int:
         async with _open_service(
             options, DEFAULT_SCHEDULE, access, node, fetches, is_served=True, has_standbys=options.standby
         ) as service:
-            await _serve_api(service, api, port, node, limits)
+            await _serve_api(service, api, port, node, limits, is_strict=options.strict)
     finally:
         await node.close()
     return 0
@@ -228,13 +233,18 @@ def _turn_limits(options: ServeCommand) -> TurnLimits:
     return TurnLimits(options.max_sessions, options.max_queue, options.max_per_address)
 
 
-async def _serve_api(service: GenerationService, api: ApiAccess, port: int, node: Node, limits: TurnLimits) -> None:
+async def _serve_api(
+    service: GenerationService, api: ApiAccess, port: int, node: Node, limits: TurnLimits, *, is_strict: bool
+) -> None:
     """Answer over HTTP until the user ends it."""
     from flowspec_edge.net.server import serve_app
-    from flowspec_edge.web.completions import build_app
+    from flowspec_edge.web.app import build_app
+    from flowspec_edge.web.chat_template import ChatTemplate
 
     tls = api.credentials.public if api.credentials else None
-    app = await serve_app(build_app(service, api.key, limits), api.host, port, tls=tls, cancels_on_disconnect=True)
+    chat = await asyncio.to_thread(ChatTemplate.of_bundle, node.settings.bundles[0])
+    built = build_app(service, api.key, limits, chat=chat, is_strict=is_strict)
+    app = await serve_app(built, api.host, port, tls=tls, cancels_on_disconnect=True)
     try:
         if api.is_new:
             print(api_text(api), flush=True)

@@ -1,9 +1,8 @@
-"""The HTTP interface: OpenAI's completions form, streamed as server-sent events, over whatever generates text.
+"""OpenAI's completions: texts that go on with prompts.
 
-A stream whose answer waits for boards says so in comments. Beyond OpenAI's fields a request may have ``top_k`` and
-``schedule``, and ``parse_special``: where that is false, special tokens in the prompt are plain text. An answer has
-``token_ids`` beside each text, and the statistics of the generation in ``flowspec``. A client that leaves cancels its
-generation.
+Beyond OpenAI's fields a request may have ``top_k`` and ``schedule``, and ``parse_special``: where that is false,
+special tokens in the prompt are plain text. An answer has ``token_ids`` beside each text, and the statistics of the
+generation in ``flowspec``. Without a ``temperature`` the text is greedy; without ``max_tokens`` it has 128 tokens.
 
 A text can go on at another server of the same bundle. A request with ``"flowspec": {"resumable": true}`` gets, in its
 first event, ``"flowspec": {"bundle": ..., "prompt_token_ids": [...], "seed": ...}``. One that has ``bundle``,
@@ -14,156 +13,130 @@ request's options with that ``seed``, is answered with the rest; its ``prompt`` 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import cast
 
-from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+import msgspec
 
-from flowspec_edge.config import GenerateOptions, Piece, Text, UnfinishedText
-from flowspec_edge.errors import FlowspecError
-from flowspec_edge.net.auth import is_same_key
-from flowspec_edge.web.completion_request import CompletionRequest, read_request
-from flowspec_edge.web.event_stream import paced, stream
-from flowspec_edge.web.refusals import log_failure, refuse, refuse_as
-from flowspec_edge.web.turns import TurnLimits, Turns
+from flowspec_edge.config import GenerateOptions, Piece, Prompt, Text, TextPart, UnfinishedText
+from flowspec_edge.errors import FieldError, OtherBundleError, plain_text
+from flowspec_edge.web.asked import Asked, AskedText, TextGenerator
+from flowspec_edge.web.fields import UNSUPPORTED, Json, parse_fields
+from flowspec_edge.web.text_fields import (
+    TextFields,
+    check_model,
+    num_choices,
+    options_of,
+    options_of_choice,
+    usage_of,
+)
 
-MAX_REQUEST_BYTES = 4 * 2**20
-"""Enough for a prompt of a million tokens."""
-DRAIN_S = 1.0
-"""How long texts may go on when the server ends; systemd and users wait for ten times that."""
-
-
-class TextGenerator(Protocol):
-    """What the interface serves.
-
-    ``generate`` raises RequestError where the request is at fault, and another FlowspecError where the server is.
-    """
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def bundle(self) -> str: ...
-
-    def generate(self, prompt: Text | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]: ...
+DEFAULT = GenerateOptions()
 
 
-def build_app(
-    generator: TextGenerator, api_key: str | None = None, limits: TurnLimits | None = None
-) -> web.Application:
-    """Routes ``POST /v1/completions``, ``GET /v1/models`` and ``GET /health``; serve it with ``cancels_on_disconnect``.
+class Resume(msgspec.Struct, kw_only=True):
+    """A text to go on with: what its first event told, and the tokens that have come."""
 
-    With ``api_key`` every request needs ``Authorization: Bearer`` and that key, as OpenAI's clients send it. When the
-    application is shut down, texts that are still written end with an error that says so.
-    """
-    api = _Api(generator, limits or TurnLimits())
-    app = web.Application(
-        client_max_size=MAX_REQUEST_BYTES, middlewares=[] if api_key is None else [_wanting_key(api_key)]
-    )
-    app.router.add_post("/v1/completions", api.complete)
-    app.router.add_get("/v1/models", api.list_models)
-    app.router.add_get("/health", api.report_health)
-    app.on_shutdown.append(api.end)
-    return app
+    bundle: str = ""
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
 
 
-def _wanting_key(api_key: str) -> Middleware:
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and is_same_key(given.strip(), api_key):
-            return await handler(request)
-        return refuse_as(
-            401,
-            "the API key is missing or wrong; send `Authorization: Bearer KEY` (flowspec key show --api, where it "
-            "serves)",
-        )
-
-    return check
+class Extension(msgspec.Struct, kw_only=True):
+    resumable: bool | None = None
+    resume: Resume | None = None
 
 
-class _Api:
-    def __init__(self, generator: TextGenerator, limits: TurnLimits) -> None:
+class CompletionFields(TextFields, kw_only=True):
+    """The body of ``POST /v1/completions``. A prompt is a text, its token ids, or a list of either."""
+
+    prompt: str | list[str | int | list[int]] | None = None
+    echo: bool | None = None
+    parse_special: bool | None = None
+    flowspec: Extension | None = None
+
+
+class Completions:
+    """The dialect of ``POST /v1/completions``."""
+
+    def __init__(self, generator: TextGenerator, *, is_strict: bool) -> None:
         self._generator = generator
-        self._turns = Turns(limits)
-        self._started = int(time.time())
-        self._tasks: set[asyncio.Task[Any]] = set()  # of requests under way
-        self._ending = asyncio.Event()
+        self._is_strict = is_strict
 
-    async def list_models(self, request: web.Request) -> web.Response:
-        model = {
-            "id": self._generator.model,
-            "object": "model",
-            "created": self._started,
-            "owned_by": "flowspec-edge",
-        }
-        return web.json_response({"object": "list", "data": [model]})
+    async def read(self, body: bytes) -> Asked:
+        """What a request asks for.
 
-    async def report_health(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+        Raises:
+            RequestError: it asks for what is not there.
+            OtherBundleError: the text to go on with was begun with another bundle.
+        """
+        fields, warnings = parse_fields(body, CompletionFields, is_strict=self._is_strict)
+        check_model(fields, self._generator.model)
+        extension = fields.flowspec or Extension()
+        prompts = _prompts(fields) if extension.resume is None else [self._unfinished(fields, extension.resume)]
+        num = num_choices(fields, len(prompts))
+        if len(prompts) * num > 1 and (extension.resumable or extension.resume):
+            raise FieldError("flowspec.resumable", "needs a single prompt, and n of 1", UNSUPPORTED)
+        options = options_of(fields, DEFAULT)
+        texts = [AskedText(prompt, options_of_choice(options, at)) for prompt in prompts for at in range(num)]
+        is_resumable = bool(extension.resumable)
+        form = CompletionForm(self._generator, texts, fields, num, is_resumable=is_resumable)
+        return Asked(texts, form, bool(fields.stream), is_resumable, warnings)
 
-    async def complete(self, request: web.Request) -> web.StreamResponse:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            with self._turns.place(request.remote or ""):
-                return await self._answer(
-                    request, await read_request(request, self._generator.model, self._generator.bundle)
-                )
-        except web.HTTPRequestEntityTooLarge:
-            return refuse_as(
-                413, f"the request's body exceeds the limit of {MAX_REQUEST_BYTES} bytes; shorten the prompt"
+    def _unfinished(self, fields: CompletionFields, resume: Resume) -> Prompt:
+        if fields.seed is None:
+            raise FieldError("seed", "is missing; give the one that the text was begun with")
+        if fields.echo:
+            raise FieldError("echo", "is set for a text to go on with, whose prompt is not read", UNSUPPORTED)
+        here = self._generator.bundle
+        if resume.bundle != here:
+            raise OtherBundleError(
+                f"the text was begun with bundle {plain_text(resume.bundle[:12])}, and here is bundle {here:.12}, "
+                "which would go on otherwise"
             )
-        except RecursionError:
-            return refuse_as(400, "the request's body is nested too deeply")
-        except FlowspecError as cause:
-            log_failure(cause)
-            return refuse(cause)
-        finally:
-            self._tasks.discard(task)
-
-    async def end(self, app: web.Application) -> None:
-        """Give texts DRAIN_S to end by themselves, then end them."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=DRAIN_S)
-        self._ending.set()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=DRAIN_S)
-
-    async def _answer(self, request: web.Request, wanted: CompletionRequest) -> web.StreamResponse:
-        answer = _Answer(self._generator, wanted)
-        async with (
-            contextlib.aclosing(self._generate(wanted)) as generated,
-            contextlib.aclosing(paced(generated, self._ending)) as pieces,
-        ):
-            if wanted.is_streamed:
-                return await stream(request, pieces, answer.part, is_patient=wanted.is_resumable)
-            return web.json_response(answer.whole([piece async for piece in pieces if piece is not None]))
-
-    async def _generate(self, wanted: CompletionRequest) -> AsyncGenerator[Piece, None]:
-        async with (
-            self._turns.turn(),
-            contextlib.aclosing(self._generator.generate(wanted.prompt, wanted.options)) as pieces,
-        ):
-            async for piece in pieces:
-                yield piece
+        return UnfinishedText(prompt=tuple(resume.prompt_token_ids or ()), tokens=tuple(resume.token_ids or ()))
 
 
-class _Answer:
+def _prompts(fields: CompletionFields) -> list[Prompt]:
+    prompt = fields.prompt
+    if prompt is None:
+        raise FieldError("prompt", "is missing; give the text to continue", "missing_required_parameter")
+    kinds = {str} if isinstance(prompt, str) else set(map(type, prompt))
+    if len(kinds) != 1:
+        raise FieldError("prompt", "must be a text, its token ids, or a list of texts or of lists of token ids")
+    if fields.echo and kinds != {str}:
+        raise FieldError("echo", "is set, and the prompt is no text but token ids", UNSUPPORTED)
+    if kinds == {int}:
+        return [cast(list[int], prompt)]
+    prompts = cast("list[str | list[int]]", [prompt] if isinstance(prompt, str) else prompt)
+    return [_unparsed(one) if fields.parse_special is False and isinstance(one, str) else one for one in prompts]
+
+
+def _unparsed(text: str) -> Text:
+    return [TextPart(text, parses_special=False)]
+
+
+class CompletionForm:
     """OpenAI's ``text_completion`` objects of one answer."""
 
-    def __init__(self, generator: TextGenerator, wanted: CompletionRequest) -> None:
+    def __init__(
+        self,
+        generator: TextGenerator,
+        texts: Sequence[AskedText],
+        fields: CompletionFields,
+        num_choices: int,
+        *,
+        is_resumable: bool,
+    ) -> None:
         self._bundle = generator.bundle
-        self._about: dict[str, Any] = {"seed": wanted.options.seed}
-        if isinstance(wanted.prompt, UnfinishedText):
-            self._about["resumed_tokens"] = len(wanted.prompt.tokens)
-        self._is_resumable = wanted.is_resumable
+        self._texts = texts
+        self._num_choices = num_choices
+        self._includes_usage = fields.includes_usage
+        self._is_resumable = is_resumable
+        self._echo = {choice: _text_of(text.prompt) for choice, text in enumerate(texts)} if fields.echo else {}
+        self._statistics: list[Json] = [{}] * len(texts)
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -171,38 +144,56 @@ class _Answer:
             "model": generator.model,
         }
 
-    def part(self, piece: Piece) -> dict[str, Any]:
-        choice = {
-            "index": 0,
-            "text": piece.text,
+    def events(self, choice: int, piece: Piece) -> list[Json]:
+        event = {**self._head, "choices": [self._choice(choice, piece)]}
+        if self._includes_usage:
+            event["usage"] = None
+        if self._is_resumable and piece.prompt_token_ids is not None:
+            event["flowspec"] = {
+                "bundle": self._bundle,
+                "prompt_token_ids": piece.prompt_token_ids,
+                **self._about(choice),
+            }
+        if piece.statistics is not None:
+            self._statistics[choice] = piece.statistics
+            event["flowspec"] = {**piece.statistics, **self._about(choice)}
+            if not self._includes_usage:
+                event["usage"] = usage_of([piece.statistics], 1)
+        return [event]
+
+    def last_events(self) -> list[Json]:
+        if not self._includes_usage:
+            return []
+        return [{**self._head, "choices": [], "usage": usage_of(self._statistics, self._num_choices)}]
+
+    def whole(self, choices: Sequence[Piece]) -> Json:
+        statistics = [choice.statistics or {} for choice in choices]
+        figures = [{**found, **self._about(choice)} for choice, found in enumerate(statistics)]
+        return {
+            **self._head,
+            "choices": [self._choice(choice, piece) for choice, piece in enumerate(choices)],
+            "usage": usage_of(statistics, self._num_choices),
+            "flowspec": figures[0] if len(figures) == 1 else {"choices": figures},
+        }
+
+    def _choice(self, choice: int, piece: Piece) -> Json:
+        return {
+            "index": choice,
+            "text": self._echo.pop(choice, "") + piece.text,
             "token_ids": piece.token_ids,
             "logprobs": None,
             "finish_reason": piece.finish_reason,
         }
-        part = {**self._head, "choices": [choice]}
-        if self._is_resumable and piece.prompt_token_ids is not None:
-            part["flowspec"] = {
-                "bundle": self._bundle,
-                "prompt_token_ids": piece.prompt_token_ids,
-                **self._about,
-            }
-        if piece.statistics is not None:
-            prompt, completion = piece.statistics["prompt_tokens"], piece.statistics["completion_tokens"]
-            part["usage"] = {
-                "prompt_tokens": prompt,
-                "completion_tokens": completion,
-                "total_tokens": prompt + completion,
-            }
-            part["flowspec"] = {**piece.statistics, **self._about}
-        return part
 
-    def whole(self, pieces: list[Piece]) -> dict[str, Any]:
-        last = pieces[-1]
-        return self.part(
-            Piece(
-                text="".join(piece.text for piece in pieces),
-                token_ids=[token for piece in pieces for token in piece.token_ids],
-                finish_reason=last.finish_reason,
-                statistics=last.statistics,
-            )
-        )
+    def _about(self, choice: int) -> Json:
+        text = self._texts[choice]
+        about = {"seed": text.options.seed}
+        if isinstance(text.prompt, UnfinishedText):
+            about["resumed_tokens"] = len(text.prompt.tokens)
+        return about
+
+
+def _text_of(prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "".join(part.text for part in cast("Sequence[TextPart]", prompt))

@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from flowspec_edge.errors import (
+    FieldError,
     FlowspecError,
     OtherBundleError,
     RequestError,
@@ -46,24 +47,27 @@ def refuse(error: FlowspecError) -> web.Response:
     return web.json_response(error_object(error), status=status_of(error), headers=headers)
 
 
-def refuse_as(status: int, message: str) -> web.Response:
+def refuse_as(status: int, message: str, code: str | None = None) -> web.Response:
     """A response of this status, for what never was an error of ours."""
-    return web.json_response(_object(status, message, None), status=status)
+    return web.json_response(_object(status, message, code), status=status)
 
 
 def error_object(error: FlowspecError) -> dict[str, Any]:
     """The error as the body of a response, or as an event of a stream that has begun."""
-    code = None
+    param: str | None = None
+    code: str | None = None
     match error:
+        case FieldError():
+            param, code = error.name, error.code
         case OtherBundleError():
             code = "other_bundle"
         case ServerBusyError(is_crowded_by_one=is_crowded_by_one):
             code = "rate_limit_exceeded" if is_crowded_by_one else "server_busy"
         case ServerEndingError():
             code = "server_ending"
-    return _object(status_of(error), str(error), code)
+    return _object(status_of(error), str(error), code, param)
 
 
-def _object(status: int, message: str, code: str | None) -> dict[str, Any]:
+def _object(status: int, message: str, code: str | None, param: str | None = None) -> dict[str, Any]:
     kind = "requests" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

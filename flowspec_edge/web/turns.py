@@ -32,31 +32,31 @@ class Turns:
         self._free = asyncio.Semaphore(limits.max_sessions)
 
     @contextlib.contextmanager
-    def place(self, address: str) -> Iterator[None]:
-        """A place for a text of that address, to be written or to wait.
+    def place(self, address: str, num_texts: int = 1) -> Iterator[None]:
+        """A place for each of so many texts of that address, to be written or to wait.
 
         Raises:
-            ServerBusyError: there is none, or the address has as many as it may have.
+            ServerBusyError: there are too few, or the address has as many as it may have.
         """
         limits, num = self._limits, self._by_address.total()
-        if num >= limits.max_sessions + limits.max_queue:
+        if num + num_texts > limits.max_sessions + limits.max_queue:
             raise ServerBusyError(
                 f"the server has {num} texts to write, of which {limits.max_sessions} at a time (--max-sessions) and "
                 f"{limits.max_queue} waiting (--max-queue) is all that it takes; ask again in {RETRY_S:.0f} s",
                 retry_after_s=RETRY_S,
             )
-        if self._by_address[address] >= limits.max_per_address:
+        if self._by_address[address] + num_texts > limits.max_per_address:
             raise ServerBusyError(
-                f"{address} has {limits.max_per_address} texts written or waiting, as many as one address may have "
-                f"(--max-per-address); ask again in {RETRY_S:.0f} s",
+                f"{address} has {self._by_address[address]} texts written or waiting and asks for {num_texts}; one "
+                f"address may have {limits.max_per_address} (--max-per-address); ask again in {RETRY_S:.0f} s",
                 retry_after_s=RETRY_S,
                 is_crowded_by_one=True,
             )
-        self._by_address[address] += 1
+        self._by_address[address] += num_texts
         try:
             yield
         finally:
-            self._by_address[address] -= 1
+            self._by_address[address] -= num_texts
             if not self._by_address[address]:
                 del self._by_address[address]
 

@@ -14,9 +14,9 @@ from aiohttp.streams import StreamReader
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from flowspec_edge.config import GenerateOptions, Piece, Text, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Piece, Prompt, TextPart, UnfinishedText
 from flowspec_edge.errors import is_plain
-from flowspec_edge.web.completions import MAX_REQUEST_BYTES, build_app
+from flowspec_edge.web.app import MAX_REQUEST_BYTES, build_app
 from tests.fuzz.inputs import NASTY_NUMBERS, changed, changed_value, nested
 from tests.narrowing import present
 
@@ -47,10 +47,11 @@ class Echo:
 
     model, bundle = "demo", "b1"
 
-    async def generate(self, prompt: Text | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: Prompt, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         if isinstance(prompt, UnfinishedText):
             prompt = "x" * len(prompt.tokens)
-        text = prompt if isinstance(prompt, str) else "".join(part.text for part in prompt)
+        parts = [prompt] if isinstance(prompt, str) else prompt
+        text = "".join(part.text if isinstance(part, TextPart) else str(part) for part in parts)
         text.encode()
         for stop in options.stop:
             stop.encode()

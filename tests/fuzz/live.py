@@ -27,7 +27,7 @@ from flowspec_edge.node.node import Node
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.origin.ring import Ring
-from flowspec_edge.web.completions import build_app
+from flowspec_edge.web.app import build_app
 from tests.fuzz.http_bodies import CONTENT_TYPES, Echo, body
 from tests.fuzz.inputs import NASTY_TEXTS
 from tests.fuzz.kinds import frame

@@ -28,7 +28,7 @@ from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.server import serve_app
 from flowspec_edge.node.node import Node
 from flowspec_edge.origin.service import GenerationService
-from flowspec_edge.web.completions import build_app
+from flowspec_edge.web.app import build_app
 from tests.narrowing import present
 from tests.ring.conftest import found_of, nodes_of, unsplit_tokens
 

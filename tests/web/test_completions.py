@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from flowspec_edge.client import Client
-from flowspec_edge.config import GenerateOptions, Piece, Text, TextPart, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Piece, Prompt, TextPart
 from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key
 from flowspec_edge.errors import (
     KeyTextError,
@@ -24,8 +24,8 @@ from flowspec_edge.errors import (
 )
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.server import serve_app
-from flowspec_edge.web import completion_request
-from flowspec_edge.web.completions import MAX_REQUEST_BYTES, build_app
+from flowspec_edge.web import fields
+from flowspec_edge.web.app import MAX_REQUEST_BYTES, build_app
 
 STATISTICS = {"prompt_tokens": 3, "completion_tokens": 2, "trips": 2}
 PIECES = [
@@ -42,11 +42,11 @@ class ScriptedGenerator:
 
     def __init__(self, script: Sequence[Piece | Exception | None]) -> None:
         self.script = script
-        self.asked: list[tuple[Text | UnfinishedText, GenerateOptions]] = []
+        self.asked: list[tuple[Prompt, GenerateOptions]] = []
         self.is_closed = asyncio.Event()
         self.goes_on = asyncio.Event()
 
-    async def generate(self, prompt: Text | UnfinishedText, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: Prompt, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         self.asked.append((prompt, options))
         try:
             for step in self.script:
@@ -161,13 +161,29 @@ async def test_models_and_health() -> None:
 REFUSED = [
     ({"prompt": 5}, "prompt is 5"),
     ({}, "prompt is missing"),
-    ({"prompt": "x", "max_tokens": 0}, "max_new_tokens is 0"),
+    ({"prompt": "x", "max_tokens": 0}, "max_tokens is 0"),
     ({"prompt": "x", "max_tokens": True}, "max_tokens is True"),
     ({"prompt": "x", "temperature": "hot"}, "temperature is 'hot'"),
     ({"prompt": "x", "model": "gpt"}, "model 'gpt' is not served here"),
-    ({"prompt": "x", "n": 2}, "n is 2"),
+    ({"prompt": "x", "n": 0}, "n is 0"),
+    ({"prompt": "x", "n": 129}, "n is 129"),
+    ({"prompt": ["x"] * 65, "n": 2}, "n is 2 and there are 65 prompts"),
+    ({"prompt": "x", "best_of": 2}, "best_of is 2 and n is 1"),
+    ({"prompt": []}, "prompt must be a text, its token ids"),
+    ({"prompt": ["x", 5]}, "prompt must be a text, its token ids"),
+    ({"prompt": [5.5]}, "prompt[0] is 5.5"),
+    ({"prompt": [5], "echo": True}, "echo is set"),
+    ({"prompt": "x", "max_tokens": 16.5}, "max_tokens is 16.5; it must be a whole number"),
+    ({"prompt": "x", "max_completion_tokens": -1}, "max_completion_tokens is -1"),
+    ({"prompt": "x", "stop": ["a", 5]}, "stop[1] is 5"),
+    ({"prompt": "x", "stop": ["y" * 100_000]}, "stop has 100004 bytes"),
+    ({"prompt": "x", "stream_options": {"include_usage": 5}}, "stream_options.include_usage is 5"),
+    ({"prompt": "x", "presence_penalty": 0.5}, "presence_penalty is 0.5, which is not supported"),
+    ({"prompt": "x", "logit_bias": {"5": -100}}, "logit_bias is {'5': -100}"),
+    ({"prompt": "x", "logprobs": 0}, "logprobs is 0"),
+    ({"prompt": "x", "response_format": {"type": "json_object"}}, "response_format is"),
     ({"prompt": "x", "stop": ["a"] * 5}, "at most 4"),
-    ({"prompt": "x", "stop": ["a", "b" * 1025]}, "a stop string has 1025 characters; each must have 1 to 1024"),
+    ({"prompt": "x", "stop": ["a", "b" * 1025]}, "stop string has 1025 characters; each must have 1 to 1024"),
     ([], "not a JSON object"),
 ]
 
@@ -202,24 +218,28 @@ async def test_a_body_that_is_not_json_is_refused() -> None:
     ("body", "status", "text"),
     [
         (b"[" * 200_000, 400, "not a JSON object"),
-        (b'{"prompt": "x", "other": ' + b"[" * 200_000, 400, "not JSON"),
-        (b'{"prompt": ' + b"[" * 200_000, 400, "not JSON"),
+        (b'{"prompt": "x", "other": ' + b"[" * 200_000, 400, "nested too deeply"),
+        (b'{"prompt": ' + b"[" * 200_000, 400, "nested too deeply"),
+        (b'{"prompt": "\\ud800"}', 400, "half of a surrogate pair"),
         (b'{"prompt": "\xff"}', 400, "not JSON"),
-        (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", 400, "not JSON"),
+        (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", 400, "seed is 999"),
         (b'{"prompt": "x", "temperature": 1e400}', 400, "temperature is inf"),
         (b'{"prompt": "x", "temperature": NaN}', 400, "not JSON"),
-        (b'{"prompt": [' + b"[]," * 50_000 + b"0]}", 400, "prompt has 150003 bytes and is no text"),
+        (b'{"prompt": [' + b"[]," * 50_000 + b"0]}", 400, "prompt has 50000 lists"),
+        (b'{"prompt": "x"' + b"".join(b',"%d":0' % name for name in range(2000)) + b"}", 400, "2001 fields"),
         (b'{"prompt": "' + b"a" * MAX_REQUEST_BYTES + b'"}', 413, "exceeds the limit of 4194304 bytes"),
     ],
     ids=[
         "a list",
         "nested",
         "nested prompt",
+        "half a character",
         "not UTF-8",
         "huge number",
         "infinite",
         "not a number",
         "long list",
+        "many fields",
         "too long",
     ],
 )
@@ -235,7 +255,7 @@ async def test_a_malicious_body_is_refused(body: bytes, status: int, text: str) 
 
 
 async def test_half_a_body_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion_request, "BODY_S", 0.05)
+    monkeypatch.setattr(fields, "BODY_S", 0.05)
     async with serving(PIECES) as (generator, _, url):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")

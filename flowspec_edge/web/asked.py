@@ -1,0 +1,101 @@
+"""What every dialect of the API makes of a request: texts to write side by side, and the form of their answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from flowspec_edge.config import GenerateOptions, Piece, Prompt
+
+Json = dict[str, Any]
+
+
+class TextGenerator(Protocol):
+    """What the API serves.
+
+    ``generate`` raises RequestError where the request is at fault, and another FlowspecError where the server is.
+    """
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def bundle(self) -> str: ...
+
+    def generate(self, prompt: Prompt, options: GenerateOptions) -> AsyncGenerator[Piece, None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AskedText:
+    """One text to write: a choice of the answer."""
+
+    prompt: Prompt
+    options: GenerateOptions
+
+
+class AnswerForm(Protocol):
+    """Gives an answer the form of its dialect."""
+
+    def events(self, choice: int, piece: Piece) -> list[Json]:
+        """The events of a stream that tell of a piece without a notice."""
+
+    def last_events(self) -> list[Json]:
+        """The events behind the last piece of all choices."""
+
+    def whole(self, choices: Sequence[Piece]) -> Json:
+        """The answer at once, of the whole text of each choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, whichever dialect it came in.
+
+    ``is_patient`` where the client wants signs of life before the first piece, and every error from then on as an
+    event. ``warnings`` are told in a header.
+    """
+
+    texts: Sequence[AskedText]
+    form: AnswerForm
+    is_streamed: bool
+    is_patient: bool = False
+    warnings: Sequence[str] = ()
+
+
+class ChoicePiece(NamedTuple):
+    choice: int
+    piece: Piece
+
+
+async def side_by_side(answers: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[ChoicePiece, None]:
+    """The pieces of all answers as they come, each with its answer's place. An error in one ends them all."""
+
+    async def take(choice: int) -> Piece | None:
+        return await anext(answers[choice], None)
+
+    taking = {asyncio.create_task(take(choice)): choice for choice in range(len(answers))}
+    try:
+        while taking:
+            done, _ = await asyncio.wait(taking, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=taking.__getitem__):
+                if (piece := task.result()) is not None:
+                    yield ChoicePiece(taking[task], piece)
+                    taking[asyncio.create_task(take(taking[task]))] = taking[task]
+                del taking[task]
+    finally:
+        for task in taking:
+            task.cancel()
+        await asyncio.gather(*taking, return_exceptions=True)  # nobody is left to hear of them
+        for answer in answers:
+            await answer.aclose()
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """One text's pieces as one; notices are left out."""
+    return Piece(
+        text="".join(piece.text for piece in pieces),
+        token_ids=[token for piece in pieces for token in piece.token_ids],
+        finish_reason=pieces[-1].finish_reason,
+        statistics=pieces[-1].statistics,
+    )

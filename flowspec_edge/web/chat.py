@@ -1,0 +1,251 @@
+"""OpenAI's chat completions: the next message of a dialogue, written by the model's own template.
+
+Without ``max_tokens`` or ``max_completion_tokens`` a message may fill the model's context, and without ``temperature``
+it is drawn at 1, as OpenAI's are. ``top_k``, ``schedule``, and ``chat_template_kwargs``, variables of the template, are
+extra fields; ``flowspec`` in the answer has the figures. What stands between ``<think>`` and ``</think>`` comes as
+``reasoning_content``.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from flowspec_edge.config import MAX_NEW_TOKENS, GenerateOptions, Piece
+from flowspec_edge.errors import FieldError
+from flowspec_edge.web.asked import Asked, AskedText, TextGenerator
+from flowspec_edge.web.chat_template import ChatTemplate
+from flowspec_edge.web.fields import UNSUPPORTED, Json, parse_fields
+from flowspec_edge.web.reasoning import BEGIN, ReasoningSplit
+from flowspec_edge.web.text_fields import (
+    TextFields,
+    check_model,
+    num_choices,
+    options_of,
+    options_of_choice,
+    usage_of,
+)
+
+DEFAULT = GenerateOptions(max_new_tokens=MAX_NEW_TOKENS, temperature=1.0)
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+"""OpenAI's roles, each with that which templates know."""
+PLAIN_NOTICE = "the model has no chat template; messages are written as a plain dialogue"
+PLAIN_STOP = "\n\nUser:"
+"""Where a model that goes on with a plain dialogue begins to write the user's next message."""
+
+
+class ContentPart(msgspec.Struct, kw_only=True):
+    type: str
+    text: str | None = None
+
+
+class FunctionCall(msgspec.Struct, kw_only=True):
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    function: FunctionCall
+    id: str | None = None
+    type: str = "function"
+
+
+class ChatMessage(msgspec.Struct, kw_only=True):
+    role: str
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class ChatFields(TextFields, kw_only=True):
+    """The body of ``POST /v1/chat/completions``."""
+
+    messages: list[ChatMessage]
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[msgspec.Raw] | None = None
+    tool_choice: str | dict[str, msgspec.Raw] | None = None
+    echo: bool | None = None
+    flowspec: msgspec.Raw | None = None
+
+
+class Chat:
+    """The dialect of ``POST /v1/chat/completions``."""
+
+    def __init__(self, generator: TextGenerator, template: ChatTemplate, *, is_strict: bool) -> None:
+        self._generator = generator
+        self._template = template
+        self._is_strict = is_strict
+
+    async def read(self, body: bytes) -> Asked:
+        """What a request asks for. The prompt is written on a thread.
+
+        Raises:
+            RequestError: it asks for what is not there, or the template refuses its messages.
+            BundleError: the template cannot be read.
+        """
+        fields, warnings = parse_fields(body, ChatFields, is_strict=self._is_strict)
+        check_model(fields, self._generator.model)
+        _check_supported(fields)
+        num, options = num_choices(fields), options_of(fields, DEFAULT)
+        if self._template.is_plain:
+            options = replace(options, stop=(*options.stop, PLAIN_STOP))
+            warnings = [*warnings, PLAIN_NOTICE]
+        messages = [_message(f"messages[{at}]", message) for at, message in enumerate(fields.messages)]
+        prompt = await self._template.render(messages, variables=fields.chat_template_kwargs)
+        texts = [AskedText(prompt, options_of_choice(options, at)) for at in range(num)]
+        is_reasoning = bool(prompt) and prompt[-1].text.rstrip().endswith(BEGIN)
+        form = ChatForm(self._generator, texts, fields, self._template, is_reasoning=is_reasoning)
+        return Asked(texts, form, bool(fields.stream), warnings=warnings)
+
+
+def _check_supported(fields: ChatFields) -> None:
+    if not fields.messages:
+        raise FieldError("messages", "is empty; give the dialogue so far")
+    if fields.tools and fields.tool_choice != "none":
+        raise FieldError("tools", "are not supported yet; leave them out, or send tool_choice: none", UNSUPPORTED)
+    if fields.tool_choice not in (None, "none", "auto"):
+        raise FieldError("tool_choice", "asks for a call of a tool, which is not supported yet", UNSUPPORTED)
+    if fields.echo:
+        raise FieldError("echo", "is not supported in chats", UNSUPPORTED)
+    if fields.flowspec is not None:
+        raise FieldError("flowspec", "is not supported in chats; /v1/completions can be resumed", UNSUPPORTED)
+
+
+def _message(name: str, message: ChatMessage) -> Json:
+    """A message as templates know it. ``name`` is how the caller names it."""
+    if message.role not in ROLES:
+        raise FieldError(f"{name}.role", f"is {message.role!r:.80}; it must be one of {', '.join(ROLES)}")
+    written: Json = {"role": ROLES[message.role], "content": _content(f"{name}.content", message.content)}
+    for key in ("name", "reasoning_content", "tool_call_id"):
+        if (value := getattr(message, key)) is not None:
+            written[key] = value
+    if message.tool_calls:
+        written["tool_calls"] = [
+            _tool_call(f"{name}.tool_calls[{at}]", call) for at, call in enumerate(message.tool_calls)
+        ]
+    elif message.content is None:
+        raise FieldError(f"{name}.content", "is missing", "missing_required_parameter")
+    return written
+
+
+def _content(name: str, content: str | list[ContentPart] | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    for at, part in enumerate(content):
+        if part.type != "text" or part.text is None:
+            raise FieldError(
+                f"{name}[{at}].type", f"is {part.type!r:.80}; this model reads parts of type 'text' alone", UNSUPPORTED
+            )
+    return "\n".join(part.text or "" for part in content)
+
+
+def _tool_call(name: str, call: ToolCall) -> Json:
+    """Templates write arguments as JSON themselves."""
+    try:
+        arguments = msgspec.json.decode(call.function.arguments, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as cause:
+        raise FieldError(f"{name}.function.arguments", "is no JSON object") from cause
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"id": call.id or "", "type": call.type, "function": function}
+
+
+class ChatForm:
+    """OpenAI's ``chat.completion`` objects of one answer, and the ``chat.completion.chunk`` objects of a stream."""
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        texts: Sequence[AskedText],
+        fields: ChatFields,
+        template: ChatTemplate,
+        *,
+        is_reasoning: bool,
+    ) -> None:
+        self._seeds = [text.options.seed for text in texts]
+        self._includes_usage = fields.includes_usage
+        self._template = "plain" if template.is_plain else "the model's"
+        self._splits = [ReasoningSplit(has_begun=is_reasoning) for _ in texts]
+        self._has_begun = [False] * len(texts)
+        self._statistics: list[Json] = [{}] * len(texts)
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": generator.model,
+            "system_fingerprint": f"fp_{generator.bundle[:12]}",
+        }
+
+    def events(self, choice: int, piece: Piece) -> list[Json]:
+        events = []
+        if not self._has_begun[choice]:
+            self._has_begun[choice] = True
+            events.append(self._event(choice, {"role": "assistant", "content": ""}))
+        is_last = piece.finish_reason is not None
+        reasoning, content = self._splits[choice].feed(piece.text, is_last=is_last)
+        delta = {"reasoning_content": reasoning} if reasoning else {}
+        if content or not (reasoning or is_last):
+            delta["content"] = content
+        if delta or piece.token_ids:
+            events.append(self._event(choice, delta, token_ids=piece.token_ids))
+        if is_last:
+            self._statistics[choice] = piece.statistics or {}
+            events.append(self._event(choice, {}, finish_reason=piece.finish_reason))
+            events[-1]["flowspec"] = self._figures(choice)
+        return events
+
+    def last_events(self) -> list[Json]:
+        if not self._includes_usage:
+            return []
+        usage = usage_of(self._statistics, len(self._statistics))
+        return [{**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}]
+
+    def whole(self, choices: Sequence[Piece]) -> Json:
+        self._statistics = [piece.statistics or {} for piece in choices]
+        figures = [self._figures(choice) for choice in range(len(choices))]
+        return {
+            **self._head,
+            "choices": [self._choice(choice, piece) for choice, piece in enumerate(choices)],
+            "usage": usage_of(self._statistics, len(choices)),
+            "flowspec": figures[0] if len(figures) == 1 else {"choices": figures},
+        }
+
+    def _choice(self, choice: int, piece: Piece) -> Json:
+        reasoning, content = self._splits[choice].feed(piece.text, is_last=True)
+        message: Json = {"role": "assistant", "content": content, "refusal": None}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        return {
+            "index": choice,
+            "message": message,
+            "token_ids": piece.token_ids,
+            "logprobs": None,
+            "finish_reason": piece.finish_reason,
+        }
+
+    def _event(
+        self, choice: int, delta: Mapping[str, str], *, token_ids: Sequence[int] = (), finish_reason: str | None = None
+    ) -> Json:
+        event = {
+            **self._head,
+            "object": "chat.completion.chunk",
+            "choices": [
+                {
+                    "index": choice,
+                    "delta": delta,
+                    "token_ids": token_ids,
+                    "logprobs": None,
+                    "finish_reason": finish_reason,
+                }
+            ],
+        }
+        return event | {"usage": None} if self._includes_usage else event
+
+    def _figures(self, choice: int) -> Json:
+        return {**self._statistics[choice], "seed": self._seeds[choice], "chat_template": self._template}

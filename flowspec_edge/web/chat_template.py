@@ -1,0 +1,173 @@
+"""Renders the messages of a chat as a model's own template writes them, as transformers does.
+
+Templates come with models, from anywhere: they are rendered in a sandbox, on a thread. What users say is never read as
+a special token, whatever it looks like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import jinja2
+import msgspec
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.config import TextPart
+from flowspec_edge.errors import BundleError, RequestError
+from flowspec_edge.web.template_sandbox import build_environment, check_size, limited_steps
+
+_MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+"""Characters that Unicode keeps for use within a program, and that no text has."""
+
+PLAIN = """\
+{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}
+
+{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"""
+"""For models without a template of their own. Base models go on with a dialogue in this form."""
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A model's template. ``names`` are its variables of special tokens, as ``bos_token``, with their texts.
+
+    ``special_texts`` are all texts that the tokenizer reads as special tokens. Without a ``source`` the template is
+    plain. A broken one is found when it is first used, for other texts can be written without it.
+    """
+
+    def __init__(self, source: str | None, names: Mapping[str, str], special_texts: Iterable[str]) -> None:
+        self.is_plain = source is None
+        self._source = PLAIN if source is None else source
+        self._names = dict(names)
+        longest_first = sorted(set(special_texts), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")
+        self._thread = ThreadPoolExecutor(1, "chat-template")
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Self:
+        """The template of a bundle, whose tokenizer is read for it. Takes 50 ms for a vocabulary of 150,000 tokens.
+
+        Raises:
+            BundleError: the tokenizer cannot be read.
+        """
+        manifest, path = bundle.manifest, bundle.directory / bundle.manifest.tokenizer.file
+        try:
+            added = msgspec.json.decode(path.read_bytes(), type=_Tokenizer).added_tokens or []
+        except (OSError, msgspec.DecodeError) as cause:
+            raise BundleError(f"{path}: not a tokenizer ({cause}); export the bundle again") from cause
+        texts = {token.id: token.content for token in added}
+        ids = {"bos_token": manifest.bos_token_id, "eos_token": next(iter(manifest.eos_token_ids), None)}
+        names = {name: texts[token] for name, token in ids.items() if token in texts}
+        return cls(manifest.chat_template, names, [token.content for token in added if token.special and token.content])
+
+    async def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[TextPart]:
+        """The prompt of a chat, written on a thread, one after the other.
+
+        Args:
+            messages: with ``role`` and ``content``, and what else the template knows of.
+            tools: functions that the model may call, in OpenAI's form.
+            add_generation_prompt: end where the assistant's next message begins.
+            variables: further ones of the template, as ``enable_thinking``.
+
+        Raises:
+            BundleError: it is no template.
+            RequestError: the template refuses these messages, or takes too long over them.
+        """
+        given = {
+            **(variables or {}),
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.render_now, given)
+
+    def render_now(self, given: Mapping[str, Any]) -> list[TextPart]:
+        """The prompt for these variables; takes and raises what :meth:`render` does, MAX_RENDER_S at most."""
+        mark = _unused_mark(given)
+
+        def hide(text: str) -> str:
+            """Split what looks like a special token, so that it is none."""
+            return self._special.sub(lambda found: found[0][:1] + mark + hide(found[0][1:]), text)
+
+        try:
+            text = self._write({**_map_texts(given, hide), **self._names})
+        except jinja2.TemplateError as cause:
+            raise RequestError(f"the model's chat template refuses these messages: {cause}") from cause
+        except (
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+            MemoryError,
+        ) as cause:
+            raise RequestError(f"the model's chat template fails on these messages ({cause})") from cause
+        return [TextPart(part) for part in text.split(mark) if part]
+
+    def close(self) -> None:
+        """End the thread, once what it writes is written."""
+        self._thread.shutdown(wait=False)
+
+    @functools.cached_property
+    def _template(self) -> jinja2.Template:
+        try:
+            return build_environment().from_string(self._source)
+        except (jinja2.TemplateError, RecursionError) as cause:
+            raise BundleError(f"the model's chat template cannot be read ({cause})") from cause
+
+    def _write(self, given: dict[str, Any]) -> str:
+        pieces: list[str] = []
+        num_characters = 0
+        template = self._template
+        with limited_steps():
+            for piece in template.generate(given):
+                num_characters += len(piece)
+                check_size(num_characters)
+                pieces.append(piece)
+        return "".join(pieces)
+
+
+class _AddedToken(msgspec.Struct):
+    id: int
+    content: str
+    special: bool = False
+
+
+class _Tokenizer(msgspec.Struct):
+    """Of a ``tokenizer.json``, what is read here."""
+
+    added_tokens: list[_AddedToken] | None = None
+
+
+def _unused_mark(given: Mapping[str, Any]) -> str:
+    used = json.dumps(given, ensure_ascii=False, default=str)
+    for mark in _MARKS:
+        if mark not in used:
+            return mark
+    raise RequestError("the messages have all of the characters U+FDD0 to U+FDEF, which stand for no text")
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A copy of plain data with all its texts changed, names of fields included."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(key): _map_texts(inner, change) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map_texts(inner, change) for inner in value]
+    return value

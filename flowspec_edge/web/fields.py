@@ -1,0 +1,177 @@
+"""The fields of a request's body: parsed, checked, and named in errors as the caller named them.
+
+null means that a field is absent, and 16.0 is 16. Fields that nobody knows are passed over, and told of. Those that
+would change the answer and are not supported are refused, unless they ask for what is done anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from codecs import lookup
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from flowspec_edge.errors import FieldError, RequestError, plain_text
+
+_log = logging.getLogger(__name__)
+
+BODY_S = 30.0
+"""For a body of MAX_REQUEST_BYTES over Wi-Fi of 1 Mbit/s."""
+MAX_FIELD_BYTES = 2**16
+"""Of a field that is not ``LONG``: far more than four stop strings need."""
+LONG = frozenset({"prompt", "messages", "tools", "flowspec"})
+"""Fields that may fill the body. All of it is parsed in C, and becomes few objects."""
+MAX_NAMES = 10
+"""How many unknown fields are told of by name."""
+MAX_SHOWN = 80
+"""Characters of a value that an error shows."""
+UNKNOWN, UNSUPPORTED = "unknown_parameter", "unsupported_parameter"
+
+Json = dict[str, Any]
+Fields = TypeVar("Fields", bound=msgspec.Struct)
+Whole = int | float
+"""A whole number as JSON has it, where 16.0 is 16; :func:`whole` reads it."""
+
+IDLE = frozenset(
+    {
+        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"),
+        *("prompt_cache_retention", "prediction"),
+    }
+)
+"""Fields of OpenAI's that change nothing about an answer's text."""
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_p", "min_tokens", "top_logprobs"), (0,)),
+    **dict.fromkeys(("repetition_penalty", "length_penalty"), (1,)),
+    **dict.fromkeys(("logprobs", "use_beam_search", "ignore_eos", "continue_final_message"), (False,)),
+    **dict.fromkeys(("logit_bias", "web_search_options"), ({},)),
+    **dict.fromkeys(("stop_token_ids", "bad_words", "functions"), ([],)),
+    **dict.fromkeys(("suffix", "guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
+    **dict.fromkeys(("structured_outputs", "audio", "reasoning_effort", "verbosity", "typical_p", "mirostat"), ()),
+    "function_call": ("none",),
+    "modalities": (["text"],),
+    "response_format": ({"type": "text"},),
+    "add_generation_prompt": (True,),
+    "skip_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+}
+"""Fields that would change an answer and are not supported, each with the values that ask for nothing."""
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The request's body, in UTF-8.
+
+    Raises:
+        RequestError: it did not come in time, or its charset is not known or does not fit.
+        HTTPRequestEntityTooLarge: it exceeds the application's limit.
+    """
+    try:
+        async with asyncio.timeout(BODY_S):
+            body = await request.read()
+    except TimeoutError:
+        raise RequestError(f"the request's body did not come within {BODY_S:.0f} s") from None
+    try:
+        charset = lookup(request.charset or "utf-8").name
+        return body if charset == "utf-8" else body.decode(charset).encode()
+    except (LookupError, ValueError) as cause:
+        raise RequestError(f"the request's body is not JSON ({plain_text(str(cause)[:200])}); send UTF-8") from cause
+
+
+def parse_fields(body: bytes, kind: type[Fields], *, is_strict: bool) -> tuple[Fields, list[str]]:
+    """The fields of that kind, and what clients are to be told of the others.
+
+    Raises:
+        RequestError: the body is no JSON object, or one of its fields is at fault; with ``is_strict`` also where one is
+            not known.
+    """
+    try:
+        sent = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        warnings = _check_names(sent, kind, is_strict=is_strict)
+        return msgspec.json.decode(body, type=kind), warnings
+    except msgspec.ValidationError as cause:
+        raise _named(str(cause), body) from cause
+    except RecursionError:
+        raise RequestError("the request's body is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as cause:
+        why = f"not JSON ({plain_text(str(cause)[:200])})"
+        if re.search(rb"\\u[dD][89a-fA-F]", body):
+            why += ", or has half of a surrogate pair (U+D800 to U+DFFF), which is no character"
+        raise RequestError(f"the request's body is {why}") from cause
+
+
+def whole(name: str, value: Whole | None, default: int) -> int:
+    """A whole number. Raises FieldError where it is none."""
+    if value is None:
+        return default
+    if value != int(value):
+        raise FieldError(name, f"is {value}; it must be a whole number")
+    return int(value)
+
+
+def _check_names(sent: Mapping[str, msgspec.Raw], kind: type[msgspec.Struct], *, is_strict: bool) -> list[str]:
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    for name, value in sent.items():
+        if name in known:
+            if name not in LONG and len(memoryview(value)) > MAX_FIELD_BYTES:
+                raise FieldError(name, f"has {len(memoryview(value))} bytes; it may have {MAX_FIELD_BYTES}")
+        elif name in NEUTRAL and not _asks_for_nothing(value, NEUTRAL[name]):
+            raise FieldError(
+                name,
+                f"is {_shown(bytes(value))}, which is not supported here and would change the answer; leave it out",
+                UNSUPPORTED,
+            )
+    unknown = [name for name in sent if name not in known and name not in NEUTRAL and name not in IDLE]
+    shown = [plain_text(name[:MAX_SHOWN]) for name in unknown[:MAX_NAMES]]
+    if unknown and is_strict:
+        raise FieldError(shown[0], "is a field that is not known here; leave it out", UNKNOWN)
+    if not unknown:
+        return []
+    warning = f"fields that are not known were passed over: {', '.join(shown)}"
+    _log.info("%s", warning)
+    return [warning]
+
+
+def _asks_for_nothing(value: msgspec.Raw, neutral: tuple[Any, ...]) -> bool:
+    if len(memoryview(value)) > MAX_SHOWN:
+        return False
+    given = msgspec.json.decode(value)
+    # True is no 1, but 1.0 is
+    return given is None or any(given == one and isinstance(given, bool) is isinstance(one, bool) for one in neutral)
+
+
+def _named(fault: str, body: bytes) -> RequestError:
+    """What msgspec found, in the caller's words: "Expected `int | null`, got `str` - at `$.max_tokens`"."""
+    found = re.fullmatch(r"(?:Expected `(?P<wanted>.*?)`, got .*?|(?P<other>.*?))(?: - at `\$\.?(?P<path>.*)`)?", fault)
+    assert found is not None, "every text is matched"
+    wanted, path = found["wanted"], found["path"]
+    missing = re.search(r"missing required field `(\w+)`", fault)
+    if missing:
+        return FieldError(f"{path}.{missing[1]}" if path else missing[1], "is missing", "missing_required_parameter")
+    if not path or path == "[...]":
+        return RequestError("the request's body is not a JSON object")
+    rule = found["other"] if wanted is None else f"it must be of type {wanted.removesuffix(' | null')}"
+    return FieldError(path, f"is {_shown(_value_at(path, body))}; {rule}")
+
+
+def _value_at(path: str, body: bytes) -> bytes:
+    """The JSON of the value that stands there."""
+    for name, number in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path.replace("[", ".[")):
+        if number:
+            body = msgspec.json.decode(body, type=list[msgspec.Raw])[int(number)]
+        else:
+            body = msgspec.json.decode(body, type=dict[str, msgspec.Raw])[name]
+    return bytes(body)
+
+
+def _shown(value: bytes) -> str:
+    if len(value) <= 16 * MAX_SHOWN:
+        try:
+            return f"{json.loads(value)!r:.{MAX_SHOWN}}"
+        except ValueError:  # a number of thousands of digits
+            pass
+    return plain_text(value[:MAX_SHOWN].decode(errors="replace"))

@@ -1,0 +1,108 @@
+"""The fields that all dialects have of how a text is drawn and sent."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.errors import FieldError
+from flowspec_edge.web.fields import UNSUPPORTED, Json, Whole, whole
+
+MAX_STOPS = 4
+"""OpenAI's limit."""
+MAX_CHOICES = 128
+"""OpenAI's limit."""
+SEED_BITS = 53
+"""Of a seed that is drawn: every language's JSON can tell it."""
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    include_usage: bool | None = None
+
+
+class TextFields(msgspec.Struct, kw_only=True):
+    """Fields as clients send them. Their absence is None, and so is null."""
+
+    model: str | None = None
+    max_tokens: Whole | None = None
+    max_completion_tokens: Whole | None = None
+    temperature: float | None = None
+    top_k: Whole | None = None
+    top_p: float | None = None
+    seed: Whole | None = None
+    stop: str | list[str] | None = None
+    n: Whole | None = None
+    best_of: Whole | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    schedule: str | None = None
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def check_model(fields: TextFields, model: str) -> None:
+    """Raises FieldError where another model is asked for."""
+    if fields.model is not None and fields.model != model:
+        raise FieldError("model", f"{fields.model!r:.80} is not served here; this is {model}", "model_not_found")
+
+
+def options_of(fields: TextFields, default: GenerateOptions) -> GenerateOptions:
+    """How to draw a text; ``default`` has what is done where a field is absent, but for the seed, which is drawn.
+
+    Raises:
+        RequestError: a field is out of range.
+    """
+    length = "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens"
+    seed = whole("seed", fields.seed, -1)
+    try:
+        return GenerateOptions(
+            max_new_tokens=whole(length, getattr(fields, length), default.max_new_tokens),
+            temperature=default.temperature if fields.temperature is None else fields.temperature,
+            top_k=whole("top_k", fields.top_k, default.top_k),
+            top_p=default.top_p if fields.top_p is None else fields.top_p,
+            seed=secrets.randbits(SEED_BITS) if fields.seed is None else seed,
+            schedule=default.schedule if fields.schedule is None else fields.schedule,
+            stop=_stops(fields.stop),
+        )
+    except FieldError as cause:
+        raise cause.named(length) if cause.name == "max_new_tokens" else cause from None
+
+
+def num_choices(fields: TextFields, num_prompts: int = 1) -> int:
+    """How many texts each prompt gets.
+
+    Raises:
+        FieldError: too many or none, or some are to be thrown away.
+    """
+    num = whole("n", fields.n, 1)
+    if not 1 <= num * num_prompts <= MAX_CHOICES:
+        of = "" if num_prompts == 1 else f" and there are {num_prompts} prompts"
+        raise FieldError("n", f"is {num}{of}; 1 to {MAX_CHOICES} texts are written for a request")
+    if (best_of := whole("best_of", fields.best_of, num)) != num:
+        raise FieldError("best_of", f"is {best_of} and n is {num}; texts are not chosen among here", UNSUPPORTED)
+    return num
+
+
+def options_of_choice(options: GenerateOptions, number: int) -> GenerateOptions:
+    """Of the choices of one prompt each has a seed of its own, the next one of the one before."""
+    return replace(options, seed=(options.seed + number) % 2**64)
+
+
+def usage_of(statistics: Sequence[Json], num_choices: int) -> Json:
+    """What OpenAI counts: the tokens of each prompt once, and those of all texts."""
+    prompt = sum(choice["prompt_tokens"] for choice in statistics[::num_choices])
+    completion = sum(choice["completion_tokens"] for choice in statistics)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if len(stops) > MAX_STOPS or not all(stops):
+        raise FieldError("stop", f"must be a text or a list of at most {MAX_STOPS} texts, none of them empty")
+    return tuple(stops)
