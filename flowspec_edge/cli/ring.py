@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
+from argparse import ArgumentParser
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -170,6 +171,14 @@ def add_serve(commands: Commands) -> None:
         "when a board is lost (flowspec plan --standby shows who; default: no)",
     )
     serve.add_argument("--no-layers", action="store_true", help="serve no layers here: answer requests only")
+    _add_turn_limits(serve)
+    serve.add_argument(
+        "--strict", action="store_true", help="refuse requests with fields that are not known (default: pass them over)"
+    )
+    set_command(serve, ServeCommand, _serve)
+
+
+def _add_turn_limits(serve: ArgumentParser) -> None:
     serve.add_argument(
         "--max-sessions", type=int, default=16, metavar="N", help="write N texts at a time (default: %(default)s)"
     )
@@ -188,10 +197,6 @@ def add_serve(commands: Commands) -> None:
         help="of all these, N may be of one address; raise it where a proxy stands before the server "
         "(default: %(default)s)",
     )
-    serve.add_argument(
-        "--strict", action="store_true", help="refuse requests with fields that are not known (default: pass them over)"
-    )
-    set_command(serve, ServeCommand, _serve)
 
 
 async def _serve(options: ServeCommand) -> int:

@@ -71,8 +71,6 @@ class ChatFields(TextFields, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     tools: list[msgspec.Raw] | None = None
     tool_choice: str | dict[str, msgspec.Raw] | None = None
-    echo: bool | None = None
-    flowspec: msgspec.Raw | None = None
 
 
 class Chat:
@@ -112,10 +110,6 @@ def _check_supported(fields: ChatFields) -> None:
         raise FieldError("tools", "are not supported yet; leave them out, or send tool_choice: none", UNSUPPORTED)
     if fields.tool_choice not in (None, "none", "auto"):
         raise FieldError("tool_choice", "asks for a call of a tool, which is not supported yet", UNSUPPORTED)
-    if fields.echo:
-        raise FieldError("echo", "is not supported in chats", UNSUPPORTED)
-    if fields.flowspec is not None:
-        raise FieldError("flowspec", "is not supported in chats; /v1/completions can be resumed", UNSUPPORTED)
 
 
 def _message(name: str, message: ChatMessage) -> Json:

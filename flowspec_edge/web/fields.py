@@ -48,11 +48,13 @@ IDLE = frozenset(
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_p", "min_tokens", "top_logprobs"), (0,)),
     **dict.fromkeys(("repetition_penalty", "length_penalty"), (1,)),
-    **dict.fromkeys(("logprobs", "use_beam_search", "ignore_eos", "continue_final_message"), (False,)),
+    **dict.fromkeys(("logprobs", "use_beam_search", "ignore_eos", "continue_final_message", "echo"), (False,)),
     **dict.fromkeys(("logit_bias", "web_search_options"), ({},)),
     **dict.fromkeys(("stop_token_ids", "bad_words", "functions"), ([],)),
     **dict.fromkeys(("suffix", "guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
     **dict.fromkeys(("structured_outputs", "audio", "reasoning_effort", "verbosity", "typical_p", "mirostat"), ()),
+    "flowspec": (),
+    "parse_special": (False,),
     "function_call": ("none",),
     "modalities": (["text"],),
     "response_format": ({"type": "text"},),
@@ -60,7 +62,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "skip_special_tokens": (True,),
     "truncate_prompt_tokens": (),
 }
-"""Fields that would change an answer and are not supported, each with the values that ask for nothing."""
+"""Fields that would change an answer and that not every dialect has, each with the values that ask for nothing."""
 
 
 async def read_body(request: web.Request) -> bytes:

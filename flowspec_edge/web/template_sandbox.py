@@ -30,6 +30,8 @@ MAX_RENDER_S = 5.0
 MAX_CHARACTERS = 16 * 2**20
 MAX_WIDTH = 1000
 """Of what is padded or indented."""
+MAX_INDENT = 16
+"""Of each level of JSON."""
 MAX_BITS = 4096
 """Of a product."""
 
@@ -210,4 +212,6 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """As transformers writes it; Jinja's own filter escapes what is special in HTML."""
+    if (indent or 0) > MAX_INDENT or any(len(separator) > MAX_INDENT for separator in separators or ()):
+        raise SecurityError(f"it indents JSON by more than {MAX_INDENT} characters")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -41,8 +41,9 @@ class Turns:
         limits, num = self._limits, self._by_address.total()
         if num + num_texts > limits.max_sessions + limits.max_queue:
             raise ServerBusyError(
-                f"the server has {num} texts to write, of which {limits.max_sessions} at a time (--max-sessions) and "
-                f"{limits.max_queue} waiting (--max-queue) is all that it takes; ask again in {RETRY_S:.0f} s",
+                f"the server has {num} texts to write, and {num_texts} more are too many: it takes "
+                f"{limits.max_sessions} at a time (--max-sessions) and {limits.max_queue} waiting (--max-queue); "
+                f"ask again in {RETRY_S:.0f} s",
                 retry_after_s=RETRY_S,
             )
         if self._by_address[address] + num_texts > limits.max_per_address:

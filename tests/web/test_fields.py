@@ -1,0 +1,97 @@
+"""Bodies become fields; what is wrong with them is said in the caller's words."""
+
+import contextlib
+import json
+import logging
+import time
+
+import msgspec
+import pytest
+
+from flowspec_edge.errors import FieldError, RequestError
+from flowspec_edge.web.completions import DEFAULT, CompletionFields
+from flowspec_edge.web.fields import NEUTRAL, parse_fields, whole
+from flowspec_edge.web.text_fields import options_of
+
+
+def parse(body: object) -> tuple[CompletionFields, list[str]]:
+    return parse_fields(json.dumps(body).encode(), CompletionFields, is_strict=False)
+
+
+def test_null_is_absent_and_16_0_is_16() -> None:
+    absent = options_of(parse({"seed": 7})[0], DEFAULT)
+    names = ("model", "max_tokens", "temperature", "top_p", "top_k", "stop", "n", "schedule", "logit_bias", "suffix")
+    assert options_of(parse({**dict.fromkeys(names), "seed": 7.0})[0], DEFAULT) == absent
+    assert options_of(parse({"max_tokens": 16.0, "seed": 7})[0], DEFAULT).max_new_tokens == 16
+    with pytest.raises(FieldError, match=r"n is 16.5; it must be a whole number"):
+        whole("n", 16.5, 1)
+
+
+@pytest.mark.parametrize("name", sorted(NEUTRAL.keys() - CompletionFields.__struct_fields__))
+def test_what_would_change_the_answer_is_refused_by_name_and_what_asks_for_nothing_is_not(name: str) -> None:
+    for neutral in (None, *NEUTRAL[name]):
+        assert parse({name: neutral}) == (CompletionFields(), [])
+    with pytest.raises(FieldError, match=f"^{name} is .* not supported") as error:
+        parse({name: "0.25"})
+    assert (error.value.name, error.value.code) == (name, "unsupported_parameter")
+
+
+def test_true_is_no_1_and_0_0_is_0() -> None:
+    assert parse({"presence_penalty": 0.0})[1] == []
+    for name, value in (("presence_penalty", False), ("repetition_penalty", True), ("logprobs", 0)):
+        with pytest.raises(FieldError):
+            parse({name: value})
+
+
+def test_unknown_fields_are_told_of_once_and_refused_where_that_is_wanted(caplog: pytest.LogCaptureFixture) -> None:
+    body = {"prompt": "x", "user": "me", "foo\n": {"deep": [1]}, "bar": 1}
+    with caplog.at_level(logging.INFO):
+        fields, warnings = parse(body)
+    assert fields.prompt == "x"
+    assert warnings == ["fields that are not known were passed over: foo\\x0a, bar"]
+    assert [record.getMessage() for record in caplog.records] == warnings
+    with pytest.raises(FieldError, match=r"^foo\\x0a is a field that is not known") as error:
+        parse_fields(json.dumps(body).encode(), CompletionFields, is_strict=True)
+    assert error.value.code == "unknown_parameter"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "name", "text"),
+    [
+        (CompletionFields, {"flowspec": {"resume": {"token_ids": [1, "2"]}}}, "flowspec.resume.token_ids[1]", "is '2'"),
+        (CompletionFields, {"max_tokens": "5"}, "max_tokens", "it must be of type int | float"),
+        (CompletionFields, {"stop": "y" * 70_000}, "stop", "has 70002 bytes"),
+    ],
+)
+def test_a_field_at_fault_is_named(kind: type[msgspec.Struct], body: object, name: str, text: str) -> None:
+    with pytest.raises(FieldError) as error:
+        parse_fields(json.dumps(body).encode(), kind, is_strict=False)
+    assert error.value.name == name and text in str(error.value)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"5", b"null", b'"x"', b"{} {}", b'{"a": }', b"\xff", b'{"\xff": 1}'])
+def test_what_is_no_object_is_refused(body: bytes) -> None:
+    with pytest.raises(RequestError, match="not a JSON object|not JSON"):
+        parse_fields(body, CompletionFields, is_strict=False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "x", "foo": [{"a": place, "b": [1, 2, 3]} for place in range(60_000)]},
+        {"prompt": list(range(100_000, 240_000))},
+        {"prompt": "x", "stop": ["a"] * 250_000},
+        {"prompt": {str(place): [] for place in range(90_000)}},
+    ],
+    ids=["unknown objects", "tokens", "stops", "another type"],
+)
+def test_a_body_of_a_megabyte_takes_no_tenth_of_a_second(body: object) -> None:
+    sent = json.dumps(body).encode()
+    assert len(sent) >= 2**20
+    times = []
+    for _ in range(3):
+        began = time.thread_time()
+        with contextlib.suppress(RequestError):
+            parse_fields(sent, CompletionFields, is_strict=False)
+        times.append(time.thread_time() - began)
+    assert min(times) < 0.1
