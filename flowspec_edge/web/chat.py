@@ -8,6 +8,7 @@ extra fields; ``flowspec`` in the answer has the figures. What stands between ``
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from flowspec_edge.config import MAX_NEW_TOKENS, GenerateOptions, Piece
 from flowspec_edge.errors import FieldError
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator
 from flowspec_edge.web.chat_template import ChatTemplate
-from flowspec_edge.web.fields import UNSUPPORTED, Json, parse_fields
+from flowspec_edge.web.fields import MAX_FIELD_BYTES, UNSUPPORTED, Json, parse_fields
 from flowspec_edge.web.reasoning import BEGIN, ReasoningSplit
 from flowspec_edge.web.text_fields import (
     TextFields,
@@ -69,7 +70,7 @@ class ChatFields(TextFields, kw_only=True):
 
     messages: list[ChatMessage]
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[msgspec.Raw] | None = None
+    tools: msgspec.Raw = msgspec.Raw()
     tool_choice: str | dict[str, msgspec.Raw] | None = None
 
 
@@ -95,7 +96,7 @@ class Chat:
         if self._template.is_plain:
             options = replace(options, stop=(*options.stop, PLAIN_STOP))
             warnings = [*warnings, PLAIN_NOTICE]
-        messages = [_message(f"messages[{at}]", message) for at, message in enumerate(fields.messages)]
+        messages = await asyncio.to_thread(_messages, fields.messages)
         prompt = await self._template.render(messages, variables=fields.chat_template_kwargs)
         texts = [AskedText(prompt, options_of_choice(options, at)) for at in range(num)]
         is_reasoning = bool(prompt) and prompt[-1].text.rstrip().endswith(BEGIN)
@@ -106,10 +107,15 @@ class Chat:
 def _check_supported(fields: ChatFields) -> None:
     if not fields.messages:
         raise FieldError("messages", "is empty; give the dialogue so far")
-    if fields.tools and fields.tool_choice != "none":
+    if bytes(fields.tools) not in (b"", b"null", b"[]") and fields.tool_choice != "none":
         raise FieldError("tools", "are not supported yet; leave them out, or send tool_choice: none", UNSUPPORTED)
     if fields.tool_choice not in (None, "none", "auto"):
         raise FieldError("tool_choice", "asks for a call of a tool, which is not supported yet", UNSUPPORTED)
+
+
+def _messages(messages: Sequence[ChatMessage]) -> list[Json]:
+    """As templates know them."""
+    return [_message(f"messages[{at}]", message) for at, message in enumerate(messages)]
 
 
 def _message(name: str, message: ChatMessage) -> Json:
@@ -142,6 +148,8 @@ def _content(name: str, content: str | list[ContentPart] | None) -> str:
 
 def _tool_call(name: str, call: ToolCall) -> Json:
     """Templates write arguments as JSON themselves."""
+    if len(call.function.arguments) > MAX_FIELD_BYTES:
+        raise FieldError(f"{name}.function.arguments", f"has more than {MAX_FIELD_BYTES} characters")
     try:
         arguments = msgspec.json.decode(call.function.arguments, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as cause:

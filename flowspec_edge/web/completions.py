@@ -13,18 +13,20 @@ request's options with that ``seed``, is answered with the rest; its ``prompt`` 
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
 from flowspec_edge.config import GenerateOptions, Piece, Prompt, Text, TextPart, UnfinishedText
 from flowspec_edge.errors import FieldError, OtherBundleError, plain_text
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator
-from flowspec_edge.web.fields import UNSUPPORTED, Json, parse_fields
+from flowspec_edge.web.fields import UNSUPPORTED, Json, parse_field, parse_fields, shown
 from flowspec_edge.web.text_fields import (
+    MAX_CHOICES,
     TextFields,
     check_model,
     num_choices,
@@ -34,6 +36,10 @@ from flowspec_edge.web.text_fields import (
 )
 
 DEFAULT = GenerateOptions()
+TEXT, TEXTS, LISTS, TOKENS = rb'"', rb'\[\s*"', rb"\[\s*\[", rb"\["
+PROMPTS: dict[bytes, Any] = {TEXT: str, TEXTS: list[str], LISTS: list[list[int]], TOKENS: list[int]}
+"""The types of prompts, by how their JSON begins."""
+PROMPT_RULE = "must be a text, its token ids, or a list of texts or of lists of token ids"
 
 
 class Resume(msgspec.Struct, kw_only=True):
@@ -50,9 +56,9 @@ class Extension(msgspec.Struct, kw_only=True):
 
 
 class CompletionFields(TextFields, kw_only=True):
-    """The body of ``POST /v1/completions``. A prompt is a text, its token ids, or a list of either."""
+    """The body of ``POST /v1/completions``. A prompt is a text, its token ids, or a list of either: see ``PROMPTS``."""
 
-    prompt: str | list[str | int | list[int]] | None = None
+    prompt: msgspec.Raw = msgspec.Raw()
     echo: bool | None = None
     parse_special: bool | None = None
     flowspec: Extension | None = None
@@ -75,7 +81,7 @@ class Completions:
         fields, warnings = parse_fields(body, CompletionFields, is_strict=self._is_strict)
         check_model(fields, self._generator.model)
         extension = fields.flowspec or Extension()
-        prompts = _prompts(fields) if extension.resume is None else [self._unfinished(fields, extension.resume)]
+        prompts = prompts_of(fields) if extension.resume is None else [self._unfinished(fields, extension.resume)]
         num = num_choices(fields, len(prompts))
         if len(prompts) * num > 1 and (extension.resumable or extension.resume):
             raise FieldError("flowspec.resumable", "needs a single prompt, and n of 1", UNSUPPORTED)
@@ -99,18 +105,22 @@ class Completions:
         return UnfinishedText(prompt=tuple(resume.prompt_token_ids or ()), tokens=tuple(resume.token_ids or ()))
 
 
-def _prompts(fields: CompletionFields) -> list[Prompt]:
-    prompt = fields.prompt
-    if prompt is None:
+def prompts_of(fields: CompletionFields) -> list[Prompt]:
+    """The prompts of a request. Raises FieldError where there is none, or what is there is none."""
+    sent = bytes(fields.prompt).lstrip()
+    if sent in (b"", b"null"):
         raise FieldError("prompt", "is missing; give the text to continue", "missing_required_parameter")
-    kinds = {str} if isinstance(prompt, str) else set(map(type, prompt))
-    if len(kinds) != 1:
-        raise FieldError("prompt", "must be a text, its token ids, or a list of texts or of lists of token ids")
-    if fields.echo and kinds != {str}:
+    begins = next((begin for begin in PROMPTS if re.match(begin, sent)), None)
+    if begins is None:
+        raise FieldError("prompt", f"is {shown(sent)}; it {PROMPT_RULE}")
+    if begins == LISTS and (num := sent.count(b"[") - 1) > MAX_CHOICES:
+        raise FieldError("prompt", f"has {num} lists; texts for at most {MAX_CHOICES} prompts are written at once")
+    given = parse_field("prompt", fields.prompt, PROMPTS[begins])
+    if not given and begins != TEXT:
+        raise FieldError("prompt", f"is empty; it {PROMPT_RULE}")
+    if fields.echo and begins in (TOKENS, LISTS):
         raise FieldError("echo", "is set, and the prompt is no text but token ids", UNSUPPORTED)
-    if kinds == {int}:
-        return [cast(list[int], prompt)]
-    prompts = cast("list[str | list[int]]", [prompt] if isinstance(prompt, str) else prompt)
+    prompts: list[Prompt] = [given] if begins in (TEXT, TOKENS) else given
     return [_unparsed(one) if fields.parse_special is False and isinstance(one, str) else one for one in prompts]
 
 

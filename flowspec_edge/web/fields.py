@@ -25,8 +25,20 @@ BODY_S = 30.0
 """For a body of MAX_REQUEST_BYTES over Wi-Fi of 1 Mbit/s."""
 MAX_FIELD_BYTES = 2**16
 """Of a field that is not ``LONG``: far more than four stop strings need."""
-LONG = frozenset({"prompt", "messages", "tools", "flowspec"})
-"""Fields that may fill the body. All of it is parsed in C, and becomes few objects."""
+MAX_OTHER_BYTES = 2**18
+"""Of all fields together that are not ``LONG``. To make objects of 4 MB of small ones would hold up all other texts."""
+
+
+class _Long(msgspec.Struct):
+    """Fields that may fill the body, which become few objects each."""
+
+    prompt: msgspec.Raw = msgspec.Raw()
+    messages: msgspec.Raw = msgspec.Raw()
+    tools: msgspec.Raw = msgspec.Raw()
+    flowspec: msgspec.Raw = msgspec.Raw()
+
+
+LONG = _Long.__struct_fields__
 MAX_NAMES = 10
 """How many unknown fields are told of by name."""
 MAX_SHOWN = 80
@@ -35,6 +47,7 @@ UNKNOWN, UNSUPPORTED = "unknown_parameter", "unsupported_parameter"
 
 Json = dict[str, Any]
 Fields = TypeVar("Fields", bound=msgspec.Struct)
+Value = TypeVar("Value")
 Whole = int | float
 """A whole number as JSON has it, where 16.0 is 16; :func:`whole` reads it."""
 
@@ -92,6 +105,7 @@ def parse_fields(body: bytes, kind: type[Fields], *, is_strict: bool) -> tuple[F
             not known.
     """
     try:
+        _check_size(body)
         sent = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         warnings = _check_names(sent, kind, is_strict=is_strict)
         return msgspec.json.decode(body, type=kind), warnings
@@ -100,10 +114,17 @@ def parse_fields(body: bytes, kind: type[Fields], *, is_strict: bool) -> tuple[F
     except RecursionError:
         raise RequestError("the request's body is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as cause:
-        why = f"not JSON ({plain_text(str(cause)[:200])})"
-        if re.search(rb"\\u[dD][89a-fA-F]", body):
-            why += ", or has half of a surrogate pair (U+D800 to U+DFFF), which is no character"
-        raise RequestError(f"the request's body is {why}") from cause
+        raise _unreadable(cause, body) from cause
+
+
+def parse_field(name: str, value: msgspec.Raw, kind: type[Value]) -> Value:
+    """A field that was left as it was sent. Raises FieldError where it is of another type."""
+    try:
+        return msgspec.json.decode(value, type=kind)
+    except msgspec.ValidationError as cause:
+        raise _named(str(cause), bytes(value), name) from cause
+    except (msgspec.DecodeError, UnicodeDecodeError) as cause:
+        raise _unreadable(cause, bytes(value)) from cause
 
 
 def whole(name: str, value: Whole | None, default: int) -> int:
@@ -115,6 +136,15 @@ def whole(name: str, value: Whole | None, default: int) -> int:
     return int(value)
 
 
+def _check_size(body: bytes) -> None:
+    long = msgspec.json.decode(body, type=_Long)
+    num_bytes = len(body) - sum(len(memoryview(value)) for value in msgspec.structs.astuple(long))
+    if num_bytes > MAX_OTHER_BYTES:
+        raise RequestError(
+            f"the request has {num_bytes} bytes beside the fields {', '.join(LONG)}; at most {MAX_OTHER_BYTES} are read"
+        )
+
+
 def _check_names(sent: Mapping[str, msgspec.Raw], kind: type[msgspec.Struct], *, is_strict: bool) -> list[str]:
     known = {field.encode_name for field in msgspec.structs.fields(kind)}
     for name, value in sent.items():
@@ -124,16 +154,16 @@ def _check_names(sent: Mapping[str, msgspec.Raw], kind: type[msgspec.Struct], *,
         elif name in NEUTRAL and not _asks_for_nothing(value, NEUTRAL[name]):
             raise FieldError(
                 name,
-                f"is {_shown(bytes(value))}, which is not supported here and would change the answer; leave it out",
+                f"is {shown(bytes(value))}, which is not supported here and would change the answer; leave it out",
                 UNSUPPORTED,
             )
     unknown = [name for name in sent if name not in known and name not in NEUTRAL and name not in IDLE]
-    shown = [plain_text(name[:MAX_SHOWN]) for name in unknown[:MAX_NAMES]]
+    listed = [plain_text(name[:MAX_SHOWN]) for name in unknown[:MAX_NAMES]]
     if unknown and is_strict:
-        raise FieldError(shown[0], "is a field that is not known here; leave it out", UNKNOWN)
+        raise FieldError(listed[0], "is a field that is not known here; leave it out", UNKNOWN)
     if not unknown:
         return []
-    warning = f"fields that are not known were passed over: {', '.join(shown)}"
+    warning = f"fields that are not known were passed over: {', '.join(listed)}"
     _log.info("%s", warning)
     return [warning]
 
@@ -146,18 +176,31 @@ def _asks_for_nothing(value: msgspec.Raw, neutral: tuple[Any, ...]) -> bool:
     return given is None or any(given == one and isinstance(given, bool) is isinstance(one, bool) for one in neutral)
 
 
-def _named(fault: str, body: bytes) -> RequestError:
-    """What msgspec found, in the caller's words: "Expected `int | null`, got `str` - at `$.max_tokens`"."""
+def _named(fault: str, body: bytes, within: str = "") -> RequestError:
+    """What msgspec found in the body, or in the field ``within`` it, in the caller's words.
+
+    It says "Expected `int | null`, got `str` - at `$.max_tokens`" of what is at fault.
+    """
     found = re.fullmatch(r"(?:Expected `(?P<wanted>.*?)`, got .*?|(?P<other>.*?))(?: - at `\$\.?(?P<path>.*)`)?", fault)
     assert found is not None, "every text is matched"
-    wanted, path = found["wanted"], found["path"]
+    wanted, place = found["wanted"], found["path"] or ""
+    path = f"{within}{place}" if place.startswith("[") else ".".join(filter(None, (within, place)))
     missing = re.search(r"missing required field `(\w+)`", fault)
     if missing:
         return FieldError(f"{path}.{missing[1]}" if path else missing[1], "is missing", "missing_required_parameter")
     if not path or path == "[...]":
         return RequestError("the request's body is not a JSON object")
-    rule = found["other"] if wanted is None else f"it must be of type {wanted.removesuffix(' | null')}"
-    return FieldError(path, f"is {_shown(_value_at(path, body))}; {rule}")
+    rule = found["other"] if wanted is None else f"must be of type {wanted.removesuffix(' | null')}"
+    if len(body) > MAX_FIELD_BYTES:  # to look for the value would take longer than to parse it
+        return FieldError(path, rule)
+    return FieldError(path, f"is {shown(_value_at(place, body))}; it {rule}")
+
+
+def _unreadable(cause: Exception, body: bytes) -> RequestError:
+    why = f"not JSON ({plain_text(str(cause)[:200])})"
+    if re.search(rb"\\u[dD][89a-fA-F]", body):
+        why += ", or has half of a surrogate pair (U+D800 to U+DFFF), which is no character"
+    return RequestError(f"the request's body is {why}")
 
 
 def _value_at(path: str, body: bytes) -> bytes:
@@ -170,7 +213,8 @@ def _value_at(path: str, body: bytes) -> bytes:
     return bytes(body)
 
 
-def _shown(value: bytes) -> str:
+def shown(value: bytes) -> str:
+    """The beginning of a JSON value, as an error may show it."""
     if len(value) <= 16 * MAX_SHOWN:
         try:
             return f"{json.loads(value)!r:.{MAX_SHOWN}}"
