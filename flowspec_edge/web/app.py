@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from flowspec_edge.config import Piece
-from flowspec_edge.errors import FlowspecError, plain_text
+from flowspec_edge.errors import FlowspecError, RequestError, plain_text
 from flowspec_edge.net.auth import is_same_key
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator, joined, side_by_side
 from flowspec_edge.web.chat import Chat
@@ -168,6 +168,11 @@ class _Api:
         with contextlib.ExitStack() as places:
             places.enter_context(self._turns.place(address))
             asked = await dialect.read(await read_body(request))
+            if len(asked.texts) > self._turns.most_texts:
+                raise RequestError(
+                    f"{len(asked.texts)} texts are asked for, and {self._turns.most_texts} are written for one address "
+                    "(--max-per-address, --max-sessions and --max-queue)"
+                )
             if len(asked.texts) > 1:
                 places.enter_context(self._turns.place(address, len(asked.texts) - 1))
             headers = {WARNING: _header(asked.warnings)} if asked.warnings else {}

@@ -31,6 +31,12 @@ class Turns:
         self._by_address: Counter[str] = Counter()
         self._free = asyncio.Semaphore(limits.max_sessions)
 
+    @property
+    def most_texts(self) -> int:
+        """How many texts one address may have when nobody else has any."""
+        limits = self._limits
+        return min(limits.max_per_address, limits.max_sessions + limits.max_queue)
+
     @contextlib.contextmanager
     def place(self, address: str, num_texts: int = 1) -> Iterator[None]:
         """A place for each of so many texts of that address, to be written or to wait.

@@ -42,7 +42,7 @@ COMMANDS = [
     (
         ServeCommand,
         "serve",
-        f"{SERVING} {NETWORK} {SEARCH} --port 1 --api-host h --plain-http {RING} --no-layers --standby "
+        f"{SERVING} {NETWORK} {SEARCH} --port 1 --api-host h --plain-http {RING} --no-layers --standby --strict "
         "--max-sessions 3 --max-queue 5 --max-per-address 2",
     ),
     (DevicesCommand, "devices", f"{NETWORK} {SEARCH} --json"),

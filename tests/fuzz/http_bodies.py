@@ -7,6 +7,7 @@ import functools
 import json
 import random
 from collections.abc import AsyncGenerator
+from typing import Any
 
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
@@ -17,10 +18,11 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from flowspec_edge.config import GenerateOptions, Piece, Prompt, TextPart, UnfinishedText
 from flowspec_edge.errors import is_plain
 from flowspec_edge.web.app import MAX_REQUEST_BYTES, build_app
+from flowspec_edge.web.chat_template import ChatTemplate
 from tests.fuzz.inputs import NASTY_NUMBERS, changed, changed_value, nested
 from tests.narrowing import present
 
-BODY = {
+BODY: dict[str, Any] = {
     "model": "demo",
     "prompt": "def main(",
     "max_tokens": 5,
@@ -34,6 +36,18 @@ BODY = {
     "stream": False,
     "n": 1,
     "flowspec": {"resumable": True, "resume": {"bundle": "b1", "prompt_token_ids": [1, 2], "token_ids": [3]}},
+}
+CHAT = {
+    **{name: BODY[name] for name in ("model", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stream")},
+    "messages": [
+        {"role": "system", "content": "x"},
+        {"role": "user", "content": [{"type": "text", "text": "<s>"}]},
+        {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": '{"a": [1]}'}}]},
+        {"role": "tool", "content": "y", "tool_call_id": "c"},
+    ],
+    "n": 2,
+    "stream_options": {"include_usage": True},
+    "chat_template_kwargs": {"a": {"b": [1]}},
 }
 CONTENT_TYPES = ("application/json", "application/json; charset=nonsense", "text/plain; charset=utf-7")
 
@@ -60,19 +74,20 @@ class Echo:
         yield Piece(text="", token_ids=[], finish_reason="stop", statistics=statistics)
 
 
-def body(rng: random.Random) -> bytes:
+def body(rng: random.Random, like: dict[str, Any]) -> bytes:
+    """A broken body in the place of that one."""
     match rng.randrange(6):
         case 0:
-            return changed(rng, json.dumps(BODY).encode())
+            return changed(rng, json.dumps(like).encode())
         case 1:
-            return nested(rng, rng.choice((b"[", b'{"model":', b'{"stop":[')), b"]")
+            return nested(rng, rng.choice((b"[", b'{"model":', b'{"stop":[', b'{"messages":[')), b"]")
         case 2:
-            half = json.dumps({**BODY, rng.choice(list(BODY)): "\ud800"})
+            half = json.dumps({**like, rng.choice(list(like)): "\ud800"})
             return half.encode()
         case 3:
-            return json.dumps({**BODY, rng.choice(list(BODY)): rng.choice(NASTY_NUMBERS)}).encode()
+            return json.dumps({**like, rng.choice(list(like)): rng.choice(NASTY_NUMBERS)}).encode()
         case _:
-            return json.dumps(changed_value(rng, BODY, has_bytes=False)).encode(errors="surrogatepass")
+            return json.dumps(changed_value(rng, like, has_bytes=False)).encode(errors="surrogatepass")
 
 
 class Api:
@@ -80,18 +95,20 @@ class Api:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        app = build_app(Echo())
-        self._complete = next(
-            route.handler for route in app.router.routes() if route.resource and route.method == "POST"
-        )
+        app = build_app(Echo(), chat=ChatTemplate(None, {}, ["<s>"]))
+        self._handlers = {
+            route.resource.canonical: route.handler
+            for route in app.router.routes()
+            if route.resource and route.method == "POST"
+        }
         self._protocol = BaseProtocol(self._loop)
         self._num_asked = 0
 
-    def status(self, data: bytes, content_type: str) -> tuple[int, str]:
-        """How a request with this body is answered, and with which text."""
-        return self._loop.run_until_complete(self._ask(data, content_type))
+    def status(self, path: str, data: bytes, content_type: str) -> tuple[int, str]:
+        """How a request to that path with this body is answered, and with which text."""
+        return self._loop.run_until_complete(self._ask(path, data, content_type))
 
-    async def _ask(self, data: bytes, content_type: str) -> tuple[int, str]:
+    async def _ask(self, path: str, data: bytes, content_type: str) -> tuple[int, str]:
         payload = StreamReader(self._protocol, 2**20, loop=self._loop)
         payload.feed_data(data)
         payload.feed_eof()
@@ -109,7 +126,7 @@ class Api:
             self._loop,
             client_max_size=MAX_REQUEST_BYTES,
         )
-        answer = await self._complete(request)
+        answer = await self._handlers[path](request)
         assert isinstance(answer, web.StreamResponse)
         return answer.status, getattr(answer, "text", None) or ""
 
@@ -121,7 +138,8 @@ def the_api() -> Api:
 
 def try_body(rng: random.Random) -> str:
     """A request with a broken body is answered, and what is wrong is shown."""
-    status, text = the_api().status(body(rng), rng.choice(CONTENT_TYPES))
+    path, like = rng.choice((("/v1/completions", BODY), ("/v1/chat/completions", CHAT)))
+    status, text = the_api().status(path, body(rng, like), rng.choice(CONTENT_TYPES))
     if status == 200:
         return "accepted"
     assert status in (400, 409, 413), f"status {status}"

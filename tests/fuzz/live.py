@@ -28,7 +28,7 @@ from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.origin.ring import Ring
 from flowspec_edge.web.app import build_app
-from tests.fuzz.http_bodies import CONTENT_TYPES, Echo, body
+from tests.fuzz.http_bodies import BODY, CONTENT_TYPES, Echo, body
 from tests.fuzz.inputs import NASTY_TEXTS
 from tests.fuzz.kinds import frame
 
@@ -208,7 +208,7 @@ async def try_http(num: int, seed: int) -> Tally:
     try:
         async with aiohttp.ClientSession() as session:
             for number in range(num):
-                data, headers = body(rng), {"Content-Type": rng.choice(CONTENT_TYPES)}
+                data, headers = body(rng, BODY), {"Content-Type": rng.choice(CONTENT_TYPES)}
                 try:
                     async with asyncio.timeout(LIMIT_S):
                         match rng.randrange(4):

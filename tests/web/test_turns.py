@@ -45,3 +45,16 @@ def test_places_are_bounded_in_total_and_per_address_and_come_back() -> None:
         assert busy.value.is_crowded_by_one
         with turns.place("laptop"):
             pass
+
+
+def test_so_many_places_at_once_or_none() -> None:
+    turns = Turns(TurnLimits(max_sessions=2, max_queue=2, max_per_address=3))
+    assert turns.most_texts == 3
+    with turns.place("pi"):
+        for address, num_texts, text in (("pi", 3, "pi has 1 texts"), ("phone", 4, "1 texts to write, and 4 more")):
+            with pytest.raises(ServerBusyError, match=text), turns.place(address, num_texts):
+                pass
+        with turns.place("pi", 2), turns.place("phone"):
+            pass
+    with turns.place("pi", 3):
+        pass
