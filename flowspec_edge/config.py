@@ -13,6 +13,9 @@ MAX_STOP_CHARACTERS = 1024
 MAX_NEW_TOKENS = 2**20
 """That may be asked for. A text ends before where its model's context is full."""
 
+MIN_TEMPERATURE = 1e-6
+"""Below it the likeliest token is drawn anyway, and logits that are divided by it overflow in the end."""
+
 
 class TextPart(NamedTuple):
     """A part of a prompt. Where special tokens are not parsed, as in what people say in a chat, they are plain text."""
@@ -44,8 +47,10 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.max_new_tokens <= MAX_NEW_TOKENS:
             raise FieldError("max_new_tokens", f"is {self.max_new_tokens}; it must lie between 1 and {MAX_NEW_TOKENS}")
-        if not 0 <= self.temperature <= 10:
-            raise FieldError("temperature", f"is {self.temperature}; it must lie between 0 (greedy) and 10")
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature <= 10:
+            raise FieldError(
+                "temperature", f"is {self.temperature}; it must be 0 (greedy) or lie between {MIN_TEMPERATURE} and 10"
+            )
         if self.top_k < 0:
             raise FieldError("top_k", f"is {self.top_k}; it must be 0 (off) or more")
         if not 0 < self.top_p <= 1:

@@ -164,6 +164,7 @@ REFUSED = [
     ({"prompt": "x", "max_tokens": 0}, "max_tokens is 0"),
     ({"prompt": "x", "max_tokens": True}, "max_tokens is True"),
     ({"prompt": "x", "temperature": "hot"}, "temperature is 'hot'"),
+    ({"prompt": "x", "temperature": 1e-320}, "temperature is 1e-320; it must be 0 (greedy) or lie between 1e-06 and"),
     ({"prompt": "x", "model": "gpt"}, "model 'gpt' is not served here"),
     ({"prompt": "x", "n": 0}, "n is 0"),
     ({"prompt": "x", "n": 129}, "n is 129"),
