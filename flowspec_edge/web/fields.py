@@ -43,6 +43,8 @@ MAX_NAMES = 10
 """How many unknown fields are told of by name."""
 MAX_SHOWN = 80
 """Characters of a value that an error shows."""
+CHARSETS = frozenset({"utf-8", "ascii", "iso8859-1", "cp1252", "utf-16", "utf-16-le", "utf-16-be", "utf-32"})
+"""Of bodies. Others are not JSON's, and some take for ever to decode."""
 UNKNOWN, UNSUPPORTED = "unknown_parameter", "unsupported_parameter"
 
 Json = dict[str, Any]
@@ -65,6 +67,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("logit_bias", "web_search_options"), ({},)),
     **dict.fromkeys(("stop_token_ids", "bad_words", "functions"), ([],)),
     **dict.fromkeys(("suffix", "guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
+    **dict.fromkeys(("chat_template", "documents", "prompt_logprobs"), ()),
     **dict.fromkeys(("structured_outputs", "audio", "reasoning_effort", "verbosity", "typical_p", "mirostat"), ()),
     "flowspec": (),
     "parse_special": (False,),
@@ -92,6 +95,8 @@ async def read_body(request: web.Request) -> bytes:
         raise RequestError(f"the request's body did not come within {BODY_S:.0f} s") from None
     try:
         charset = lookup(request.charset or "utf-8").name
+        if charset not in CHARSETS:
+            raise LookupError(f"charset {charset}")
         return body if charset == "utf-8" else body.decode(charset).encode()
     except (LookupError, ValueError) as cause:
         raise RequestError(f"the request's body is not JSON ({plain_text(str(cause)[:200])}); send UTF-8") from cause

@@ -255,6 +255,22 @@ async def test_a_malicious_body_is_refused(body: bytes, status: int, text: str) 
         assert not generator.asked
 
 
+@pytest.mark.parametrize(
+    ("charset", "codec", "status"),
+    [("utf-16", "utf-16", 200), ("latin-1", "latin-1", 200), ("punycode", "ascii", 400), ("rot13", "ascii", 400)],
+)
+async def test_a_body_in_another_charset(charset: str, codec: str, status: int) -> None:
+    text = "\xfc" if codec != "ascii" else "x"
+    data, headers = f'{{"prompt": "{text}"}}'.encode(codec), {"Content-Type": f"application/json; charset={charset}"}
+    async with (
+        serving(PIECES) as (generator, _, url),
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/v1/completions", data=data, headers=headers) as response,
+    ):
+        assert response.status == status
+        assert [prompt for prompt, _ in generator.asked] == [text] * (status == 200)
+
+
 async def test_half_a_body_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fields, "BODY_S", 0.05)
     async with serving(PIECES) as (generator, _, url):
