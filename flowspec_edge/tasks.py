@@ -1,12 +1,18 @@
-"""Ways for tasks to end: together with the first of several, or by Ctrl-C, also while they block the event loop."""
+"""Ways for tasks to end: together with the first of several, by an error of a thread that they wait for, or by Ctrl-C,
+also while they block the event loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import Coroutine, Iterator
-from typing import Any
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 class _FirstEnded(Exception):
@@ -31,6 +37,22 @@ async def run_until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
         first = ended.exceptions[0]
         if not isinstance(first, _FirstEnded):
             raise first from None
+
+
+async def in_thread(executor: Executor, function: Callable[..., _T], *arguments: object) -> _T:
+    """What a function returns that runs on a thread.
+
+    Where it fails, the error lets go of the variables there. Errors lie in reference cycles, and one of a forward would
+    keep the layers of its stage in memory until Python looks for those.
+    """
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+    except Exception as error:
+        failed: BaseException | None = error
+        while failed is not None:
+            traceback.clear_frames(failed.__traceback__)
+            failed = failed.__cause__ or failed.__context__
+        raise
 
 
 async def until_interrupted() -> None:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
-
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.weights.fetching import Source
@@ -15,8 +10,6 @@ from flowspec_edge.manifest import Manifest
 from flowspec_edge.node.precision_choice import PrecisionChoice
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.weights.supply import StageRequest
-
-_T = TypeVar("_T")
 
 
 def requested(request: wire.OpenStage | wire.PrepareLayers, precisions: PrecisionChoice) -> StageRequest:
@@ -43,7 +36,3 @@ def load_runner(bundle: Bundle, wanted: StageRequest, settings: NodeSettings, pa
         has_half_cache=settings.has_half_cache,
         loaded=parts,
     )
-
-
-async def in_thread(executor: ThreadPoolExecutor, function: Callable[..., _T], *arguments: object) -> _T:
-    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)

@@ -26,7 +26,7 @@ from flowspec_edge.net.connection import Link
 from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.curves import StageRecorder
 from flowspec_edge.node.pacing import Board, Runner
-from flowspec_edge.tasks import run_until_first_ends
+from flowspec_edge.tasks import in_thread, run_until_first_ends
 
 _log = logging.getLogger(__name__)
 
@@ -159,13 +159,12 @@ class StageHost:
             self._tell(ev.CreditArrived(credit.num_chunks))
 
     async def _run_forwards(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             forward, cancelled = await self._forwards.get()
             began = time.monotonic()
             try:
                 with self._activity.busy():
-                    finished = await loop.run_in_executor(self._executor, self._runner.run, forward, cancelled.is_set)
+                    finished = await in_thread(self._executor, self._runner.run, forward, cancelled.is_set)
             except CacheFullError as cause:
                 self._end_session(forward, cause)
                 continue

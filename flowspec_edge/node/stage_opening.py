@@ -36,12 +36,12 @@ from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.curves import Measurements, StageRecorder
 from flowspec_edge.node.kept_layers import KeptLayers, LoadedStage, TakenParts
-from flowspec_edge.node.layer_loading import digests_of, in_thread, load_runner, requested
+from flowspec_edge.node.layer_loading import digests_of, load_runner, requested
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.precision_choice import PrecisionChoice
 from flowspec_edge.node.resources import MemoryAccount, NodeSettings, OpenStages
 from flowspec_edge.node.stage_host import StageHost, StageLinks
-from flowspec_edge.tasks import run_until_first_ends
+from flowspec_edge.tasks import in_thread, run_until_first_ends
 from flowspec_edge.weights.supply import FetchProgress, OnFetch, StageRequest, WeightSupply
 
 PROGRESS_S = 0.25

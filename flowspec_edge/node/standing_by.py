@@ -20,8 +20,9 @@ from flowspec_edge.core.planning.placement import mib, standby_memory_bytes
 from flowspec_edge.errors import FlowspecError, LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.net.connection import Link
 from flowspec_edge.node.kept_layers import LoadedStage
-from flowspec_edge.node.layer_loading import digests_of, in_thread, load_runner, requested
+from flowspec_edge.node.layer_loading import digests_of, load_runner, requested
 from flowspec_edge.node.stage_opening import StageOpener
+from flowspec_edge.tasks import in_thread
 from flowspec_edge.weights.supply import FetchProgress
 
 QUIET_S = 2.0

@@ -40,7 +40,7 @@ from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.blame import ANSWER_S, loss_of, silent_links, stage_loss
 from flowspec_edge.origin.engine import OriginEngine
-from flowspec_edge.tasks import run_until_first_ends
+from flowspec_edge.tasks import in_thread, run_until_first_ends
 
 OnTrip = Callable[[ev.ReportTrip], None]
 
@@ -303,10 +303,9 @@ class Ring:
             self._tell(ev.ChunkReturned(message.chunk))
 
     async def _compute(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             job = await self._jobs.get()
-            self._tell(await loop.run_in_executor(self._executor, self._engine.run, job))
+            self._tell(await in_thread(self._executor, self._engine.run, job))
 
     def _tell(self, event: ev.OriginEvent, not_before: float = 0.0) -> None:
         for action in self._journal.handle(self._core, event, max(time.monotonic(), not_before)):
