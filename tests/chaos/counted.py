@@ -1,7 +1,7 @@
 """``flowspec`` that counts its tasks when it is asked to: ``python -m tests.chaos.counted FILE ARGUMENT ...``.
 
 At SIGUSR1 it writes a JSON object to FILE: how many tasks its event loop has, how many objects the garbage collector
-follows, and how many layers are loaded. Whoever asks sees a new file appear.
+follows, how many layers are loaded, and how many stages serve. Whoever asks sees a new file appear.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ def count(path: Path) -> None:
     runners = [found for found in objects if isinstance(found, StageRunner) and hasattr(found, "_blocks")]
     layers = [runner._num_layers for runner in runners if runner._blocks]
     counts = {"num_tasks": len(tasks), "num_objects": len(objects), "num_layers": sum(layers)}
+    counts["num_stages"] = sum(task.get_name().startswith("stage behind ") for task in tasks)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(counts))
     os.replace(part, path)

@@ -15,7 +15,7 @@ from typing import Any
 COUNT_S = 2.0
 """How long a process may take to tell its counts."""
 MIN_SAMPLES = 6
-"""A process with fewer samples of as many layers has not had them long enough to be judged."""
+"""A process with fewer samples in one state was not in it for long enough to be judged."""
 MAX_GROWTH = 0.05
 """Of memory, from the first third of a process's samples to the last."""
 MIN_GROWN_MB = 1.0
@@ -40,6 +40,12 @@ class Sample:
     num_tasks: int
     num_objects: int
     num_layers: int
+    num_stages: int
+
+    @property
+    def state(self) -> str:
+        """What the process does, which it takes memory, tasks and descriptors for."""
+        return f"{self.num_layers} layers, {'serving' if self.num_stages else 'idle'}"
 
 
 @dataclass(slots=True)
@@ -70,14 +76,14 @@ class Watched:
 
 
 def growth(samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
-    """What a process took, by the number of layers that it had: medians of the first and the last third of these
-    samples, and ``grown``: what has become more.
+    """What a process took in each state that it was in: medians of the first and the last third of these samples, and
+    ``grown``: what has become more.
     """
     found = {}
-    for num_layers in sorted({sample.num_layers for sample in samples}):
-        alike = [sample for sample in samples if sample.num_layers == num_layers]
+    for state in sorted({sample.state for sample in samples}):
+        alike = [sample for sample in samples if sample.state == state]
         if len(alike) >= MIN_SAMPLES:
-            found[f"{num_layers} layers"] = _growth(alike)
+            found[state] = _growth(alike)
     return found
 
 
@@ -85,7 +91,7 @@ def _growth(samples: Sequence[Sample]) -> dict[str, Any]:
     third = len(samples) // 3
     figures: dict[str, Any] = {"num_samples": len(samples)}
     grown = []
-    for name in [field.name for field in fields(Sample) if field.name not in ("at_s", "num_layers")]:
+    for name in [field.name for field in fields(Sample) if field.name not in ("at_s", "num_layers", "num_stages")]:
         first, last = (
             statistics.median(getattr(sample, name) for sample in part) for part in (samples[:third], samples[-third:])
         )

@@ -2,7 +2,7 @@
 
 Each text must be the undisturbed one, and no process may grow. Boards are cut off and frozen, and the last one is
 killed; so most processes live as long as the soak does. Each is looked at when all boards have been back for a while,
-and compared with itself when it had as many layers. Needs root, for hosts of their own (network namespaces).
+and compared with itself in the same state. Needs root, for hosts of their own (network namespaces).
 """
 
 import argparse
@@ -191,9 +191,9 @@ class Soak:
             "faults": dict(self.faults),
             "processes": judged,
             "grown": [
-                f"{name} with {layers}: {', '.join(figures['grown'])}"
+                f"{name} ({state}): {', '.join(figures['grown'])}"
                 for name, found in judged.items()
-                for layers, figures in found.items()
+                for state, figures in found.items()
                 if figures["grown"]
             ],
         }
@@ -231,9 +231,9 @@ async def soak(minutes: float, model: str, seed: int) -> Soak:
 def line_of(figures: dict[str, Any]) -> str:
     """The row of docs/reliability.md."""
     memory = [
-        f"{name} {process['pss_mb'][0]:.0f} to {process['pss_mb'][1]:.0f} ({layers})"
+        f"{name} {process['pss_mb'][0]:.0f} to {process['pss_mb'][1]:.0f} ({state})"
         for name, found in figures["processes"].items()
-        for layers, process in found.items()
+        for state, process in found.items()
     ]
     return (
         f"| {figures['model']} | {figures['minutes']:g} | {sum(figures['faults'].values())} | "

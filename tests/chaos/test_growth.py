@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.growth import MIN_SAMPLES, Sample, Watched, growth
 from tests.narrowing import present
 
-FLAT = Sample(0.0, 50.0, 80.0, 40.0, 20, 5, 12, 9000, 3)
+FLAT = Sample(0.0, 50.0, 80.0, 40.0, 20, 5, 12, 9000, 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -30,19 +30,22 @@ FLAT = Sample(0.0, 50.0, 80.0, 40.0, 20, 5, 12, 9000, 3)
 )
 def test_growth_is_more_at_the_end_than_in_the_beginning(name: str, step: float, is_grown: bool) -> None:
     samples = [dataclasses.replace(FLAT, **{name: getattr(FLAT, name) + step * number}) for number in range(12)]
-    assert growth(samples)["3 layers"]["grown"] == ([name] if is_grown else [])
+    assert growth(samples)["3 layers, serving"]["grown"] == ([name] if is_grown else [])
 
 
 def test_a_single_peak_is_no_growth_and_few_samples_are_not_judged() -> None:
     peak = dataclasses.replace(FLAT, pss_mb=500.0, num_tasks=90)
-    assert growth([FLAT] * 11 + [peak])["3 layers"]["grown"] == []
+    assert growth([FLAT] * 11 + [peak])["3 layers, serving"]["grown"] == []
     assert growth([FLAT] * 2 + [peak] * (MIN_SAMPLES - 3)) == {}
 
 
-def test_a_process_is_compared_with_itself_when_it_had_as_many_layers() -> None:
-    without, loaded = dataclasses.replace(FLAT, num_layers=0), dataclasses.replace(FLAT, pss_mb=90.0, num_tasks=20)
-    found = growth([without] * 9 + [loaded] * 9 + [dataclasses.replace(loaded, num_layers=2)])
-    assert {layers: figures["grown"] for layers, figures in found.items()} == {"0 layers": [], "3 layers": []}
+def test_a_process_is_compared_with_itself_in_the_same_state() -> None:
+    idle, serving = dataclasses.replace(FLAT, num_stages=0), dataclasses.replace(FLAT, pss_mb=90.0, num_tasks=20)
+    found = growth([idle] * 9 + [serving] * 9 + [dataclasses.replace(serving, num_layers=2)])
+    assert {state: figures["grown"] for state, figures in found.items()} == {
+        "3 layers, idle": [],
+        "3 layers, serving": [],
+    }
 
 
 async def test_a_node_tells_its_counts(tmp_path: Path) -> None:
