@@ -135,6 +135,7 @@ async def misbehave(port: int, node_ports: Sequence[int], is_done: asyncio.Event
         json.dumps({"prompt": "\ud800"}).encode(),
         b'{"prompt": "x", "max_tokens": 4, "other": [' + b"[]," * 1_300_000 + b"0]}",
         b'{"prompt": [' + b"[]," * 1_300_000 + b"0]}",
+        b'{"prompt": "x", "max_tokens": 4, "flowspec": {"other": [' + b"[]," * 1_300_000 + b"0]}}",
     ]
     asked = [b"[" + b"[]," * 300_000 + b"0]", json.dumps(["0" * 64] * 4096).encode()]
     statuses: list[int] = []
