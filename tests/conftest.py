@@ -1,9 +1,10 @@
 """For every test, and every process it starts: a place of its own for what a node keeps, without a cluster key."""
 
 import fcntl
+import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,18 @@ def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     directory = tmp_path_factory.mktemp("state")
     monkeypatch.setenv(STATE_VARIABLE, str(directory))
     return directory
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A test that has logging leave something out does so for itself alone."""
+    level = logging.root.level
+    yield
+    logging.disable(logging.NOTSET)
+    logging.root.setLevel(level)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("flowspec_edge") and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
 
 
 @pytest.fixture(scope="session")

@@ -214,7 +214,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err.splitlines()[-1].startswith("flowspec-export: ")
     assert main([str(tmp_path / "nothing"), "--out", str(tmp_path / "other"), "--json"]) == 1
     out, err = capsys.readouterr()
-    assert "no such checkpoint directory" in err
+    assert "no such directory or file, and no name on the hub" in err
     assert json.loads(out)["error"]["type"] == "CheckpointError"
 
 

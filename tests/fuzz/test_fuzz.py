@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import random
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,12 +12,6 @@ from tests.fuzz.kinds import ACCEPTED, KINDS, REFUSED, TryOne
 from tests.fuzz.live import try_http, try_node
 
 NUM = 300
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("name", KINDS)

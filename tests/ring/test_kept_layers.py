@@ -61,8 +61,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
     references: list[weakref.ref[Any]] = []
 
     class Graph(CachedGraph):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             references.append(weakref.ref(self))
 
     monkeypatch.setattr(stage_runner, "CachedGraph", Graph)
