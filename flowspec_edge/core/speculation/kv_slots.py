@@ -154,14 +154,17 @@ class KvSlots:
     def _line_up(self, slot: int) -> None:
         """Move the path to ``slot`` onto the spine. What was in its place takes the place that it leaves."""
         path = [self._ids[beside] for beside in self._beside_spine(slot)]
+        if not path:
+            return
+        first = self._depths[self._slot_of[path[0]]]
         for id in path:
             held = self._slot_of[id]
-            self._exchange(self._depths[held], held)
-        if path:
-            self._num_spine = self._depths[self._slot_of[path[0]]]
-            self._extend_spine()
+            self._exchange(self._depths[held], held, first)
+        self._num_spine = first
+        self._extend_spine()
 
-    def _exchange(self, one: int, other: int) -> None:
+    def _exchange(self, one: int, other: int, first: int) -> None:
+        """Exchange two slots. Rows in front of slot ``first`` are above both, so only those behind it refer to them."""
         if one == other:
             return
         spare = len(self._ids)
@@ -170,7 +173,7 @@ class KvSlots:
             listed[one], listed[other] = listed[other], listed[one]
         self._slot_of[self._ids[one]], self._slot_of[self._ids[other]] = one, other
         places = {one: other, other: one}
-        self._parent_slots = [places.get(parent, parent) for parent in self._parent_slots]
+        self._parent_slots[first:] = [places.get(parent, parent) for parent in self._parent_slots[first:]]
 
     def _recent_slots(self, first: int) -> NDArray[np.int64]:
         """For each row from slot ``first`` on, the slots of the last RECENT_ROWS of its path: [rows, RECENT_ROWS]."""
