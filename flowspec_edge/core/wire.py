@@ -56,8 +56,8 @@ class Hello(PlainMessage, frozen=True):
 
 
 class Welcome(PlainMessage, frozen=True):
-    """The answer to Hello: the node's name and version, its free memory, the digests of its bundles, and whether it can
-    fetch others.
+    """The answer to Hello: the node's name and version, its free memory, the digests of its bundles, whether it can
+    fetch others, and whether it keeps keys and values in float16.
     """
 
     node: Text
@@ -65,6 +65,7 @@ class Welcome(PlainMessage, frozen=True):
     free_memory_bytes: Count
     bundles: Annotated[list[Digest], Meta(max_length=MAX_BUNDLES)]
     can_fetch: bool = False
+    has_half_cache: bool = False
 
 
 class Peers(PlainMessage, frozen=True):

@@ -147,7 +147,12 @@ class Node:
 
     def _welcome(self) -> wire.Welcome:
         return wire.Welcome(
-            self.settings.name, __version__, self.memory.free_bytes, self.supply.digests, self.supply.can_fetch
+            self.settings.name,
+            __version__,
+            self.memory.free_bytes,
+            self.supply.digests,
+            self.supply.can_fetch,
+            self.settings.has_half_cache,
         )
 
     async def _exchange_peers(self, link: Link, told: wire.Peers) -> None:

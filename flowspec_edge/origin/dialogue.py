@@ -77,7 +77,7 @@ async def welcome_nodes(
         if bundle.digest not in welcome.bundles and not welcome.can_fetch:
             refused.append(LeftOut(welcome.node, _without_bundle(welcome.node, bundle)))
             continue
-        peers[welcome.node] = Peer(link, announcement, welcome.free_memory_bytes)
+        peers[welcome.node] = Peer(link, announcement, welcome.free_memory_bytes, welcome.has_half_cache)
     for out in refused:
         _log.warning("%s", out.reason)
     if found and not peers:

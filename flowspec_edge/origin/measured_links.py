@@ -44,6 +44,7 @@ class Peer:
     link: Link
     address: Announcement
     free_memory_bytes: int
+    has_half_cache: bool = False
 
 
 async def known_links(

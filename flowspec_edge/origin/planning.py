@@ -133,7 +133,15 @@ def assume_equal(
     """What is taken for granted where nothing is measured: equal boards, and links that need no time."""
     layer = {bundle.manifest.precision: Line(1.0)}
     return Known(
-        [Device(node=name, free_memory_bytes=peer.free_memory_bytes, layer=layer) for name, peer in peers.items()],
+        [
+            Device(
+                node=name,
+                free_memory_bytes=peer.free_memory_bytes,
+                has_half_cache=peer.has_half_cache,
+                layer=layer,
+            )
+            for name, peer in peers.items()
+        ],
         Links(origin=origin_name(settings, peers), usual=Hop(0.0), cut=_as_measured(settings, peers, cut)),
         _needs(bundle, plan_options, head_ms=0.0),
         _throughput(bundle, plan_options, draft_ms=0.0),
@@ -224,6 +232,7 @@ def _devices(
         Device(
             node=name,
             free_memory_bytes=peer.free_memory_bytes,
+            has_half_cache=peer.has_half_cache,
             layer=layers[name],
             stage_ms=STAGE_MS,
             beside_ms=origin_ms if name == origin else 0.0,

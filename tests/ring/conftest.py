@@ -107,13 +107,19 @@ async def nodes_of(
     *,
     memory_bytes: int = GIB,
     board: Callable[[], Board] | None = None,
+    has_half_cache: bool = False,
 ) -> AsyncIterator[tuple[list[Node], Node]]:
     """Serving nodes in this process, and an origin."""
     nodes: list[Node] = []
     try:
         for name in [*names, "origin"]:
             settings = NodeSettings(
-                name=name, cluster="test", bundles=(bundle,), memory_bytes=memory_bytes, is_announced=False
+                name=name,
+                cluster="test",
+                bundles=(bundle,),
+                memory_bytes=memory_bytes,
+                is_announced=False,
+                has_half_cache=has_half_cache,
             )
             nodes.append(await Node.start(settings, board() if board else None))
         yield nodes[:-1], nodes[-1]

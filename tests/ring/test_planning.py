@@ -15,8 +15,9 @@ from flowspec_edge.cli.show_plan import format_plan
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import codec, wire
 from flowspec_edge.core.device.throttling import ThermalReport
+from flowspec_edge.core.limits import TREE_MARGIN
 from flowspec_edge.core.line import Line
-from flowspec_edge.core.planning.placement import LoadedLayers, Plan
+from flowspec_edge.core.planning.placement import LoadedLayers, Plan, kv_cache_bytes
 from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, NotMeasuredError
@@ -49,6 +50,18 @@ async def test_a_plan_from_what_nodes_and_links_really_take(int8_bundle: Bundle,
     assert len(links) == 3 and ["attic", "cellar"] in [link[:2] for link in links]
     assert all(0 < latency_ns < 10**9 for _, _, latency_ns, *_ in links)
     assert curve.stat().st_mode & 0o077 == 0
+
+
+async def test_plans_know_of_caches_in_float16(int8_bundle: Bundle, quick_curve: list[str]) -> None:
+    needed = []
+    for has_half_cache in (False, True):
+        async with nodes_of(int8_bundle, ("attic",), has_half_cache=has_half_cache) as (serving, origin):
+            plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
+            needed.append(plan.stages[0].memory_bytes)
+    geometry, num_tokens = int8_bundle.manifest.geometry, 256 + TREE_MARGIN
+    assert needed[0] - needed[1] == kv_cache_bytes(geometry, 8, num_tokens) // 2 - kv_cache_bytes(
+        geometry, 1, num_tokens
+    )
 
 
 async def test_what_is_known_is_not_measured_again(

@@ -66,6 +66,7 @@ class Device:
         beside_ms: other work of its processor in each interval: on the origin, the head and a pass of the drafter.
         slowdown: how many times as long as measured a hot board takes.
         loaded: layers that it has in memory.
+        has_half_cache: whether it keeps keys and values in float16.
     """
 
     node: str
@@ -76,6 +77,7 @@ class Device:
     beside_ms: float = 0.0
     slowdown: float = 1.0
     loaded: LoadedLayers | None = None
+    has_half_cache: bool = False
 
     def stage(self, precision: str, num_layers: int, *, is_last: bool = False) -> Line:
         """The time of a stage of ``num_layers`` on this device."""
@@ -155,9 +157,15 @@ class ModelNeeds:
     def layers_per_block(self) -> int:
         return max(stop - start for start, stop in self.blocks)
 
-    def memory_bytes(self, precision: str, num_blocks: int) -> int:
-        """The memory that a stage of ``num_blocks`` needs on its node."""
-        return self.standby_bytes(precision, num_blocks) + num_blocks * self.kv_bytes + RUNTIME_BYTES
+    def memory_bytes(self, precision: str, num_blocks: int, *, has_half_cache: bool = False) -> int:
+        """The memory that a stage of ``num_blocks`` needs on its node.
+
+        A node with caches in float16 turns those of one layer at a time into float32.
+        """
+        kv_bytes = num_blocks * self.kv_bytes
+        if has_half_cache:
+            kv_bytes = kv_bytes // 2 + self.kv_bytes // self.layers_per_block
+        return self.standby_bytes(precision, num_blocks) + kv_bytes + RUNTIME_BYTES
 
     def standby_bytes(self, precision: str, num_blocks: int) -> int:
         """The memory that ``num_blocks`` take beside a stage, while nothing runs through them."""

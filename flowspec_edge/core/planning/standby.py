@@ -202,9 +202,11 @@ class _Search:
     def _num_held_at_most(self, i: int) -> int:
         """How many blocks may stand by on a device beside its stage. An idle one is to have room for their caches."""
         own, model, precision = len(self._own[i]), self._model, self._precisions[i]
-        limit = self._choices.devices[i].free_memory_bytes * (1 - RESERVE_SHARE)
+        device = self._choices.devices[i]
+        limit, half = device.free_memory_bytes * (1 - RESERVE_SHARE), device.has_half_cache
         for count in range(self._num_blocks - own, 0, -1):
-            needed = model.memory_bytes(precision, own or count) + (self._held_bytes(i, count) if own else 0)
+            needed = model.memory_bytes(precision, own or count, has_half_cache=half)
+            needed += self._held_bytes(i, count) if own else 0
             if needed <= limit:
                 return count
         return 0

@@ -70,6 +70,17 @@ def test_a_slower_board_serves_less() -> None:
     assert present(plan.alone).node == "slow"
 
 
+def test_a_board_with_caches_in_float16_has_room_for_longer_contexts() -> None:
+    """16 caches of 10 MiB are 160 MiB; in half of it, one of them is in float32 as well."""
+    model = make_model()
+    needed = model.memory_bytes("int8", 16, has_half_cache=True)
+    assert model.memory_bytes("int8", 16) - needed == 70 * MIB
+    plan = plan_ring([make_device("half", free=needed, has_half_cache=True)], LAN, model, FLOWSPEC)
+    assert plan.stages[0].memory_bytes == needed and plan.stages[0].left_bytes == 0
+    with pytest.raises(PlacementError):
+        plan_ring([make_device("whole", free=needed)], LAN, model, FLOWSPEC)
+
+
 def test_a_board_that_would_slow_the_ring_is_left_out_by_name() -> None:
     devices = [make_device("pi-a"), make_device("pi-b"), make_device("pi-zero", 400.0)]
     plan = plan_ring(devices, LAN, make_model(), FLOWSPEC)
