@@ -39,6 +39,15 @@ async def loss_of(cause: FlowspecError, controls: Sequence[Link], origin: str) -
     return loss
 
 
+async def next_silent(is_in_doubt: asyncio.Event, controls: Sequence[Link]) -> list[Link]:
+    """Ask all each time that it is in doubt whether they are there, until some are not; their links are ended."""
+    while True:
+        await is_in_doubt.wait()
+        is_in_doubt.clear()
+        if silent := await silent_links(controls):
+            return silent
+
+
 async def silent_links(controls: Sequence[Link]) -> list[Link]:
     """The links that have ended, and those whose peer does not answer in time; these are ended now."""
     answers = await asyncio.gather(*(control.answers(ANSWER_S) for control in controls))

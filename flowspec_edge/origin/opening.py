@@ -41,7 +41,7 @@ from flowspec_edge.net.link import OPENING, open_link
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.resources import NodeSettings
-from flowspec_edge.origin.blame import silent_links
+from flowspec_edge.origin.blame import next_silent, silent_links
 from flowspec_edge.origin.dialogue import (
     OnFetch,
     OnLost,
@@ -88,13 +88,15 @@ async def open_ring(
     on_lost: OnLost = lambda board: None,
     cut: frozenset[Way] = frozenset(),
     is_urgent: bool = False,
+    is_in_doubt: asyncio.Event | None = None,
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
     With a ``plan`` they are dealt like that, with ``plan_options`` as the planner says, else equally. Nodes fetch from
     the origin's ``node`` what they lack. ``on_lost`` is told of nodes that do not answer, or no longer. The ring goes
     around the ways that are ``cut``. Where it ``is_urgent``, since texts wait that had a ring before, no link is
-    measured, and who hesitates to answer is left out.
+    measured, and who hesitates to answer is left out. ``is_in_doubt`` is set when a text begins to wait meanwhile: all
+    nodes are then asked whether they are there, as by a ring that is open.
 
     Raises:
         NodeUnavailableError: no node that was found can be reached, or none of them has the bundle.
@@ -105,7 +107,7 @@ async def open_ring(
     name = f"{node.settings.name}-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as closing:
         peers, refused = await welcome_nodes(node.settings, bundle, found, name, closing, on_lost, is_urgent=is_urgent)
-        async with _telling_losses(peers, on_lost):
+        async with _telling_losses(peers, on_lost), _asking([peer.link for peer in peers.values()], is_in_doubt):
             if plan is None and plan_options is not None:
                 plan = await _planned(
                     node.settings, bundle, peers, refused, plan_options, cut=cut, measures_links=not is_urgent
@@ -128,6 +130,27 @@ async def open_ring(
         core, journal = _core_of(bundle, len(stages), has_drafter=engine.drafter is not None)
         async with Ring(core, journal, engine, stages, links, node.board, plan) as ring:
             yield ring
+
+
+@contextlib.asynccontextmanager
+async def _asking(controls: Sequence[Link], is_in_doubt: asyncio.Event | None) -> AsyncIterator[None]:
+    """Meanwhile ask nodes whether they are there, each time that it is in doubt: whoever waits for one that is not
+    sees its link end.
+    """
+    if is_in_doubt is None:
+        yield
+        return
+
+    async def ask() -> None:
+        while True:
+            await next_silent(is_in_doubt, controls)
+
+    asking = asyncio.create_task(ask(), name="asking nodes whether they are there")
+    try:
+        yield
+    finally:
+        asking.cancel()
+        await asyncio.wait({asking})
 
 
 @contextlib.asynccontextmanager

@@ -38,7 +38,7 @@ from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin.answer import Answer
-from flowspec_edge.origin.blame import ANSWER_S, loss_of, silent_links, stage_loss
+from flowspec_edge.origin.blame import ANSWER_S, loss_of, next_silent, stage_loss
 from flowspec_edge.origin.engine import OriginEngine
 from flowspec_edge.tasks import in_thread, run_until_first_ends
 
@@ -264,11 +264,8 @@ class Ring:
 
     async def _ask_when_in_doubt(self) -> None:
         """Ask all stages whether they are there each time that a text begins: nobody may have noticed a loss yet."""
-        while True:
-            await self._is_in_doubt.wait()
-            self._is_in_doubt.clear()
-            for link in await silent_links(self._controls):
-                raise LinkLostError(f"peer {link.peer}: no answer within {ANSWER_S:g} s")
+        link, *_ = await next_silent(self._is_in_doubt, self._controls)
+        raise LinkLostError(f"peer {link.peer}: no answer within {ANSWER_S:g} s")
 
     async def _read_control(self, number: int, stage: RingStage, control: Link) -> None:
         while True:

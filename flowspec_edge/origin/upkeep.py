@@ -106,6 +106,7 @@ class RingUpkeep:
         self._changed = asyncio.Event()  # boards have come or left
         self._cramped: tuple[float, FlowspecError] | None = None  # until when, and why, no opening is tried
         self._opening = asyncio.Lock()
+        self._is_in_doubt = asyncio.Event()  # whether all boards of a ring that opens are there
         self._closing = contextlib.AsyncExitStack()  # closes the ring
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -149,6 +150,7 @@ class RingUpkeep:
 
     async def usable_ring(self) -> Ring:
         """The ring that is open; where none is, one that is opened now."""
+        self._is_in_doubt.set()
         async with self._opening:
             if self._ring is None or not self._ring.is_open:
                 await self._close_lost_ring()
@@ -231,6 +233,7 @@ class RingUpkeep:
             on_lost=lambda board: self._lose([board]),
             cut=cut,
             is_urgent=bool(self._served),
+            is_in_doubt=self._is_in_doubt if self._served else None,
         )
         try:
             self._ring = await self._closing.enter_async_context(opening)

@@ -115,6 +115,7 @@ class World:
         self.cut: list[frozenset[Way]] = []  # what each opening was to go around
         self.leaves_out: set[str] = set()  # whom a ring leaves out that goes around any way
         self.whole: set[Way] = set()  # the cut ways that work again
+        self.is_in_doubt: asyncio.Event | None = None  # what the latest opening was given
         self._changed = asyncio.Event()
 
     def set(self, *names: str) -> None:
@@ -164,9 +165,11 @@ class World:
         on_lost: Callable[[Announcement], None],
         cut: frozenset[Way],
         is_urgent: bool,
+        is_in_doubt: asyncio.Event | None,
     ) -> AsyncIterator[PretendedRing]:
         assert node is NODE and bundle is BUNDLE
-        assert is_urgent == bool(self.rings), "the first ring of all"
+        assert is_urgent == bool(self.rings) == (is_in_doubt is not None), "not the first ring of all"
+        self.is_in_doubt = is_in_doubt
         self.cut.append(cut)
         found = [board for board in found if not (cut and board.node in self.leaves_out)]
         names = tuple(board.node for board in found)

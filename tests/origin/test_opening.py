@@ -173,6 +173,29 @@ async def test_a_stage_that_cannot_reach_the_next_names_a_cut_way_where_both_ans
     assert lost == ([] if is_there else ["hall"])
 
 
+async def test_a_node_that_falls_silent_while_it_opens_is_missed_when_a_text_begins_to_wait(
+    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blame, "ANSWER_S", 0.01)
+    lost: list[str] = []
+    is_in_doubt = asyncio.Event()
+
+    async def fall_silent(node: FakeNode, message: wire.Message) -> list[wire.Message]:
+        near = next(near for near in network.near if near.peer == "cellar" and near.purpose == wire.CONTROL)
+        near.is_silent = True
+        is_in_doubt.set()
+        return []
+
+    network.nodes["cellar"].answer = fall_silent
+    with pytest.raises(LinkLostError, match="cellar"):
+        async with (
+            asyncio.timeout(5.0),
+            open_on(network, on_lost=lambda board: lost.append(board.node), is_in_doubt=is_in_doubt),
+        ):
+            pass
+    assert lost == ["cellar"]
+
+
 async def test_weights_may_come_from_the_origin_first_and_from_all_others(network: FakeNetwork) -> None:
     async with open_on(network):
         pass

@@ -24,6 +24,7 @@ from flowspec_edge.origin import upkeep
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.service import GenerationService
 from flowspec_edge.origin.standby import Standbys
+from tests.narrowing import present
 from tests.origin.pretended_rings import BUNDLE, NAMED, NODE, OUTCOME, PretendedRing, World, plan_of
 
 OPTIONS = GenerateOptions(max_new_tokens=6)
@@ -259,6 +260,20 @@ async def test_a_node_that_is_lost_while_a_ring_opens_is_left_out_of_the_next(
         assert text_of(await answer_of(service)) == TEXT
         opened = [call for call in world.calls if call[0] == "open"]
         assert opened == [("open", ("attic", "cellar"), None), ("open", ("attic",), None)]
+
+
+async def test_a_text_that_begins_to_wait_for_a_ring_puts_its_boards_in_doubt(
+    service_of: MakeService, world: World
+) -> None:
+    async with service_of() as service:
+        await answer_of(service)
+        ring_of(service).lose("cellar")
+        await settled()
+        await answer_of(service)
+        is_in_doubt = present(world.is_in_doubt)
+        is_in_doubt.clear()
+        await answer_of(service)
+        assert is_in_doubt.is_set()
 
 
 async def test_a_text_that_comes_while_the_first_ring_is_lost_in_its_opening_waits_too(
