@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from flowspec_edge.bench.simulated_ring import SimulatedRing, Watcher
-from flowspec_edge.config import GenerateOptions
+from flowspec_edge.config import GenerateOptions, TokenLogprobs
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.limits import CREDITS_PER_HOP, RECENT_ROWS, TREE_MARGIN
-from flowspec_edge.core.rows import NO_PARENT, Chunk, SessionSpec
+from flowspec_edge.core.rows import NO_PARENT, Before, Chunk, SessionSpec
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.stage import Stage
@@ -48,11 +48,12 @@ def logits_of(hidden: float) -> np.ndarray:
 
 def unsplit(prompt: tuple[int, ...], options: GenerateOptions, max_context: int = 512) -> list[int]:
     """What the model writes on its own: no ring, no tree."""
-    sampler = Sampler(options, NOISE)
+    sampler = Sampler(options.for_drawing({EOS}), NOISE)
     tokens = list(prompt)
     while len(tokens) - len(prompt) < options.max_new_tokens and len(tokens) < max_context:
-        tokens.append(sampler.draw(logits_of(path_hash(tokens)), len(tokens)))
-        if tokens[-1] == EOS:
+        before = Before(np.array(tokens), len(prompt))
+        tokens.append(sampler.draw(logits_of(path_hash(tokens)), len(tokens), before))
+        if tokens[-1] in options.end_token_ids({EOS}):
             break
     return tokens[len(prompt) :]
 
@@ -129,6 +130,9 @@ class FakeDrafter:
                 assert job.hidden[index].tolist() == expected, "another row's hidden state"
         assert len(paths) <= TREE_MARGIN, "more drafted rows than the drafter has room for"
         rows = job.rows[max(len(job.hidden) - 1, 0) :]
+        if job.paths is not None:
+            told = [job.paths.before(place).tokens.tolist() for place in range(len(job.paths.below))]
+            assert told == [paths[row.id] for row in rows], "another row's path"
         tokens = []
         for row in rows:
             best = int(np.argmax(logits_of(path_hash(paths[row.id]))))
@@ -145,6 +149,7 @@ class FakeDrafter:
 @dataclass
 class Answer:
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     reason: str | None = None
     error: str | None = None
     trips: list[ev.ReportTrip] = field(default_factory=list)
@@ -213,6 +218,9 @@ class FakeOrigin:
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         if isinstance(job, ev.RunHead):
+            if job.paths is not None:
+                told = [path_hash(job.paths.before(place).tokens.astype(np.uint8)) for place in range(len(job.rows))]
+                assert told == [row[0] for row in job.hidden], "another row's path"
             return draw_tokens(job, np.stack([logits_of(row[0]) for row in job.hidden]), NOISE)
         return rank_drafts(job, self.drafter.run(job), NOISE)
 
@@ -254,11 +262,11 @@ class FakeRing(Watcher):
         while self.step():
             pass
 
-    def submit(self, session: int, prompt: tuple[int, ...], options: GenerateOptions) -> Answer:
+    def submit(self, session: int, prompt: tuple[int, ...], options: GenerateOptions, num_written: int = 0) -> Answer:
         self.engine.prompts[session] = prompt
         self.sent[session] = set()
         self.answers[session] = Answer()
-        self.tell_origin(ev.PromptSubmitted(session, prompt, options))
+        self.tell_origin(ev.PromptSubmitted(session, prompt, options, num_written))
         return self.answers[session]
 
     def tell_origin(self, event: ev.OriginEvent) -> None:
@@ -285,8 +293,9 @@ class FakeRing(Watcher):
                     assert row.id not in sent, "a row is sent once"
                     assert row.parent == NO_PARENT or row.parent in sent, "parents go before children"
                     sent.add(row.id)
-            case ev.EmitTokens(session, tokens):
+            case ev.EmitTokens(session, tokens, logprobs):
                 self.answers[session].tokens += tokens
+                self.answers[session].logprobs += logprobs
             case ev.ReportTrip(session):
                 self.answers[session].trips.append(action)
             case ev.FinishGeneration(session, reason, error):

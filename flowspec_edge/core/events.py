@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.rows import Chunk, Placement, Row, SessionSpec
+from flowspec_edge.config import GenerateOptions, TokenLogprobs
+from flowspec_edge.core.rows import Chunk, Paths, Placement, Row, SessionSpec
 from flowspec_edge.core.rows import Floats as Floats
 
 # ---------------------------------------------------------------------- a stage: events
@@ -152,11 +152,15 @@ StageAction = OpenCache | RunForward | CancelForward | SendChunk | GrantCredit |
 
 @dataclass(frozen=True, slots=True)
 class PromptSubmitted:
-    """A user asks for a continuation of ``prompt``, a tuple of token ids."""
+    """A user asks for a continuation of ``prompt``, a tuple of token ids.
+
+    Its last ``num_written`` tokens are no prompt of the user's, but text that was written elsewhere.
+    """
 
     session: int
     prompt: tuple[int, ...]
     options: GenerateOptions
+    num_written: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +192,12 @@ class TappedArrived:
 class HeadFinished:
     """The head has finished: ``tokens`` has the token that is drawn after each of the rows that ``RunHead`` gave it.
 
-    It is None after a row that cannot become text, because the token drawn before it was another one.
+    It is None after a row that cannot become text, because the token drawn before it was another one. ``logprobs`` has
+    an entry beside each token where the options ask for them.
     """
 
     tokens: tuple[int | None, ...]
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -270,6 +276,7 @@ class RunHead:
     """Compute the logits of the ``hidden`` rows [rows, hidden_size] of these ``rows``, parents before children.
 
     From the logits draw, as the ``options`` ask, the token at the position behind each row's own one in ``positions``.
+    Where the options look back, ``paths`` are those to the rows.
     """
 
     session: int
@@ -277,6 +284,7 @@ class RunHead:
     positions: tuple[int, ...]
     hidden: Floats
     options: GenerateOptions
+    paths: Paths | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -291,7 +299,8 @@ class RunDraft:
 
     ``positions`` is [rows], ``hidden`` is [verified, hidden_size]. Where the drafter taps layers, each row of
     ``hidden`` is the rows of all tapped layers, one after the other. The proposals are ranked by their chance of being
-    drawn as the ``options`` ask, or by the drafter's own probabilities where there are none.
+    drawn as the ``options`` ask, or by the drafter's own probabilities where there are none. Where the options look
+    back, ``paths`` are those to the rows after which there are proposals.
     """
 
     session: int
@@ -300,14 +309,16 @@ class RunDraft:
     hidden: Floats
     dropped: tuple[int, ...]
     options: GenerateOptions | None = None
+    paths: Paths | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EmitTokens:
-    """These tokens are final."""
+    """These tokens are final. ``logprobs`` has an entry for each where the options ask for them."""
 
     session: int
     tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import msgpack
 import msgspec
 import numpy as np
 
+from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.rows import Row
 from flowspec_edge.errors import FlowspecError
@@ -113,15 +114,24 @@ class PlainWriter:
             case ev.ChunkArrived(chunk) | ev.ChunkReturned(chunk) | ev.SendChunk(chunk):
                 kept = dataclasses.replace(chunk, rows=self._rows(chunk.session, chunk.rows))
                 return type(value)(kept)
-            case ev.RunForward() | ev.RunHead() | ev.RunDraft():
+            case ev.RunForward():
                 return dataclasses.replace(value, rows=self._rows(value.session, value.rows))
+            case ev.RunHead():
+                rows, options = self._rows(value.session, value.rows), _without_tokens(value.options)
+                return dataclasses.replace(value, rows=rows, options=options, paths=None)
+            case ev.RunDraft():
+                rows, ranked_by = (
+                    self._rows(value.session, value.rows),
+                    value.options and _without_tokens(value.options),
+                )
+                return dataclasses.replace(value, rows=rows, options=ranked_by, paths=None)
             case ev.AdvanceArrived(session, at, to) | ev.BroadcastAdvance(session, at, to):
                 return dataclasses.replace(value, to=self._ordinal(session, at, to))
             case ev.PromptSubmitted():
-                options = dataclasses.replace(value.options, stop=())
+                options = _without_tokens(value.options)
                 return dataclasses.replace(value, prompt=(0,) * len(value.prompt), options=options)
             case ev.EmitTokens() | ev.HeadFinished():
-                return dataclasses.replace(value, tokens=(0,) * len(value.tokens))
+                return dataclasses.replace(value, tokens=(0,) * len(value.tokens), logprobs=())
         return value
 
     def _rows(self, session: int, found: tuple[Row, ...]) -> tuple[Row, ...]:
@@ -130,6 +140,10 @@ class PlainWriter:
     def _ordinal(self, session: int, parent: int, token: int) -> int:
         known = self._ordinals.setdefault((session, parent), {})
         return known.setdefault(token, len(known))
+
+
+def _without_tokens(options: GenerateOptions) -> GenerateOptions:
+    return dataclasses.replace(options, stop=(), stop_token_ids=(), logit_bias=())
 
 
 def type_name(kind: type[Any]) -> str:

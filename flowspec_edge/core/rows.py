@@ -38,6 +38,35 @@ class Advance(NamedTuple):
     to: int
 
 
+class Before(NamedTuple):
+    """What stands before a token: ``tokens`` [n], of which the first ``num_prompt`` are the prompt's."""
+
+    tokens: NDArray[np.int64]
+    num_prompt: int
+
+    @property
+    def written(self) -> NDArray[np.int64]:
+        """Those behind the prompt."""
+        return self.tokens[self.num_prompt :]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Paths:
+    """The tokens of the paths to some rows, each row's own included.
+
+    All paths begin with ``text`` [n], whose first ``num_prompt`` tokens are the prompt's, and go on with those in
+    ``below``, one entry for each row.
+    """
+
+    num_prompt: int
+    text: NDArray[np.int64]
+    below: tuple[tuple[int, ...], ...]
+
+    def before(self, place: int) -> Before:
+        """What stands before the token after the row in this place."""
+        return Before(np.concatenate([self.text, np.array(self.below[place], np.int64)]), self.num_prompt)
+
+
 class SlotMove(NamedTuple):
     """Copy the rows of ``length`` slots, those from ``source`` on, to the slots from ``target`` on.
 

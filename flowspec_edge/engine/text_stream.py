@@ -13,11 +13,15 @@ class TextStream:
 
     A character or a stop string may end in a later token, so text that could still change is held back. A token takes
     no longer when the text has become long. The text goes on behind the tokens in ``before``, a prompt for example:
-    prompt and text are what all these tokens are together.
+    prompt and text are what all these tokens are together. In the text of the first ``min_tokens`` tokens no stop
+    string is looked for.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), before: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), before: Sequence[int] = (), min_tokens: int = 0
+    ) -> None:
         self._detokenizer = Detokenizer(tokenizer.texts, before)
+        self._num_unstopped = min_tokens
         self._stops = [_StopString(text) for text in stop]
         self._held = ""  # what is known and not given
         self._num_given = 0
@@ -27,20 +31,29 @@ class TextStream:
         """The text that has become certain with these tokens. It is empty after a stop string."""
         if self.is_stopped:
             return ""
-        self._read(self._detokenizer.feed(tokens))
+        for token in tokens:
+            self._read(self._detokenizer.feed((token,)))
+            self._num_unstopped -= 1
         return self._give(max((stop.num_matched for stop in self._stops), default=0))
 
-    def take(self, tokens: tuple[int, ...]) -> tuple[str, int]:
+    def take(self, tokens: tuple[int, ...]) -> tuple[str, list[int]]:
         """Feed tokens one by one up to a stop string.
 
-        Returns the certain text, and how many of the tokens were taken.
+        Returns the certain text, and for each token that was taken how many characters were known before it.
         """
         text = ""
-        for num_taken, token in enumerate(tokens):
+        offsets: list[int] = []
+        for token in tokens:
             if self.is_stopped:
-                return text, num_taken
+                break
+            offsets.append(self.num_characters)
             text += self.feed((token,))
-        return text, len(tokens)
+        return text, offsets
+
+    @property
+    def num_characters(self) -> int:
+        """How many characters are known, those that are held back among them."""
+        return self._num_given + len(self._held)
 
     def finish(self) -> str:
         """The text that was held back. An unfinished character becomes U+FFFD."""
@@ -52,7 +65,10 @@ class TextStream:
     def _read(self, text: str) -> None:
         self._held += text
         for stop in self._stops:
-            stop.feed(text)
+            if self._num_unstopped > 0:
+                stop.pass_over(text)
+            else:
+                stop.feed(text)
 
     def _give(self, num_uncertain: int) -> str:
         """All that is held but the last ``num_uncertain`` characters, which may become a stop string.
@@ -82,6 +98,10 @@ class _StopString:
         self.num_matched = 0
         self.begins_at: int | None = None
         self._num_read = 0
+
+    def pass_over(self, text: str) -> None:
+        """The text goes on, and the string is not looked for in it."""
+        self._num_read += len(text)
 
     def feed(self, text: str) -> None:
         """The text goes on."""

@@ -77,6 +77,10 @@ class Tokenizer:
         detokenizer = Detokenizer(self.texts)
         return detokenizer.feed(tokens) + detokenizer.finish()
 
+    def bytes_of(self, token: int) -> bytes:
+        """What a token is told as where it is named alone: its bytes, or the name of a special token."""
+        return self.texts[token] or (self._tokenizer.id_to_token(token) or "").encode()
+
     def token_id(self, text: str) -> int | None:
         """The id of the token with just this text, as ``tokenizer.json`` writes it."""
         token: int | None = self._tokenizer.token_to_id(text)

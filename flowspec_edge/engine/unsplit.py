@@ -10,7 +10,7 @@ import numpy as np
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import RunForward
 from flowspec_edge.core.limits import PREFILL_ROWS
-from flowspec_edge.core.rows import NO_PARENT, Row
+from flowspec_edge.core.rows import NO_PARENT, Before, Row
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.verify import Sampler, noise_of
 from flowspec_edge.engine.head import Head
@@ -38,9 +38,10 @@ class UnsplitModel:
         self._head = Head(directory, manifest, num_threads=num_threads)
 
     def generate(self, prompt: list[int], options: GenerateOptions) -> Iterator[int]:
-        """Continue ``prompt`` token by token until an end of sequence, the limit, or the end of the context."""
+        """Continue ``prompt`` token by token until a token that ends it, the limit, or the end of the context."""
         limit = min(options.max_new_tokens, self._manifest.geometry.max_context - len(prompt))
-        sampler = Sampler(options, noise_of(self._manifest.geometry.vocab_size))
+        eos = self._manifest.eos_token_ids
+        sampler = Sampler(options.for_drawing(eos), noise_of(self._manifest.geometry.vocab_size))
         slots = KvSlots(len(prompt) + limit)
         self._stage.open_cache(0, slots.capacity)
         try:
@@ -50,9 +51,10 @@ class UnsplitModel:
                     part = range(num_run, min(num_run + PREFILL_ROWS, len(tokens)))
                     hidden = self._run(slots, [Row(i, i - 1 if i else NO_PARENT, tokens[i]) for i in part])
                     num_run = part.stop
-                tokens.append(sampler.draw(self._head.logits(hidden[-1:])[0], len(tokens)))
+                before = Before(np.array(tokens, np.int64), len(prompt)) if options.looks_back else None
+                tokens.append(sampler.draw(self._head.logits(hidden[-1:])[0], len(tokens), before))
                 yield tokens[-1]
-                if tokens[-1] in self._manifest.eos_token_ids:
+                if tokens[-1] in options.end_token_ids(eos):
                     return
         finally:
             self._stage.free_cache(0)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Logprobs, Piece, TokenLogprobs, UnfinishedText
 from flowspec_edge.core.planning.arithmetic import ComputedLayers, changed_layers
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.engine.text_stream import TextStream
@@ -18,14 +18,16 @@ class Answer:
     """The answer to a prompt, of which the token ids are given.
 
     One ring after another may write at it. A ring that goes on with an answer takes ``written`` for its prompt. Since
-    the draw of a token depends on seed and position alone, the text is the same as if one ring had written it.
+    the draw of a token depends on seed, position and the tokens before it alone, the text is the same as if one ring
+    had written it.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], options: GenerateOptions) -> None:
         self._prompt = tuple(prompt)
         self._options = options
         self._tokens: list[int] = []
-        self._text = TextStream(tokenizer, options.stop, before=self._prompt)
+        self._bytes_of = tokenizer.bytes_of
+        self._text = TextStream(tokenizer, options.stop, before=self._prompt, min_tokens=options.min_tokens)
         self._ending: str | None = None
         self._counts: list[GenerationStatistics] = []  # one for each ring that wrote at it
         self._computed: Sequence[ComputedLayers] = ()  # by the ring that wrote last
@@ -54,9 +56,14 @@ class Answer:
         return (*self._prompt, *self._tokens)
 
     @property
+    def num_written(self) -> int:
+        """How many tokens there are behind the prompt."""
+        return len(self._tokens)
+
+    @property
     def options_left(self) -> GenerateOptions:
         """The options of a generation that goes on behind ``written``."""
-        return dataclasses.replace(self._options, max_new_tokens=self._options.max_new_tokens - len(self._tokens))
+        return dataclasses.replace(self._options, max_new_tokens=self._options.max_new_tokens - self.num_written)
 
     @property
     def num_rings(self) -> int:
@@ -83,19 +90,25 @@ class Answer:
         self._counts.append(counts)
         self._computed = computed
 
-    def take(self, tokens: tuple[int, ...]) -> Piece:
+    def take(self, tokens: tuple[int, ...], logprobs: Sequence[TokenLogprobs] = ()) -> Piece:
         """Append tokens that became final, up to a stop string; returns the piece that they make."""
-        text, num_taken = self._text.take(tokens)
+        text, offsets = self._text.take(tokens)
+        num_taken = len(offsets)
         self._last = time.monotonic()
         if self._first is None:
             self._first, self._num_first = self._last, len(self._tokens) + num_taken
         prompt = None if self._tokens else list(self._prompt)
         self._tokens += tokens[:num_taken]
-        return Piece(text=text, token_ids=list(tokens[:num_taken]), prompt_token_ids=prompt)
+        told = self._with_texts(logprobs[:num_taken], offsets) if logprobs else None
+        return Piece(text=text, token_ids=list(tokens[:num_taken]), prompt_token_ids=prompt, logprobs=told)
 
     def finish(self, reason: str) -> Piece:
         """End it; returns the last piece, with the statistics of the whole answer."""
         return Piece(text=self._text.finish(), token_ids=[], finish_reason=reason, statistics=self._report())
+
+    def _with_texts(self, logprobs: Sequence[TokenLogprobs], offsets: Sequence[int]) -> Logprobs:
+        named = {part.token for one in logprobs for part in (one.drawn, *one.top)}
+        return Logprobs(tokens=logprobs, offsets=offsets, texts={token: self._bytes_of(token) for token in named})
 
     def _report(self) -> dict[str, Any]:
         """The statistics of a finished generation, as users see them (README, "What the figures mean")."""

@@ -199,12 +199,12 @@ class Ring:
         self._answers[session] = events
         self._is_in_doubt.set()
         try:
-            self._tell(ev.PromptSubmitted(session, answer.written, answer.options_left))
+            self._tell(ev.PromptSubmitted(session, answer.written, answer.options_left, answer.num_written))
             answer.begin(self._core.statistics(session), self._computed)
             while True:
                 match await events.get():
-                    case ev.EmitTokens(_, tokens):
-                        yield answer.take(tokens)
+                    case ev.EmitTokens(_, tokens, logprobs):
+                        yield answer.take(tokens, logprobs)
                         if answer.is_stopped:
                             yield answer.finish("stop")
                             return

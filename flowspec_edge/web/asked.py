@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from flowspec_edge.config import GenerateOptions, Piece, Prompt
+from flowspec_edge.config import GenerateOptions, Logprobs, Piece, Prompt
 
 Json = dict[str, Any]
 
@@ -98,4 +98,5 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         token_ids=[token for piece in pieces for token in piece.token_ids],
         finish_reason=pieces[-1].finish_reason,
         statistics=pieces[-1].statistics,
+        logprobs=Logprobs.joined(piece.logprobs for piece in pieces),
     )

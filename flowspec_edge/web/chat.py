@@ -17,11 +17,12 @@ from typing import Any
 
 import msgspec
 
-from flowspec_edge.config import MAX_NEW_TOKENS, GenerateOptions, Piece
+from flowspec_edge.config import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS, GenerateOptions, Piece
 from flowspec_edge.errors import FieldError
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator
 from flowspec_edge.web.chat_template import ChatTemplate
-from flowspec_edge.web.fields import MAX_FIELD_BYTES, UNSUPPORTED, Json, parse_fields
+from flowspec_edge.web.fields import MAX_FIELD_BYTES, UNSUPPORTED, Json, Whole, parse_fields, whole
+from flowspec_edge.web.logprobs import chat_logprobs
 from flowspec_edge.web.reasoning import BEGIN, ReasoningSplit
 from flowspec_edge.web.text_fields import (
     TextFields,
@@ -70,6 +71,8 @@ class ChatFields(TextFields, kw_only=True):
 
     messages: list[ChatMessage]
     chat_template_kwargs: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Whole | None = None
     tools: msgspec.Raw = msgspec.Raw()
     tool_choice: str | dict[str, msgspec.Raw] | None = None
 
@@ -92,7 +95,7 @@ class Chat:
         fields, warnings = parse_fields(body, ChatFields, is_strict=self._is_strict)
         check_model(fields, self._generator.model)
         _check_supported(fields)
-        num, options = num_choices(fields), options_of(fields, DEFAULT)
+        num, options = num_choices(fields), replace(options_of(fields, DEFAULT), num_logprobs=_num_logprobs(fields))
         if self._template.is_plain:
             options = replace(options, stop=(*options.stop, PLAIN_STOP))
             warnings = [*warnings, PLAIN_NOTICE]
@@ -111,6 +114,15 @@ def _check_supported(fields: ChatFields) -> None:
         raise FieldError("tools", "are not supported yet; leave them out, or send tool_choice: none", UNSUPPORTED)
     if fields.tool_choice not in (None, "none", "auto"):
         raise FieldError("tool_choice", "asks for a call of a tool, which is not supported yet", UNSUPPORTED)
+
+
+def _num_logprobs(fields: ChatFields) -> int | None:
+    num = whole("top_logprobs", fields.top_logprobs, 0)
+    if num and not fields.logprobs:
+        raise FieldError("top_logprobs", f"is {num}, and logprobs is not true")
+    if not 0 <= num <= MAX_TOP_LOGPROBS:
+        raise FieldError("top_logprobs", f"is {num}; it must lie between 0 and {MAX_TOP_LOGPROBS}")
+    return num if fields.logprobs else None
 
 
 def _messages(messages: Sequence[ChatMessage]) -> list[Json]:
@@ -195,7 +207,7 @@ class ChatForm:
         if content or not (reasoning or is_last):
             delta["content"] = content
         if delta or piece.token_ids:
-            events.append(self._event(choice, delta, token_ids=piece.token_ids))
+            events.append(self._event(choice, delta, piece))
         if is_last:
             self._statistics[choice] = piece.statistics or {}
             events.append(self._event(choice, {}, finish_reason=piece.finish_reason))
@@ -227,12 +239,12 @@ class ChatForm:
             "index": choice,
             "message": message,
             "token_ids": piece.token_ids,
-            "logprobs": None,
+            "logprobs": chat_logprobs(piece.logprobs),
             "finish_reason": piece.finish_reason,
         }
 
     def _event(
-        self, choice: int, delta: Mapping[str, str], *, token_ids: Sequence[int] = (), finish_reason: str | None = None
+        self, choice: int, delta: Mapping[str, str], piece: Piece | None = None, *, finish_reason: str | None = None
     ) -> Json:
         event = {
             **self._head,
@@ -241,8 +253,8 @@ class ChatForm:
                 {
                     "index": choice,
                     "delta": delta,
-                    "token_ids": token_ids,
-                    "logprobs": None,
+                    "token_ids": [] if piece is None else piece.token_ids,
+                    "logprobs": None if piece is None else chat_logprobs(piece.logprobs),
                     "finish_reason": finish_reason,
                 }
             ],

@@ -17,19 +17,21 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import msgspec
 
-from flowspec_edge.config import GenerateOptions, Piece, Prompt, Text, TextPart, UnfinishedText
+from flowspec_edge.config import MAX_TOP_LOGPROBS, GenerateOptions, Piece, Prompt, Text, TextPart, UnfinishedText
 from flowspec_edge.errors import FieldError, OtherBundleError, plain_text
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator
-from flowspec_edge.web.fields import UNSUPPORTED, Json, parse_field, parse_fields, shown
+from flowspec_edge.web.fields import UNSUPPORTED, Json, Whole, parse_field, parse_fields, shown, whole
+from flowspec_edge.web.logprobs import completion_logprobs, mean_logprob
 from flowspec_edge.web.text_fields import (
     MAX_CHOICES,
     TextFields,
     check_model,
-    num_choices,
+    num_candidates,
     options_of,
     options_of_choice,
     usage_of,
@@ -60,6 +62,7 @@ class CompletionFields(TextFields, kw_only=True):
 
     prompt: msgspec.Raw = msgspec.Raw()
     echo: bool | None = None
+    logprobs: Whole | bool | None = None
     parse_special: bool | None = None
     flowspec: Extension | None = None
 
@@ -82,13 +85,16 @@ class Completions:
         check_model(fields, self._generator.model)
         extension = fields.flowspec or Extension()
         prompts = prompts_of(fields) if extension.resume is None else [self._unfinished(fields, extension.resume)]
-        num = num_choices(fields, len(prompts))
-        if len(prompts) * num > 1 and (extension.resumable or extension.resume):
+        num, num_written = num_candidates(fields, len(prompts))
+        if len(prompts) * num_written > 1 and (extension.resumable or extension.resume):
             raise FieldError("flowspec.resumable", "needs a single prompt, and n of 1", UNSUPPORTED)
-        options = options_of(fields, DEFAULT)
-        texts = [AskedText(prompt, options_of_choice(options, at)) for prompt in prompts for at in range(num)]
+        num_logprobs = _num_logprobs(fields)
+        if num_logprobs is None and num_written > num:
+            num_logprobs = 0  # by which the likeliest are found
+        options = replace(options_of(fields, DEFAULT), num_logprobs=num_logprobs)
+        texts = [AskedText(prompt, options_of_choice(options, at)) for prompt in prompts for at in range(num_written)]
         is_resumable = bool(extension.resumable)
-        form = CompletionForm(self._generator, texts, fields, num, is_resumable=is_resumable)
+        form = CompletionForm(self._generator, texts, fields, num, num_written, is_resumable=is_resumable)
         return Asked(texts, form, bool(fields.stream), is_resumable, warnings)
 
     def _unfinished(self, fields: CompletionFields, resume: Resume) -> Prompt:
@@ -128,6 +134,19 @@ def _unparsed(text: str) -> Text:
     return [TextPart(text, parses_special=False)]
 
 
+def _num_logprobs(fields: CompletionFields) -> int | None:
+    if fields.logprobs is None or fields.logprobs is False:
+        return None
+    if fields.logprobs is True:
+        raise FieldError("logprobs", "is true; for completions it is a number of tokens")
+    num = whole("logprobs", fields.logprobs, 0)
+    if not 0 <= num <= MAX_TOP_LOGPROBS:
+        raise FieldError("logprobs", f"is {num}; it must lie between 0 and {MAX_TOP_LOGPROBS}")
+    if fields.echo:
+        raise FieldError("logprobs", "are not told of the tokens of an echo; leave one of both out", UNSUPPORTED)
+    return num
+
+
 class CompletionForm:
     """OpenAI's ``text_completion`` objects of one answer."""
 
@@ -137,12 +156,15 @@ class CompletionForm:
         texts: Sequence[AskedText],
         fields: CompletionFields,
         num_choices: int,
+        num_candidates: int,
         *,
         is_resumable: bool,
     ) -> None:
         self._bundle = generator.bundle
         self._texts = texts
         self._num_choices = num_choices
+        self._num_candidates = num_candidates
+        self._has_logprobs = _num_logprobs(fields) is not None
         self._includes_usage = fields.includes_usage
         self._is_resumable = is_resumable
         self._echo = {choice: _text_of(text.prompt) for choice, text in enumerate(texts)} if fields.echo else {}
@@ -155,7 +177,7 @@ class CompletionForm:
         }
 
     def events(self, choice: int, piece: Piece) -> list[Json]:
-        event = {**self._head, "choices": [self._choice(choice, piece)]}
+        event = {**self._head, "choices": [self._choice(choice, choice, piece)]}
         if self._includes_usage:
             event["usage"] = None
         if self._is_resumable and piece.prompt_token_ids is not None:
@@ -174,24 +196,35 @@ class CompletionForm:
     def last_events(self) -> list[Json]:
         if not self._includes_usage:
             return []
-        return [{**self._head, "choices": [], "usage": usage_of(self._statistics, self._num_choices)}]
+        return [{**self._head, "choices": [], "usage": usage_of(self._statistics, self._num_candidates)}]
 
     def whole(self, choices: Sequence[Piece]) -> Json:
         statistics = [choice.statistics or {} for choice in choices]
-        figures = [{**found, **self._about(choice)} for choice, found in enumerate(statistics)]
+        given = self._likeliest(choices)
+        figures = [{**statistics[written], **self._about(written)} for written in given]
         return {
             **self._head,
-            "choices": [self._choice(choice, piece) for choice, piece in enumerate(choices)],
-            "usage": usage_of(statistics, self._num_choices),
+            "choices": [self._choice(choice, written, choices[written]) for choice, written in enumerate(given)],
+            "usage": usage_of(statistics, self._num_candidates),
             "flowspec": figures[0] if len(figures) == 1 else {"choices": figures},
         }
 
-    def _choice(self, choice: int, piece: Piece) -> Json:
+    def _likeliest(self, written: Sequence[Piece]) -> list[int]:
+        """The places of the texts that are given: for each prompt those whose tokens are likeliest on average."""
+        if self._num_choices == self._num_candidates:
+            return [*range(len(written))]
+        given: list[int] = []
+        for first in range(0, len(written), self._num_candidates):
+            places = range(first, first + self._num_candidates)
+            given += sorted(places, key=lambda place: -mean_logprob(written[place].logprobs))[: self._num_choices]
+        return given
+
+    def _choice(self, choice: int, written: int, piece: Piece) -> Json:
         return {
             "index": choice,
-            "text": self._echo.pop(choice, "") + piece.text,
+            "text": self._echo.pop(written, "") + piece.text,
             "token_ids": piece.token_ids,
-            "logprobs": None,
+            "logprobs": completion_logprobs(piece.logprobs) if self._has_logprobs else None,
             "finish_reason": piece.finish_reason,
         }
 

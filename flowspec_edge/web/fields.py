@@ -61,11 +61,11 @@ IDLE = frozenset(
 )
 """Fields of OpenAI's that change nothing about an answer's text."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_p", "min_tokens", "top_logprobs"), (0,)),
-    **dict.fromkeys(("repetition_penalty", "length_penalty"), (1,)),
-    **dict.fromkeys(("logprobs", "use_beam_search", "ignore_eos", "continue_final_message", "echo"), (False,)),
-    **dict.fromkeys(("logit_bias", "web_search_options"), ({},)),
-    **dict.fromkeys(("stop_token_ids", "bad_words", "functions"), ([],)),
+    "top_logprobs": (0,),
+    "length_penalty": (1,),
+    **dict.fromkeys(("logprobs", "use_beam_search", "continue_final_message", "echo"), (False,)),
+    "web_search_options": ({},),
+    **dict.fromkeys(("bad_words", "functions"), ([],)),
     **dict.fromkeys(("suffix", "guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
     **dict.fromkeys(("chat_template", "documents", "prompt_logprobs"), ()),
     **dict.fromkeys(("structured_outputs", "audio", "reasoning_effort", "verbosity", "typical_p", "mirostat"), ()),
@@ -186,7 +186,8 @@ def _named(fault: str, body: bytes, within: str = "") -> RequestError:
 
     It says "Expected `int | null`, got `str` - at `$.max_tokens`" of what is at fault.
     """
-    found = re.fullmatch(r"(?:Expected `(?P<wanted>.*?)`, got .*?|(?P<other>.*?))(?: - at `\$\.?(?P<path>.*)`)?", fault)
+    rule = r"(?:Expected `(?P<wanted>.*?)`, got .*?|(?P<other>.*?))(?: - at (?:`key` in )?`\$\.?(?P<path>.*)`)?"
+    found = re.fullmatch(rule, fault)
     assert found is not None, "every text is matched"
     wanted, place = found["wanted"], found["path"] or ""
     path = f"{within}{place}" if place.startswith("[") else ".".join(filter(None, (within, place)))

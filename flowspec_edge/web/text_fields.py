@@ -20,6 +20,13 @@ SEED_BITS = 53
 """Of a seed that is drawn: every language's JSON can tell it."""
 
 
+SAME = (
+    *("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos"),
+    "schedule",
+)
+"""Fields that are options of that name and need no reading."""
+
+
 class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
 
@@ -33,8 +40,16 @@ class TextFields(msgspec.Struct, kw_only=True):
     temperature: float | None = None
     top_k: Whole | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
     seed: Whole | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Whole | None = None
     n: Whole | None = None
     best_of: Whole | None = None
     stream: bool | None = None
@@ -61,14 +76,16 @@ def options_of(fields: TextFields, default: GenerateOptions) -> GenerateOptions:
     length = "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens"
     seed = whole("seed", fields.seed, -1)
     try:
-        return GenerateOptions(
+        return replace(
+            default,
             max_new_tokens=whole(length, getattr(fields, length), default.max_new_tokens),
-            temperature=default.temperature if fields.temperature is None else fields.temperature,
             top_k=whole("top_k", fields.top_k, default.top_k),
-            top_p=default.top_p if fields.top_p is None else fields.top_p,
             seed=secrets.randbits(SEED_BITS) if fields.seed is None else seed,
-            schedule=default.schedule if fields.schedule is None else fields.schedule,
             stop=_stops(fields.stop),
+            logit_bias=tuple((fields.logit_bias or {}).items()),
+            stop_token_ids=tuple(fields.stop_token_ids or ()),
+            min_tokens=whole("min_tokens", fields.min_tokens, default.min_tokens),
+            **{name: value for name in SAME if (value := getattr(fields, name)) is not None},
         )
     except FieldError as cause:
         raise cause.named(length) if cause.name == "max_new_tokens" else cause from None
@@ -80,12 +97,31 @@ def num_choices(fields: TextFields, num_prompts: int = 1) -> int:
     Raises:
         FieldError: too many or none, or some are to be thrown away.
     """
-    num = whole("n", fields.n, 1)
-    if not 1 <= num * num_prompts <= MAX_CHOICES:
-        of = "" if num_prompts == 1 else f" and there are {num_prompts} prompts"
-        raise FieldError("n", f"is {num}{of}; 1 to {MAX_CHOICES} texts are written for a request")
+    num = _num_texts("n", whole("n", fields.n, 1), num_prompts)
     if (best_of := whole("best_of", fields.best_of, num)) != num:
         raise FieldError("best_of", f"is {best_of} and n is {num}; texts are not chosen among here", UNSUPPORTED)
+    return num
+
+
+def num_candidates(fields: TextFields, num_prompts: int) -> tuple[int, int]:
+    """How many texts each prompt gets, and how many are written for it, of which these are the likeliest.
+
+    Raises:
+        FieldError: too many or none, or more are to be given than are written, or streamed before that is known.
+    """
+    num = _num_texts("n", whole("n", fields.n, 1), num_prompts)
+    best_of = _num_texts("best_of", whole("best_of", fields.best_of, num), num_prompts)
+    if best_of < num:
+        raise FieldError("best_of", f"is {best_of} and n is {num}; no more can be given than are written")
+    if best_of > num and fields.stream:
+        raise FieldError("best_of", "chooses among whole texts, which cannot be streamed; leave one of both out")
+    return num, best_of
+
+
+def _num_texts(name: str, num: int, num_prompts: int) -> int:
+    if not 1 <= num * num_prompts <= MAX_CHOICES:
+        of = "" if num_prompts == 1 else f" and there are {num_prompts} prompts"
+        raise FieldError(name, f"is {num}{of}; 1 to {MAX_CHOICES} texts are written for a request")
     return num
 
 

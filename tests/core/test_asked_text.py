@@ -14,12 +14,34 @@ from flowspec_edge.errors import (
     StageFailedError,
 )
 
-OPTIONS = GenerateOptions(max_new_tokens=9, temperature=0.8, top_k=4, top_p=0.9, stop=("\n\n",))
+OPTIONS = GenerateOptions(
+    max_new_tokens=9,
+    temperature=0.8,
+    top_k=4,
+    top_p=0.9,
+    min_p=0.1,
+    repetition_penalty=1.1,
+    presence_penalty=0.2,
+    frequency_penalty=0.3,
+    logit_bias=((5, 1.5),),
+    stop=("\n\n",),
+    stop_token_ids=(6,),
+    ignore_eos=True,
+    min_tokens=2,
+)
 ASKED = {
     "max_tokens": 9,
     "temperature": 0.8,
     "top_k": 4,
     "top_p": 0.9,
+    "min_p": 0.1,
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.2,
+    "frequency_penalty": 0.3,
+    "logit_bias": {5: 1.5},
+    "stop_token_ids": [6],
+    "ignore_eos": True,
+    "min_tokens": 2,
     "stop": ["\n\n"],
     "schedule": "flowspec",
     "stream": True,

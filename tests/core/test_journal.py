@@ -61,7 +61,9 @@ def record_ring(*, has_text: bool, options: GenerateOptions) -> tuple[bytes, lis
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_lost_ring_runs_again_to_the_same_actions(temperature: float) -> None:
-    options = GenerateOptions(max_new_tokens=60, temperature=temperature)
+    options = GenerateOptions(
+        max_new_tokens=60, temperature=temperature, repetition_penalty=1.2, logit_bias=((11, 0.5),), num_logprobs=3
+    )
     origin, stages, tokens = record_ring(has_text=True, options=options)
     assert tokens == unsplit(SECRET, options)[: len(tokens)]
     for data in (origin, *stages):
@@ -76,7 +78,10 @@ def _actions(data: bytes) -> list[str]:
 
 
 def test_without_text_stages_run_again_and_nothing_tells_what_was_asked() -> None:
-    origin, stages, tokens = record_ring(has_text=False, options=GenerateOptions(max_new_tokens=60, stop=("hush",)))
+    options = GenerateOptions(
+        max_new_tokens=60, stop=("hush",), frequency_penalty=0.5, logit_bias=((11, 0.5),), num_logprobs=3
+    )
+    origin, stages, tokens = record_ring(has_text=False, options=options)
     for data in stages:
         assert all(step.is_same for step in replay(read_journal(data)))
     found = read_journal(origin)
@@ -91,6 +96,11 @@ def test_without_text_stages_run_again_and_nothing_tells_what_was_asked() -> Non
     ]
     assert {row.token for row in rows if row.id < len(SECRET)} == {0}, "a chain has one child a row"
     heads = [e.event for e in read_journal(origin).entries if isinstance(e.event, ev.HeadFinished)]
+    assert not any(head.logprobs for head in heads)
+    actions = [action for e in read_journal(origin).entries for action in e.actions[1]]
+    asked = [action for action in actions if action[0] in ("events.RunHead", "events.RunDraft")]
+    assert asked and all(action[-1] is None for action in asked), "no job tells the paths to its rows"
+    assert not any("11, 0.5" in replaying.summary(action) for action in asked)
     drawn = [token for head in heads for token in head.tokens]
     assert drawn and set(drawn) == {0}
     with pytest.raises(JournalError, match="FLOWSPEC_RECORD_TEXT=1"):

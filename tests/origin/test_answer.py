@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
-from flowspec_edge.config import GenerateOptions, Piece, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Logprob, Logprobs, Piece, TokenLogprobs, UnfinishedText
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import RequestError
 from flowspec_edge.origin import answer as answering
 from flowspec_edge.origin.answer import Answer
+from tests.narrowing import present
 from tests.ring.conftest import tokens_of
 
 BUNDLE = Bundle.load(DEMO_BUNDLE)
@@ -59,6 +60,29 @@ def test_what_is_left_to_write_and_what_is_counted() -> None:
     assert piece.prompt_token_ids is None
     assert last.statistics is not None
     assert (last.statistics["prompt_tokens"], last.statistics["completion_tokens"]) == (3, 5)
+
+
+def test_no_stop_string_ends_a_text_that_is_too_short() -> None:
+    """None is looked for in the text of the first tokens, where it may have begun."""
+    tokens = TOKENIZER.encode("stop it, stop it")
+    for min_tokens, text in ((0, ""), (1, "stop it, "), (len(tokens), "stop it, stop it")):
+        options = GenerateOptions(stop=("stop",), min_tokens=min_tokens)
+        assert "".join(piece.text for piece in write(Answer(TOKENIZER, [1, 2], options), tokens)) == text
+        resumed = Answer.resume(TOKENIZER, unfinished([1, 2], tokens[:1]), options)
+        assert text.endswith("".join(piece.text for piece in write(resumed, tokens[1:])))
+
+
+def test_logprobs_are_told_with_the_bytes_of_their_tokens_and_where_these_stand() -> None:
+    tokens = TOKENIZER.encode("a ☃!")
+    told = [TokenLogprobs(Logprob(token, -float(at)), (Logprob(0, -0.5),)) for at, token in enumerate(tokens)]
+    answer = Answer(TOKENIZER, [1, 2], GenerateOptions(num_logprobs=1))
+    pieces = [answer.take(tuple(tokens[:2]), told[:2]), answer.take(tuple(tokens[2:]), told[2:])]
+    joined = present(Logprobs.joined(piece.logprobs for piece in pieces))
+    assert joined.tokens == told
+    assert b"".join(joined.texts[token] for token in tokens) == "a ☃!".encode()
+    assert joined.texts[0] == TOKENIZER.bytes_of(0) != b""
+    before = ["".join(TOKENIZER.decode(tokens[:at])).rstrip("\ufffd") for at in range(len(tokens))]
+    assert list(joined.offsets) == [len(text) for text in before]
 
 
 def test_tokens_per_s_are_those_of_the_origin_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,9 @@ from tests.ring.test_rebalancing import Boards
 
 LIMIT_S = 60
 GREEDY = GenerateOptions(max_new_tokens=40)
-SEEDED = GenerateOptions(max_new_tokens=60, temperature=0.8, seed=7)
+SEEDED = GenerateOptions(
+    max_new_tokens=60, temperature=0.8, seed=7, repetition_penalty=1.1, frequency_penalty=0.2, presence_penalty=0.3
+)
 NUM_BEFORE = 8
 """Tokens that are written before a stage is lost in the middle of a text."""
 

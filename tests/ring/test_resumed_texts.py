@@ -19,7 +19,17 @@ NUM_BEFORE = 20
 LIMIT_S = 90
 OPTIONS = (
     GenerateOptions(max_new_tokens=80),
-    GenerateOptions(max_new_tokens=80, temperature=0.8, seed=7, top_p=0.9),
+    GenerateOptions(
+        max_new_tokens=80,
+        temperature=0.8,
+        seed=7,
+        top_p=0.9,
+        min_p=0.01,
+        repetition_penalty=1.1,
+        presence_penalty=0.3,
+        frequency_penalty=0.2,
+        logit_bias=((40, 1.0),),
+    ),
 )
 
 
@@ -45,6 +55,11 @@ async def begun(client: Client, prompt: str, options: GenerateOptions, stop: Seq
         temperature=options.temperature,
         seed=options.seed,
         top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        logit_bias=dict(options.logit_bias),
         stop=stop,
     )
     while len(answer.token_ids) < NUM_BEFORE:

@@ -8,6 +8,7 @@ import time
 import msgspec
 import pytest
 
+from flowspec_edge.config import GenerateOptions
 from flowspec_edge.errors import FieldError, RequestError
 from flowspec_edge.web.chat import ChatFields
 from flowspec_edge.web.completions import DEFAULT, CompletionFields, prompts_of
@@ -37,9 +38,38 @@ def test_what_would_change_the_answer_is_refused_by_name_and_what_asks_for_nothi
     assert (error.value.name, error.value.code) == (name, "unsupported_parameter")
 
 
+def test_how_tokens_are_drawn() -> None:
+    body = {
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+        "presence_penalty": 1,
+        "frequency_penalty": -0.5,
+        "logit_bias": {"50": -100, "7": 1.5},
+        "stop_token_ids": [3, 4],
+        "ignore_eos": True,
+        "min_tokens": 5.0,
+        "seed": 7,
+    }
+    assert options_of(parse(body)[0], DEFAULT) == GenerateOptions(
+        min_p=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=1,
+        frequency_penalty=-0.5,
+        logit_bias=((50, -100.0), (7, 1.5)),
+        stop_token_ids=(3, 4),
+        ignore_eos=True,
+        min_tokens=5,
+        seed=7,
+    )
+    for name, value in (("presence_penalty", 2.5), ("min_p", -1), ("logit_bias", {"5": 101}), ("min_tokens", -1)):
+        with pytest.raises(FieldError) as error:
+            options_of(parse({name: value})[0], DEFAULT)
+        assert error.value.name.partition(".")[0] == name
+
+
 def test_true_is_no_1_and_0_0_is_0() -> None:
-    assert parse({"presence_penalty": 0.0})[1] == []
-    for name, value in (("presence_penalty", False), ("repetition_penalty", True), ("logprobs", 0)):
+    assert parse({"top_logprobs": 0.0})[1] == []
+    for name, value in (("top_logprobs", False), ("length_penalty", True), ("use_beam_search", 0)):
         with pytest.raises(FieldError):
             parse({name: value})
 
@@ -62,6 +92,8 @@ def test_unknown_fields_are_told_of_once_and_refused_where_that_is_wanted(caplog
         (CompletionFields, {"flowspec": {"resume": {"token_ids": [1, "2"]}}}, "flowspec.resume.token_ids[1]", "is '2'"),
         (CompletionFields, {"max_tokens": "5"}, "max_tokens", "it must be of type int | float"),
         (CompletionFields, {"stop": "y" * 70_000}, "stop", "has 70002 bytes"),
+        (CompletionFields, {"logit_bias": {"the": 1}}, "logit_bias", "it must be of type int"),
+        (CompletionFields, {"logit_bias": {"5": "x"}}, "logit_bias[...]", "it must be of type float"),
     ],
 )
 def test_a_field_at_fault_is_named(kind: type[msgspec.Struct], body: object, name: str, text: str) -> None:

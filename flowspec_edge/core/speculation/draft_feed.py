@@ -17,7 +17,8 @@ import numpy as np
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import RunDraft
-from flowspec_edge.core.rows import Floats, Row
+from flowspec_edge.core.rows import Floats, Paths, Row
+from flowspec_edge.core.speculation.text_paths import TextPaths
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import ProtocolError
 
@@ -32,6 +33,7 @@ class DraftFeed:
     Args:
         num_prompt: rows of the prompt. Nothing is drafted before the first token after them is known.
         taps: the layers that the drafter taps; none where it wants the hidden rows that come back.
+        paths: those of the session's rows, where its options look back.
         ranked_by: the options by which its proposals are ranked, where the noise of the draw counts for that.
         is_on: whether the session uses its drafter; if not, nothing is kept for it.
     """
@@ -42,6 +44,7 @@ class DraftFeed:
         tree: Tree,
         num_prompt: int,
         taps: tuple[int, ...],
+        paths: TextPaths | None = None,
         *,
         ranked_by: GenerateOptions | None = None,
         is_on: bool,
@@ -51,6 +54,7 @@ class DraftFeed:
         self._num_prompt = num_prompt
         self._taps = taps if is_on else ()
         self._ranked_by = ranked_by
+        self._paths = None if ranked_by is None else paths
         self._is_on = is_on
         self._hidden: dict[int, Floats] = {}  # per row, until the drafter has taken it
         self._tapped: dict[int, dict[int, Floats]] = {}  # per verified row, by layer, until all layers have come
@@ -138,9 +142,16 @@ class DraftFeed:
         verified = self._unextended(root) if self.num_unextended(root) else []
         rows = [id for id in drafted if id != root]
         self._running = [*verified[-1:], *rows]
-        return self._begin(verified, rows)
+        paths = None if self._paths is None else self._paths.to(self._running, root)
+        return self._begin(verified, rows, self._ranked_by, paths)
 
-    def _begin(self, verified: list[int], drafted: list[int]) -> RunDraft:
+    def _begin(
+        self,
+        verified: list[int],
+        drafted: list[int],
+        ranked_by: GenerateOptions | None = None,
+        paths: Paths | None = None,
+    ) -> RunDraft:
         rows = [*verified, *drafted]
         assert rows, "a pass over nothing"
         hidden = [self._hidden.pop(self._tree[id].parent) for id in verified]
@@ -153,7 +164,8 @@ class DraftFeed:
             np.array([self._tree[id].depth - 1 for id in rows], np.int64),
             np.stack(hidden) if hidden else np.zeros((0, 0), np.float32),
             dropped,
-            self._ranked_by,
+            ranked_by,
+            paths,
         )
 
     def take_finished(self) -> tuple[list[int], int]:

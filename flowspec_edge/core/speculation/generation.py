@@ -10,15 +10,16 @@ free; verification comes first.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from flowspec_edge.config import GenerateOptions
+from flowspec_edge.config import GenerateOptions, TokenLogprobs
 from flowspec_edge.core.events import (
     BroadcastAdvance,
     BroadcastTurn,
     DraftFinished,
     EmitTokens,
     FinishGeneration,
+    HeadFinished,
     OriginAction,
     ReportTrip,
     RunDraft,
@@ -36,6 +37,7 @@ from flowspec_edge.core.speculation.prompt_check import room_behind
 from flowspec_edge.core.speculation.prompt_feed import PromptFeed
 from flowspec_edge.core.speculation.schedules.base import Schedule
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
+from flowspec_edge.core.speculation.text_paths import TextPaths
 from flowspec_edge.core.speculation.tree import Tree
 
 
@@ -68,28 +70,31 @@ class Generation:
         has_drafter: bool,
         shape: DraftShape,
         taps: tuple[int, ...] = (),
+        num_written: int = 0,
     ) -> None:
         self.session = session
         self.statistics = GenerationStatistics()
         self.is_finished = False
         self._schedule = schedule
         self._limits = limits
-        self._options = replace(options, stop=())  # tokens are drawn without regard to these
+        self._options = options.for_drawing(limits.eos_token_ids)
+        self._ends = options.end_token_ids(limits.eos_token_ids)
         self._num_left = min(options.max_new_tokens, room_behind(prompt, limits.max_context, limits.vocab_size))
         self.capacity = len(prompt) + self._num_left + TREE_MARGIN
-        self.tree = Tree(num_prompt=len(prompt))
+        self.tree = tree = Tree(num_prompt=len(prompt))
         self._next_id = len(prompt)
         self.root = len(prompt) - 1
         self.sent: set[int] = set()  # the prompt leaves without the schedule
         self.pipeline = Pipeline(costs)
         lookup = Lookup() if schedule.uses_lookup else None
-        self._prompt_feed = PromptFeed(prompt, self.tree, lookup)
+        self._paths = TextPaths(tree, prompt, num_written, self._num_left) if options.looks_back else None
+        self._prompt_feed = PromptFeed(prompt, tree, lookup)
         observed = acceptance if schedule.is_calibrated else None
-        self.drafting = Drafting(self.tree, shape, acceptance=observed, lookup=lookup)
-        self._head_feed = HeadFeed(self.tree)
+        self.drafting = Drafting(tree, shape, acceptance=observed, lookup=lookup)
+        self._head_feed = HeadFeed(tree)
         ranked_by = self._options if schedule.is_coupled else None
         is_on = has_drafter and schedule.uses_drafter
-        self._draft_feed = DraftFeed(session, self.tree, len(prompt), taps, ranked_by=ranked_by, is_on=is_on)
+        self._draft_feed = DraftFeed(session, tree, len(prompt), taps, self._paths, ranked_by=ranked_by, is_on=is_on)
         self._computing_since = 0.0
         self._num_trip_drafted = 0
 
@@ -109,17 +114,20 @@ class Generation:
         check_width(hidden, self._limits.hidden_size)
         self._draft_feed.take_tapped(layer, ids, hidden)
 
-    def take_drawn(self, drawn: tuple[int | None, ...], now: float) -> list[OriginAction]:
-        """The head has finished, and has drawn these tokens: walk from the root, emit, prune."""
+    def take_drawn(self, drawn: HeadFinished, now: float) -> list[OriginAction]:
+        """The head has finished, and has drawn tokens: walk from the root, emit, prune."""
         num_returned = self._head_feed.take_drawn(drawn)
         self.pipeline.costs.head.add(num_returned, now - self._computing_since)
         self.statistics.num_trips += 1
         tokens: list[int] = []
+        logprobs: list[TokenLogprobs] = []
         advance: Advance | None = None
         reason: str | None = None
         while reason is None and (token := self._head_feed.drawn_after(self.root)) is not None:
             advance = Advance(self.root, token)
             tokens.append(token)
+            if self._options.num_logprobs is not None:
+                logprobs.append(self._head_feed.logprobs_after(self.root))
             reason = self._step(token)
         if advance is None:
             return [self._report(num_returned, 0, 0)]
@@ -128,7 +136,7 @@ class Generation:
         self.statistics.num_verifications += 1
         self._schedule.take_verified(self, len(tokens), now)
         actions: list[OriginAction] = [
-            EmitTokens(self.session, tuple(tokens)),
+            EmitTokens(self.session, tuple(tokens), tuple(logprobs)),
             self._report(num_returned, len(tokens), num_pruned),
         ]
         if reason is not None:
@@ -178,7 +186,9 @@ class Generation:
             return None
         rows, hidden = found
         self._computing_since = now
-        return RunHead(self.session, rows, tuple(self.tree[row.id].depth for row in rows), hidden, self._options)
+        positions = tuple(self.tree[row.id].depth for row in rows)
+        paths = None if self._paths is None else self._paths.to((row.id for row in rows), self.root)
+        return RunHead(self.session, rows, positions, hidden, self._options, paths)
 
     def next_draft(self, now: float) -> RunDraft | None:
         """The next pass of the drafter, or None."""
@@ -253,9 +263,11 @@ class Generation:
         self.drafting.observe(self.root, token)
         child = self.tree[self.root].children.get(token)
         self._num_left -= 1
+        if self._paths is not None:
+            self._paths.append(token)
         if child is not None and child in self.sent:
             self.statistics.num_rows_useful += 1
-        if token in self._limits.eos_token_ids:
+        if token in self._ends:
             return "stop"
         if self._num_left == 0:
             return "length"

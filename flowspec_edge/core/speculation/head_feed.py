@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from flowspec_edge.config import TokenLogprobs
+from flowspec_edge.core.events import HeadFinished
 from flowspec_edge.core.rows import Floats, Row
 from flowspec_edge.core.speculation.tree import Tree
 
@@ -22,6 +24,7 @@ class HeadFeed:
         self._returned: deque[tuple[tuple[Row, ...], Floats]] = deque()  # chunks that wait for the head
         self._running: tuple[Row, ...] = ()  # what the running head works on
         self._drawn: dict[int, int] = {}  # per row, the token after it
+        self._logprobs: dict[int, TokenLogprobs] = {}  # per row, those of that token, where they are asked for
 
     @property
     def is_busy(self) -> bool:
@@ -47,26 +50,34 @@ class HeadFeed:
         self._running = tuple(rows)
         return self._running, np.concatenate(hidden)
 
-    def take_drawn(self, tokens: tuple[int | None, ...]) -> int:
-        """The head has finished, with the token after each row that it ran over. Returns the number of these rows.
-
-        There is None after a row that cannot become text.
-        """
+    def take_drawn(self, head: HeadFinished) -> int:
+        """The head has finished, with the token after each row that it ran over. Returns the number of these rows."""
         rows, self._running = self._running, ()
-        self._drawn.update((row.id, token) for row, token in zip(rows, tokens, strict=True) if token is not None)
+        self._drawn.update((row.id, token) for row, token in zip(rows, head.tokens, strict=True) if token is not None)
+        if head.logprobs:
+            told = zip(rows, head.logprobs, strict=True)
+            self._logprobs.update((row.id, logprobs) for row, logprobs in told if logprobs is not None)
         return len(rows)
 
     def drawn_after(self, id: int) -> int | None:
         """The token after a row; None where it is not drawn yet."""
         return self._drawn.get(id)
 
+    def logprobs_after(self, id: int) -> TokenLogprobs:
+        """Those of the token after a row. They were asked for, and it is drawn."""
+        return self._logprobs[id]
+
     def prune(self, dropped: Iterable[int], root: int) -> None:
         """Rows died, and the root has moved: forget what the walk cannot reach any more."""
         for id in dropped:
-            self._drawn.pop(id, None)
+            self._forget(id)
         for id in [id for id in self._drawn if not self._is_open(id, root)]:
-            del self._drawn[id]
+            self._forget(id)
         self._drop_returned(root)
+
+    def _forget(self, id: int) -> None:
+        self._drawn.pop(id, None)
+        self._logprobs.pop(id, None)
 
     def _drop_returned(self, root: int) -> None:
         self._returned = deque(

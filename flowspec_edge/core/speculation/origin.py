@@ -101,9 +101,9 @@ class Origin:
             case TappedArrived(session, layer, ids, hidden):
                 if session in self._running:
                     self._running[session].generation.take_tapped(layer, ids, hidden)
-            case HeadFinished(tokens):
+            case HeadFinished():
                 if (generation := self._computed()) is not None:
-                    actions += generation.take_drawn(tokens, now)
+                    actions += generation.take_drawn(event, now)
                     if generation.is_finished:
                         self._close(generation.session, actions)
             case DraftFinished():
@@ -144,7 +144,8 @@ class Origin:
         """
         limits = self._limits
         room = room_behind(text.prompt, limits.max_context, limits.vocab_size)
-        ending = ending_of(text.tokens, min(options.max_new_tokens, room), limits.eos_token_ids)
+        ends = options.end_token_ids(limits.eos_token_ids)
+        ending = ending_of(text.tokens, min(options.max_new_tokens, room), ends)
         check_tokens("the text so far", text.tokens, limits.vocab_size)
         return ending
 
@@ -155,6 +156,7 @@ class Origin:
             running.generation.check()
 
     def _submit(self, event: PromptSubmitted, now: float, actions: list[OriginAction]) -> None:
+        event.options.check_vocabulary(self._limits.vocab_size)
         generation = Generation(
             event.session,
             event.prompt,
@@ -166,6 +168,7 @@ class Origin:
             has_drafter=self._has_drafter,
             shape=self._shape,
             taps=self._taps,
+            num_written=event.num_written,
         )
         self._running[event.session] = _Running(generation, set(range(self._num_stages)), now)
         actions.append(

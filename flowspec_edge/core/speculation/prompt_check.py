@@ -32,7 +32,7 @@ def check_tokens(what: str, tokens: Sequence[int], vocab_size: int) -> None:
         raise RequestError(f"{what} has the token id {wrong}; the model's lie between 0 and {vocab_size - 1}")
 
 
-def ending_of(tokens: Sequence[int], num_wanted: int, eos_token_ids: Container[int]) -> str | None:
+def ending_of(tokens: Sequence[int], num_wanted: int, end_token_ids: Container[int]) -> str | None:
     """Why a text that has these tokens, of ``num_wanted`` at most, has ended already: ``stop`` or ``length``, or None.
 
     Raises:
@@ -42,6 +42,6 @@ def ending_of(tokens: Sequence[int], num_wanted: int, eos_token_ids: Container[i
         raise RequestError(
             f"{len(tokens)} tokens of the text are given, where max_tokens and the model's context allow {num_wanted}"
         )
-    if tokens and tokens[-1] in eos_token_ids:
+    if tokens and tokens[-1] in end_token_ids:
         return "stop"
     return "length" if len(tokens) == num_wanted else None

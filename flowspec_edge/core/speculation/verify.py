@@ -1,7 +1,7 @@
 """Drawing the next token from the target's own distribution. This is the one place where a token is chosen.
 
-The draw depends on the seed and the position alone, never on chunking or timing, so the same seed writes the same text
-on one board and on eight, with the draft tree and without it.
+The draw depends on the seed, the position and the tokens before it alone, never on chunking or timing, so the same seed
+writes the same text on one board and on eight, with the draft tree and without it.
 
 Each position has its own noise, one value per token of the vocabulary, and the token drawn is the one whose
 log-probability and noise add up to most (the Gumbel-max trick). So the noise is known before the target's distribution
@@ -21,9 +21,11 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from flowspec_edge.config import GenerateOptions
+from flowspec_edge.config import GenerateOptions, TokenLogprobs
 from flowspec_edge.core.events import DraftFinished, HeadFinished, RunDraft, RunHead
-from flowspec_edge.core.rows import Floats
+from flowspec_edge.core.rows import Before, Floats
+from flowspec_edge.core.speculation.logprobs import logprobs_of
+from flowspec_edge.core.speculation.penalties import penalised, penalised_drafts
 
 Noise = Callable[[int, int], Floats]
 """The exponential times [vocab_size] of a seed and a position."""
@@ -59,10 +61,14 @@ def draw_tokens(job: RunHead, logits: Floats, noise: Noise) -> HeadFinished:
     """
     sampler = Sampler(job.options, noise)
     drawn: dict[int, int | None] = {}
-    for row, position, values in zip(job.rows, job.positions, logits, strict=True):
+    logprobs: list[TokenLogprobs | None] = []
+    for place, (row, position, values) in enumerate(zip(job.rows, job.positions, logits, strict=True)):
         is_dead = row.parent in drawn and drawn[row.parent] != row.token
-        drawn[row.id] = None if is_dead else sampler.draw(values, position + 1)
-    return HeadFinished(tuple(drawn[row.id] for row in job.rows))
+        before = None if is_dead or job.paths is None else job.paths.before(place)
+        token = drawn[row.id] = None if is_dead else sampler.draw(values, position + 1, before)
+        if (num_top := job.options.num_logprobs) is not None:
+            logprobs.append(None if token is None else logprobs_of(values, token, num_top))
+    return HeadFinished(tuple(drawn[row.id] for row in job.rows), tuple(logprobs))
 
 
 def rank_drafts(job: RunDraft, drafts: DraftFinished, noise: Noise) -> DraftFinished:
@@ -74,20 +80,25 @@ def rank_drafts(job: RunDraft, drafts: DraftFinished, noise: Noise) -> DraftFini
         return drafts
     first = max(len(job.hidden) - 1, 0)
     positions = [position + 2 for position in job.positions[first:].tolist()]  # a pair's, its row's, its children's
-    log_probs = Sampler(job.options, noise).foresee(drafts.tokens, drafts.log_probs, positions)
+    befores = [] if job.paths is None else [job.paths.before(place) for place in range(len(drafts.tokens))]
+    log_probs = Sampler(job.options, noise).foresee(drafts.tokens, drafts.log_probs, positions, befores)
     order = np.argsort(-log_probs, axis=1, kind="stable")
     return DraftFinished(np.take_along_axis(drafts.tokens, order, 1), np.take_along_axis(log_probs, order, 1))
 
 
 class Sampler:
-    """Chooses tokens as the options of a session ask."""
+    """Chooses tokens as the options of a session ask (``GenerateOptions.for_drawing``).
+
+    Where these look back, each draw has to be told what stands ``before`` it.
+    """
 
     def __init__(self, options: GenerateOptions, noise: Noise) -> None:
         self._options = options
         self._noise = noise
 
-    def draw(self, logits: Floats, position: int) -> int:
+    def draw(self, logits: Floats, position: int, before: Before | None = None) -> int:
         """Draw the token at ``position`` from its logits [vocab_size]."""
+        logits = penalised(logits, self._options, self._looking_back(before))
         if self._options.temperature == 0:
             return int(np.argmax(logits))
         probabilities = next_token_distribution(logits, self._options)
@@ -96,7 +107,13 @@ class Sampler:
         times = self._noise(self._options.seed, position)[kept] / probabilities[kept]
         return int(kept[np.argmin(times)])
 
-    def foresee(self, tokens: NDArray[np.int64], log_probs: Floats, positions: Sequence[int]) -> Floats:
+    def foresee(
+        self,
+        tokens: NDArray[np.int64],
+        log_probs: Floats,
+        positions: Sequence[int],
+        befores: Sequence[Before | None] = (),
+    ) -> Floats:
         """Log-chances [rows, k] that each of a draft's ``tokens`` [rows, k] will be drawn, given its position's noise.
 
         ``log_probs`` [rows, k] are the draft's own, at temperature 1; at temperature ``t`` the target ranks tokens by
@@ -107,10 +124,17 @@ class Sampler:
         if not len(positions):
             return log_probs
         rest = np.log(np.maximum(1 - np.exp(log_probs).sum(axis=1, keepdims=True), MIN_REST))
+        if self._options.logit_bias or self._options.looks_back:
+            known = [self._looking_back(before) for before in befores or [None] * len(tokens)]
+            log_probs = penalised_drafts(tokens, log_probs, self._options, known)
         ranks = SHARPNESS * np.concatenate([log_probs + self._luck(tokens, log_probs, positions), rest], axis=1)
         highest = ranks.max(axis=1, keepdims=True)
         totals = highest + np.log(np.exp(ranks - highest).sum(axis=1, keepdims=True))
         return (ranks - totals)[:, :-1].astype(np.float32)  # type: ignore[no-any-return]
+
+    def _looking_back(self, before: Before | None) -> Before | None:
+        assert before is not None or not self._options.looks_back, "the options ask for what stands before a token"
+        return before if self._options.looks_back else None
 
     def _luck(self, tokens: NDArray[np.int64], log_probs: Floats, positions: Sequence[int]) -> Floats | float:
         """What the noise adds to the rank of each of ``tokens``, [rows, k]; nothing at temperature 0."""
@@ -120,14 +144,15 @@ class Sampler:
         seed = self._options.seed
         times = np.stack([self._noise(seed, position)[row] for position, row in zip(positions, tokens, strict=True)])
         noise: Floats = -temperature * np.log(times)
-        if self._options.top_k or self._options.top_p < 1:  # noise does not help a token that is cut off
+        if self._options.cuts_off:  # noise does not help a token that is cut off
             is_kept = np.stack([next_token_distribution(row, self._options) > 0 for row in log_probs])
             noise = np.where(is_kept, noise, np.minimum(noise, 0))
         return noise
 
 
 def next_token_distribution(logits: Floats, options: GenerateOptions) -> NDArray[np.float64]:
-    """Probabilities [vocab_size] after temperature, then top-k, then top-p (nucleus: the smallest set that reaches it).
+    """Probabilities [vocab_size] after temperature, then top-k, then top-p (nucleus: the smallest set that reaches it),
+    then min-p (tokens with at least that share of the likeliest one's probability).
 
     Ties at a cut go to the smaller token id. ``options.temperature`` must be above 0.
     """
@@ -142,6 +167,9 @@ def next_token_distribution(logits: Floats, options: GenerateOptions) -> NDArray
             ties = np.flatnonzero(probabilities == least)
             is_kept[ties[: num_kept - np.count_nonzero(is_kept)]] = True
             probabilities[~is_kept] = 0.0
+        probabilities /= probabilities.sum()
+    if options.min_p > 0:
+        probabilities[probabilities < options.min_p * probabilities.max()] = 0.0
         probabilities /= probabilities.sum()
     return probabilities
 

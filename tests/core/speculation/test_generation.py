@@ -108,7 +108,7 @@ class Told:
     def verify(self, *tokens: int | None, now: float = 1.0) -> list[ev.OriginAction]:
         """The head runs over all that waits; after each of these rows that token is drawn."""
         assert self.generation.next_head(now) is not None
-        return self.generation.take_drawn(tokens, now)
+        return self.generation.take_drawn(ev.HeadFinished(tokens), now)
 
     def draft(self, parents: list[int], proposals: list[list[int]]) -> None:
         """A pass of the drafter over these rows, which proposes two tokens after each."""
@@ -255,7 +255,7 @@ def test_the_first_token_is_emitted_and_becomes_the_root() -> None:
     head = told.generation.next_head(1.0)
     expected = ev.RunHead(SESSION, (Row(2, 1, 13),), (2,), hidden(2), GenerateOptions(max_new_tokens=10))
     assert comparable(head) == comparable(expected), "the walk begins at the last row"
-    actions = told.generation.take_drawn((5,), 1.0)
+    actions = told.generation.take_drawn(ev.HeadFinished((5,)), 1.0)
     assert actions == [
         ev.BroadcastAdvance(SESSION, ROOT, 5),
         ev.EmitTokens(SESSION, (5,)),
@@ -330,7 +330,7 @@ def test_rows_that_die_while_they_wait_for_the_head_bring_none() -> None:
     told.generation.next_head(1.0)
     told.bring_back(4)
     assert told.generation.is_verifying
-    told.generation.take_drawn((15,), 1.0)
+    told.generation.take_drawn(ev.HeadFinished((15,)), 1.0)
     assert not told.generation.is_verifying
 
 
@@ -477,7 +477,7 @@ def test_it_is_computing_while_head_or_drafter_have_or_await_work() -> None:
     look()
     told.generation.next_head(1.0)
     look()
-    told.generation.take_drawn((6,), 1.0)
+    told.generation.take_drawn(ev.HeadFinished((6,)), 1.0)
     look()
     told.script.drafted = [6]
     told.generation.next_draft(1.0)
@@ -495,7 +495,7 @@ def test_costs_of_head_and_drafter_are_measured() -> None:
     told.send(3)
     told.bring_back(3)
     told.generation.next_head(3.0)
-    told.generation.take_drawn((6,), 3.4)
+    told.generation.take_drawn(ev.HeadFinished((6,)), 3.4)
     assert costs.head.line.at(1) == pytest.approx(0.2, abs=0.01), "the first head took no time in this test"
 
 

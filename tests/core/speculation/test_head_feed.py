@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from flowspec_edge.core.events import HeadFinished
 from flowspec_edge.core.rows import NO_PARENT, Advance, Floats, Row
 from flowspec_edge.core.speculation.head_feed import HeadFeed
 from flowspec_edge.core.speculation.tree import Tree
@@ -27,7 +28,7 @@ def test_the_head_takes_all_that_waits_at_once_and_answers_row_by_row() -> None:
     feed.take_returned(*of(3), root=1)
     assert comparable(feed.next_rows(1)) == comparable(of(1, 2, 3))
     assert feed.next_rows(1) is None
-    assert feed.take_drawn((10, 20, None)) == 3
+    assert feed.take_drawn(HeadFinished((10, 20, None))) == 3
     assert [feed.drawn_after(id) for id in (1, 2, 3, 4)] == [10, 20, None, None]
 
 
@@ -38,7 +39,7 @@ def test_it_is_busy_from_a_rows_return_to_its_draw() -> None:
     assert feed.is_busy
     feed.next_rows(1)
     assert feed.is_busy
-    feed.take_drawn((7,))
+    feed.take_drawn(HeadFinished((7,)))
     assert not feed.is_busy
 
 
@@ -55,7 +56,7 @@ def test_pruning_forgets_rows_that_wait_and_draws_that_the_walk_cannot_reach() -
     tree, feed = make_feed()
     feed.take_returned(*of(1, 2, 3), root=1)
     feed.next_rows(1)
-    feed.take_drawn((7, 9, 4))
+    feed.take_drawn(HeadFinished((7, 9, 4)))
     feed.take_returned(*of(3), root=1)
     tree.advance(Advance(1, 7))  # the text goes on with row 2
     feed.prune(tree.take_dropped(), root=2)

@@ -1,5 +1,6 @@
 """The whole method on the real cores: whatever the timing, the text is what the unsplit model would have written."""
 
+import dataclasses
 import random
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from flowspec_edge.core.speculation.origin import PROGRESS_TIMEOUT_S
 from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names
 from flowspec_edge.errors import ProtocolError, RequestError
 from tests import fakes
-from tests.fakes import FakeRing, unsplit
+from tests.fakes import FakeRing, logits_of, path_hash, unsplit
 from tests.narrowing import present
 
 OPTIONS = st.builds(
@@ -24,6 +25,15 @@ OPTIONS = st.builds(
     temperature=st.sampled_from([0.0, 0.6, 1.0]),
     top_k=st.sampled_from([0, 3]),
     top_p=st.sampled_from([1.0, 0.8]),
+    min_p=st.sampled_from([0.0, 0.0, 0.1]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 0.8, 1.3]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 1.5]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, -0.5, 0.5]),
+    logit_bias=st.sampled_from([(), (), ((3, 1.5), (0, -100.0))]),
+    stop_token_ids=st.sampled_from([(), (), (5, 7)]),
+    ignore_eos=st.booleans(),
+    min_tokens=st.sampled_from([0, 0, 20]),
+    num_logprobs=st.sampled_from([None, 0, 2]),
     seed=st.integers(0, 2**64 - 1),
     schedule=st.sampled_from([*SCHEDULES, *ablation_names()]),
 )
@@ -41,6 +51,38 @@ def test_output_equals_the_unsplit_models(
     assert answer.tokens == unsplit(prompt, options)
     assert answer.reason in ("stop", "length")
     assert not any(stage.caches for stage in ring.stages)
+
+
+@settings(max_examples=100, deadline=None)
+@given(PROMPTS, OPTIONS, st.integers(0, 60), st.integers(0, 2**32))
+def test_another_ring_goes_on_as_the_first_one_would_have(
+    prompt: tuple[int, ...], options: GenerateOptions, num_written: int, seed: int
+) -> None:
+    """Penalties and the least length know what of its prompt was written."""
+    expected = unsplit(prompt, options)
+    num_written = min(num_written, len(expected) - 1)
+    ring = FakeRing(2, random.Random(seed))
+    left = dataclasses.replace(options, max_new_tokens=options.max_new_tokens - num_written)
+    answer = ring.submit(1, (*prompt, *expected[:num_written]), left, num_written)
+    ring.run()
+    assert answer.tokens == expected[num_written:]
+
+
+@settings(max_examples=30, deadline=None)
+@given(PROMPTS, OPTIONS, st.integers(0, 4), st.integers(0, 2**32))
+def test_each_token_comes_with_its_logprobs(
+    prompt: tuple[int, ...], options: GenerateOptions, num_top: int, seed: int
+) -> None:
+    """By the target's own distribution, whatever the options make of it."""
+    ring = FakeRing(3, random.Random(seed))
+    answer = ring.submit(1, prompt, dataclasses.replace(options, num_logprobs=num_top))
+    ring.run()
+    for at, (token, told) in enumerate(zip(answer.tokens, answer.logprobs, strict=True)):
+        logits = logits_of(path_hash([*prompt, *answer.tokens[:at]])).astype(np.float64)
+        log_probs = logits - np.log(np.exp(logits).sum())
+        best = np.argsort(-log_probs)[:num_top].tolist()
+        assert [one.token for one in (told.drawn, *told.top)] == [token, *best]
+        np.testing.assert_allclose([one.logprob for one in (told.drawn, *told.top)], log_probs[[token, *best]])
 
 
 @settings(max_examples=100, deadline=None)
