@@ -22,23 +22,39 @@ from flowspec_edge.web.chat_template import ChatTemplate
 from tests.fuzz.inputs import NASTY_NUMBERS, changed, changed_value, nested
 from tests.narrowing import present
 
+DRAWING: dict[str, Any] = {
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "logit_bias": {"5": 1.5, "50256": -100},
+    "stop": ["x", "y"],
+    "stop_token_ids": [3, 4],
+    "ignore_eos": False,
+    "min_tokens": 2,
+}
 BODY: dict[str, Any] = {
+    **DRAWING,
     "model": "demo",
     "prompt": "def main(",
     "max_tokens": 5,
-    "temperature": 0.5,
-    "top_k": 3,
     "parse_special": True,
-    "top_p": 0.9,
     "seed": 7,
-    "stop": ["x", "y"],
+    "logprobs": 2,
+    "best_of": 1,
     "schedule": "flowspec",
     "stream": False,
     "n": 1,
     "flowspec": {"resumable": True, "resume": {"bundle": "b1", "prompt_token_ids": [1, 2], "token_ids": [3]}},
 }
 CHAT = {
-    **{name: BODY[name] for name in ("model", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stream")},
+    **DRAWING,
+    **{name: BODY[name] for name in ("model", "max_tokens", "seed", "stream")},
+    "logprobs": True,
+    "top_logprobs": 2,
     "messages": [
         {"role": "system", "content": "x"},
         {"role": "user", "content": [{"type": "text", "text": "<s>"}]},

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -114,7 +115,7 @@ async def test_a_stage_that_is_frozen_and_then_killed_costs_time_alone(
         assert num_stages(service) == 2
         await until(lambda: num_stages(service) == 3)  # thawed, it serves again
 
-        seeded = GenerateOptions(max_new_tokens=60, temperature=0.8, seed=7, stop=(stop,))
+        seeded = dataclasses.replace(SEEDED, stop=(stop,))
         pieces = await write(service, prompt, seeded, second, victim.kill)
         assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)]
         assert pieces[-1].finish_reason == "stop"
