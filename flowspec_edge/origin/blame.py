@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 
 from flowspec_edge.core import wire
 from flowspec_edge.core.planning.placement import StagePlan
@@ -46,6 +47,27 @@ async def next_silent(is_in_doubt: asyncio.Event, controls: Sequence[Link]) -> l
         is_in_doubt.clear()
         if silent := await silent_links(controls):
             return silent
+
+
+@contextlib.asynccontextmanager
+async def asking(controls: Sequence[Link], is_in_doubt: asyncio.Event | None) -> AsyncIterator[None]:
+    """Meanwhile ask nodes whether they are there, each time that it is in doubt: whoever waits for one that is not
+    sees its link end.
+    """
+    if is_in_doubt is None:
+        yield
+        return
+
+    async def ask() -> None:
+        while True:
+            await next_silent(is_in_doubt, controls)
+
+    task = asyncio.create_task(ask(), name="asking nodes whether they are there")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def silent_links(controls: Sequence[Link]) -> list[Link]:

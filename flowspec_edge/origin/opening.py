@@ -41,7 +41,7 @@ from flowspec_edge.net.link import OPENING, open_link
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.resources import NodeSettings
-from flowspec_edge.origin.blame import next_silent, silent_links
+from flowspec_edge.origin.blame import asking, silent_links
 from flowspec_edge.origin.dialogue import (
     OnFetch,
     OnLost,
@@ -107,7 +107,7 @@ async def open_ring(
     name = f"{node.settings.name}-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as closing:
         peers, refused = await welcome_nodes(node.settings, bundle, found, name, closing, on_lost, is_urgent=is_urgent)
-        async with _telling_losses(peers, on_lost), _asking([peer.link for peer in peers.values()], is_in_doubt):
+        async with _telling_losses(peers, on_lost), asking([peer.link for peer in peers.values()], is_in_doubt):
             if plan is None and plan_options is not None:
                 plan = await _planned(
                     node.settings, bundle, peers, refused, plan_options, cut=cut, measures_links=not is_urgent
@@ -130,27 +130,6 @@ async def open_ring(
         core, journal = _core_of(bundle, len(stages), has_drafter=engine.drafter is not None)
         async with Ring(core, journal, engine, stages, links, node.board, plan) as ring:
             yield ring
-
-
-@contextlib.asynccontextmanager
-async def _asking(controls: Sequence[Link], is_in_doubt: asyncio.Event | None) -> AsyncIterator[None]:
-    """Meanwhile ask nodes whether they are there, each time that it is in doubt: whoever waits for one that is not
-    sees its link end.
-    """
-    if is_in_doubt is None:
-        yield
-        return
-
-    async def ask() -> None:
-        while True:
-            await next_silent(is_in_doubt, controls)
-
-    asking = asyncio.create_task(ask(), name="asking nodes whether they are there")
-    try:
-        yield
-    finally:
-        asking.cancel()
-        await asyncio.wait({asking})
 
 
 @contextlib.asynccontextmanager
