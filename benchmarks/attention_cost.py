@@ -66,7 +66,9 @@ def export_both(folder: Path) -> Path:
     from exporter.model import load_checkpoint
     from exporter.onnx_export import block_spec, export_graph
     from exporter.precisions import PRECISIONS
+    from exporter.rewriting import rewrite_matrices
     from exporter.stage_module import FusedBlock, build_block
+    from exporter.torch_reference import as_tensors
 
     print("exporting random weights ...", file=sys.stderr, flush=True)
     source = folder / "attention.checkpoint"
@@ -76,11 +78,11 @@ def export_both(folder: Path) -> Path:
     manifest = export_bundle(ExportOptions(checkpoint=source, drafter=None, out=out, precision=PRECISION, force=True))
     checkpoint = load_checkpoint(source)
     for entry in manifest.blocks:
-        weights = checkpoint.layers(entry.start, entry.stop)
+        weights = as_tensors(checkpoint.layers(entry.start, entry.stop))
         block = build_block(checkpoint.layer_shape, entry.start, entry.stop, weights, FusedBlock)
         float32 = folder / "float32.onnx"
         export_graph(block, block_spec(block), float32)
-        PRECISIONS[PRECISION].write(float32, fused_file(out, entry.file))
+        rewrite_matrices(float32, fused_file(out, entry.file), PRECISIONS[PRECISION])
         float32.unlink()
     shutil.rmtree(source)
     (out / "done").touch()

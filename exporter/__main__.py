@@ -1,4 +1,4 @@
-"""``flowspec-export``: a checkpoint and its drafter in, a bundle out."""
+"""``flowspec-export``: a GGUF file, or a checkpoint and its drafter, in; a bundle out."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flowspec_edge.errors import FlowspecError
 
 DESCRIPTION = """\
-Turn a Hugging Face checkpoint, and the EAGLE-1 or EAGLE-3 draft head trained for it, into a bundle: the directory
-that `flowspec node` serves. The bundle is cut by layers, so that each board loads only its own.
+Turn a GGUF file, or a Hugging Face checkpoint and the EAGLE-1 or EAGLE-3 draft head trained for it, into a bundle: the
+directory that `flowspec node` serves. The bundle is cut by layers, so that each board loads only its own.
 
-Every exported file is compared with the torch model on real text before the bundle appears; the differences are kept
-in its manifest.json. A bundle that differs by more than the stated tolerance is not written.
+Every exported file is compared with torch, or with the same arithmetic in numpy, on real text before the bundle
+appears; the differences are kept in its manifest.json. A bundle that differs by more than the stated tolerance is not
+written. GGUF files need no torch.
 """
 
 EPILOG = """\
 examples:
   flowspec-export ./tinyllama --drafter ./tinyllama-eagle --out ./tinyllama-int8 --precision int8
   flowspec-export ./tinyllama --out ./tinyllama-fp32 --precision fp32 --block-size 2
+  flowspec-export ./qwen3-1.7b-q4_k_m.gguf --out ./qwen3-own
   flowspec-export Qwen/Qwen3-1.7B --out ./qwen3 --also w8a8 int4 --eval-text ./prose.txt
 
 exit status: 0 written, 1 refused (the last line says why), 2 wrong arguments, 130 interrupted.
 """
 
+PRECISIONS = ("own", "fp32", "fp16", "int8", "w8a8", "int4")
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -40,10 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "checkpoint",
-        metavar="CHECKPOINT",
+        metavar="MODEL",
         help="directory with config.json, tokenizer.json (or tokenizer.model) and safetensors of a Llama, TinyLlama, "
-        "SmolLM, Vicuna, Mistral, Qwen2, Qwen2.5 or Qwen3 model, or the name of one on the Hugging Face hub, ORG/REPO "
-        "(HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are heeded)",
+        "SmolLM, Vicuna, Mistral, Qwen2, Qwen2.5 or Qwen3 model, or a GGUF file of one; or its name on the Hugging "
+        "Face hub, ORG/REPO or ORG/REPO:file.gguf (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are heeded)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="directory to write; must not exist")
     parser.add_argument(
@@ -54,18 +58,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "int8", "w8a8", "int4"),
-        default="int8",
-        help="of the whole bundle. int8 (default): 8-bit weights in the files, a quarter of the size, unpacked to "
-        "float32 when loaded. fp32: the checkpoint's weights as they are. fp16: matrices of 16 bits. w8a8: 8-bit "
-        "weights and activations of 8 bits per token, the fastest for chunks. int4: 4-bit weights, the smallest. With "
-        "w8a8 and int4 a near tie between two tokens may fall otherwise in a draft tree than without one",
+        choices=PRECISIONS,
+        help="of the whole bundle. own (default of GGUF files): every weight exactly as the file has it. int8 (default "
+        "of checkpoints): 8-bit weights in the files, a quarter of the size, unpacked to float32 when loaded. fp32: "
+        "the checkpoint's weights as they are. fp16: matrices of 16 bits. w8a8: 8-bit weights and activations of 8 "
+        "bits per token, the fastest for chunks. int4: 4-bit weights, the smallest",
     )
     parser.add_argument(
         "--also",
         nargs="+",
         default=[],
-        choices=("fp32", "fp16", "int8", "w8a8", "int4"),
+        choices=PRECISIONS,
         metavar="PRECISION",
         help="further precisions of the layers, among which each board may choose (flowspec node --precision)",
     )
@@ -74,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="UTF-8 text to tell each precision's quality on: error, greedy agreement, perplexity (its first 1024 "
-        "tokens; default: a built-in page of source code)",
+        "tokens; default: a built-in page of source code, and nothing for a GGUF file's own precision)",
     )
     parser.add_argument(
         "--block-size",
@@ -117,31 +120,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(options: argparse.Namespace) -> None:
-    try:  # torch takes seconds to import, --help should not
-        from exporter.bundle import ExportOptions, bundle_report, export_bundle
-        from exporter.hub import find_checkpoint
+    try:  # ONNX Runtime and torch take seconds to import, --help should not
+        report = _run(options)
     except ImportError as cause:
         raise FlowspecError(
-            f"exporting needs {cause.name}, which is not installed; run pip install 'flowspec-edge[export]'"
+            f"exporting needs {cause.name}, which is not installed; run pip install 'flowspec-edge[export]', or "
+            "'flowspec-edge[gguf]' for GGUF files"
         ) from cause
+    if options.json:
+        print(json.dumps(report, indent=1))
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    from exporter.bundle import ExportOptions, bundle_report, export_bundle
+    from exporter.hub import find_draft_head, find_model
+
     manifest = export_bundle(
         ExportOptions(
-            checkpoint=find_checkpoint(options.checkpoint, allow_pickle=options.allow_pickle),
-            drafter=find_checkpoint(options.drafter, allow_pickle=options.allow_pickle) if options.drafter else None,
+            checkpoint=find_model(options.checkpoint, allow_pickle=options.allow_pickle),
+            drafter=find_draft_head(options.drafter, allow_pickle=options.allow_pickle) if options.drafter else None,
             out=options.out,
             precision=options.precision,
             also=tuple(options.also),
             eval_text=options.eval_text,
             block_size=options.block_size,
-            name=options.name or Path(options.checkpoint).resolve().name,
+            name=options.name or Path(options.checkpoint.rpartition(":")[2]).resolve().name.removesuffix(".gguf"),
             max_context=options.max_context,
             allow_pickle=options.allow_pickle,
             force=options.force,
         ),
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    if options.json:
-        print(json.dumps(bundle_report(manifest), indent=1))
+    return bundle_report(manifest)
 
 
 if __name__ == "__main__":

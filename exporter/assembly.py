@@ -1,98 +1,111 @@
-"""One export under way. Each part of the model is written in every precision asked for, compared with torch, and freed
-before the next part is read.
+"""One export under way. Each part of the model is written in every precision asked for, compared with a reference, and
+freed before the next part is read.
 """
 
 from __future__ import annotations
 
 import itertools
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import torch
-from torch import nn
 
-from exporter.drafter import DraftHead
-from exporter.eagle3 import Eagle3Head
-from exporter.model import Checkpoint
-from exporter.onnx_export import GraphSpec, block_spec, export_graph, final_norm_spec, fuse_spec, head_spec, top_spec
-from exporter.parity import PROBE_TEXT, ChainCheck, probe_steps
+from exporter.layer_graph import Weights, write_block, write_final_norm, write_head
+from exporter.matrices import Matrix, float_product
+from exporter.onnx_file import as_bytes
+from exporter.parity import ChainCheck
 from exporter.precisions import PRECISIONS, Precision
 from exporter.quality import QualityCheck
-from exporter.stage_module import build_block, build_final_norm, build_head
-from exporter.tensors import read_json
-from exporter.tokenizer import CONFIG, check_vocabulary, contradictions, write_tokenizer
+from exporter.reference import FollowedProducts, NumpyLayers, rms_norm
+from exporter.source import Report, Source
+from exporter.steps import PROBE_TEXT, probe_steps
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import BlockEntry, DrafterEntry, FileEntry, Manifest, Parity, describe_file
 
-MADE_WITH = ("flowspec-edge", "torch", "optimum", "optimum-onnx", "transformers", "onnx", "onnxruntime")
-SCRATCH = "scratch"
-"""Directory of the float32 graph from which the files of each precision are made. It is deleted at the end."""
+LIBRARIES = ("flowspec-edge", "onnx", "onnxruntime")
 
-Report = Callable[[str], None]
+
+class Draft(Protocol):
+    """A draft head to be written beside the model."""
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Layers whose input it reads; files end before them."""
+        ...
+
+    @property
+    def libraries(self) -> tuple[str, ...]: ...
+
+    def write(self, directory: Path, precision: Precision, check: ChainCheck) -> tuple[DrafterEntry, float]:
+        """Write its files, and return their entry and the largest error."""
+        ...
 
 
 class Assembly:
     """A bundle in the making, in ``directory``.
 
     ``precisions`` names every precision in which blocks are written; the first one is the bundle's own, in which head
-    and drafter are written too.
+    and drafter are written too. ``eval_text`` is the name and the text that their quality is measured on, or None where
+    it is not.
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        source: Source,
         directory: Path,
         precisions: Sequence[str],
         eval_text: tuple[str, str] | None,
         report: Report,
     ) -> None:
-        self.checkpoint, self.directory, self.report = checkpoint, directory, report
+        self.source, self.directory, self.report = source, directory, report
         self.precisions = [PRECISIONS[name] for name in precisions]
-        self.embedding = _exact_table(checkpoint.embedding())
-        tokenizer = write_tokenizer(checkpoint.tokenizer_path, directory / "tokenizer.json")
-        _check_tokenizer(tokenizer, checkpoint, report)
-        token_ids, max_context = _encode(tokenizer, PROBE_TEXT, checkpoint), checkpoint.geometry.max_context
+        tokenizer = source.write_tokenizer(directory / "tokenizer.json", report)
+        token_ids, max_context = _encode(tokenizer, PROBE_TEXT, source), source.geometry.max_context
+        self.embedding = write_embedding(source, directory / "embedding.npy")
         self.checks = {
             precision.name: ChainCheck(
                 probe_steps(token_ids, max_context, min_rows(precision.name)),
                 self.embedding,
                 precision.tolerance,
-                judges_chain=not precision.rounds_activations,
+                drafter_tolerance=precision.drafter_tolerance,
+                chain_tolerance=precision.chain_tolerance,
+                reference=precision.reference,
             )
             for precision in self.precisions
         }
-        name, text = eval_text or ("built-in", PROBE_TEXT)
-        tokens = _encode(tokenizer, text, checkpoint)[:max_context]
-        if len(tokens) < 2:
-            raise CheckpointError(f"--eval-text {name}: has {len(tokens)} tokens; give a text of a page or more")
-        self.quality = QualityCheck(name, tokens, self.embedding, precisions)
+        self.quality: QualityCheck | None = None
+        if eval_text is not None:
+            name, text = eval_text
+            tokens = _encode(tokenizer, text, source)[:max_context]
+            if len(tokens) < 2:
+                raise CheckpointError(f"--eval-text {name}: has {len(tokens)} tokens; give a text of a page or more")
+            self.quality = QualityCheck(name, tokens, self.embedding, precisions)
 
     @property
     def own(self) -> Precision:
         return self.precisions[0]
 
-    def assemble(self, name: str, block_size: int, draft_head: DraftHead | Eagle3Head | None) -> Manifest:
-        checkpoint, check = self.checkpoint, self.checks[self.own.name]
-        np.save(self.directory / "embedding.npy", self.embedding)
-        blocks = self._blocks(block_size, draft_head.taps if draft_head else ())
+    def assemble(self, name: str, block_size: int, draft: Draft | None) -> Manifest:
+        source, check = self.source, self.checks[self.own.name]
+        blocks = self._blocks(block_size, draft.taps if draft else ())
         final_norm, chain_error = self._final_norm()
         head, head_error = self._head()
-        drafter, drafter_error = self._drafter(draft_head) if draft_head else (None, None)
+        drafter, drafter_error = draft.write(self.directory, self.own, check) if draft else (None, None)
         if drafter is None:
             self.report("no draft head: drafts come from repetitions in the text alone")
-        quality = self.quality.report(self.directory / head.file)
+        else:
+            self.report(f"drafter ({drafter.kind}): error {drafter_error:.1e}")
+        quality = self.quality.report(self.directory / head.file) if self.quality else []
         for entry in quality:
             self.report(
                 f"{entry.precision} on {entry.num_tokens} tokens of {entry.text}: error {entry.max_error:.1e}, "
                 f"same token {entry.greedy_agreement:.1%}, perplexity {entry.perplexity:.3f} "
-                f"(torch: {entry.reference_perplexity:.3f})"
+                f"(float32: {entry.reference_perplexity:.3f})"
             )
-        shutil.rmtree(self.directory / SCRATCH)
         parity = Parity(
             tolerance=check.tolerance,
             chain_error=chain_error,
@@ -104,12 +117,12 @@ class Assembly:
         )
         return Manifest(
             name=name,
-            architecture=checkpoint.architecture,
+            architecture=source.architecture,
             precision=self.own.name,
-            geometry=checkpoint.geometry,
-            bos_token_id=checkpoint.bos_token_id,
-            eos_token_ids=checkpoint.eos_token_ids,
-            chat_template=checkpoint.chat_template,
+            geometry=source.geometry,
+            bos_token_id=source.bos_token_id,
+            eos_token_ids=source.eos_token_ids,
+            chat_template=source.chat_template,
             tokenizer=self._entry("tokenizer.json"),
             embedding=self._entry("embedding.npy"),
             blocks=blocks.pop(self.own.name),
@@ -117,7 +130,7 @@ class Assembly:
             head=head,
             drafter=drafter,
             parity=parity,
-            made_with=_versions(),
+            made_with=_versions([*LIBRARIES, *source.libraries, *(draft.libraries if draft else ())]),
             alternatives=blocks,
             quality=quality,
         )
@@ -128,132 +141,116 @@ class Assembly:
         A file has ``block_size`` layers, or fewer where it ends before a layer in ``taps``, whose input the drafter
         reads.
         """
-        num_layers = self.checkpoint.num_layers
+        num_layers = self.source.geometry.num_layers
         (self.directory / "blocks").mkdir()
         cuts = sorted({*range(0, num_layers, block_size), *taps, num_layers})
         blocks: dict[str, list[BlockEntry]] = {precision.name: [] for precision in self.precisions}
         for start, stop in itertools.pairwise(cuts):
-            block = build_block(self.checkpoint.layer_shape, start, stop, self.checkpoint.layers(start, stop))
-            name = f"blocks/layers-{start:03d}-{stop:03d}"
-            float32 = self._export(block, block_spec(block), f"{name}.onnx")
-            self.quality.run_reference(block)
-            own_weights = block.state_dict()
+            weights = self.source.layers(start, stop)
+            if self.quality is not None:
+                layers = self.source.float_layers(stop - start, weights, self.quality.capacity)
+                self.quality.run_reference(layers)
             for precision in self.precisions:
-                file = f"{name}.onnx" if precision is self.own else f"{name}.{precision.name}.onnx"
-                path = self.directory / file
-                block.load_state_dict({**own_weights, **precision.write(float32, path)}, assign=True)
-                check = self.checks[precision.name]
-                check.check_block(block, path)
-                self.quality.run(precision.name, path, block.shape)
-                self.report(
-                    f"layers [{start}, {stop}) of {num_layers}, {precision.name}: error {check.block_errors[-1]:.1e}"
-                )
-                entry = describe_file(self.directory, file)
-                memory_bytes = precision.memory_bytes(block, path)
-                blocks[precision.name].append(BlockEntry(**entry, start=start, stop=stop, memory_bytes=memory_bytes))
+                blocks[precision.name].append(self._block(start, stop, weights, precision))
         return blocks
+
+    def _block(self, start: int, stop: int, weights: Weights, precision: Precision) -> BlockEntry:
+        """Write and compare one block in one precision."""
+        suffix = "" if precision is self.own else f".{precision.name}"
+        path = self.directory / f"blocks/layers-{start:03d}-{stop:03d}{suffix}.onnx"
+        source, shape, check = self.source, self.source.layer_shape, self.checks[precision.name]
+        formed = {name: self._formed(weight, precision, f"{path.name}: {name}") for name, weight in weights.items()}
+        shown = path.with_suffix(".shown") if precision.rounds_activations else None
+        products = write_block(shape, start, stop, formed, path, shown)
+        layers = f"[{start}, {stop})"
+        if shown is not None:
+            followed = FollowedProducts(products)
+            reference = NumpyLayers(shape, stop - start, formed, check.capacity, followed)
+            check.check_products(reference, followed, shape, path, shown, layers)
+            shown.unlink()
+        else:
+            check.check_block(source.float_layers(stop - start, formed, check.capacity), shape, path, layers)
+        if self.quality is not None:
+            self.quality.run(precision.name, path, shape)
+        num_layers = source.geometry.num_layers
+        self.report(f"layers {layers} of {num_layers}, {precision.name}: error {check.block_errors[-1]:.1e}")
+        memory_bytes = sum(w.nbytes if isinstance(w, np.ndarray) else w.memory_bytes for w in formed.values())
+        entry = describe_file(self.directory, f"blocks/{path.name}")
+        return BlockEntry(**entry, start=start, stop=stop, memory_bytes=memory_bytes)
+
+    def _formed(self, weight: Matrix | np.ndarray, precision: Precision, what: str) -> Matrix | np.ndarray:
+        if isinstance(weight, np.ndarray):
+            return weight
+        try:
+            return precision.form(weight)
+        except CheckpointError as cause:
+            raise CheckpointError(f"{what} {cause}") from cause
 
     def _final_norm(self) -> tuple[FileEntry, float]:
         """Write the final norm, which has no matrix and so is float32 in every precision.
 
         Returns its entry, and the error of the whole chain in the bundle's own precision.
         """
-        norm = build_final_norm(self.checkpoint.final_norm(), self.checkpoint.geometry.rms_norm_eps)
+        weight, eps = self.source.final_norm(), self.source.layer_shape.rms_norm_eps
         path = self.directory / "final_norm.onnx"
-        export_graph(norm, final_norm_spec(norm), path)
+        write_final_norm(weight, eps, path)
+
+        def norm(rows: np.ndarray) -> np.ndarray:
+            return rms_norm(rows, weight, eps)
+
         errors = {name: check.check_final_norm(norm, path) for name, check in self.checks.items()}
-        self.quality.run_final_norm(norm, path)
+        if self.quality is not None:
+            self.quality.run_final_norm(norm, path)
         for name, error in errors.items():
             self.report(f"chain of all blocks and final norm, {name}: error {error:.1e}")
         return self._entry(path.name), errors[self.own.name]
 
     def _head(self) -> tuple[FileEntry, float]:
-        head = build_head(self.checkpoint.lm_head())
-        self.quality.run_reference_head(head)
-        path = self._write(head, head_spec(head), "head.onnx")
-        error = self.checks[self.own.name].check_head(head, path)
+        matrix = self.source.lm_head()
+        if self.quality is not None:
+            self.quality.run_reference_head(lambda rows: float_product(matrix, rows))
+        path = self.directory / "head.onnx"
+        formed = self._formed(matrix, self.own, f"{path.name}: the head")
+        assert not isinstance(formed, np.ndarray)
+        write_head(formed, path)
+        error = self.checks[self.own.name].check_head(formed.times, path)
         self.report(f"head: error {error:.1e}")
         return self._entry(path.name), error
-
-    def _drafter(self, draft_head: DraftHead | Eagle3Head) -> tuple[DrafterEntry, float]:
-        check = self.checks[self.own.name]
-        drafter = draft_head.build()
-        path = self._write(drafter, block_spec(drafter), "drafter.onnx")
-        error = check.check_drafter(drafter, path)
-        parts: dict[str, FileEntry] = {}
-        if isinstance(draft_head, Eagle3Head):
-            fuse, top = draft_head.build_fuse(), draft_head.build_top()
-            fuse_path = self._write(fuse, fuse_spec(fuse), "fuse.onnx")
-            top_path = self._write(top, top_spec(top), "draft_top.onnx")
-            error = max(error, check.check_fuse(fuse, fuse_path), check.check_top(top, top_path))
-            parts = {"fuse": self._entry(fuse_path.name), "top": self._entry(top_path.name)}
-        self.report(f"drafter ({draft_head.kind}): error {error:.1e}")
-        shape = draft_head.shape
-        entry = DrafterEntry(
-            **describe_file(self.directory, path.name),
-            kind=draft_head.kind,
-            num_heads=shape.num_heads,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            rope_frequencies=list(shape.rope_frequencies),
-            taps=list(draft_head.taps),
-            fuse=parts.get("fuse"),
-            top=parts.get("top"),
-        )
-        return entry, error
-
-    def _write(self, module: nn.Module, spec: GraphSpec, name: str) -> Path:
-        """Export a graph in the bundle's own precision, and give ``module`` the weights that the file
-        now stands for.
-        """
-        path = self.directory / name
-        weights = self.own.write(self._export(module, spec, name), path)
-        unexpected = module.load_state_dict(weights, strict=False, assign=True).unexpected_keys
-        assert not unexpected, unexpected
-        return path
-
-    def _export(self, module: nn.Module, spec: GraphSpec, name: str) -> Path:
-        """Export ``module`` in float32 and return the file's path, which is valid until the next call.
-
-        The weights of a large graph are in further files beside it.
-        """
-        scratch = self.directory / SCRATCH
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        path = scratch / Path(name).name
-        export_graph(module, spec, path)
-        return path
 
     def _entry(self, name: str) -> FileEntry:
         return FileEntry(**describe_file(self.directory, name))
 
 
-def _exact_table(embedding: torch.Tensor) -> np.ndarray:
-    """The embedding as float16 where that loses nothing, else as float32."""
-    halved = embedding.half()
-    exact = torch.equal(halved.float(), embedding.float())
-    return (halved if exact else embedding.float()).numpy()
+def write_embedding(source: Source, path: Path) -> np.ndarray:
+    """Write the embedding piece by piece, as float16 where that loses nothing, else as float32.
+
+    Returns:
+        The table, mapped from the file.
+    """
+    with np.errstate(over="ignore"):
+        is_exact = all(np.array_equal(rows.astype(np.float16), rows) for rows in source.embedding())
+    geometry = source.geometry
+    dtype = np.dtype(np.float16 if is_exact else np.float32)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+    with path.open("wb") as file:
+        shape = geometry.vocab_size, geometry.hidden_size
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
+        for rows in source.embedding():
+            file.write(as_bytes(rows.astype(dtype, copy=False)))
+    table: np.ndarray = np.load(path, mmap_mode="r")
+    return table
 
 
-def _check_tokenizer(tokenizer: Tokenizer, checkpoint: Checkpoint, report: Report) -> None:
-    bos, eos = checkpoint.bos_token_id, checkpoint.eos_token_ids
-    special = eos if bos is None else [bos, *eos]
-    check_vocabulary(tokenizer, special, checkpoint.vocab_size, checkpoint.tokenizer_path)
-    config = checkpoint.directory / CONFIG
-    for contradiction in contradictions(tokenizer, read_json(config) if config.is_file() else {}, bos, eos):
-        report(f"note: {contradiction}")
-
-
-def _encode(tokenizer: Tokenizer, text: str, checkpoint: Checkpoint) -> list[int]:
+def _encode(tokenizer: Tokenizer, text: str, source: Source) -> list[int]:
     token_ids = tokenizer.encode(text)
     if not token_ids:
-        raise CheckpointError(f"{checkpoint.tokenizer_path}: makes no tokens of plain text")
+        raise CheckpointError(f"{source.path}: its tokenizer makes no tokens of plain text")
     return token_ids
 
 
-def _versions() -> dict[str, str]:
+def _versions(libraries: Sequence[str]) -> dict[str, str]:
     versions: dict[str, str] = {}
-    for name in MADE_WITH:
+    for name in libraries:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # run from a source tree

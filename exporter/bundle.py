@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.assembly import Assembly, Report
-from exporter.drafter import load_draft_head
-from exporter.model import load_checkpoint
-from exporter.precisions import PRECISIONS
+from exporter.assembly import Assembly, Draft
+from exporter.precisions import OWN, PRECISIONS
+from exporter.source import Report, Source
+from exporter.steps import PROBE_TEXT
 from flowspec_edge.errors import BundleError, CheckpointError, system_words
 from flowspec_edge.manifest import MANIFEST_NAME, Manifest, load_manifest
 
@@ -26,12 +26,14 @@ class ExportOptions:
     """What to export, and where to.
 
     Attributes:
-        checkpoint: directory of the target model.
+        checkpoint: directory of the target model, or a GGUF file.
         drafter: directory of its draft head; None where there is none.
         out: directory to write.
-        precision: the bundle's own precision, of blocks, head and drafter; see :mod:`exporter.precisions`.
+        precision: the bundle's own precision, of blocks, head and drafter; see :mod:`exporter.precisions`. None: int8
+            of a checkpoint, and of a GGUF file its own.
         also: further precisions of the blocks, among which devices may choose.
-        eval_text: file with the text on which each precision's quality is measured; a page of source code when None.
+        eval_text: file with the text on which each precision's quality is measured. None: a page of source code
+            for a checkpoint, none for a GGUF file in its own precision.
         block_size: layers per ONNX file; a device serves whole files.
         name: what users see; the checkpoint directory's name when None.
         max_context: tokens of context to allow; the model's own limit when None.
@@ -42,7 +44,7 @@ class ExportOptions:
     checkpoint: Path
     drafter: Path | None
     out: Path
-    precision: str = "int8"
+    precision: str | None = None
     also: tuple[str, ...] = ()
     eval_text: Path | None = None
     block_size: int = 1
@@ -50,6 +52,15 @@ class ExportOptions:
     max_context: int | None = None
     allow_pickle: bool = False
     force: bool = False
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.checkpoint.is_file()
+
+    @property
+    def precisions(self) -> list[str]:
+        """All of them, the bundle's own first."""
+        return list(dict.fromkeys((self.precision or (OWN if self.is_gguf else "int8"), *self.also)))
 
 
 def export_bundle(options: ExportOptions, report: Report = lambda line: None) -> Manifest:
@@ -62,16 +73,15 @@ def export_bundle(options: ExportOptions, report: Report = lambda line: None) ->
     """
     began = time.monotonic()
     _check_out(options)
-    eval_text = _read_text(options.eval_text) if options.eval_text is not None else None
-    checkpoint = load_checkpoint(options.checkpoint, options.max_context, allow_pickle=options.allow_pickle)
-    draft_head = None
-    if options.drafter is not None:
-        draft_head = load_draft_head(options.drafter, checkpoint.geometry, allow_pickle=options.allow_pickle)
+    eval_text = _eval_text(options)
+    source, draft = _open_source(options)
+    for note in source.notes():
+        report(note)
+    _check_room(options, source)
     with _written_aside(options) as directory:
-        precisions = dict.fromkeys((options.precision, *options.also))
-        assembly = Assembly(checkpoint, directory, list(precisions), eval_text, report)
-        name = options.name or checkpoint.directory.resolve().name
-        manifest = assembly.assemble(name, options.block_size, draft_head)
+        assembly = Assembly(source, directory, options.precisions, eval_text, report)
+        name = options.name or options.checkpoint.resolve().name.removesuffix(".gguf")
+        manifest = assembly.assemble(name, options.block_size, draft)
         manifest.write(directory)
         load_manifest(directory)
     num_bytes = sum(entry.num_bytes for entry in manifest.files())
@@ -79,8 +89,34 @@ def export_bundle(options: ExportOptions, report: Report = lambda line: None) ->
     return manifest
 
 
-def _read_text(path: Path) -> tuple[str, str]:
-    """The file's name and its text."""
+def _open_source(options: ExportOptions) -> tuple[Source, Draft | None]:
+    """The model, and its draft head. What is read by torch is imported only where there is such a thing."""
+    if options.is_gguf:
+        from exporter.gguf.model import open_gguf
+
+        if options.drafter is not None:
+            raise CheckpointError(
+                f"{options.checkpoint}: draft heads are exported with the checkpoint that they were trained for; give "
+                "that instead of a GGUF file, or leave --drafter out"
+            )
+        return open_gguf(options.checkpoint, options.max_context), None
+    from exporter.model import load_checkpoint
+
+    checkpoint = load_checkpoint(options.checkpoint, options.max_context, allow_pickle=options.allow_pickle)
+    if options.drafter is None:
+        return checkpoint, None
+    from exporter.draft_export import DraftExport
+    from exporter.drafter import load_draft_head
+
+    head = load_draft_head(options.drafter, checkpoint.geometry, allow_pickle=options.allow_pickle)
+    return checkpoint, DraftExport(head)
+
+
+def _eval_text(options: ExportOptions) -> tuple[str, str] | None:
+    """The name and the text that qualities are measured on, if they are."""
+    path = options.eval_text
+    if path is None:
+        return None if options.precisions == [OWN] else ("built-in", PROBE_TEXT)
     try:
         return path.name, path.read_text(encoding="utf-8")
     except (OSError, ValueError) as cause:
@@ -91,9 +127,11 @@ def _check_out(options: ExportOptions) -> None:
     out = options.out
     if options.block_size < 1:
         raise BundleError(f"--block-size is {options.block_size}; at least 1 layer goes into a file")
-    for precision in (options.precision, *options.also):
+    for precision in options.precisions:
         if precision not in PRECISIONS:
             raise BundleError(f"precision {precision!r} is not known; choose among {', '.join(PRECISIONS)}")
+        if precision == OWN and not options.is_gguf:
+            raise BundleError(f"precision {OWN} is that of GGUF files; {options.checkpoint} is none: choose fp32")
     if not out.parent.is_dir():
         raise BundleError(f"{out}: the directory {out.parent} does not exist; create it first")
     if not out.exists():
@@ -103,6 +141,18 @@ def _check_out(options: ExportOptions) -> None:
     if not (out / MANIFEST_NAME).is_file():
         raise BundleError(
             f"{out}: is not a bundle (no {MANIFEST_NAME}), so --force does not replace it; remove it yourself"
+        )
+
+
+def _check_room(options: ExportOptions, source: Source) -> None:
+    """Raise BundleError where it is plain before that the disk is too small."""
+    if options.precisions[0] != OWN:
+        return
+    free = shutil.disk_usage(options.out.parent).free
+    if free < source.own_bytes:
+        raise BundleError(
+            f"{options.out}: the bundle takes about {source.own_bytes / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free "
+            "on that disk; make room there, or choose another place"
         )
 
 

@@ -6,123 +6,70 @@ of ONNX Runtime: the rotary embedding, and a product with a transposed factor an
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from exporter.config import LayerShape
+from exporter.onnx_file import Writer
 from flowspec_edge.engine.attention_inputs import HeadGroups
-from flowspec_edge.manifest import OLDER_BIAS, OLDER_MASK, RECENT_BIAS, RECENT_SLOTS, ROUNDS_CACHE
+from flowspec_edge.manifest import (
+    ATTENTION_PADDING,
+    CACHE_SLOTS,
+    OLDER_BIAS,
+    OLDER_MASK,
+    PAST_KEY,
+    PAST_VALUE,
+    POSITION_IDS,
+    PRESENT_KEY,
+    PRESENT_VALUE,
+    RECENT_BIAS,
+    RECENT_SLOTS,
+    ROTARY_COS,
+    ROTARY_SIN,
+    ROUNDS_CACHE,
+)
 
-DOMAIN = "flowspec"
-PLACEHOLDER = f"{DOMAIN}::CanonicalAttention"
-"""The node that torch's exporter writes; ONNX Runtime does not know it."""
-RUNTIME_DOMAIN = "com.microsoft"
-RUNTIME_OPERATORS = ("RotaryEmbedding", "FusedMatMul")
 LEAST_EXPONENT = -87.0
 """exp() of less is no normal float32, and ten times slower. It takes the place of masked scores, whose weights become 0
 by the mask; that of a visible score so far below the largest one changes nothing that float32 could tell.
 """
 
 
-def expand_attention(path: Path) -> None:
-    """Replace each placeholder in an ONNX file. Weights in files beside it are left alone."""
-    model = onnx.load(path, load_external_data=False)
-    graph = model.graph
-    nodes: list[onnx.NodeProto] = []
-    inputs = {graph_input.name: graph_input.type.tensor_type.shape.dim for graph_input in graph.input}
-    for node in graph.node:
-        if node.domain == DOMAIN:
-            writer = _Writer(node.name)
-            _write_attention(writer, node, head_dim=inputs[node.input[3]][3].dim_value)
-            nodes += writer.nodes
-            graph.initializer.extend(writer.constants)
-        else:
-            nodes.append(node)
-    if len(nodes) == len(graph.node):
-        return
-    del graph.node[:]
-    graph.node.extend(nodes)
-    graph.initializer.append(numpy_helper.from_array(np.array(False), ROUNDS_CACHE))
-    opsets = {opset.domain: opset.version for opset in model.opset_import if opset.domain != DOMAIN}
-    del model.opset_import[:]
-    model.opset_import.extend(
-        helper.make_opsetid(domain, version) for domain, version in {**opsets, RUNTIME_DOMAIN: 1}.items()
-    )
-    onnx.save(model, path)
+def write_attention(to: Writer, query: str, key: str, value: str, layer: int, shape: LayerShape) -> str:
+    """Rotate, write keys and values to their slots, and attend.
 
-
-class _Writer:
-    """Nodes and constants so far. All names begin with ``name``."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def constant(self, value: Any) -> str:
-        """The name of a constant: int64, or float32 where it has a decimal point."""
-        array = np.asarray(value)
-        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
-        name = f"{self.name}/constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(array, name))
-        return name
-
-    def add(self, op_type: str, *inputs: str, outputs: tuple[str, ...] = (), **attributes: Any) -> str:
-        """Add a node, and return its first output's name."""
-        name = f"{self.name}/{op_type}_{len(self.nodes)}"
-        domain = RUNTIME_DOMAIN if op_type in RUNTIME_OPERATORS else ""
-        self.nodes.append(helper.make_node(op_type, inputs, outputs or (name,), name=name, domain=domain, **attributes))
-        return outputs[0] if outputs else name
-
-    def reshape(self, name: str, *sizes: int) -> str:
-        return self.add("Reshape", name, self.constant(sizes))
-
-    def size(self, name: str, axis: int) -> str:
-        """The size of one axis, int64 [1]."""
-        return self.add("Shape", name, start=axis, end=axis + 1)
-
-    def sizes(self, *parts: str | int) -> str:
-        """A shape of sizes that are known and names of those that are not."""
-        named = [part if isinstance(part, str) else self.constant([part]) for part in parts]
-        return self.add("Concat", *named, axis=0)
-
-
-def _write_attention(to: _Writer, node: onnx.NodeProto, head_dim: int) -> None:
-    """Rotate, write keys and values to their slots, and attend."""
-    query, key, value, past_key, past_value, cos, sin, position_ids, slots, padding = node.input[:10]
-    older_bias, older_mask, recent_slots, recent_bias = node.input[10:]
-    attended, present_key, present_value = node.output
-    attributes = {attribute.name: attribute.i for attribute in node.attribute}
-    num_heads, num_kv_heads = attributes["num_heads"], attributes["num_kv_heads"]
-    rotated = to.add("RotaryEmbedding", query, position_ids, cos, sin, num_heads=num_heads)
-    rotated_key = to.add("RotaryEmbedding", key, position_ids, cos, sin, num_heads=num_kv_heads)
+    ``query``, ``key`` and ``value`` are [1, rows, heads * head_dim], and so is what is returned. The cache is that of
+    the layer ``layer``.
+    """
+    present = f"{PRESENT_KEY}.{layer}", f"{PRESENT_VALUE}.{layer}"
+    num_heads, num_kv_heads, head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+    turns = POSITION_IDS, ROTARY_COS, ROTARY_SIN
+    rotated = to.add("RotaryEmbedding", query, *turns, num_heads=num_heads)
+    rotated_key = to.add("RotaryEmbedding", key, *turns, num_heads=num_kv_heads)
 
     def by_head(rows: str) -> str:  # [num_kv_heads, rows, head_dim]
         return to.add("Transpose", to.reshape(rows, -1, num_kv_heads, head_dim), perm=[1, 0, 2])
 
     with_one = to.add("Pad", by_head(_rounded(to, value)), to.constant([0, 1]), to.constant(1.0), to.constant([2]))
-    to.add("ScatterND", past_key, slots, by_head(_rounded(to, rotated_key)), outputs=(present_key,))
-    to.add("ScatterND", past_value, slots, with_one, outputs=(present_value,))
+    to.add("ScatterND", f"{PAST_KEY}.{layer}", CACHE_SLOTS, by_head(_rounded(to, rotated_key)), outputs=present[:1])
+    to.add("ScatterND", f"{PAST_VALUE}.{layer}", CACHE_SLOTS, with_one, outputs=present[1:])
     rows_axis = to.constant([1])
-    padded = to.add("Pad", rotated, padding, to.constant(0.0), rows_axis)
-    grouped = to.add("Reshape", padded, to.sizes(to.size(older_bias, 0), -1, num_heads * head_dim))
-    body = _group_body(to, (present_key, present_value), num_heads, num_kv_heads, head_dim)
-    scanned = older_bias, older_mask, recent_slots, recent_bias
+    padded = to.add("Pad", rotated, ATTENTION_PADDING, to.constant(0.0), rows_axis)
+    grouped = to.add("Reshape", padded, to.sizes(to.size(OLDER_BIAS, 0), -1, num_heads * head_dim))
+    body = _group_body(to, present, num_heads, num_kv_heads, head_dim)
+    scanned = OLDER_BIAS, OLDER_MASK, RECENT_SLOTS, RECENT_BIAS
     groups = to.add("Scan", grouped, *scanned, num_scan_inputs=1 + len(scanned), body=body)
     rows = to.reshape(groups, 1, -1, num_heads * head_dim)
-    to.add("Slice", rows, to.constant([0]), to.size(query, 1), rows_axis, outputs=(attended,))
+    return to.add("Slice", rows, to.constant([0]), to.size(query, 1), rows_axis)
 
 
-def _rounded(to: _Writer, rows: str) -> str:
+def _rounded(to: Writer, rows: str) -> str:
     """The rows as a cache in float16 gives them back, where the session is to have one. ONNX Runtime drops the branch
     that is not taken when it loads the graph.
     """
 
     def branch(name: str, *kinds: int) -> onnx.GraphProto:
-        inner = _Writer(f"{to.name}/{name}_{len(to.nodes)}")
+        inner = Writer(f"{to.name}/{name}_{len(to.nodes)}")
         found = rows
         for kind in kinds:
             found = inner.add("Cast", found, to=kind)
@@ -139,7 +86,7 @@ def _rounded(to: _Writer, rows: str) -> str:
 
 
 def _group_body(
-    around: _Writer, caches: tuple[str, str], num_heads: int, num_kv_heads: int, head_dim: int
+    around: Writer, caches: tuple[str, str], num_heads: int, num_kv_heads: int, head_dim: int
 ) -> onnx.GraphProto:
     """The graph that attends for one group of rows.
 
@@ -152,7 +99,7 @@ def _group_body(
     num_slots = around.size(keys, 2)
     score_sizes = around.sizes(num_kv_heads, parts, -1, heads, num_slots)
     weight_sizes = around.sizes(num_kv_heads, parts, -1, num_slots)
-    to = _Writer(f"{around.name}/group")
+    to = Writer(f"{around.name}/group")
     query, bias, mask, recent_slots, recent_bias = (
         f"{to.name}/{name}" for name in ("query", OLDER_BIAS, OLDER_MASK, RECENT_SLOTS, RECENT_BIAS)
     )
@@ -174,7 +121,7 @@ def _group_body(
     return _as_graph(to, attended, num_heads * head_dim, (query, bias, mask, recent_slots, recent_bias))
 
 
-def _as_graph(to: _Writer, attended: str, width: int, inputs: tuple[str, ...]) -> onnx.GraphProto:
+def _as_graph(to: Writer, attended: str, width: int, inputs: tuple[str, ...]) -> onnx.GraphProto:
     query, bias, mask, recent_slots, recent_bias = inputs
     sizes: dict[str, list[str | int | None]] = {
         query: ["group_rows", width],
@@ -193,7 +140,7 @@ def _as_graph(to: _Writer, attended: str, width: int, inputs: tuple[str, ...]) -
     )
 
 
-def _weigh(to: _Writer, older: str, mask: str, recent: str) -> tuple[str, str]:
+def _weigh(to: Writer, older: str, mask: str, recent: str) -> tuple[str, str]:
     """The weights of older and recent ancestors from their scores: exponents below the largest score of both."""
     last = to.constant([4])
     largest = to.add(

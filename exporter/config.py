@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from flowspec_edge.errors import CheckpointError
+from flowspec_edge.manifest import Geometry
 
 HEAD_DIM_MULTIPLE = 16
 """GroupQueryAttention refuses other head sizes (onnxruntime 1.32, CPU)."""
@@ -96,6 +97,22 @@ class LayerShape:
         yield "mlp.down_proj", hidden, inner, self.mlp_bias
 
 
+def geometry_of(shape: LayerShape, num_layers: int, vocab_size: int) -> Geometry:
+    """The shapes of a whole model whose layers are all of one shape."""
+    return Geometry(
+        num_layers=num_layers,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=vocab_size,
+        max_context=shape.max_context,
+        rms_norm_eps=shape.rms_norm_eps,
+        rope_frequencies=list(shape.rope_frequencies),
+    )
+
+
 def check_architecture(path: Path, config: dict[str, Any]) -> str:
     """The one architecture that a config names. Raises CheckpointError where it is not among :data:`FAMILIES`."""
     architectures = config.get("architectures") or []
@@ -156,11 +173,11 @@ def read_rope(path: Path, config: dict[str, Any], head_dim: int) -> tuple[float,
     """
     rope = _rope_fields(path, config)
     theta = positive_number(path, {**config, **rope}, "rope_theta", _DEFAULT_ROPE_THETA)
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    frequencies = 1.0 / theta**exponents
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1) / (theta ** exponents.astype(np.float64)).astype(np.float32)
     kind = _rope_kind(rope)
     if kind == "linear":
-        frequencies = frequencies / positive_number(path, rope, "factor")
+        frequencies = frequencies / np.float32(positive_number(path, rope, "factor"))
     elif kind == "llama3":
         frequencies = _scale_llama3(path, rope, frequencies)
     elif kind != "default":
@@ -168,7 +185,7 @@ def read_rope(path: Path, config: dict[str, Any], head_dim: int) -> tuple[float,
     return tuple(frequencies.tolist())
 
 
-def _scale_llama3(path: Path, rope: dict[str, Any], frequencies: torch.Tensor) -> torch.Tensor:
+def _scale_llama3(path: Path, rope: dict[str, Any], frequencies: np.ndarray) -> np.ndarray:
     """Divide slow waves by ``factor``, leave fast ones, and blend those in between by their wavelength."""
     factor, low, high = (
         positive_number(path, rope, field) for field in ("factor", "low_freq_factor", "high_freq_factor")
@@ -176,10 +193,10 @@ def _scale_llama3(path: Path, rope: dict[str, Any], frequencies: torch.Tensor) -
     trained = positive_int(path, rope, "original_max_position_embeddings")
     if high <= low:
         raise CheckpointError(f"{path}: high_freq_factor {high} is not above low_freq_factor {low}")
-    wavelengths = 2 * math.pi / frequencies
-    share = ((trained / wavelengths - low) / (high - low)).clamp(0.0, 1.0)
-    blended = (1 - share) * frequencies / factor + share * frequencies
-    return torch.where(share >= 1.0, frequencies, blended)
+    wavelengths = np.float32(2 * math.pi) / frequencies
+    share = np.clip((np.float32(trained) / wavelengths - np.float32(low)) / np.float32(high - low), 0, 1)
+    blended = (1 - share) * frequencies / np.float32(factor) + share * frequencies
+    return np.where(share >= 1, frequencies, blended)
 
 
 def _rope_fields(path: Path, config: dict[str, Any]) -> dict[str, Any]:

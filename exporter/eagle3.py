@@ -20,10 +20,10 @@ from exporter.config import LayerShape, positive_int
 from exporter.stage_module import (
     Attention,
     FeedForward,
-    FusedAttention,
     FusedBlock,
     RmsNorm,
     TopLogProbs,
+    fused_attention,
     with_weights,
 )
 from exporter.tensors import TensorFiles
@@ -74,7 +74,7 @@ class MidLayer(nn.Module):
         super().__init__()
         self.hidden_norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.input_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
-        self.self_attn = Attention(shape, FusedAttention)
+        self.self_attn = Attention(shape, fused_attention)
         self.post_attention_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = FeedForward(shape)
 

@@ -57,13 +57,12 @@ def find_model(name: str, *, allow_pickle: bool = False) -> Path:
     return _fetch_gguf(repo, file)
 
 
-def find_checkpoint(name: str, *, allow_pickle: bool = False) -> Path:
-    """The directory of the checkpoint that ``name`` stands for. Raises CheckpointError as :func:`find_model` does."""
+def find_draft_head(name: str, *, allow_pickle: bool = False) -> Path:
+    """The directory of the draft head that ``name`` stands for. Raises CheckpointError as :func:`find_model` does."""
     path = find_model(name, allow_pickle=allow_pickle)
     if path.is_file():
         raise CheckpointError(
-            f"{name}: is a GGUF file, of which no bundle can be made yet; give the checkpoint that it was made of, as "
-            "a directory or as ORG/REPO"
+            f"{name}: is a GGUF file; draft heads are read as they were published, from a directory or as ORG/REPO"
         )
     return path
 

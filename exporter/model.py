@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
-from exporter.config import FAMILIES, LayerShape, check_architecture, positive_int, read_layer_shape
+from exporter.config import FAMILIES, LayerShape, check_architecture, geometry_of, positive_int, read_layer_shape
+from exporter.layer_graph import Weights
+from exporter.matrices import FloatMatrix, Matrix
+from exporter.reference import Reference
+from exporter.source import Report
+from exporter.stage_module import LayerBlock, build_block
 from exporter.tensors import TensorFiles, read_json
-from exporter.tokenizer import find_tokenizer
+from exporter.tokenizer import CONFIG, check_vocabulary, contradictions, find_tokenizer, write_tokenizer
+from exporter.torch_reference import TorchLayers, as_tensors
+from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import Geometry
 
@@ -35,42 +44,55 @@ class Checkpoint:
     tokenizer_path: Path
     tensors: TensorFiles
 
+    own_bytes: ClassVar[int] = 0
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "safetensors")
+
+    @property
+    def path(self) -> Path:
+        return self.directory
+
     @property
     def geometry(self) -> Geometry:
-        shape = self.layer_shape
-        return Geometry(
-            num_layers=self.num_layers,
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_heads=shape.num_heads,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            vocab_size=self.vocab_size,
-            max_context=shape.max_context,
-            rms_norm_eps=shape.rms_norm_eps,
-            rope_frequencies=list(shape.rope_frequencies),
-        )
+        return geometry_of(self.layer_shape, self.num_layers, self.vocab_size)
 
-    def embedding(self) -> torch.Tensor:
-        """The embedding table in its stored type: [vocab_size, hidden_size]."""
-        return self.tensors.read(EMBEDDING, (self.vocab_size, self.layer_shape.hidden_size))
+    def notes(self) -> Iterator[str]:
+        yield from ()
 
-    def lm_head(self) -> torch.Tensor:
-        """The output projection as float32 [vocab_size, hidden_size]; the embedding where the two are tied."""
-        name = EMBEDDING if self.is_tied else LM_HEAD
-        return self.tensors.read(name, (self.vocab_size, self.layer_shape.hidden_size)).float()
+    def write_tokenizer(self, path: Path, report: Report) -> Tokenizer:
+        tokenizer = write_tokenizer(self.tokenizer_path, path)
+        bos, eos = self.bos_token_id, self.eos_token_ids
+        special = eos if bos is None else [bos, *eos]
+        check_vocabulary(tokenizer, special, self.vocab_size, self.tokenizer_path)
+        config = self.directory / CONFIG
+        for contradiction in contradictions(tokenizer, read_json(config) if config.is_file() else {}, bos, eos):
+            report(f"note: {contradiction}")
+        return tokenizer
 
-    def final_norm(self) -> torch.Tensor:
-        return self.tensors.read(FINAL_NORM, (self.layer_shape.hidden_size,)).float()
+    def embedding(self) -> Iterator[np.ndarray]:
+        yield self._embedding().numpy()
 
-    def layers(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        """Float32 weights of the layers ``[start, stop)``, named ``layers.{i - start}.…``."""
-        shapes = self.layer_shape.tensor_shapes()
-        return {
-            f"layers.{layer - start}.{name}": self.tensors.read(f"model.layers.{layer}.{name}", shape).float()
-            for layer in range(start, stop)
-            for name, shape in shapes.items()
-        }
+    def lm_head(self) -> Matrix:
+        if self.is_tied:
+            return FloatMatrix(self._embedding().numpy())
+        return FloatMatrix(self.tensors.read(LM_HEAD, (self.vocab_size, self.layer_shape.hidden_size)).float().numpy())
+
+    def final_norm(self) -> np.ndarray:
+        weight: np.ndarray = self.tensors.read(FINAL_NORM, (self.layer_shape.hidden_size,)).float().numpy()
+        return weight
+
+    def layers(self, start: int, stop: int) -> Weights:
+        weights: dict[str, Matrix | np.ndarray] = {}
+        for layer in range(start, stop):
+            for name, shape in self.layer_shape.tensor_shapes().items():
+                found = self.tensors.read(f"model.layers.{layer}.{name}", shape).float().numpy()
+                weights[f"layers.{layer - start}.{name}"] = FloatMatrix(found) if len(shape) == 2 else found
+        return weights
+
+    def float_layers(self, num_layers: int, weights: Weights, num_slots: int) -> Reference:
+        return TorchLayers(build_block(self.layer_shape, 0, num_layers, as_tensors(weights), LayerBlock), num_slots)
+
+    def _embedding(self) -> torch.Tensor:
+        return self.tensors.read(EMBEDDING, (self.vocab_size, self.layer_shape.hidden_size)).float()
 
 
 def load_checkpoint(directory: Path, max_context: int | None = None, *, allow_pickle: bool = False) -> Checkpoint:

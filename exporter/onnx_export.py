@@ -1,4 +1,4 @@
-"""Writes a torch module as an ONNX file and checks it, by optimum's export and validation."""
+"""Writes a draft head's torch modules as ONNX files and checks them, by optimum's export and validation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from optimum.exporters.onnx import export, validate_model_outputs
 from optimum.exporters.onnx.base import OnnxConfig
@@ -18,30 +17,22 @@ from optimum.exporters.onnx.convert import AtolError, OutputMatchError, ShapeErr
 from optimum.utils import NormalizedConfig
 from torch import nn
 
-from exporter.canonical_attention import expand_attention
 from exporter.config import LayerShape
 from exporter.eagle3 import DraftTop, Fuse
-from exporter.stage_module import Block, FinalNorm, FusedBlock, Head, rotary_tables
-from flowspec_edge.core.limits import RECENT_ROWS
-from flowspec_edge.engine.attention_inputs import attention_inputs
+from exporter.stage_module import FusedBlock
+from exporter.steps import rotary_inputs
 from flowspec_edge.errors import ParityError
 from flowspec_edge.manifest import (
     ATTENTION_BIAS,
     ATTENTION_PADDING,
-    CACHE_SLOTS,
     FEATURE,
     HIDDEN,
     HIDDEN_OUT,
-    LOGITS,
-    OLDER_BIAS,
-    OLDER_MASK,
     PAST_KEY,
     PAST_VALUE,
     POSITION_IDS,
     PRESENT_KEY,
     PRESENT_VALUE,
-    RECENT_BIAS,
-    RECENT_SLOTS,
     ROTARY_COS,
     ROTARY_SIN,
     SEQLENS_K,
@@ -98,50 +89,30 @@ class GraphOnnxConfig(OnnxConfig):  # type: ignore[misc]  # optimum has no types
             for name, value in dummies.items()
         }
 
-    def fix_dynamic_axes(self, model_path: Path, **how: Any) -> None:
-        """Optimum calls this as soon as the file is written, and runs it."""
-        expand_attention(model_path)
-        super().fix_dynamic_axes(model_path, **how)
-
     def flatten_output_collection_property(self, name: str, field: Iterable[Any]) -> dict[str, Any]:
         """Caches are numbered by the layer's place in the whole model, not in the block."""
         return {f"{name}.{self.spec.first_layer + i}": part for i, part in enumerate(field)}
 
 
-def block_spec(block: Block) -> GraphSpec:
-    """The spec of a layer block, or of a drafter, which reads two row inputs instead of one."""
+def block_spec(block: FusedBlock) -> GraphSpec:
+    """The spec of layers with the fused operator. A drafter reads two row inputs instead of one."""
     is_drafter = TOKEN_EMBEDDING in inspect.signature(block.forward).parameters
     rows_in = (TOKEN_EMBEDDING, FEATURE) if is_drafter else (HIDDEN,)
-    layers = range(block.start, block.stop)
+    layers, cache = range(block.start, block.stop), {2: "capacity"}
     inputs: Axes = {name: {1: "rows"} for name in rows_in}
     inputs |= {ATTENTION_PADDING: {}, ROTARY_COS: {0: "positions"}, ROTARY_SIN: {0: "positions"}}
-    if isinstance(block, FusedBlock):
-        inputs[ATTENTION_BIAS] = {2: "attention_rows", 3: "total"}
-        inputs |= {POSITION_IDS: {1: "attention_rows"}, SEQLENS_K: {}, TOTAL_LENGTH: {}}
-        cache, make_dummies = {2: "capacity"}, _fused_dummies
-    else:
-        inputs |= {POSITION_IDS: {1: "rows"}, CACHE_SLOTS: {1: "rows"}}
-        inputs |= {name: {0: "groups", 3: "group_rows", 5: "slots"} for name in (OLDER_BIAS, OLDER_MASK)}
-        inputs[RECENT_SLOTS] = {0: "groups", 1: "group_rows", 2: "recent"}
-        inputs[RECENT_BIAS] = {0: "groups", 3: "group_rows", 5: "recent"}
-        cache, make_dummies = {2: "slots"}, _block_dummies
+    inputs[ATTENTION_BIAS] = {2: "attention_rows", 3: "total"}
+    inputs |= {POSITION_IDS: {1: "attention_rows"}, SEQLENS_K: {}, TOTAL_LENGTH: {}}
+    outputs: Axes = {HIDDEN_OUT: {1: "rows"}}
     for prefix in (PAST_KEY, PAST_VALUE):
         inputs.update({f"{prefix}.{i}": cache for i in layers})
-    outputs: Axes = {HIDDEN_OUT: {1: "rows"}}
     for prefix in (PRESENT_KEY, PRESENT_VALUE):
         outputs.update({f"{prefix}.{i}": cache for i in layers})
-    return GraphSpec(inputs, outputs, lambda: make_dummies(block.shape, len(layers), rows_in), block.start)
-
-
-def head_spec(head: Head) -> GraphSpec:
-    hidden_size = head.lm_head.in_features
-    inputs: Axes = {HIDDEN: {0: "rows"}, TOP_K: {}}
-    outputs: Axes = {LOGITS: {0: "rows"}, TOP_LOG_PROBS: {0: "rows", 1: "top"}, TOP_TOKENS: {0: "rows", 1: "top"}}
-    return GraphSpec(inputs, outputs, lambda: {HIDDEN: _random(3, hidden_size), TOP_K: torch.tensor([4])})
+    return GraphSpec(inputs, outputs, lambda: _dummies(block.shape, len(layers), rows_in), block.start)
 
 
 def top_spec(top: DraftTop) -> GraphSpec:
-    """The spec of EAGLE-3's own head, which is like the target's but has no logits among its outputs."""
+    """The spec of EAGLE-3's own head."""
     hidden_size = top.lm_head.in_features
     outputs: Axes = {TOP_LOG_PROBS: {0: "rows", 1: "top"}, TOP_TOKENS: {0: "rows", 1: "top"}}
     dummies = {HIDDEN: _random(3, hidden_size), TOP_K: torch.tensor([4])}
@@ -150,11 +121,6 @@ def top_spec(top: DraftTop) -> GraphSpec:
 
 def fuse_spec(fuse: Fuse) -> GraphSpec:
     size = fuse.fc.in_features
-    return GraphSpec({HIDDEN: {1: "rows"}}, {HIDDEN_OUT: {1: "rows"}}, lambda: {HIDDEN: _random(1, 3, size)})
-
-
-def final_norm_spec(norm: FinalNorm) -> GraphSpec:
-    size = norm.norm.weight.shape[0]
     return GraphSpec({HIDDEN: {1: "rows"}}, {HIDDEN_OUT: {1: "rows"}}, lambda: {HIDDEN: _random(1, 3, size)})
 
 
@@ -180,31 +146,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
             raise ParityError(f"{path.name}: the exported graph differs from torch ({summary})") from cause
 
 
-def _block_dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...]) -> Dummies:
-    """Inputs of three rows after a path that is longer than what is recent, row 2 being row 1's sibling."""
-    num_past, num_slots = RECENT_ROWS + 4, 64
-    first = min(num_past, max(shape.max_context - 2, 0))
-    recent = np.arange(num_past - RECENT_ROWS, num_past) + np.array([[1], [2], [2]])  # [rows, recent]
-    recent[2, -1] += 1
-    arrays = attention_inputs(
-        num_past,
-        np.array([0, 1, 1]) + first,
-        recent,
-        num_slots=num_slots,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-    )
-    dummies: Dummies = {name: _random(1, len(recent), shape.hidden_size) for name in rows_in}
-    dummies |= {name: torch.from_numpy(array) for name, array in arrays.items()}
-    dummies[ROTARY_COS], dummies[ROTARY_SIN] = rotary_tables(shape, num_slots)
-    for name, size in ((PAST_KEY, shape.head_dim), (PAST_VALUE, shape.head_dim + 1)):
-        dummies[name] = [_random(shape.num_kv_heads, 1, num_slots, size) for _ in range(num_layers)]
-    for cache in dummies[PAST_VALUE]:
-        cache[..., -1] = 1.0
-    return dummies
-
-
-def _fused_dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...]) -> Dummies:
+def _dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...]) -> Dummies:
     """Inputs of three rows after four slots in use, row 2 being row 1's sibling, and of one row of padding.
 
     The cache is full: where past and present are not one buffer, the operator leaves slots above the total undefined.
@@ -219,7 +161,7 @@ def _fused_dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...])
     dummies[POSITION_IDS] = torch.tensor([[0, 1, 1, 0]]) + min(3, max(shape.max_context - 2, 0))
     dummies[SEQLENS_K] = torch.tensor([total - 1], dtype=torch.int32)
     dummies[TOTAL_LENGTH] = torch.tensor(total, dtype=torch.int32)
-    dummies[ROTARY_COS], dummies[ROTARY_SIN] = rotary_tables(shape, total + 1)
+    dummies |= {name: torch.from_numpy(table) for name, table in rotary_inputs(shape, total + 1).items()}
     for name in (PAST_KEY, PAST_VALUE):
         dummies[name] = [_random(1, shape.num_kv_heads, total, shape.head_dim) for _ in range(num_layers)]
     return dummies

@@ -1,4 +1,4 @@
-"""Measures what a precision does to a text: its chain of blocks against torch with the checkpoint's own weights."""
+"""Measures what a precision does to a text: its chain of blocks against float32 with the checkpoint's own weights."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from exporter.config import LayerShape
-from exporter.parity import OnnxGraph, Step, TorchGraph, chain_steps, open_session, relative_error
-from exporter.stage_module import Block, FinalNorm, Head
+from exporter.parity import Expected, OnnxGraph, log_softmax, open_session
+from exporter.reference import Reference, relative_error
+from exporter.steps import Step, chain_steps
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, LOGITS, TOP_K, Quality
 
 MAX_TOKENS = 1024
@@ -23,44 +23,38 @@ CHUNK_ROWS = 128
 
 
 class QualityCheck:
-    """Takes the rows of one text through the layers, once with torch and once with the files of each precision."""
+    """Takes the rows of one text through the layers, once in float32 and once with the files of each precision."""
 
     def __init__(self, text: str, token_ids: Sequence[int], embedding: np.ndarray, precisions: Iterable[str]) -> None:
         self.text = text
         self._tokens = np.array(token_ids[:MAX_TOKENS], np.int64)
         self._steps: list[Step] = chain_steps(self._tokens.tolist(), CHUNK_ROWS)
-        self._capacity = max(step.num_slots for step in self._steps) + 1
+        self.capacity = max(step.num_slots for step in self._steps) + 1
         self._expected = [embedding[step.tokens].astype(np.float32)[None] for step in self._steps]
         self._found = {precision: list(self._expected) for precision in precisions}
         self._expected_logits: list[np.ndarray] = []
 
-    def run_reference(self, block: Block) -> None:
-        """Take torch's rows through a block that has the checkpoint's own weights."""
-        graph = TorchGraph(block, self._capacity)
-        self._expected = [
-            graph.run({HIDDEN: rows}, step) for rows, step in zip(self._expected, self._steps, strict=True)
-        ]
+    def run_reference(self, reference: Reference) -> None:
+        """Take the reference's rows through a block that has the checkpoint's own weights."""
+        chunks = zip(self._expected, self._steps, strict=True)
+        self._expected = [reference.run({HIDDEN: rows}, step) for rows, step in chunks]
 
     def run(self, precision: str, path: Path, shape: LayerShape) -> None:
         """Take a precision's rows through its file of that block."""
-        graph = OnnxGraph(path, self._capacity, shape)
+        graph = OnnxGraph(path, self.capacity, shape)
         self._found[precision] = [
             graph.run({HIDDEN: rows}, step) for rows, step in zip(self._found[precision], self._steps, strict=True)
         ]
 
-    def run_final_norm(self, norm: FinalNorm, path: Path) -> None:
+    def run_final_norm(self, norm: Expected, path: Path) -> None:
         session = open_session(path)
-        with torch.no_grad():
-            self._expected = [norm(torch.from_numpy(rows))[HIDDEN_OUT].numpy() for rows in self._expected]
+        self._expected = [norm(rows) for rows in self._expected]
         for precision, chunks in self._found.items():
             self._found[precision] = [session.run([HIDDEN_OUT], {HIDDEN: rows})[0] for rows in chunks]
 
-    def run_reference_head(self, head: Head) -> None:
-        """Compute torch's logits by a head that has the checkpoint's own weights."""
-        with torch.no_grad():
-            self._expected_logits = [
-                head(torch.from_numpy(rows[0]), torch.tensor([1]))[LOGITS].numpy() for rows in self._expected
-            ]
+    def run_reference_head(self, logits_of: Expected) -> None:
+        """Compute logits by a head that has the checkpoint's own weights."""
+        self._expected_logits = [logits_of(rows[0]) for rows in self._expected]
 
     def report(self, head_path: Path) -> list[Quality]:
         """The quality of each precision, with the bundle's own head in all of them."""
@@ -94,6 +88,6 @@ def _mean_loss(logits: Sequence[np.ndarray], tokens: np.ndarray) -> float:
     starts = itertools.accumulate((len(chunk) for chunk in logits), initial=0)
     for start, chunk in zip(starts, logits, strict=False):
         following = tokens[start + 1 : start + 1 + len(chunk)]
-        rows = torch.from_numpy(chunk[: len(following)])
-        losses.append(torch.nn.functional.cross_entropy(rows, torch.from_numpy(following), reduction="none").numpy())
+        log_probs = log_softmax(chunk[: len(following)])
+        losses.append(-np.take_along_axis(log_probs, following[:, None], axis=-1)[:, 0])
     return float(np.concatenate(losses).astype(np.float64).mean())

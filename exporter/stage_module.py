@@ -1,27 +1,22 @@
-"""Defines in torch what a bundle's graphs compute: any range of decoder layers, the final norm and the head.
+"""Computes in torch what a graph of decoder layers must compute; draft heads are exported from here as well.
 
-These modules are exported, and are also what the graphs are compared with: by optimum when it validates the export, and
-in the parity report.
+Graphs of layers are written by ``layer_graph.py``, and compared with these modules in the parity report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from exporter.canonical_attention import PLACEHOLDER
 from exporter.config import LayerShape
 from flowspec_edge.manifest import (
     HIDDEN_OUT,
-    LOGITS,
     PRESENT_KEY,
     PRESENT_VALUE,
-    TOP_LOG_PROBS,
-    TOP_TOKENS,
 )
 
 Tensors = Mapping[str, torch.Tensor]
@@ -113,70 +108,54 @@ class FusedAttention(torch.autograd.Function):
         return attended, present_key, present_value
 
 
-class CanonicalAttention(torch.autograd.Function):
-    """Attention whose bits do not depend on where a tree's rows are in the cache (docs/design.md, "The same bits in
-    every tree").
-
-    In torch it is computed from the inputs of a layer block as manifest.py describes them. In ONNX it is one node that
-    ``canonical_attention.py`` replaces by operators.
+def canonical_attention(
+    query: torch.Tensor,  # [1, rows, num_heads * head_dim]
+    key: torch.Tensor,  # [1, rows, num_kv_heads * head_dim]
+    value: torch.Tensor,
+    past_key: torch.Tensor,  # [num_kv_heads, 1, slots, head_dim]
+    past_value: torch.Tensor,  # [num_kv_heads, 1, slots, head_dim + 1]
+    cos: torch.Tensor,  # [positions, head_dim / 2]
+    sin: torch.Tensor,
+    position_ids: torch.Tensor,
+    cache_slots: torch.Tensor,
+    attention_padding: torch.Tensor,
+    older_bias: torch.Tensor,
+    older_mask: torch.Tensor,
+    recent_slots: torch.Tensor,
+    recent_bias: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attention over the inputs of a layer block as manifest.py describes them, which graphs have from
+    ``canonical_attention.py``.
     """
+    rows, num_slots, head_dim = query.shape[1], past_key.shape[2], past_key.shape[3]
+    slots, group = cache_slots[0, :, 2], num_heads // num_kv_heads
+    q = rotate(query.view(rows, num_heads, head_dim), cos, sin, position_ids[0])  # [rows, num_heads, head_dim]
+    k = rotate(key.view(rows, num_kv_heads, head_dim), cos, sin, position_ids[0])
+    present_key, present_value = past_key.clone(), past_value.clone()
+    present_key[:, 0, slots] = k.transpose(0, 1)
+    present_value[:, 0, slots, :head_dim] = value.view(rows, num_kv_heads, head_dim).transpose(0, 1)
+    present_value[:, 0, slots, head_dim] = 1.0
+    keys = present_key[:, 0].repeat_interleave(group, dim=0)  # [num_heads, slots, head_dim]
+    values = present_value[:, 0, :, :head_dim].repeat_interleave(group, dim=0)
+    scores = torch.einsum("rhd,hsd->rhs", q, keys) / head_dim**0.5
+    recent = recent_slots.reshape(-1, recent_slots.shape[-1])[:rows]  # [rows, recent]
+    recent_scores = scores.gather(2, recent[:, None].expand(-1, num_heads, -1))
+    is_older = older_mask.reshape(-1, 1, num_slots)[:rows] > 0
+    is_recent = recent_bias.reshape(-1, 1, recent_slots.shape[-1])[:rows] == 0
+    weights = torch.cat(
+        (scores.masked_fill(~is_older, -torch.inf), recent_scores.masked_fill(~is_recent, -torch.inf)), dim=2
+    ).softmax(dim=-1)
+    attended = torch.einsum("rhs,hsd->rhd", weights[..., :num_slots], values)
+    attended += torch.einsum("rhw,hrwd->rhd", weights[..., num_slots:], values[:, recent])
+    return attended.reshape(1, rows, num_heads * head_dim), present_key, present_value
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: torch.Tensor,  # [1, rows, num_heads * head_dim]
-        key: torch.Tensor,  # [1, rows, num_kv_heads * head_dim]
-        value: torch.Tensor,
-        past_key: torch.Tensor,  # [num_kv_heads, 1, slots, head_dim]
-        past_value: torch.Tensor,  # [num_kv_heads, 1, slots, head_dim + 1]
-        cos: torch.Tensor,  # [positions, head_dim / 2]
-        sin: torch.Tensor,
-        position_ids: torch.Tensor,
-        cache_slots: torch.Tensor,
-        attention_padding: torch.Tensor,
-        older_bias: torch.Tensor,
-        older_mask: torch.Tensor,
-        recent_slots: torch.Tensor,
-        recent_bias: torch.Tensor,
-        num_heads: int,
-        num_kv_heads: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows, num_slots, head_dim = query.shape[1], past_key.shape[2], past_key.shape[3]
-        slots, group = cache_slots[0, :, 2], num_heads // num_kv_heads
-        q = rotate(query.view(rows, num_heads, head_dim), cos, sin, position_ids[0])  # [rows, num_heads, head_dim]
-        k = rotate(key.view(rows, num_kv_heads, head_dim), cos, sin, position_ids[0])
-        present_key, present_value = past_key.clone(), past_value.clone()
-        present_key[:, 0, slots] = k.transpose(0, 1)
-        present_value[:, 0, slots, :head_dim] = value.view(rows, num_kv_heads, head_dim).transpose(0, 1)
-        present_value[:, 0, slots, head_dim] = 1.0
-        keys = present_key[:, 0].repeat_interleave(group, dim=0)  # [num_heads, slots, head_dim]
-        values = present_value[:, 0, :, :head_dim].repeat_interleave(group, dim=0)
-        scores = torch.einsum("rhd,hsd->rhs", q, keys) / head_dim**0.5
-        recent = recent_slots.reshape(-1, recent_slots.shape[-1])[:rows]  # [rows, recent]
-        recent_scores = scores.gather(2, recent[:, None].expand(-1, num_heads, -1))
-        is_older = older_mask.reshape(-1, 1, num_slots)[:rows] > 0
-        is_recent = recent_bias.reshape(-1, 1, recent_slots.shape[-1])[:rows] == 0
-        weights = torch.cat(
-            (scores.masked_fill(~is_older, -torch.inf), recent_scores.masked_fill(~is_recent, -torch.inf)), dim=2
-        ).softmax(dim=-1)
-        attended = torch.einsum("rhs,hsd->rhd", weights[..., :num_slots], values)
-        attended += torch.einsum("rhw,hrwd->rhd", weights[..., num_slots:], values[:, recent])
-        return attended.reshape(1, rows, num_heads * head_dim), present_key, present_value
 
-    @staticmethod
-    def symbolic(g: Any, query: Any, key: Any, value: Any, past_key: Any, past_value: Any, *rest: Any) -> Any:
-        *inputs, num_heads, num_kv_heads = rest
-        attended, present_key, present_value = g.op(
-            PLACEHOLDER,
-            *(query, key, value, past_key, past_value, *inputs),
-            num_heads_i=num_heads,
-            num_kv_heads_i=num_kv_heads,
-            outputs=3,
-        )
-        attended.setType(query.type())
-        present_key.setType(past_key.type())
-        present_value.setType(past_value.type())
-        return attended, present_key, present_value
+def fused_attention(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """FusedAttention as a function."""
+    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = FusedAttention.apply(*inputs)  # type: ignore[no-untyped-call]  # torch has no types for it
+    return found
 
 
 class TopLogProbs(torch.autograd.Function):
@@ -191,6 +170,12 @@ class TopLogProbs(torch.autograd.Function):
     def symbolic(g: Any, logits: Any, k: Any) -> Any:
         log_probs = g.op("LogSoftmax", logits, axis_i=-1)
         return g.op("TopK", log_probs, k, axis_i=-1, largest_i=1, sorted_i=1, outputs=2)
+
+
+Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+"""What is attended, and the cache: of queries, keys and values, the cache before, what a step brings, and numbers of
+heads.
+"""
 
 
 class RmsNorm(nn.Module):
@@ -214,9 +199,9 @@ class HeadNorm(RmsNorm):
 
 
 class Attention(nn.Module):
-    """Projections around ``kernel``: CanonicalAttention, or FusedAttention."""
+    """Projections around ``kernel``."""
 
-    def __init__(self, shape: LayerShape, kernel: type[torch.autograd.Function]) -> None:
+    def __init__(self, shape: LayerShape, kernel: Kernel) -> None:
         super().__init__()
         self.kernel = kernel
         q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
@@ -234,9 +219,7 @@ class Attention(nn.Module):
         self, x: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor, step: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         projected = self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x)), self.v_proj(x)
-        attended, key, value = self.kernel.apply(
-            *projected, past_key, past_value, *step, self.num_heads, self.num_kv_heads
-        )
+        attended, key, value = self.kernel(*projected, past_key, past_value, *step, self.num_heads, self.num_kv_heads)
         return self.o_proj(attended), key, value
 
 
@@ -256,9 +239,7 @@ class FeedForward(nn.Module):
 class DecoderLayer(nn.Module):
     """One decoder layer of a supported family. The single layer of an EAGLE-1 head has no input norm."""
 
-    def __init__(
-        self, shape: LayerShape, kernel: type[torch.autograd.Function], *, has_input_norm: bool = True
-    ) -> None:
+    def __init__(self, shape: LayerShape, kernel: Kernel, *, has_input_norm: bool = True) -> None:
         super().__init__()
         norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.input_layernorm = norm if has_input_norm else nn.Identity()
@@ -277,7 +258,7 @@ class DecoderLayer(nn.Module):
 class Block(nn.Module):
     """The decoder layers ``[start, stop)`` as one graph. Caches keep the layer's global number in their names."""
 
-    kernel: ClassVar[type[torch.autograd.Function]]
+    kernel: ClassVar[Kernel]
 
     def __init__(self, shape: LayerShape, start: int, stop: int, *, has_input_norm: bool = True) -> None:
         super().__init__()
@@ -309,7 +290,7 @@ class Block(nn.Module):
 class LayerBlock(Block):
     """Layers of the target."""
 
-    kernel = CanonicalAttention
+    kernel = staticmethod(canonical_attention)
 
     def forward(
         self,
@@ -333,7 +314,7 @@ class LayerBlock(Block):
 class FusedBlock(Block):
     """Layers with the fused operator: those of drafters are built on it."""
 
-    kernel = FusedAttention
+    kernel = staticmethod(fused_attention)
 
     def forward(
         self,
@@ -353,36 +334,6 @@ class FusedBlock(Block):
         return self.run_layers(hidden, step, past_key, past_value)
 
 
-class FinalNorm(nn.Module):
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.config = PretrainedConfig()
-        self.norm = RmsNorm(size, eps)
-
-    def forward(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {HIDDEN_OUT: self.norm(hidden)}
-
-
-class Head(nn.Module):
-    """Maps normed rows to logits, and to the ``k`` likeliest tokens with their log-probabilities."""
-
-    def __init__(self, hidden_size: int, vocab_size: int) -> None:
-        super().__init__()
-        self.config = PretrainedConfig()
-        self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
-
-    def forward(self, hidden: torch.Tensor, k: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.lm_head(hidden)  # [rows, vocab_size]
-        top_log_probs, top_tokens = TopLogProbs.apply(logits, k)  # type: ignore[no-untyped-call]  # torch has no types for it
-        return {LOGITS: logits, TOP_LOG_PROBS: top_log_probs, TOP_TOKENS: top_tokens}
-
-
-def rotary_tables(shape: LayerShape, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines by position: two float32 tables [num_positions, head_dim / 2]."""
-    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), torch.tensor(shape.rope_frequencies))
-    return angles.cos(), angles.sin()
-
-
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Rotary embedding in Llama's half-split layout; ``x`` is [rows, heads, head_dim]."""
     row_cos, row_sin = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)  # [rows, 1, head_dim / 2]
@@ -396,22 +347,12 @@ def with_weights(module: nn.Module, weights: Tensors) -> None:
     module.eval().requires_grad_(False)
 
 
-def build_block(shape: LayerShape, start: int, stop: int, weights: Tensors, kind: type[Block] = LayerBlock) -> Block:
+BlockKind = TypeVar("BlockKind", bound=Block)
+
+
+def build_block(shape: LayerShape, start: int, stop: int, weights: Tensors, kind: type[BlockKind]) -> BlockKind:
+    """The layers ``[start, stop)`` of either kind, with weights that are named from ``layers.0`` on."""
     with torch.device("meta"):
         block = kind(shape, start, stop)
     with_weights(block, weights)
     return block
-
-
-def build_final_norm(weight: torch.Tensor, eps: float) -> FinalNorm:
-    with torch.device("meta"):
-        norm = FinalNorm(weight.shape[0], eps)
-    with_weights(norm, {"norm.weight": weight})
-    return norm
-
-
-def build_head(weight: torch.Tensor) -> Head:
-    with torch.device("meta"):
-        head = Head(weight.shape[1], weight.shape[0])
-    with_weights(head, {"lm_head.weight": weight})
-    return head

@@ -51,6 +51,11 @@ def cache_directory() -> Path:
         ) from cause
 
 
+def conversions_directory() -> Path:
+    """Where bundles are kept that were made of other files. Raises StateError as :func:`cache_directory` does."""
+    return cache_directory().with_name("converted")
+
+
 def read_private(path: Path) -> str | None:
     """The text of a file, or None where there is none.
 

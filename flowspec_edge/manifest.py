@@ -171,11 +171,10 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far the exported graphs were from torch: the largest absolute difference of hidden rows, relative to their
-    RMS.
+    """How far the exported graphs were from what they must compute: the largest absolute difference of rows, relative
+    to their RMS.
 
-    ``reference`` says what torch computed with: the checkpoint's weights, or for quantised precisions their
-    dequantised values.
+    ``reference`` says what that was: float32 with the weights that the graphs stand for, or the same arithmetic.
     """
 
     tolerance: float
@@ -189,7 +188,7 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How a precision compares, on ``text``, with torch and the checkpoint's own weights.
+    """How a precision compares, on ``text``, with float32 and the model's own weights.
 
     ``max_error`` is the largest difference of the rows after the last layer, relative to their RMS.
     ``greedy_agreement`` is the share of positions at which the likeliest next token is the same. A perplexity is

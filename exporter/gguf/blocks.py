@@ -13,40 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from exporter.blocks import BlockMatrix, Blocks
 from exporter.gguf.file import GgufTensor
+from exporter.matrices import FloatMatrix, Matrix
 from flowspec_edge.errors import CheckpointError
 
 FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _SUPER = 256
 """Weights of a block of the K types, which has 8 or 16 blocks with scales of their own in it."""
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """A matrix in levels of ``bits`` bits: ``weight = scale * level + offset``, computed in float32.
-
-    Attributes:
-        levels: int8 [num_out, num_blocks, block_size]. With offsets from 0, else around 0.
-        scales: float32 [num_out, num_blocks].
-        offsets: float32 [num_out, num_blocks], or None where all are zero.
-    """
-
-    bits: int
-    levels: np.ndarray
-    scales: np.ndarray
-    offsets: np.ndarray | None = None
-
-    def dequantize(self) -> np.ndarray:
-        """The weights in float32: [num_out, num_in]."""
-        weights = self.scales[..., None] * self.levels.astype(np.float32)
-        if self.offsets is not None:
-            weights += self.offsets[..., None]
-        return weights.reshape(len(self.levels), -1)
-
-    def take(self, rows: np.ndarray) -> Blocks:
-        """The matrix of these rows in this order."""
-        offsets = None if self.offsets is None else self.offsets[rows]
-        return Blocks(self.bits, self.levels[rows], self.scales[rows], offsets)
 
 
 def read_matrix(tensor: GgufTensor, start: int = 0, stop: int | None = None) -> Blocks | np.ndarray:
@@ -73,10 +47,46 @@ def read_matrix(tensor: GgufTensor, start: int = 0, stop: int | None = None) -> 
     )
 
 
+@dataclass(frozen=True)
+class StoredBlocks(BlockMatrix):
+    """A matrix of blocks that stays in its file, and is read some rows at a time.
+
+    ``order`` says which stored row each of its rows is; None where they are in order.
+    """
+
+    tensor: GgufTensor
+    order: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.tensor.shape[0], self.tensor.shape[1]
+
+    def part(self, start: int = 0, stop: int | None = None) -> Blocks:
+        if self.order is None:
+            return self._read(start, stop)
+        rows = self.order[start:stop]
+        first = int(rows.min())
+        return self._read(first, int(rows.max()) + 1).take(rows - first)
+
+    def _read(self, start: int, stop: int | None) -> Blocks:
+        found = read_matrix(self.tensor, start, stop)
+        assert isinstance(found, Blocks)
+        return found
+
+
+def open_matrix(tensor: GgufTensor, order: np.ndarray | None = None) -> Matrix:
+    """The whole matrix, with its rows in another order where one is given: stored row of each."""
+    if tensor.type not in FLOATS:
+        return StoredBlocks(tensor, order)
+    found = read_matrix(tensor)
+    assert isinstance(found, np.ndarray)
+    return FloatMatrix(found if order is None else found[order])
+
+
 def read_floats(tensor: GgufTensor) -> np.ndarray:
     """A tensor's values in float32, in its shape. Raises CheckpointError as :func:`read_matrix` does."""
     found = read_matrix(tensor)
-    values = found.dequantize() if isinstance(found, Blocks) else found.astype(np.float32)
+    values = found.unpacked() if isinstance(found, Blocks) else found.astype(np.float32)
     return values.reshape(tensor.shape)
 
 

@@ -38,6 +38,8 @@ SETTLE_S = 1.5
 """How long to go on looking after the first node, where it is not said how many there are."""
 GIB = 2**30
 
+BUNDLE_HELP = "model bundle, or a GGUF file, of which one is made once (default: the demo model)"
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What a command adds its parser to; argparse gives it no public name."""
 Running = Coroutine[Any, Any, int]
@@ -48,13 +50,26 @@ _Arguments = TypeVar("_Arguments", bound="DataclassInstance")
 
 def set_command(parser: argparse.ArgumentParser, kind: type[_Arguments], run: Callable[[_Arguments], Running]) -> None:
     """Have ``run`` perform the command of this parser. ``kind`` has a field for each option that the command reads."""
-    parser.set_defaults(run=lambda parsed: run(arguments_of(kind, parsed)))
+    parser.set_defaults(run=lambda parsed: run(_with_bundle(arguments_of(kind, parsed))))
 
 
 def arguments_of(kind: type[_Arguments], parsed: argparse.Namespace) -> _Arguments:
     """What was parsed, as a ``kind``; an option without a field there is left out."""
     values = vars(parsed)
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
+
+
+def _with_bundle(options: _Arguments) -> _Arguments:
+    """The options with a bundle where they name a GGUF file. It is made before anything else runs in this process.
+
+    Raises:
+        BundleError: no bundle can be made of it.
+    """
+    if not isinstance(options, BundleArguments) or options.bundle is None or not options.bundle.is_file():
+        return options
+    from flowspec_edge.cli.conversion import bundle_of
+
+    return dataclasses.replace(options, bundle=bundle_of(options.bundle))
 
 
 def check_port(port: int) -> int:
@@ -73,7 +88,7 @@ class BundleArguments:
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle (default: the demo model)")
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help=BUNDLE_HELP)
 
 
 def bundle_from(options: BundleArguments) -> Bundle:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from flowspec_edge.cli.node_settings import OriginArguments, origin_settings
 from flowspec_edge.cli.options import (
+    BUNDLE_HELP,
     Commands,
     SearchArguments,
     access_from,
@@ -74,7 +75,7 @@ def add_plan(commands: Commands) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    plan.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="model bundle (default: the demo model)")
+    plan.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help=BUNDLE_HELP)
     plan.add_argument("--testbed", metavar="NAME", help="plan for the boards of a testbed instead of those found")
     plan.add_argument("--schedule", default="flowspec", help=f"one of {', '.join(SCHEDULES)} (default: flowspec)")
     _add_context(plan)

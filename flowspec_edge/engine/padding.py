@@ -13,7 +13,7 @@ from pathlib import Path
 
 MIN_ATTENTION_ROWS = 2
 MAX_ATTENTION_PADDING = 4
-_MIN_ROWS = {"int4": 2}
+_MIN_ROWS = {"int4": 2, "own": 2}
 
 
 def slots_at_a_time(cpuinfo: Path = Path("/proc/cpuinfo")) -> int:

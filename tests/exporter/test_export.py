@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,17 @@ pytest.importorskip("torch", reason="exporting needs torch: pip install '.[expor
 
 import itertools
 
-import onnx
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
 
 from exporter import assembly as exporting
-from exporter import matmuls
+from exporter import onnx_file
 from exporter.__main__ import main
-from exporter.assembly import Report
 from exporter.bundle import ExportOptions, export_bundle
 from exporter.config import LayerShape
-from exporter.onnx_export import GraphSpec, export_graph
-from exporter.stage_module import Block, DecoderLayer, build_block
+from exporter.layer_graph import Product, Weights, write_block
+from exporter.matrices import FloatMatrix, PerTokenMatrix
+from exporter.source import Report
 from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.core.rows import Row
 from flowspec_edge.engine.head import Head
@@ -182,24 +180,25 @@ def test_the_demo_bundle_is_what_its_checkpoint_gives(demo_export: Callable[[str
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
 
 
-def test_a_block_that_differs_is_named_and_nothing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "w8a8"])
+def test_a_block_that_differs_is_named_and_nothing_written(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_checkpoint(tmp_path / "target")
 
-    def build_wrong(shape: LayerShape, start: int, stop: int, weights: Mapping[str, torch.Tensor]) -> Block:
-        block = build_block(shape, start, stop, weights)
-        if start == 1:  # the reference alone changes, after the graph was written
+    def write_wrong(
+        shape: LayerShape, start: int, stop: int, weights: Weights, path: Path, shown: Path | None
+    ) -> dict[str, Product]:
+        name = "layers.0.mlp.down_proj.weight"
+        if start == 1:
+            kind: type[FloatMatrix | PerTokenMatrix] = FloatMatrix if precision == "fp32" else PerTokenMatrix
+            wrong = 1.01 * instance(weights[name], kind).unpacked()
+            weights = {**weights, name: FloatMatrix(wrong) if kind is FloatMatrix else PerTokenMatrix.rounded(wrong)}
+        return write_block(shape, start, stop, weights, path, shown)
 
-            def write_then_change(module: nn.Module, spec: GraphSpec, path: Path) -> None:
-                export_graph(module, spec, path)
-                if module is block:
-                    instance(block.layers[0], DecoderLayer).mlp.down_proj.weight.mul_(1.01)
-
-            monkeypatch.setattr(exporting, "export_graph", write_then_change)
-        return block
-
-    monkeypatch.setattr(exporting, "build_block", build_wrong)
+    monkeypatch.setattr(exporting, "write_block", write_wrong)
     with pytest.raises(ParityError, match=r"layers-001-002\.onnx: layers \[1, 2\): error .* exceeds the tolerance"):
-        export(tmp_path, precision="fp32")
+        export(tmp_path, precision=precision)
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
@@ -249,32 +248,9 @@ def test_help_does_not_wait_for_torch() -> None:
     assert found.splitlines()[-1] == "False"
 
 
-def test_weights_beyond_two_gigabytes_pass_through_side_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The float32 file of a large head or layer has its weights beside it; the bundle's files are whole."""
-    save_checkpoint(tmp_path / "target")
-    expected = export(tmp_path, precision="w8a8", also=("int8", "fp32"), block_size=2)
-    shutil.rmtree(tmp_path / "out")
-
-    def write_beside(module: nn.Module, spec: GraphSpec, path: Path) -> None:
-        export_graph(module, spec, path)
-        if path.parent.name == exporting.SCRATCH:
-            beside: dict[str, Any] = {
-                "save_as_external_data": True,
-                "size_threshold": 0,
-                "location": f"{path.name}_data",
-            }
-            onnx.save(onnx.load(path), path, **beside)
-
-    monkeypatch.setattr(exporting, "export_graph", write_beside)
-    found = export(tmp_path, precision="w8a8", also=("int8", "fp32"), block_size=2)
-    assert [entry.sha256 for entry in found.files()] == [entry.sha256 for entry in expected.files()]
-    present = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
-    assert present == {"manifest.json", "manifest.sha256", *(entry.file for entry in found.files())}
-
-
 def test_a_file_that_would_be_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path / "target")
-    monkeypatch.setattr(matmuls, "MAX_FILE_BYTES", 50_000)
+    monkeypatch.setattr(onnx_file, "MAX_FILE_BYTES", 50_000)
     with pytest.raises(
         CheckpointError, match=r"layers-000-003\.onnx: \d+ bytes of weights exceed the 50000-byte limit"
     ):

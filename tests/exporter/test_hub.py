@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from exporter.hub import find_checkpoint, find_model
+from exporter.hub import find_draft_head, find_model
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import load_manifest
 from tests.exporter.checkpoints import save_checkpoint
+from tests.exporter.gguf.conftest import write_gguf
+from tests.exporter.gguf.models import SHAPE, fields, random_tensors
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -185,10 +187,25 @@ def test_a_checkpoint_is_exported_by_its_name_on_the_hub(hub: Hub, tmp_path: Pat
     assert load_manifest(tmp_path / "out").name == "model"
 
 
+def test_a_gguf_file_is_exported_by_its_name_on_the_hub(hub: Hub, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "made.gguf", fields(SHAPE, 1), random_tensors(SHAPE, ["Q4_0"]))
+    hub.files = {"tiny-Q4_0.gguf": path.read_bytes()}
+    done = subprocess.run(
+        [sys.executable, "-m", "exporter", "org/model:tiny-Q4_0.gguf", "--out", tmp_path / "out"],
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": hub.url},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = load_manifest(tmp_path / "out")
+    assert (manifest.name, manifest.precision) == ("tiny-Q4_0", "own")
+
+
 def test_a_gguf_file_is_told_apart_from_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match="is a GGUF file, of which no bundle can be made yet"):
-        find_checkpoint(str(tmp_path / "model.gguf"))
+    with pytest.raises(CheckpointError, match="is a GGUF file; draft heads are read as they were published"):
+        find_draft_head(str(tmp_path / "model.gguf"))
 
 
 def test_a_repository_that_does_not_exist_is_told(hub: Hub, tmp_path: Path) -> None:

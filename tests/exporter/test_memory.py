@@ -12,14 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
-
-import torch
-
 from exporter.config import LayerShape
-from exporter.onnx_export import block_spec, export_graph
+from exporter.layer_graph import Weights, write_block
+from exporter.matrices import FloatMatrix
 from exporter.precisions import PRECISIONS
-from exporter.stage_module import LayerBlock
 from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.manifest import BlockEntry, FileEntry, describe_file, load_manifest
@@ -65,18 +61,20 @@ def directory(made_once: MadeOnce) -> Path:
 
 def export_random_layers(root: Path) -> None:
     (root / "blocks").mkdir()
-    torch.manual_seed(0)
-    layer = LayerBlock(SHAPE, 0, 1)
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
+    random = np.random.default_rng(0)
+    layer: Weights = {
+        f"layers.0.{name}": FloatMatrix(random.normal(0, 0.02, size).astype(np.float32))
+        if len(size) == 2
+        else np.ones(size, np.float32)
+        for name, size in SHAPE.tensor_shapes().items()
+    }
     blocks: dict[str, list[BlockEntry]] = {name: [] for name in PRECISIONS}
-    for start in range(NUM_LAYERS):
-        layer.start, layer.stop = start, start + 1
-        export_graph(layer, block_spec(layer), root / "scratch.onnx")
-        for name, entries in blocks.items():
+    for name, entries in blocks.items():
+        formed = {key: w if isinstance(w, np.ndarray) else PRECISIONS[name].form(w) for key, w in layer.items()}
+        memory_bytes = sum(w.nbytes if isinstance(w, np.ndarray) else w.memory_bytes for w in formed.values())
+        for start in range(NUM_LAYERS):
             path = root / f"blocks/{start}.{name}.onnx"
-            PRECISIONS[name].write(root / "scratch.onnx", path)
-            memory_bytes = PRECISIONS[name].memory_bytes(layer, path)
+            write_block(SHAPE, start, start + 1, formed, path)
             file = describe_file(root, f"blocks/{path.name}")
             entries.append(BlockEntry(**file, start=start, stop=start + 1, memory_bytes=memory_bytes))
     np.lib.format.open_memmap(root / "embedding.npy", "w+", np.float32, (EMBEDDING_ROWS, SHAPE.hidden_size)).flush()

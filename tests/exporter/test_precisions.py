@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("torch", reason="exporting needs torch: pip install '.[export]'")
 
+from exporter import precisions
 from exporter.bundle import ExportOptions, export_bundle
-from exporter.precisions import PRECISIONS
 from flowspec_edge.bench.calibrate import calibrate, format_precisions
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.cli.main import main
@@ -36,6 +36,8 @@ from tests.ring.conftest import answer_of, tokens_of
 pytestmark = pytest.mark.slow
 
 NUM_LAYERS = 2
+PRECISIONS = tuple(name for name in precisions.PRECISIONS if name != precisions.OWN)
+"""Those of checkpoints."""
 
 
 @pytest.fixture(scope="module")

@@ -12,32 +12,36 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 Rows = dict[str, tuple[str, np.ndarray]]
 
 
+def write_gguf(path: Path, values: dict[str, Any], tensors: Rows, architecture: str = "llama") -> Path:
+    """Write a GGUF file with values and tensors, each given by its type and stored rows."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in values.items():
+        match value:
+            case bool():
+                writer.add_bool(key, value)
+            case int():
+                writer.add_uint32(key, value)
+            case float():
+                writer.add_float32(key, value)
+            case str():
+                writer.add_string(key, value)
+            case _:
+                writer.add_array(key, value)
+    for key, (kind, rows) in tensors.items():
+        writer.add_tensor(key, rows, raw_dtype=GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a GGUF file with values and tensors, each given by its type and stored rows."""
+    """Writes such a file, and returns its path."""
 
     def write(values: dict[str, Any], tensors: Rows, name: str = "model.gguf", architecture: str = "llama") -> Path:
-        path = tmp_path / name
-        writer = gguf.GGUFWriter(path, architecture)
-        for key, value in values.items():
-            match value:
-                case bool():
-                    writer.add_bool(key, value)
-                case int():
-                    writer.add_uint32(key, value)
-                case float():
-                    writer.add_float32(key, value)
-                case str():
-                    writer.add_string(key, value)
-                case _:
-                    writer.add_array(key, value)
-        for key, (kind, rows) in tensors.items():
-            writer.add_tensor(key, rows, raw_dtype=GGMLQuantizationType[kind])
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path
+        return write_gguf(tmp_path / name, values, tensors, architecture)
 
     return write
 

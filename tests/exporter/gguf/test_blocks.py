@@ -8,7 +8,8 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
-from exporter.gguf.blocks import Blocks, read_floats, read_matrix
+from exporter.blocks import Blocks
+from exporter.gguf.blocks import read_floats, read_matrix
 from exporter.gguf.file import GgufFile
 from flowspec_edge.errors import CheckpointError
 from tests.exporter.gguf.conftest import stored_rows
@@ -30,7 +31,7 @@ def test_weights_have_the_bits_that_ggml_says(kind: str, seed: int, write: Write
     assert found.shape == (40, 768)
     assert found.tobytes() == expected.tobytes()
     some = read_matrix(tensor, 7, 11)
-    some = some.dequantize() if isinstance(some, Blocks) else some.astype(np.float32)
+    some = some.unpacked() if isinstance(some, Blocks) else some.astype(np.float32)
     assert some.tobytes() == expected[7:11].tobytes()
 
 
@@ -57,7 +58,7 @@ def test_levels_fit_their_bits(kind: str, bits: int, block_size: int, has_offset
     assert blocks.levels.min() >= lowest
     assert blocks.levels.max() <= lowest + 2**bits - 1
     order = np.array([3, 1, 2])
-    assert (blocks.take(order).dequantize() == blocks.dequantize()[order]).all()
+    assert (blocks.take(order).unpacked() == blocks.unpacked()[order]).all()
 
 
 def test_zeros_stay_zeros(write: Write) -> None:

@@ -1,0 +1,200 @@
+"""Writes what a bundle's graphs compute: any range of decoder layers, the final norm and the head.
+
+This is the one definition of a layer for every way in, checkpoint or GGUF file, and for every form of its matrices.
+What it must compute is said once more, in torch (``stage_module.py``) and in numpy (``reference.py``), which each graph
+is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import ValueInfoProto, numpy_helper
+
+from exporter.canonical_attention import write_attention
+from exporter.config import LayerShape
+from exporter.matrices import Matrix
+from exporter.onnx_file import Writer, floats, integers
+from flowspec_edge.manifest import (
+    ATTENTION_PADDING,
+    CACHE_SLOTS,
+    HIDDEN,
+    HIDDEN_OUT,
+    LOGITS,
+    OLDER_BIAS,
+    OLDER_MASK,
+    PAST_KEY,
+    PAST_VALUE,
+    POSITION_IDS,
+    PRESENT_KEY,
+    PRESENT_VALUE,
+    RECENT_BIAS,
+    RECENT_SLOTS,
+    ROTARY_COS,
+    ROTARY_SIN,
+    ROUNDS_CACHE,
+    TOP_K,
+    TOP_LOG_PROBS,
+    TOP_TOKENS,
+)
+
+Weights = Mapping[str, Matrix | np.ndarray]
+"""Of layers, named ``layers.N.`` and as in a checkpoint. Matrices are of any form; norms and biases are float32."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """The rows that a matrix multiplies in a graph, and what comes out before any bias, by name and width."""
+
+    rows: str
+    num_in: int
+    output: str
+    num_out: int
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.rows, self.output
+
+    def sizes(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        return (self.rows, self.num_in), (self.output, self.num_out)
+
+
+def write_block(
+    shape: LayerShape, start: int, stop: int, weights: Weights, path: Path, shown: Path | None = None
+) -> dict[str, Product]:
+    """Write the layers ``[start, stop)``; in ``weights`` the first of them is layer 0, and caches keep their numbers.
+
+    The same graph is written to ``shown``, where one is given, with what matrices multiply and what comes out as
+    further outputs.
+
+    Returns:
+        The products by the name of their matrix, without ``.weight``.
+
+    Raises:
+        CheckpointError: the weights do not fit into one file.
+    """
+    to = Writer()
+    to.constants.append(numpy_helper.from_array(np.array(False), ROUNDS_CACHE))
+    rows, products = HIDDEN, dict[str, Product]()
+    for layer in range(start, stop):
+        prefix = f"layers.{layer - start}"
+        named = (HIDDEN_OUT,) if layer == stop - 1 else ()
+        rows = _Layer(to.within(prefix), prefix, shape, weights, products).write(rows, layer, named)
+    layers = range(start, stop)
+    inputs = [*_rows_in(shape), *_caches(shape, PAST_KEY, PAST_VALUE, layers)]
+    outputs = [floats(HIDDEN_OUT, 1, "rows", shape.hidden_size), *_caches(shape, PRESENT_KEY, PRESENT_VALUE, layers)]
+    to.save(path, inputs, outputs)
+    if shown is not None:
+        sizes = {name: size for product in products.values() for name, size in product.sizes() if name != HIDDEN}
+        to.save(shown, inputs, outputs + [floats(name, 1, "rows", size) for name, size in sizes.items()])
+    return products
+
+
+def _rows_in(shape: LayerShape) -> list[ValueInfoProto]:
+    """The inputs of a block beside its caches, as manifest.py describes them."""
+    scores = "groups", 1, 1, "group_rows", 1
+    return [
+        floats(HIDDEN, 1, "rows", shape.hidden_size),
+        integers(ATTENTION_PADDING, 2),
+        integers(POSITION_IDS, 1, "rows"),
+        floats(ROTARY_COS, "positions", shape.head_dim // 2),
+        floats(ROTARY_SIN, "positions", shape.head_dim // 2),
+        integers(CACHE_SLOTS, shape.num_kv_heads, "rows", 3),
+        floats(OLDER_BIAS, *scores, "slots"),
+        floats(OLDER_MASK, *scores, "slots"),
+        integers(RECENT_SLOTS, "groups", "group_rows", "recent"),
+        floats(RECENT_BIAS, *scores, "recent"),
+    ]
+
+
+def _caches(shape: LayerShape, key: str, value: str, layers: range) -> list[ValueInfoProto]:
+    """Keys and values of each layer; behind each value stands a 1."""
+    size = shape.num_kv_heads, 1, "slots"
+    keys = [floats(f"{key}.{layer}", *size, shape.head_dim) for layer in layers]
+    return keys + [floats(f"{value}.{layer}", *size, shape.head_dim + 1) for layer in layers]
+
+
+def write_final_norm(weight: np.ndarray, eps: float, path: Path) -> None:
+    to = Writer("/norm")
+    _write_norm(to, HIDDEN, weight, eps, outputs=(HIDDEN_OUT,))
+    to.save(path, [floats(HIDDEN, 1, "rows", len(weight))], [floats(HIDDEN_OUT, 1, "rows", len(weight))])
+
+
+def write_head(matrix: Matrix, path: Path) -> None:
+    """Maps normed rows to logits, and to the ``k`` likeliest tokens with their log-probabilities.
+
+    Raises:
+        CheckpointError: the matrix does not fit into one file.
+    """
+    to = Writer("/lm_head")
+    num_tokens, hidden_size = matrix.shape
+    matrix.write(to, HIDDEN, outputs=(LOGITS,))
+    log_probs = to.add("LogSoftmax", LOGITS, axis=-1)
+    to.add("TopK", log_probs, TOP_K, outputs=(TOP_LOG_PROBS, TOP_TOKENS), axis=-1, largest=1, sorted=1)
+    outputs = [floats(LOGITS, "rows", num_tokens), floats(TOP_LOG_PROBS, "rows", "top")]
+    to.save(
+        path,
+        [floats(HIDDEN, "rows", hidden_size), integers(TOP_K, 1)],
+        [*outputs, integers(TOP_TOKENS, "rows", "top")],
+    )
+
+
+class _Layer:
+    """Writes one decoder layer of a supported family. Its weights have names that begin with ``prefix``."""
+
+    def __init__(
+        self, to: Writer, prefix: str, shape: LayerShape, weights: Weights, products: dict[str, Product]
+    ) -> None:
+        self.to, self.prefix, self.shape, self.weights, self.products = to, prefix, shape, weights, products
+
+    def write(self, rows: str, layer: int, outputs: tuple[str, ...]) -> str:
+        normed = self._norm("input_layernorm", rows)
+        query = self._head_norm("self_attn.q_norm", self._product("self_attn.q_proj", normed))
+        key = self._head_norm("self_attn.k_norm", self._product("self_attn.k_proj", normed))
+        value = self._product("self_attn.v_proj", normed)
+        attended = write_attention(self.to.within("self_attn"), query, key, value, layer, self.shape)
+        rows = self.to.add("Add", rows, self._product("self_attn.o_proj", attended))
+        normed = self._norm("post_attention_layernorm", rows)
+        gate = self._product("mlp.gate_proj", normed)
+        gated = self.to.add("Mul", gate, self.to.add("Sigmoid", gate))
+        inner = self.to.add("Mul", gated, self._product("mlp.up_proj", normed))
+        return self.to.add("Add", rows, self._product("mlp.down_proj", inner), outputs=outputs)
+
+    def _product(self, name: str, rows: str) -> str:
+        matrix, bias = self.weights[f"{self.prefix}.{name}.weight"], self._floats(f"{name}.bias")
+        assert not isinstance(matrix, np.ndarray), name
+        inner = self.to.within(name)
+        output, (num_out, num_in) = matrix.write(inner, rows), matrix.shape
+        self.products[f"{self.prefix}.{name}"] = Product(rows, num_in, output, num_out)
+        return output if bias is None else inner.add("Add", output, inner.tensor("bias", bias))
+
+    def _norm(self, name: str, rows: str) -> str:
+        weight = self._floats(f"{name}.weight")
+        assert weight is not None, name
+        return _write_norm(self.to.within(name), rows, weight, self.shape.rms_norm_eps)
+
+    def _head_norm(self, name: str, rows: str) -> str:
+        """Norm the queries or keys of each head by themselves, where the family does so."""
+        weight = self._floats(f"{name}.weight")
+        if weight is None:
+            return rows
+        inner, head_dim = self.to.within(name), self.shape.head_dim
+        by_head = inner.add("Reshape", rows, inner.constant([0, 0, -1, head_dim]))  # [1, rows, heads, head_dim]
+        normed = _write_norm(inner, by_head, weight, self.shape.rms_norm_eps)
+        return inner.add("Reshape", normed, inner.constant([0, 0, -1]))
+
+    def _floats(self, name: str) -> np.ndarray | None:
+        found = self.weights.get(f"{self.prefix}.{name}")
+        assert found is None or isinstance(found, np.ndarray), name
+        return found
+
+
+def _write_norm(to: Writer, rows: str, weight: np.ndarray, eps: float, outputs: tuple[str, ...] = ()) -> str:
+    """``x / rms(x) * weight``, written in the order that ONNX Runtime fuses into one operator."""
+    squares = to.add("Pow", rows, to.constant(2.0))
+    variance = to.add("Add", to.add("ReduceMean", squares, to.constant([-1]), keepdims=1), to.constant(eps))
+    normed = to.add("Div", rows, to.add("Sqrt", variance))
+    return to.add("Mul", normed, to.tensor("weight", weight), outputs=outputs)

@@ -1,0 +1,90 @@
+"""Each form of a matrix: its graph computes what the form says of itself, whatever the numbers of rows and inputs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+pytest.importorskip("onnx", reason="exporting needs onnx: pip install '.[gguf]'")
+
+from exporter.blocks import Blocks, UnpackedBlocks
+from exporter.layer_graph import write_head
+from exporter.matrices import FloatMatrix, HalfMatrix, Matrix, PerTokenMatrix, float_product
+from exporter.parity import open_session
+from exporter.reference import relative_error
+from exporter.rounding import round_activations, round_by_block, round_by_row
+from flowspec_edge.errors import CheckpointError
+from flowspec_edge.manifest import HIDDEN, LOGITS, TOP_K, TOP_LOG_PROBS, TOP_TOKENS
+
+NUM_OUT, NUM_IN = 48, 80  # two blocks and a half
+RANDOM = np.random.default_rng(0)
+WEIGHTS = RANDOM.normal(0, 0.1, (NUM_OUT, NUM_IN)).astype(np.float32)
+WEIGHTS[5] = 0.0
+FORMS: dict[str, Callable[[np.ndarray], Matrix]] = {
+    "float32": FloatMatrix,
+    "float32 of bfloat16": lambda weights: FloatMatrix((weights.view(np.uint32) & 0xFFFF0000).view(np.float32)),
+    "float32 of float16": lambda weights: FloatMatrix(weights.astype(np.float16)),
+    "float16": HalfMatrix.rounded,
+    "8 bits unpacked": lambda weights: UnpackedBlocks(Blocks.rounded(weights, 8)),
+    "8 bits": lambda weights: Blocks.rounded(weights, 8),
+    "4 bits": lambda weights: Blocks.rounded(weights, 4),
+    "bytes": PerTokenMatrix.rounded,
+}
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 17])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_graph_computes_what_its_form_says(form: str, num_rows: int, tmp_path: Path) -> None:
+    matrix, path = FORMS[form](WEIGHTS), tmp_path / "head.onnx"
+    assert matrix.shape == (NUM_OUT, NUM_IN)
+    write_head(matrix, path)
+    rows = RANDOM.standard_normal((num_rows, NUM_IN), np.float32)
+    rows[0] = 0.0
+    outputs = [LOGITS, TOP_LOG_PROBS, TOP_TOKENS]
+    logits, log_probs, tokens = open_session(path).run(outputs, {HIDDEN: rows, TOP_K: np.array([3])})
+    expected = matrix.times(rows)
+    scale = float(np.sqrt(np.square(WEIGHTS).mean() * NUM_IN))  # of a product that is not all zeros
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=(1e-2 if form == "float16" else 2e-5) * scale)
+    np.testing.assert_allclose(expected, float_product(matrix, rows), rtol=0, atol=0.1 * scale)
+    np.testing.assert_array_equal(tokens[-1], np.argsort(-logits[-1], kind="stable")[:3])
+    assert (np.diff(log_probs[-1]) <= 0).all()
+
+
+LOSES = {"float32": 0.0, "float32 of bfloat16": 0.04, "float32 of float16": 2e-3, "float16": 2e-3, "4 bits": 0.4}
+"""The largest error of a weight, relative to their RMS; 0.02 where there are 8 bits."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_stands_for_the_weights_that_it_was_made_of(form: str) -> None:
+    matrix = FORMS[form](WEIGHTS)
+    assert relative_error([matrix.unpacked()], [WEIGHTS]) <= LOSES.get(form, 0.02)
+    np.testing.assert_array_equal(matrix.unpacked(3, 7), matrix.unpacked()[3:7])
+    assert matrix.memory_bytes <= 4 * WEIGHTS.size
+
+
+def test_16_bits_are_stored_where_they_lose_nothing(tmp_path: Path) -> None:
+    kinds = {}
+    for form in ("float32", "float32 of bfloat16", "float32 of float16"):
+        write_head(FORMS[form](WEIGHTS), tmp_path / "head.onnx")
+        model = onnx.load(tmp_path / "head.onnx")
+        onnx.checker.check_model(model)
+        (weights,) = (tensor for tensor in model.graph.initializer if list(tensor.dims) == [NUM_IN, NUM_OUT])
+        kinds[form] = onnx.TensorProto.DataType.Name(weights.data_type)
+    assert list(kinds.values()) == ["FLOAT", "BFLOAT16", "FLOAT16"]
+
+
+def test_weights_beyond_float16_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="has weights beyond float16"):
+        HalfMatrix.rounded(1e6 * WEIGHTS)
+
+
+def test_activations_are_rounded_as_far_as_8_bits_go() -> None:
+    rows = RANDOM.standard_normal((4, 64), np.float32) * np.repeat([1.0, 100.0], 32).astype(np.float32)
+    rows[3] = 0.0
+    for rounded, width in ((round_by_block(rows, 32), 32), (round_by_row(rows, 32), 64)):
+        largest = np.abs(rows.reshape(4, -1, width)).max(axis=2, keepdims=True)
+        error = np.abs(rounded - rows).reshape(4, -1, width)
+        assert (error <= largest / 127 * 0.501).all() and error[:3].any()
+    assert not round_activations(rows, 8, 32)[3].any()
