@@ -29,6 +29,7 @@ class Sample:
     """One process at one time.
 
     ``pss_mb`` counts pages that several processes share in parts, ``anonymous_mb`` only those that no file backs.
+    ``num_threads`` leaves out those of the event loop's pool.
     """
 
     at_s: float
@@ -69,6 +70,7 @@ class Watched:
             memory = dict(line.split(":") for line in (process / "smaps_rollup").read_text().splitlines()[1:])
             pss_mb, rss_mb, anonymous_mb = (int(memory[name].split()[0]) / 1024 for name in ("Pss", "Rss", "Anonymous"))
             num_descriptors, num_threads = (len(list((process / name).iterdir())) for name in ("fd", "task"))
+            num_threads -= told.pop("num_pooled")
             return Sample(
                 round(time.monotonic() - began, 1), pss_mb, rss_mb, anonymous_mb, num_descriptors, num_threads, **told
             )
