@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Sequence
+from typing import Self
 
 UNPRINTABLE = (
     "\\x00-\\x1f\\x7f-\\x9f"  # C0, DEL and C1: a terminal obeys them
@@ -50,8 +52,33 @@ def _escaped(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+def release_frames(error: BaseException) -> None:
+    """Have an error that was caught, and those behind it, let go of the variables of the functions that they ended.
+
+    An error holds these functions' frames. Where one of their variables leads back to the error the two lie in a
+    reference cycle, and all that the frames hold stays until Python looks for those: links, rings, layers.
+    """
+    found, known = [error], set[int]()
+    while found:
+        one = found.pop()
+        if id(one) not in known:
+            known.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            found += [behind for behind in (one.__cause__, one.__context__) if behind is not None]
+            found += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+
+
 class FlowspecError(Exception):
     """Base of every error that the user or a peer can cause. Its text is shown as it is, without a traceback."""
+
+    def again(self) -> Self:
+        """The same error, without where it was raised. One that is kept is raised like this, however often: it would
+        gather the frames of all whom it met, and they what keeps it.
+        """
+        same = type(self).__new__(type(self), *self.args)
+        same.__dict__.update(self.__dict__)
+        same.__cause__ = self.__cause__
+        return same
 
 
 class BundleError(FlowspecError):

@@ -7,10 +7,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import traceback
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
+
+from flowspec_edge.errors import release_frames
 
 _T = TypeVar("_T")
 
@@ -24,6 +25,16 @@ async def run_until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
 
     When one returns or fails, cancel the others, wait for them, and raise the error of the first.
     """
+    error = await _first_error(coroutines)
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # it holds this frame
+
+
+async def _first_error(coroutines: Sequence[Coroutine[Any, Any, None]]) -> BaseException | None:
+    """What ended the first of them, where it failed."""
 
     async def run(coroutine: Coroutine[Any, Any, None]) -> None:
         await coroutine
@@ -34,24 +45,21 @@ async def run_until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
             for coroutine in coroutines:
                 group.create_task(run(coroutine), name=getattr(coroutine, "__qualname__", None))
     except BaseExceptionGroup as ended:
+        release_frames(ended)
         first = ended.exceptions[0]
-        if not isinstance(first, _FirstEnded):
-            raise first from None
+        return None if isinstance(first, _FirstEnded) else first
+    return None
 
 
 async def in_thread(executor: Executor, function: Callable[..., _T], *arguments: object) -> _T:
     """What a function returns that runs on a thread.
 
-    Where it fails, the error lets go of the variables there. Errors lie in reference cycles, and one of a forward would
-    keep the layers of its stage in memory until Python looks for those.
+    Where it fails, the error lets go of the variables there: one of a forward would keep the layers of its stage.
     """
     try:
         return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
     except Exception as error:
-        failed: BaseException | None = error
-        while failed is not None:
-            traceback.clear_frames(failed.__traceback__)
-            failed = failed.__cause__ or failed.__context__
+        release_frames(error)
         raise
 
 

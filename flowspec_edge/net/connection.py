@@ -15,7 +15,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import numpy as np
@@ -28,6 +28,7 @@ from flowspec_edge.errors import (
     OtherVersionError,
     ProtocolError,
     plain_text,
+    release_frames,
     system_words,
 )
 from flowspec_edge.net.close_codes import CloseCode, close_code_of
@@ -85,7 +86,7 @@ class Link:
         self.purpose = purpose
         self._hello = hello
         self._websocket = websocket
-        self._transport = transport
+        self._transport, self._protocol = transport, cast(Any, transport.get_protocol())
         self._session = session
         self._outgoing: deque[tuple[bytes, memoryview | None]] = deque()
         self._incoming: deque[tuple[wire.Message, int]] = deque()  # with the bytes that each was
@@ -97,6 +98,10 @@ class Link:
         self._end: FlowspecError | None = None
         self._is_clean = False
         self._goodbye: bytes | None = None
+        self.local_host = str(transport.get_extra_info("sockname")[0])
+        """The address by which the peer at the other end knows this machine."""
+        self.peer_host = str(transport.get_extra_info("peername")[0])
+        """The address that the peer connects from, or answers at."""
         _set_up(transport.get_extra_info("socket"), purpose)
         self._reader = asyncio.create_task(self._read(), name=f"link reader {peer}")
         self._writer = asyncio.create_task(self._write(), name=f"link writer {peer}")
@@ -124,7 +129,7 @@ class Link:
             ProtocolError: the link ended because the peer broke the rules.
         """
         if self._end is not None:
-            raise self._end
+            raise self._end.again()
         limit = SEND_QUEUE_MESSAGES[self.purpose]
         if len(self._outgoing) >= limit:
             full = LinkLostError(
@@ -132,7 +137,7 @@ class Link:
                 "the peer has stopped reading"
             )
             self._lose(full)
-            raise full
+            raise full.again()
         self._outgoing.append(codec.encode(message))
         self._to_send.set()
 
@@ -146,7 +151,7 @@ class Link:
         """
         while not self._incoming:
             if self._end is not None:
-                raise self._end
+                raise self._end.again()
             self._arrived.clear()
             await self._arrived.wait()
         self._room.set()
@@ -209,16 +214,6 @@ class Link:
             )
         )
 
-    @property
-    def local_host(self) -> str:
-        """The address by which the peer at the other end knows this machine."""
-        return str(self._transport.get_extra_info("sockname")[0])
-
-    @property
-    def peer_host(self) -> str:
-        """The address that the peer connects from, or answers at."""
-        return str(self._transport.get_extra_info("peername")[0])
-
     def _finish(self, end: FlowspecError) -> None:
         """The first end counts; everyone who waits sees it."""
         if self._end is None and isinstance(end, LinkLostError) and self.purpose == wire.DATA:
@@ -252,6 +247,17 @@ class Link:
             task.cancel()
         if self._session is not None:
             await self._session.close()
+        if not pending:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Break the reference cycles that a closed connection lies in, or 300 KB of TLS stay until Python looks for
+        such cycles, and that is seldom."""
+        if (error := self._websocket.exception()) is not None:
+            release_frames(error)
+        self._transport.close()  # of one that is closed already: asyncio's transport leaves its protocol
+        # aiohttp gives no public way to end what it began for its heartbeats.
+        self._protocol._data_received_cb = None
 
     async def _write(self) -> None:
         num_asked = 0

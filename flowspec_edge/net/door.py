@@ -24,6 +24,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from flowspec_edge.allocator import give_back_freed
+from flowspec_edge.errors import release_frames
 
 MAX_SILENT, MAX_SILENT_PER_ADDRESS = 512, 256
 """A descriptor each."""
@@ -264,7 +265,8 @@ class Door:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LEFT_S):
                         await visitor.has_asked.wait()
-        except OSError:  # no handshake, or not in time: ssl's errors are OSErrors
+        except OSError as cause:  # no handshake, or not in time: ssl's errors are OSErrors
+            release_frames(cause)
             return
         finally:
             del self._by_protocol[protocol]

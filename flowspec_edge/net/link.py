@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from flowspec_edge.errors import (
     OtherKeyError,
     OtherVersionError,
     ProtocolError,
+    release_frames,
     system_words,
 )
 from flowspec_edge.net.addresses import LOOPBACK
@@ -82,10 +84,8 @@ async def open_link(
         return link, welcome
     except BaseException as cause:
         await (link.close() if link is not None else session.close())
-        if link is None and (mismatch := _key_mismatch(cause)):
-            raise OtherKeyError(f"peer {peer} at {address} {mismatch}") from cause
-        if (error := _named(cause, f"peer {peer} at {address}", port, timeouts)) is not None:
-            raise error from cause
+        release_frames(cause)  # aiohttp's errors lie in reference cycles
+        _raise_named(cause, f"peer {peer} at {address}", port, timeouts, is_linked=link is not None)
         raise
 
 
@@ -94,21 +94,22 @@ def _check_address(peer: str, host: str, port: int) -> None:
         raise NodeUnavailableError(f"peer {peer} cannot be reached: {f'{host}:{port}'!r:.80} is no address")
 
 
-def _named(cause: BaseException, who: str, port: int, timeouts: LinkTimeouts) -> NodeUnavailableError | None:
-    """Why a link was not opened, where it was the peer or the network."""
+def _raise_named(cause: BaseException, who: str, port: int, timeouts: LinkTimeouts, *, is_linked: bool) -> None:
+    """Say why a link was not opened, where it was the peer or the network."""
+    if not is_linked and (mismatch := _key_mismatch(cause)):
+        raise OtherKeyError(f"{who} {mismatch}") from cause
     if isinstance(cause, OtherVersionError):
-        return OtherVersionError(f"{who} refused the link: {cause}")
+        raise OtherVersionError(f"{who} refused the link: {cause}") from cause
     if isinstance(cause, LinkLostError | ProtocolError):
-        return NodeUnavailableError(f"{who} refused the link: {cause}")
+        raise NodeUnavailableError(f"{who} refused the link: {cause}") from cause
     if isinstance(
         cause, OSError | aiohttp.ClientError | ValueError
     ):  # ValueError: no URL; OSError includes TimeoutError
         why = f"no answer within {timeouts.connect_s:g} s" if isinstance(cause, TimeoutError) else _said(cause)
-        return NodeUnavailableError(
+        raise NodeUnavailableError(
             f"{who} cannot be reached ({why}); check that `flowspec node` runs there "
             f"and that no firewall blocks port {port}"
-        )
-    return None
+        ) from cause
 
 
 def _said(cause: Exception) -> str:
@@ -172,14 +173,18 @@ def _set_patience(websocket: aiohttp.ClientWebSocketResponse | web.WebSocketResp
     aiohttp waits for half of the heartbeat's interval, and gives no public way to choose. Its timer is also served
     before what lies in the socket, so that whoever was stopped for a while would take all peers for lost.
     """
-    loop, give_up = asyncio.get_running_loop(), websocket._pong_not_received
+    loop, watched = asyncio.get_running_loop(), weakref.ref(websocket)  # which holds the function below
 
     def on_silence() -> None:
+        websocket = watched()
+        if websocket is None:
+            return
         timer = websocket._pong_response_cb
         if timer is not None and loop.time() - timer.when() > LATE_S:
-            websocket._pong_response_cb = loop.call_later(LATE_S, on_silence)
+            websocket._pong_response_cb = loop.call_later(LATE_S, websocket._pong_not_received)
         else:
-            give_up()
+            del websocket._pong_not_received  # aiohttp's own is behind it
+            websocket._pong_not_received()
 
     websocket._pong_heartbeat = timeouts.answer_s
     websocket._pong_not_received = on_silence  # type: ignore[method-assign]

@@ -83,12 +83,13 @@ class StageHost:
         self, kind: type[BaseException] | None, cause: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """What runs is given up; its thread may be busy a little longer."""
-        assert self._working is not None, "entered before"
+        working, self._working = self._working, None  # its error holds this object
+        assert working is not None, "entered before"
         self._cancelled.set()
-        self._working.cancel()
-        await asyncio.wait({self._working})
-        if not self._working.cancelled():
-            self._working.exception()  # it is wait_ended that raises it
+        working.cancel()
+        await asyncio.wait({working})
+        if not working.cancelled():
+            working.exception()  # it is wait_ended that raises it
 
     async def wait_ended(self) -> None:
         """Until the origin has closed the control link.
@@ -122,8 +123,8 @@ class StageHost:
         except ProtocolError as cause:
             named = f"peer {link.peer}"
             error = cause if str(cause).startswith(named) else ProtocolError(f"{named}: {cause}")
-            self._offence = self._offence or (link, error)
-            raise error from cause
+            self._offence = self._offence or (link, error.again())
+            raise error.again() from cause
 
     async def _read_control(self) -> None:
         async for message in self._control:

@@ -28,6 +28,7 @@ from flowspec_edge.errors import (
     NodeUnavailableError,
     ProtocolError,
     StageFailedError,
+    release_frames,
 )
 from flowspec_edge.files import open_record, records_text
 from flowspec_edge.net.connection import Link
@@ -72,7 +73,7 @@ class StageOpener:
     async def serve(self, control: Link, request: wire.OpenStage) -> None:
         """Until the origin closes the control link. Whatever else ends the stage is told to the origin."""
         executor = ThreadPoolExecutor(1, thread_name_prefix=f"stage {request.start}")
-        with contextlib.suppress(FlowspecError):  # the origin has been told
+        try:
             async with contextlib.AsyncExitStack() as held:
                 held.callback(executor.shutdown, wait=False, cancel_futures=True)
                 try:
@@ -88,7 +89,9 @@ class StageOpener:
                         f"log of {self.settings.name} has the details"
                     )
                     await _report(control, failure)
-                    raise failure from cause
+                    raise failure.again() from cause
+        except FlowspecError as told:  # the origin has been told
+            release_frames(told)
 
 
 @dataclass(frozen=True, slots=True)

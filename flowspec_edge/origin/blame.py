@@ -36,7 +36,7 @@ async def loss_of(cause: FlowspecError, controls: Sequence[Link], origin: str) -
     if isinstance(cause, LinkLostError) and cause.neighbour:
         cut = origin, cause.neighbour
     loss = RingLostError(text, lost=lost) if lost else RingLostError(text, failed=failed, cut=cut)
-    loss.__cause__ = cause
+    loss.__cause__ = cause.again()
     return loss
 
 

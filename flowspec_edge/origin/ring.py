@@ -33,6 +33,7 @@ from flowspec_edge.errors import (
     RequestError,
     RingLostError,
     StageFailedError,
+    release_frames,
 )
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
@@ -193,7 +194,7 @@ class Ring:
             yield answer.finish(answer.ending)
             return
         if self._lost is not None:
-            raise self._lost
+            raise self._lost.again()
         session = next(self._sessions)
         events: asyncio.Queue[ev.OriginAction] = asyncio.Queue()
         self._answers[session] = events
@@ -211,7 +212,7 @@ class Ring:
                     case ev.ReportTrip() as trip if on_trip is not None:
                         on_trip(trip)
                     case ev.FinishGeneration(_, "failed", error):
-                        raise self._lost or RingLostError(error or "the ring was lost")
+                        raise (self._lost or RingLostError(error or "the ring was lost")).again()
                     case ev.FinishGeneration(_, "refused", error):
                         raise RequestError(error or "a stage ended the session")
                     case ev.FinishGeneration(_, reason):
@@ -243,6 +244,7 @@ class Ring:
                 ),
             )
         except FlowspecError as cause:
+            release_frames(cause)
             self._is_ending = True
             loss = await loss_of(cause, self._controls, self._origin)
             _log.info("ring lost: %s", cause)

@@ -155,14 +155,14 @@ class RingUpkeep:
             if self._ring is None or not self._ring.is_open:
                 await self._close_lost_ring()
                 if self._cramped is not None and time.monotonic() < self._cramped[0]:
-                    raise self._cramped[1]  # of several texts that wait one has just tried
+                    raise self._cramped[1].again()  # of several texts that wait one has just tried
                 try:
                     found = await self._find()
                     if not await self._take_over(found):
                         await self._open_trusted(found)
                 except NO_ROOM as cause:
                     again = time.monotonic() + rc.RETRY_S / 2
-                    self._cramped = (again, cause.with_traceback(None)) if self.had_room else None
+                    self._cramped = (again, cause.again()) if self.had_room else None
                     raise
             assert self._ring is not None
             return self._ring

@@ -133,7 +133,7 @@ class _Fetcher:
         finally:
             self._executor.shutdown()  # idle: every task has waited for its thread
         if error is not None:
-            raise error
+            raise error.again()
         return FetchReport(self._num_bytes, self._accusations)
 
     async def _drive(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[None]]) -> FlowspecError | None:
