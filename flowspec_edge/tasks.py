@@ -44,9 +44,12 @@ async def _first_error(coroutines: Sequence[Coroutine[Any, Any, None]]) -> BaseE
         async with asyncio.TaskGroup() as group:
             for coroutine in coroutines:
                 group.create_task(run(coroutine), name=getattr(coroutine, "__qualname__", None))
-    except BaseExceptionGroup as ended:
+    except BaseException as ended:
         release_frames(ended)
-        first = ended.exceptions[0]
+        del group  # it holds the task that waits here, which may end with this error
+        if not isinstance(ended, BaseExceptionGroup):  # all are cancelled
+            raise
+        first: BaseException = ended.exceptions[0]
         return None if isinstance(first, _FirstEnded) else first
     return None
 

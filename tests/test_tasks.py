@@ -1,12 +1,15 @@
-"""An error of a thread keeps nothing in memory that was used there."""
+"""Errors of threads, and of tasks that end together, keep nothing in memory that was used there."""
 
+import asyncio
+import contextlib
+import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from flowspec_edge.errors import StageFailedError
-from flowspec_edge.tasks import in_thread
+from flowspec_edge.tasks import in_thread, run_until_first_ends
 
 
 class Layers:
@@ -38,3 +41,37 @@ async def test_an_error_of_a_thread_lets_go_of_what_it_was_raised_over() -> None
 async def test_what_a_function_returns_is_handed_on() -> None:
     with ThreadPoolExecutor(1) as executor:
         assert await in_thread(executor, divmod, 7, 2) == (3, 1)
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled", "done"])
+async def test_nothing_is_left_of_tasks_that_end_together(end: str) -> None:
+    used: list[weakref.ref[Layers]] = []
+    began = asyncio.Event()
+
+    async def work(end: str) -> None:
+        layers = Layers()
+        used.append(weakref.ref(layers))
+        if end == "failed":
+            raise StageFailedError("no forward")
+        if end != "done":
+            began.set()
+            await asyncio.Event().wait()
+
+    async def owner() -> None:
+        layers = Layers()
+        used.append(weakref.ref(layers))
+        with contextlib.suppress(StageFailedError):
+            await run_until_first_ends(work("waits"), work(end))
+
+    gc.collect()
+    gc.disable()
+    try:
+        task = asyncio.create_task(owner())
+        if end == "cancelled":
+            await began.wait()
+            task.cancel()
+        await asyncio.wait({task})
+        del task
+        assert len(used) == 3 and [layers() for layers in used] == [None] * 3
+    finally:
+        gc.enable()

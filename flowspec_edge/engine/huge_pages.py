@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import mmap
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
@@ -45,15 +46,21 @@ def on_huge_pages() -> Iterator[None]:
         return
     before = _anonymous_memory()
     yield
-    libc = ctypes.CDLL(None)
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    libc = _libc()
     for start, stop in _without(_anonymous_memory(), before):
         for page in range(-(-start // size) * size, stop - size + 1, size):
             is_used = ctypes.create_string_buffer(size // mmap.PAGESIZE)
             if libc.mincore(page, size, is_used) == 0 and all(is_used.raw):
                 libc.madvise(page, size, _MADV_HUGEPAGE)  # the kernel moves the page some time later
                 libc.madvise(page, size, _MADV_COLLAPSE)  # or at once, where it can
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    return libc
 
 
 def _anonymous_memory() -> Ranges:

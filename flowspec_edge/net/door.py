@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import logging
 import resource
 import socket
@@ -293,10 +292,4 @@ class Door:
             self._calming = self._loop.call_later(LEFT_S, self._calm)
         else:
             self._num_idle = 0
-            threading.Thread(target=_give_back, name="giving memory back", daemon=True).start()
-
-
-def _give_back() -> None:
-    """Takes 15 ms on x86. What asyncio keeps of a TLS connection refers to itself in circles, so it is looked for."""
-    gc.collect()
-    give_back_freed()
+            threading.Thread(target=give_back_freed, name="giving memory back", daemon=True).start()

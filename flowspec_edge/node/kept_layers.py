@@ -37,7 +37,7 @@ class LoadedStage:
     files: ExitStack
 
     def close(self) -> None:
-        """Free it at once: errors that ended it lie in reference cycles, and their tracebacks hold the runner.
+        """Free it at once, whoever still holds it.
 
         Takes 0.3 ms per MB, so it is not for the event loop.
         """

@@ -119,9 +119,10 @@ class Ring:
     async def __aexit__(
         self, kind: type[BaseException] | None, cause: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._working is not None, "entered before"
-        self._working.cancel()
-        await asyncio.wait({self._working})
+        working, self._working = self._working, None  # its error holds this object
+        assert working is not None, "entered before"
+        working.cancel()
+        await asyncio.wait({working})
         if self._answers and not self._ended.is_set():
             self._give_up(RingLostError("the ring was closed"))
         self._ended.set()

@@ -68,6 +68,7 @@ class Standbys:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await asyncio.gather(*(link.close() for link in self._links.values()))
+        self._ring = None
 
     def follow(self, ring: Ring, found: Sequence[Announcement], cut: Collection[Way] = ()) -> None:
         """From now on this is the ring, and these are the nodes that may stand by for it, without ways that are cut."""

@@ -102,7 +102,7 @@ class RingUpkeep:
             lambda board: is_there(node.settings, board), self._try_way, self._take_back, self._take_way_back
         )
         self.standbys = Standbys(node, bundle, plan_options, is_wanted=has_standbys)
-        self._mourned: Ring | None = None  # the latest ring whose lost nodes were noted
+        self._mourned: RingLostError | None = None  # the latest loss whose nodes were noted
         self._changed = asyncio.Event()  # boards have come or left
         self._cramped: tuple[float, FlowspecError] | None = None  # until when, and why, no opening is tried
         self._opening = asyncio.Lock()
@@ -125,6 +125,7 @@ class RingUpkeep:
             self._timer.cancel()
         await self._lost.close()
         await self.standbys.close()
+        self._ring = None
         await self._closing.aclose()
         await asyncio.to_thread(self._engine.close)
 
@@ -269,9 +270,9 @@ class RingUpkeep:
     def _mourn(self, ring: Ring) -> None:
         """Note, once, whom the ring has lost."""
         loss = ring.loss
-        if loss is None or ring is self._mourned:
+        if loss is None or loss is self._mourned:
             return
-        self._mourned = ring
+        self._mourned = loss
         whom = ", ".join(loss.lost) or loss.failed or (" to ".join(loss.cut) if loss.cut else "nobody known")
         _log.warning("the ring was lost (%s); its texts go on with who is left: %s", whom, loss.__cause__ or loss)
         found = [stage.announcement for stage in ring.stages]
