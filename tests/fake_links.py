@@ -19,6 +19,7 @@ class FakeLink(Link):
 
     def __init__(self, peer: str, purpose: str = wire.CONTROL, hello: wire.Hello | None = None) -> None:
         self.peer, self.purpose = peer, purpose
+        self.local_host, self.peer_host = "192.0.2.1", "192.0.2.2"
         self._hello = hello
         self._other: FakeLink | None = None
         self._came: deque[wire.Message] = deque()
@@ -75,14 +76,6 @@ class FakeLink(Link):
 
     async def wait_closed(self) -> None:
         await self._closed.wait()
-
-    @property
-    def local_host(self) -> str:
-        return "192.0.2.1"
-
-    @property
-    def peer_host(self) -> str:
-        return "192.0.2.2"
 
     def _end_with(self, end: FlowspecError, *, is_clean: bool) -> None:
         if self._end is None:

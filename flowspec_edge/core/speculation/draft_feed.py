@@ -138,7 +138,11 @@ class DraftFeed:
         return self._begin(list(range(first + 1, last + 1)), [])
 
     def next_pass(self, root: int, drafted: Sequence[int]) -> RunDraft:
-        """Begin a pass over all verified pairs that can be taken, and over the ``drafted`` rows."""
+        """Begin a pass over all verified pairs that can be taken, and over the ``drafted`` rows.
+
+        Raises:
+            ProtocolError: rows have come back, and others that left before them have not.
+        """
         verified = self._unextended(root) if self.num_unextended(root) else []
         rows = [id for id in drafted if id != root]
         self._running = [*verified[-1:], *rows]
@@ -154,7 +158,12 @@ class DraftFeed:
     ) -> RunDraft:
         rows = [*verified, *drafted]
         assert rows, "a pass over nothing"
-        hidden = [self._hidden.pop(self._tree[id].parent) for id in verified]
+        parents = [self._tree[id].parent for id in verified]
+        if missing := [id for id in parents if id not in self._hidden]:
+            raise ProtocolError(
+                f"session {self._session}: row {missing[0]} has not come back, though rows have that left after it"
+            )
+        hidden = [self._hidden.pop(id) for id in parents]
         self._num_extended += len(verified)
         self._num_running = len(rows)
         dropped, self._dropped = tuple(self._dropped), []

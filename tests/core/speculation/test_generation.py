@@ -1,5 +1,6 @@
 """One generation, told what the ring brings and asked what to do: its schedule is a script."""
 
+import contextlib
 from typing import ClassVar
 
 import numpy as np
@@ -533,3 +534,25 @@ def test_hidden_rows_of_another_model_are_refused() -> None:
     with pytest.raises(ProtocolError, match="hidden rows of 3 values"):
         told.generation.take_tapped(2, (2,), np.zeros((1, 3), np.float32))
     told.generation.take_returned(Chunk(SESSION, rows, 1, np.zeros((1, 4), np.float32)), 1.0)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0), (1, 1), (1, 0, 0)])
+def test_a_prompt_that_does_not_come_back_in_order_ends_in_a_named_error(order: tuple[int, ...]) -> None:
+    """The chunks of a prompt come back in this order; only where the last one comes first is that an error."""
+    told = Told(tuple(1 + id % 10 for id in range(PREFILL_ROWS + 3)), has_drafter=True)
+    chunks = told.prefill()
+    assert len(chunks) == 2
+    drafts = []
+    with pytest.raises(ProtocolError) if order[0] else contextlib.nullcontext() as raised:
+        for number in order:
+            told.generation.take_returned(returned(chunks[number].rows), 1.0)
+            if (head := told.generation.next_head(1.0)) is not None:
+                told.generation.take_drawn((5,) * len(head.rows), 1.0)
+                told.script.drafted = []
+                if told.generation.num_unextended:
+                    drafts.append(told.generation.next_draft(1.0))
+    if raised is not None:
+        assert str(raised.value) == "session 7: row 0 has not come back, though rows have that left after it"
+        assert not drafts
+    else:
+        assert len(drafts) == 1
