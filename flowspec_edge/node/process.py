@@ -88,7 +88,10 @@ async def node_processes(num_nodes: int, bundle: Path, *options: str) -> AsyncIt
 
     starts = [asyncio.create_task(start(number)) for number in range(1, num_nodes + 1)]
     try:
-        await asyncio.gather(*starts)
+        # Unlike gather this cancels nobody when it is cancelled. Who is cancelled twice does not stop its process.
+        done, _ = await asyncio.wait(starts, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
         yield cluster, sorted(nodes, key=lambda node: node.name)
     finally:
         for task in starts:

@@ -93,8 +93,8 @@ async def _open_all(
     try:
         if tasks:
             await asyncio.wait(tasks, timeout=patience_s)
-        if not any(task.done() and task.exception() is None for task in tasks):
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if not any(task.done() and task.exception() is None for task in tasks):
+                await asyncio.wait(tasks)
     finally:
         for task in tasks:
             task.cancel()
