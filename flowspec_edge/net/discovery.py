@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from zeroconf import Error as ZeroconfError
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
@@ -178,7 +178,12 @@ class Browser:
 
 
 def _packed(addresses: Sequence[str]) -> list[bytes]:
-    return [socket.inet_aton(address) for address in addresses]
+    try:
+        return [ip_address(address).packed for address in addresses]
+    except ValueError as cause:
+        raise NodeUnavailableError(
+            f"mDNS announces addresses, and --host {addresses[0]} is a name; give its address instead"
+        ) from cause
 
 
 def _open_zeroconf(host: str) -> AsyncZeroconf:
@@ -203,7 +208,7 @@ def _record_from(info: AsyncServiceInfo) -> RecordHeard | None:
         return None
     if not all(is_plain(texts.get(key, "")) for key in ("node", "cluster", "key", "version")):
         return None
-    hosts = info.parsed_addresses(IPVersion.V4Only)[:MAX_RECORD_ADDRESSES]
+    hosts = info.parsed_addresses(IPVersion.All)[:MAX_RECORD_ADDRESSES]
     if not (hosts and info.port and texts.get("node") and "cluster" in texts):
         return None
     return RecordHeard(

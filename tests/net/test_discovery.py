@@ -1,6 +1,7 @@
 """Announcing and browsing over real mDNS on loopback."""
 
 import asyncio
+import dataclasses
 import secrets
 import socket
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.membership import MembershipEvent, RecordGone, RecordHeard
+from flowspec_edge.errors import NodeUnavailableError
 from flowspec_edge.net import discovery
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.discovery import SERVICE_TYPE, Announcement, Announcer, Browser
@@ -68,6 +70,21 @@ async def test_announced_nodes_are_heard_and_missed_after_their_goodbye(cluster:
         await announcer.close()
     await ears.until(lambda records: not records)
     await browser.close()
+
+
+async def test_a_node_on_an_ipv6_address_is_heard_there(cluster: str) -> None:
+    ears = Ears(cluster)
+    browser = await Browser.start(ears, host="::1")
+    announcer = await Announcer.start(dataclasses.replace(make_announcement(cluster), host="::1"))
+    await ears.until(lambda records: len(records) == 1)
+    assert [record.addresses for record in ears.records.values()] == [(Address("::1", 40001),)]
+    await announcer.close()
+    await browser.close()
+
+
+async def test_a_hosts_name_cannot_be_announced(cluster: str) -> None:
+    with pytest.raises(NodeUnavailableError, match="^mDNS announces addresses, and --host pi-hall is a name; give its"):
+        await Announcer.start(dataclasses.replace(make_announcement(cluster), host="pi-hall"))
 
 
 STRANGERS: list[dict[str, str | bytes]] = [
