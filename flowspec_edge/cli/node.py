@@ -19,6 +19,7 @@ from flowspec_edge.cli.options import (
     set_command,
 )
 from flowspec_edge.cli.service_manager import ServiceManager
+from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.node.board import board_report, describe_board, use_board
 from flowspec_edge.tasks import until_interrupted
 
@@ -112,7 +113,7 @@ def _print_start(node: Node, profile: BoardSettings, facts: BoardFacts, *, is_js
         print(json.dumps({**report, **board_report(profile)}), flush=True)
         return
     print(
-        f"node {settings.name} serves on {settings.host}:{node.port}, cluster {settings.cluster}, "
+        f"node {settings.name} serves on {Address(settings.host, node.port)}, cluster {settings.cluster}, "
         f"{settings.memory_bytes / 2**20:.0f} MiB for layers. Ctrl-C ends it.",
         describe_board(profile, facts),
         sep="\n",

@@ -6,6 +6,7 @@ import logging
 import sys
 
 from flowspec_edge.core.cluster import membership as ms
+from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.net.addresses import NODE_PORT, addresses_to_announce
 from flowspec_edge.net.neighbourhood import Neighbourhood
 
@@ -48,8 +49,8 @@ def alone_text(where: Neighbourhood, port: int) -> str:
     alone = f"no other node of cluster {where.cluster} has answered for {ms.ALONE_S:.0f} s"
     if where.is_local:
         return f"{alone}; this one listens on this machine only (leave out --host to reach other boards)"
-    host = addresses_to_announce(where.host)[0]
+    address = Address(addresses_to_announce(where.host)[0], port)
     return (
         f"{alone}. Start one on another board (`flowspec key show` prints the line); if one runs already, `flowspec "
-        f"doctor` says what keeps it away, and with --peer {host}:{port} it reaches this board without mDNS"
+        f"doctor` says what keeps it away, and with --peer {address} it reaches this board without mDNS"
     )

@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp import web
 
 from flowspec_edge.core import wire
-from flowspec_edge.core.cluster.address import is_host
+from flowspec_edge.core.cluster.address import Address, is_host
 from flowspec_edge.errors import (
     FlowspecError,
     LinkLostError,
@@ -69,13 +69,13 @@ async def open_link(
         OtherVersionError: the peer speaks another version of the protocol.
         NodeUnavailableError: nothing answers in time, the peer refuses, or it is not ``node``.
     """
-    peer, address = node or "(not yet known)", f"{host}:{port}"
+    peer, address = node or "(not yet known)", Address(host, port)
     _check_address(peer, host, port)
     session = aiohttp.ClientSession()
     link: Link | None = None
     try:
         async with asyncio.timeout(timeouts.connect_s):
-            link = await _connect(session, (host, port), hello, peer, credentials, timeouts)
+            link = await _connect(session, address, hello, peer, credentials, timeouts)
             link.send(hello)
             welcome = wire.expect(await link.receive(), wire.Welcome, peer)
         if node and welcome.node != node:
@@ -141,15 +141,14 @@ def _key_mismatch(cause: BaseException | None) -> str | None:
 
 async def _connect(
     session: aiohttp.ClientSession,
-    address: tuple[str, int],
+    address: Address,
     hello: wire.Hello,
     peer: str,
     credentials: Credentials | None,
     timeouts: LinkTimeouts,
 ) -> Link:
-    host, port = address
     websocket = await session.ws_connect(
-        f"{'https' if credentials else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/link/{hello.purpose}",
+        f"{'https' if credentials else 'http'}://{address}/link/{hello.purpose}",
         ssl=credentials.client if credentials else True,
         heartbeat=_heartbeat_s(hello.purpose, timeouts),
         autoping=False,

@@ -45,18 +45,17 @@ class _Site(web.BaseSite):
 
     def __init__(self, runner: web.AppRunner, host: str, port: int, tls: ssl.SSLContext | None, door: Door) -> None:
         super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
-        self._address = (host, port)
+        self._address = Address(host, port)
         self._door = door
 
     @property
     def name(self) -> str:
-        host, port = self._address
-        return f"{'https' if self._ssl_context else 'http'}://{host}:{port}"
+        return f"{'https' if self._ssl_context else 'http'}://{self._address}"
 
     async def start(self) -> None:
         await super().start()
         assert self._runner.server is not None
-        await self._door.listen(*self._address, self._runner.server, self._backlog)
+        await self._door.listen(self._address.host, self._address.port, self._runner.server, self._backlog)
         self._server = cast(asyncio.AbstractServer, self._door)  # of which a site uses close and sockets
 
 

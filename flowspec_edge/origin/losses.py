@@ -15,7 +15,7 @@ from flowspec_edge.net.discovery import Announcement
 
 
 class Losses:
-    """The nodes and ways that are not to be planned with.
+    """The nodes and ways that are not to be planned with, at the node of the name ``origin``.
 
     ``greet`` tells whether a node answers, ``try_way`` whether a way is whole. ``on_node_back`` and ``on_way_back`` are
     told of those that may be used again. ``close`` ends the trying.
@@ -23,6 +23,7 @@ class Losses:
 
     def __init__(
         self,
+        origin: str,
         greet: Callable[[Announcement], Awaitable[bool]],
         try_way: Callable[[ls.Way], Awaitable[bool]],
         on_node_back: Callable[[Announcement], None],
@@ -30,8 +31,8 @@ class Losses:
     ) -> None:
         self._greet, self._try_way = greet, try_way
         self._on_node_back, self._on_way_back = on_node_back, on_way_back
-        self._core = ls.Losses()
-        self._journal = Journal("losses", {}, open_record("losses"))
+        self._core = ls.Losses(origin)
+        self._journal = Journal("losses", {"origin": origin}, open_record("losses"))
         self._boards: dict[str, Announcement] = {}  # where each node was when it was lost
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()

@@ -99,7 +99,11 @@ class RingUpkeep:
         self._served: Sequence[RingStage] = ()  # the stages of the latest ring
         self._around: frozenset[Way] = frozenset()  # the cut ways that the latest ring was opened around
         self._lost = Losses(
-            lambda board: is_there(node.settings, board), self._try_way, self._take_back, self._take_way_back
+            node.settings.name,
+            lambda board: is_there(node.settings, board),
+            self._try_way,
+            self._take_back,
+            self._take_way_back,
         )
         self.standbys = Standbys(node, bundle, plan_options, is_wanted=has_standbys)
         self._mourned: RingLostError | None = None  # the latest loss whose nodes were noted

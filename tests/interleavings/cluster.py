@@ -97,7 +97,7 @@ class Cluster:
         self._rng, self._build_ring = rng, build_ring
         self._num_needed, self._wait_s, self.max_context = num_needed, wait_s, max_context
         self._directory = ms.Membership("origin", "home", "key", 0.0)
-        self._lost = ls.Losses()
+        self._lost = ls.Losses(ORIGIN_NAME)
         self._core = rb.Rebalancing(at_once=at_once)
         self._dealt: frozenset[str] = frozenset()
         self._asking: list[Text] = []  # these wait for a ring

@@ -25,6 +25,14 @@ from tests.narrowing import instance, present
 from tests.net.conftest import linked, listening, make_hello, make_welcome
 
 
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 def make_chunk(number: int, num_rows: int = 1, width: int = 4) -> wire.ChunkMessage:
     hidden = np.arange(num_rows * width, dtype=np.float32).reshape(num_rows, width)
     rows = tuple(Row(i, max(i - 1, 0), 7) for i in range(num_rows))
@@ -511,3 +519,14 @@ async def test_why_nothing_answers_is_a_word_of_the_system_and_no_python_object(
         with pytest.raises(NodeUnavailableError, match=r"cannot be reached \(Connection refused\)") as refused:
             await open_link("127.0.0.1", unused.getsockname()[1], make_hello(), credentials=credentials)
     assert "<" not in str(refused.value) and "'" not in str(refused.value)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
+async def test_a_link_over_ipv6_is_a_link() -> None:
+    server = await LinkServer.start("::1", 0, make_welcome, lambda link: link.wait_closed())
+    link, _ = await open_link("::1", server.port, make_hello())
+    assert (link.local_host, link.peer_host) == ("::1", "::1")
+    await link.close()
+    await server.close()
+    with pytest.raises(NodeUnavailableError, match=rf"at \[::1\]:{server.port} cannot be reached"):
+        await open_link("::1", server.port, make_hello())

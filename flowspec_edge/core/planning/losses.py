@@ -108,8 +108,12 @@ class _Lost:
 
 @dataclass(slots=True)
 class Losses:
-    """The parts that were lost and have not answered since, and those that answer but are doubted."""
+    """The parts that were lost and have not answered since, and those that answer but are doubted.
 
+    ``origin`` is the name of the origin's own node. Its link may be bad too, but no ring goes around it.
+    """
+
+    origin: str = ""
     _lost: dict[Part, _Lost] = field(default_factory=dict)
     _failed_at: dict[str, float] = field(default_factory=dict)
     _back: dict[Part, tuple[float, float]] = field(default_factory=dict)  # since when in use again, after which doubt
@@ -179,7 +183,7 @@ class Losses:
     def _doubt_ends(self, way: Way, now: float) -> None:
         """Where two ways of a node are cut it is the node's own link that is bad, and the next way would be cut too."""
         for node in way:
-            if node not in self._lost and sum(node in cut for cut in self.ways) > 1:
+            if node != self.origin and node not in self._lost and sum(node in cut for cut in self.ways) > 1:
                 _, doubt_s = self._back.pop(node, (-math.inf, 0.0))
                 doubt_s = _longer(doubt_s)
                 self._lost[node] = _Lost(now + doubt_s, doubt_s=doubt_s, is_doubted=True)

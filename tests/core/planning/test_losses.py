@@ -116,6 +116,13 @@ def test_a_node_of_which_two_ways_are_cut_is_doubted_itself() -> None:
     assert UsePart("hall") in lost.handle(TimePassed(), 9.0 + 2 * FAILED_S)
 
 
+def test_the_origin_of_which_two_ways_are_cut_is_not_doubted() -> None:
+    lost = Losses("desk")
+    ways = [way_between("desk", board) for board in ("attic", "cellar")]
+    lost.handle(PartsLost(frozenset(ways)), 0.0)
+    assert lost.ways == set(ways) and not lost.nodes
+
+
 ALL: list[Part] = ["attic", "cellar", "hall", way_between("attic", "hall")]
 PARTS = st.sampled_from(ALL)
 EVENTS = st.one_of(
