@@ -24,6 +24,7 @@ import contextlib
 import json
 import random
 import ssl
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -115,7 +116,7 @@ class Client:
         self._resume_within_s = resume_within_s if resume else None
         self._server = 0  # in _urls: the one to ask first, for it wrote the latest piece
         self._session: aiohttp.ClientSession | None = None
-        self._answers: list[Answer] = []
+        self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()  # nothing is kept of those that nobody holds
 
     async def __aenter__(self) -> Self:
         silence_s = None if self._resume_within_s is None else SILENCE_S
@@ -144,7 +145,7 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._session is not None
-        for answer in self._answers:
+        for answer in list(self._answers):
             await answer.aclose()
         await self._session.close()
 
@@ -196,7 +197,7 @@ class Client:
         text = AskedText(prompt, options, seed, is_resumable=within_s is not None)
         pieces = self._ask(self._urls[0], text) if within_s is None else self._ask_until_it_ends(text, within_s)
         answer = Answer(pieces)
-        self._answers.append(answer)
+        self._answers.add(answer)
         return answer
 
     async def complete(self, prompt: str, **options: Any) -> Answer:

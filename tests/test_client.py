@@ -74,6 +74,13 @@ async def test_a_served_ring_answers_cancels_and_survives_a_lost_node() -> None:
 
 
 @pytest.mark.slow
+async def test_nothing_is_kept_of_answers_that_nobody_holds() -> None:
+    async with Client() as client:
+        held = client.generate("def main(")
+        client.generate("import ")
+        assert list(client._answers) == [held]
+
+
 async def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     cluster = ("--cluster", f"readme-example-{secrets.token_hex(4)}")

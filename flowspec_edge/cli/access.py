@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flowspec_edge.core.cluster.address import parse_address
+from flowspec_edge.core.cluster.address import Address, parse_address
 from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key
 from flowspec_edge.errors import ClusterKeyError, RequestError, is_plain
 from flowspec_edge.files import write_private
@@ -142,9 +142,9 @@ class ApiAccess:
     credentials: Credentials | None = None
     is_new: bool = False
 
-    @property
-    def scheme(self) -> str:
-        return "https" if self.credentials else "http"
+    def url(self, port: int) -> str:
+        """Where the API is reached that listens at this port."""
+        return f"{'https' if self.credentials else 'http'}://{Address(self.host, port)}"
 
 
 def open_api_access(host: str, *, is_insecure: bool, is_plain: bool) -> ApiAccess:

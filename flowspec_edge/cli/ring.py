@@ -37,7 +37,6 @@ from flowspec_edge.cli.options import (
 )
 from flowspec_edge.cli.plan import RingArguments, add_ring_options, ring_plan_options
 from flowspec_edge.cli.service_manager import ServiceManager
-from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.errors import FlowspecError, RequestError
 from flowspec_edge.node.board import use_board
 from flowspec_edge.tasks import interruptible, until_interrupted
@@ -255,7 +254,7 @@ async def _serve_api(
         if api.is_new:
             print(api_text(api), flush=True)
         print(
-            f"model {service.model} at {api.scheme}://{Address(api.host, app.port)}/v1/completions, "
+            f"model {service.model} at {api.url(app.port)}/v1/completions, "
             f"node {node.settings.name}, cluster {node.settings.cluster}. Ctrl-C ends it.",
             flush=True,
         )

@@ -12,27 +12,28 @@ from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning import losses as ls
 from flowspec_edge.files import open_record
 from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.node.resources import NodeSettings
+from flowspec_edge.origin.dialogue import is_there
 
 
 class Losses:
-    """The nodes and ways that are not to be planned with, at the node of the name ``origin``.
+    """The nodes and ways that are not to be planned with.
 
-    ``greet`` tells whether a node answers, ``try_way`` whether a way is whole. ``on_node_back`` and ``on_way_back`` are
-    told of those that may be used again. ``close`` ends the trying.
+    ``origin`` are the settings of the origin's own node. ``try_way`` tells whether a way is whole. ``on_node_back`` and
+    ``on_way_back`` are told of those that may be used again. ``close`` ends the trying.
     """
 
     def __init__(
         self,
-        origin: str,
-        greet: Callable[[Announcement], Awaitable[bool]],
+        origin: NodeSettings,
         try_way: Callable[[ls.Way], Awaitable[bool]],
         on_node_back: Callable[[Announcement], None],
         on_way_back: Callable[[], None],
     ) -> None:
-        self._greet, self._try_way = greet, try_way
+        self._origin, self._try_way = origin, try_way
         self._on_node_back, self._on_way_back = on_node_back, on_way_back
-        self._core = ls.Losses(origin)
-        self._journal = Journal("losses", {"origin": origin}, open_record("losses"))
+        self._core = ls.Losses(origin.name)
+        self._journal = Journal("losses", {"origin": origin.name}, open_record("losses"))
         self._boards: dict[str, Announcement] = {}  # where each node was when it was lost
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -110,5 +111,5 @@ class Losses:
             self._timer = asyncio.get_running_loop().call_later(delay, self._tell, ls.TimePassed())
 
     async def _try(self, part: ls.Part) -> None:
-        is_back = await (self._greet(self._boards[part]) if isinstance(part, str) else self._try_way(part))
+        is_back = await (is_there(self._origin, self._boards[part]) if isinstance(part, str) else self._try_way(part))
         self._tell(ls.PartAnswered(part) if is_back else ls.PartSilent(part))

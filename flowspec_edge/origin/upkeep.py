@@ -23,7 +23,7 @@ from flowspec_edge.errors import FlowspecError, NodeUnavailableError, PlacementE
 from flowspec_edge.files import open_record
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
-from flowspec_edge.origin.dialogue import OnFetch, is_there, is_whole
+from flowspec_edge.origin.dialogue import OnFetch, is_whole
 from flowspec_edge.origin.engine import KeptEngine
 from flowspec_edge.origin.losses import Losses
 from flowspec_edge.origin.opening import open_ring, plan_layers
@@ -98,13 +98,7 @@ class RingUpkeep:
         self._dealt: frozenset[str] = frozenset()  # boards that were there when the ring was opened, and still are
         self._served: Sequence[RingStage] = ()  # the stages of the latest ring
         self._around: frozenset[Way] = frozenset()  # the cut ways that the latest ring was opened around
-        self._lost = Losses(
-            node.settings.name,
-            lambda board: is_there(node.settings, board),
-            self._try_way,
-            self._take_back,
-            self._take_way_back,
-        )
+        self._lost = Losses(node.settings, self._try_way, self._take_back, self._take_way_back)
         self.standbys = Standbys(node, bundle, plan_options, is_wanted=has_standbys)
         self._mourned: RingLostError | None = None  # the latest loss whose nodes were noted
         self._changed = asyncio.Event()  # boards have come or left

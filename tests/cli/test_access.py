@@ -63,11 +63,11 @@ async def test_a_node_refuses_the_network_without_a_key() -> None:
 def test_the_api_has_a_key_of_its_own_beyond_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert open_api_access("127.0.0.1", is_insecure=False, is_plain=False).key is None
     access = open_api_access("0.0.0.0", is_insecure=False, is_plain=False)
-    assert (access.scheme, access.is_new) == ("https", True)
+    assert (access.url(8008), access.is_new) == ("https://0.0.0.0:8008", True)
     assert parse_key(present(access.key), API_PREFIX) == load_key(API_PREFIX) != load_key()
     assert b"BEGIN CERTIFICATE" in key_path(API_PREFIX).with_suffix(".pem").read_bytes()
     plain = open_api_access("0.0.0.0", is_insecure=False, is_plain=True)
-    assert (plain.scheme, plain.key, plain.is_new) == ("http", access.key, False)
+    assert (plain.url(8008), plain.key, plain.is_new) == ("http://0.0.0.0:8008", access.key, False)
     assert "--plain-http: whoever listens" in capsys.readouterr().err
 
 

@@ -547,7 +547,7 @@ def test_a_prompt_that_does_not_come_back_in_order_ends_in_a_named_error(order: 
         for number in order:
             told.generation.take_returned(returned(chunks[number].rows), 1.0)
             if (head := told.generation.next_head(1.0)) is not None:
-                told.generation.take_drawn((5,) * len(head.rows), 1.0)
+                told.generation.take_drawn(ev.HeadFinished((5,) * len(head.rows)), 1.0)
                 told.script.drafted = []
                 if told.generation.num_unextended:
                     drafts.append(told.generation.next_draft(1.0))
