@@ -14,10 +14,11 @@ from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.errors import RingLostError, StageFailedError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.node import Node
+from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.engine import LoadEngine
 from flowspec_edge.origin.ring import RingStage
 
-NODE = cast(Node, SimpleNamespace(name="origin", settings=None))
+NODE = cast(Node, SimpleNamespace(settings=NodeSettings(name="origin", cluster="test", is_announced=False)))
 BUNDLE = cast(Bundle, SimpleNamespace(manifest=SimpleNamespace(name="model")))
 OUTCOME = Outcome(10.0, 5.0, "the network", is_network=True)
 NAMED = Outcome(10.0, 5.0, "the network from attic to cellar")

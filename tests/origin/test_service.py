@@ -19,6 +19,7 @@ from flowspec_edge.errors import (
     RingLostError,
     StageFailedError,
 )
+from flowspec_edge.origin import losses as keeping_losses
 from flowspec_edge.origin import service as serving
 from flowspec_edge.origin import upkeep
 from flowspec_edge.origin.planning import PlanOptions
@@ -45,7 +46,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     world.set("attic", "cellar")
     monkeypatch.setattr(serving, "explain_outcome", world.explain_outcome)
-    for name in ("open_ring", "plan_layers", "is_there", "is_whole"):
+    monkeypatch.setattr(keeping_losses, "is_there", world.is_there)
+    for name in ("open_ring", "plan_layers", "is_whole"):
         monkeypatch.setattr(upkeep, name, getattr(world, name))
     return world
 
