@@ -176,7 +176,10 @@ class Door:
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
             if (visitor := self._by_protocol.get(request.protocol)) is not None:
                 visitor.has_asked.set()
-            return await handler(request)
+            try:
+                return await handler(request)
+            except ConnectionResetError:  # the client has left before its answer began, and nobody reads this one
+                return web.Response()
 
         app.middlewares.insert(0, note)
 

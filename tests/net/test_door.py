@@ -14,7 +14,9 @@ from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from flowspec_edge.net import door as doors
 from flowspec_edge.net import server as servers
@@ -221,6 +223,27 @@ async def test_without_descriptors_silent_connections_give_way_and_it_is_said_on
     assert [record.message for record in caplog.records] == [
         "no connection can be accepted (Too many open files); see ulimit -n"
     ]
+
+
+async def test_who_leaves_before_the_answer_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    has_left = asyncio.Event()
+
+    async def answer_late(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        has_left.set()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        return response
+
+    app = web.Application()
+    app.router.add_get("/", answer_late)
+    served = await servers.serve_app(app, "127.0.0.1", 0)
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ClientError):
+            await session.get(f"http://127.0.0.1:{served.port}/")
+    await served.close()
+    assert has_left.is_set() and not caplog.records
 
 
 def test_the_soft_limit_of_descriptors_is_raised() -> None:
