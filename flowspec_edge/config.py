@@ -181,7 +181,8 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A piece of the answer. The last piece has a finish reason and the statistics.
+    """A piece of the answer. The last piece has a finish reason and the statistics, and in ``stop`` the stop string
+    that ended the text.
 
     A piece with a ``notice`` has no text: it says what the answer waits for. The first one with tokens tells those of
     the prompt in ``prompt_token_ids``. ``logprobs`` are there where they were asked for, as many as ``token_ids``.
@@ -190,6 +191,7 @@ class Piece:
     text: str
     token_ids: list[int]
     finish_reason: str | None = None
+    stop: str | None = None
     statistics: dict[str, Any] | None = None
     notice: str | None = None
     prompt_token_ids: list[int] | None = None

@@ -245,10 +245,12 @@ async def _serve_api(
     from flowspec_edge.net.server import serve_app
     from flowspec_edge.web.app import build_app
     from flowspec_edge.web.chat_template import ChatTemplate
+    from flowspec_edge.web.model_card import ModelCard
 
     tls = api.credentials.public if api.credentials else None
-    chat = await asyncio.to_thread(ChatTemplate.of_bundle, node.settings.bundles[0])
-    built = build_app(service, api.key, limits, chat=chat, is_strict=is_strict)
+    bundle = node.settings.bundles[0]
+    chat, card = await asyncio.to_thread(ChatTemplate.of_bundle, bundle), ModelCard.of_bundle(bundle)
+    built = build_app(service, api.key, limits, chat=chat, card=card, coder=service.tokenizer, is_strict=is_strict)
     app = await serve_app(built, api.host, port, tls=tls, cancels_on_disconnect=True)
     try:
         if api.is_new:

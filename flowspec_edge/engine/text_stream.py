@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from flowspec_edge.engine.token_texts import Detokenizer
@@ -15,6 +16,9 @@ class TextStream:
     no longer when the text has become long. The text goes on behind the tokens in ``before``, a prompt for example:
     prompt and text are what all these tokens are together. In the text of the first ``min_tokens`` tokens no stop
     string is looked for.
+
+    Attributes:
+        stop: the stop string that ended the text.
     """
 
     def __init__(
@@ -25,7 +29,12 @@ class TextStream:
         self._stops = [_StopString(text) for text in stop]
         self._held = ""  # what is known and not given
         self._num_given = 0
-        self.is_stopped = False
+        self.stop: str | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self.stop is not None
 
     def feed(self, tokens: tuple[int, ...]) -> str:
         """The text that has become certain with these tokens. It is empty after a stop string."""
@@ -76,9 +85,10 @@ class TextStream:
         Where a stop string begins before all of these, the text is cut there.
         """
         certain = self._num_given + len(self._held) - num_uncertain
-        first = min((stop.begins_at for stop in self._stops if stop.begins_at is not None), default=certain + 1)
-        self.is_stopped = first <= certain
-        num_given = max(min(first, certain) - self._num_given, 0)
+        first = min(self._stops, key=lambda stop: stop.begins_at, default=None)
+        if first is not None and first.begins_at <= certain:
+            self.stop, certain = first.text, int(first.begins_at)
+        num_given = max(certain - self._num_given, 0)
         given, self._held = self._held[:num_given], self._held[num_given:]
         self._num_given += num_given
         return given
@@ -87,16 +97,17 @@ class TextStream:
 class _StopString:
     """Looks for one string in a text that grows, each character of which is looked at once (Knuth, Morris and Pratt).
 
-    The last ``num_matched`` characters of the text may become the string. Once it is found, it ``begins_at`` a place.
+    The last ``num_matched`` characters of the text may become the string. It ``begins_at`` a place, which is infinite
+    as long as it was not found.
     """
 
     def __init__(self, text: str) -> None:
-        self._text = text
+        self.text = text
         self._borders = [0, 0]  # per number of matched characters, how many of the last ones are the first ones as well
         for place in range(1, len(text)):
             self._borders.append(self._follow(self._borders[place], text[place]))
         self.num_matched = 0
-        self.begins_at: int | None = None
+        self.begins_at = math.inf
         self._num_read = 0
 
     def pass_over(self, text: str) -> None:
@@ -108,13 +119,13 @@ class _StopString:
         for letter in text:
             self.num_matched = self._follow(self.num_matched, letter)
             self._num_read += 1
-            if self.num_matched == len(self._text):
-                if self.begins_at is None:
-                    self.begins_at = self._num_read - len(self._text)
+            if self.num_matched == len(self.text):
+                if self.begins_at == math.inf:
+                    self.begins_at = self._num_read - len(self.text)
                 self.num_matched = self._borders[-1]
 
     def _follow(self, num_matched: int, letter: str) -> int:
         """How many characters are matched with this one behind ``num_matched`` of them."""
-        while num_matched and self._text[num_matched] != letter:
+        while num_matched and self.text[num_matched] != letter:
             num_matched = self._borders[num_matched]
-        return num_matched + 1 if self._text[num_matched] == letter else 0
+        return num_matched + 1 if self.text[num_matched] == letter else 0

@@ -53,10 +53,11 @@ class Tokenizer:
         self._max_tokens = max_tokens
         self._max_token_bytes = None if max_tokens is None else max_token_bytes(content)
 
-    def encode(self, text: Text) -> list[int]:
+    def encode(self, text: Text, *, is_framed: bool = True) -> list[int]:
         """The text's tokens. Takes 0.3 ms per KB on a thread, in which other threads run.
 
-        A text that itself begins with the tokens before every text does not get them twice.
+        A text that itself begins with the tokens before every text does not get them twice, and one that is not to be
+        framed gets none.
 
         Raises:
             RequestError: the text is too long to have ``max_tokens`` tokens, or has half of a character.
@@ -70,7 +71,7 @@ class Tokenizer:
         texts = [piece for piece in pieces if isinstance(piece, str)]
         encoded = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         ids = [token for piece in pieces for token in (next(encoded).ids if isinstance(piece, str) else [piece])]
-        return ids if ids[: len(self.prefix)] == self.prefix else self.prefix + ids
+        return ids if not is_framed or ids[: len(self.prefix)] == self.prefix else self.prefix + ids
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens, special ones left out. What is no UTF-8 becomes U+FFFD."""

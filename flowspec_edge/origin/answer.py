@@ -104,7 +104,8 @@ class Answer:
 
     def finish(self, reason: str) -> Piece:
         """End it; returns the last piece, with the statistics of the whole answer."""
-        return Piece(text=self._text.finish(), token_ids=[], finish_reason=reason, statistics=self._report())
+        text = self._text.finish()
+        return Piece(text=text, token_ids=[], finish_reason=reason, stop=self._text.stop, statistics=self._report())
 
     def _with_texts(self, logprobs: Sequence[TokenLogprobs], offsets: Sequence[int]) -> Logprobs:
         named = {part.token for one in logprobs for part in (one.drawn, *one.top)}

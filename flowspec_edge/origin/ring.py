@@ -26,6 +26,7 @@ from flowspec_edge.core.planning.arithmetic import ComputedLayers
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome, hold_against
 from flowspec_edge.core.speculation.origin import Origin
+from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import (
     FlowspecError,
     LinkLostError,
@@ -135,6 +136,11 @@ class Ring:
     def is_open(self) -> bool:
         """False once something in the ring was lost, or it was left."""
         return not (self._is_ending or self._is_left)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the bundle. It stays usable when the ring is closed."""
+        return self._engine.tokenizer
 
     @property
     def loss(self) -> RingLostError | None:

@@ -6,6 +6,7 @@ was lost, and this module performs it; ``upkeep.py`` keeps the ring.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import time
@@ -16,6 +17,7 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece, Prompt
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning import recovery as rc
+from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import (
     FlowspecError,
     LinkLostError,
@@ -70,6 +72,7 @@ class GenerationService:
         self._wait_for_boards_s = wait_for_boards_s
         self._names_links = names_links
         self._writer: Ring | None = None
+        self._tokenizer: Tokenizer | None = None
         self._upkeep = RingUpkeep(
             node,
             bundle,
@@ -113,6 +116,20 @@ class GenerationService:
     def writer(self) -> Ring | None:
         """The ring that wrote or writes the latest text; the service may have left it since."""
         return self._writer
+
+    async def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer: that of the ring, or one that is loaded while there is none, on a thread.
+
+        Raises:
+            BundleError: it cannot be read.
+        """
+        if self.ring is not None:
+            self._tokenizer = self.ring.tokenizer
+        if self._tokenizer is None:
+            manifest = self._bundle.manifest
+            path = self._bundle.directory / manifest.tokenizer.file
+            self._tokenizer = await asyncio.to_thread(Tokenizer, path, manifest.geometry.max_context)
+        return self._tokenizer
 
     async def generate(self, prompt: Prompt, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
         """Pieces of the answer. Where nodes are lost it goes on over those that are left, and waits for boards where

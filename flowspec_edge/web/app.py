@@ -1,7 +1,8 @@
 """The HTTP API: routes, keys, and what every answer has in common whichever dialect it speaks.
 
 Answers are streamed as server-sent events where the client asks for that. A stream whose answer waits for boards says
-so in comments. A client that leaves cancels its generation. Every error is JSON in OpenAI's form.
+so in comments. A client that leaves cancels its generation. Every error is JSON, in the form of the dialect that the
+request speaks.
 """
 
 from __future__ import annotations
@@ -10,22 +11,27 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from flowspec_edge.config import Piece
-from flowspec_edge.errors import FlowspecError, RequestError, plain_text
+from flowspec_edge.errors import RequestError
 from flowspec_edge.net.auth import is_same_key
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator, joined, side_by_side
 from flowspec_edge.web.chat import Chat
 from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.completions import Completions
+from flowspec_edge.web.error_forms import refusing_in_its_dialect
 from flowspec_edge.web.event_stream import paced, stream
 from flowspec_edge.web.fields import read_body
-from flowspec_edge.web.refusals import log_failure, refuse, refuse_as
+from flowspec_edge.web.messages import Messages
+from flowspec_edge.web.model_card import ModelCard
+from flowspec_edge.web.refusals import NO_MODEL, refuse_as
+from flowspec_edge.web.tokens import TokenCoder, Tokens
 from flowspec_edge.web.turns import TurnLimits, Turns
 
 MAX_REQUEST_BYTES = 4 * 2**20
@@ -47,10 +53,14 @@ def build_app(
     limits: TurnLimits | None = None,
     *,
     chat: ChatTemplate | None = None,
+    card: ModelCard | None = None,
+    coder: Callable[[], Awaitable[TokenCoder]] | None = None,
     is_strict: bool = False,
 ) -> web.Application:
-    """Routes ``POST /v1/completions``, ``GET /v1/models`` and ``GET /health``, and where there is a template for
-    ``chat`` also ``POST /v1/chat/completions``; serve it with ``cancels_on_disconnect``.
+    """Routes ``POST /v1/completions``, ``GET /v1/models`` and ``GET /health``; serve it with ``cancels_on_disconnect``.
+
+    Where there is a template for ``chat`` chats are answered as well, in every dialect; with a ``card`` also what
+    Ollama's clients ask about the model, and with the ``coder``, its tokenizer, what its tokens are.
 
     With ``api_key`` every request needs ``Authorization: Bearer`` and that key, as OpenAI's clients send it. With
     ``is_strict`` fields that nobody knows are refused. When the application is shut down, texts that are still written
@@ -59,11 +69,19 @@ def build_app(
     api = _Api(generator, limits or TurnLimits())
     app = web.Application(
         client_max_size=MAX_REQUEST_BYTES,
-        middlewares=[_refusing_in_json, *([] if api_key is None else [_wanting_key(api_key)])],
+        middlewares=[refusing_in_its_dialect, *([] if api_key is None else [_wanting_key(api_key)])],
     )
     app.router.add_post("/v1/completions", api.answering(Completions(generator, is_strict=is_strict)))
     if chat is not None:
-        app.router.add_post("/v1/chat/completions", api.answering(Chat(generator, chat, is_strict=is_strict)))
+        messages = Messages(generator, chat, is_strict=is_strict)
+        dialects: dict[str, Dialect] = {
+            "/v1/chat/completions": Chat(generator, chat, is_strict=is_strict),
+            "/v1/messages": messages,
+        }
+        for path, dialect in dialects.items():
+            app.router.add_post(path, api.answering(dialect))
+        if card is not None and coder is not None:
+            Tokens(generator, chat, messages, coder, card.geometry, is_strict=is_strict).add_to(app.router)
     app.router.add_get("/v1/models", api.list_models)
     app.router.add_get("/v1/models/{id:.+}", api.show_model)
     app.router.add_get("/health", api.report_health)
@@ -77,27 +95,15 @@ async def _close(chat: ChatTemplate, app: web.Application) -> None:
     chat.close()
 
 
-@web.middleware
-async def _refusing_in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give what aiohttp itself refuses our errors' form."""
-    try:
-        return await handler(request)
-    except web.HTTPException as cause:
-        if cause.status < 400:
-            raise
-        response = refuse_as(cause.status, f"{request.method} {plain_text(request.path)}: {cause.reason.lower()}")
-        if "Allow" in cause.headers:
-            response.headers["Allow"] = cause.headers["Allow"]
-        return response
-
-
 def _wanting_key(api_key: str) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and is_same_key(given.strip(), api_key):
+        if scheme.lower() != "bearer":
+            given = request.headers.get("X-Api-Key", "")  # as Anthropic's clients send it
+        if is_same_key(given.strip(), api_key):
             return await handler(request)
-        return refuse_as(
+        refuse_as(
             401,
             "the API key is missing or wrong; send `Authorization: Bearer KEY` (flowspec key show --api, where it "
             "serves)",
@@ -115,12 +121,16 @@ class _Api:
         self._ending = asyncio.Event()
 
     async def list_models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [self._model()]})
+        """In OpenAI's form and Anthropic's at once: neither's clients mind the other's fields."""
+        model = self._model()
+        return web.json_response(
+            {"object": "list", "data": [model], "has_more": False, "first_id": model["id"], "last_id": model["id"]}
+        )
 
     async def show_model(self, request: web.Request) -> web.Response:
         if (asked := request.match_info["id"]) != self._generator.model:
             message = f"model {asked!r:.80} is not served here; this is {self._generator.model}"
-            return refuse_as(404, message, "model_not_found")
+            refuse_as(404, message, NO_MODEL)
         return web.json_response(self._model())
 
     def _model(self) -> dict[str, Any]:
@@ -129,6 +139,9 @@ class _Api:
             "object": "model",
             "created": self._started,
             "owned_by": "flowspec-edge",
+            "type": "model",
+            "display_name": self._generator.model,
+            "created_at": datetime.fromtimestamp(self._started, UTC).isoformat(),
         }
 
     async def report_health(self, request: web.Request) -> web.Response:
@@ -143,13 +156,6 @@ class _Api:
             self._tasks.add(task)
             try:
                 return await self._answer(request, dialect)
-            except web.HTTPRequestEntityTooLarge:
-                return refuse_as(
-                    413, f"the request's body exceeds the limit of {MAX_REQUEST_BYTES} bytes; shorten the prompt"
-                )
-            except FlowspecError as cause:
-                log_failure(cause)
-                return refuse(cause)
             finally:
                 self._tasks.discard(task)
 

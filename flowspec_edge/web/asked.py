@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 from flowspec_edge.config import GenerateOptions, Logprobs, Piece, Prompt
-
-Json = dict[str, Any]
+from flowspec_edge.web.error_forms import openai_error
+from flowspec_edge.web.framing import DATA_EVENTS, Framing, Json
+from flowspec_edge.web.refusals import Refusal
 
 
 class TextGenerator(Protocol):
@@ -53,7 +54,8 @@ class Asked:
     """A request, whichever dialect it came in.
 
     ``is_patient`` where the client wants signs of life before the first piece, and every error from then on as an
-    event. ``warnings`` are told in a header.
+    event. ``warnings`` are told in a header. ``framing`` is how a stream is sent, and ``failed`` makes the event that
+    ends one early.
     """
 
     texts: Sequence[AskedText]
@@ -61,6 +63,8 @@ class Asked:
     is_streamed: bool
     is_patient: bool = False
     warnings: Sequence[str] = ()
+    framing: Framing = DATA_EVENTS
+    failed: Callable[[Refusal], Json] = openai_error
 
 
 class ChoicePiece(NamedTuple):
@@ -93,10 +97,9 @@ async def side_by_side(answers: Sequence[AsyncGenerator[Piece, None]]) -> AsyncG
 
 def joined(pieces: Sequence[Piece]) -> Piece:
     """One text's pieces as one; notices are left out."""
-    return Piece(
+    return replace(
+        pieces[-1],
         text="".join(piece.text for piece in pieces),
         token_ids=[token for piece in pieces for token in piece.token_ids],
-        finish_reason=pieces[-1].finish_reason,
-        statistics=pieces[-1].statistics,
         logprobs=Logprobs.joined(piece.logprobs for piece in pieces),
     )

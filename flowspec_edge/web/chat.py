@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -93,18 +93,37 @@ class Chat:
             BundleError: the template cannot be read.
         """
         fields, warnings = parse_fields(body, ChatFields, is_strict=self._is_strict)
-        check_model(fields, self._generator.model)
-        _check_supported(fields)
-        num, options = num_choices(fields), replace(options_of(fields, DEFAULT), num_logprobs=_num_logprobs(fields))
-        if self._template.is_plain:
-            options = replace(options, stop=(*options.stop, PLAIN_STOP))
-            warnings = [*warnings, PLAIN_NOTICE]
-        messages = await asyncio.to_thread(_messages, fields.messages)
-        prompt = await self._template.render(messages, variables=fields.chat_template_kwargs)
-        texts = [AskedText(prompt, options_of_choice(options, at)) for at in range(num)]
-        is_reasoning = bool(prompt) and prompt[-1].text.rstrip().endswith(BEGIN)
-        form = ChatForm(self._generator, texts, fields, self._template, is_reasoning=is_reasoning)
-        return Asked(texts, form, bool(fields.stream), warnings=warnings)
+        asked = await write_chat(self._generator, self._template, fields)
+        form = ChatForm(self._generator, asked.texts, fields, self._template, is_reasoning=asked.is_reasoning)
+        return Asked(asked.texts, form, bool(fields.stream), warnings=[*warnings, *asked.warnings])
+
+
+class ChatTexts(NamedTuple):
+    """``is_reasoning`` where the prompt ends within reasoning, as templates of some models write it."""
+
+    texts: list[AskedText]
+    is_reasoning: bool
+    warnings: list[str]
+
+
+async def write_chat(
+    generator: TextGenerator, template: ChatTemplate, fields: ChatFields, default: GenerateOptions = DEFAULT
+) -> ChatTexts:
+    """The texts that a chat asks for, in whichever dialect it came. The prompt is written on a thread.
+
+    Raises: as :meth:`Chat.read`.
+    """
+    check_model(fields, generator.model)
+    _check_supported(fields)
+    num, warnings = num_choices(fields), []
+    options = replace(options_of(fields, default), num_logprobs=_num_logprobs(fields))
+    if template.is_plain:
+        options = replace(options, stop=(*options.stop, PLAIN_STOP))
+        warnings = [PLAIN_NOTICE]
+    messages = await asyncio.to_thread(_messages, fields.messages)
+    prompt = await template.render(messages, variables=fields.chat_template_kwargs)
+    texts = [AskedText(prompt, options_of_choice(options, at)) for at in range(num)]
+    return ChatTexts(texts, bool(prompt) and prompt[-1].text.rstrip().endswith(BEGIN), warnings)
 
 
 def _check_supported(fields: ChatFields) -> None:

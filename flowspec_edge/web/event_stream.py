@@ -1,18 +1,16 @@
-"""An answer as server-sent events: its pieces, signs of life between them, and the error that ends it early."""
+"""An answer as a stream of events: its pieces, signs of life between them, and the error that ends it early."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any
 
 from aiohttp import web
 
-from flowspec_edge.errors import FlowspecError, ServerEndingError
-from flowspec_edge.web.asked import AnswerForm, Asked, ChoicePiece
-from flowspec_edge.web.refusals import error_object, log_failure
+from flowspec_edge.errors import ServerEndingError
+from flowspec_edge.web.asked import Asked, ChoicePiece
+from flowspec_edge.web.refusals import log_failure, refusal_of
 
 SIGN_S = 2.0
 """How long a stream may be silent before it says that the server is there; the client takes five times that for a loss.
@@ -59,37 +57,37 @@ async def stream(
 
     A client that is patient gets signs of life before the first piece as well, and then any error as an event.
     """
-    first = await anext(pieces)
-    while first is None and not asked.is_patient:
-        first = await anext(pieces)
-    response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    first: ChoicePiece | None = None
+    async for first in pieces:
+        if first is not None or asked.is_patient:
+            break
+    framing = asked.framing
+    headers = {**headers, "Content-Type": framing.content_type, "Cache-Control": "no-cache"}
+    response = web.StreamResponse(headers=headers)
     with contextlib.suppress(ConnectionResetError):  # the client has left
         await response.prepare(request)
         try:
-            await _send_piece(response, first, asked.form)
+            await _send(response, first, asked)
             async for piece in pieces:
-                await _send_piece(response, piece, asked.form)
-        except FlowspecError as cause:
+                await _send(response, piece, asked)
+        except ConnectionResetError:
+            raise
+        except Exception as cause:  # whatever it is, the client hears of it
             log_failure(cause)
-            await _send(response, error_object(cause))
+            await response.write(framing.event(asked.failed(refusal_of(cause))))
         else:
-            for event in asked.form.last_events():
-                await _send(response, event)
-            await response.write(b"data: [DONE]\n\n")
+            await response.write(b"".join(map(framing.event, asked.form.last_events())) + framing.end)
         await response.write_eof()
     return response
 
 
-async def _send_piece(response: web.StreamResponse, written: ChoicePiece | None, form: AnswerForm) -> None:
-    """Notices and signs of life become comments, which clients of server-sent events pass over."""
+async def _send(response: web.StreamResponse, written: ChoicePiece | None, asked: Asked) -> None:
+    """Notices and signs of life become comments, which clients pass over."""
     if written is None:
-        await response.write(b": the server is there\n\n")
+        sent = asked.framing.comment("the server is there")
     elif written.piece.notice is not None:
-        await response.write(f": {' '.join(written.piece.notice.split())}\n\n".encode())
+        sent = asked.framing.comment(written.piece.notice)
     else:
-        for event in form.events(*written):
-            await _send(response, event)
-
-
-async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
-    await response.write(f"data: {json.dumps(data)}\n\n".encode())
+        sent = b"".join(map(asked.framing.event, asked.form.events(*written)))
+    if sent:
+        await response.write(sent)

@@ -12,12 +12,14 @@ import logging
 import re
 from codecs import lookup
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from flowspec_edge.errors import FieldError, RequestError, plain_text
+from flowspec_edge.web.unknown_fields import is_empty, unknown_within
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +36,10 @@ class _Long(msgspec.Struct):
 
     prompt: msgspec.Raw = msgspec.Raw()
     messages: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+    system: msgspec.Raw = msgspec.Raw()
+    instructions: msgspec.Raw = msgspec.Raw()
+    tokens: msgspec.Raw = msgspec.Raw()
     tools: msgspec.Raw = msgspec.Raw()
     flowspec: msgspec.Raw = msgspec.Raw()
 
@@ -60,15 +66,17 @@ IDLE = frozenset(
     }
 )
 """Fields of OpenAI's that change nothing about an answer's text."""
+IDLE_WITHIN = IDLE | {"refusal", "annotations", "include_obfuscation", "index"}
+"""Fields of objects within a request, likewise. An assistant's message comes back with some."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "top_logprobs": (0,),
-    "length_penalty": (1,),
+    **dict.fromkeys(("top_logprobs", "mirostat"), (0,)),
+    **dict.fromkeys(("length_penalty", "typical_p"), (1,)),
     **dict.fromkeys(("logprobs", "use_beam_search", "continue_final_message", "echo"), (False,)),
     "web_search_options": ({},),
     **dict.fromkeys(("bad_words", "functions"), ([],)),
     **dict.fromkeys(("suffix", "guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
     **dict.fromkeys(("chat_template", "documents", "prompt_logprobs"), ()),
-    **dict.fromkeys(("structured_outputs", "audio", "reasoning_effort", "verbosity", "typical_p", "mirostat"), ()),
+    **dict.fromkeys(("structured_outputs", "audio", "reasoning_effort", "verbosity"), ()),
     "flowspec": (),
     "parse_special": (False,),
     "function_call": ("none",),
@@ -79,6 +87,17 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
 }
 """Fields that would change an answer and that not every dialect has, each with the values that ask for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFields:
+    """Of a dialect: fields that change nothing, and those that would, with the values that ask for nothing."""
+
+    idle: frozenset[str] = frozenset()
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+NO_OWN = OwnFields()
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -102,8 +121,10 @@ async def read_body(request: web.Request) -> bytes:
         raise RequestError(f"the request's body is not JSON ({plain_text(str(cause)[:200])}); send UTF-8") from cause
 
 
-def parse_fields(body: bytes, kind: type[Fields], *, is_strict: bool) -> tuple[Fields, list[str]]:
-    """The fields of that kind, and what clients are to be told of the others.
+def parse_fields(
+    body: bytes, kind: type[Fields], *, is_strict: bool, own: OwnFields = NO_OWN
+) -> tuple[Fields, list[str]]:
+    """The fields of that kind, and what clients are to be told of the others. ``own`` are a dialect's beside OpenAI's.
 
     Raises:
         RequestError: the body is no JSON object, or one of its fields is at fault; with ``is_strict`` also where one is
@@ -112,7 +133,7 @@ def parse_fields(body: bytes, kind: type[Fields], *, is_strict: bool) -> tuple[F
     try:
         _check_size(body)
         sent = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        warnings = _check_names(sent, kind, is_strict=is_strict)
+        warnings = _check_names(sent, kind, own, is_strict=is_strict)
         return msgspec.json.decode(body, type=kind), warnings
     except msgspec.ValidationError as cause:
         raise _named(str(cause), body) from cause
@@ -150,19 +171,20 @@ def _check_size(body: bytes) -> None:
         )
 
 
-def _check_names(sent: Mapping[str, msgspec.Raw], kind: type[msgspec.Struct], *, is_strict: bool) -> list[str]:
+def _check_names(
+    sent: Mapping[str, msgspec.Raw], kind: type[msgspec.Struct], own: OwnFields, *, is_strict: bool
+) -> list[str]:
     known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    neutral = {**NEUTRAL, **own.neutral}
     for name, value in sent.items():
         if name in known:
             if name not in LONG and len(memoryview(value)) > MAX_FIELD_BYTES:
                 raise FieldError(name, f"has {len(memoryview(value))} bytes; it may have {MAX_FIELD_BYTES}")
-        elif name in NEUTRAL and not _asks_for_nothing(value, NEUTRAL[name]):
-            raise FieldError(
-                name,
-                f"is {shown(bytes(value))}, which is not supported here and would change the answer; leave it out",
-                UNSUPPORTED,
-            )
-    unknown = [name for name in sent if name not in known and name not in NEUTRAL and name not in IDLE]
+        elif name in neutral and not asks_for_nothing(value, neutral[name]):
+            raise unsupported(name, bytes(value))
+    passed_over = {*known, *neutral, *IDLE, *own.idle}
+    unknown = [name for name, value in sent.items() if name not in passed_over and not is_empty(value)]
+    unknown += unknown_within(sent, kind, IDLE_WITHIN | own.idle)
     listed = [plain_text(name[:MAX_SHOWN]) for name in unknown[:MAX_NAMES]]
     if unknown and is_strict:
         raise FieldError(listed[0], "is a field that is not known here; leave it out", UNKNOWN)
@@ -173,7 +195,15 @@ def _check_names(sent: Mapping[str, msgspec.Raw], kind: type[msgspec.Struct], *,
     return [warning]
 
 
-def _asks_for_nothing(value: msgspec.Raw, neutral: tuple[Any, ...]) -> bool:
+def unsupported(name: str, value: bytes) -> FieldError:
+    """The refusal of a field with this JSON, which asks for what is not done."""
+    return FieldError(
+        name, f"is {shown(value)}, which is not supported here and would change the answer; leave it out", UNSUPPORTED
+    )
+
+
+def asks_for_nothing(value: msgspec.Raw, neutral: tuple[Any, ...]) -> bool:
+    """Whether a field has one of the values that change no answer, or none."""
     if len(memoryview(value)) > MAX_SHOWN:
         return False
     given = msgspec.json.decode(value)

@@ -1,12 +1,9 @@
-"""Errors in OpenAI's form, and the HTTP status of each."""
+"""What a request is refused with: status, message and words for programs, which each dialect tells in its own form."""
 
 from __future__ import annotations
 
 import logging
-import math
-from typing import Any
-
-from aiohttp import web
+from typing import NamedTuple, NoReturn
 
 from flowspec_edge.errors import (
     FieldError,
@@ -19,55 +16,57 @@ from flowspec_edge.errors import (
 
 _log = logging.getLogger(__name__)
 
-
-def status_of(error: FlowspecError) -> int:
-    """400 and above where the request is at fault, 500 and above where the server is."""
-    match error:
-        case OtherBundleError():
-            return 409
-        case RequestError():
-            return 400
-        case ServerBusyError(is_crowded_by_one=True):
-            return 429
-        case _:
-            return 503
+NO_MODEL = "model_not_found"
 
 
-def log_failure(error: FlowspecError) -> None:
-    """Log an error that whoever runs the server can mend. With others clients could fill the log."""
-    if not isinstance(error, RequestError | ServerBusyError | ServerEndingError):
+class Refusal(NamedTuple):
+    """``code`` is a word for programs, ``param`` the field at fault; ``retry_after_s`` is when to ask again."""
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+class Refused(Exception):
+    """A request ends here. Whoever gives it an answer catches this."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+def refuse_as(status: int, message: str, code: str | None = None) -> NoReturn:
+    """End a request with this status, for what never was an error of ours."""
+    raise Refused(Refusal(status, message, code))
+
+
+def log_failure(error: Exception) -> None:
+    """Log an error that whoever runs the server can mend, or a bug. With others clients could fill the log."""
+    if not isinstance(error, FlowspecError):
+        _log.error("a request failed", exc_info=error)
+    elif not isinstance(error, RequestError | ServerBusyError | ServerEndingError):
         _log.warning("%s", error)
 
 
-def refuse(error: FlowspecError) -> web.Response:
-    """The response to a request that ends in this error."""
-    headers = {}
-    if isinstance(error, ServerBusyError):
-        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    return web.json_response(error_object(error), status=status_of(error), headers=headers)
-
-
-def refuse_as(status: int, message: str, code: str | None = None) -> web.Response:
-    """A response of this status, for what never was an error of ours."""
-    return web.json_response(_object(status, message, code), status=status)
-
-
-def error_object(error: FlowspecError) -> dict[str, Any]:
-    """The error as the body of a response, or as an event of a stream that has begun."""
-    param: str | None = None
-    code: str | None = None
+def refusal_of(error: Exception) -> Refusal:
+    """400 and above where the request is at fault, 500 and above where the server is. A bug's text stays in the log."""
+    message = str(error)
     match error:
-        case FieldError():
-            param, code = error.name, error.code
+        case FieldError(name=param, code=code):
+            return Refusal(404 if code == NO_MODEL else 400, message, code, param)
         case OtherBundleError():
-            code = "other_bundle"
-        case ServerBusyError(is_crowded_by_one=is_crowded_by_one):
-            code = "rate_limit_exceeded" if is_crowded_by_one else "server_busy"
+            return Refusal(409, message, "other_bundle")
+        case RequestError():
+            return Refusal(400, message)
+        case ServerBusyError(retry_after_s=retry_after_s, is_crowded_by_one=True):
+            return Refusal(429, message, "rate_limit_exceeded", retry_after_s=retry_after_s)
+        case ServerBusyError(retry_after_s=retry_after_s):
+            return Refusal(503, message, "server_busy", retry_after_s=retry_after_s)
         case ServerEndingError():
-            code = "server_ending"
-    return _object(status_of(error), str(error), code, param)
-
-
-def _object(status: int, message: str, code: str | None, param: str | None = None) -> dict[str, Any]:
-    kind = "requests" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+            return Refusal(503, message, "server_ending")
+        case FlowspecError():
+            return Refusal(503, message)
+        case _:
+            return Refusal(500, "the server failed at this request; its log tells more", "internal_error")

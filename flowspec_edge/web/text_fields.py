@@ -11,6 +11,7 @@ import msgspec
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.errors import FieldError
 from flowspec_edge.web.fields import UNSUPPORTED, Json, Whole, whole
+from flowspec_edge.web.refusals import NO_MODEL
 
 MAX_STOPS = 4
 """OpenAI's limit."""
@@ -64,7 +65,7 @@ class TextFields(msgspec.Struct, kw_only=True):
 def check_model(fields: TextFields, model: str) -> None:
     """Raises FieldError where another model is asked for."""
     if fields.model is not None and fields.model != model:
-        raise FieldError("model", f"{fields.model!r:.80} is not served here; this is {model}", "model_not_found")
+        raise FieldError("model", f"{fields.model!r:.80} is not served here; this is {model}", NO_MODEL)
 
 
 def options_of(fields: TextFields, default: GenerateOptions) -> GenerateOptions:

@@ -2,53 +2,31 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from flowspec_edge.config import MAX_NEW_TOKENS, Piece
+from flowspec_edge.config import MAX_NEW_TOKENS
 from flowspec_edge.errors import StageFailedError
-from flowspec_edge.net.server import serve_app
-from flowspec_edge.web.app import WARNING, build_app
+from flowspec_edge.web.app import WARNING
 from flowspec_edge.web.chat import PLAIN_STOP
-from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.turns import TurnLimits
-from tests.web.templates import FAMILIES
+from tests.web.served import HELLO, REASONED, Json, parts_of, prompt_of, serving_dialects
 from tests.web.test_completions import PIECES, STATISTICS, ScriptedGenerator
 
 openai = pytest.importorskip("openai", reason="OpenAI's client: pip install '.[dev]'")
 
-Json = dict[str, Any]
-HELLO: list[Json] = [{"role": "user", "content": "hello"}]
-
 
 @contextlib.asynccontextmanager
-async def serving(
-    script: Sequence[Piece | Exception | None] = PIECES, *, family: str | None = "Qwen 3", **options: Any
-) -> AsyncIterator[tuple[ScriptedGenerator, Any]]:
+async def serving(*args: Any, **options: Any) -> AsyncIterator[tuple[ScriptedGenerator, Any]]:
     """The scripted generator, and OpenAI's client of it."""
-    source, names, special = (None, {}, []) if family is None else FAMILIES[family]
-    generator = ScriptedGenerator(script)
-    template = ChatTemplate(source, names, [*names.values(), *special])
-    served = await serve_app(build_app(generator, chat=template, **options), cancels_on_disconnect=True)
-    url = f"http://127.0.0.1:{served.port}/v1"
-    try:
-        async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client, asyncio.timeout(10):
-            yield generator, client
-    finally:
-        await served.close()
-
-
-def parts_of(generator: ScriptedGenerator) -> list[str]:
-    """The parts of the first prompt."""
-    prompt = generator.asked[0][0]
-    assert isinstance(prompt, list)
-    return [part.text for part in prompt]
-
-
-def prompt_of(generator: ScriptedGenerator) -> str:
-    return "".join(parts_of(generator))
+    async with (
+        serving_dialects(*args, **options) as (generator, url),
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client,
+        asyncio.timeout(10),
+    ):
+        yield generator, client
 
 
 async def test_a_whole_answer() -> None:
@@ -90,11 +68,6 @@ async def test_a_stream(includes_usage: bool) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
     assert all(chunk.usage is None for chunk in told)
     assert [chunk.usage.total_tokens for chunk in chunks if not chunk.choices] == ([5] if includes_usage else [])
-
-
-REASONED = [Piece(text=text, token_ids=[5]) for text in ("<thi", "nk>\nhm", "\n</th", "ink>\n\n", "Yes", ".")] + PIECES[
-    2:
-]
 
 
 async def test_reasoning_comes_apart_streamed_and_whole() -> None:
@@ -217,8 +190,9 @@ BAD: list[tuple[Json, str, str]] = [
 @pytest.mark.parametrize(("given", "param", "text"), BAD, ids=[f"{param} {text}" for _, param, text in BAD])
 async def test_what_cannot_be_done_is_refused_in_the_callers_words(given: Json, param: str, text: str) -> None:
     async with serving() as (generator, client):
-        with pytest.raises(openai.BadRequestError) as error:
+        with pytest.raises(openai.APIStatusError) as error:
             await client.chat.completions.create(**{"model": "demo", "messages": HELLO} | given)
+    assert error.value.status_code == (404 if param == "model" else 400)
     assert error.value.param == param and text in error.value.message
     assert error.value.code is not None
     assert not generator.asked
