@@ -31,6 +31,7 @@ from flowspec_edge.web.fields import read_body
 from flowspec_edge.web.messages import Messages
 from flowspec_edge.web.model_card import ModelCard
 from flowspec_edge.web.refusals import NO_MODEL, refuse_as
+from flowspec_edge.web.responses import Responses
 from flowspec_edge.web.tokens import TokenCoder, Tokens
 from flowspec_edge.web.turns import TurnLimits, Turns
 
@@ -76,6 +77,7 @@ def build_app(
         messages = Messages(generator, chat, is_strict=is_strict)
         dialects: dict[str, Dialect] = {
             "/v1/chat/completions": Chat(generator, chat, is_strict=is_strict),
+            "/v1/responses": Responses(generator, chat, is_strict=is_strict),
             "/v1/messages": messages,
         }
         for path, dialect in dialects.items():
