@@ -30,6 +30,8 @@ from flowspec_edge.web.event_stream import paced, stream
 from flowspec_edge.web.fields import read_body
 from flowspec_edge.web.messages import Messages
 from flowspec_edge.web.model_card import ModelCard
+from flowspec_edge.web.ollama import OllamaChat, OllamaGenerate
+from flowspec_edge.web.ollama_models import OllamaModels
 from flowspec_edge.web.refusals import NO_MODEL, refuse_as
 from flowspec_edge.web.responses import Responses
 from flowspec_edge.web.tokens import TokenCoder, Tokens
@@ -79,11 +81,15 @@ def build_app(
             "/v1/chat/completions": Chat(generator, chat, is_strict=is_strict),
             "/v1/responses": Responses(generator, chat, is_strict=is_strict),
             "/v1/messages": messages,
+            "/api/chat": OllamaChat(generator, chat, is_strict=is_strict),
+            "/api/generate": OllamaGenerate(generator, chat, is_strict=is_strict),
         }
         for path, dialect in dialects.items():
             app.router.add_post(path, api.answering(dialect))
         if card is not None and coder is not None:
             Tokens(generator, chat, messages, coder, card.geometry, is_strict=is_strict).add_to(app.router)
+    if card is not None:
+        OllamaModels(card, is_strict=is_strict).add_to(app.router)
     app.router.add_get("/v1/models", api.list_models)
     app.router.add_get("/v1/models/{id:.+}", api.show_model)
     app.router.add_get("/health", api.report_health)
