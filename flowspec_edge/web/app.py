@@ -21,6 +21,7 @@ from aiohttp.typedefs import Handler, Middleware
 from flowspec_edge.config import Piece
 from flowspec_edge.errors import RequestError
 from flowspec_edge.net.auth import is_same_key
+from flowspec_edge.web import openapi
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator, joined, side_by_side
 from flowspec_edge.web.chat import Chat
 from flowspec_edge.web.chat_template import ChatTemplate
@@ -93,6 +94,7 @@ def build_app(
     app.router.add_get("/v1/models", api.list_models)
     app.router.add_get("/v1/models/{id:.+}", api.show_model)
     app.router.add_get("/health", api.report_health)
+    openapi.add_to(app.router, needs_key=api_key is not None)
     app.on_shutdown.append(api.end)
     if chat is not None:
         app.on_cleanup.append(functools.partial(_close, chat))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
+from flowspec_edge.errors import FieldError
 from flowspec_edge.version import __version__
 from flowspec_edge.web.fields import OwnFields, parse_fields, read_body
 from flowspec_edge.web.framing import Json
@@ -55,7 +56,9 @@ class OllamaModels:
 
     async def show(self, request: web.Request) -> web.Response:
         fields, _ = parse_fields(await read_body(request), ShowFields, is_strict=self._is_strict, own=OWN)
-        card, asked = self._card, fields.model or fields.name or ""
+        card, asked = self._card, fields.model or fields.name
+        if not asked:
+            raise FieldError("model", "is missing", "missing_required_parameter")
         if asked.removesuffix(LATEST) != card.name:
             refuse_as(404, f"model {asked!r:.80} not found; this is {card.name}", NO_MODEL)
         return web.json_response(

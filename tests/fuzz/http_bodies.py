@@ -7,6 +7,7 @@ import functools
 import json
 import random
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -14,11 +15,16 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.streams import StreamReader
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
+from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.config import GenerateOptions, Piece, Prompt, TextPart, UnfinishedText
+from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import is_plain
 from flowspec_edge.web.app import MAX_REQUEST_BYTES, build_app
 from flowspec_edge.web.chat_template import ChatTemplate
+from flowspec_edge.web.error_forms import refusing_in_its_dialect
+from flowspec_edge.web.model_card import ModelCard
 from tests.fuzz.inputs import NASTY_NUMBERS, changed, changed_value, nested
 from tests.narrowing import present
 
@@ -64,6 +70,77 @@ CHAT = {
     "n": 2,
     "stream_options": {"include_usage": True},
     "chat_template_kwargs": {"a": {"b": [1]}},
+}
+CALL = {"name": "f", "arguments": {"a": [1]}}
+MESSAGES = {
+    "model": "demo",
+    "max_tokens": 5,
+    "system": [{"type": "text", "text": "x"}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "<s>"}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "x"},
+                {"type": "tool_use", "id": "c", "name": "f", "input": {}},
+            ],
+        },
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "y"}]},
+    ],
+    "stop_sequences": ["x"],
+    "temperature": 0.5,
+    "top_k": 3,
+    "thinking": {"type": "adaptive"},
+    "stream": False,
+}
+RESPONSES = {
+    "model": "demo",
+    "instructions": "x",
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "<s>"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "x"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a": [1]}'},
+        {"type": "function_call_output", "call_id": "c", "output": "y"},
+    ],
+    "max_output_tokens": 5,
+    "text": {"format": {"type": "text"}},
+    "metadata": {"a": "b"},
+    "stream": False,
+}
+OPTIONS = {
+    "num_predict": 5,
+    "temperature": 0.5,
+    "top_k": 3,
+    "seed": 7,
+    "stop": ["x"],
+    "num_ctx": 99,
+    "repeat_penalty": 1,
+}
+OLLAMA_CHAT = {
+    "model": "demo:latest",
+    "messages": [
+        {"role": "user", "content": "<s>"},
+        {"role": "assistant", "content": "", "thinking": "x", "tool_calls": [{"function": CALL}]},
+        {"role": "tool", "content": "y", "tool_name": "f"},
+    ],
+    "options": OPTIONS,
+    "format": "",
+    "think": True,
+    "keep_alive": "5m",
+    "stream": False,
+}
+OLLAMA_GENERATE = {"model": "demo", "prompt": "<s>", "system": "x", "raw": False, "options": OPTIONS, "stream": False}
+BODIES = {
+    "/v1/completions": BODY,
+    "/v1/chat/completions": CHAT,
+    "/v1/messages": MESSAGES,
+    "/v1/messages/count_tokens": {name: MESSAGES[name] for name in ("model", "system", "messages")},
+    "/v1/responses": RESPONSES,
+    "/api/chat": OLLAMA_CHAT,
+    "/api/generate": OLLAMA_GENERATE,
+    "/api/show": {"model": "demo", "verbose": True},
+    "/tokenize": {"prompt": "x", "add_special_tokens": True, "chat_template_kwargs": {"a": 1}},
+    "/detokenize": {"model": "demo", "tokens": [1, 2]},
 }
 CONTENT_TYPES = ("application/json", "application/json; charset=nonsense", "text/plain; charset=utf-7")
 
@@ -111,7 +188,13 @@ class Api:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        app = build_app(Echo(), chat=ChatTemplate(None, {}, ["<s>"]))
+        tokenizer = Tokenizer(DEMO_BUNDLE / "tokenizer.json")
+
+        async def coder() -> Tokenizer:
+            return tokenizer
+
+        card = replace(ModelCard.of_bundle(Bundle.load(DEMO_BUNDLE)), name=Echo.model)
+        app = build_app(Echo(), chat=ChatTemplate(None, {}, ["<s>"]), card=card, coder=coder)
         self._handlers = {
             route.resource.canonical: route.handler
             for route in app.router.routes()
@@ -134,7 +217,7 @@ class Api:
         like = self._like
         headers = CIMultiDictProxy(CIMultiDict({"Content-Type": content_type}))
         request = web.Request(
-            like._message._replace(headers=headers),
+            like._message._replace(headers=headers, path=path, url=URL(path)),
             payload,
             present(like._protocol),
             present(like._payload_writer),
@@ -142,7 +225,7 @@ class Api:
             self._loop,
             client_max_size=MAX_REQUEST_BYTES,
         )
-        answer = await self._handlers[path](request)
+        answer = await refusing_in_its_dialect(request, self._handlers[path])
         assert isinstance(answer, web.StreamResponse)
         return answer.status, getattr(answer, "text", None) or ""
 
@@ -154,10 +237,11 @@ def the_api() -> Api:
 
 def try_body(rng: random.Random) -> str:
     """A request with a broken body is answered, and what is wrong is shown."""
-    path, like = rng.choice((("/v1/completions", BODY), ("/v1/chat/completions", CHAT)))
+    path, like = rng.choice(list(BODIES.items()))
     status, text = the_api().status(path, body(rng, like), rng.choice(CONTENT_TYPES))
     if status == 200:
         return "accepted"
-    assert status in (400, 409, 413), f"status {status}"
-    assert is_plain(json.loads(text)["error"]["message"]), f"a terminal would obey {text!r}"
+    assert status in (400, 404, 409, 413), f"{path}: status {status}"
+    error = json.loads(text)["error"]
+    assert is_plain(error["message"] if isinstance(error, dict) else error), f"a terminal would obey {text!r}"
     return "refused"
