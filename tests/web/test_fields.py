@@ -13,7 +13,10 @@ from flowspec_edge.errors import FieldError, RequestError
 from flowspec_edge.web.chat import ChatFields
 from flowspec_edge.web.completions import DEFAULT, CompletionFields, prompts_of
 from flowspec_edge.web.fields import NEUTRAL, Json, parse_fields, whole
+from flowspec_edge.web.ollama import OllamaChatFields
+from flowspec_edge.web.responses import ResponseFields
 from flowspec_edge.web.text_fields import options_of
+from flowspec_edge.web.tokens import DetokenizeFields
 
 
 def parse(body: object) -> tuple[CompletionFields, list[str]]:
@@ -86,6 +89,35 @@ def test_unknown_fields_are_told_of_once_and_refused_where_that_is_wanted(caplog
     assert error.value.code == "unknown_parameter"
 
 
+NESTED: list[tuple[type[msgspec.Struct], Json, list[str]]] = [
+    (ChatFields, {"messages": [{"role": "user", "content": "x", "colour": 1}]}, ["messages[0].colour"]),
+    (
+        ChatFields,
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "b\n": 1}]}], "c": 1},
+        ["c", "messages[0].content[0].b\\x0a"],
+    ),
+    (
+        ChatFields,
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "d": 1}, "e": 1}]}]},
+        ["messages[0].tool_calls[0].function.d", "messages[0].tool_calls[0].e"],
+    ),
+    (ChatFields, {"messages": [], "stream_options": {"f": 1}}, ["stream_options.f"]),
+    (CompletionFields, {"flowspec": {"resume": {"g": 1}}}, ["flowspec.resume.g"]),
+    (OllamaChatFields, {"options": {"h": 1}}, ["options.h"]),
+    (ChatFields, {"messages": [{"role": "user", "content": "x", "i": None, "j": [], "refusal": "no"}], "k": None}, []),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "names"), NESTED)
+def test_fields_within_are_looked_at_as_those_above(kind: type[msgspec.Struct], body: Json, names: list[str]) -> None:
+    sent = json.dumps(body).encode()
+    _, warnings = parse_fields(sent, kind, is_strict=False)
+    assert warnings == ([f"fields that are not known were passed over: {', '.join(names)}"] if names else [])
+    with pytest.raises(FieldError) if names else contextlib.nullcontext() as error:
+        parse_fields(sent, kind, is_strict=True)
+    assert error is None or error.value.name == names[0]
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "name", "text"),
     [
@@ -119,6 +151,10 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
         {"prompt": [*range(200_000), "x"]},
         {f"{place:x}": 0 for place in range(400_000)},
         {"messages": [{"role": "user", "content": []}] * 90_000},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "", "colour": 1}]}] * 40_000},
+        {"input": [{"role": "user", "content": []}] * 90_000},
+        {"input": [{"type": "function_call", "call_id": "", "name": ""}] * 40_000},
+        {"tokens": [*range(100_000, 240_000)]},
         {"messages": [{"role": "user", "content": "x" * 10}] * 90_000 + [5]},
         {"messages": [{"role": "user", "content": "x"}], "tools": [[]] * 1_000_000},
     ],
@@ -126,7 +162,8 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
 def test_a_body_of_megabytes_holds_up_the_loop_for_no_tenth_of_a_second(body: Json) -> None:
     sent = json.dumps(body, separators=(",", ":")).encode()
     assert len(sent) >= 950_000
-    kind = ChatFields if "messages" in body else CompletionFields
+    kinds = {"messages": ChatFields, "input": ResponseFields, "tokens": DetokenizeFields}
+    kind: type[msgspec.Struct] = next((kinds[name] for name in body if name in kinds), CompletionFields)
     times = []
     for _ in range(3):
         began = time.thread_time()

@@ -1,0 +1,84 @@
+"""Whatever ends a request early is told as JSON in the form of the dialect that it was asked in."""
+
+import asyncio
+import json
+import logging
+from builtins import RuntimeError
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.web.served import HELLO, Json, serving_dialects
+from tests.web.test_completions import PIECES
+
+
+def openai_message(error: Json) -> str:
+    assert error.keys() == {"error"} and error["error"].keys() == {"message", "type", "param", "code"}
+    return str(error["error"]["message"])
+
+
+def anthropic_message(error: Json) -> str:
+    assert error.keys() == {"type", "error"} and error["error"].keys() == {"type", "message"}
+    return str(error["error"]["message"])
+
+
+def ollama_message(error: Json) -> str:
+    assert error.keys() == {"error"}
+    return str(error["error"])
+
+
+DIALECTS: list[tuple[str, Json, Callable[[Json], str]]] = [
+    ("/v1/completions", {"prompt": "x"}, openai_message),
+    ("/v1/chat/completions", {"messages": HELLO}, openai_message),
+    ("/v1/responses", {"input": "x"}, openai_message),
+    ("/v1/messages", {"messages": HELLO}, anthropic_message),
+    ("/api/chat", {"messages": HELLO}, ollama_message),
+    ("/api/generate", {"prompt": "x"}, ollama_message),
+]
+
+
+async def asked(url: str, method: str, path: str, **given: Any) -> tuple[int, Json, str]:
+    async with aiohttp.ClientSession() as session, session.request(method, url + path, **given) as response:
+        text = await response.text()
+        return response.status, json.loads(text) if response.status >= 400 else {}, text
+
+
+@pytest.mark.parametrize(("path", "body", "message"), DIALECTS, ids=[path for path, _, _ in DIALECTS])
+async def test_every_status_in_every_dialect(
+    path: str, body: Json, message: Callable[[Json], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving_dialects([RuntimeError("a secret")], api_key="k") as (_, url), asyncio.timeout(10):
+        key = {"headers": {"Authorization": "Bearer k"}}
+        for status, (method, at, given) in {
+            401: ("POST", path, {"json": body}),
+            404: ("POST", f"{path}/nothing", key),
+            405: ("DELETE", path, key),
+            413: ("POST", path, {"data": b"x" * (2**22 + 1), **key}),
+            400: ("POST", path, {"data": b"{", **key}),
+        }.items():
+            found, error, _ = await asked(url, method, at, **given)
+            assert found == status and message(error), error
+        with caplog.at_level(logging.ERROR):
+            found, error, _ = await asked(url, "POST", path, json=body | {"stream": False}, **key)
+    assert found == 500 and "secret" not in message(error)
+    assert "RuntimeError: a secret" in caplog.text, "whoever runs the server can see what it was"
+
+
+@pytest.mark.parametrize(("path", "body", "message"), DIALECTS, ids=[path for path, _, _ in DIALECTS])
+async def test_a_bug_amid_a_stream_is_told_in_it(path: str, body: Json, message: Callable[[Json], str]) -> None:
+    async with serving_dialects([PIECES[0], RuntimeError("a secret")]) as (_, url), asyncio.timeout(10):
+        status, _, text = await asked(url, "POST", path, json=body | {"stream": True})
+    last = json.loads(text.strip().splitlines()[-1].removeprefix("data: "))
+    assert status == 200 and "secret" not in text
+    if path == "/v1/responses":
+        assert last["type"] == "response.failed" and "its log" in last["response"]["error"]["message"]
+    else:
+        assert "its log" in message(last)
+
+
+async def test_a_client_of_anthropics_is_known_by_its_header_on_other_paths() -> None:
+    async with serving_dialects() as (_, url):
+        status, error, _ = await asked(url, "GET", "/v1/models/other", headers={"anthropic-version": "2023-06-01"})
+    assert status == 404 and anthropic_message(error)
