@@ -46,6 +46,16 @@ WARNING = "X-Flowspec-Warning"
 """The header that names what was passed over."""
 
 
+CHATS = {
+    "/v1/chat/completions": Chat,
+    "/v1/responses": Responses,
+    "/v1/messages": Messages,
+    "/api/chat": OllamaChat,
+    "/api/generate": OllamaGenerate,
+}
+"""The dialects of chats, by their paths."""
+
+
 class Dialect(Protocol):
     async def read(self, body: bytes) -> Asked:
         """What a request with this body asks for. Raises FlowspecError where that cannot be."""
@@ -77,18 +87,10 @@ def build_app(
     )
     app.router.add_post("/v1/completions", api.answering(Completions(generator, is_strict=is_strict)))
     if chat is not None:
-        messages = Messages(generator, chat, is_strict=is_strict)
-        dialects: dict[str, Dialect] = {
-            "/v1/chat/completions": Chat(generator, chat, is_strict=is_strict),
-            "/v1/responses": Responses(generator, chat, is_strict=is_strict),
-            "/v1/messages": messages,
-            "/api/chat": OllamaChat(generator, chat, is_strict=is_strict),
-            "/api/generate": OllamaGenerate(generator, chat, is_strict=is_strict),
-        }
-        for path, dialect in dialects.items():
-            app.router.add_post(path, api.answering(dialect))
-        if card is not None and coder is not None:
-            Tokens(generator, chat, messages, coder, card.geometry, is_strict=is_strict).add_to(app.router)
+        for path, dialect in CHATS.items():
+            app.router.add_post(path, api.answering(dialect(generator, chat, is_strict=is_strict)))
+    if chat is not None and card is not None and coder is not None:
+        Tokens(generator, chat, coder, card.geometry, is_strict=is_strict).add_to(app.router)
     if card is not None:
         OllamaModels(card, is_strict=is_strict).add_to(app.router)
     app.router.add_get("/v1/models", api.list_models)

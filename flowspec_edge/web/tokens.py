@@ -52,7 +52,6 @@ class Tokens:
         self,
         generator: TextGenerator,
         template: ChatTemplate,
-        messages: Messages,
         coder: Callable[[], Awaitable[TokenCoder]],
         geometry: Geometry,
         *,
@@ -60,7 +59,7 @@ class Tokens:
     ) -> None:
         self._generator = generator
         self._template = template
-        self._messages = messages
+        self._messages = Messages(generator, template, is_strict=is_strict)
         self._coder = coder
         self._geometry = geometry
         self._is_strict = is_strict
