@@ -151,7 +151,9 @@ class ServeCommand(ServingArguments, RingArguments):
 
 
 def add_serve(commands: Commands) -> None:
-    serve = commands.add_parser("serve", help="an OpenAI-compatible HTTP API over the nodes found, this one included")
+    serve = commands.add_parser(
+        "serve", help="an HTTP API for clients of OpenAI, Anthropic and Ollama over the nodes found, this one included"
+    )
     add_serving(serve)
     add_network(serve)
     add_search(serve)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -46,7 +46,12 @@ WARNING = "X-Flowspec-Warning"
 """The header that names what was passed over."""
 
 
-CHATS = {
+class Dialect(Protocol):
+    async def read(self, body: bytes) -> Asked:
+        """What a request with this body asks for. Raises FlowspecError where that cannot be."""
+
+
+CHATS: Mapping[str, Callable[..., Dialect]] = {
     "/v1/chat/completions": Chat,
     "/v1/responses": Responses,
     "/v1/messages": Messages,
@@ -54,11 +59,6 @@ CHATS = {
     "/api/generate": OllamaGenerate,
 }
 """The dialects of chats, by their paths."""
-
-
-class Dialect(Protocol):
-    async def read(self, body: bytes) -> Asked:
-        """What a request with this body asks for. Raises FlowspecError where that cannot be."""
 
 
 def build_app(

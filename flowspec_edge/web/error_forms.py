@@ -67,6 +67,8 @@ async def refusing_in_its_dialect(request: web.Request, handler: Handler) -> web
             response.headers["Allow"] = cause.headers["Allow"]
         return response
     except Exception as cause:  # whatever it is, the client gets an answer that it can read
+        if request.writer.output_size > 0:
+            raise  # an answer has begun, and is cut off: clients know that as the loss of a server
         log_failure(cause)
         return _response(request, refusal_of(cause))
 

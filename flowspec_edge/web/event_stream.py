@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 
 from aiohttp import web
 
-from flowspec_edge.errors import ServerEndingError
+from flowspec_edge.errors import FlowspecError, ServerEndingError
 from flowspec_edge.web.asked import Asked, ChoicePiece
 from flowspec_edge.web.refusals import log_failure, refusal_of
 
@@ -70,9 +70,7 @@ async def stream(
             await _send(response, first, asked)
             async for piece in pieces:
                 await _send(response, piece, asked)
-        except ConnectionResetError:
-            raise
-        except Exception as cause:  # whatever it is, the client hears of it
+        except FlowspecError as cause:
             log_failure(cause)
             await response.write(framing.event(asked.failed(refusal_of(cause))))
         else:

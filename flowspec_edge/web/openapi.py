@@ -104,7 +104,7 @@ def document(paths: Collection[str], *, needs_key: bool) -> Json:
 
 
 def _path_item(operation: Operation, schemas: Mapping[type[msgspec.Struct], Json]) -> Json:
-    kinds = {JSON: {}} | ({operation.streams.content_type: {}} if operation.streams else {})
+    kinds: Json = {JSON: {}} | ({operation.streams.content_type: {}} if operation.streams else {})
     told: Json = {
         "summary": operation.summary,
         "responses": {

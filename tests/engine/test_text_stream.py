@@ -41,6 +41,16 @@ def test_the_text_ends_before_the_first_stop_string(text: str, stop: Sequence[st
     assert "".join(stream(text, tuple(stop))) == text[: min(cuts, default=len(text))]
 
 
+@pytest.mark.parametrize(
+    ("stop", "ended_by"), [((), None), (("c",), None), (("b", "ab"), "ab"), (("b", "cd"), "b"), (("ba", "bab"), "ba")]
+)
+def test_it_tells_which_stop_string_ended_it(stop: tuple[str, ...], ended_by: str | None) -> None:
+    out = TextStream(TOKENIZER, stop)
+    out.feed(tuple(TOKENIZER.encode("abab")))
+    out.finish()
+    assert (out.stop, out.is_stopped) == (ended_by, ended_by is not None)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text("ab", max_size=60), st.lists(st.text("ab", min_size=1, max_size=9), min_size=1, max_size=3))
 def test_all_is_given_that_cannot_become_a_stop_string(text: str, stop: Sequence[str]) -> None:

@@ -51,13 +51,14 @@ async def test_every_status_in_every_dialect(
 ) -> None:
     async with serving_dialects([RuntimeError("a secret")], api_key="k") as (_, url), asyncio.timeout(10):
         key = {"headers": {"Authorization": "Bearer k"}}
-        for status, (method, at, given) in {
+        requests: dict[int, tuple[str, str, Json]] = {
             401: ("POST", path, {"json": body}),
             404: ("POST", f"{path}/nothing", key),
             405: ("DELETE", path, key),
             413: ("POST", path, {"data": b"x" * (2**22 + 1), **key}),
             400: ("POST", path, {"data": b"{", **key}),
-        }.items():
+        }
+        for status, (method, at, given) in requests.items():
             found, error, _ = await asked(url, method, at, **given)
             assert found == status and message(error), error
         with caplog.at_level(logging.ERROR):
@@ -66,16 +67,11 @@ async def test_every_status_in_every_dialect(
     assert "RuntimeError: a secret" in caplog.text, "whoever runs the server can see what it was"
 
 
-@pytest.mark.parametrize(("path", "body", "message"), DIALECTS, ids=[path for path, _, _ in DIALECTS])
-async def test_a_bug_amid_a_stream_is_told_in_it(path: str, body: Json, message: Callable[[Json], str]) -> None:
+@pytest.mark.parametrize(("path", "body"), [(path, body) for path, body, _ in DIALECTS])
+async def test_a_bug_amid_a_stream_cuts_it_off(path: str, body: Json) -> None:
     async with serving_dialects([PIECES[0], RuntimeError("a secret")]) as (_, url), asyncio.timeout(10):
-        status, _, text = await asked(url, "POST", path, json=body | {"stream": True})
-    last = json.loads(text.strip().splitlines()[-1].removeprefix("data: "))
-    assert status == 200 and "secret" not in text
-    if path == "/v1/responses":
-        assert last["type"] == "response.failed" and "its log" in last["response"]["error"]["message"]
-    else:
-        assert "its log" in message(last)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await asked(url, "POST", path, json=body | {"stream": True})
 
 
 async def test_a_client_of_anthropics_is_known_by_its_header_on_other_paths() -> None:
