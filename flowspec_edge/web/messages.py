@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -118,8 +119,9 @@ class Messages:
         names = ("model", "max_tokens", "temperature", "top_p", "top_k", "seed", "schedule")
         given = {name: getattr(fields, name, None) for name in names} | more
         given["chat_template_kwargs"] = _variables(fields.thinking)
+        messages = await asyncio.to_thread(_chat_messages, fields)
         with in_words_of(CALLED):
-            chat = chat_fields(given, _chat_messages(fields), CALLED)
+            chat = chat_fields(given, messages, CALLED)
             return await write_chat(self._generator, self._template, chat)
 
 

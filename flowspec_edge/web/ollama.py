@@ -6,6 +6,7 @@ and from 0.9 of the probability, and may fill the context. ``flowspec`` in the l
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -131,7 +132,7 @@ class OllamaChat:
     async def read(self, body: bytes) -> Asked:
         """What a request asks for. Raises as :meth:`flowspec_edge.web.chat.Chat.read` does."""
         fields, warnings = parse_fields(body, OllamaChatFields, is_strict=self._is_strict, own=OWN)
-        messages = [_message(f"messages[{at}]", message) for at, message in enumerate(fields.messages or ())]
+        messages = await asyncio.to_thread(_chat_messages, fields)
         with in_words_of(CALLED):
             chat = _core_fields(fields, messages)
             if messages:
@@ -166,9 +167,9 @@ class OllamaGenerate:
 
     def _raw(self, prompt: str, fields: OllamaGenerateFields, chat: ChatFields) -> ChatTexts:
         """The prompt as it is, which has its special tokens itself."""
-        for name in ("system", "think"):
+        for name in ("system", "think", "format"):
             if getattr(fields, name):
-                raise FieldError(name, "is set for a raw prompt, which no template is written around", UNSUPPORTED)
+                raise FieldError(name, "is set for a raw prompt, which is gone on with as it is", UNSUPPORTED)
         check_model(chat, self._generator.model)
         return ChatTexts([AskedText(prompt, options_of(chat, DEFAULT))], False, [])
 
@@ -208,6 +209,10 @@ def _response_format(given: str | Mapping[str, Any] | None) -> Json | None:
             raise FieldError("format", f"is {given!r:.80}; it may be 'json' or a schema")
         case schema:
             return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+def _chat_messages(fields: OllamaChatFields) -> list[ChatMessage]:
+    return [_message(f"messages[{at}]", message) for at, message in enumerate(fields.messages or ())]
 
 
 def _message(name: str, message: OllamaMessage) -> ChatMessage:

@@ -7,6 +7,7 @@ figures.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,8 +109,9 @@ class Responses:
         given["max_tokens"] = fields.max_output_tokens
         if fields.text is not None:
             given |= {"response_format": _chat_format(fields.text.format), "verbosity": fields.text.verbosity}
+        messages = await asyncio.to_thread(_chat_messages, fields)
         with in_words_of(CALLED):
-            chat = chat_fields(given, _chat_messages(fields), CALLED)
+            chat = chat_fields(given, messages, CALLED)
             asked = await write_chat(self._generator, self._template, chat)
         about = {
             "instructions": fields.instructions,

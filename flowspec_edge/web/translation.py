@@ -26,7 +26,7 @@ def chat_fields(given: Mapping[str, Any], messages: list[ChatMessage], called: M
         sent = msgspec.Raw(msgspec.json.encode(value))
         if name in ChatFields.__struct_fields__:
             taken[name] = sent
-        elif not asks_for_nothing(sent, NEUTRAL[name]):
+        elif not asks_for_nothing(sent, NEUTRAL.get(name, ())):
             raise unsupported(called.get(name, name), bytes(sent))
     fields = msgspec.json.decode(msgspec.json.encode(taken), type=ChatFields)
     fields.messages = messages

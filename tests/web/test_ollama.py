@@ -159,7 +159,16 @@ async def test_what_cannot_be_done_is_refused_in_ollamas_words(given: Json, text
     assert not generator.asked
 
 
-@pytest.mark.parametrize("given", [{"raw": True, "system": "x"}, {"template": "x"}, {"suffix": "x"}, {"context": [1]}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"raw": True, "system": "x"},
+        {"raw": True, "format": "json"},
+        {"template": "x"},
+        {"suffix": "x"},
+        {"context": [1]},
+    ],
+)
 async def test_what_generate_cannot_do(given: Json) -> None:
     async with serving() as (_, client):
         with pytest.raises(ollama.ResponseError) as error:
