@@ -25,8 +25,8 @@ def anthropic_message(error: Json) -> str:
 
 
 def ollama_message(error: Json) -> str:
-    assert error.keys() == {"error"}
-    return str(error["error"])
+    assert error.keys() == {"error"} and isinstance(error["error"], str)
+    return error["error"]
 
 
 DIALECTS: list[tuple[str, Json, Callable[[Json], str]]] = [
