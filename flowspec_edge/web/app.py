@@ -85,16 +85,11 @@ def build_app(
         client_max_size=MAX_REQUEST_BYTES,
         middlewares=[refusing_in_its_dialect, *([] if api_key is None else [_wanting_key(api_key)])],
     )
-    app.router.add_post("/v1/completions", api.answering(Completions(generator, is_strict=is_strict)))
-    if chat is not None:
-        for path, dialect in CHATS.items():
-            app.router.add_post(path, api.answering(dialect(generator, chat, is_strict=is_strict)))
+    api.add_to(app.router, chat, is_strict=is_strict)
     if chat is not None and card is not None and coder is not None:
         Tokens(generator, chat, coder, card.geometry, is_strict=is_strict).add_to(app.router)
     if card is not None:
         OllamaModels(card, is_strict=is_strict).add_to(app.router)
-    app.router.add_get("/v1/models", api.list_models)
-    app.router.add_get("/v1/models/{id:.+}", api.show_model)
     app.router.add_get("/health", api.report_health)
     openapi.add_to(app.router, needs_key=api_key is not None)
     app.on_shutdown.append(api.end)
@@ -131,6 +126,15 @@ class _Api:
         self._started = int(time.time())
         self._tasks: set[asyncio.Task[Any]] = set()  # of requests under way
         self._ending = asyncio.Event()
+
+    def add_to(self, router: web.UrlDispatcher, chat: ChatTemplate | None, *, is_strict: bool) -> None:
+        """Route completions and models, and where there is a template the dialects of chats."""
+        router.add_post("/v1/completions", self.answering(Completions(self._generator, is_strict=is_strict)))
+        if chat is not None:
+            for path, dialect in CHATS.items():
+                router.add_post(path, self.answering(dialect(self._generator, chat, is_strict=is_strict)))
+        router.add_get("/v1/models", self.list_models)
+        router.add_get("/v1/models/{id:.+}", self.show_model)
 
     async def list_models(self, request: web.Request) -> web.Response:
         """In OpenAI's form and Anthropic's at once: neither's clients mind the other's fields."""

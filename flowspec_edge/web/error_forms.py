@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from flowspec_edge.errors import plain_text
+from flowspec_edge.errors import FlowspecError, plain_text
 from flowspec_edge.web.framing import Json
 from flowspec_edge.web.refusals import Refusal, Refused, log_failure, refusal_of
 
@@ -67,7 +67,7 @@ async def refusing_in_its_dialect(request: web.Request, handler: Handler) -> web
             response.headers["Allow"] = cause.headers["Allow"]
         return response
     except Exception as cause:  # whatever it is, the client gets an answer that it can read
-        if request.writer.output_size > 0:
+        if not isinstance(cause, FlowspecError) and request.writer.output_size > 0:
             raise  # an answer has begun, and is cut off: clients know that as the loss of a server
         log_failure(cause)
         return _response(request, refusal_of(cause))

@@ -50,7 +50,7 @@ async def test_every_status_in_every_dialect(
     path: str, body: Json, message: Callable[[Json], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving_dialects([RuntimeError("a secret")], api_key="k") as (_, url), asyncio.timeout(10):
-        key = {"headers": {"Authorization": "Bearer k"}}
+        key = {"headers": {"Authorization": "Bearer k", "Content-Type": "application/json"}}
         requests: dict[int, tuple[str, str, Json]] = {
             401: ("POST", path, {"json": body}),
             404: ("POST", f"{path}/nothing", key),

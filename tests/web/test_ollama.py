@@ -54,6 +54,15 @@ async def test_a_whole_chat() -> None:
     )
 
 
+async def test_penalties_are_those_of_the_core() -> None:
+    options = {"repeat_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": 0.3, "min_p": 0.1}
+    async with serving() as (generator, client):
+        await client.chat(model="demo", messages=HELLO, options=options)
+    ((_, asked),) = generator.asked
+    assert (asked.repetition_penalty, asked.presence_penalty, asked.frequency_penalty) == (1.1, 0.2, 0.3)
+    assert asked.min_p == 0.1
+
+
 @pytest.mark.parametrize("options", [None, {"num_predict": -1}, {"num_predict": -2}])
 async def test_what_is_done_where_nothing_is_said(options: Json | None) -> None:
     async with serving() as (generator, client):
@@ -137,7 +146,7 @@ BAD: list[tuple[Json, str]] = [
     ({"options": {"num_predict": 0}}, "options.num_predict is 0"),
     ({"options": {"temperature": -1}}, "options.temperature is -1"),
     ({"options": {"temperature": "hot"}}, "options.temperature is 'hot'"),
-    ({"options": {"repeat_penalty": 1.1}}, "options.repeat_penalty is 1.1"),
+    ({"options": {"repeat_penalty": -1}}, "options.repeat_penalty is -1"),
     ({"options": {"repeat_penalty": 1, "repeat_last_n": 64}}, "options.repeat_last_n is 64"),
     ({"options": {"mirostat": 1}}, "options.mirostat is 1"),
     ({"tools": [TOOL]}, "tools is"),
