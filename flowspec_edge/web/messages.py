@@ -19,12 +19,12 @@ from flowspec_edge.web.asked import Asked, AskedText, TextGenerator
 from flowspec_edge.web.chat import ChatMessage, ChatTexts, FunctionCall, ToolCall, write_chat
 from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.error_forms import anthropic_error
-from flowspec_edge.web.fields import UNSUPPORTED, OwnFields, Whole, parse_fields
+from flowspec_edge.web.fields import UNSUPPORTED, Whole, parse_fields
 from flowspec_edge.web.framing import NAMED_EVENTS, Json
 from flowspec_edge.web.reasoning import ReasoningSplit
-from flowspec_edge.web.translation import chat_fields, in_words_of
+from flowspec_edge.web.translation import Drawing, chat_fields, in_words_of, own_fields
 
-OWN = OwnFields(
+OWN = own_fields(
     idle=frozenset({"cache_control", "inference_geo", "speed", "signature", "is_error", "citations"}),
     neutral={
         "tools": ([],),
@@ -70,26 +70,16 @@ class Thinking(msgspec.Struct, kw_only=True):
     budget_tokens: Whole | None = None
 
 
-class CountFields(msgspec.Struct, kw_only=True):
-    """The body of ``POST /v1/messages/count_tokens``."""
+class MessagesFields(Drawing, kw_only=True):
+    """The body of ``POST /v1/messages``, and of ``POST /v1/messages/count_tokens``."""
 
     messages: list[MessageParam]
     model: str | None = None
     system: str | list[InnerBlock] | None = None
     thinking: Thinking | None = None
-
-
-class MessagesFields(CountFields, kw_only=True):
-    """The body of ``POST /v1/messages``."""
-
     max_tokens: Whole | None = None
     stop_sequences: list[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Whole | None = None
     stream: bool | None = None
-    seed: Whole | None = None
-    schedule: str | None = None
 
 
 class Messages:
@@ -103,7 +93,7 @@ class Messages:
     async def read(self, body: bytes) -> Asked:
         """What a request asks for. Raises as :meth:`flowspec_edge.web.chat.Chat.read` does."""
         fields, warnings = parse_fields(body, MessagesFields, is_strict=self._is_strict, own=OWN)
-        asked = await self._write(fields, stop=fields.stop_sequences)
+        asked = await self._write(fields)
         form = MessageForm(self._generator, asked, fields.stop_sequences or [])
         warnings += asked.warnings
         return Asked(
@@ -112,12 +102,12 @@ class Messages:
 
     async def read_to_count(self, body: bytes) -> AskedText:
         """The text whose prompt is to be counted. Raises as :meth:`read` does."""
-        fields, _ = parse_fields(body, CountFields, is_strict=self._is_strict, own=OWN)
+        fields, _ = parse_fields(body, MessagesFields, is_strict=self._is_strict, own=OWN)
         return (await self._write(fields)).texts[0]
 
-    async def _write(self, fields: CountFields, **more: Any) -> ChatTexts:
-        names = ("model", "max_tokens", "temperature", "top_p", "top_k", "seed", "schedule")
-        given = {name: getattr(fields, name, None) for name in names} | more
+    async def _write(self, fields: MessagesFields) -> ChatTexts:
+        names = ("model", "max_tokens", *Drawing.__struct_fields__)
+        given = {name: getattr(fields, name) for name in names} | {"stop": fields.stop_sequences}
         given["chat_template_kwargs"] = _variables(fields.thinking)
         messages = await asyncio.to_thread(_chat_messages, fields)
         with in_words_of(CALLED):
@@ -138,7 +128,7 @@ def _variables(thinking: Thinking | None) -> Json | None:
     return {"enable_thinking": thinking.type == "adaptive"}
 
 
-def _chat_messages(fields: CountFields) -> list[ChatMessage]:
+def _chat_messages(fields: MessagesFields) -> list[ChatMessage]:
     messages = [part for at, message in enumerate(fields.messages) for part in _parts(f"messages[{at}]", message)]
     if fields.system is None:
         return messages

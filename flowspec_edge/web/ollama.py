@@ -18,16 +18,16 @@ from flowspec_edge.web.asked import Asked, AskedText, TextGenerator
 from flowspec_edge.web.chat import ChatFields, ChatMessage, ChatTexts, FunctionCall, ToolCall, write_chat
 from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.error_forms import ollama_error
-from flowspec_edge.web.fields import UNSUPPORTED, OwnFields, Whole, parse_fields
+from flowspec_edge.web.fields import UNSUPPORTED, Whole, parse_fields
 from flowspec_edge.web.framing import LINES, Json
 from flowspec_edge.web.ollama_form import OllamaForm, chat_part, generate_part
 from flowspec_edge.web.text_fields import check_model, options_of
-from flowspec_edge.web.translation import chat_fields, in_words_of
+from flowspec_edge.web.translation import chat_fields, in_words_of, own_fields
 
 DEFAULT = GenerateOptions(max_new_tokens=MAX_NEW_TOKENS, temperature=0.8, top_k=40, top_p=0.9)
 LATEST = ":latest"
 """The tag of a model whose name has none."""
-OWN = OwnFields(
+OWN = own_fields(
     idle=frozenset({"keep_alive", "truncate", "shift", "debug_render_only"})
     | {"num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa", "low_vram", "f16_kv"}
     | {"use_mmap", "use_mlock", "vocab_only", "logits_all", "embedding_only", "mirostat_eta", "mirostat_tau"}

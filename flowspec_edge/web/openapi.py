@@ -13,7 +13,7 @@ from flowspec_edge.version import __version__
 from flowspec_edge.web.chat import ChatFields
 from flowspec_edge.web.completions import PROMPT_RULE, CompletionFields
 from flowspec_edge.web.framing import DATA_EVENTS, LINES, NAMED_EVENTS, Framing, Json
-from flowspec_edge.web.messages import CountFields, MessagesFields
+from flowspec_edge.web.messages import MessagesFields
 from flowspec_edge.web.ollama import OllamaChatFields, OllamaGenerateFields
 from flowspec_edge.web.ollama_models import ShowFields
 from flowspec_edge.web.responses import ResponseFields
@@ -38,7 +38,7 @@ OPERATIONS = (
     Operation("/v1/completions", "a text that goes on with a prompt, as OpenAI has it", CompletionFields, DATA_EVENTS),
     Operation("/v1/responses", "the next message of a dialogue, as a list of items", ResponseFields, NAMED_EVENTS),
     Operation("/v1/messages", "the next message of a dialogue, as Anthropic has it", MessagesFields, NAMED_EVENTS),
-    Operation("/v1/messages/count_tokens", "how many tokens a dialogue has", CountFields),
+    Operation("/v1/messages/count_tokens", "how many tokens a dialogue has", MessagesFields),
     Operation("/api/chat", "the next message of a dialogue, as Ollama has it", OllamaChatFields, LINES),
     Operation("/api/generate", "the answer to a prompt, as Ollama has it", OllamaGenerateFields, LINES),
     Operation("/api/show", "what is known of the model", ShowFields),

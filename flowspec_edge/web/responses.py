@@ -17,12 +17,12 @@ from flowspec_edge.errors import FieldError
 from flowspec_edge.web.asked import Asked, TextGenerator
 from flowspec_edge.web.chat import ChatMessage, FunctionCall, ToolCall, write_chat
 from flowspec_edge.web.chat_template import ChatTemplate
-from flowspec_edge.web.fields import UNSUPPORTED, OwnFields, Whole, parse_fields
+from flowspec_edge.web.fields import UNSUPPORTED, Whole, parse_fields
 from flowspec_edge.web.framing import NAMED_EVENTS, Json
 from flowspec_edge.web.response_form import ResponseForm
-from flowspec_edge.web.translation import chat_fields, in_words_of
+from flowspec_edge.web.translation import Drawing, chat_fields, in_words_of, own_fields
 
-OWN = OwnFields(
+OWN = own_fields(
     idle=frozenset({"prompt_cache_options", "background_options", "status", "phase", "encrypted_content"}),
     neutral={
         **dict.fromkeys(("previous_response_id", "conversation", "prompt", "moderation", "access_programs"), ()),
@@ -75,18 +75,13 @@ class StreamSettings(msgspec.Struct, kw_only=True):
     include_obfuscation: bool | None = None
 
 
-class ResponseFields(msgspec.Struct, kw_only=True):
+class ResponseFields(Drawing, kw_only=True):
     """The body of ``POST /v1/responses``."""
 
     input: str | list[Item]
     model: str | None = None
     instructions: str | None = None
     max_output_tokens: Whole | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Whole | None = None
-    seed: Whole | None = None
-    schedule: str | None = None
     metadata: dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: StreamSettings | None = None
@@ -104,7 +99,7 @@ class Responses:
     async def read(self, body: bytes) -> Asked:
         """What a request asks for. Raises as :meth:`flowspec_edge.web.chat.Chat.read` does."""
         fields, warnings = parse_fields(body, ResponseFields, is_strict=self._is_strict, own=OWN)
-        names = ("model", "temperature", "top_p", "top_k", "seed", "schedule")
+        names = ("model", *Drawing.__struct_fields__)
         given = {name: getattr(fields, name) for name in names}
         given["max_tokens"] = fields.max_output_tokens
         if fields.text is not None:

@@ -10,7 +10,39 @@ import msgspec
 
 from flowspec_edge.errors import FieldError
 from flowspec_edge.web.chat import ChatFields, ChatMessage
-from flowspec_edge.web.fields import NEUTRAL, asks_for_nothing, unsupported
+from flowspec_edge.web.fields import NEUTRAL, OwnFields, Whole, asks_for_nothing, unsupported
+
+ASKS_NOTHING: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("n", "best_of", "repetition_penalty", "top_p"), (1,)),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_p", "min_tokens", "top_k", "top_logprobs"), (0,)),
+    **dict.fromkeys(("ignore_eos", "logprobs", "stream"), (False,)),
+    **dict.fromkeys(("stop_token_ids", "stop", "tools"), ([],)),
+    **dict.fromkeys(("logit_bias", "chat_template_kwargs", "stream_options"), ({},)),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+}
+"""Values of a chat's fields that ask for nothing, where a dialect does not have these fields."""
+
+
+class Drawing(msgspec.Struct, kw_only=True):
+    """How tokens are drawn, in fields that chats have: those that a dialect lacks are extra fields of it."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Whole | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    seed: Whole | None = None
+    schedule: str | None = None
+
+
+def own_fields(idle: frozenset[str], neutral: Mapping[str, tuple[Any, ...]]) -> OwnFields:
+    """A dialect's own fields, and those of chats: what chats can ask for and a dialect cannot is refused in it."""
+    chats = {name: ASKS_NOTHING.get(name, ()) for name in ChatFields.__struct_fields__}
+    return OwnFields(idle, {**chats, **neutral})
 
 
 def chat_fields(given: Mapping[str, Any], messages: list[ChatMessage], called: Mapping[str, str]) -> ChatFields:

@@ -37,7 +37,7 @@ async def test_a_whole_message() -> None:
             messages=HELLO,
             stop_sequences=["q"],
             metadata={"user_id": "me"},
-            extra_body={"temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 4},
+            extra_body={"temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 4, "presence_penalty": 0.2, "n": 1},
         )
     assert (message.type, message.role, message.model) == ("message", "assistant", "demo")
     assert [(block.type, block.text) for block in message.content] == [("text", "ab\n")]
@@ -49,7 +49,7 @@ async def test_a_whole_message() -> None:
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     )
     assert (options.max_new_tokens, options.stop, options.temperature) == (16, ("q",), 0.5)
-    assert (options.top_k, options.top_p, options.seed) == (3, 0.9, 4)
+    assert (options.top_k, options.top_p, options.seed, options.presence_penalty) == (3, 0.9, 4, 0.2)
 
 
 async def test_what_is_done_where_nothing_is_said() -> None:
@@ -168,6 +168,10 @@ BAD: list[tuple[Json, str]] = [
     ({"tools": [TOOL]}, "tools is"),
     ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.type is 'enabled'"),
     ({"extra_body": {"tool_choice": {"type": "any"}}}, "tool_choice is"),
+    ({"extra_body": {"n": 2}}, "n is 2"),
+    ({"extra_body": {"logprobs": True}}, "logprobs is"),
+    ({"extra_body": {"stop": ["x"]}}, "stop is"),
+    ({"extra_body": {"response_format": {"type": "json_object"}}}, "response_format is"),
     ({"extra_body": {"output_config": {"effort": "low"}}}, "output_config is"),
 ]
 

@@ -155,6 +155,8 @@ BAD: list[tuple[Json, str]] = [
     ({"format": "xml"}, "format is 'xml'"),
     ({"think": "high"}, "think is 'high'"),
     ({"logprobs": True}, "logprobs is"),
+    ({"temperature": 0.5}, "temperature is 0.5"),
+    ({"n": 2}, "n is 2"),
 ]
 
 

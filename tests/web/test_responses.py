@@ -132,6 +132,9 @@ BAD: list[tuple[Json, str]] = [
     ({"truncation": "auto"}, "truncation"),
     ({"include": ["message.output_text.logprobs"]}, "include"),
     ({"top_logprobs": 2}, "top_logprobs"),
+    ({"extra_body": {"stop": "x"}}, "stop"),
+    ({"extra_body": {"n": 2}}, "n"),
+    ({"extra_body": {"max_tokens": 5}}, "max_tokens"),
     ({"model": "gpt-5"}, "model"),
 ]
 
