@@ -136,13 +136,19 @@ async def test_litellm(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def ask(**options: Any) -> Any:
         return litellm.completion(
-            api_key="none", messages=MESSAGES, max_tokens=NUM_TOKENS, temperature=0, timeout=10, **options
+            api_key="none",
+            messages=MESSAGES,
+            max_tokens=NUM_TOKENS,
+            temperature=0,
+            timeout=10,
+            **options,
         )
 
     def ask_both(provider: str, base: str) -> None:
-        model = f"{provider}/{api.model}"
-        answer = ask(model=model, api_base=base)
-        chunks = list(ask(model=model, api_base=base, stream=True))
+        typed = {"extra_headers": {"Content-Type": "application/json"}} if provider == "ollama_chat" else {}
+        where = {"model": f"{provider}/{api.model}", "api_base": base, **typed}
+        answer = ask(**where)
+        chunks = list(ask(**where, stream=True))
         assert answer.choices[0].message.content == api.text, provider
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == api.text, provider
         assert answer.usage.prompt_tokens == api.num_read, provider
