@@ -23,7 +23,8 @@ from flowspec_edge.cli.key import add_key
 from flowspec_edge.cli.node import add_node
 from flowspec_edge.cli.options import Running
 from flowspec_edge.cli.plan import add_plan
-from flowspec_edge.cli.ring import add_generate, add_serve
+from flowspec_edge.cli.ring import add_generate
+from flowspec_edge.cli.serve import add_serve
 from flowspec_edge.errors import FlowspecError, plain_text
 from flowspec_edge.version import __version__
 

@@ -14,19 +14,19 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 from flowspec_edge.config import Piece
 from flowspec_edge.errors import FlowspecError, RequestError, plain_text
-from flowspec_edge.net.auth import is_same_key
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator, joined, side_by_side
 from flowspec_edge.web.chat import Chat
 from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.completions import Completions
 from flowspec_edge.web.event_stream import paced, stream
 from flowspec_edge.web.fields import read_body
+from flowspec_edge.web.guard import KEY_NAME, Guard
 from flowspec_edge.web.refusals import log_failure, refuse, refuse_as
-from flowspec_edge.web.turns import TurnLimits, Turns
+from flowspec_edge.web.turns import Holder, TurnLimits, Turns
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """Enough for a prompt of a million tokens."""
@@ -43,7 +43,7 @@ class Dialect(Protocol):
 
 def build_app(
     generator: TextGenerator,
-    api_key: str | None = None,
+    guard: Guard | None = None,
     limits: TurnLimits | None = None,
     *,
     chat: ChatTemplate | None = None,
@@ -52,15 +52,13 @@ def build_app(
     """Routes ``POST /v1/completions``, ``GET /v1/models`` and ``GET /health``, and where there is a template for
     ``chat`` also ``POST /v1/chat/completions``; serve it with ``cancels_on_disconnect``.
 
-    With ``api_key`` every request needs ``Authorization: Bearer`` and that key, as OpenAI's clients send it. With
-    ``is_strict`` fields that nobody knows are refused. When the application is shut down, texts that are still written
-    end with an error that says so.
+    ``guard`` says who is let through; by default every program of this machine. With ``is_strict`` fields that nobody
+    knows are refused. When the application is shut down, texts that are still written end with an error that says so.
     """
-    api = _Api(generator, limits or TurnLimits())
-    app = web.Application(
-        client_max_size=MAX_REQUEST_BYTES,
-        middlewares=[_refusing_in_json, *([] if api_key is None else [_wanting_key(api_key)])],
-    )
+    guard = guard or Guard()
+    api = _Api(generator, limits or TurnLimits(), guard)
+    app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[_refusing_in_json])
+    guard.install(app)
     app.router.add_post("/v1/completions", api.answering(Completions(generator, is_strict=is_strict)))
     if chat is not None:
         app.router.add_post("/v1/chat/completions", api.answering(Chat(generator, chat, is_strict=is_strict)))
@@ -91,24 +89,10 @@ async def _refusing_in_json(request: web.Request, handler: Handler) -> web.Strea
         return response
 
 
-def _wanting_key(api_key: str) -> Middleware:
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and is_same_key(given.strip(), api_key):
-            return await handler(request)
-        return refuse_as(
-            401,
-            "the API key is missing or wrong; send `Authorization: Bearer KEY` (flowspec key show --api, where it "
-            "serves)",
-        )
-
-    return check
-
-
 class _Api:
-    def __init__(self, generator: TextGenerator, limits: TurnLimits) -> None:
+    def __init__(self, generator: TextGenerator, limits: TurnLimits, guard: Guard) -> None:
         self._generator = generator
+        self._guard = guard
         self._turns = Turns(limits)
         self._started = int(time.time())
         self._tasks: set[asyncio.Task[Any]] = set()  # of requests under way
@@ -132,7 +116,7 @@ class _Api:
         }
 
     async def report_health(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+        return web.json_response({"status": "ok", **self._guard.proof(request)})
 
     def answering(self, dialect: Dialect) -> Handler:
         """What answers requests in that dialect."""
@@ -164,17 +148,17 @@ class _Api:
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
 
     async def _answer(self, request: web.Request, dialect: Dialect) -> web.StreamResponse:
-        address = request.remote or ""
+        holders = _holders(request)
         with contextlib.ExitStack() as places:
-            places.enter_context(self._turns.place(address))
+            places.enter_context(self._turns.place(*holders))
             asked = await dialect.read(await read_body(request))
-            if len(asked.texts) > self._turns.most_texts:
+            if len(asked.texts) > (most := self._turns.most_texts(*holders)):
                 raise RequestError(
-                    f"{len(asked.texts)} texts are asked for, and {self._turns.most_texts} are written for one address "
-                    "(--max-per-address, --max-sessions and --max-queue)"
+                    f"{len(asked.texts)} texts are asked for, and {most} are written for one client "
+                    "(--max-per-address, --max-per-key, --max-sessions and --max-queue)"
                 )
             if len(asked.texts) > 1:
-                places.enter_context(self._turns.place(address, len(asked.texts) - 1))
+                places.enter_context(self._turns.place(*holders, num_texts=len(asked.texts) - 1))
             headers = {WARNING: _header(asked.warnings)} if asked.warnings else {}
             async with (
                 contextlib.aclosing(side_by_side([self._write(text) for text in asked.texts])) as written,
@@ -195,6 +179,12 @@ class _Api:
         ):
             async for piece in pieces:
                 yield piece
+
+
+def _holders(request: web.Request) -> list[Holder]:
+    """Whose texts those of a request are."""
+    holders = [Holder(request.remote or "")]
+    return holders if KEY_NAME not in request else [*holders, Holder(request[KEY_NAME], is_key=True)]
 
 
 def _header(warnings: Sequence[str]) -> str:

@@ -301,7 +301,8 @@ async def test_a_body_that_does_not_come_has_a_place_too() -> None:
     generator = Letters()
     async with serving(generator, TurnLimits(max_sessions=1, max_queue=0, max_per_address=1)) as (served, url):
         _, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        writer.write(b"Content-Length: 100\r\n\r\n{")
         await writer.drain()
         async with asyncio.timeout(10):
             while (await post(url, prompt="x"))[0] != 503:
