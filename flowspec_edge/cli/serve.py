@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from argparse import ArgumentParser
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class ServeCommand(ServingArguments, RingArguments):
     cors_origin: list[str]
     standby: bool
     strict: bool
+    log_requests: bool
 
 
 def add_serve(commands: Commands) -> None:
@@ -56,6 +58,20 @@ def add_serve(commands: Commands) -> None:
     add_serving(serve)
     add_network(serve)
     add_search(serve)
+    _add_api(serve)
+    add_ring_options(serve)
+    serve.add_argument(
+        "--standby",
+        action="store_true",
+        help="while nobody writes, have boards with free memory fetch and load layers of others, and use them at once "
+        "when a board is lost (flowspec plan --standby shows who; default: no)",
+    )
+    serve.add_argument("--no-layers", action="store_true", help="serve no layers here: answer requests only")
+    _add_turn_limits(serve)
+    set_command(serve, ServeCommand, _serve)
+
+
+def _add_api(serve: ArgumentParser) -> None:
     serve.add_argument("--port", type=int, default=API_PORT, help="port of the HTTP API (default: %(default)s)")
     serve.add_argument(
         "--api-host",
@@ -78,19 +94,10 @@ def add_serve(commands: Commands) -> None:
         metavar="ORIGIN",
         help="let pages of this origin use the API, as http://localhost:3000; others are refused; repeatable",
     )
-    add_ring_options(serve)
-    serve.add_argument(
-        "--standby",
-        action="store_true",
-        help="while nobody writes, have boards with free memory fetch and load layers of others, and use them at once "
-        "when a board is lost (flowspec plan --standby shows who; default: no)",
-    )
-    serve.add_argument("--no-layers", action="store_true", help="serve no layers here: answer requests only")
-    _add_turn_limits(serve)
     serve.add_argument(
         "--strict", action="store_true", help="refuse requests with fields that are not known (default: pass them over)"
     )
-    set_command(serve, ServeCommand, _serve)
+    serve.add_argument("--log-requests", action="store_true", help="one line of JSON on stderr for each request")
 
 
 def _add_turn_limits(serve: ArgumentParser) -> None:
@@ -139,7 +146,7 @@ async def _serve(options: ServeCommand) -> int:
         async with open_service(
             options, DEFAULT_SCHEDULE, access, node, fetches, is_served=True, has_standbys=options.standby
         ) as service:
-            await _serve_api(service, api, port, node, limits, is_strict=options.strict)
+            await _serve_api(service, api, port, node, limits, options)
     finally:
         await node.close()
     return 0
@@ -161,17 +168,20 @@ def _turn_limits(options: ServeCommand) -> TurnLimits:
 
 
 async def _serve_api(
-    service: GenerationService, api: ApiAccess, port: int, node: Node, limits: TurnLimits, *, is_strict: bool
+    service: GenerationService, api: ApiAccess, port: int, node: Node, limits: TurnLimits, options: ServeCommand
 ) -> None:
     """Answer over HTTP until the user ends it."""
     from flowspec_edge.net.api_discovery import ApiRecord, announced
     from flowspec_edge.net.server import serve_app
+    from flowspec_edge.web import request_log
     from flowspec_edge.web.app import build_app
     from flowspec_edge.web.chat_template import ChatTemplate
 
     tls = None if api.certificate is None else api.certificate.context
+    if options.log_requests:
+        logging.getLogger(request_log.__name__).setLevel(logging.INFO)
     chat = await asyncio.to_thread(ChatTemplate.of_bundle, node.settings.bundles[0])
-    built = build_app(service, api.guard, limits, chat=chat, is_strict=is_strict)
+    built = build_app(service, api.guard, limits, chat=chat, is_strict=options.strict, status=service.status)
     app = await serve_app(built, api.host, port, tls=tls, cancels_on_disconnect=True, explains_tls=True)
     try:
         url = api_url(api, app.port)

@@ -25,7 +25,10 @@ from flowspec_edge.web.completions import Completions
 from flowspec_edge.web.event_stream import paced, stream
 from flowspec_edge.web.fields import read_body
 from flowspec_edge.web.guard import KEY_NAME, Guard
+from flowspec_edge.web.health import HealthRoutes
+from flowspec_edge.web.metrics import Metrics, Status
 from flowspec_edge.web.refusals import log_failure, refuse, refuse_as
+from flowspec_edge.web.request_log import install_request_log, note_piece
 from flowspec_edge.web.turns import Holder, TurnLimits, Turns
 
 MAX_REQUEST_BYTES = 4 * 2**20
@@ -48,23 +51,28 @@ def build_app(
     *,
     chat: ChatTemplate | None = None,
     is_strict: bool = False,
+    status: Status | None = None,
 ) -> web.Application:
-    """Routes ``POST /v1/completions``, ``GET /v1/models`` and ``GET /health``, and where there is a template for
-    ``chat`` also ``POST /v1/chat/completions``; serve it with ``cancels_on_disconnect``.
+    """Routes ``POST /v1/completions``, ``GET /v1/models``, ``/health``, ``/ready`` and ``/metrics``, and where there is
+    a template for ``chat`` also ``POST /v1/chat/completions``; serve it with ``cancels_on_disconnect``.
 
     ``guard`` says who is let through; by default every program of this machine. With ``is_strict`` fields that nobody
-    knows are refused. When the application is shut down, texts that are still written end with an error that says so.
+    knows are refused. ``status`` tells whether texts can be written now. When the application is shut down, texts that
+    are still written end with an error that says so.
     """
     guard = guard or Guard()
-    api = _Api(generator, limits or TurnLimits(), guard)
+    turns = Turns(limits or TurnLimits())
+    metrics = Metrics(generator.model, turns, status)
+    api = _Api(generator, turns, metrics, status)
     app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[_refusing_in_json])
     guard.install(app)
+    install_request_log(app)
+    HealthRoutes(generator.model, guard, turns, metrics, status).install(app)
     app.router.add_post("/v1/completions", api.answering(Completions(generator, is_strict=is_strict)))
     if chat is not None:
         app.router.add_post("/v1/chat/completions", api.answering(Chat(generator, chat, is_strict=is_strict)))
     app.router.add_get("/v1/models", api.list_models)
     app.router.add_get("/v1/models/{id:.+}", api.show_model)
-    app.router.add_get("/health", api.report_health)
     app.on_shutdown.append(api.end)
     if chat is not None:
         app.on_cleanup.append(functools.partial(_close, chat))
@@ -90,10 +98,11 @@ async def _refusing_in_json(request: web.Request, handler: Handler) -> web.Strea
 
 
 class _Api:
-    def __init__(self, generator: TextGenerator, limits: TurnLimits, guard: Guard) -> None:
+    def __init__(self, generator: TextGenerator, turns: Turns, metrics: Metrics, status: Status | None) -> None:
         self._generator = generator
-        self._guard = guard
-        self._turns = Turns(limits)
+        self._turns = turns
+        self._metrics = metrics
+        self._waits_for = (lambda: "") if status is None else (lambda: status().reason)
         self._started = int(time.time())
         self._tasks: set[asyncio.Task[Any]] = set()  # of requests under way
         self._ending = asyncio.Event()
@@ -114,9 +123,6 @@ class _Api:
             "created": self._started,
             "owned_by": "flowspec-edge",
         }
-
-    async def report_health(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", **self._guard.proof(request)})
 
     def answering(self, dialect: Dialect) -> Handler:
         """What answers requests in that dialect."""
@@ -161,24 +167,34 @@ class _Api:
                 places.enter_context(self._turns.place(*holders, num_texts=len(asked.texts) - 1))
             headers = {WARNING: _header(asked.warnings)} if asked.warnings else {}
             async with (
-                contextlib.aclosing(side_by_side([self._write(text) for text in asked.texts])) as written,
+                contextlib.aclosing(side_by_side([self._write(request, text) for text in asked.texts])) as written,
                 contextlib.aclosing(paced(written, self._ending)) as pieces,
             ):
                 if asked.is_streamed:
-                    return await stream(request, pieces, asked, headers)
+                    return await stream(request, pieces, asked, headers, self._waits_for)
                 choices: list[list[Piece]] = [[] for _ in asked.texts]
                 async for found in pieces:
                     if found is not None:
                         choices[found.choice].append(found.piece)
                 return web.json_response(asked.form.whole([joined(choice) for choice in choices]), headers=headers)
 
-    async def _write(self, text: AskedText) -> AsyncGenerator[Piece, None]:
-        async with (
-            self._turns.turn(),
-            contextlib.aclosing(self._generator.generate(text.prompt, text.options)) as pieces,
-        ):
-            async for piece in pieces:
-                yield piece
+    async def _write(self, request: web.Request, text: AskedText) -> AsyncGenerator[Piece, None]:
+        record = self._metrics.begin()
+        try:
+            async with (
+                self._turns.turn(),
+                contextlib.aclosing(self._generator.generate(text.prompt, text.options)) as pieces,
+            ):
+                record.begin_turn()
+                async for piece in pieces:
+                    record.take(piece)
+                    note_piece(request, piece)
+                    yield piece
+        except FlowspecError:
+            record.fail()
+            raise
+        finally:
+            record.end()
 
 
 def _holders(request: web.Request) -> list[Holder]:

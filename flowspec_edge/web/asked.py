@@ -50,16 +50,11 @@ class AnswerForm(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request, whichever dialect it came in.
-
-    ``is_patient`` where the client wants signs of life before the first piece, and every error from then on as an
-    event. ``warnings`` are told in a header.
-    """
+    """A request, whichever dialect it came in. ``warnings`` are told in a header."""
 
     texts: Sequence[AskedText]
     form: AnswerForm
     is_streamed: bool
-    is_patient: bool = False
     warnings: Sequence[str] = ()
 
 

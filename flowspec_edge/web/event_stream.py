@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -14,15 +14,19 @@ from flowspec_edge.errors import FlowspecError, ServerEndingError
 from flowspec_edge.web.asked import AnswerForm, Asked, ChoicePiece
 from flowspec_edge.web.refusals import error_object, log_failure
 
+HEADERS_S = 0.5
+"""How long errors have to become a status of the response. Then its headers leave, and later errors are events."""
 SIGN_S = 2.0
 """How long a stream may be silent before it says that the server is there; the client takes five times that for a loss.
 """
+READ_S = 120.0
+"""How long a client may take nothing of what is sent to it. Meanwhile it has a turn that others wait for."""
 
 
 async def paced(
     pieces: AsyncGenerator[ChoicePiece, None], ending: asyncio.Event
 ) -> AsyncGenerator[ChoicePiece | None, None]:
-    """The pieces, and a None whenever none came for SIGN_S.
+    """The pieces, and a None whenever none came for SIGN_S; before the first piece also one after HEADERS_S.
 
     Raises:
         ServerEndingError: ``ending`` is set.
@@ -31,10 +35,12 @@ async def paced(
     async def take() -> ChoicePiece | None:
         return await anext(pieces, None)
 
+    silence_s = HEADERS_S
     taking, ended = asyncio.create_task(take()), asyncio.create_task(ending.wait())
     try:
         while True:
-            await asyncio.wait({taking, ended}, timeout=SIGN_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({taking, ended}, timeout=silence_s, return_when=asyncio.FIRST_COMPLETED)
+            silence_s = SIGN_S
             if taking.done():
                 if (piece := taking.result()) is None:
                     return
@@ -53,43 +59,65 @@ async def paced(
 
 
 async def stream(
-    request: web.Request, pieces: AsyncGenerator[ChoicePiece | None, None], asked: Asked, headers: Mapping[str, str]
+    request: web.Request,
+    pieces: AsyncGenerator[ChoicePiece | None, None],
+    asked: Asked,
+    headers: Mapping[str, str],
+    waits_for: Callable[[], str],
 ) -> web.StreamResponse:
-    """Send an answer as events. Errors before its first piece are raised, later ones are sent.
+    """Send an answer as events. Errors within HEADERS_S and before its first piece are raised, later ones are sent.
 
-    A client that is patient gets signs of life before the first piece as well, and then any error as an event.
+    ``waits_for`` is what signs of life tell, where it is not empty. A client that reads slowly holds up its own answer
+    alone; one that reads nothing for READ_S is disconnected.
     """
     first = await anext(pieces)
-    while first is None and not asked.is_patient:
-        first = await anext(pieces)
     response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     with contextlib.suppress(ConnectionResetError):  # the client has left
         await response.prepare(request)
+        writer = _EventWriter(request, response, asked.form, waits_for)
         try:
-            await _send_piece(response, first, asked.form)
+            await writer.send_piece(first)
             async for piece in pieces:
-                await _send_piece(response, piece, asked.form)
+                await writer.send_piece(piece)
         except FlowspecError as cause:
             log_failure(cause)
-            await _send(response, error_object(cause))
+            await writer.send(error_object(cause))
         else:
             for event in asked.form.last_events():
-                await _send(response, event)
-            await response.write(b"data: [DONE]\n\n")
+                await writer.send(event)
+            await writer.write(b"data: [DONE]\n\n")
         await response.write_eof()
     return response
 
 
-async def _send_piece(response: web.StreamResponse, written: ChoicePiece | None, form: AnswerForm) -> None:
-    """Notices and signs of life become comments, which clients of server-sent events pass over."""
-    if written is None:
-        await response.write(b": the server is there\n\n")
-    elif written.piece.notice is not None:
-        await response.write(f": {' '.join(written.piece.notice.split())}\n\n".encode())
-    else:
-        for event in form.events(*written):
-            await _send(response, event)
+class _EventWriter:
+    def __init__(
+        self, request: web.Request, response: web.StreamResponse, form: AnswerForm, waits_for: Callable[[], str]
+    ) -> None:
+        self._request, self._response, self._form, self._waits_for = request, response, form, waits_for
 
+    async def send_piece(self, written: ChoicePiece | None) -> None:
+        """Notices and signs of life become comments, which clients of server-sent events pass over."""
+        if written is None:
+            await self._comment(self._waits_for() or "the server is there")
+        elif written.piece.notice is not None:
+            await self._comment(written.piece.notice)
+        else:
+            for event in self._form.events(*written):
+                await self.send(event)
 
-async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
-    await response.write(f"data: {json.dumps(data)}\n\n".encode())
+    async def _comment(self, text: str) -> None:
+        await self.write(f": {' '.join(text.split())}\n\n".encode())
+
+    async def send(self, data: dict[str, Any]) -> None:
+        await self.write(f"data: {json.dumps(data)}\n\n".encode())
+
+    async def write(self, data: bytes) -> None:
+        """Raises ConnectionResetError where the client has left, or is disconnected."""
+        try:
+            async with asyncio.timeout(READ_S):
+                await self._response.write(data)
+        except TimeoutError:
+            if self._request.transport is not None:
+                self._request.transport.abort()
+            raise ConnectionResetError("the client takes nothing") from None

@@ -4,9 +4,19 @@ import subprocess
 import sys
 
 HEAVY = {"onnxruntime", "aiohttp", "numpy", "zeroconf", "tokenizers", "msgpack", "cryptography"}
+HEAVY |= {"rich", "segno", "prometheus_client"}
 COMMANDS = (
     *((), ("node",), ("generate",), ("serve",), ("demo",), ("devices",), ("doctor",), ("plan",), ("key",), ("bench",)),
-    *(("trace",), ("cache",), ("cache", "list"), ("cache", "prune")),
+    *(
+        ("chat",),
+        ("top",),
+        ("key", "api"),
+        ("key", "api", "add"),
+        ("trace",),
+        ("cache",),
+        ("cache", "list"),
+        ("cache", "prune"),
+    ),
 )
 
 

@@ -14,6 +14,7 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.cli import node_settings, options
 from flowspec_edge.cli.bench import BenchCommand, TraceCommand
 from flowspec_edge.cli.cache import ListCommand, PruneCommand
+from flowspec_edge.cli.chat import ChatCommand
 from flowspec_edge.cli.demo import DemoCommand
 from flowspec_edge.cli.devices import DevicesCommand
 from flowspec_edge.cli.doctor import DoctorCommand
@@ -23,6 +24,7 @@ from flowspec_edge.cli.node import NodeCommand
 from flowspec_edge.cli.plan import PlanCommand
 from flowspec_edge.cli.ring import GenerateCommand
 from flowspec_edge.cli.serve import ServeCommand
+from flowspec_edge.cli.top import TopCommand
 from flowspec_edge.core.device.boards import BoardSettings
 from flowspec_edge.errors import RequestError
 
@@ -34,6 +36,7 @@ SEARCH = "--nodes 2 --wait 1.5"
 SERVING = f"{BUNDLE} --name n --threads 2 --memory 64 --board b --precision int8 --kv-cache float16"
 SERVING += " --cache d --cache-limit 2.5 --no-cache"
 TEXT = "--schedule chunked --max-new-tokens 4 --temperature 1 --top-k 3 --top-p 0.5 --seed 9 --stop x --stop y"
+SERVER = "--url u --api-key k --allow-plain-http"
 RING = "--any-precision --context 99 --equal-split --rebalance --wait-for-boards 5"
 
 # Of each command: its type, what it cannot do without, and everything else that it takes.
@@ -44,8 +47,10 @@ COMMANDS = [
         ServeCommand,
         "serve",
         f"{SERVING} {NETWORK} {SEARCH} --port 1 --api-host h --plain-http {RING} --no-layers --standby --strict "
-        "--max-sessions 3 --max-queue 5 --max-per-address 2 --max-per-key 2 --api-name n --cors-origin http://o",
+        "--max-sessions 3 --max-queue 5 --max-per-address 2 --max-per-key 2 --log-requests --api-name n --cors-origin http://o",
     ),
+    (ChatCommand, "chat", f"m --system s --max-new-tokens 3 --temperature 1 --top-p 1 --seed 1 --no-history {SERVER}"),
+    (TopCommand, "top", f"--every 3 --json {SERVER}"),
     (DevicesCommand, "devices", f"{NETWORK} {SEARCH} --json"),
     (DoctorCommand, "doctor", f"{NETWORK} {BUNDLE} --wait 3 --json"),
     (

@@ -140,6 +140,7 @@ async def test_a_server_that_falls_silent_is_lost_and_one_that_says_that_it_is_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client_module, "SILENCE_S", 0.3)
+    monkeypatch.setattr(event_stream, "HEADERS_S", 0.05)
     monkeypatch.setattr(event_stream, "SIGN_S", 0.05)
     for num in (0, 9):
         slow, second = Letters(num), Letters()
