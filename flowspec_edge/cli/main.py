@@ -27,6 +27,7 @@ from flowspec_edge.cli.parser import Parser
 from flowspec_edge.cli.plan import add_plan
 from flowspec_edge.cli.ring import add_generate
 from flowspec_edge.cli.serve import add_serve
+from flowspec_edge.cli.support import add_support
 from flowspec_edge.cli.top import add_top
 from flowspec_edge.errors import FlowspecError, plain_text
 from flowspec_edge.version import __version__
@@ -47,6 +48,7 @@ other boards
   flowspec top                                what it does now: stages, boards, texts
   flowspec devices                            who is there
   flowspec doctor                             who is not there, why, and what mends it
+  flowspec support                            an archive for whoever is to help with that
   flowspec plan                               who would serve what, and how fast that should be
   flowspec cache list                         which weights this machine has fetched and kept
   flowspec bench --virtual                    what to expect of boards, without the boards
@@ -67,6 +69,7 @@ COMMANDS = (
     add_demo,
     add_key,
     add_cache,
+    add_support,
     add_bench,
     add_trace,
 )

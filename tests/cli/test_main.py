@@ -7,16 +7,8 @@ HEAVY = {"onnxruntime", "aiohttp", "numpy", "zeroconf", "tokenizers", "msgpack",
 HEAVY |= {"rich", "segno", "prometheus_client"}
 COMMANDS = (
     *((), ("node",), ("generate",), ("serve",), ("demo",), ("devices",), ("doctor",), ("plan",), ("key",), ("bench",)),
-    *(
-        ("chat",),
-        ("top",),
-        ("key", "api"),
-        ("key", "api", "add"),
-        ("trace",),
-        ("cache",),
-        ("cache", "list"),
-        ("cache", "prune"),
-    ),
+    *(("trace",), ("cache",), ("cache", "list"), ("cache", "prune"), ("key", "api"), ("key", "api", "add")),
+    *(("chat",), ("top",), ("support",)),
 )
 
 

@@ -24,6 +24,7 @@ from flowspec_edge.cli.node import NodeCommand
 from flowspec_edge.cli.plan import PlanCommand
 from flowspec_edge.cli.ring import GenerateCommand
 from flowspec_edge.cli.serve import ServeCommand
+from flowspec_edge.cli.support import SupportCommand
 from flowspec_edge.cli.top import TopCommand
 from flowspec_edge.core.device.boards import BoardSettings
 from flowspec_edge.errors import RequestError
@@ -52,6 +53,7 @@ COMMANDS = [
     (ChatCommand, "chat", f"m --system s --max-new-tokens 3 --temperature 1 --top-p 1 --seed 1 --no-history {SERVER}"),
     (TopCommand, "top", f"--every 3 --json {SERVER}"),
     (DevicesCommand, "devices", f"{NETWORK} {SEARCH} --json"),
+    (SupportCommand, "support", f"{NETWORK} --out f"),
     (DoctorCommand, "doctor", f"{NETWORK} {BUNDLE} --wait 3 --json"),
     (
         PlanCommand,
