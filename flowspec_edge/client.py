@@ -199,8 +199,8 @@ class Client:
         """
         from flowspec_edge.net.api_discovery import find_api
 
-        url = await find_api(model=model, has_key=api_key is not None, within_s=within_s)
-        return cls(url, api_key=api_key if url.startswith("https") else None, **options)
+        url, needs_key = await find_api(model=model, has_key=api_key is not None, within_s=within_s)
+        return cls(url, api_key=api_key if needs_key else None, **options)
 
     @property
     def url(self) -> str:

@@ -57,15 +57,16 @@ async def announced(record: ApiRecord) -> AsyncIterator[Announcer | None]:
         await announcer.close()
 
 
-async def find_api(*, model: str | None, has_key: bool, within_s: float) -> str:
-    """The URL of a server: of this machine's port, or of the first that is heard and can be used.
+async def find_api(*, model: str | None, has_key: bool, within_s: float) -> tuple[str, bool]:
+    """The URL of a server, of this machine's port or of the first that is heard and can be used; and whether it wants a
+    key.
 
     Raises:
         NodeUnavailableError: there is none in that time; the text says which could not be used.
     """
     own = f"http://{Address(LOOPBACK, API_PORT)}"
     if await _answers(own, model):
-        return own
+        return own, False
     found: asyncio.Queue[tuple[str, str, bool]] = asyncio.Queue()
     unusable = []
     with contextlib.suppress(TimeoutError):
@@ -77,7 +78,7 @@ async def find_api(*, model: str | None, has_key: bool, within_s: float) -> str:
                 elif needs_key and not has_key:
                     unusable.append(f"{url} wants an API key")
                 else:
-                    return url
+                    return url, needs_key
     told = f" ({'; '.join(sorted(set(unusable)))})" if unusable else ""
     raise NodeUnavailableError(
         f"no server was found within {within_s:g} s{told}; start one with: flowspec serve, or name its URL"

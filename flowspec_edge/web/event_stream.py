@@ -19,6 +19,8 @@ HEADERS_S = 0.5
 SIGN_S = 2.0
 """How long a stream may be silent before it says that the server is there; the client takes five times that for a loss.
 """
+EVENT_STREAM = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""The last one keeps nginx from holding events back."""
 READ_S = 120.0
 """How long a client may take nothing of what is sent to it. Meanwhile it has a turn that others wait for."""
 
@@ -71,7 +73,7 @@ async def stream(
     alone; one that reads nothing for READ_S is disconnected.
     """
     first = await anext(pieces)
-    response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    response = web.StreamResponse(headers={**headers, **EVENT_STREAM})
     with contextlib.suppress(ConnectionResetError):  # the client has left
         await response.prepare(request)
         writer = _EventWriter(request, response, asked.form, waits_for)

@@ -182,7 +182,7 @@ async def test_a_server_is_discovered_by_its_record(needs_key: bool, monkeypatch
             if needs_key:
                 with pytest.raises(NodeUnavailableError, match="wants an API key"):
                     await find_api(model=record.model, has_key=False, within_s=1.5)
-            assert await find_api(model=record.model, has_key=needs_key, within_s=5) == f"http://{url}"
-            if not needs_key:
-                async with await Client.discover(model=record.model) as client:
-                    assert (await client.complete("x")).text == "ab\n"
+            assert await find_api(model=record.model, has_key=needs_key, within_s=5) == (f"http://{url}", needs_key)
+            key = "fsa1-x" if needs_key else None
+            async with await Client.discover(model=record.model, api_key=key) as client:
+                assert (await client.complete("x")).text == "ab\n"
