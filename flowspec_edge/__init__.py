@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 from flowspec_edge.version import __version__
 
 if TYPE_CHECKING:
-    from flowspec_edge.client import Client
+    from flowspec_edge.client import Answer, Client, Health, Usage
     from flowspec_edge.config import GenerateOptions, Piece, TextPart
     from flowspec_edge.errors import (
         AnswerLostError,
+        AnswerTimeoutError,
+        ApiKeyError,
         FlowspecError,
         KeyTextError,
         LinkLostError,
         NodeUnavailableError,
         OtherBundleError,
         OtherKeyError,
+        PlainHttpError,
         RequestError,
         ServerBusyError,
         StageFailedError,
@@ -30,10 +33,14 @@ if TYPE_CHECKING:
     from flowspec_edge.origin.ring import Ring
 
 __all__ = [
+    "Answer",
     "AnswerLostError",
+    "AnswerTimeoutError",
+    "ApiKeyError",
     "Client",
     "FlowspecError",
     "GenerateOptions",
+    "Health",
     "KeyTextError",
     "LinkLostError",
     "Node",
@@ -41,19 +48,25 @@ __all__ = [
     "OtherBundleError",
     "OtherKeyError",
     "Piece",
+    "PlainHttpError",
     "RequestError",
     "Ring",
     "ServerBusyError",
     "StageFailedError",
     "TextPart",
+    "Usage",
     "__version__",
 ]
 
 _HOMES = {
+    "Answer": "client",
     "AnswerLostError": "errors",
+    "AnswerTimeoutError": "errors",
+    "ApiKeyError": "errors",
     "Client": "client",
     "FlowspecError": "errors",
     "GenerateOptions": "config",
+    "Health": "client",
     "KeyTextError": "errors",
     "LinkLostError": "errors",
     "Node": "node.node",
@@ -61,11 +74,13 @@ _HOMES = {
     "OtherBundleError": "errors",
     "OtherKeyError": "errors",
     "Piece": "config",
+    "PlainHttpError": "errors",
     "RequestError": "errors",
     "Ring": "origin.ring",
     "ServerBusyError": "errors",
     "StageFailedError": "errors",
     "TextPart": "config",
+    "Usage": "client",
 }
 
 

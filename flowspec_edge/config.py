@@ -186,6 +186,7 @@ class Piece:
 
     A piece with a ``notice`` has no text: it says what the answer waits for. The first one with tokens tells those of
     the prompt in ``prompt_token_ids``. ``logprobs`` are there where they were asked for, as many as ``token_ids``.
+    ``reasoning`` is what a model thinks before it answers in a dialogue, where that comes apart.
     """
 
     text: str
@@ -196,6 +197,7 @@ class Piece:
     notice: str | None = None
     prompt_token_ids: list[int] | None = None
     logprobs: Logprobs | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,6 +172,14 @@ class FieldError(RequestError):
         return FieldError(name, self.fault, self.code)
 
 
+class ApiKeyError(RequestError):
+    """A server wants an API key, and got none or a wrong one."""
+
+
+class PlainHttpError(RequestError):
+    """An API key would leave this machine unencrypted."""
+
+
 class OtherBundleError(RequestError):
     """A text was begun with another bundle than the one that is asked to go on with it."""
 
@@ -185,6 +193,10 @@ class ServerBusyError(FlowspecError):
     def __init__(self, text: str, *, retry_after_s: float = 0.0, is_crowded_by_one: bool = False) -> None:
         super().__init__(text)
         self.retry_after_s, self.is_crowded_by_one = retry_after_s, is_crowded_by_one
+
+
+class AnswerTimeoutError(FlowspecError, TimeoutError):
+    """An answer took longer than its client waits."""
 
 
 class ServerEndingError(FlowspecError):

@@ -37,6 +37,13 @@ def test_a_text_is_streamed_and_another_left(tmp_path: Path) -> None:
     assert lines[-1].startswith("left after")
 
 
+@pytest.mark.slow
+def test_a_program_that_does_not_await_asks_too(tmp_path: Path) -> None:
+    out = run("synchronous.py", tmp_path)
+    assert out.startswith("def main(argv):")
+    assert re.search(r"Usage\(prompt_tokens=\d+, completion_tokens=24, cached_tokens=0\), \d+ trips$", out)
+
+
 def test_a_schedule_of_ones_own_is_compared(tmp_path: Path) -> None:
     out = run("own_schedule.py", tmp_path, "pi5x4-3b-int4")
     rates = {name: float(rate) for name, rate in re.findall(r"^(\w+) +([\d.]+) tokens/s", out, re.MULTILINE)}

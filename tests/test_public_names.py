@@ -25,7 +25,8 @@ def modules_after(code: str) -> list[str]:
 
 def test_the_public_names_are_these() -> None:
     assert set(flowspec_edge.__all__) == {
-        *("Client", "GenerateOptions", "Node", "Piece", "Ring", "__version__"),
+        *("Answer", "Client", "GenerateOptions", "Health", "Node", "Piece", "Ring", "Usage", "__version__"),
+        *("AnswerTimeoutError", "ApiKeyError", "PlainHttpError"),
         *("AnswerLostError", "FlowspecError", "KeyTextError", "LinkLostError", "NodeUnavailableError"),
         *("OtherBundleError", "OtherKeyError", "RequestError", "ServerBusyError", "StageFailedError", "TextPart"),
     }
@@ -49,6 +50,7 @@ def test_a_name_that_there_is_not() -> None:
 
 def test_every_error_that_the_client_raises_is_a_public_name() -> None:
     raised = set(re.findall(r"\b(\w+Error)\b", (PACKAGE / "client.py").read_text()))
+    raised |= set(re.findall(r"\b(\w+Error)\b", (PACKAGE / "net" / "api_session.py").read_text()))
     ours = {name for name in raised if hasattr(errors, name)}
     assert ours and ours <= set(flowspec_edge.__all__)
 

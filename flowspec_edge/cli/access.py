@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flowspec_edge.core.cluster.address import Address, parse_address
-from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key
+from flowspec_edge.core.cluster.address import parse_address
+from flowspec_edge.core.cluster.key_text import format_key
 from flowspec_edge.errors import ClusterKeyError, RequestError, is_plain
-from flowspec_edge.files import write_private
 from flowspec_edge.net.addresses import EVERY_INTERFACE, LOOPBACK, NODE_PORT, is_loopback
 from flowspec_edge.net.auth import Credentials, derive_credentials, key_path, load_key, make_key
 
@@ -25,11 +24,6 @@ INSECURE_WARNING = (
     "--insecure: no key and no encryption. Everyone on this network can use this node, read what it is asked and what "
     "it answers, and put layers of their own into the ring. `flowspec key new` does away with that."
 )
-PLAIN_HTTP_WARNING = (
-    "--plain-http: whoever listens on this network can read the API key, the prompts and the answers. "
-    "Without it, clients check this server by the API key."
-)
-
 NO_KEY_HINT = "other boards are out of reach without their cluster key: flowspec key show there, flowspec key set here"
 
 
@@ -130,46 +124,4 @@ def welcome_text(key: str, cluster: str) -> str:
     return (
         f"This cluster has a new key. On every other board, run:\n\n    {join_line(key, cluster)}\n\n"
         f"Whoever has the key is in; it is kept in {key_path()}, and `flowspec key show` prints it again.\n"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class ApiAccess:
-    """How the HTTP API is protected: not at all on this machine, elsewhere by a key of its own, which may be new."""
-
-    host: str
-    key: str | None = None
-    credentials: Credentials | None = None
-    is_new: bool = False
-
-    def url(self, port: int) -> str:
-        """Where the API is reached that listens at this port."""
-        return f"{'https' if self.credentials else 'http'}://{Address(self.host, port)}"
-
-
-def open_api_access(host: str, *, is_insecure: bool, is_plain: bool) -> ApiAccess:
-    """Access for clients of an API that listens on ``host``; the API's key is made where it is needed first.
-
-    Raises:
-        StateError: the API key's file cannot be used.
-    """
-    if is_insecure or is_loopback(host):
-        return ApiAccess(host)
-    secret, is_new = make_key(API_PREFIX)
-    key = format_key(secret, API_PREFIX)
-    if is_plain:
-        print(f"flowspec: {PLAIN_HTTP_WARNING}", file=sys.stderr)
-        return ApiAccess(host, key, is_new=is_new)
-    credentials = derive_credentials(secret, API_PREFIX)
-    write_private(key_path(API_PREFIX).with_suffix(".pem"), credentials.certificate.decode())
-    return ApiAccess(host, key, credentials, is_new)
-
-
-def api_text(access: ApiAccess) -> str:
-    """What a server says when it has made the API's key."""
-    certificate = key_path(API_PREFIX).with_suffix(".pem")
-    check = "" if access.credentials is None else f"; other clients check the server by {certificate} (name: flowspec)"
-    return (
-        f"API key: {access.key}\nClients send it as `Authorization: Bearer`{check}. "
-        "`flowspec key show --api` prints it again.\n"
     )

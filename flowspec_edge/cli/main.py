@@ -15,6 +15,7 @@ from typing import Any
 
 from flowspec_edge.cli.bench import add_bench, add_trace
 from flowspec_edge.cli.cache import add_cache
+from flowspec_edge.cli.chat import add_chat
 from flowspec_edge.cli.demo import add_demo
 from flowspec_edge.cli.devices import add_devices
 from flowspec_edge.cli.doctor import add_doctor
@@ -22,8 +23,12 @@ from flowspec_edge.cli.json_report import print_failure
 from flowspec_edge.cli.key import add_key
 from flowspec_edge.cli.node import add_node
 from flowspec_edge.cli.options import Running
+from flowspec_edge.cli.parser import Parser
 from flowspec_edge.cli.plan import add_plan
-from flowspec_edge.cli.ring import add_generate, add_serve
+from flowspec_edge.cli.ring import add_generate
+from flowspec_edge.cli.serve import add_serve
+from flowspec_edge.cli.support import add_support
+from flowspec_edge.cli.top import add_top
 from flowspec_edge.errors import FlowspecError, plain_text
 from flowspec_edge.version import __version__
 
@@ -39,8 +44,11 @@ examples:
 other boards
   flowspec generate 'def main(argv):'         spread the model over the nodes found and stream the text
   flowspec serve                              the same behind an OpenAI-compatible HTTP API
+  flowspec chat                               talk with its model
+  flowspec top                                what it does now: stages, boards, texts
   flowspec devices                            who is there
   flowspec doctor                             who is not there, why, and what mends it
+  flowspec support                            an archive for whoever is to help with that
   flowspec plan                               who would serve what, and how fast that should be
   flowspec cache list                         which weights this machine has fetched and kept
   flowspec bench --virtual                    what to expect of boards, without the boards
@@ -56,9 +64,12 @@ COMMANDS = (
     add_doctor,
     add_plan,
     add_serve,
+    add_chat,
+    add_top,
     add_demo,
     add_key,
     add_cache,
+    add_support,
     add_bench,
     add_trace,
 )
@@ -90,7 +101,7 @@ class _Parsed(argparse.Namespace):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; see :class:`_Parsed`."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="flowspec", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"flowspec-edge {__version__}")

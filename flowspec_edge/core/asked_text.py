@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowspec_edge.config import GenerateOptions, Piece
-from flowspec_edge.errors import FlowspecError, OtherBundleError, RequestError, ServerBusyError, StageFailedError
+from flowspec_edge.errors import (
+    ApiKeyError,
+    FlowspecError,
+    OtherBundleError,
+    RequestError,
+    ServerBusyError,
+    StageFailedError,
+)
 
 DEFAULT_RETRY_S = 1.0
 """When to ask a busy server again that does not say."""
@@ -21,6 +28,8 @@ class AskedText:
     Of a text that ``is_resumable`` the first server tells what it takes to go on with it elsewhere.
     """
 
+    path = "/v1/completions"
+
     prompt: str
     options: GenerateOptions
     seed: int | None
@@ -29,6 +38,10 @@ class AskedText:
     token_ids: list[int] = field(default_factory=list)
     has_ended: bool = False
     _beginning: Json | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self.token_ids)
 
     @property
     def can_go_on(self) -> bool:
@@ -98,6 +111,8 @@ def error_of(body: Json, status: int, retry_after_s: float = DEFAULT_RETRY_S) ->
     message, kind, code = str(error["message"]), error.get("type"), error.get("code")
     if code == "other_bundle":
         return OtherBundleError(message)
+    if code == "invalid_api_key":
+        return ApiKeyError(message)
     if code == "server_busy" or status == 429:
         return ServerBusyError(message, retry_after_s=retry_after_s)
     return RequestError(message) if status < 500 or kind == "invalid_request_error" else StageFailedError(message)

@@ -57,7 +57,7 @@ class Hello(PlainMessage, frozen=True):
 
 class Welcome(PlainMessage, frozen=True):
     """The answer to Hello: the node's name and version, its free memory, the digests of its bundles, whether it can
-    fetch others, and whether it keeps keys and values in float16.
+    fetch others, whether it keeps keys and values in float16, and how hot its board is, where it can tell.
     """
 
     node: Text
@@ -66,6 +66,7 @@ class Welcome(PlainMessage, frozen=True):
     bundles: Annotated[list[Digest], Meta(max_length=MAX_BUNDLES)]
     can_fetch: bool = False
     has_half_cache: bool = False
+    temperature_c: Annotated[int, Meta(ge=-100, le=1000)] | None = None
 
 
 class Peers(PlainMessage, frozen=True):

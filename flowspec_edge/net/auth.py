@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import hmac
 import os
 import secrets
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowspec_edge.core.cluster.key_text import API_PREFIX, CLUSTER_PREFIX, KEY_BYTES, format_key, parse_key
+from flowspec_edge.core.cluster.key_text import KEY_BYTES, format_key, parse_key
 from flowspec_edge.errors import ClusterKeyError, KeyTextError
 from flowspec_edge.files import read_private, state_directory, write_private
 
@@ -29,8 +28,7 @@ A handshake takes 2 ms on x86, and some 20 ms on the smallest board.
 
 _SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 2**15, 8, 1
 """Takes 118 ms and 32 MiB on x86. It need not be slower, since the key has 160 random bits."""
-_KEY_FILES = {CLUSTER_PREFIX: "cluster.key", API_PREFIX: "api.key"}
-_NAMES = {CLUSTER_PREFIX: "flowspec cluster", API_PREFIX: "flowspec api"}
+_NAME = "flowspec cluster"
 # A board without a battery-backed clock starts in 1970, and the certificate's dates must not keep it out.
 _NOT_BEFORE = datetime.datetime(1950, 1, 1, tzinfo=datetime.UTC)
 _NOT_AFTER = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
@@ -41,40 +39,38 @@ class Credentials:
     """What is derived from a key.
 
     ``fingerprint`` names the cluster in public and tells nothing about the key. ``server`` and ``client`` require the
-    other side's certificate; ``public`` is for a server that requires none.
+    other side's certificate.
     """
 
     fingerprint: str
     certificate: bytes  # PEM
     server: ssl.SSLContext
     client: ssl.SSLContext
-    public: ssl.SSLContext
 
 
-def derive_credentials(secret: bytes, prefix: str = CLUSTER_PREFIX) -> Credentials:
+def derive_credentials(secret: bytes) -> Credentials:
     """Derive the credentials of a key, which are the same on every machine. Blocks for some 0.1 s."""
-    seed, public = _stretch(secret, _NAMES[prefix])
-    certificate, private_key = _certificate_of(seed, _NAMES[prefix])
+    seed, public = _stretch(secret)
+    certificate, private_key = _certificate_of(seed)
     return Credentials(
         fingerprint=public.hex(),
         certificate=certificate,
-        server=_context(ssl.PROTOCOL_TLS_SERVER, certificate, private_key, ssl.CERT_REQUIRED),
-        client=_context(ssl.PROTOCOL_TLS_CLIENT, certificate, private_key, ssl.CERT_REQUIRED),
-        public=_context(ssl.PROTOCOL_TLS_SERVER, certificate, private_key, ssl.CERT_NONE),
+        server=_context(ssl.PROTOCOL_TLS_SERVER, certificate, private_key),
+        client=_context(ssl.PROTOCOL_TLS_CLIENT, certificate, private_key),
     )
 
 
-def _stretch(secret: bytes, purpose: str) -> tuple[bytes, bytes]:
+def _stretch(secret: bytes) -> tuple[bytes, bytes]:
     """The seed of the private key, and the fingerprint. Raises KeyTextError for a key of another length."""
     if len(secret) != KEY_BYTES:
         raise KeyTextError(f"a key of {len(secret)} bytes; keys have {KEY_BYTES} (flowspec key new makes one)")
     stretched = hashlib.scrypt(
-        secret, salt=f"{purpose} 1".encode(), n=_SCRYPT_N, r=_SCRYPT_R, p=_SCRYPT_P, maxmem=2**26, dklen=40
+        secret, salt=f"{_NAME} 1".encode(), n=_SCRYPT_N, r=_SCRYPT_R, p=_SCRYPT_P, maxmem=2**26, dklen=40
     )
     return stretched[:32], stretched[32:]
 
 
-def _certificate_of(seed: bytes, name: str) -> tuple[bytes, bytes]:
+def _certificate_of(seed: bytes) -> tuple[bytes, bytes]:
     """Certificate and private key as PEM.
 
     Ed25519 signatures are deterministic, so the same seed gives the same bytes.
@@ -86,7 +82,7 @@ def _certificate_of(seed: bytes, name: str) -> tuple[bytes, bytes]:
     from cryptography.x509.oid import NameOID
 
     private_key = Ed25519PrivateKey.from_private_bytes(seed)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -104,62 +100,44 @@ def _certificate_of(seed: bytes, name: str) -> tuple[bytes, bytes]:
     )
 
 
-def _context(kind: int, certificate: bytes, private_key: bytes | None, verify: ssl.VerifyMode) -> ssl.SSLContext:
+def _context(kind: int, certificate: bytes, private_key: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(kind)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # boards change their addresses; the certificate alone identifies a peer
-    context.verify_mode = verify
-    if verify is ssl.CERT_REQUIRED:
-        context.load_verify_locations(cadata=certificate.decode())
-    if private_key is not None:
-        # The ssl module reads only files. This file has no name and is never on a disk.
-        descriptor = os.memfd_create("flowspec certificate", os.MFD_CLOEXEC)
-        with open(descriptor, "wb") as file:
-            file.write(certificate + private_key)
-            file.flush()
-            context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=certificate.decode())
+    # The ssl module reads only files. This file has no name and is never on a disk.
+    descriptor = os.memfd_create("flowspec certificate", os.MFD_CLOEXEC)
+    with open(descriptor, "wb") as file:
+        file.write(certificate + private_key)
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     return context
 
 
-def trust_key(api_key: str) -> ssl.SSLContext:
-    """The context with which a user of the HTTP API trusts the server that holds this key, and no other.
-
-    Raises:
-        KeyTextError: the text is not a key.
-    """
-    seed, _ = _stretch(parse_key(api_key, API_PREFIX), _NAMES[API_PREFIX])
-    certificate, _ = _certificate_of(seed, _NAMES[API_PREFIX])
-    return _context(ssl.PROTOCOL_TLS_CLIENT, certificate, None, ssl.CERT_REQUIRED)
+def key_path() -> Path:
+    """The file in which the cluster key is kept."""
+    return state_directory() / "cluster.key"
 
 
-def is_same_key(given: str, wanted: str) -> bool:
-    """Whether two texts are equal, in a time that does not tell where they differ."""
-    return hmac.compare_digest(given.encode(), wanted.encode())
-
-
-def key_path(prefix: str = CLUSTER_PREFIX) -> Path:
-    """The file in which the cluster key, or the key of the HTTP API, is kept."""
-    return state_directory() / _KEY_FILES[prefix]
-
-
-def load_key(prefix: str = CLUSTER_PREFIX) -> bytes | None:
+def load_key() -> bytes | None:
     """Load the key that is kept on this machine; None where there is none.
 
     Raises:
         StateError: the file cannot be read, or other users may read it.
         ClusterKeyError: the file holds no key.
     """
-    path = key_path(prefix)
+    path = key_path()
     text = read_private(path)
     if text is None:
         return None
     try:
-        return parse_key(text, prefix)
+        return parse_key(text)
     except KeyTextError as cause:
         raise ClusterKeyError(f"{path}: {cause}; or make another one with: flowspec key new") from cause
 
 
-def make_key(prefix: str = CLUSTER_PREFIX) -> tuple[bytes, bool]:
+def make_key() -> tuple[bytes, bool]:
     """Load the key that is kept on this machine, or make one where there is none.
 
     Returns the key, and whether it was made just now.
@@ -167,18 +145,18 @@ def make_key(prefix: str = CLUSTER_PREFIX) -> tuple[bytes, bool]:
     Raises:
         StateError: the key cannot be written.
     """
-    known = load_key(prefix)
+    known = load_key()
     if known is not None:
         return known, False
     secret = secrets.token_bytes(KEY_BYTES)
-    if write_private(key_path(prefix), format_key(secret, prefix) + "\n", is_new=True):
+    if write_private(key_path(), format_key(secret) + "\n", is_new=True):
         return secret, True
-    made_meanwhile = load_key(prefix)
+    made_meanwhile = load_key()
     assert made_meanwhile is not None, "the process that was faster has written a whole key"
     return made_meanwhile, False
 
 
-def replace_key(secret: bytes | None = None, prefix: str = CLUSTER_PREFIX) -> tuple[bytes, Path | None]:
+def replace_key(secret: bytes | None = None) -> tuple[bytes, Path | None]:
     """Replace the key that is kept by ``secret``, or by a new key.
 
     Returns the key, and the file in which the previous one is kept, or None where there was no other.
@@ -186,9 +164,9 @@ def replace_key(secret: bytes | None = None, prefix: str = CLUSTER_PREFIX) -> tu
     Raises:
         StateError: the key cannot be written.
     """
-    path, kept = key_path(prefix), None
+    path, kept = key_path(), None
     secret = secret or secrets.token_bytes(KEY_BYTES)
-    text = format_key(secret, prefix) + "\n"
+    text = format_key(secret) + "\n"
     before = read_private(path)
     if before is not None and before != text:
         kept = path.with_name(path.name + ".old")

@@ -91,6 +91,7 @@ class Link:
         self._outgoing: deque[tuple[bytes, memoryview | None]] = deque()
         self._incoming: deque[tuple[wire.Message, int]] = deque()  # with the bytes that each was
         self._num_queued_bytes = 0
+        self.num_sent_bytes = self.num_received_bytes = 0
         self._to_send, self._arrived, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._next_number = 0
         self._num_asked = self._num_answered = 0
@@ -266,6 +267,7 @@ class Link:
                 while self._outgoing and (self._end is None or self._goodbye is not None):
                     header, tail = self._outgoing.popleft()
                     await self._websocket.send_bytes(header)
+                    self.num_sent_bytes += len(header) + (len(tail) if tail is not None else 0)
                     for start in range(0, len(tail) if tail is not None else 0, FRAGMENT_BYTES):
                         assert tail is not None
                         # aiohttp masks a copy or hands the view on, so it takes any buffer although it names bytes.
@@ -316,6 +318,7 @@ class Link:
                 if filled == len(tail) and self._end is None:
                     message = self._checked(codec.decode(header, tail.data if len(tail) else None))
                     num_bytes = len(header) + filled
+                    self.num_received_bytes += num_bytes
                     header, tail, filled = None, np.empty(0, np.uint8), 0
                     await self._deliver(message, num_bytes)
             except ProtocolError as cause:

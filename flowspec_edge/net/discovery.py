@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -55,7 +55,7 @@ class Announcement:
 
 
 class Announcer:
-    """Keeps a node's record on the network. It is made by :meth:`start`."""
+    """Keeps a record on the network, a node's for one. It is made by :meth:`start` or :meth:`start_record`."""
 
     def __init__(self, zeroconf: AsyncZeroconf, info: AsyncServiceInfo, host: str) -> None:
         self._zeroconf = zeroconf
@@ -69,21 +69,28 @@ class Announcer:
         Raises:
             NodeUnavailableError: no network interface can be used for mDNS.
         """
-        label = announcement.node.replace(".", "-").encode()[:MAX_LABEL_BYTES].decode(errors="ignore")
-        host = announcement.host
+        properties = {
+            "node": announcement.node,
+            "cluster": announcement.cluster,
+            "version": announcement.version,
+            "key": announcement.fingerprint,
+        }
+        return await cls.start_record(SERVICE_TYPE, announcement.node, announcement.host, announcement.port, properties)
+
+    @classmethod
+    async def start_record(
+        cls, service_type: str, name: str, host: str, port: int, properties: Mapping[str, str]
+    ) -> Announcer:
+        """Announce what listens at that port, as :meth:`start` does."""
+        label = name.replace(".", "-").encode()[:MAX_LABEL_BYTES].decode(errors="ignore")
         info = AsyncServiceInfo(
-            SERVICE_TYPE,
-            f"{label}-{secrets.token_hex(3)}.{SERVICE_TYPE}",  # the node's own name is in the record
-            port=announcement.port,
+            service_type,
+            f"{label}-{secrets.token_hex(3)}.{service_type}",  # its own name is in the record
+            port=port,
             addresses=_packed(addresses_to_announce(host)),
-            properties={
-                "node": announcement.node,
-                "cluster": announcement.cluster,
-                "version": announcement.version,
-                "key": announcement.fingerprint,
-            },
+            properties=dict(properties),
         )
-        zeroconf = _open_zeroconf(host)
+        zeroconf = open_zeroconf(host)
         try:
             # Record names have random suffixes, so probing for the same name elsewhere would only cost time.
             await (await zeroconf.async_register_service(info, cooperating_responders=True))
@@ -127,7 +134,7 @@ class Browser:
         Raises:
             NodeUnavailableError: no network interface can be used for mDNS.
         """
-        zeroconf = _open_zeroconf(host)
+        zeroconf = open_zeroconf(host)
         browser = cls(zeroconf, tell)
         browser._browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE_TYPE, handlers=[browser._take_change])
         return browser
@@ -186,7 +193,8 @@ def _packed(addresses: Sequence[str]) -> list[bytes]:
         ) from cause
 
 
-def _open_zeroconf(host: str) -> AsyncZeroconf:
+def open_zeroconf(host: str) -> AsyncZeroconf:
+    """mDNS for a listener on ``host``. Raises NodeUnavailableError where it cannot be used."""
     try:
         return AsyncZeroconf(interfaces=multicast_addresses(host), ip_version=IPVersion.V4Only)
     except (OSError, RuntimeError) as cause:  # RuntimeError: no interface has an address

@@ -15,8 +15,7 @@ import resource
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -24,6 +23,8 @@ from aiohttp.typedefs import Handler
 
 from flowspec_edge.allocator import give_back_freed
 from flowspec_edge.errors import release_frames
+from flowspec_edge.net.plain_http import answer_plain_http
+from flowspec_edge.net.visitors import Room, Visitor
 
 MAX_SILENT, MAX_SILENT_PER_ADDRESS = 512, 256
 """A descriptor each."""
@@ -60,67 +61,21 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-@dataclass(eq=False, slots=True)
-class _Visitor:
-    connection: socket.socket
-    address: str
-    timer: asyncio.TimerHandle | None = None
-    task: asyncio.Task[None] | None = None
-    is_let_in: bool = False
-    has_asked: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-class _Room:
-    """Visitors in the order of their coming, not more than so many in total and of one address."""
-
-    def __init__(self, most: int, most_per_address: int) -> None:
-        self._most, self._most_per_address = most, most_per_address
-        self._visitors: dict[str, dict[_Visitor, None]] = {}
-        self._num = 0
-
-    def __len__(self) -> int:
-        return self._num
-
-    def __iter__(self) -> Iterator[_Visitor]:
-        return iter([visitor for visitors in self._visitors.values() for visitor in visitors])
-
-    def add(self, visitor: _Visitor) -> _Visitor | None:
-        """Returns the one who has to leave for it: the oldest of its own address, or of that which has most."""
-        own = self._visitors.setdefault(visitor.address, {})
-        own[visitor] = None
-        self._num += 1
-        if len(own) > self._most_per_address:
-            return next(iter(own))
-        return self.oldest() if self._num > self._most else None
-
-    def oldest(self) -> _Visitor:
-        """Of the address that has most."""
-        fullest = max(self._visitors, key=lambda address: len(self._visitors[address]))
-        return next(iter(self._visitors[fullest]))
-
-    def remove(self, visitor: _Visitor) -> None:
-        """Nothing happens if it has left already."""
-        own = self._visitors.get(visitor.address, {})
-        if visitor in own:
-            del own[visitor]
-            self._num -= 1
-            if not own:
-                del self._visitors[visitor.address]
-
-
 class Door:
     """Listens on sockets, and hands the connections whose first bytes have come to the protocols of an application.
 
-    A TLS handshake takes ``handshake_s`` at most, and so does silence before it.
+    A TLS handshake takes ``handshake_s`` at most, and so does silence before it. With ``explains_tls`` who speaks HTTP
+    where TLS is spoken is told so.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None, handshake_s: float) -> None:
+    def __init__(self, tls: ssl.SSLContext | None, handshake_s: float, *, explains_tls: bool = False) -> None:
         self._tls, self._handshake_s = tls, handshake_s
+        self._explains_tls = explains_tls and tls is not None
         self._factory: Callable[[], asyncio.BaseProtocol] = asyncio.Protocol
         self._loop = asyncio.get_running_loop()
-        self._silent = _Room(MAX_SILENT, MAX_SILENT_PER_ADDRESS)
-        self._new = _Room(MAX_NEW, MAX_NEW_PER_ADDRESS)
-        self._by_protocol: dict[asyncio.BaseProtocol, _Visitor] = {}
+        self._silent = Room(MAX_SILENT, MAX_SILENT_PER_ADDRESS)
+        self._new = Room(MAX_NEW, MAX_NEW_PER_ADDRESS)
+        self._by_protocol: dict[asyncio.BaseProtocol, Visitor] = {}
         self._num_idle = 0  # who left since memory was given back and had asked for nothing
         self._calming: asyncio.TimerHandle | None = None
         self._retrying: asyncio.TimerHandle | None = None
@@ -206,7 +161,7 @@ class Door:
                 self._make_room(cause)
                 return
             connection.setblocking(False)
-            visitor = _Visitor(connection, str(address[0]))
+            visitor = Visitor(connection, str(address[0]))
             visitor.timer = self._loop.call_later(self._handshake_s, self._turn_away, visitor)
             self._loop.add_reader(connection, self._hear, visitor)
             if (leaving := self._silent.add(visitor)) is not None:
@@ -227,22 +182,25 @@ class Door:
 
     # ------------------------------------------------------------------ visitors
 
-    def _hear(self, visitor: _Visitor) -> None:
+    def _hear(self, visitor: Visitor) -> None:
         """The first bytes have come, or the end."""
         self._silence_ended(visitor)
+        if self._explains_tls and answer_plain_http(visitor.connection):
+            visitor.connection.close()
+            return
         visitor.task = self._loop.create_task(self._let_in(visitor), name=f"visitor at {visitor.address}")
         visitor.task.add_done_callback(lambda _: self._leave(visitor))
         leaving = self._new.add(visitor)
         if leaving is not None:
             self._turn_away(leaving)
 
-    def _silence_ended(self, visitor: _Visitor) -> None:
+    def _silence_ended(self, visitor: Visitor) -> None:
         self._silent.remove(visitor)
         self._loop.remove_reader(visitor.connection)
         if visitor.timer is not None:
             visitor.timer.cancel()
 
-    def _turn_away(self, visitor: _Visitor) -> None:
+    def _turn_away(self, visitor: Visitor) -> None:
         if visitor.task is not None:
             self._new.remove(visitor)
             visitor.task.cancel()
@@ -251,7 +209,7 @@ class Door:
         visitor.connection.close()
         self._count_idle()
 
-    async def _let_in(self, visitor: _Visitor) -> None:
+    async def _let_in(self, visitor: Visitor) -> None:
         """Until its first request has come, or it is closed."""
         visitor.is_let_in = True
         limit_s = self._handshake_s if self._tls is not None else None
@@ -275,7 +233,7 @@ class Door:
             if transport is not None and not visitor.has_asked.is_set():
                 transport.abort()
 
-    def _leave(self, visitor: _Visitor) -> None:
+    def _leave(self, visitor: Visitor) -> None:
         """It asks from now on, or is closed."""
         self._new.remove(visitor)
         if not visitor.is_let_in:  # turned away before the task began

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from flowspec_edge.core import wire
 from flowspec_edge.core.cluster.address import Address, is_host
@@ -87,6 +88,14 @@ async def open_link(
         release_frames(cause)  # aiohttp's errors lie in reference cycles
         _raise_named(cause, f"peer {peer} at {address}", port, timeouts, is_linked=link is not None)
         raise
+
+
+@web.middleware
+async def _refuse_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """No page of the web is a node. Browsers let them connect to this machine, and say in Origin whose they are."""
+    if "Origin" in request.headers:
+        return web.Response(status=403, text="pages of the web may not use a node\n")
+    return await handler(request)
 
 
 def _check_address(peer: str, host: str, port: int) -> None:
@@ -222,6 +231,7 @@ class LinkServer:
         """
         server = cls(welcome, on_link, timeouts)
         app = app or web.Application()
+        app.middlewares.append(_refuse_pages)
         for purpose in (wire.CONTROL, wire.DATA):
             app.router.add_get(f"/link/{purpose}", server._accept)
         tls = credentials.server if credentials else None

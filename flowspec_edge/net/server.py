@@ -66,13 +66,15 @@ async def serve_app(
     *,
     tls: ssl.SSLContext | None = None,
     cancels_on_disconnect: bool = False,
+    explains_tls: bool = False,
 ) -> ServedApp:
     """Listen on ``host:port``. With ``cancels_on_disconnect`` a request's task is cancelled when its client leaves.
+    With ``explains_tls`` a client that speaks plain HTTP where TLS is spoken is told so.
 
     Raises:
         NodeUnavailableError: the address cannot be listened on.
     """
-    door = Door(tls, HANDSHAKE_S)
+    door = Door(tls, HANDSHAKE_S, explains_tls=explains_tls)
     door.watch(app)
     runner = web.AppRunner(
         app, access_log=None, shutdown_timeout=SHUTDOWN_S, handler_cancellation=cancels_on_disconnect

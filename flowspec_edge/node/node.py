@@ -147,6 +147,7 @@ class Node:
         )
 
     def _welcome(self) -> wire.Welcome:
+        thermal = None if self.settings.thermometer is None else self.settings.thermometer()
         return wire.Welcome(
             self.settings.name,
             __version__,
@@ -154,6 +155,7 @@ class Node:
             self.supply.digests,
             self.supply.can_fetch,
             self.settings.has_half_cache,
+            None if thermal is None else round(thermal.temperature_c),
         )
 
     async def _exchange_peers(self, link: Link, told: wire.Peers) -> None:
@@ -185,7 +187,7 @@ class Node:
 async def ask_nodes(
     found: Sequence[Announcement], cluster: str, credentials: Credentials | None = None
 ) -> list[dict[str, Any]]:
-    """What each node found says of itself: JSON objects with name, address, version, free memory and state."""
+    """What each node found says of itself: JSON objects with name, address, version, memory, temperature and state."""
     hello = wire.Hello(unique_name(), __version__, wire.PROTOCOL_VERSION, wire.CONTROL, "")
 
     async def ask(peer: Announcement) -> dict[str, Any]:
@@ -198,11 +200,12 @@ async def ask_nodes(
         try:
             link, welcome = await open_link(peer.host, peer.port, hello, node=peer.node, credentials=credentials)
         except NodeUnavailableError as cause:
-            return {**device, "free_memory_bytes": None, "bundles": [], "state": str(cause)}
+            return {**device, "free_memory_bytes": None, "temperature_c": None, "bundles": [], "state": str(cause)}
         await link.close()
         return {
             **device,
             "free_memory_bytes": welcome.free_memory_bytes,
+            "temperature_c": welcome.temperature_c,
             "bundles": welcome.bundles,
             "state": "ready",
         }

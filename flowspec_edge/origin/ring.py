@@ -42,7 +42,11 @@ from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.blame import ANSWER_S, loss_of, next_silent, stage_loss
 from flowspec_edge.origin.engine import OriginEngine
+from flowspec_edge.origin.status import StageStatus, StageWork
 from flowspec_edge.tasks import in_thread, run_until_first_ends
+
+PROGRESS_S = 10.0
+"""How often a text that waits for its prompt to be read says how far that is."""
 
 OnTrip = Callable[[ev.ReportTrip], None]
 
@@ -97,6 +101,7 @@ class Ring:
         self._engine = engine
         self._controls, self._ahead, self._behind = links.controls, links.ahead, links.behind
         self._origin = links.ahead.hello.node
+        self._work_of = [StageWork() for _ in stages]
         self._is_in_doubt = asyncio.Event()  # whether all stages are there
         self._board = board
         self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
@@ -146,6 +151,25 @@ class Ring:
     def loss(self) -> RingLostError | None:
         """Why the ring was lost, where another one may go on."""
         return self._lost if isinstance(self._lost, RingLostError) else None
+
+    @property
+    def status(self) -> list[StageStatus]:
+        """Its stages, and what each has done."""
+        return [
+            StageStatus(
+                node=stage.plan.node,
+                address=f"{stage.announcement.host}:{stage.announcement.port}",
+                start=stage.plan.start,
+                stop=stage.plan.stop,
+                work=work,
+            )
+            for stage, work in zip(self.stages, self._work_of, strict=True)
+        ]
+
+    @property
+    def num_bytes(self) -> tuple[int, int]:
+        """Bytes that were sent to the first stage, and that came from the last one."""
+        return self._ahead.num_sent_bytes, self._behind.num_received_bytes
 
     async def wait_ended(self) -> None:
         """Until the ring was lost, left or closed."""
@@ -210,7 +234,9 @@ class Ring:
             self._tell(ev.PromptSubmitted(session, answer.written, answer.options_left, answer.num_written))
             answer.begin(self._core.statistics(session), self._computed)
             while True:
-                match await events.get():
+                match await self._next_action(session, events):
+                    case Piece() as notice:
+                        yield notice
                     case ev.EmitTokens(_, tokens, logprobs):
                         yield answer.take(tokens, logprobs)
                         if answer.is_stopped:
@@ -229,6 +255,16 @@ class Ring:
         finally:
             del self._answers[session]
             self._tell(ev.GenerationCancelled(session))  # says nothing where it has ended by itself
+
+    async def _next_action(self, session: int, events: asyncio.Queue[ev.OriginAction]) -> ev.OriginAction | Piece:
+        """What comes next for a session; a notice where nothing does for PROGRESS_S."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROGRESS_S):
+                    return await events.get()
+            if (progress := self._core.prompt_progress(session)) is not None:
+                notice = f"{progress[0]} of the prompt's {progress[1]} tokens are read"
+                return Piece(text="", token_ids=[], notice=notice)
 
     def leave(self) -> None:
         """End what runs without a last piece: another ring goes on with it."""
@@ -306,6 +342,8 @@ class Ring:
                 raise ProtocolError(
                     f"peer {self._behind.peer}: hidden rows were expected, not {type(message).__name__}"
                 )
+            for work, passage in zip(self._work_of, message.chunk.passages, strict=False):
+                work.add(passage)
             self._tell(ev.ChunkReturned(message.chunk))
 
     async def _compute(self) -> None:

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Callable
-from typing import Self
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, Self
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece, Prompt
@@ -27,17 +27,19 @@ from flowspec_edge.errors import (
     StageFailedError,
 )
 from flowspec_edge.files import open_record
-from flowspec_edge.node.node import Node
+from flowspec_edge.node.node import Node, ask_nodes
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.dialogue import OnFetch
 from flowspec_edge.origin.opening import explain_outcome
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.ring import Ring
 from flowspec_edge.origin.standby import Standbys
+from flowspec_edge.origin.status import BoardWatch, ServiceStatus
 from flowspec_edge.origin.upkeep import NO_ROOM, Boards, RingUpkeep, Search
 
 WAIT_FOR_BOARDS_S = 60.0
 """How long a text waits for a board: a Raspberry Pi that lost its power is back within 40 s."""
+IDLE, OPENING = "no ring is open; the next text opens one", "a ring is opened: boards are asked, and load layers"
 NOTICE_S = 3.0
 """How often a text that waits says so; clients and proxies take a minute of silence for an end."""
 
@@ -72,6 +74,8 @@ class GenerationService:
         self._wait_for_boards_s = wait_for_boards_s
         self._names_links = names_links
         self._writer: Ring | None = None
+        self._boards = boards
+        self._watch = BoardWatch(self._ask_boards)
         self._tokenizer: Tokenizer | None = None
         self._upkeep = RingUpkeep(
             node,
@@ -90,6 +94,7 @@ class GenerationService:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._watch.close()
         await self._upkeep.__aexit__()
 
     @property
@@ -106,6 +111,27 @@ class GenerationService:
     def ring(self) -> Ring | None:
         """The ring that is open, or was open until something in it was lost."""
         return self._upkeep.ring
+
+    def status(self) -> ServiceStatus:
+        """Whether texts can be written now, and by whom. It is told at once, from what is known."""
+        ring, trouble = self._upkeep.ring, self._upkeep.trouble
+        if ring is None or not ring.is_open:
+            reason = trouble or (OPENING if self._upkeep.is_opening else IDLE)
+            return ServiceStatus(is_ready=not trouble, reason=reason, boards=self._watch.known)
+        sent, received = ring.num_bytes
+        return ServiceStatus(
+            is_ready=True,
+            reason="",
+            stages=ring.status,
+            boards=self._watch.known,
+            sent_bytes=sent,
+            received_bytes=received,
+        )
+
+    async def _ask_boards(self) -> Sequence[dict[str, Any]]:
+        settings = self._node.settings
+        found = [] if self._boards is None else self._boards.found
+        return await ask_nodes(found, settings.cluster, settings.credentials)
 
     @property
     def standbys(self) -> Standbys:

@@ -102,6 +102,7 @@ class RingUpkeep:
         self.standbys = Standbys(node, bundle, plan_options, is_wanted=has_standbys)
         self._mourned: RingLostError | None = None  # the latest loss whose nodes were noted
         self._changed = asyncio.Event()  # boards have come or left
+        self._trouble = ""  # why the latest opening failed
         self._cramped: tuple[float, FlowspecError] | None = None  # until when, and why, no opening is tried
         self._opening = asyncio.Lock()
         self._is_in_doubt = asyncio.Event()  # whether all boards of a ring that opens are there
@@ -133,6 +134,20 @@ class RingUpkeep:
         return self._ring
 
     @property
+    def is_opening(self) -> bool:
+        """Whether a ring is opened or moved now."""
+        return self._opening.locked()
+
+    @property
+    def trouble(self) -> str:
+        """Why no text can be written now, as far as is known; empty where there is no reason."""
+        if self._ring is not None and self._ring.is_open:
+            return ""
+        if self._boards is not None and not self._boards.found:
+            return "no node answers; start one with: flowspec node"
+        return self._trouble
+
+    @property
     def had_room(self) -> bool:
         """Whether there has been a ring, or a board was lost while the first one opened: boards may come back."""
         return bool(self._served or self._lost.names)
@@ -159,7 +174,9 @@ class RingUpkeep:
                     found = await self._find()
                     if not await self._take_over(found):
                         await self._open_trusted(found)
+                    self._trouble = ""
                 except NO_ROOM as cause:
+                    self._trouble = f"{self.homeless()}{cause}"
                     again = time.monotonic() + rc.RETRY_S / 2
                     self._cramped = (again, cause.again()) if self.had_room else None
                     raise
@@ -311,7 +328,7 @@ class RingUpkeep:
 
     def _wake(self) -> None:
         """Let texts that wait for boards try again."""
-        self._cramped = None
+        self._cramped, self._trouble = None, ""
         self._changed.set()
 
     # ------------------------------------------------------------------ moving

@@ -16,11 +16,10 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 from flowspec_edge.config import Piece
-from flowspec_edge.errors import RequestError
-from flowspec_edge.net.auth import is_same_key
+from flowspec_edge.errors import FlowspecError, RequestError
 from flowspec_edge.web import openapi
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator, joined, side_by_side
 from flowspec_edge.web.chat import Chat
@@ -29,14 +28,18 @@ from flowspec_edge.web.completions import Completions
 from flowspec_edge.web.error_forms import refusing_in_its_dialect
 from flowspec_edge.web.event_stream import paced, stream
 from flowspec_edge.web.fields import read_body
+from flowspec_edge.web.guard import KEY_NAME, Guard
+from flowspec_edge.web.health import HealthRoutes
 from flowspec_edge.web.messages import Messages
+from flowspec_edge.web.metrics import Metrics, Status
 from flowspec_edge.web.model_card import ModelCard
 from flowspec_edge.web.ollama import OllamaChat, OllamaGenerate
 from flowspec_edge.web.ollama_models import OllamaModels
 from flowspec_edge.web.refusals import NO_MODEL, refuse_as
+from flowspec_edge.web.request_log import install_request_log, note_piece
 from flowspec_edge.web.responses import Responses
 from flowspec_edge.web.tokens import TokenCoder, Tokens
-from flowspec_edge.web.turns import TurnLimits, Turns
+from flowspec_edge.web.turns import Holder, TurnLimits, Turns
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """Enough for a prompt of a million tokens."""
@@ -63,35 +66,39 @@ CHATS: Mapping[str, Callable[..., Dialect]] = {
 
 def build_app(
     generator: TextGenerator,
-    api_key: str | None = None,
+    guard: Guard | None = None,
     limits: TurnLimits | None = None,
     *,
     chat: ChatTemplate | None = None,
     card: ModelCard | None = None,
     coder: Callable[[], Awaitable[TokenCoder]] | None = None,
     is_strict: bool = False,
+    status: Status | None = None,
 ) -> web.Application:
-    """Routes ``POST /v1/completions``, ``GET /v1/models`` and ``GET /health``; serve it with ``cancels_on_disconnect``.
+    """Routes ``POST /v1/completions``, ``GET /v1/models``, ``/health``, ``/ready`` and ``/metrics``; serve it with
+    ``cancels_on_disconnect``.
 
     Where there is a template for ``chat`` chats are answered as well, in every dialect; with a ``card`` also what
     Ollama's clients ask about the model, and with the ``coder``, its tokenizer, what its tokens are.
 
-    With ``api_key`` every request needs ``Authorization: Bearer`` and that key, as OpenAI's clients send it. With
-    ``is_strict`` fields that nobody knows are refused. When the application is shut down, texts that are still written
-    end with an error that says so.
+    ``guard`` says who is let through; by default every program of this machine. With ``is_strict`` fields that nobody
+    knows are refused. ``status`` tells whether texts can be written now. When the application is shut down, texts that
+    are still written end with an error that says so.
     """
-    api = _Api(generator, limits or TurnLimits())
-    app = web.Application(
-        client_max_size=MAX_REQUEST_BYTES,
-        middlewares=[refusing_in_its_dialect, *([] if api_key is None else [_wanting_key(api_key)])],
-    )
+    guard = guard or Guard()
+    turns = Turns(limits or TurnLimits())
+    metrics = Metrics(generator.model, turns, status)
+    api = _Api(generator, turns, metrics, status)
+    app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[refusing_in_its_dialect])
+    guard.install(app)
+    install_request_log(app)
+    HealthRoutes(generator.model, guard, turns, metrics, status).install(app)
     api.add_to(app.router, chat, is_strict=is_strict)
     if chat is not None and card is not None and coder is not None:
         Tokens(generator, chat, coder, card.geometry, is_strict=is_strict).add_to(app.router)
     if card is not None:
         OllamaModels(card, is_strict=is_strict).add_to(app.router)
-    app.router.add_get("/health", api.report_health)
-    openapi.add_to(app.router, needs_key=api_key is not None)
+    openapi.add_to(app.router, needs_key=guard.keys is not None)
     app.on_shutdown.append(api.end)
     if chat is not None:
         app.on_cleanup.append(functools.partial(_close, chat))
@@ -102,27 +109,12 @@ async def _close(chat: ChatTemplate, app: web.Application) -> None:
     chat.close()
 
 
-def _wanting_key(api_key: str) -> Middleware:
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            given = request.headers.get("X-Api-Key", "")  # as Anthropic's clients send it
-        if is_same_key(given.strip(), api_key):
-            return await handler(request)
-        refuse_as(
-            401,
-            "the API key is missing or wrong; send `Authorization: Bearer KEY` (flowspec key show --api, where it "
-            "serves)",
-        )
-
-    return check
-
-
 class _Api:
-    def __init__(self, generator: TextGenerator, limits: TurnLimits) -> None:
+    def __init__(self, generator: TextGenerator, turns: Turns, metrics: Metrics, status: Status | None) -> None:
         self._generator = generator
-        self._turns = Turns(limits)
+        self._turns = turns
+        self._metrics = metrics
+        self._waits_for = (lambda: "") if status is None else (lambda: status().reason)
         self._started = int(time.time())
         self._tasks: set[asyncio.Task[Any]] = set()  # of requests under way
         self._ending = asyncio.Event()
@@ -160,9 +152,6 @@ class _Api:
             "created_at": datetime.fromtimestamp(self._started, UTC).isoformat(),
         }
 
-    async def report_health(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
-
     def answering(self, dialect: Dialect) -> Handler:
         """What answers requests in that dialect."""
 
@@ -186,37 +175,53 @@ class _Api:
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
 
     async def _answer(self, request: web.Request, dialect: Dialect) -> web.StreamResponse:
-        address = request.remote or ""
+        holders = _holders(request)
         with contextlib.ExitStack() as places:
-            places.enter_context(self._turns.place(address))
+            places.enter_context(self._turns.place(*holders))
             asked = await dialect.read(await read_body(request))
-            if len(asked.texts) > self._turns.most_texts:
+            if len(asked.texts) > (most := self._turns.most_texts(*holders)):
                 raise RequestError(
-                    f"{len(asked.texts)} texts are asked for, and {self._turns.most_texts} are written for one address "
-                    "(--max-per-address, --max-sessions and --max-queue)"
+                    f"{len(asked.texts)} texts are asked for, and {most} are written for one client "
+                    "(--max-per-address, --max-per-key, --max-sessions and --max-queue)"
                 )
             if len(asked.texts) > 1:
-                places.enter_context(self._turns.place(address, len(asked.texts) - 1))
+                places.enter_context(self._turns.place(*holders, num_texts=len(asked.texts) - 1))
             headers = {WARNING: _header(asked.warnings)} if asked.warnings else {}
             async with (
-                contextlib.aclosing(side_by_side([self._write(text) for text in asked.texts])) as written,
+                contextlib.aclosing(side_by_side([self._write(request, text) for text in asked.texts])) as written,
                 contextlib.aclosing(paced(written, self._ending)) as pieces,
             ):
                 if asked.is_streamed:
-                    return await stream(request, pieces, asked, headers)
+                    return await stream(request, pieces, asked, headers, self._waits_for)
                 choices: list[list[Piece]] = [[] for _ in asked.texts]
                 async for found in pieces:
                     if found is not None:
                         choices[found.choice].append(found.piece)
                 return web.json_response(asked.form.whole([joined(choice) for choice in choices]), headers=headers)
 
-    async def _write(self, text: AskedText) -> AsyncGenerator[Piece, None]:
-        async with (
-            self._turns.turn(),
-            contextlib.aclosing(self._generator.generate(text.prompt, text.options)) as pieces,
-        ):
-            async for piece in pieces:
-                yield piece
+    async def _write(self, request: web.Request, text: AskedText) -> AsyncGenerator[Piece, None]:
+        record = self._metrics.begin()
+        try:
+            async with (
+                self._turns.turn(),
+                contextlib.aclosing(self._generator.generate(text.prompt, text.options)) as pieces,
+            ):
+                record.begin_turn()
+                async for piece in pieces:
+                    record.take(piece)
+                    note_piece(request, piece)
+                    yield piece
+        except FlowspecError:
+            record.fail()
+            raise
+        finally:
+            record.end()
+
+
+def _holders(request: web.Request) -> list[Holder]:
+    """Whose texts those of a request are."""
+    holders = [Holder(request.remote or "")]
+    return holders if KEY_NAME not in request else [*holders, Holder(request[KEY_NAME], is_key=True)]
 
 
 def _header(warnings: Sequence[str]) -> str:

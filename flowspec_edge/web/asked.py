@@ -53,15 +53,13 @@ class AnswerForm(Protocol):
 class Asked:
     """A request, whichever dialect it came in.
 
-    ``is_patient`` where the client wants signs of life before the first piece, and every error from then on as an
-    event. ``warnings`` are told in a header. ``framing`` is how a stream is sent, and ``failed`` makes the event that
-    ends one early.
+    ``warnings`` are told in a header. ``framing`` is how a stream is sent, and ``failed`` makes the event that ends one
+    early.
     """
 
     texts: Sequence[AskedText]
     form: AnswerForm
     is_streamed: bool
-    is_patient: bool = False
     warnings: Sequence[str] = ()
     framing: Framing = DATA_EVENTS
     failed: Callable[[Refusal], Json] = openai_error

@@ -95,7 +95,7 @@ class Completions:
         texts = [AskedText(prompt, options_of_choice(options, at)) for prompt in prompts for at in range(num_written)]
         is_resumable = bool(extension.resumable)
         form = CompletionForm(self._generator, texts, fields, num, num_written, is_resumable=is_resumable)
-        return Asked(texts, form, bool(fields.stream), is_resumable, warnings)
+        return Asked(texts, form, bool(fields.stream), warnings)
 
     def _unfinished(self, fields: CompletionFields, resume: Resume) -> Prompt:
         if fields.seed is None:

@@ -11,11 +11,10 @@ from flowspec_edge.cli.access import (
     check_name,
     neighbourhood,
     open_access,
-    open_api_access,
 )
-from flowspec_edge.cli.key import KeyCommand, run_key
+from flowspec_edge.cli.key import KeyCommand, SetKeyCommand, make_new_key, show_key, take_key
 from flowspec_edge.core.cluster.address import Address
-from flowspec_edge.core.cluster.key_text import API_PREFIX, format_key, parse_key
+from flowspec_edge.core.cluster.key_text import format_key, parse_key
 from flowspec_edge.errors import ClusterKeyError, KeyTextError, RequestError
 from flowspec_edge.net.auth import key_path, load_key, make_key
 from flowspec_edge.node.node import Node
@@ -60,23 +59,12 @@ async def test_a_node_refuses_the_network_without_a_key() -> None:
         await Node.start(NodeSettings(name="pi", cluster="x", host="0.0.0.0"))
 
 
-def test_the_api_has_a_key_of_its_own_beyond_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert open_api_access("127.0.0.1", is_insecure=False, is_plain=False).key is None
-    access = open_api_access("0.0.0.0", is_insecure=False, is_plain=False)
-    assert (access.url(8008), access.is_new) == ("https://0.0.0.0:8008", True)
-    assert parse_key(present(access.key), API_PREFIX) == load_key(API_PREFIX) != load_key()
-    assert b"BEGIN CERTIFICATE" in key_path(API_PREFIX).with_suffix(".pem").read_bytes()
-    plain = open_api_access("0.0.0.0", is_insecure=False, is_plain=True)
-    assert (plain.url(8008), plain.key, plain.is_new) == ("http://0.0.0.0:8008", access.key, False)
-    assert "--plain-http: whoever listens" in capsys.readouterr().err
-
-
 async def test_key_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClusterKeyError, match="flowspec key new"):
-        await run_key(KeyCommand(action="show"))
-    await run_key(KeyCommand(action="new"))
+        await show_key(KeyCommand())
+    await make_new_key(KeyCommand())
     key = capsys.readouterr().out.splitlines()[0]
-    await run_key(KeyCommand(action="show"))
+    await show_key(KeyCommand())
     assert f"flowspec key set {key} && flowspec node" in capsys.readouterr().out
     other = format_key(bytes(20))
     reading, writing = os.pipe()
@@ -84,17 +72,15 @@ async def test_key_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     os.close(writing)
     with os.fdopen(reading) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
-        await run_key(KeyCommand(action="set", key="-"))
+        await take_key(SetKeyCommand(key="-"))
     told = capsys.readouterr().out
     assert key not in told and other not in told
     assert "cluster.key.old" in told
-    await run_key(KeyCommand(action="show", json=True))
+    await show_key(KeyCommand(json=True))
     report = json.loads(capsys.readouterr().out)
     assert (report["key"], report["file"]) == (other, str(key_path()))
-    await run_key(KeyCommand(action="new", api=True))
-    assert capsys.readouterr().out.startswith("fsa1-")
     with pytest.raises(KeyTextError):
-        await run_key(KeyCommand(action="set", key="password"))
+        await take_key(SetKeyCommand(key="password"))
     assert load_key() == bytes(20)
 
 

@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 HEAVY = {"onnxruntime", "aiohttp", "numpy", "zeroconf", "tokenizers", "msgpack", "cryptography"}
+HEAVY |= {"rich", "segno", "prometheus_client"}
 COMMANDS = (
     *((), ("node",), ("generate",), ("serve",), ("demo",), ("devices",), ("doctor",), ("plan",), ("key",), ("bench",)),
-    *(("trace",), ("cache",), ("cache", "list"), ("cache", "prune")),
+    *(("trace",), ("cache",), ("cache", "list"), ("cache", "prune"), ("key", "api"), ("key", "api", "add")),
+    *(("chat",), ("top",), ("support",)),
 )
 
 

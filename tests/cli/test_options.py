@@ -14,14 +14,18 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.cli import node_settings, options
 from flowspec_edge.cli.bench import BenchCommand, TraceCommand
 from flowspec_edge.cli.cache import ListCommand, PruneCommand
+from flowspec_edge.cli.chat import ChatCommand
 from flowspec_edge.cli.demo import DemoCommand
 from flowspec_edge.cli.devices import DevicesCommand
 from flowspec_edge.cli.doctor import DoctorCommand
-from flowspec_edge.cli.key import KeyCommand
+from flowspec_edge.cli.key import AddApiKeyCommand, KeyCommand, RevokeApiKeyCommand, SetKeyCommand
 from flowspec_edge.cli.main import build_parser
 from flowspec_edge.cli.node import NodeCommand
 from flowspec_edge.cli.plan import PlanCommand
-from flowspec_edge.cli.ring import GenerateCommand, ServeCommand
+from flowspec_edge.cli.ring import GenerateCommand
+from flowspec_edge.cli.serve import ServeCommand
+from flowspec_edge.cli.support import SupportCommand
+from flowspec_edge.cli.top import TopCommand
 from flowspec_edge.core.device.boards import BoardSettings
 from flowspec_edge.errors import RequestError
 
@@ -33,6 +37,7 @@ SEARCH = "--nodes 2 --wait 1.5"
 SERVING = f"{BUNDLE} --name n --threads 2 --memory 64 --board b --precision int8 --kv-cache float16"
 SERVING += " --cache d --cache-limit 2.5 --no-cache"
 TEXT = "--schedule chunked --max-new-tokens 4 --temperature 1 --top-k 3 --top-p 0.5 --seed 9 --stop x --stop y"
+SERVER = "--url u --api-key k --allow-plain-http"
 RING = "--any-precision --context 99 --equal-split --rebalance --wait-for-boards 5"
 
 # Of each command: its type, what it cannot do without, and everything else that it takes.
@@ -43,9 +48,12 @@ COMMANDS = [
         ServeCommand,
         "serve",
         f"{SERVING} {NETWORK} {SEARCH} --port 1 --api-host h --plain-http {RING} --no-layers --standby --strict "
-        "--max-sessions 3 --max-queue 5 --max-per-address 2",
+        "--max-sessions 3 --max-queue 5 --max-per-address 2 --max-per-key 2 --log-requests --api-name n --cors-origin http://o",
     ),
+    (ChatCommand, "chat", f"m --system s --max-new-tokens 3 --temperature 1 --top-p 1 --seed 1 --no-history {SERVER}"),
+    (TopCommand, "top", f"--every 3 --json {SERVER}"),
     (DevicesCommand, "devices", f"{NETWORK} {SEARCH} --json"),
+    (SupportCommand, "support", f"{NETWORK} --out f"),
     (DoctorCommand, "doctor", f"{NETWORK} {BUNDLE} --wait 3 --json"),
     (
         PlanCommand,
@@ -53,7 +61,11 @@ COMMANDS = [
         f"b --testbed t --schedule s --any-precision --context 9 --standby --json {NETWORK} {SEARCH}",
     ),
     (DemoCommand, "demo", f"--nodes 3 --prompt p {TEXT} {BUNDLE} --json"),
-    (KeyCommand, "key set", "k --api --json"),
+    (KeyCommand, "key show", "--json"),
+    (SetKeyCommand, "key set", "k --json"),
+    (AddApiKeyCommand, "key api add n", "k --qr --json"),
+    (RevokeApiKeyCommand, "key api revoke n", "--json"),
+    (KeyCommand, "key api list", "--json"),
     (ListCommand, "cache list", "--cache d --json"),
     (PruneCommand, "cache prune", "--limit 2 --dry-run --cache d --json"),
     (
@@ -110,12 +122,15 @@ def test_every_option_reaches_its_command_with_its_type(parse: Parse, kind: type
     for line in (least, f"{least} {most}"):
         parsed, found = parse(line)
         assert type(found) is kind
-        assert {field.name for field in dataclasses.fields(kind)} | COMMON >= set(vars(parsed)) - {"action"}
+        assert {field.name for field in dataclasses.fields(kind)} | COMMON >= set(vars(parsed)) - {
+            "action",
+            "api_action",
+        }
         for name, hint in hints.items():
             assert is_of(getattr(found, name), hint), f"{line}: {name} is {getattr(found, name)!r}, not {hint}"
         set_values[line] = dataclasses.asdict(found)
     unset, everything = set_values.values()
-    least_has = {"action", "prompt", "virtual", "out"} | {"emulate", "calibrate"}  # the latter exclude --virtual
+    least_has = {"name", "prompt", "virtual", "out"} | {"emulate", "calibrate"}  # the latter exclude --virtual
     assert not {name for name in hints if everything[name] == unset[name]} - least_has, "an option was not given"
 
 

@@ -80,9 +80,9 @@ async def test_a_ring_in_the_middle_of_a_text_ends_in_order_at_both_ends(ending:
     place = ("--cluster", f"ending-{secrets.token_hex(4)}", "--host", "127.0.0.1")
     async with started("node", *place) as node, started("serve", *place, "--port", "0", "--nodes", "2") as serve:
         node_port = int((await line_with(node, b"serves on")).split(b"127.0.0.1:")[1].split(b",")[0])
-        url = (await line_with(serve, b"/v1/completions")).split(b" at ")[1].split(b",")[0].decode()
+        url = (await line_with(serve, b"/v1,")).split(b" at ")[1].split(b",")[0].decode()
         body = {"prompt": "def main(", "max_tokens": 900, "stream": True}
-        async with aiohttp.ClientSession() as session, session.post(url, json=body) as answer:
+        async with aiohttp.ClientSession() as session, session.post(f"{url}/completions", json=body) as answer:
             await answer.content.readline()
             first = asyncio.create_task(ended(serve, ending))
             with contextlib.suppress(aiohttp.ClientError):

@@ -530,3 +530,18 @@ async def test_a_link_over_ipv6_is_a_link() -> None:
     await server.close()
     with pytest.raises(NodeUnavailableError, match=rf"at \[::1\]:{server.port} cannot be reached"):
         await open_link("::1", server.port, make_hello())
+
+
+@pytest.mark.parametrize("path", [f"/link/{wire.CONTROL}", f"/link/{wire.DATA}", "/x"])
+async def test_no_page_of_the_web_is_a_node(path: str) -> None:
+    async def take(link: Link) -> None:
+        raise AssertionError("a page was let in")
+
+    server = await LinkServer.start("127.0.0.1", 0, make_welcome, take)
+    try:
+        async with aiohttp.ClientSession() as session, asyncio.timeout(10):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await session.ws_connect(f"http://127.0.0.1:{server.port}{path}", origin="http://evil.example")
+            assert refused.value.status == 403
+    finally:
+        await server.close()

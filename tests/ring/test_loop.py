@@ -142,7 +142,7 @@ async def misbehave(port: int, node_ports: Sequence[int], is_done: asyncio.Event
     async with aiohttp.ClientSession() as session:
         while not is_done.is_set():
             for body in bodies:
-                async with session.post(url, data=body) as response:
+                async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as response:
                     statuses.append(response.status)
             for node_port, body in zip(node_ports, asked, strict=False):
                 async with session.post(f"http://127.0.0.1:{node_port}/weights/have", data=body) as response:

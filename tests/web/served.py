@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.config import Piece
@@ -11,6 +11,7 @@ from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.net.server import serve_app
 from flowspec_edge.web.app import build_app
 from flowspec_edge.web.chat_template import ChatTemplate
+from flowspec_edge.web.guard import Guard
 from flowspec_edge.web.model_card import ModelCard
 from tests.web.templates import FAMILIES
 from tests.web.test_completions import PIECES, ScriptedGenerator
@@ -26,11 +27,29 @@ REASONED = [
 """An answer that begins with "hm" as its reasoning, and says "Yes."."""
 
 
+class OneKey(NamedTuple):
+    """A book of one key, whose text is its name."""
+
+    name: str
+    digest: str = ""
+
+    def find(self, key: str) -> Self | None:
+        return self if key == self.name else None
+
+    def marked(self, mark: str) -> None:
+        return None
+
+
 @contextlib.asynccontextmanager
 async def serving_dialects(
-    script: Sequence[Piece | Exception | None] = PIECES, *, family: str | None = "Qwen 3", **options: Any
+    script: Sequence[Piece | Exception | None] = PIECES,
+    *,
+    family: str | None = "Qwen 3",
+    api_key: str | None = None,
+    **options: Any,
 ) -> AsyncIterator[tuple[ScriptedGenerator, str]]:
     """The scripted generator with a family's chat template, and the address of its API."""
+    guard = Guard(keys=None if api_key is None else OneKey(api_key))
     source, names, special = (None, {}, []) if family is None else FAMILIES[family]
     generator = ScriptedGenerator(script)
     template = ChatTemplate(source, names, [*names.values(), *special])
@@ -38,7 +57,7 @@ async def serving_dialects(
     async def coder() -> Tokenizer:
         return TOKENIZER
 
-    app = build_app(generator, chat=template, card=CARD, coder=coder, **options)
+    app = build_app(generator, guard, chat=template, card=CARD, coder=coder, **options)
     served = await serve_app(app, cancels_on_disconnect=True)
     try:
         yield generator, f"http://127.0.0.1:{served.port}"

@@ -140,6 +140,7 @@ async def test_a_server_that_falls_silent_is_lost_and_one_that_says_that_it_is_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client_module, "SILENCE_S", 0.3)
+    monkeypatch.setattr(event_stream, "HEADERS_S", 0.05)
     monkeypatch.setattr(event_stream, "SIGN_S", 0.05)
     for num in (0, 9):
         slow, second = Letters(num), Letters()
@@ -301,7 +302,8 @@ async def test_a_body_that_does_not_come_has_a_place_too() -> None:
     generator = Letters()
     async with serving(generator, TurnLimits(max_sessions=1, max_queue=0, max_per_address=1)) as (served, url):
         _, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        writer.write(b"Content-Length: 100\r\n\r\n{")
         await writer.drain()
         async with asyncio.timeout(10):
             while (await post(url, prompt="x"))[0] != 503:

@@ -98,6 +98,11 @@ class Generation:
         self._computing_since = 0.0
         self._num_trip_drafted = 0
 
+    @property
+    def prompt_progress(self) -> tuple[int, int]:
+        """How many rows of the prompt have entered the ring, and how many there are."""
+        return self._prompt_feed.progress
+
     # ------------------------------------------------------------------ what the ring brings
 
     def take_returned(self, chunk: Chunk, now: float) -> None:

@@ -136,6 +136,11 @@ class Origin:
         """Live counts of a running generation."""
         return self._running[session].generation.statistics
 
+    def prompt_progress(self, session: int) -> tuple[int, int] | None:
+        """How many rows of a session's prompt have entered the ring, and how many there are; None once it has ended."""
+        running = self._running.get(session)
+        return None if running is None else running.generation.prompt_progress
+
     def ending_of(self, text: UnfinishedText, options: GenerateOptions) -> str | None:
         """Why a text that was written so far elsewhere has ended already: ``stop`` or ``length``, or None.
 

@@ -25,6 +25,11 @@ class PromptFeed:
         """Whether all rows have left."""
         return self._num_left == len(self._prompt)
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many rows have left, and how many there are. The ring has no more of them than its credit allows."""
+        return self._num_left, len(self._prompt)
+
     def next_rows(self) -> tuple[Row, ...]:
         """The next rows, which are about to leave; they are in tree and lookup now."""
         first = self._num_left

@@ -264,3 +264,16 @@ def test_tapped_rows_go_to_their_generation_and_those_of_none_are_dropped() -> N
     assert comparable(draft) == comparable(
         ev.RunDraft(1, (Row(1, 0, 12), Row(2, 1, 5)), np.arange(2), hidden(20, 21), (), OPTIONS)
     )
+
+
+def test_it_is_known_how_far_a_prompt_is() -> None:
+    origin, total = make_origin(), 6 * PREFILL_ROWS
+    origin.handle(ev.PromptSubmitted(1, (11,) * total, GenerateOptions(max_new_tokens=1)), 0.0)
+    assert origin.prompt_progress(1) == (0, total)
+    origin.handle(ev.StageReady(1, 0), 0.0)
+    origin.handle(ev.StageReady(1, 1), 0.0)
+    assert origin.prompt_progress(1) == (CREDITS_PER_HOP * PREFILL_ROWS, total)
+    origin.handle(ev.CreditArrived(1), 0.0)
+    assert origin.prompt_progress(1) == ((CREDITS_PER_HOP + 1) * PREFILL_ROWS, total)
+    origin.handle(ev.GenerationCancelled(1), 0.0)
+    assert origin.prompt_progress(1) is None

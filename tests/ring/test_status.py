@@ -1,0 +1,69 @@
+"""What a service tells of a real ring, and how far a prompt is."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.device.throttling import ThermalReport
+from flowspec_edge.node.node import Node, ask_nodes
+from flowspec_edge.node.resources import NodeSettings
+from flowspec_edge.origin import ring as rings
+from flowspec_edge.origin.ring import Ring
+from tests.ring.conftest import ring_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+async def ring(int8_bundle: Bundle) -> AsyncIterator[Ring]:
+    async with ring_of(2, int8_bundle) as found:
+        yield found
+
+
+async def test_stages_count_what_they_do(ring: Ring) -> None:
+    assert [stage.work.num_rows for stage in ring.status] == [0, 0]
+    pieces = [piece async for piece in ring.generate("def main(argv):", GenerateOptions(max_new_tokens=12))]
+    first, second = ring.status
+    assert [(stage.start, stage.stop) for stage in (first, second)] == [(0, 4), (4, 8)]
+    for stage in (first, second):
+        assert stage.work.num_chunks >= 12 and stage.work.num_rows >= 12
+        assert 0 < stage.work.busy_s < 60 and stage.work.waited_s >= 0
+    sent, received = ring.num_bytes
+    assert sent > 0
+    assert received > 256 * 4 * 12, "hidden rows came back"
+    assert pieces[-1].finish_reason == "length"
+
+
+async def test_a_long_prompt_says_how_far_it_is(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rings, "PROGRESS_S", 0.001)
+    prompt, notices = list(range(100, 900)), []
+    async with contextlib.aclosing(ring.generate(prompt, GenerateOptions(max_new_tokens=1))) as pieces:
+        async for piece in pieces:
+            if piece.notice is not None:
+                notices.append(int(piece.notice.split()[0]))
+                assert piece.notice.endswith("of the prompt's 800 tokens are read")
+    assert len(set(notices)) > 2 and notices == sorted(notices) and 0 < notices[-1] <= 800
+
+
+async def test_a_client_that_leaves_stops_its_work_within_a_trip(ring: Ring) -> None:
+    async with contextlib.aclosing(ring.generate("def main(", GenerateOptions(max_new_tokens=900))) as pieces:
+        await anext(pieces)
+    chunks = ring.status[0].work.num_chunks
+    follower = [
+        piece async for piece in ring.generate("def f(", GenerateOptions(max_new_tokens=1, schedule="autoregressive"))
+    ]
+    assert follower[-1].finish_reason == "length"
+    assert ring.status[0].work.num_chunks <= chunks + 6, "what was under way, and the next text's own"
+
+
+async def test_a_board_tells_how_hot_it_is() -> None:
+    settings = NodeSettings(name="pi", cluster="x", thermometer=lambda: ThermalReport(61.4, 80.0))
+    node = await Node.start(settings)
+    try:
+        (board,) = await ask_nodes([node.announcement], "x")
+        assert (board["temperature_c"], board["state"]) == (61, "ready")
+    finally:
+        await node.close()
