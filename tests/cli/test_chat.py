@@ -31,7 +31,7 @@ async def serving(script: Sequence[Piece | Exception | None]) -> AsyncIterator[t
     app = build_app(generator, chat=ChatTemplate(None, {}, []))
     served = await serve_app(app, cancels_on_disconnect=True)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             yield generator, f"127.0.0.1:{served.port}"
     finally:
         await served.close()
