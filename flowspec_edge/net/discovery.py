@@ -53,6 +53,11 @@ class Announcement:
     version: str
     fingerprint: str = ""
 
+    @property
+    def address(self) -> str:
+        """``host:port``, as people write it."""
+        return str(Address(self.host, self.port))
+
 
 class Announcer:
     """Keeps a node's record on the network. It is made by :meth:`start`."""
