@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.events import ReportTrip
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def ring_table(stages: Sequence[RingStage]) -> list[dict[str, Any]]:
     return [
         {
             "node": stage.plan.node,
-            "address": str(Address(stage.announcement.host, stage.announcement.port)),
+            "address": stage.announcement.address,
             "start": stage.plan.start,
             "stop": stage.plan.stop,
             "load_ms": stage.load_ms,

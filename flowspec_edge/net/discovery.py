@@ -53,6 +53,11 @@ class Announcement:
     version: str
     fingerprint: str = ""
 
+    @property
+    def address(self) -> str:
+        """``host:port``, as people write it."""
+        return str(Address(self.host, self.port))
+
 
 class Announcer:
     """Keeps a record on the network, a node's for one. It is made by :meth:`start` or :meth:`start_record`."""

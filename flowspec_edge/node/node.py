@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from flowspec_edge.core import wire
-from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.errors import ClusterKeyError, NodeUnavailableError, ProtocolError
 from flowspec_edge.net.addresses import is_loopback
 from flowspec_edge.net.auth import Credentials
@@ -191,12 +190,7 @@ async def ask_nodes(
     hello = wire.Hello(unique_name(), __version__, wire.PROTOCOL_VERSION, wire.CONTROL, "")
 
     async def ask(peer: Announcement) -> dict[str, Any]:
-        device = {
-            "node": peer.node,
-            "address": str(Address(peer.host, peer.port)),
-            "version": peer.version,
-            "cluster": cluster,
-        }
+        device = {"node": peer.node, "address": peer.address, "version": peer.version, "cluster": cluster}
         try:
             link, welcome = await open_link(peer.host, peer.port, hello, node=peer.node, credentials=credentials)
         except NodeUnavailableError as cause:

@@ -138,8 +138,8 @@ async def test_a_new_board_is_used_from_the_next_session_on(
         boards.set(nodes)
         await until(lambda: service.ring is not None and len(service.ring.stages) == 3)
         pieces = await answer_of(service, prompts[0])
+        assert set(served(service)) == {"attic", "cellar", "hall"}
     assert tokens_of(pieces) == unsplit_tokens(int8_bundle, prompts[0])
-    assert set(served(service)) == {"attic", "cellar", "hall"}
 
 
 async def test_at_once_a_text_goes_on_over_the_new_ring_and_is_the_same(
@@ -153,13 +153,13 @@ async def test_at_once_a_text_goes_on_over_the_new_ring_and_is_the_same(
         await until(lambda: service.ring not in (None, first))
         gate.set()
         pieces = await asyncio.gather(*answers)
+        assert set(served(service)) == {"attic", "cellar", "hall"}
     for prompt, answer in zip(prompts, pieces, strict=False):
         assert tokens_of(answer) == unsplit_tokens(int8_bundle, prompt)
         statistics = present(answer[-1].statistics)
         assert statistics["completion_tokens"] == len(tokens_of(answer)) == 40
         assert statistics["prompt_tokens"] == len(prompt)
         assert statistics["prediction"] is None, "of which ring?"
-    assert set(served(service)) == {"attic", "cellar", "hall"}
 
 
 async def test_without_at_once_a_text_ends_where_it_began(
