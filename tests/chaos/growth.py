@@ -21,7 +21,7 @@ MAX_GROWTH = 0.05
 MIN_GROWN_MB = 1.0
 """Less is noise: an arena of Python's own allocator is a quarter of that."""
 MAX_MORE = 1.0
-"""Tasks, threads or descriptors by which a median may differ though nothing stays."""
+"""Tasks, threads or descriptors by which the least of a third may differ though nothing stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,9 @@ class Watched:
 
 
 def growth(samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
-    """What a process took in each state that it was in: medians of the first and the last third of these samples, and
-    ``grown``: what has become more.
+    """What a process took in each state that it was in, of the first and the last third of these samples, and
+    ``grown``: what has become more. Memory is the median; of what is counted it is the least, for whoever is greeted
+    or asked just then has a few tasks more.
     """
     found = {}
     for state in sorted({sample.state for sample in samples}):
@@ -94,11 +95,13 @@ def _growth(samples: Sequence[Sample]) -> dict[str, Any]:
     figures: dict[str, Any] = {"num_samples": len(samples)}
     grown = []
     for name in [field.name for field in fields(Sample) if field.name not in ("at_s", "num_layers", "num_stages")]:
+        is_memory = name.endswith("_mb")
+        judge = statistics.median if is_memory else min
         first, last = (
-            statistics.median(getattr(sample, name) for sample in part) for part in (samples[:third], samples[-third:])
+            judge([getattr(sample, name) for sample in part]) for part in (samples[:third], samples[-third:])
         )
         figures[name] = [round(first, 2), round(last, 2)]
-        if name.endswith("_mb"):
+        if is_memory:
             is_grown = last > first * (1 + MAX_GROWTH) and last > first + MIN_GROWN_MB
         else:
             is_grown = name != "num_objects" and last > first + MAX_MORE

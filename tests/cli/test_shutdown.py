@@ -83,7 +83,10 @@ async def test_a_ring_in_the_middle_of_a_text_ends_in_order_at_both_ends(ending:
         url = (await line_with(serve, b"/v1,")).split(b" at ")[1].split(b",")[0].decode()
         body = {"prompt": "def main(", "max_tokens": 900, "stream": True}
         async with aiohttp.ClientSession() as session, session.post(f"{url}/completions", json=body) as answer:
-            await answer.content.readline()
+            while not (await answer.content.readline()).startswith(
+                b"data:"
+            ):  # comments tell that it waits for the ring
+                pass
             first = asyncio.create_task(ended(serve, ending))
             with contextlib.suppress(aiohttp.ClientError):
                 await answer.content.read()
