@@ -27,6 +27,7 @@ from flowspec_edge.bench.testbed import Testbed
 from flowspec_edge.bench.virtual_clock import VirtualAnswer, VirtualRing
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.journal import Write
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.verify import Sampler, noise_of
@@ -151,15 +152,20 @@ class Bench:
         return self._recorder.record(prompt, options)
 
     def play(
-        self, testbed: Testbed, tape: Tape, options: GenerateOptions, observer: Watcher | None = None
+        self,
+        testbed: Testbed,
+        tape: Tape,
+        options: GenerateOptions,
+        observer: Watcher | None = None,
+        write: Write | None = None,
     ) -> VirtualAnswer:
-        """Run one generation on simulated time.
+        """Run one generation on simulated time; ``write`` takes the origin's journal.
 
         Raises:
             RequestError: there is no such schedule.
             LosslessError: the schedule wrote another text than the target.
         """
-        ring = VirtualRing(testbed, tape, self._drafter, self._limits, observer=observer)
+        ring = VirtualRing(testbed, tape, self._drafter, self._limits, observer=observer, write=write)
         answer = ring.generate(options)
         check_text(answer.tokens, tape.continuation, f"{options.schedule} on {testbed.name}")
         return answer

@@ -17,6 +17,7 @@ from flowspec_edge.bench.tape import Tape
 from flowspec_edge.bench.testbed import Testbed
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
+from flowspec_edge.core.journal import Journal, Write
 from flowspec_edge.core.rows import NO_PARENT, Advance, Chunk, Row, SessionSpec
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import TargetLimits
@@ -155,7 +156,10 @@ class TestbedTimes:
 
 
 class VirtualRing(Watcher):
-    """One generation on a ring of ``len(testbed.stages)`` stages that was idle before."""
+    """One generation on a ring of ``len(testbed.stages)`` stages that was idle before.
+
+    With ``write`` the origin's journal is written, text included, so that its core can be run again without the ring.
+    """
 
     def __init__(
         self,
@@ -165,19 +169,22 @@ class VirtualRing(Watcher):
         limits: TargetLimits,
         shape: DraftShape | None = None,
         observer: Watcher | None = None,
+        write: Write | None = None,
     ) -> None:
         num_stages = len(testbed.stages)
         target = _TapeTarget(tape)
+        asked = {"num_stages": num_stages, "limits": limits, "has_drafter": drafter is not None, "shape": shape}
         self._prompt = tape.prompt
         self._clock, self._times = Clock(), TestbedTimes(testbed)
         self._ring = SimulatedRing(
-            Origin(num_stages=num_stages, limits=limits, has_drafter=drafter is not None, shape=shape),
+            Origin(**asked),
             _TapeOrigin(target, drafter, noise_of(limits.vocab_size)),
             [_TapeStage(target)] * num_stages,
             self._clock,
             self._times,
             [self] if observer is None else [self, observer],
         )
+        self._ring.journals[0] = Journal("origin", asked, write, has_text=True)
         self._answer = VirtualAnswer(busy_s=[0.0] * (num_stages + 1))
         self._tree = Tree()  # what the origin has sent
         self._flying: set[int] = set()  # draft rows under way
