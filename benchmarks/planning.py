@@ -14,22 +14,24 @@ and what is drafted next is chosen anew.
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flowspec_edge.bench.compare import Bench
-from flowspec_edge.bench.replay import CORES, RecordedCore, read_journal
+from flowspec_edge.bench.replay import read_journal, replay
 from flowspec_edge.bench.report import format_table
 from flowspec_edge.bench.request import Request
 from flowspec_edge.bench.virtual_clock import SESSION
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.journal import PlainWriter
+from flowspec_edge.core.speculation.origin import Origin
 
 NUM_REPLAYS = 5
 PLANNING = (ev.DraftFinished, ev.HeadFinished)
@@ -47,7 +49,7 @@ class Cost:
     seconds: float
 
 
-def record(bench: Bench, request: Request, schedule: str) -> list[bytes]:
+def record_texts(bench: Bench, request: Request, schedule: str) -> list[bytes]:
     """The origin's journal of each text."""
     plan = request.plan([schedule], usual_tokens=96)
     journals = []
@@ -61,26 +63,30 @@ def record(bench: Bench, request: Request, schedule: str) -> list[bytes]:
     return journals
 
 
-def measure(recorded: RecordedCore) -> list[Cost]:
+def measure(journal: bytes) -> list[Cost]:
     """The costs of a journal's events. Raises AssertionError where the core answers otherwise than it did."""
+    assert all(step.is_same for step in replay(read_journal(journal)))
+    recorded = read_journal(journal)
     entries = list(recorded.entries)
     assert not recorded.is_full, "the journal has not the whole text"
+    gc.collect()
+    gc.freeze()  # what was loaded before is not the core's, and the collector need not look through it
     least = [float("inf")] * len(entries)
-    seen: list[Cost] = []
     for _ in range(NUM_REPLAYS):
-        core = CORES[recorded.kind](**recorded.arguments)
-        seen, has_begun = [], False
+        origin = Origin(**recorded.arguments)
+        found: list[Cost] = []
+        has_begun = False
         for place, entry in enumerate(entries):
-            num_rows = core.num_drafted(SESSION)  # type: ignore[attr-defined]
+            num_rows = origin.num_drafted(SESSION)
             began = time.thread_time()
-            actions = core.handle(entry.event, entry.now)
-            core.next_deadline()  # type: ignore[attr-defined]
+            actions = origin.handle(entry.event, entry.now)
+            origin.next_deadline()
             least[place] = min(least[place], time.thread_time() - began)
-            assert list(_summary(PlainWriter(has_text=True).plain(actions))) == list(_summary(entry.actions))
+            num_tokens = sum(len(action.tokens) for action in actions if isinstance(action, ev.EmitTokens))
             if has_begun:
-                seen.append(Cost(type(entry.event), num_rows, _num_tokens(actions), least[place]))
-            has_begun = has_begun or _num_tokens(actions) > 0
-    return seen
+                found.append(Cost(type(entry.event), num_rows, num_tokens, least[place]))
+            has_begun = has_begun or num_tokens > 0
+    return found
 
 
 def summarise(costs: Sequence[Cost]) -> dict[str, Any]:
@@ -98,7 +104,7 @@ def summarise(costs: Sequence[Cost]) -> dict[str, Any]:
         },
         "by_rows": {
             f"{first} to {last - 1}" if last < bounds[-1] else f"{first} or more": _spread(found)
-            for first, last in zip(bounds, bounds[1:], strict=False)
+            for first, last in itertools.pairwise(bounds)
             if (found := [cost for cost in planning if first <= cost.num_rows < last])
         },
     }
@@ -110,18 +116,12 @@ def format_summary(summary: dict[str, Any]) -> str:
     found |= summary["by_kind"]
     table = format_table(
         ["", "events", "p50, us", "p90, us"],
-        [[name, f"{spread['events']}", f"{spread['p50_us']:.0f}", f"{spread['p90_us']:.0f}"] for name, spread in found.items()],
+        [
+            [name, f"{spread['events']}", f"{spread['p50_us']:.0f}", f"{spread['p90_us']:.0f}"]
+            for name, spread in found.items()
+        ],
     )
     return f"{table}\n\n{summary['us_per_token']:.0f} us per token ({summary['tokens']} tokens)"
-
-
-def _summary(plain: Any) -> Iterable[Any]:
-    """An action as it was written down, for both lists and tuples."""
-    return json.loads(json.dumps(plain, default=lambda data: data.hex()))
-
-
-def _num_tokens(actions: Sequence[ev.OriginAction]) -> int:
-    return sum(len(action.tokens) for action in actions if isinstance(action, ev.EmitTokens))
 
 
 def _spread(costs: Sequence[Cost]) -> dict[str, float]:
@@ -141,8 +141,8 @@ def main() -> None:
     options = parser.parse_args()
     request = Request(options.testbed, options.schedule, options.prompts, options.temperature, options.num_prompts)
     bench = Bench(Bundle.load(options.bundle or DEMO_BUNDLE))
-    journals = record(bench, request, options.schedule)
-    summary = summarise([cost for journal in journals for cost in measure(read_journal(journal))])
+    journals = record_texts(bench, request, options.schedule)
+    summary = summarise([cost for journal in journals for cost in measure(journal)])
     print(json.dumps(summary) if options.json else format_summary(summary))
 
 

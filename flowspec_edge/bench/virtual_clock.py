@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -173,18 +174,23 @@ class VirtualRing(Watcher):
     ) -> None:
         num_stages = len(testbed.stages)
         target = _TapeTarget(tape)
-        asked = {"num_stages": num_stages, "limits": limits, "has_drafter": drafter is not None, "shape": shape}
+        arguments: dict[str, Any] = {
+            "num_stages": num_stages,
+            "limits": limits,
+            "has_drafter": drafter is not None,
+            "shape": shape,
+        }
         self._prompt = tape.prompt
         self._clock, self._times = Clock(), TestbedTimes(testbed)
         self._ring = SimulatedRing(
-            Origin(**asked),
+            Origin(**arguments),
             _TapeOrigin(target, drafter, noise_of(limits.vocab_size)),
             [_TapeStage(target)] * num_stages,
             self._clock,
             self._times,
             [self] if observer is None else [self, observer],
         )
-        self._ring.journals[0] = Journal("origin", asked, write, has_text=True)
+        self._ring.journals[0] = Journal("origin", arguments, write, has_text=True)
         self._answer = VirtualAnswer(busy_s=[0.0] * (num_stages + 1))
         self._tree = Tree()  # what the origin has sent
         self._flying: set[int] = set()  # draft rows under way

@@ -71,6 +71,7 @@ class WholeTree:
 
     def _draft(self) -> list[Row]:
         drafting = Drafting(self.tree, self.shape)
+        drafting.move_root(self.root, (), self.next_id)
         path = [row.id for row in self.tree.path(self.root)[self.num_extended + 1 :]]
         hidden = np.stack([self.hidden[self.tree[id].parent] for id in path])
         self.num_extended = self.tree[self.root].depth

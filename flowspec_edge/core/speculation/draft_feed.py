@@ -87,8 +87,8 @@ class DraftFeed:
 
     def forget(self, dropped: Sequence[int]) -> None:
         """These rows died. The next pass tells the drafter, once."""
-        for id in dropped:
-            self._hidden.pop(id, None)
+        for id in self._hidden.keys() & dropped:
+            del self._hidden[id]
         if self._is_on:
             self._dropped += dropped
 
@@ -156,7 +156,7 @@ class DraftFeed:
         ranked_by: GenerateOptions | None = None,
         paths: Paths | None = None,
     ) -> RunDraft:
-        rows = [*verified, *drafted]
+        rows = [self._tree[id] for id in (*verified, *drafted)]
         assert rows, "a pass over nothing"
         parents = [self._tree[id].parent for id in verified]
         if missing := [id for id in parents if id not in self._hidden]:
@@ -169,8 +169,8 @@ class DraftFeed:
         dropped, self._dropped = tuple(self._dropped), []
         return RunDraft(
             self._session,
-            tuple(Row(id, self._tree[id].parent, self._tree[id].token) for id in rows),
-            np.array([self._tree[id].depth - 1 for id in rows], np.int64),
+            tuple([Row(row.id, row.parent, row.token) for row in rows]),
+            np.array([row.depth - 1 for row in rows], np.int64),
             np.stack(hidden) if hidden else np.zeros((0, 0), np.float32),
             dropped,
             ranked_by,

@@ -1,4 +1,4 @@
-"""The drafted part of a tree as one table: a row per draft, so that all of them are scored or searched in one step.
+"""The drafted part of a tree as columns of one table, so that all of it is scored or searched in one step.
 
 A tree has up to some 400 drafts, and most of what is asked concerns all of them: which are likeliest, which are not
 sent, which the drafter could run. numpy answers that in microseconds, about as quickly for 400 drafts as for 100.
@@ -6,28 +6,23 @@ sent, which the drafter could run. numpy answers that in microseconds, about as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowspec_edge.core.rows import Row
+from flowspec_edge.core.speculation.acceptance import Ints, Reals
+from flowspec_edge.core.speculation.tree import Tree
 
-DRAFT = np.dtype(
-    [
-        ("id", np.int64),
-        ("parent", np.int64),  # its place in the table
-        ("token", np.int64),
-        ("depth", np.int64),
-        ("log_prob", np.float64),  # the draft's own, NaN while no pass has run the parent
-        ("match", np.int64),  # tokens before it that match an earlier place of the text after which it came; 0 for none
-        ("ran", np.int64),  # the number of the pass that ran it last, from 1; 0 for none
-        ("is_sent", np.bool_),
-        ("score", np.float64),  # the log of the chance that the text goes on from the root through it
-    ]
-)
-Drafts = NDArray[np.void]
-"""Some of a table's rows, with the fields of ``DRAFT``."""
+ROOM = 512
+"""Rows for which a table has room to begin with: for MAX_TREE_ROWS, and for those of a last pass."""
+
+NUM_INTS, NUM_REALS = 7, 3
+"""Columns of whole numbers, and of others."""
+
+Many = Ints | NDArray[np.floating[Any]] | Sequence[int] | Sequence[float] | int | float
+"""Values of a column, or one for all rows."""
 
 
 class DraftTable:
@@ -36,63 +31,150 @@ class DraftTable:
     It is empty until a root is set. The root's score is 0, and it is its own parent.
     """
 
+    ids: Ints
+    parents: Ints
+    """Each row's parent, by its place in the table."""
+    tokens: Ints
+    depths: Ints
+    matches: Ints
+    """How many tokens before the row match an earlier place of the text after which its token came; 0 for none."""
+    ran: Ints
+    """The number of the pass that ran the row last, from 1; 0 for none."""
+    sent: Ints
+    """1 where the row has left the origin, 0 where it has not."""
+    log_probs: Reals
+    """The draft's own log-probabilities; NaN where no pass has run the parent."""
+    log_chances: Reals
+    """The logs of the chances that the target takes each row, given that it has taken the parent."""
+    scores: Reals
+    """The logs of the chances that the text goes on from the root through each row."""
+
     def __init__(self) -> None:
-        self.rows: Drafts = np.zeros(0, DRAFT)
+        self._ints = np.zeros((NUM_INTS, ROOM), np.int64)
+        self._reals = np.zeros((NUM_REALS, ROOM))
+        self._places: dict[int, int] = {}
+        self._show(0)
 
     def __len__(self) -> int:
         """The number of drafts, without the root."""
-        return max(len(self.rows) - 1, 0)
+        return max(len(self.ids) - 1, 0)
 
-    def places(self, ids: Sequence[int]) -> NDArray[np.int64]:
+    def places(self, ids: Sequence[int]) -> Ints:
         """The place of each of these rows; -1 where it is not in the table."""
-        if not len(self.rows):
-            return np.full(len(ids), -1)
-        known, wanted = self.rows["id"], np.array(ids, np.int64)
-        places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        return np.where(known[places] == wanted, places, -1)
+        known = self._places
+        return np.array([known.get(id, -1) for id in ids], np.int64)
 
-    def children_of(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def score_of(self, id: int) -> float:
+        """The score of a drafted row. Raises KeyError where it is not in the table."""
+        return float(self.scores[self._places[id]])
+
+    def children_of(self, places: Ints) -> tuple[Ints, Ints]:
         """The places of all children of these rows, and for each which of the ``places`` is its parent's."""
-        number = np.full(len(self.rows), -1)
-        number[places] = np.arange(len(places))
-        parents = number[self.rows["parent"]]
-        parents[0] = -1
-        children = np.flatnonzero(parents >= 0)
-        return children, parents[children]
+        numbers = np.full(len(self.ids), -1)
+        numbers[places] = np.arange(len(places))
+        numbers = numbers.take(self.parents)
+        numbers[0] = -1
+        children = (numbers >= 0).nonzero()[0]
+        return children, numbers.take(children)
 
-    def append(self, rows: Sequence[Row], depths: Sequence[int]) -> Drafts:
-        """Take in rows whose parents are here or among them, and whose draft ids are higher than all that are here.
+    def append(
+        self,
+        *,
+        ids: Sequence[int],
+        parents: Many,
+        tokens: Many,
+        depths: Many,
+        matches: Many,
+        log_probs: Many,
+        log_chances: Many,
+        scores: Many,
+    ) -> None:
+        """Take in rows with higher draft ids than all that are here, whose parents are here or before them."""
+        first, last = len(self.ids), len(self.ids) + len(ids)
+        if last > self._ints.shape[1]:
+            self._ints = np.concatenate([self._ints, np.zeros((NUM_INTS, last), np.int64)], axis=1)
+            self._reals = np.concatenate([self._reals, np.zeros((NUM_REALS, last))], axis=1)
+        self._ints[:, first:last] = 0
+        self._show(last)
+        new = slice(first, last)
+        self.ids[new], self.parents[new], self.tokens[new], self.depths[new] = ids, parents, tokens, depths
+        self.matches[new], self.log_probs[new], self.log_chances[new] = matches, log_probs, log_chances
+        self.scores[new] = scores
+        self._places.update(zip(self.ids[new].tolist(), range(first, last), strict=True))
 
-        Returns them, for the other fields to be filled.
-        """
-        num_known = len(self.rows)
-        new = np.zeros(len(rows), DRAFT)
-        new["id"], parents, new["token"] = np.array(rows, np.int64).T
-        new["depth"] = depths
-        self.rows = np.concatenate([self.rows, new])
-        new = self.rows[num_known:]
-        new["parent"] = np.searchsorted(self.rows["id"], parents)
-        return new
-
-    def move_root(self, root: int, token: int, depth: int, dropped: Sequence[int]) -> None:
-        """Keep the row ``root`` at ``depth`` and what is below it, without the ``dropped`` rows, which have died."""
-        place = self.places([root])[0]
-        if place < 0:
-            self.rows = np.zeros(1, DRAFT)
-            self.rows[0] = (root, 0, token, depth, np.nan, 0, 0, False, 0.0)
+    def move_root(self, root: int, token: int, depth: int) -> None:
+        """Keep the row ``root`` and what is below it. ``token`` and ``depth`` are needed where it was not drafted."""
+        place = self._places.get(root)
+        if place is None:
+            self._show(0)
+            self._places.clear()
+            self.append(
+                ids=[root],
+                parents=0,
+                tokens=token,
+                depths=depth,
+                matches=0,
+                log_probs=np.nan,
+                log_chances=0.0,
+                scores=0.0,
+            )
             return
-        is_kept = self.rows["depth"] > depth  # of what lives and is no deeper, all but the root is text before it
-        is_kept[self.places(dropped)] = False
+        is_kept = np.zeros(len(self.ids), np.bool_)
         is_kept[place] = True
-        self.rows = self.rows[is_kept]
-        self.rows["parent"] = (np.cumsum(is_kept) - 1)[self.rows["parent"]]
-        self.rows["parent"][0] = 0
+        above = self.parents
+        while True:  # each round doubles the part of the path that is searched for the root
+            is_kept |= is_kept.take(above)
+            if not above.any():
+                break
+            above = above.take(above)
+        kept = is_kept.nonzero()[0]
+        self._ints[:, : len(kept)] = self._ints.take(kept, axis=1)
+        self._reals[:, : len(kept)] = self._reals.take(kept, axis=1)
+        self._show(len(kept))
+        self.parents[:] = (is_kept.cumsum() - 1).take(self.parents)
+        self.parents[0] = 0
+        self._places = dict(zip(self.ids.tolist(), range(len(kept)), strict=True))
 
-    def score(self, log_chances: NDArray[np.float64]) -> None:
-        """Set all scores: of each row the sum of the ``log_chances`` [rows] on its path below the root."""
-        sums, above = log_chances, self.rows["parent"]
-        sums[0] = 0.0
+    def score(self) -> None:
+        """Set all scores: of each row the sum of the log-chances on its path below the root."""
+        self.log_chances[:1] = 0.0
+        sums, above = self.log_chances, self.parents
         while above.any():  # each round doubles the part of the path that is summed
-            sums = sums + sums[above]
-            above = above[above]
-        self.rows["score"] = sums
+            sums = sums + sums.take(above)
+            above = above.take(above)
+        self.scores[:] = sums
+
+    def check(self, tree: Tree) -> None:
+        """Assert the invariants: the table has what lives below the root, and each row has its parent's place."""
+        if not len(self.ids):
+            return
+        ids = self.ids.tolist()
+        assert self._places == {id: place for place, id in enumerate(ids)}
+        assert ids == sorted([ids[0], *(row.id for row in tree.descendants(ids[0]))])
+        columns = zip(ids, self.parents.tolist(), self.tokens.tolist(), self.depths.tolist(), strict=True)
+        for id, place, token, depth in list(columns)[1:]:
+            row = tree[id]
+            assert (row.parent, row.token, row.depth) == (ids[place], token, depth)
+        assert np.allclose(self.scores[1:], (self.scores[self.parents] + self.log_chances)[1:])
+        assert (self.scores <= self.scores[self.parents]).all(), "a row counts as likelier than its parent"
+
+    def _show(self, num_rows: int) -> None:
+        ints, reals = self._ints[:, :num_rows], self._reals[:, :num_rows]
+        self.ids, self.parents, self.tokens, self.depths, self.matches, self.ran, self.sent = ints
+        self.log_probs, self.log_chances, self.scores = reals
+
+
+class Scores(Mapping[int, float]):
+    """The scores in a table by draft id, without the root's."""
+
+    def __init__(self, table: DraftTable) -> None:
+        self._table = table
+
+    def __getitem__(self, id: int) -> float:
+        return self._table.score_of(id)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._table.ids[1:].tolist())
+
+    def __len__(self) -> int:
+        return len(self._table)

@@ -8,27 +8,21 @@ and what was drafted below them: scores count from the new root, and the frontie
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowspec_edge.core.rows import NO_PARENT, Row
-from flowspec_edge.core.speculation.acceptance import Acceptance, Edge
-from flowspec_edge.core.speculation.lookup import MAX_MATCH, Lookup
+from flowspec_edge.core.speculation.acceptance import Acceptance, Ints, Reals
+from flowspec_edge.core.speculation.draft_table import DraftTable, Scores
+from flowspec_edge.core.speculation.lookup import Lookup
+from flowspec_edge.core.speculation.lookup_drafts import LookupDrafts
 from flowspec_edge.core.speculation.tree import Tree, TreeRow
 
-LOOKUP_ROWS = 24
-"""The most rows that one lookup adds."""
 LOOKUP_SEEDS = 8
 """How many of the likeliest rows are looked up anew when the root moves."""
-LOOKUP_MIN_SCORE = math.log(0.01)
-"""Lookup adds no row that scores less."""
 REFRESH_SCORE = math.log(0.3)
 """Running a row again counts like running one for the first time that is 0.3 times as likely."""
 
@@ -51,7 +45,7 @@ class Drafting:
     """Scores of one session's drafted rows, and which of them the drafter has run.
 
     Without ``acceptance`` the draft's own probabilities are taken for the chances of acceptance. Without ``lookup``
-    nothing is drafted from the text itself.
+    nothing is drafted from the text itself. Nothing may be drafted before ``move_root`` has said below which row.
     """
 
     def __init__(
@@ -64,46 +58,54 @@ class Drafting:
     ) -> None:
         self._tree = tree
         self._acceptance = acceptance
-        self._lookup = lookup
         self.shape = shape
-        self.scores: dict[int, float] = {}  # log-chance from the root, per drafted row
         self.num_passes = 0
-        self._edges: dict[int, Edge] = {}
-        self._ran: dict[int, int] = {}  # per row: the number of the pass that ran it last, from 1
+        self.num_sent = 0  # of the drafted rows
+        self._table = DraftTable()
+        self._scores = Scores(self._table)
+        self._from_text: LookupDrafts | None = None
+        if lookup is not None:
+            assert acceptance is not None, "only calibrated drafts are looked up"
+            self._from_text = LookupDrafts(tree, self._table, lookup, acceptance)
 
-    def forget(self, ids: Sequence[int]) -> None:
-        """These rows have died."""
-        for id in ids:
-            self.scores.pop(id, None)
-            self._edges.pop(id, None)
-            self._ran.pop(id, None)
+    def __len__(self) -> int:
+        """The number of drafted rows."""
+        return len(self._table)
+
+    @property
+    def scores(self) -> Mapping[int, float]:
+        """The log-chance of each drafted row, counted from the root."""
+        return self._scores
 
     def observe(self, parent: int, token: int) -> None:
         """The target chose ``token`` after ``parent``: learn from the children that were drafted for it."""
-        if self._acceptance is None:
-            return
-        children = self._tree[parent].children.items()
-        drafted = [
-            (self._edges[child], child_token == token) for child_token, child in children if child in self._edges
-        ]
-        if drafted:
-            self._acceptance.observe(drafted)
+        table = self._table
+        children = table.places(list(self._tree[parent].children.values()))
+        if self._acceptance is not None and len(children):
+            self._acceptance.observe(
+                table.log_probs[children], table.matches[children], table.tokens[children] == token
+            )
 
-    def move_root(self, root: int, text: Sequence[int], next_id: int) -> list[Row]:
-        """The text has grown by the tokens ``text``, and scores count from ``root`` now.
+    def mark_sent(self, ids: Sequence[int]) -> None:
+        """These rows have left the origin; the root may be one of them."""
+        self._table.sent[self._table.places(ids)] = 1
+        self.num_sent = int(self._table.sent[1:].sum())
+
+    def move_root(self, root: int, text: Sequence[int], next_id: int) -> list[TreeRow]:
+        """The text has grown by the tokens ``text``: forget what is not below ``root``, and score the rest from there.
 
         Returns the rows that lookup has added, with draft ids from ``next_id`` on.
         """
-        scores: dict[int, float] = {}
-        for row in self._tree.descendants(root):
-            edge = self._edges.get(row.id)
-            if edge is not None:
-                scores[row.id] = scores.get(row.parent, 0.0) + self._log_chance(edge)
-        self.scores = scores
-        if self._lookup is None:
+        row = self._tree[root]
+        self._table.move_root(root, row.token, row.depth)
+        self.num_sent = int(self._table.sent[1:].sum())
+        self._table.log_chances[:] = self._log_chances(self._table.log_probs, self._table.matches)
+        self._table.score()
+        if self._from_text is None:
             return []
-        self._lookup.extend(text)
-        return self._look_up([root, *heapq.nlargest(LOOKUP_SEEDS, scores, key=scores.__getitem__)], next_id)
+        self._from_text.extend(text)
+        seeds = np.argsort(-self._table.scores, kind="stable")[: LOOKUP_SEEDS + 1]  # the root comes first
+        return self._from_text.add(seeds, next_id)
 
     def frontier(self, width: int, max_depth: int, since: int = 0) -> list[int]:
         """The likeliest rows whose children are not drafted yet, though their parent's are; at most ``width``.
@@ -111,166 +113,143 @@ class Drafting:
         Rows at position ``max_depth`` and deeper are left out, since their children could not become text. Only passes
         after number ``since`` count: rows that earlier ones ran are to be run again.
         """
-        runnable = self._runnable(max_depth, float("-inf"), since)
-        return [id for id, is_first in runnable if is_first][:width]
+        places = self._runnable(max_depth, -math.inf, since)
+        return self._ids(places[self._table.ran[places] <= since][:width])
 
     def stale(self, width: int, max_depth: int, since: int = 0) -> list[int]:
         """The likeliest rows that ran before their parent ran again: another pass would see its newer features."""
-        runnable = self._runnable(max_depth, float("-inf"), since)
-        return [id for id, is_first in runnable if not is_first][:width]
+        places = self._runnable(max_depth, -math.inf, since)
+        return self._ids(places[self._table.ran[places] > since][:width])
 
     def next_pass(self, width: int, max_depth: int, min_score: float) -> list[int]:
         """The rows that are most worth a pass, frontier and stale ones together."""
-        return [id for id, _ in islice(self._runnable(max_depth, min_score), width)]
+        return self._ids(self._runnable(max_depth, min_score)[:width])
 
-    def unsent(self, root: int, sent: AbstractSet[int], max_depth: int, min_score: float) -> Iterator[int]:
+    def unsent(self, max_depth: int, min_score: float) -> Iterator[int]:
         """Drafted rows that may be sent, best first, parents before children; none below ``min_score``."""
-        tree, scores = self._tree, self.scores
-        ready = [
-            (-score, id)
-            for id, score in scores.items()
-            if score >= min_score and id not in sent and ((parent := tree[id].parent) == root or parent in sent)
-        ]
-        heapq.heapify(ready)
-        while ready:
-            _, id = heapq.heappop(ready)
-            row = tree[id]
-            if row.depth > max_depth:
-                continue
-            yield id
-            for child in row.children.values():
-                if scores[child] >= min_score:
-                    heapq.heappush(ready, (-scores[child], child))
+        table = self._table
+        may_leave = (table.scores >= min_score) & (table.sent == 0) & (table.depths <= max_depth)
+        may_leave[:1] = False  # the root
+        places = may_leave.nonzero()[0]
+        yield from self._ids(places[np.argsort(-table.scores[places], kind="stable")])
 
     def merge(
-        self, parents: Sequence[int], tokens: NDArray[np.int64], log_probs: NDArray[np.float32], next_id: int
-    ) -> list[Row]:
+        self, parents: Sequence[int], tokens: Ints, log_probs: NDArray[np.float32], next_id: int
+    ) -> list[TreeRow]:
         """Take in one pass: children of ``parents``, [rows, k] tokens and log-probabilities, the likeliest first.
 
         Returns the new rows.
 
-        Children that exist get the new score. Of the others the likeliest become rows, with draft ids from ``next_id``
-        on: ``rows_per_pass``, or 2.5 per parent if that is more. Parents that died meanwhile get no children.
+        Children that exist get the new score, and what is below them with it. Of the others the likeliest become rows,
+        with draft ids from ``next_id`` on: ``rows_per_pass``, or 2.5 per parent if that is more. Parents that died
+        meanwhile get no children.
         """
         self.num_passes += 1
-        self._ran.update((parent, self.num_passes) for parent in parents if parent in self._tree)
-        living = [index for index, parent in enumerate(parents) if self._has_open_end(parent)]
-        if not living:
+        places = self._table.places(parents)
+        is_living = places >= 0
+        if not is_living.all():
+            places, tokens, log_probs = places[is_living], tokens[is_living], log_probs[is_living]
+        if not len(places):
             return []
-        rows = [self._tree[parents[index]] for index in living]
-        tokens, log_probs = tokens[living], log_probs[living]
-        matches = [self._matches(row) for row in rows]
-        scores = self._score_proposals(rows, tokens, log_probs, matches)  # [rows, children]
-        added: list[Row] = []
+        self._table.ran[places] = self.num_passes
+        matched = self._from_text.after(places) if self._from_text else [{}] * len(places)
         num_added = max(self.shape.rows_per_pass, 5 * len(parents) // 2)
-        for place in np.argsort(-scores, axis=None, kind="stable")[:num_added].tolist():
-            index, column = divmod(place, scores.shape[1])
-            if scores[index, column] == -np.inf:
-                break
-            row = Row(next_id + len(added), rows[index].id, int(tokens[index, column]))
-            edge = Edge(float(log_probs[index, column]), matches[index].get(row.token, 0))
-            added.append(self._add(row, edge, float(scores[index, column])))
-        return added + self._look_up([row.id for row in added], next_id + len(added))
-
-    def _has_open_end(self, id: int) -> bool:
-        row = self._tree.get(id)
-        return row is not None and not row.is_committed
-
-    def _score_proposals(
-        self,
-        rows: Sequence[TreeRow],
-        tokens: NDArray[np.int64],
-        log_probs: NDArray[np.float32],
-        matches: Sequence[dict[int, int]],
-    ) -> NDArray[np.float64]:
-        """The scores [rows, children] of proposals that may become rows.
-
-        A proposal that is a row already gets its new score, and minus infinity in the result.
-        """
-        best = log_probs[:, : self.shape.children]
-        chances = best.astype(np.float64) if self._acceptance is None else self._acceptance.log_chances(best)
-        bases = [self.scores.get(row.id, 0.0) for row in rows]
-        scores: NDArray[np.float64] = chances + np.array(bases)[:, None]
-        for index, (row, base, matched) in enumerate(zip(rows, bases, matches, strict=True)):
-            if not matched and not row.children:
-                continue
-            columns = {token: column for column, token in enumerate(tokens[index].tolist())}
-            for token in {**matched, **row.children}:
-                column = columns.get(token)
-                # A token that the draft does not propose is less likely than all that it proposes.
-                log_prob = float(log_probs[index, -1] - 1 if column is None else log_probs[index, column])
-                edge = Edge(log_prob, matched.get(token, 0))
-                score = base + self._log_chance(edge)
-                child = row.children.get(token)
-                if child is not None:
-                    self._score(child, edge, score)
-                if column is not None and column < scores.shape[1]:
-                    scores[index, column] = score if child is None else -np.inf
-        return scores
-
-    def _runnable(self, max_depth: int, min_score: float, since: int = 0) -> Iterable[tuple[int, bool]]:
-        """Rows that the drafter can run, the most worthwhile first, and whether each would run for the first time."""
-        ran, tree = self._ran, self._tree
-        ready: list[tuple[float, int, bool]] = []
-        for id, score in self.scores.items():
-            if score < min_score:
-                continue
-            row = tree[id]
-            parent_ran, row_ran = ran.get(row.parent, 0), ran.get(id, 0)
-            if parent_ran <= since or row.depth >= max_depth:
-                continue
-            if row_ran <= since:
-                ready.append((-score, id, True))
-            elif row_ran < parent_ran and score + REFRESH_SCORE >= min_score:
-                ready.append((-score - REFRESH_SCORE, id, False))
-        heapq.heapify(ready)
-        while ready:
-            _, id, is_first = heapq.heappop(ready)
-            yield id, is_first
-
-    def _look_up(self, ids: Sequence[int], next_id: int) -> list[Row]:
-        """Add what lookup proposes below these rows and below the added ones, the likeliest first."""
-        added: list[Row] = []
-        ready = [(-self.scores.get(id, 0.0), id) for id in ids] if self._lookup is not None else []
-        heapq.heapify(ready)
-        while ready and len(added) < LOOKUP_ROWS:
-            negative_score, id = heapq.heappop(ready)
-            row = self._tree[id]
-            token, match = next(iter(self._matches(row).items()), (0, 0))
-            if not match or row.is_committed or token in row.children:
-                continue
-            edge = Edge(None, match)
-            score = -negative_score + self._log_chance(edge)
-            if score >= LOOKUP_MIN_SCORE:
-                added.append(self._add(Row(next_id + len(added), id, token), edge, score))
-                heapq.heappush(ready, (-score, added[-1].id))
+        added = self._add_likeliest(places, tokens, log_probs, matched, num_added, next_id)
+        if self._from_text is not None:
+            last = len(self._table.ids)
+            added += self._from_text.add(np.arange(last - len(added), last), next_id + len(added))
         return added
 
-    def _matches(self, row: TreeRow) -> dict[int, int]:
-        """What the text proposes after a row: token -> length of the match, the longest first."""
-        if self._lookup is None or row.parent == NO_PARENT:
-            return {}
-        if not self._lookup.has(self._tree[row.parent].token, row.token):
-            return {}
-        path: list[int] = []
-        while len(path) < MAX_MATCH:
-            path.append(row.token)
-            if row.parent == NO_PARENT:
-                break
-            row = self._tree[row.parent]
-        return self._lookup.proposals(path[::-1])
+    def check(self) -> None:
+        """Assert the invariants: the table has what lives below the root, and scores add up along each path."""
+        self._table.check(self._tree)
 
-    def _add(self, row: Row, edge: Edge, score: float) -> Row:
-        self._tree.add(row)
-        self._score(row.id, edge, score)
-        return row
+    # ------------------------------------------------------------------ inside
 
-    def _score(self, id: int, edge: Edge, score: float) -> None:
-        self._edges[id] = edge
-        self.scores[id] = score
+    def _add_likeliest(
+        self,
+        places: Ints,
+        tokens: Ints,
+        log_probs: NDArray[np.float32],
+        matched: Sequence[Mapping[int, int]],
+        num_added: int,
+        next_id: int,
+    ) -> list[TreeRow]:
+        """Of what a pass proposes below these places, add the ``num_added`` likeliest rows."""
+        table = self._table
+        matches, log_chances = self._propose(places, tokens, log_probs, matched)
+        scores = table.scores[places, None] + log_chances
+        best = np.argsort(-scores, axis=None, kind="stable")[:num_added]
+        best = best[: np.count_nonzero(scores.ravel()[best] > -np.inf)]
+        numbers, columns = np.divmod(best, scores.shape[1])
+        above, new_tokens = places[numbers], tokens[numbers, columns]
+        ids = range(next_id, next_id + len(best))
+        table.append(
+            ids=ids,
+            parents=above,
+            tokens=new_tokens,
+            depths=table.depths[above] + 1,
+            matches=matches[numbers, columns],
+            log_probs=log_probs[numbers, columns],
+            log_chances=log_chances[numbers, columns],
+            scores=scores[numbers, columns],
+        )
+        return self._tree.grow(ids, self._ids(above), new_tokens.tolist())
 
-    def _log_chance(self, edge: Edge) -> float:
+    def _propose(
+        self, places: Ints, tokens: Ints, log_probs: NDArray[np.float32], matched: Sequence[Mapping[int, int]]
+    ) -> tuple[Ints, Reals]:
+        """Matches and log-chances of what may be added below these places, [rows, children].
+
+        Of what is there already the log-chance is minus infinity; it is scored anew, and all that is below it.
+        ``matched`` has what lookup proposes after each place.
+        """
+        table = self._table
+        num_children = min(self.shape.children, tokens.shape[1])
+        matches = np.zeros((len(places), num_children), np.int64)
+        for number, found in enumerate(matched):
+            if found:
+                likely = tokens[number, :num_children].tolist()
+                matches[number] = [found.get(token, 0) for token in likely]
+
+        children, numbers = table.children_of(places)
+        is_it = tokens[numbers] == table.tokens[children, None]  # [existing children, k]
+        columns = is_it.argmax(axis=1)
+        is_proposed = is_it[np.arange(len(children)), columns]
+        # A token that the draft does not propose is less likely than all that it proposes.
+        table.log_probs[children] = np.where(is_proposed, log_probs[numbers, columns], log_probs[numbers, -1] - 1)
+        table.matches[children] = 0
+        if any(matched):
+            pairs = zip(numbers.tolist(), table.tokens[children].tolist(), strict=True)
+            table.matches[children] = [matched[number].get(token, 0) for number, token in pairs]
+
+        log_chances = self._log_chances(
+            np.concatenate([table.log_probs[children], log_probs[:, :num_children].ravel()], dtype=np.float64),
+            np.concatenate([table.matches[children], matches.ravel()]),
+        )
+        if len(children):
+            table.log_chances[children] = log_chances[: len(children)]
+            table.score()
+        log_chances = log_chances[len(children) :].reshape(matches.shape)
+        is_known = is_proposed & (columns < num_children)
+        log_chances[numbers[is_known], columns[is_known]] = -np.inf
+        return matches, log_chances
+
+    def _runnable(self, max_depth: int, min_score: float, since: int = 0) -> Ints:
+        """The places of the rows that the drafter can run, the most worthwhile first."""
+        table = self._table
+        ran, parent_ran = table.ran, table.ran[table.parents]
+        may_run = (parent_ran > since) & ((ran <= since) | (ran < parent_ran)) & (table.depths < max_depth)
+        may_run[:1] = False  # the root
+        places = may_run.nonzero()[0]
+        worth = table.scores[places] + np.where(ran[places] <= since, 0.0, REFRESH_SCORE)
+        best = np.argsort(-worth, kind="stable")
+        return places[best[: np.count_nonzero(worth >= min_score)]]
+
+    def _ids(self, places: Ints) -> list[int]:
+        return self._table.ids[places].tolist()  # type: ignore[no-any-return]
+
+    def _log_chances(self, log_probs: Reals, matches: Ints) -> Reals:
         if self._acceptance is not None:
-            return self._acceptance.log_chance(edge)
-        assert edge.draft_log_prob is not None, "only calibrated drafts are looked up"
-        return edge.draft_log_prob
+            return self._acceptance.log_chances(log_probs, matches)
+        return np.minimum(log_probs, 0.0)  # rounding may leave a certain token a little more than certain

@@ -136,7 +136,9 @@ class Generation:
             reason = self._step(token)
         if advance is None:
             return [self._report(num_returned, 0, 0)]
-        num_pruned = self._prune(advance, tokens, now)
+        num_pruned = self._prune(advance, now)
+        if reason is None:
+            self._next_id += len(self.drafting.move_root(self.root, tokens, self._next_id))
         self.statistics.num_tokens += len(tokens)
         self.statistics.num_verifications += 1
         self._schedule.take_verified(self, len(tokens), now)
@@ -220,8 +222,11 @@ class Generation:
     def check(self) -> None:
         """Assert the invariants."""
         self.tree.check()
-        assert set(self.drafting.scores) <= {row.id for row in self.tree}
-        assert self.is_finished or self.root in self.tree or not self._prompt_feed.is_done
+        if self.is_finished:
+            return
+        self.drafting.check()
+        assert self.num_living_sent == len(self.sent.intersection(self.drafting.scores))
+        assert self.root in self.tree or not self._prompt_feed.is_done
         for flight in self.pipeline.flights:
             assert all(id in self.tree for id in flight.living)
 
@@ -240,7 +245,7 @@ class Generation:
     @property
     def num_living_sent(self) -> int:
         """Draft rows that the stages hold."""
-        return sum(id in self.sent for id in self.drafting.scores)
+        return self.drafting.num_sent
 
     @property
     def is_computing(self) -> bool:
@@ -259,7 +264,7 @@ class Generation:
         same older ancestors. The root may be in the chunk.
         """
         deepest = min(self.max_depth, self.tree[self.root].depth + RECENT_ROWS - 1)
-        return self.drafting.unsent(self.root, self.sent, deepest, min_score)
+        return self.drafting.unsent(deepest, min_score)
 
     # ------------------------------------------------------------------ inside
 
@@ -283,22 +288,21 @@ class Generation:
         self.root = child
         return None
 
-    def _prune(self, advance: Advance, tokens: list[int], now: float) -> int:
+    def _prune(self, advance: Advance, now: float) -> int:
         """Drop dead rows from the tree and all that refers to them. Returns how many of them had been sent."""
         self.tree.advance(advance)
         dropped = self.tree.take_dropped()
         num_pruned = len(self.sent.intersection(dropped))
         self.sent.difference_update(dropped)
         self.pipeline.prune(set(dropped), now)  # a chunk without a living row does not come back
-        self._head_feed.prune(dropped, self.root)
+        self._head_feed.prune(self.root)
         self._draft_feed.forget(dropped)
-        self.drafting.forget(dropped)
-        self._next_id += len(self.drafting.move_root(self.root, tokens, self._next_id))
         return num_pruned
 
     def _send(self, ids: list[int], now: float) -> Chunk:
         rows = tuple(Row(id, self.tree[id].parent, self.tree[id].token) for id in ids)
         self.sent.update(ids)
+        self.drafting.mark_sent(ids)
         turn = self._schedule.turn
         self.pipeline.send(Flight(set(ids), now, turn))
         self.statistics.num_rows_sent += len(ids)

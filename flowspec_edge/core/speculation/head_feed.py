@@ -6,7 +6,6 @@ Only the root and rows below it are kept. The walk has passed the others, or the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -67,17 +66,12 @@ class HeadFeed:
         """Those of the token after a row. They were asked for, and it is drawn."""
         return self._logprobs[id]
 
-    def prune(self, dropped: Iterable[int], root: int) -> None:
+    def prune(self, root: int) -> None:
         """Rows died, and the root has moved: forget what the walk cannot reach any more."""
-        for id in dropped:
-            self._forget(id)
         for id in [id for id in self._drawn if not self._is_open(id, root)]:
-            self._forget(id)
+            del self._drawn[id]
+            self._logprobs.pop(id, None)
         self._drop_returned(root)
-
-    def _forget(self, id: int) -> None:
-        self._drawn.pop(id, None)
-        self._logprobs.pop(id, None)
 
     def _drop_returned(self, root: int) -> None:
         self._returned = deque(

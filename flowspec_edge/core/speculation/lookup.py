@@ -6,7 +6,10 @@ do, a continuation costs no pass of a drafter and may leave with its root. (Saxe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 MIN_MATCH = 2
 """One matching token alone says little, and nearly every token has one."""
@@ -40,6 +43,10 @@ class Lookup:
         """Whether the text holds this pair: only then is there anything to propose after it."""
         return _pair(before, token) in self._latest
 
+    def has_each(self, before: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[bool]:
+        """``has`` for many pairs."""
+        return [pair in self._latest for pair in (before << 32 | tokens).tolist()]
+
     def proposals(self, path: Sequence[int]) -> dict[int, int]:
         """The proposed next tokens after ``path``, each with the length of its match.
 
@@ -49,25 +56,24 @@ class Lookup:
         text, found = self._text, dict[int, int]()
         if len(path) < MIN_MATCH:
             return found
-        for place in self._places(path[-2], path[-1]):
-            if place == len(text):
-                continue
-            longest = min(MAX_MATCH, place, len(path))
+        longest_path = min(MAX_MATCH, len(path))
+        place = self._latest.get(_pair(path[-2], path[-1]), 0)  # right behind the pair, the latest first
+        if place == len(text):
+            place = self._earlier[place]
+        for _ in range(MAX_PLACES):
+            if not place:
+                break
+            longest = min(longest_path, place)
             length = MIN_MATCH
             while length < longest and text[place - 1 - length] == path[-1 - length]:
                 length += 1
-            if length > found.get(text[place], 0):
-                found[text[place]] = length
-        return dict(sorted(found.items(), key=lambda item: -item[1])[:MAX_PROPOSALS])
-
-    def _places(self, before: int, token: int) -> Iterator[int]:
-        """The places right behind a pair, the latest first, at most MAX_PLACES."""
-        place = self._latest.get(_pair(before, token), 0)
-        for _ in range(MAX_PLACES):
-            if not place:
-                return
-            yield place
+            token = text[place]
+            if length > found.get(token, 0):
+                found[token] = length
             place = self._earlier[place]
+        if len(found) < 2:
+            return found
+        return dict(sorted(found.items(), key=lambda item: -item[1])[:MAX_PROPOSALS])
 
 
 def _pair(before: int, token: int) -> int:

@@ -144,7 +144,7 @@ class Origin:
     def num_drafted(self, session: int) -> int:
         """Draft rows of a running generation, sent or not; 0 of one that does not run."""
         running = self._running.get(session)
-        return len(running.generation.drafting.scores) if running else 0
+        return len(running.generation.drafting) if running else 0
 
     def ending_of(self, text: UnfinishedText, options: GenerateOptions) -> str | None:
         """Why a text that was written so far elsewhere has ended already: ``stop`` or ``length``, or None.

@@ -37,17 +37,14 @@ class RingCosts:
         self.hops = LineFit()  # all hops of a trip together, over the mean number of rows per hop
         self.head = LineFit()
         self.draft = LineFit()
+        self.seconds_per_row = 0.0
+        """What one more row adds to the trip of its chunk."""
         self._single_trip_s = 0.0  # a chunk of one row, when nothing kept it waiting; 0 where none was seen
 
     @property
     def is_measured(self) -> bool:
         """Whether a chunk has come back yet."""
         return self.hops.has_samples
-
-    @property
-    def seconds_per_row(self) -> float:
-        """What one more row adds to the trip of its chunk."""
-        return sum(stage.line.per_row for stage in self.stages) + self.hops.line.per_row
 
     @property
     def plain_token_s(self) -> float:
@@ -75,6 +72,7 @@ class RingCosts:
             stage.add(passage.num_rows, passage.ran_s)
         on_the_way = trip_s - sum(passage.waited_s + passage.ran_s for passage in passages)
         self.hops.add(sum(passage.num_rows for passage in passages) / len(passages), max(on_the_way, 0.0))
+        self.seconds_per_row = sum(stage.line.per_row for stage in self.stages) + self.hops.line.per_row
 
 
 class Pipeline:
@@ -118,10 +116,10 @@ class Pipeline:
         costs = self.costs
         if not costs.is_measured:
             return 0.0
-        away = costs.hop_s(0)
+        away, hop_s = costs.hop_s(0), costs.hop_s(num_rows)
         latest = self._free_at[0] - away
         for stage, free_at in zip(costs.stages, self._free_at[1:], strict=False):
-            away += stage.line.at(num_rows) + costs.hop_s(num_rows)
+            away += stage.line.at(num_rows) + hop_s
             latest = max(latest, free_at - away)
         return latest
 
@@ -134,6 +132,7 @@ class Pipeline:
     def _follow(self, flight: Flight, now: float = -1.0) -> None:
         """Foretell when each stage starts and ends the flight, except where it has started by ``now``."""
         num_rows = len(flight.living)
+        hop_s = self.costs.hop_s(num_rows)
         arrives = flight.sent_at + self.costs.hop_s(0)
         starts, ends = [], []
         for number, stage in enumerate(self.costs.stages):
@@ -145,5 +144,5 @@ class Pipeline:
             starts.append(start)
             ends.append(end)
             self._free_at[number] = end
-            arrives = end + self.costs.hop_s(num_rows)
+            arrives = end + hop_s
         flight.starts, flight.ends = starts, ends

@@ -78,36 +78,43 @@ class Tree:
             ProtocolError: a second first row, two rows of one parent with one token, two rows of one draft id, or a
                 row that is numbered before its parent.
         """
-        known = self._rows.get(row.id)
+        id, parent, token = row
+        known = self._rows.get(id)
         if known is not None:
-            if (known.parent, known.token) != (row.parent, row.token):
-                raise ProtocolError(f"row {row.id} came twice, with different parents or tokens")
+            if (known.parent, known.token) != (parent, token):
+                raise ProtocolError(f"row {id} came twice, with different parents or tokens")
             return False
-        if row.id >= NO_PARENT or (row.parent != NO_PARENT and row.parent >= row.id):
-            raise ProtocolError(
-                f"row {row.id} has the parent {row.parent}; draft ids count up from parents to children"
-            )
-        if row.parent == NO_PARENT:
+        if id >= NO_PARENT or (parent >= id and parent != NO_PARENT):
+            raise ProtocolError(f"row {id} has the parent {parent}; draft ids count up from parents to children")
+        if parent == NO_PARENT:
             if self._first is not None:
-                raise ProtocolError(f"row {row.id} claims to be first, but the session began with row {self._first}")
-            self._first = row.id
+                raise ProtocolError(f"row {id} claims to be first, but the session began with row {self._first}")
+            self._first = id
             depth = 0
         else:
-            parent = self._rows.get(row.parent)
-            if parent is None or (parent.is_committed and parent.next_token != row.token):
+            above = self._rows.get(parent)
+            if above is None or (above.next_token is not None and above.next_token != token):
                 return False
-            if row.token in parent.children:
-                raise ProtocolError(
-                    f"rows {parent.children[row.token]} and {row.id} are both token {row.token} after row {row.parent}"
-                )
-            parent.children[row.token] = row.id
-            depth = parent.depth + 1
-        self._rows[row.id] = TreeRow(row.id, row.parent, row.token, depth)
-        if row.id < self._num_prompt and row.parent != NO_PARENT:
-            self.advance(Advance(row.parent, row.token))
-        if row.id in self._waiting:
-            self.advance(Advance(row.id, self._waiting.pop(row.id)))
+            if token in above.children:
+                raise ProtocolError(f"rows {above.children[token]} and {id} are both token {token} after row {parent}")
+            above.children[token] = id
+            depth = above.depth + 1
+        self._rows[id] = TreeRow(id, parent, token, depth)
+        if id < self._num_prompt and parent != NO_PARENT:
+            self.advance(Advance(parent, token))
+        if self._waiting and id in self._waiting:
+            self.advance(Advance(id, self._waiting.pop(id)))
         return True
+
+    def grow(self, ids: Iterable[int], parents: Iterable[int], tokens: Iterable[int]) -> list[TreeRow]:
+        """Take in new rows below living ones that are not committed: ``add`` without its checks, for own drafts."""
+        known, rows = self._rows, []
+        for id, parent, token in zip(ids, parents, tokens, strict=True):
+            above = known[parent]
+            above.children[token] = id
+            row = known[id] = TreeRow(id, parent, token, above.depth + 1)
+            rows.append(row)
+        return rows
 
     def advance(self, advance: Advance) -> None:
         """Commit ``at`` and its ancestors, and drop every row that no longer lives.
@@ -125,10 +132,9 @@ class Tree:
             return
         while not row.is_committed:
             row.next_token = token
-            for sibling_token, child in list(row.children.items()):
-                if sibling_token != token:
-                    del row.children[sibling_token]
-                    self._drop(child)
+            next_id = row.children.pop(token, None)
+            self._drop(row.children.values())
+            row.children = {} if next_id is None else {token: next_id}
             if row.parent == NO_PARENT:
                 return
             row, token = self._rows[row.parent], row.token
@@ -171,9 +177,9 @@ class Tree:
                 assert parent.children[row.token] == row.id
                 assert parent.is_committed or not row.is_committed, f"row {row.id} is committed under an open parent"
 
-    def _drop(self, id: int) -> None:
-        pending = [id]
-        while pending:
-            row = self._rows.pop(pending.pop())
-            self._dropped.append(row.id)
-            pending.extend(row.children.values())
+    def _drop(self, ids: Iterable[int]) -> None:
+        """Drop these rows and all below them."""
+        dropped = list(ids)
+        for id in dropped:  # which grows meanwhile
+            dropped.extend(self._rows.pop(id).children.values())
+        self._dropped += dropped

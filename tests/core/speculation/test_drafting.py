@@ -4,12 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flowspec_edge.core.rows import NO_PARENT, Advance, Row
-from flowspec_edge.core.speculation.acceptance import Acceptance, Edge
-from flowspec_edge.core.speculation.drafting import LOOKUP_ROWS, Drafting, DraftShape
+from flowspec_edge.core.speculation.acceptance import Acceptance
+from flowspec_edge.core.speculation.drafting import Drafting, DraftShape
 from flowspec_edge.core.speculation.lookup import Lookup
-from flowspec_edge.core.speculation.tree import Tree
+from flowspec_edge.core.speculation.lookup_drafts import LOOKUP_ROWS
+from flowspec_edge.core.speculation.tree import Tree, TreeRow
 
 FAR = 1000
 """A depth that nothing reaches."""
@@ -21,10 +24,12 @@ def make_drafting(
 ) -> tuple[Tree, Drafting]:
     tree = Tree([Row(0, NO_PARENT, 1), Row(ROOT, 0, 2)])
     shape = DraftShape(width=4, proposals=3, children=children, rows_per_pass=rows_per_pass)
-    return tree, Drafting(tree, shape, acceptance=acceptance, lookup=lookup)
+    drafting = Drafting(tree, shape, acceptance=acceptance, lookup=lookup)
+    drafting.move_root(ROOT, [2], 10)
+    return tree, drafting
 
 
-def merge(drafting: Drafting, answers: dict[int, list[tuple[int, float]]], next_id: int) -> list[Row]:
+def merge(drafting: Drafting, answers: dict[int, list[tuple[int, float]]], next_id: int) -> list[TreeRow]:
     """One pass: per row, the tokens that the draft proposes after it, each with its probability."""
     tokens = np.array([[token for token, _ in proposed] for proposed in answers.values()])
     chances = np.array([[chance for _, chance in proposed] for proposed in answers.values()])
@@ -44,7 +49,7 @@ def draft_two_levels(drafting: Drafting) -> None:
 def test_a_pass_adds_the_likeliest_children_numbered_from_the_next_id() -> None:
     _, drafting = make_drafting(children=2)
     added = merge(drafting, {ROOT: [(5, 0.6), (6, 0.3), (7, 0.05)]}, 10)
-    assert added == [Row(10, ROOT, 5), Row(11, ROOT, 6)]
+    assert [(row.id, row.parent, row.token) for row in added] == [(10, ROOT, 5), (11, ROOT, 6)]
     assert chances(drafting) == {10: 0.6, 11: 0.3}
     assert drafting.num_passes == 1
 
@@ -76,8 +81,9 @@ def test_a_parent_that_died_meanwhile_counts_for_nothing() -> None:
     tree, drafting = make_drafting()
     draft_two_levels(drafting)
     tree.advance(Advance(ROOT, 6))
-    drafting.forget(tree.take_dropped())
+    drafting.move_root(11, [6], 20)
     assert merge(drafting, {10: [(7, 0.5), (8, 0.2)], ROOT: [(5, 0.5), (9, 0.3)]}, 20) == []
+    drafting.check()
     assert drafting.num_passes == 3
 
 
@@ -122,36 +128,40 @@ def test_when_the_root_moves_scores_count_from_it_and_drafts_stay() -> None:
     tree, drafting = make_drafting()
     draft_two_levels(drafting)
     tree.advance(Advance(ROOT, 5))
-    drafting.forget(tree.take_dropped())
     assert drafting.move_root(10, [5], 20) == []
     assert chances(drafting) == {12: 0.5, 13: 0.2}
+    drafting.check()
     assert drafting.frontier(9, FAR) == [12, 13], "row 10 has run, so its children can"
 
 
 def test_unsent_rows_come_best_first_and_parents_before_children() -> None:
     _, drafting = make_drafting()
     draft_two_levels(drafting)
-    assert list(drafting.unsent(ROOT, {0, ROOT}, FAR, -math.inf)) == [10, 11, 12, 13]
-    assert list(drafting.unsent(ROOT, {0, ROOT, 10}, FAR, -math.inf)) == [11, 12, 13]
-    drafting.scores[12] = 0.0  # a score may be older than its parent's
-    assert list(drafting.unsent(ROOT, {0, ROOT}, FAR, -math.inf)) == [10, 12, 11, 13]
+    drafting.mark_sent([ROOT])
+    assert list(drafting.unsent(FAR, -math.inf)) == [10, 11, 12, 13]
+    assert drafting.num_sent == 0, "the root is no draft any more"
+    drafting.mark_sent([10])
+    assert list(drafting.unsent(FAR, -math.inf)) == [11, 12, 13]
+    assert drafting.num_sent == 1
 
 
 def test_unsent_rows_end_at_the_last_depth_that_matters_and_at_the_least_chance() -> None:
     _, drafting = make_drafting()
     draft_two_levels(drafting)
-    assert list(drafting.unsent(ROOT, {ROOT}, 2, -math.inf)) == [10, 11]
-    assert list(drafting.unsent(ROOT, {ROOT}, FAR, math.log(0.2))) == [10, 11, 12]
+    assert list(drafting.unsent(2, -math.inf)) == [10, 11]
+    assert list(drafting.unsent(FAR, math.log(0.2))) == [10, 11, 12]
 
 
 def test_the_target_teaches_what_drafts_are_worth() -> None:
     acceptance = Acceptance()
     _, drafting = make_drafting(acceptance=acceptance)
     merge(drafting, {ROOT: [(5, 0.6), (6, 0.3)]}, 10)
-    before = acceptance.log_chance(Edge(math.log(0.6))), acceptance.log_chance(Edge(math.log(0.3)))
+    log_probs, matches = np.log([0.6, 0.3]), np.zeros(2, np.int64)
+    before = acceptance.log_chances(log_probs, matches)
     drafting.observe(ROOT, 6)
-    assert acceptance.log_chance(Edge(math.log(0.6))) < before[0]
-    assert acceptance.log_chance(Edge(math.log(0.3))) > before[1]
+    taken, passed_over = 1, 0
+    assert acceptance.log_chances(log_probs, matches)[passed_over] < before[passed_over]
+    assert acceptance.log_chances(log_probs, matches)[taken] > before[taken]
 
 
 def test_the_text_itself_proposes_what_followed_before() -> None:
@@ -165,9 +175,75 @@ def test_the_text_itself_proposes_what_followed_before() -> None:
 
 
 def test_dead_rows_are_forgotten() -> None:
+    tree, drafting = make_drafting()
+    draft_two_levels(drafting)
+    tree.advance(Advance(ROOT, 6))
+    assert drafting.move_root(11, [6], 20) == []
+    assert len(drafting) == 0 and not drafting.scores
+    drafting.check()
+    assert [row.id for row in merge(drafting, {11: [(7, 0.5), (8, 0.2)]}, 20)] == [20, 21]
+    tree.advance(Advance(11, 9))
+    tree.add(Row(30, 11, 9))
+    drafting.move_root(30, [9], 31)
+    assert not drafting.scores, "the text went on with a row that was not drafted"
+    drafting.check()
+
+
+def test_what_hangs_below_a_row_is_scored_anew_with_it() -> None:
     _, drafting = make_drafting()
     draft_two_levels(drafting)
-    drafting.forget([10, 12, 13])
-    assert set(drafting.scores) == {11}
-    with pytest.raises(KeyError):
-        drafting._ran[10]
+    merge(drafting, {ROOT: [(5, 0.2), (6, 0.7)]}, 20)
+    assert chances(drafting) == {10: 0.2, 11: 0.7, 12: 0.1, 13: 0.04}
+    assert list(drafting.unsent(FAR, -math.inf)) == [11, 10, 12, 13]
+
+
+def test_a_match_that_the_draft_proposes_as_well_counts_as_both() -> None:
+    text = [1, 2, 3, 4, 5, 1, 2]
+    tree = Tree([Row(id, id - 1 if id else NO_PARENT, token) for id, token in enumerate(text)])
+    acceptance = Acceptance()
+    drafting = Drafting(tree, DraftShape(children=2), acceptance=acceptance, lookup=Lookup(text[:-1]))
+    drafting.move_root(6, [2], 20)
+    looked_up = drafting.scores[20]
+    added = merge(drafting, {6: [(9, 0.4), (3, 0.3), (8, 0.1)]}, 60)
+    assert [row.token for row in added] == [9], "token 3 is a row already"
+    assert drafting.scores[20] > looked_up
+    merge(drafting, {6: [(9, 0.4), (7, 0.3), (8, 0.1)]}, 70)
+    least = acceptance.log_chances(np.log([0.1]) - 1, np.array([2]))[0]
+    assert drafting.scores[20] == pytest.approx(least), "it is less likely than all that the draft proposes"
+    drafting.check()
+
+
+# ---------------------------------------------------------------------- all at once, beside each for itself
+
+
+CHANCES = st.floats(0.01, 0.5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10**6), CHANCES, CHANCES), min_size=1, max_size=40), st.data())
+def test_scores_and_choices_are_those_of_each_row_alone(
+    passes: list[tuple[int, float, float]], data: st.DataObject
+) -> None:
+    """Random trees, rows that ran once or again, rows that left: the table answers what a walk over all rows would."""
+    tree, drafting = make_drafting()
+    ran, chosen = dict[int, int](), dict[tuple[int, int], float]()
+    for number, (pick, *pair) in enumerate(passes, 1):
+        parent = sorted({ROOT, *drafting.scores})[pick % (len(drafting) + 1)]
+        merge(drafting, {parent: [(5, pair[0]), (6, pair[1])]}, 10 * number)
+        ran[parent] = number
+        chosen |= {(parent, 5): pair[0], (parent, 6): pair[1]}
+
+    paths = {ROOT: 1.0}
+    for row in tree.descendants(ROOT):
+        paths[row.id] = paths[row.parent] * chosen[row.parent, row.token]
+    del paths[ROOT]
+    assert {id: math.exp(score) for id, score in drafting.scores.items()} == pytest.approx(paths, rel=1e-5)
+    best = sorted(drafting.scores, key=lambda id: (-drafting.scores[id], id))
+    sent = data.draw(st.sets(st.sampled_from(best)))
+    drafting.mark_sent(sorted(sent))
+    assert list(drafting.unsent(FAR, -math.inf)) == [id for id in best if id not in sent]
+    assert drafting.num_sent == len(sent)
+    below = [id for id in best if tree[id].parent in ran]
+    assert drafting.frontier(FAR, FAR) == [id for id in below if id not in ran]
+    assert drafting.stale(FAR, FAR) == [id for id in below if 0 < ran.get(id, 0) < ran[tree[id].parent]]
+    drafting.check()

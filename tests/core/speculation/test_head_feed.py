@@ -59,7 +59,7 @@ def test_pruning_forgets_rows_that_wait_and_draws_that_the_walk_cannot_reach() -
     feed.take_drawn(HeadFinished((7, 9, 4)))
     feed.take_returned(*of(3), root=1)
     tree.advance(Advance(1, 7))  # the text goes on with row 2
-    feed.prune(tree.take_dropped(), root=2)
+    feed.prune(root=2)
     assert not feed.is_busy, "row 3 is dead, and nothing else waits"
     assert [feed.drawn_after(id) for id in (1, 2, 3)] == [None, 9, None]
 
@@ -68,5 +68,5 @@ def test_rows_that_died_while_they_waited_do_not_reach_the_head() -> None:
     tree, feed = make_feed()
     feed.take_returned(*of(3, 4), root=1)
     tree.advance(Advance(1, 7))
-    feed.prune(tree.take_dropped(), root=2)
+    feed.prune(root=2)
     assert comparable(feed.next_rows(2)) == comparable(of(4))

@@ -79,6 +79,7 @@ def test_the_likeliest_child_is_the_one_that_will_be_drawn() -> None:
     tree = Tree()
     tree.add(Row(0, NO_PARENT, 1))
     drafting = Drafting(tree, DraftShape(proposals=VOCAB, children=2))
+    drafting.move_root(0, (1,), 1)
     at, surprises = 0, 0
     for depth in range(1, 30):
         ranked = rank_drafts(draft_below(at, depth, options), DRAFTED, NOISE)

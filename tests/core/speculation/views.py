@@ -77,6 +77,9 @@ class DraftingStub:
     num_passes: int
     shape: ShapeStub = ShapeStub()
 
+    def __len__(self) -> int:
+        return len(self.scores)
+
     def frontier(self, width: int, max_depth: int, since: int = 0) -> list[int]:
         return [id for id in self._below_what_ran(max_depth, since) if self.ran.get(id, 0) <= since][:width]
 

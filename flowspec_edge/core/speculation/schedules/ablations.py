@@ -38,8 +38,8 @@ class WithoutTree(Flowspec):
 class WithoutChunkControl(Flowspec):
     """Chunks of a fixed size, whatever a row costs."""
 
-    def _is_worth_adding(self, view: GenerationView, num_rows: int, chance: float, entry: float) -> bool:
-        return num_rows < CHUNK_ROWS
+    def _worth_of_rows(self, view: GenerationView) -> tuple[int, float, float]:
+        return CHUNK_ROWS, 0.0, 0.0
 
 
 class WithoutJustInTime(Flowspec):

@@ -55,6 +55,9 @@ class DraftingView(Protocol):
     def shape(self) -> ShapeView:
         """How a draft tree is meant to grow."""
 
+    def __len__(self) -> int:
+        """The number of drafted rows."""
+
     @property
     def scores(self) -> Mapping[int, float]:
         """The log of the chance that the text goes on from the root through a drafted row, for each, sent or not."""

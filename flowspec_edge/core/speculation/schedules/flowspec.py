@@ -39,7 +39,7 @@ INTERVALS_LATE = 1.5
 """How many intervals of the slowest stage a row that is left out comes later, on average.
 
 On the testbeds tokens/s are up to 6 % lower with 1, and as high with 2."""
-MIN_CHANCE = 0.001
+MIN_SCORE = math.log(0.001)
 """Rows less likely than this are neither sent nor expanded."""
 
 
@@ -75,16 +75,16 @@ class Flowspec(Schedule):
         if (row_s := pipeline.costs.draft.line.per_row) > 0:  # rows that cost nearly nothing come along
             width = min(width + int(PASS_SLACK * pipeline.costs.draft.line.at(width) / row_s), MAX_PASS_ROWS)
         if not view.num_unextended:
-            if len(drafting.scores) > MAX_TREE_ROWS:
+            if len(drafting) > MAX_TREE_ROWS:
                 return None
             returns_at = pipeline.returns_at()
             if returns_at is not None and now <= returns_at < now + pipeline.costs.draft.line.at(width):
                 return None  # the next chunk is due, and its head comes first
-        rows = drafting.next_pass(width, view.max_depth, math.log(MIN_CHANCE))
+        rows = drafting.next_pass(width, view.max_depth, MIN_SCORE)
         return rows if rows or view.num_unextended else None
 
     def _candidates(self, view: GenerationView) -> Iterable[int]:
-        return view.unsent(math.log(MIN_CHANCE)) if self._payoff.is_on else ()
+        return view.unsent(MIN_SCORE) if self._payoff.is_on else ()
 
     def _rows_worth_sending(self, view: GenerationView) -> tuple[list[int], float]:
         """The next chunk, and the chance that the text enters it."""
@@ -93,20 +93,25 @@ class Flowspec(Schedule):
         rows = [view.root] if is_new_root else []
         chosen = set(rows)
         entry = 1.0 if is_new_root else 0.0
-        room = min(WIDEST_CHUNK_ROWS, MAX_LIVING_ROWS - view.num_living_sent)
+        most, won_s, lost_s = self._worth_of_rows(view)
+        most = min(most, MAX_LIVING_ROWS - view.num_living_sent)
         for id in self._candidates(view):
             chance = math.exp(scores[id])
             if tree[id].parent not in chosen:
                 entry = min(entry + chance, 1.0)
-            if len(rows) >= room or (rows and not self._is_worth_adding(view, len(rows), chance, entry)):
+            if len(rows) >= most or (rows and chance * won_s < entry * lost_s):
                 break
             rows.append(id)
             chosen.add(id)
         return rows, entry
 
-    def _is_worth_adding(self, view: GenerationView, num_rows: int, chance: float, entry: float) -> bool:
+    def _worth_of_rows(self, view: GenerationView) -> tuple[int, float, float]:
+        """How many rows a chunk has at most, and what one more row is worth.
+
+        The row wins a time if the text goes on through it, and loses another if the text enters the chunk.
+        """
         costs = view.pipeline.costs
-        return chance * INTERVALS_LATE * costs.interval_s(1) >= entry * costs.seconds_per_row
+        return WIDEST_CHUNK_ROWS, INTERVALS_LATE * costs.interval_s(1), costs.seconds_per_row
 
     def _leaves_at(self, view: GenerationView, rows: list[int], entry: float, now: float) -> float:
         """When the chunk should leave, or be chosen anew; infinity if something else must happen first."""
