@@ -289,6 +289,8 @@ class Ring:
         except FlowspecError as cause:
             release_frames(cause)
             self._is_ending = True
+            if self._timer is not None:  # where the core has raised the error, it hears of nothing but its end
+                self._timer.cancel()
             loss = await loss_of(cause, self._controls, self._origin)
             _log.info("ring lost: %s", cause)
             self._give_up(loss)

@@ -119,6 +119,7 @@ class FailingRing(SimulatedRing, Watcher):
         """False once something in the ring was lost, or it was left."""
         self.has_ended = False
         """Set when its texts have heard that it is lost, and when it is left."""
+        self._has_raised = False
         self._order, self._on_action, self._on_loss = order, on_action, on_loss
         self._frozen: dict[int, list[Callback]] = {}
         self._cut: Way | None = None  # what a stage, or the origin, says of its neighbour
@@ -131,9 +132,12 @@ class FailingRing(SimulatedRing, Watcher):
         if isinstance(event, ev.PromptSubmitted):  # a RequestError is the request's
             super().tell_origin(event)
             return
+        if self._has_raised and not isinstance(event, ev.RingLost | ev.GenerationCancelled):
+            return  # what it answered when it raised is lost, and the ring's readers and timer have ended
         try:
             super().tell_origin(event)
         except FlowspecError as cause:
+            self._has_raised = True
             self._lose(str(cause))
 
     def see_action(self, action: ev.OriginAction, now_s: float) -> None:
