@@ -13,7 +13,7 @@ from flowspec_edge.version import __version__
 
 if TYPE_CHECKING:
     from flowspec_edge.client import Answer, Client, Health, Usage
-    from flowspec_edge.config import GenerateOptions, Piece, TextPart
+    from flowspec_edge.config import GenerateOptions, Grammar, Piece, TextPart
     from flowspec_edge.errors import (
         AnswerLostError,
         AnswerTimeoutError,
@@ -40,6 +40,7 @@ __all__ = [
     "Client",
     "FlowspecError",
     "GenerateOptions",
+    "Grammar",
     "Health",
     "KeyTextError",
     "LinkLostError",
@@ -66,6 +67,7 @@ _HOMES = {
     "Client": "client",
     "FlowspecError": "errors",
     "GenerateOptions": "config",
+    "Grammar": "config",
     "Health": "client",
     "KeyTextError": "errors",
     "LinkLostError": "errors",

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.config import GenerateOptions, Grammar, Piece
 from flowspec_edge.core.asked_chat import AskedChat
 from flowspec_edge.core.asked_text import AskedText
 from flowspec_edge.core.cluster import reconnection as rc
@@ -234,6 +234,7 @@ class Client:
         seed: int | None = None,
         stop: Sequence[str] = (),
         schedule: str = "flowspec",
+        grammar: Grammar | None = None,
         timeout: float | None = None,
     ) -> Answer:
         """Stream a continuation of ``prompt``; see :class:`GenerateOptions` for the options. Without a ``seed`` the
@@ -262,6 +263,7 @@ class Client:
             seed=seed or 0,
             stop=tuple(stop),
             schedule=schedule,
+            grammar=grammar,
         )
         within_s = self._resume_within_s
         text = AskedText(prompt, options, seed, is_resumable=within_s is not None)

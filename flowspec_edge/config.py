@@ -19,6 +19,10 @@ MAX_TOP_LOGPROBS = 20
 MAX_NAMED_TOKENS = 1024
 """That options may name, each by its id. Each takes a microsecond whenever a token is drawn."""
 
+MAX_GRAMMAR_CHARACTERS = 2**16
+"""Of a grammar's text: a schema of some thousand properties."""
+GRAMMAR_KINDS = ("json", "regex", "choice", "lark")
+
 MIN_TEMPERATURE = 1e-6
 """Below it the likeliest token is drawn anyway, and logits that are divided by it overflow in the end."""
 
@@ -32,6 +36,15 @@ class TextPart(NamedTuple):
 
 Text = str | Sequence[TextPart]
 """A text in which special tokens are parsed, or parts that choose."""
+
+
+class Grammar(NamedTuple):
+    """What a text may be, and all of it must be: by its ``kind`` a JSON schema, a regular expression, a JSON list of
+    texts of which it is one, or a Lark grammar.
+    """
+
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +62,9 @@ class GenerateOptions:
     The text ends behind an end-of-sequence token, unless ``ignore_eos``, and behind any of ``stop_token_ids``. None of
     these is drawn, and no stop string ends the text, before it has ``min_tokens``. With ``num_logprobs`` pieces tell
     each token's log-probability and as many of the likeliest in its place; 0 tells its own alone, None nothing.
+
+    With a ``grammar`` no token is drawn that it does not allow. The text ends where the grammar does; where it is cut
+    before, by its length or a stop string, it is a beginning of what the grammar allows.
     """
 
     max_new_tokens: int = 128
@@ -67,6 +83,7 @@ class GenerateOptions:
     ignore_eos: bool = False
     min_tokens: int = 0
     num_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         _check_range("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
@@ -87,6 +104,8 @@ class GenerateOptions:
         if self.num_logprobs is not None:
             _check_range("num_logprobs", self.num_logprobs, 0, MAX_TOP_LOGPROBS)
         self._check_tokens()
+        if self.grammar is not None:
+            self._check_grammar(self.grammar)
         for text in self.stop:
             if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
                 raise FieldError(
@@ -103,6 +122,19 @@ class GenerateOptions:
             if len(tokens) > MAX_NAMED_TOKENS:
                 raise FieldError(name, f"names {len(tokens)} tokens; it may name {MAX_NAMED_TOKENS}")
 
+    def _check_grammar(self, grammar: Grammar) -> None:
+        if grammar.kind not in GRAMMAR_KINDS:
+            raise FieldError(
+                "grammar", f"is of kind {grammar.kind!r:.80}; it must be one of {', '.join(GRAMMAR_KINDS)}"
+            )
+        if len(grammar.text) > MAX_GRAMMAR_CHARACTERS:
+            raise FieldError(
+                "grammar", f"has {len(grammar.text)} characters; it may have {MAX_GRAMMAR_CHARACTERS}", "too_large"
+            )
+        for name, is_set in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens > 0)):
+            if is_set:
+                raise FieldError(name, "is set beside a grammar, which alone says where the text ends; leave it out")
+
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises FieldError where a token that is named is none of a model with so many."""
         for name, tokens in (
@@ -117,7 +149,7 @@ class GenerateOptions:
     def looks_back(self) -> bool:
         """Whether the draw of a token depends on those before it otherwise than by the model."""
         has_penalty = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-        return has_penalty or self.min_tokens > 0
+        return has_penalty or self.min_tokens > 0 or self.grammar is not None
 
     @property
     def cuts_off(self) -> bool:

@@ -180,6 +180,10 @@ class PlainHttpError(RequestError):
     """An API key would leave this machine unencrypted."""
 
 
+class GrammarError(RequestError):
+    """A text cannot go on as its grammar asks, which has become too complex."""
+
+
 class OtherBundleError(RequestError):
     """A text was begun with another bundle than the one that is asked to go on with it."""
 

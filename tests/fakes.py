@@ -22,7 +22,8 @@ from flowspec_edge.config import GenerateOptions, TokenLogprobs
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.limits import CREDITS_PER_HOP, RECENT_ROWS, TREE_MARGIN
-from flowspec_edge.core.rows import NO_PARENT, Before, Chunk, SessionSpec
+from flowspec_edge.core.rows import NO_PARENT, Before, Chunk, Row, SessionSpec
+from flowspec_edge.core.speculation.constraint import Constraint
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.stage import Stage
@@ -46,9 +47,11 @@ def logits_of(hidden: float) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def unsplit(prompt: tuple[int, ...], options: GenerateOptions, max_context: int = 512) -> list[int]:
+def unsplit(
+    prompt: tuple[int, ...], options: GenerateOptions, max_context: int = 512, constraint: Constraint | None = None
+) -> list[int]:
     """What the model writes on its own: no ring, no tree."""
-    sampler = Sampler(options.for_drawing({EOS}), NOISE)
+    sampler = Sampler(options.for_drawing({EOS}), NOISE, constraint)
     tokens = list(prompt)
     while len(tokens) - len(prompt) < options.max_new_tokens and len(tokens) < max_context:
         before = Before(np.array(tokens), len(prompt))
@@ -206,8 +209,9 @@ class NoTime:
 class FakeOrigin:
     """Logits of path hashes, and a drafter that guesses."""
 
-    def __init__(self, drafter: FakeDrafter) -> None:
+    def __init__(self, drafter: FakeDrafter, constraint: Constraint | None) -> None:
         self.drafter = drafter
+        self.constraint = constraint
         self.prompts: dict[int, tuple[int, ...]] = {}
 
     def open(self, spec: SessionSpec) -> None:
@@ -221,8 +225,9 @@ class FakeOrigin:
             if job.paths is not None:
                 told = [path_hash(job.paths.before(place).tokens.astype(np.uint8)) for place in range(len(job.rows))]
                 assert told == [row[0] for row in job.hidden], "another row's path"
-            return draw_tokens(job, np.stack([logits_of(row[0]) for row in job.hidden]), NOISE)
-        return rank_drafts(job, self.drafter.run(job), NOISE)
+            constraint = None if job.options.grammar is None else self.constraint
+            return draw_tokens(job, np.stack([logits_of(row[0]) for row in job.hidden]), NOISE, constraint)
+        return rank_drafts(job, self.drafter.run(job), NOISE, None if job.grammar is None else self.constraint)
 
 
 class FakeRing(Watcher):
@@ -235,6 +240,7 @@ class FakeRing(Watcher):
         skill: float = 0.7,
         max_context: int = 512,
         taps: tuple[int, ...] = (),
+        constraint: Constraint | None = None,
     ) -> None:
         self.limits = TargetLimits(max_context=max_context, vocab_size=VOCAB, eos_token_ids=frozenset({EOS}))
         self.origin = Origin(num_stages=num_stages, limits=self.limits, has_drafter=True, taps=taps)
@@ -243,10 +249,10 @@ class FakeRing(Watcher):
             rng.choice(owned).append(tap)
         self.stages = [FakeStage(rng, is_first=i == 0, taps=tuple(owned[i])) for i in range(num_stages)]
         self.order = AnyOrder(rng)
-        self.engine = FakeOrigin(FakeDrafter(rng, skill, taps))
+        self.engine = FakeOrigin(FakeDrafter(rng, skill, taps), constraint)
         self.ring = SimulatedRing(self.origin, self.engine, self.stages, self.order, NoTime(), [self])
         self.answers: dict[int, Answer] = {}
-        self.sent: dict[int, set[int]] = {}  # per session, draft ids
+        self.sent: dict[int, dict[int, Row]] = {}  # per session, by draft id
 
     @property
     def num_at_work(self) -> int:
@@ -264,10 +270,17 @@ class FakeRing(Watcher):
 
     def submit(self, session: int, prompt: tuple[int, ...], options: GenerateOptions, num_written: int = 0) -> Answer:
         self.engine.prompts[session] = prompt
-        self.sent[session] = set()
+        self.sent[session] = {}
         self.answers[session] = Answer()
         self.tell_origin(ev.PromptSubmitted(session, prompt, options, num_written))
         return self.answers[session]
+
+    def sent_paths(self, session: int) -> list[list[int]]:
+        """The tokens of the path to each row that was sent."""
+        paths: dict[int, list[int]] = {NO_PARENT: []}
+        for id, row in self.sent[session].items():
+            paths[id] = [*paths[row.parent], row.token]
+        return list(paths.values())
 
     def tell_origin(self, event: ev.OriginEvent) -> None:
         self.ring.tell_origin(event)
@@ -292,7 +305,7 @@ class FakeRing(Watcher):
                 for row in chunk.rows:
                     assert row.id not in sent, "a row is sent once"
                     assert row.parent == NO_PARENT or row.parent in sent, "parents go before children"
-                    sent.add(row.id)
+                    sent[row.id] = row
             case ev.EmitTokens(session, tokens, logprobs):
                 self.answers[session].tokens += tokens
                 self.answers[session].logprobs += logprobs

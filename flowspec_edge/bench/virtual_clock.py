@@ -20,6 +20,7 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.journal import Journal, Write
 from flowspec_edge.core.rows import NO_PARENT, Advance, Chunk, Row, SessionSpec
+from flowspec_edge.core.speculation.constraint import Constraint
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
@@ -114,8 +115,10 @@ class _TapeStage:
 class _TapeOrigin:
     """The target's head from a tape, and the real drafter."""
 
-    def __init__(self, target: _TapeTarget, drafter: Drafter | None, noise: Noise) -> None:
-        self._target, self._drafter, self._noise = target, drafter, noise
+    def __init__(
+        self, target: _TapeTarget, drafter: Drafter | None, noise: Noise, constraint: Constraint | None
+    ) -> None:
+        self._target, self._drafter, self._noise, self._constraint = target, drafter, noise, constraint
 
     def open(self, spec: SessionSpec) -> None:
         if self._drafter is not None:
@@ -127,10 +130,10 @@ class _TapeOrigin:
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         if isinstance(job, ev.RunHead):
-            return draw_tokens(job, self._target.logits(job.hidden), self._noise)
+            return draw_tokens(job, self._target.logits(job.hidden), self._noise, self._constraint)
         assert self._drafter is not None
         hidden = self._target.hidden(job.hidden) if len(job.hidden) else job.hidden
-        return rank_drafts(job, self._drafter.run(replace(job, hidden=hidden)), self._noise)
+        return rank_drafts(job, self._drafter.run(replace(job, hidden=hidden)), self._noise, self._constraint)
 
 
 class TestbedTimes:
@@ -160,6 +163,7 @@ class VirtualRing(Watcher):
     """One generation on a ring of ``len(testbed.stages)`` stages that was idle before.
 
     With ``write`` the origin's journal is written, text included, so that its core can be run again without the ring.
+    ``constraint`` is the grammar of its options, where they have one.
     """
 
     def __init__(
@@ -171,6 +175,7 @@ class VirtualRing(Watcher):
         shape: DraftShape | None = None,
         observer: Watcher | None = None,
         write: Write | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         num_stages = len(testbed.stages)
         target = _TapeTarget(tape)
@@ -184,7 +189,7 @@ class VirtualRing(Watcher):
         self._clock, self._times = Clock(), TestbedTimes(testbed)
         self._ring = SimulatedRing(
             Origin(**arguments),
-            _TapeOrigin(target, drafter, noise_of(limits.vocab_size)),
+            _TapeOrigin(target, drafter, noise_of(limits.vocab_size), constraint),
             [_TapeStage(target)] * num_stages,
             self._clock,
             self._times,

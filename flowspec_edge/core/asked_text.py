@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.config import GenerateOptions, Grammar, Piece
 from flowspec_edge.errors import (
     ApiKeyError,
     FlowspecError,
@@ -70,6 +71,8 @@ class AskedText:
             "schedule": options.schedule,
             "stream": True,
         }
+        if options.grammar is not None:
+            body["structured_outputs"] = _structured_outputs(options.grammar)
         if self.is_resumable:
             body["flowspec"] = {"resumable": True}
         if self._beginning is not None:
@@ -100,6 +103,17 @@ class AskedText:
         self.token_ids += piece.token_ids
         self.has_ended = piece.finish_reason is not None
         return piece
+
+
+def _structured_outputs(grammar: Grammar) -> Json:
+    """A grammar as vLLM's field of that name has it."""
+    match grammar.kind:
+        case "choice":
+            return {"choice": json.loads(grammar.text)}
+        case "lark":
+            return {"grammar": grammar.text}
+        case kind:
+            return {kind: grammar.text}
 
 
 def error_of(body: Json, status: int, retry_after_s: float = DEFAULT_RETRY_S) -> FlowspecError:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from flowspec_edge.config import GenerateOptions, TokenLogprobs
+from flowspec_edge.config import GenerateOptions, Grammar, TokenLogprobs
 from flowspec_edge.core.rows import Chunk, Paths, Placement, Row, SessionSpec
 from flowspec_edge.core.rows import Floats as Floats
 
@@ -193,11 +193,14 @@ class HeadFinished:
     """The head has finished: ``tokens`` has the token that is drawn after each of the rows that ``RunHead`` gave it.
 
     It is None after a row that cannot become text, because the token drawn before it was another one. ``logprobs`` has
-    an entry beside each token where the options ask for them.
+    an entry beside each token where the options ask for them. Where they have a grammar, ``forced`` has the tokens that
+    must come behind each token. ``refusal`` says why nothing could be drawn, where that is the request's fault.
     """
 
     tokens: tuple[int | None, ...]
     logprobs: tuple[TokenLogprobs | None, ...] = ()
+    forced: tuple[tuple[int, ...], ...] = ()
+    refusal: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,7 +208,7 @@ class DraftFinished:
     """A pass of the drafter has finished. ``tokens`` and ``log_probs``, both [rows, k], are its proposals.
 
     The first row has the likeliest tokens after the last verified pair, if ``RunDraft`` had any; each further row has
-    those after a drafted row. The likeliest come first.
+    those after a drafted row. The likeliest come first, and those with minus infinity are none.
     """
 
     tokens: NDArray[np.int64]
@@ -299,8 +302,9 @@ class RunDraft:
 
     ``positions`` is [rows], ``hidden`` is [verified, hidden_size]. Where the drafter taps layers, each row of
     ``hidden`` is the rows of all tapped layers, one after the other. The proposals are ranked by their chance of being
-    drawn as the ``options`` ask, or by the drafter's own probabilities where there are none. Where the options look
-    back, ``paths`` are those to the rows after which there are proposals.
+    drawn as the ``options`` ask, or by the drafter's own probabilities where there are none. What the ``grammar`` does
+    not allow is no proposal. Where the options look back, ``paths`` are those to the rows after which there are
+    proposals.
     """
 
     session: int
@@ -310,6 +314,7 @@ class RunDraft:
     dropped: tuple[int, ...]
     options: GenerateOptions | None = None
     paths: Paths | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

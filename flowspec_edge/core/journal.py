@@ -124,14 +124,16 @@ class PlainWriter:
                     self._rows(value.session, value.rows),
                     value.options and _without_tokens(value.options),
                 )
-                return dataclasses.replace(value, rows=rows, options=ranked_by, paths=None)
+                return dataclasses.replace(value, rows=rows, options=ranked_by, paths=None, grammar=None)
             case ev.AdvanceArrived(session, at, to) | ev.BroadcastAdvance(session, at, to):
                 return dataclasses.replace(value, to=self._ordinal(session, at, to))
             case ev.PromptSubmitted():
                 options = _without_tokens(value.options)
                 return dataclasses.replace(value, prompt=(0,) * len(value.prompt), options=options)
-            case ev.EmitTokens() | ev.HeadFinished():
+            case ev.EmitTokens():
                 return dataclasses.replace(value, tokens=(0,) * len(value.tokens), logprobs=())
+            case ev.HeadFinished():
+                return dataclasses.replace(value, tokens=(0,) * len(value.tokens), logprobs=(), forced=())
         return value
 
     def _rows(self, session: int, found: tuple[Row, ...]) -> tuple[Row, ...]:
@@ -143,7 +145,7 @@ class PlainWriter:
 
 
 def _without_tokens(options: GenerateOptions) -> GenerateOptions:
-    return dataclasses.replace(options, stop=(), stop_token_ids=(), logit_bias=())
+    return dataclasses.replace(options, stop=(), stop_token_ids=(), logit_bias=(), grammar=None)
 
 
 def type_name(kind: type[Any]) -> str:

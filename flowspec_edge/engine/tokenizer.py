@@ -18,6 +18,10 @@ from flowspec_edge.errors import BundleError, RequestError
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or the library starts a thread per core for a single text
 
 
+_WITHIN = "\x02"
+"""Stands before a text that is tokenised as if it stood within another: a character that is in no token with others."""
+
+
 class Tokenizer:
     """A bundle's ``tokenizer.json``. Texts that have more than ``max_tokens`` tokens for sure are refused unread.
 
@@ -72,6 +76,16 @@ class Tokenizer:
         encoded = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         ids = [token for piece in pieces for token in (next(encoded).ids if isinstance(piece, str) else [piece])]
         return ids if not is_framed or ids[: len(self.prefix)] == self.prefix else self.prefix + ids
+
+    def encode_within(self, text: str) -> list[int]:
+        """The tokens of what stands within a text: none before it, no space put in front, no special ones."""
+        ids: list[int] = self._tokenizer.encode(_WITHIN + text, add_special_tokens=False).ids
+        begun = b""
+        for num, token in enumerate(ids, 1):
+            begun += self.texts[token]
+            if begun.lstrip() == _WITHIN.encode():
+                return ids[num:]
+        return ids
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens, special ones left out. What is no UTF-8 becomes U+FFFD."""

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flowspec_edge.bundle import Bundle
+from flowspec_edge.config import Grammar
 from flowspec_edge.core import events as ev
+from flowspec_edge.core.speculation.constraint import Constraint
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.verify import Noise, draw_tokens, noise_of, rank_drafts
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
+from flowspec_edge.engine.grammar import Grammars
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.tokenizer import Tokenizer
@@ -21,7 +24,7 @@ from flowspec_edge.manifest import FileEntry, Manifest, verify_digests
 
 @dataclass(frozen=True, slots=True)
 class LoadedParts:
-    """Head, drafter, tokenizer and noise of a bundle. ``drafter`` is None where the bundle has no draft head.
+    """Head, drafter, tokenizer, noise and grammars of a bundle. ``drafter`` is None where the bundle has no draft head.
 
     They are loaded on a thread: files are read and checked, and graphs loaded.
     """
@@ -30,6 +33,7 @@ class LoadedParts:
     head: Head
     drafter: Eagle1Drafter | None
     noise: Noise
+    grammars: Grammars
 
     @classmethod
     def load(cls, bundle: Bundle, num_threads: int, shape: DraftShape) -> LoadedParts:
@@ -41,7 +45,9 @@ class LoadedParts:
         drafter: Eagle1Drafter | None = None
         if manifest.drafter is not None:
             drafter = load_drafter(directory, manifest, head, k=shape.proposals, num_threads=num_threads)
-        return cls(tokenizer, head, drafter, noise_of(manifest.geometry.vocab_size))
+        vocab_size = manifest.geometry.vocab_size
+        grammars = Grammars(tokenizer, vocab_size, manifest.eos_token_ids)
+        return cls(tokenizer, head, drafter, noise_of(vocab_size), grammars)
 
 
 class OriginEngine:
@@ -63,6 +69,7 @@ class OriginEngine:
         self._parts: LoadedParts | None = parts or LoadedParts.load(bundle, num_threads, shape)
         self._take_back = take_back
         self.tokenizer = self._parts.tokenizer
+        self.grammars = self._parts.grammars
         self.drafter = self._parts.drafter
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
@@ -80,9 +87,13 @@ class OriginEngine:
     def _run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         assert self._parts is not None, "a closed engine runs nothing"
         if isinstance(job, ev.RunHead):
-            return draw_tokens(job, self._parts.head.logits(job.hidden), self._parts.noise)
+            constraint = self._constraint(job.options.grammar)
+            return draw_tokens(job, self._parts.head.logits(job.hidden), self._parts.noise, constraint)
         assert self.drafter is not None, "the core drafts only where there is a drafter"
-        return rank_drafts(job, self.drafter.run(job), self._parts.noise)
+        return rank_drafts(job, self.drafter.run(job), self._parts.noise, self._constraint(job.grammar))
+
+    def _constraint(self, grammar: Grammar | None) -> Constraint | None:
+        return None if grammar is None else self.grammars.compile(grammar)
 
     def close(self) -> None:
         """Give the parts back, or free them at once, whoever still holds the ring.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
-from flowspec_edge.config import GenerateOptions, Piece, Prompt, Text, TextPart, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Grammar, Piece, Prompt, Text, TextPart, UnfinishedText
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
@@ -28,6 +28,7 @@ from flowspec_edge.core.planning.prediction import Outcome, hold_against
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import (
+    FieldError,
     FlowspecError,
     LinkLostError,
     ProtocolError,
@@ -47,6 +48,8 @@ from flowspec_edge.tasks import in_thread, run_until_first_ends
 
 PROGRESS_S = 10.0
 """How often a text that waits for its prompt to be read says how far that is."""
+COMPILING_S = 10.0
+"""How long a text may wait until its grammar is compiled. Most take some milliseconds."""
 
 OnTrip = Callable[[ev.ReportTrip], None]
 
@@ -108,6 +111,7 @@ class Ring:
         self._sessions = itertools.count(1)
         self._jobs: asyncio.Queue[ev.RunHead | ev.RunDraft] = asyncio.Queue()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="origin")
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None  # that the timer was last set for
@@ -135,6 +139,7 @@ class Ring:
         if self._timer is not None:
             self._timer.cancel()
         self._tokenising.shutdown(wait=False)
+        self._compiling.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)  # behind the last job
 
     @property
@@ -187,9 +192,12 @@ class Ring:
         tokenised one by one.
 
         Raises:
-            RequestError: the text is too long, or has half of a character, or what is written of it cannot be.
+            RequestError: the text is too long, or has half of a character, or what is written of it cannot be, or its
+                grammar cannot be followed.
         """
         tokenizer, loop = self._engine.tokenizer, asyncio.get_running_loop()
+        if options.grammar is not None:
+            await self._compile(options.grammar)
         if isinstance(prompt, UnfinishedText):
             ending = self._core.ending_of(prompt, options)
             resume = functools.partial(Answer.resume, tokenizer, prompt, options, ending)
@@ -199,6 +207,17 @@ class Ring:
         if texts := [part for part in prompt if isinstance(part, TextPart)]:
             prompt = await loop.run_in_executor(self._tokenising, tokenizer.encode, texts)
         return Answer(tokenizer, cast(Sequence[int], prompt), options)
+
+    async def _compile(self, grammar: Grammar) -> None:
+        """Make sure that a grammar can be followed before anything is begun. One is compiled after the other."""
+        try:
+            async with asyncio.timeout(COMPILING_S):
+                await asyncio.get_running_loop().run_in_executor(
+                    self._compiling, self._engine.grammars.compile, grammar
+                )
+        except TimeoutError:
+            fault = f"was not compiled within {COMPILING_S:g} s; make it smaller"
+            raise FieldError("grammar", fault, "too_large") from None
 
     async def generate(
         self, prompt: Text | Sequence[int], options: GenerateOptions, on_trip: OnTrip | None = None

@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from flowspec_edge.config import Piece
-from flowspec_edge.errors import FlowspecError, RequestError
+from flowspec_edge.errors import FieldError, FlowspecError, RequestError
 from flowspec_edge.web import openapi
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator, joined, side_by_side
 from flowspec_edge.web.chat import Chat
@@ -211,8 +211,10 @@ class _Api:
                     record.take(piece)
                     note_piece(request, piece)
                     yield piece
-        except FlowspecError:
+        except FlowspecError as cause:
             record.fail()
+            if isinstance(cause, FieldError) and cause.name == "grammar":  # only a ring can read it
+                raise cause.named(text.grammar_field) from cause
             raise
         finally:
             record.end()

@@ -30,10 +30,11 @@ class TextGenerator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AskedText:
-    """One text to write: a choice of the answer."""
+    """One text to write: a choice of the answer. ``grammar_field`` is what the caller calls its grammar."""
 
     prompt: Prompt
     options: GenerateOptions
+    grammar_field: str = "grammar"
 
 
 class AnswerForm(Protocol):

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from flowspec_edge.config import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS, GenerateOptions, Piece
+from flowspec_edge.config import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS, GenerateOptions, Piece, TextPart
 from flowspec_edge.errors import FieldError
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator
 from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.fields import MAX_FIELD_BYTES, UNSUPPORTED, Json, Whole, parse_fields, whole
+from flowspec_edge.web.grammar_fields import grammar_of
 from flowspec_edge.web.logprobs import chat_logprobs
-from flowspec_edge.web.reasoning import BEGIN, ReasoningSplit
+from flowspec_edge.web.reasoning import BEGIN, END, ReasoningSplit
 from flowspec_edge.web.text_fields import (
     TextFields,
     check_model,
@@ -122,8 +123,12 @@ async def write_chat(
         warnings = [PLAIN_NOTICE]
     messages = await asyncio.to_thread(_messages, fields.messages)
     prompt = await template.render(messages, variables=fields.chat_template_kwargs)
-    texts = [AskedText(prompt, options_of_choice(options, at)) for at in range(num)]
-    return ChatTexts(texts, bool(prompt) and prompt[-1].text.rstrip().endswith(BEGIN), warnings)
+    is_reasoning = bool(prompt) and prompt[-1].text.rstrip().endswith(BEGIN)
+    if is_reasoning and options.grammar is not None:  # which is the answer's, and has no room for thoughts
+        prompt, is_reasoning = [*prompt, TextPart(f"{END}\n\n")], False
+    named, _ = grammar_of(fields)
+    texts = [AskedText(prompt, options_of_choice(options, at), named) for at in range(num)]
+    return ChatTexts(texts, is_reasoning, warnings)
 
 
 def _check_supported(fields: ChatFields) -> None:

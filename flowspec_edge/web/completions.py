@@ -26,6 +26,7 @@ from flowspec_edge.config import MAX_TOP_LOGPROBS, GenerateOptions, Piece, Promp
 from flowspec_edge.errors import FieldError, OtherBundleError, plain_text
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator
 from flowspec_edge.web.fields import UNSUPPORTED, Json, Whole, parse_field, parse_fields, shown, whole
+from flowspec_edge.web.grammar_fields import grammar_of
 from flowspec_edge.web.logprobs import completion_logprobs, mean_logprob
 from flowspec_edge.web.text_fields import (
     MAX_CHOICES,
@@ -92,7 +93,10 @@ class Completions:
         if num_logprobs is None and num_written > num:
             num_logprobs = 0  # by which the likeliest are found
         options = replace(options_of(fields, DEFAULT), num_logprobs=num_logprobs)
-        texts = [AskedText(prompt, options_of_choice(options, at)) for prompt in prompts for at in range(num_written)]
+        named, _ = grammar_of(fields)
+        texts = [
+            AskedText(prompt, options_of_choice(options, at), named) for prompt in prompts for at in range(num_written)
+        ]
         is_resumable = bool(extension.resumable)
         form = CompletionForm(self._generator, texts, fields, num, num_written, is_resumable=is_resumable)
         return Asked(texts, form, bool(fields.stream), warnings)

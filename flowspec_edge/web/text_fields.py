@@ -11,6 +11,7 @@ import msgspec
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.errors import FieldError
 from flowspec_edge.web.fields import UNSUPPORTED, Json, Whole, whole
+from flowspec_edge.web.grammar_fields import GrammarFields, grammar_of
 from flowspec_edge.web.refusals import NO_MODEL
 
 MAX_STOPS = 4
@@ -32,7 +33,7 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
 
 
-class TextFields(msgspec.Struct, kw_only=True):
+class TextFields(GrammarFields, kw_only=True):
     """Fields as clients send them. Their absence is None, and so is null."""
 
     model: str | None = None
@@ -76,6 +77,7 @@ def options_of(fields: TextFields, default: GenerateOptions) -> GenerateOptions:
     """
     length = "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens"
     seed = whole("seed", fields.seed, -1)
+    named, grammar = grammar_of(fields)
     try:
         return replace(
             default,
@@ -86,10 +88,12 @@ def options_of(fields: TextFields, default: GenerateOptions) -> GenerateOptions:
             logit_bias=tuple((fields.logit_bias or {}).items()),
             stop_token_ids=tuple(fields.stop_token_ids or ()),
             min_tokens=whole("min_tokens", fields.min_tokens, default.min_tokens),
+            grammar=grammar,
             **{name: value for name in SAME if (value := getattr(fields, name)) is not None},
         )
     except FieldError as cause:
-        raise cause.named(length) if cause.name == "max_new_tokens" else cause from None
+        names = {"max_new_tokens": length, "grammar": named}
+        raise cause.named(names.get(cause.name, cause.name)) from None
 
 
 def num_choices(fields: TextFields, num_prompts: int = 1) -> int:

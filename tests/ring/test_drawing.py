@@ -21,6 +21,7 @@ from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.server import serve_app
 from flowspec_edge.origin.service import GenerationService
 from flowspec_edge.web.app import build_app
+from flowspec_edge.web.chat_template import ChatTemplate
 from tests.ring.conftest import answer_of, found_of, nodes_of, ring_of, tokens_of, unsplit_tokens
 
 openai = pytest.importorskip("openai", reason="OpenAI's client: pip install '.[dev]'")
@@ -40,7 +41,7 @@ PENALISED = GenerateOptions(
 
 
 @contextlib.asynccontextmanager
-async def client_of(bundle: Bundle) -> AsyncIterator[Any]:
+async def client_of(bundle: Bundle, chat: ChatTemplate | None = None) -> AsyncIterator[Any]:
     """OpenAI's client of a server over three nodes."""
     async with nodes_of(bundle) as (nodes, origin):
 
@@ -48,7 +49,7 @@ async def client_of(bundle: Bundle) -> AsyncIterator[Any]:
             return found_of(nodes)
 
         async with GenerationService(origin, bundle, search) as service:
-            served = await serve_app(build_app(service), cancels_on_disconnect=True)
+            served = await serve_app(build_app(service, chat=chat), cancels_on_disconnect=True)
             url = f"http://127.0.0.1:{served.port}/v1"
             try:
                 async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:

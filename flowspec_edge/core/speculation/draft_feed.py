@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flowspec_edge.config import GenerateOptions
+from flowspec_edge.config import GenerateOptions, Grammar
 from flowspec_edge.core.events import RunDraft
 from flowspec_edge.core.rows import Floats, Paths, Row
 from flowspec_edge.core.speculation.text_paths import TextPaths
@@ -35,6 +35,7 @@ class DraftFeed:
         taps: the layers that the drafter taps; none where it wants the hidden rows that come back.
         paths: those of the session's rows, where its options look back.
         ranked_by: the options by which its proposals are ranked, where the noise of the draw counts for that.
+        grammar: that of its options.
         is_on: whether the session uses its drafter; if not, nothing is kept for it.
     """
 
@@ -47,6 +48,7 @@ class DraftFeed:
         paths: TextPaths | None = None,
         *,
         ranked_by: GenerateOptions | None = None,
+        grammar: Grammar | None = None,
         is_on: bool,
     ) -> None:
         self._session = session
@@ -54,7 +56,8 @@ class DraftFeed:
         self._num_prompt = num_prompt
         self._taps = taps if is_on else ()
         self._ranked_by = ranked_by
-        self._paths = None if ranked_by is None else paths
+        self._grammar = grammar
+        self._paths = None if ranked_by is None and grammar is None else paths
         self._is_on = is_on
         self._hidden: dict[int, Floats] = {}  # per row, until the drafter has taken it
         self._tapped: dict[int, dict[int, Floats]] = {}  # per verified row, by layer, until all layers have come
@@ -147,7 +150,7 @@ class DraftFeed:
         rows = [id for id in drafted if id != root]
         self._running = [*verified[-1:], *rows]
         paths = None if self._paths is None else self._paths.to(self._running, root)
-        return self._begin(verified, rows, self._ranked_by, paths)
+        return self._begin(verified, rows, self._ranked_by, paths, self._grammar)
 
     def _begin(
         self,
@@ -155,6 +158,7 @@ class DraftFeed:
         drafted: list[int],
         ranked_by: GenerateOptions | None = None,
         paths: Paths | None = None,
+        grammar: Grammar | None = None,
     ) -> RunDraft:
         rows = [self._tree[id] for id in (*verified, *drafted)]
         assert rows, "a pass over nothing"
@@ -175,6 +179,7 @@ class DraftFeed:
             dropped,
             ranked_by,
             paths,
+            grammar,
         )
 
     def take_finished(self) -> tuple[list[int], int]:

@@ -107,6 +107,31 @@ class Drafting:
         seeds = np.argsort(-self._table.scores, kind="stable")[: LOOKUP_SEEDS + 1]  # the root comes first
         return self._from_text.add(seeds, next_id)
 
+    def add_forced(self, tokens: Sequence[int], next_id: int) -> list[TreeRow]:
+        """Only these tokens can come behind the root. Returns the rows that are new, with draft ids from ``next_id`` on.
+
+        They cost no pass, and may leave with the root. They count as if the draft were sure of them.
+        """
+        row, num_known = self._tree[int(self._table.ids[0])], 0
+        while num_known < len(tokens) and (child := row.children.get(tokens[num_known])) is not None:
+            row, num_known = self._tree[child], num_known + 1
+        if not (new := tokens[num_known:]):
+            return []
+        table, (place,) = self._table, self._table.places([row.id])
+        first, ids, steps = len(table.ids), range(next_id, next_id + len(new)), np.arange(1, len(new) + 1)
+        log_chance = self._log_chances(np.zeros(1), np.zeros(1, np.int64))
+        table.append(
+            ids=ids,
+            parents=[int(place), *range(first, first + len(new) - 1)],
+            tokens=new,
+            depths=row.depth + steps,
+            matches=0,
+            log_probs=0.0,
+            log_chances=float(log_chance[0]),
+            scores=table.scores[place] + log_chance * steps,
+        )
+        return self._tree.grow(ids, [row.id, *ids[:-1]], new)
+
     def frontier(self, width: int, max_depth: int, since: int = 0) -> list[int]:
         """The likeliest rows whose children are not drafted yet, though their parent's are; at most ``width``.
 
@@ -137,6 +162,7 @@ class Drafting:
         self, parents: Sequence[int], tokens: Ints, log_probs: NDArray[np.float32], next_id: int
     ) -> list[TreeRow]:
         """Take in one pass: children of ``parents``, [rows, k] tokens and log-probabilities, the likeliest first.
+        Those with minus infinity become no rows.
 
         Returns the new rows.
 
@@ -231,6 +257,7 @@ class Drafting:
             table.log_chances[children] = log_chances[: len(children)]
             table.score()
         log_chances = log_chances[len(children) :].reshape(matches.shape)
+        log_chances[np.isneginf(log_probs[:, :num_children])] = -np.inf
         is_known = is_proposed & (columns < num_children)
         log_chances[numbers[is_known], columns[is_known]] = -np.inf
         return matches, log_chances

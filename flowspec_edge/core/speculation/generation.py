@@ -86,7 +86,9 @@ class Generation:
         self.root = len(prompt) - 1
         self.sent: set[int] = set()  # the prompt leaves without the schedule
         self.pipeline = Pipeline(costs)
-        lookup = Lookup() if schedule.uses_lookup else None
+        self._drafts_freely = schedule.uses_lookup
+        # What the text itself proposes is not held against a grammar, which is read where the head runs.
+        lookup = Lookup() if schedule.uses_lookup and options.grammar is None else None
         self._paths = TextPaths(tree, prompt, num_written, self._num_left) if options.looks_back else None
         self._prompt_feed = PromptFeed(prompt, tree, lookup)
         observed = acceptance if schedule.is_calibrated else None
@@ -94,7 +96,16 @@ class Generation:
         self._head_feed = HeadFeed(tree)
         ranked_by = self._options if schedule.is_coupled else None
         is_on = has_drafter and schedule.uses_drafter
-        self._draft_feed = DraftFeed(session, tree, len(prompt), taps, self._paths, ranked_by=ranked_by, is_on=is_on)
+        self._draft_feed = DraftFeed(
+            session,
+            tree,
+            len(prompt),
+            taps,
+            self._paths,
+            ranked_by=ranked_by,
+            grammar=self._options.grammar,
+            is_on=is_on,
+        )
         self._computing_since = 0.0
         self._num_trip_drafted = 0
 
@@ -124,7 +135,11 @@ class Generation:
         num_returned = self._head_feed.take_drawn(drawn)
         self.pipeline.costs.head.add(num_returned, now - self._computing_since)
         self.statistics.num_trips += 1
+        if drawn.refusal is not None:
+            self.is_finished = True
+            return [FinishGeneration(self.session, "refused", drawn.refusal)]
         tokens: list[int] = []
+        forced: tuple[int, ...] = ()
         logprobs: list[TokenLogprobs] = []
         advance: Advance | None = None
         reason: str | None = None
@@ -133,12 +148,15 @@ class Generation:
             tokens.append(token)
             if self._options.num_logprobs is not None:
                 logprobs.append(self._head_feed.logprobs_after(self.root))
+            forced = self._head_feed.forced_after(self.root)
             reason = self._step(token)
         if advance is None:
             return [self._report(num_returned, 0, 0)]
         num_pruned = self._prune(advance, now)
         if reason is None:
             self._next_id += len(self.drafting.move_root(self.root, tokens, self._next_id))
+            if self._schedule.uses_lookup:
+                self._next_id += len(self.drafting.add_forced(forced, self._next_id))
         self.statistics.num_tokens += len(tokens)
         self.statistics.num_verifications += 1
         self._schedule.take_verified(self, len(tokens), now)

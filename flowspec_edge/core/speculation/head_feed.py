@@ -24,6 +24,7 @@ class HeadFeed:
         self._running: tuple[Row, ...] = ()  # what the running head works on
         self._drawn: dict[int, int] = {}  # per row, the token after it
         self._logprobs: dict[int, TokenLogprobs] = {}  # per row, those of that token, where they are asked for
+        self._forced: dict[int, tuple[int, ...]] = {}  # per row, what must come behind that token by the grammar
 
     @property
     def is_busy(self) -> bool:
@@ -56,6 +57,7 @@ class HeadFeed:
         if head.logprobs:
             told = zip(rows, head.logprobs, strict=True)
             self._logprobs.update((row.id, logprobs) for row, logprobs in told if logprobs is not None)
+        self._forced.update((row.id, tokens) for row, tokens in zip(rows, head.forced, strict=False) if tokens)
         return len(rows)
 
     def drawn_after(self, id: int) -> int | None:
@@ -66,11 +68,16 @@ class HeadFeed:
         """Those of the token after a row. They were asked for, and it is drawn."""
         return self._logprobs[id]
 
+    def forced_after(self, id: int) -> tuple[int, ...]:
+        """What must come behind the token after a row, as far as that is known."""
+        return self._forced.get(id, ())
+
     def prune(self, root: int) -> None:
         """Rows died, and the root has moved: forget what the walk cannot reach any more."""
         for id in [id for id in self._drawn if not self._is_open(id, root)]:
             del self._drawn[id]
             self._logprobs.pop(id, None)
+            self._forced.pop(id, None)
         self._drop_returned(root)
 
     def _drop_returned(self, root: int) -> None:

@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from flowspec_edge.config import GenerateOptions, TokenLogprobs
 from flowspec_edge.core.events import DraftFinished, HeadFinished, RunDraft, RunHead
 from flowspec_edge.core.rows import Before, Floats
+from flowspec_edge.core.speculation.constraint import Constraint, forced_behind, only_allowed, prune_drafts
 from flowspec_edge.core.speculation.logprobs import logprobs_of
 from flowspec_edge.core.speculation.penalties import penalised, penalised_drafts
+from flowspec_edge.errors import GrammarError
 
 Noise = Callable[[int, int], Floats]
 """The exponential times [vocab_size] of a seed and a position."""
@@ -40,6 +42,8 @@ The demo model's head foretells tokens best with 1.5 at temperature 0 and with 1
 brings 1 to 4 % more tokens/s than 1 at both temperatures, and 3 brings fewer."""
 MIN_REST = 1e-9
 """The least probability of all tokens together that a draft does not propose."""
+MIN_LOG_PROB = -1e4
+"""What minus infinity counts as where all of a row's proposals may have it."""
 
 
 def noise_of(vocab_size: int) -> Noise:
@@ -53,35 +57,60 @@ def _exponential_times(vocab_size: int, seed: int, position: int) -> Floats:
     return generator.standard_exponential(vocab_size).astype(np.float32)
 
 
-def draw_tokens(job: RunHead, logits: Floats, noise: Noise) -> HeadFinished:
+def draw_tokens(job: RunHead, logits: Floats, noise: Noise, constraint: Constraint | None = None) -> HeadFinished:
     """Draw the tokens after the rows of ``job`` from their ``logits`` [rows, vocab_size].
+
+    ``constraint`` is the grammar of the job's options, where they have one.
 
     A row below another one gets no token where the draw after that one went elsewhere. So on the whole not many more
     tokens are drawn than the text takes.
     """
-    sampler = Sampler(job.options, noise)
+    try:
+        return _draw_tokens(job, logits, Sampler(job.options, noise, constraint), constraint)
+    except GrammarError as cause:
+        return HeadFinished((None,) * len(job.rows), refusal=str(cause))
+
+
+def _draw_tokens(job: RunHead, logits: Floats, sampler: Sampler, constraint: Constraint | None) -> HeadFinished:
     drawn: dict[int, int | None] = {}
     logprobs: list[TokenLogprobs | None] = []
+    forced: list[tuple[int, ...]] = []
     for place, (row, position, values) in enumerate(zip(job.rows, job.positions, logits, strict=True)):
         is_dead = row.parent in drawn and drawn[row.parent] != row.token
         before = None if is_dead or job.paths is None else job.paths.before(place)
         token = drawn[row.id] = None if is_dead else sampler.draw(values, position + 1, before)
         if (num_top := job.options.num_logprobs) is not None:
             logprobs.append(None if token is None else logprobs_of(values, token, num_top))
-    return HeadFinished(tuple(drawn[row.id] for row in job.rows), tuple(logprobs))
+        if constraint is not None:
+            forced.append(
+                () if before is None or token is None else forced_behind(np.append(before.written, token), constraint)
+            )
+    return HeadFinished(tuple(drawn[row.id] for row in job.rows), tuple(logprobs), tuple(forced))
 
 
-def rank_drafts(job: RunDraft, drafts: DraftFinished, noise: Noise) -> DraftFinished:
+def rank_drafts(
+    job: RunDraft, drafts: DraftFinished, noise: Noise, constraint: Constraint | None = None
+) -> DraftFinished:
     """What the drafter proposed in ``job``, the proposals of each row in the order in which they are likely drawn.
 
-    Where the job has no options, drafts are ranked without the noise of the draw, as they are already.
+    ``constraint`` is the job's grammar, where it has one: what that does not allow comes last, with minus infinity.
+    Where the job has no options, drafts are ranked without the noise of the draw.
     """
-    if job.options is None or not len(drafts.tokens):
+    if not len(drafts.tokens):
         return drafts
-    first = max(len(job.hidden) - 1, 0)
-    positions = [position + 2 for position in job.positions[first:].tolist()]  # a pair's, its row's, its children's
     befores = [] if job.paths is None else [job.paths.before(place) for place in range(len(drafts.tokens))]
-    log_probs = Sampler(job.options, noise).foresee(drafts.tokens, drafts.log_probs, positions, befores)
+    if constraint is not None and befores:  # none behind a part of a prompt, where nothing is drafted
+        try:
+            drafts = prune_drafts(drafts, befores, constraint)
+        except GrammarError:  # the head will say so
+            return DraftFinished(drafts.tokens, np.full_like(drafts.log_probs, -np.inf))
+    log_probs = drafts.log_probs
+    if job.options is not None:
+        first = max(len(job.hidden) - 1, 0)
+        positions = [position + 2 for position in job.positions[first:].tolist()]  # a pair's, its row's, its children's
+        log_probs = Sampler(job.options, noise).foresee(drafts.tokens, log_probs, positions, befores)
+    elif constraint is None:
+        return drafts
     order = np.argsort(-log_probs, axis=1, kind="stable")
     return DraftFinished(np.take_along_axis(drafts.tokens, order, 1), np.take_along_axis(log_probs, order, 1))
 
@@ -89,16 +118,23 @@ def rank_drafts(job: RunDraft, drafts: DraftFinished, noise: Noise) -> DraftFini
 class Sampler:
     """Chooses tokens as the options of a session ask (``GenerateOptions.for_drawing``).
 
-    Where these look back, each draw has to be told what stands ``before`` it.
+    Where these look back, each draw has to be told what stands ``before`` it. Where they have a grammar,
+    ``constraint`` is that.
     """
 
-    def __init__(self, options: GenerateOptions, noise: Noise) -> None:
+    def __init__(self, options: GenerateOptions, noise: Noise, constraint: Constraint | None = None) -> None:
         self._options = options
         self._noise = noise
+        self._constraint = constraint
 
     def draw(self, logits: Floats, position: int, before: Before | None = None) -> int:
-        """Draw the token at ``position`` from its logits [vocab_size]."""
+        """Draw the token at ``position`` from its logits [vocab_size]. Raises GrammarError where none can be drawn."""
         logits = penalised(logits, self._options, self._looking_back(before))
+        if self._options.grammar is not None:
+            assert before is not None and self._constraint is not None, (
+                "a grammar needs what it says of what is written"
+            )
+            logits = only_allowed(logits, before, self._constraint)
         if self._options.temperature == 0:
             return int(np.argmax(logits))
         probabilities = next_token_distribution(logits, self._options)
@@ -145,7 +181,8 @@ class Sampler:
         times = np.stack([self._noise(seed, position)[row] for position, row in zip(positions, tokens, strict=True)])
         noise: Floats = -temperature * np.log(times)
         if self._options.cuts_off:  # noise does not help a token that is cut off
-            is_kept = np.stack([next_token_distribution(row, self._options) > 0 for row in log_probs])
+            known = np.maximum(log_probs, MIN_LOG_PROB)
+            is_kept = np.stack([next_token_distribution(row, self._options) > 0 for row in known])
             noise = np.where(is_kept, noise, np.minimum(noise, 0))
         return noise
 
