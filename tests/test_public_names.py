@@ -25,7 +25,7 @@ def modules_after(code: str) -> list[str]:
 
 def test_the_public_names_are_these() -> None:
     assert set(flowspec_edge.__all__) == {
-        *("Answer", "Client", "GenerateOptions", "Health", "Node", "Piece", "Ring", "Usage", "__version__"),
+        *("Answer", "Client", "GenerateOptions", "Grammar", "Health", "Node", "Piece", "Ring", "Usage", "__version__"),
         *("AnswerTimeoutError", "ApiKeyError", "PlainHttpError"),
         *("AnswerLostError", "FlowspecError", "KeyTextError", "LinkLostError", "NodeUnavailableError"),
         *("OtherBundleError", "OtherKeyError", "RequestError", "ServerBusyError", "StageFailedError", "TextPart"),

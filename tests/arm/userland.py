@@ -25,7 +25,7 @@ SOURCES = ("pyproject.toml", "README.md", "flowspec_edge", "exporter", "firmware
 """The files and folders of which the project's wheel is made."""
 PYTHON = "python3.11"
 ARM_PACKAGES = (PYTHON, "libstdc++6")
-PLATFORMS = tuple(f"manylinux{tag}_aarch64" for tag in ("_2_28", "_2_27", "_2_26", "_2_17", "2014"))
+PLATFORMS = tuple(f"manylinux{tag}_aarch64" for tag in ("_2_31", "_2_28", "_2_27", "_2_26", "_2_17", "2014"))
 """The platforms that pip accepts on Debian 11 and newer, and so on Raspberry Pi OS and JetPack 6."""
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "rustc", "cargo", "as", "ld")
 EM_AARCH64 = 183  # e_machine of an ELF file (ELF for the Arm 64-bit Architecture)

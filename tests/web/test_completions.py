@@ -181,7 +181,11 @@ REFUSED = [
     ({"prompt": "x", "logprobs": 21}, "logprobs is 21; it must lie between 0 and 20"),
     ({"prompt": "x", "logprobs": True}, "logprobs is true; for completions it is a number"),
     ({"prompt": "x", "logprobs": 0, "echo": True}, "logprobs are not told of the tokens of an echo"),
-    ({"prompt": "x", "response_format": {"type": "json_object"}}, "response_format is"),
+    (
+        {"prompt": "x", "response_format": {"type": "xml"}},
+        "response_format.type is 'xml'; it must be one of text, json",
+    ),
+    ({"prompt": "x", "guided_json": [1], "min_tokens": 2}, "min_tokens is set beside a grammar"),
     ({"prompt": "x", "stop": ["a"] * 5}, "at most 4"),
     ({"prompt": "x", "stop": ["a", "b" * 1025]}, "stop string has 1025 characters; each must have 1 to 1024"),
     ([], "not a JSON object"),

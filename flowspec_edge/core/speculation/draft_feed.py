@@ -46,9 +46,9 @@ class DraftFeed:
         num_prompt: int,
         taps: tuple[int, ...],
         paths: TextPaths | None = None,
-        *,
         ranked_by: GenerateOptions | None = None,
         grammar: Grammar | None = None,
+        *,
         is_on: bool,
     ) -> None:
         self._session = session

@@ -108,7 +108,7 @@ class Drafting:
         return self._from_text.add(seeds, next_id)
 
     def add_forced(self, tokens: Sequence[int], next_id: int) -> list[TreeRow]:
-        """Only these tokens can come behind the root. Returns the rows that are new, with draft ids from ``next_id`` on.
+        """Only these tokens can come behind the root. Returns the new rows, with draft ids from ``next_id`` on.
 
         They cost no pass, and may leave with the root. They count as if the draft were sure of them.
         """

@@ -86,26 +86,15 @@ class Generation:
         self.root = len(prompt) - 1
         self.sent: set[int] = set()  # the prompt leaves without the schedule
         self.pipeline = Pipeline(costs)
-        self._drafts_freely = schedule.uses_lookup
-        # What the text itself proposes is not held against a grammar, which is read where the head runs.
-        lookup = Lookup() if schedule.uses_lookup and options.grammar is None else None
+        lookup = Lookup() if schedule.uses_lookup and options.grammar is None else None  # it knows no grammar
         self._paths = TextPaths(tree, prompt, num_written, self._num_left) if options.looks_back else None
         self._prompt_feed = PromptFeed(prompt, tree, lookup)
         observed = acceptance if schedule.is_calibrated else None
         self.drafting = Drafting(tree, shape, acceptance=observed, lookup=lookup)
         self._head_feed = HeadFeed(tree)
-        ranked_by = self._options if schedule.is_coupled else None
+        ranking = self._options if schedule.is_coupled else None, options.grammar
         is_on = has_drafter and schedule.uses_drafter
-        self._draft_feed = DraftFeed(
-            session,
-            tree,
-            len(prompt),
-            taps,
-            self._paths,
-            ranked_by=ranked_by,
-            grammar=self._options.grammar,
-            is_on=is_on,
-        )
+        self._draft_feed = DraftFeed(session, tree, len(prompt), taps, self._paths, *ranking, is_on=is_on)
         self._computing_since = 0.0
         self._num_trip_drafted = 0
 
