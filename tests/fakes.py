@@ -209,7 +209,7 @@ class NoTime:
 class FakeOrigin:
     """Logits of path hashes, and a drafter that guesses."""
 
-    def __init__(self, drafter: FakeDrafter, constraint: Constraint | None) -> None:
+    def __init__(self, drafter: FakeDrafter, constraint: Constraint | None = None) -> None:
         self.drafter = drafter
         self.constraint = constraint
         self.prompts: dict[int, tuple[int, ...]] = {}

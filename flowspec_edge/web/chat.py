@@ -125,7 +125,7 @@ async def write_chat(
     prompt = await template.render(messages, variables=fields.chat_template_kwargs)
     is_reasoning = bool(prompt) and prompt[-1].text.rstrip().endswith(BEGIN)
     if is_reasoning and options.grammar is not None:  # which is the answer's, and has no room for thoughts
-        prompt, is_reasoning = [*prompt, TextPart(f"{END}\n\n")], False
+        prompt, is_reasoning = [*prompt, TextPart(f"\n{END}\n\n")], False
     named, _ = grammar_of(fields)
     texts = [AskedText(prompt, options_of_choice(options, at), named) for at in range(num)]
     return ChatTexts(texts, is_reasoning, warnings)

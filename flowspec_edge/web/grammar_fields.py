@@ -14,13 +14,15 @@ from flowspec_edge.web.fields import UNSUPPORTED
 
 ANY_OBJECT = '{"type": "object"}'
 MAX_CHOICES = 4096
+Schema = dict[str, Any] | str
+"""A JSON schema; vLLM's clients send it as a text that is JSON, too."""
 EXCLUSIVE = "only one of the fields that say what the text may be can be given"
 
 
 class NamedSchema(msgspec.Struct, kw_only=True):
     """``name``, ``description`` and ``strict`` change nothing: a schema is always followed to the letter."""
 
-    schema: msgspec.Raw = msgspec.Raw()
+    schema: Schema | None = None
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
@@ -34,7 +36,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
 class StructuredOutputs(msgspec.Struct, kw_only=True):
     """As vLLM has it. One of these is given."""
 
-    json: msgspec.Raw = msgspec.Raw()
+    json: Schema | None = None
     json_object: bool | None = None
     regex: str | None = None
     choice: list[str] | None = None
@@ -46,7 +48,7 @@ class GrammarFields(msgspec.Struct, kw_only=True):
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: msgspec.Raw = msgspec.Raw()
+    guided_json: Schema | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
@@ -112,10 +114,6 @@ def _named(name: str, kind: str, given: str | Sequence[str] | None) -> list[tupl
     return [(name, Grammar(kind, json.dumps(given)))]
 
 
-def _schema_of(given: msgspec.Raw) -> str | None:
-    """A schema as text. vLLM's clients send it as a text that is JSON, too."""
-    sent = bytes(given)
-    if sent in (b"", b"null"):
-        return None
-    value: Any = msgspec.json.decode(sent) if sent.startswith(b'"') else None
-    return value if isinstance(value, str) else sent.decode()
+def _schema_of(given: Schema | None) -> str | None:
+    """A schema as text."""
+    return given if given is None or isinstance(given, str) else msgspec.json.encode(given).decode()

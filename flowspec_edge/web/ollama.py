@@ -22,7 +22,7 @@ from flowspec_edge.web.fields import UNSUPPORTED, Whole, parse_fields
 from flowspec_edge.web.framing import LINES, Json
 from flowspec_edge.web.ollama_form import OllamaForm, chat_part, generate_part
 from flowspec_edge.web.text_fields import check_model, options_of
-from flowspec_edge.web.translation import chat_fields, in_words_of, own_fields
+from flowspec_edge.web.translation import chat_fields, in_words_of, own_fields, renamed
 
 DEFAULT = GenerateOptions(max_new_tokens=MAX_NEW_TOKENS, temperature=0.8, top_k=40, top_p=0.9)
 LATEST = ":latest"
@@ -241,7 +241,7 @@ def _message(name: str, message: OllamaMessage) -> ChatMessage:
 
 def _asked(asked: ChatTexts, form: OllamaForm, fields: OllamaFields, warnings: Sequence[str]) -> Asked:
     return Asked(
-        asked.texts,
+        renamed(asked.texts, CALLED),
         form,
         fields.stream is not False,
         warnings=[*warnings, *asked.warnings],

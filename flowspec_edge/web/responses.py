@@ -20,7 +20,7 @@ from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.fields import UNSUPPORTED, Whole, parse_fields
 from flowspec_edge.web.framing import NAMED_EVENTS, Json
 from flowspec_edge.web.response_form import ResponseForm
-from flowspec_edge.web.translation import Drawing, chat_fields, in_words_of, own_fields
+from flowspec_edge.web.translation import Drawing, chat_fields, in_words_of, own_fields, renamed
 
 OWN = own_fields(
     idle=frozenset({"prompt_cache_options", "background_options", "status", "phase", "encrypted_content"}),
@@ -108,6 +108,7 @@ class Responses:
         with in_words_of(CALLED):
             chat = chat_fields(given, messages, CALLED)
             asked = await write_chat(self._generator, self._template, chat)
+        asked = asked._replace(texts=renamed(asked.texts, CALLED))
         about = {
             "instructions": fields.instructions,
             "max_output_tokens": fields.max_output_tokens,

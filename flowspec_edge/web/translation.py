@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from flowspec_edge.errors import FieldError
+from flowspec_edge.web.asked import AskedText
 from flowspec_edge.web.chat import ChatFields, ChatMessage
 from flowspec_edge.web.fields import NEUTRAL, OwnFields, Whole, asks_for_nothing, unsupported
 
@@ -71,4 +73,14 @@ def in_words_of(called: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except FieldError as cause:
-        raise cause.named(called.get(cause.name, cause.name)) from cause
+        raise cause.named(_called(cause.name, called)) from cause
+
+
+def renamed(texts: Sequence[AskedText], called: Mapping[str, str]) -> list[AskedText]:
+    """The texts, with what the caller calls the field that has their grammar."""
+    return [replace(text, grammar_field=_called(text.grammar_field, called)) for text in texts]
+
+
+def _called(name: str, called: Mapping[str, str]) -> str:
+    """Of a place in a field that the caller calls otherwise, only the field is named."""
+    return called.get(name) or called.get(name.partition(".")[0], name)

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from flowspec_edge.config import MAX_NEW_TOKENS
+from flowspec_edge.config import MAX_NEW_TOKENS, Piece
 from flowspec_edge.errors import StageFailedError
 from flowspec_edge.web.app import WARNING
 from flowspec_edge.web.chat import PLAIN_STOP
 from flowspec_edge.web.turns import TurnLimits
 from tests.web.served import HELLO, REASONED, Json, parts_of, prompt_of, serving_dialects
+from tests.web.templates import FAMILIES
 from tests.web.test_completions import PIECES, STATISTICS, ScriptedGenerator
 
 openai = pytest.importorskip("openai", reason="OpenAI's client: pip install '.[dev]'")
@@ -79,6 +80,20 @@ async def test_reasoning_comes_apart_streamed_and_whole() -> None:
     assert (message.reasoning_content, message.content) == ("hm", "Yes.")
     assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "hm"
     assert "".join(delta.content or "" for delta in deltas) == "Yes."
+
+
+async def test_a_model_that_would_think_answers_at_once_where_its_answer_has_a_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = [Piece(text='{"a": 1}', token_ids=[5]), *PIECES[2:]]
+    template = "{{ messages[0].content }}<|im_start|>assistant\n<think>\n"
+    monkeypatch.setitem(FAMILIES, "thinking", (template, *FAMILIES["Qwen 3"][1:]))
+    async with serving(answer, family="thinking") as (generator, client):
+        given = await client.chat.completions.create(
+            model="demo", messages=HELLO, response_format={"type": "json_object"}
+        )
+    assert prompt_of(generator).endswith("<think>\n</think>\n\n")
+    assert given.choices[0].message.content == '{"a": 1}'
 
 
 async def test_messages_of_all_roles_and_parts_reach_the_template() -> None:

@@ -185,7 +185,7 @@ REFUSED = [
         {"prompt": "x", "response_format": {"type": "xml"}},
         "response_format.type is 'xml'; it must be one of text, json",
     ),
-    ({"prompt": "x", "guided_json": [1], "min_tokens": 2}, "min_tokens is set beside a grammar"),
+    ({"prompt": "x", "guided_json": {}, "min_tokens": 2}, "min_tokens is set beside a grammar"),
     ({"prompt": "x", "stop": ["a"] * 5}, "at most 4"),
     ({"prompt": "x", "stop": ["a", "b" * 1025]}, "stop string has 1025 characters; each must have 1 to 1024"),
     ([], "not a JSON object"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -150,8 +151,6 @@ BAD: list[tuple[Json, str]] = [
     ({"options": {"repeat_penalty": 1, "repeat_last_n": 64}}, "options.repeat_last_n is 64"),
     ({"options": {"mirostat": 1}}, "options.mirostat is 1"),
     ({"tools": [TOOL]}, "tools is"),
-    ({"format": "json"}, "format is"),
-    ({"format": {"type": "object"}}, "format is"),
     ({"format": "xml"}, "format is 'xml'"),
     ({"think": "high"}, "think is 'high'"),
     ({"logprobs": True}, "logprobs is"),
@@ -185,6 +184,18 @@ async def test_what_generate_cannot_do(given: Json) -> None:
         with pytest.raises(ollama.ResponseError) as error:
             await client.generate(model="demo", prompt="x", **given)
     assert error.value.status_code == 400 and error.value.error.startswith([*given][-1])
+
+
+@pytest.mark.parametrize(("form", "schema"), [("json", {"type": "object"}), ({"type": "null"}, {"type": "null"})])
+async def test_a_format_is_the_texts_grammar(form: Json | str, schema: Json) -> None:
+    async with asking() as (generator, session):
+        async with session.post("/api/chat", json={"messages": HELLO, "format": form}) as response:
+            assert response.status == 200
+        async with session.post("/api/generate", json={"prompt": "x", "format": form}) as response:
+            assert response.status == 200
+    for _, options in generator.asked:
+        assert options.grammar is not None and options.grammar.kind == "json"
+        assert json.loads(options.grammar.text) == schema
 
 
 async def test_what_changes_nothing_is_taken_and_what_is_not_known_told() -> None:

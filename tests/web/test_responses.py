@@ -1,11 +1,12 @@
 """OpenAI's own client asks for responses."""
 
+import json
 from typing import Any
 
 import pytest
 
 from flowspec_edge.config import MAX_NEW_TOKENS
-from flowspec_edge.errors import StageFailedError
+from flowspec_edge.errors import FieldError, StageFailedError
 from flowspec_edge.web.app import WARNING
 from tests.web.served import HELLO, REASONED, Json, parts_of, prompt_of
 from tests.web.test_chat import serving
@@ -151,13 +152,24 @@ async def test_what_cannot_be_done_is_refused_by_name(given: Json, param: str) -
 
 
 async def test_a_format_is_the_cores_response_format() -> None:
-    async with serving() as (_, client):
-        for wanted in ({"type": "json_object"}, SCHEMA):
+    async with serving() as (generator, client):
+        for wanted in ({"type": "json_object"}, SCHEMA, {"type": "text"}):
+            answer = await client.responses.create(model="demo", input="x", text={"format": wanted})
+            assert answer.text.format.type == wanted["type"]
+    grammars = [options.grammar for _, options in generator.asked]
+    assert [grammar and json.loads(grammar.text) for grammar in grammars] == [
+        {"type": "object"},
+        SCHEMA["schema"],
+        None,
+    ]
+
+
+async def test_a_schema_that_cannot_be_followed_is_named_as_the_caller_named_it() -> None:
+    async with serving([FieldError("grammar", "cannot be followed", "invalid_grammar")]) as (_, client):
+        for is_streamed in (False, True):
             with pytest.raises(openai.BadRequestError) as error:
-                await client.responses.create(model="demo", input="x", text={"format": wanted})
-            assert error.value.param == "text.format"
-        answer = await client.responses.create(model="demo", input="x", text={"format": {"type": "text"}})
-    assert answer.text.format.type == "text"
+                await client.responses.create(model="demo", input="x", text={"format": SCHEMA}, stream=is_streamed)
+            assert (error.value.param, error.value.code) == ("text.format", "invalid_grammar")
 
 
 async def test_what_is_lost_amid_a_stream_is_a_failed_response() -> None:
