@@ -1,20 +1,25 @@
 """The virtual clock is exact: times follow from the testbed by hand, and nothing but time is simulated."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from flowspec_edge.bench.compare import Bench, Task
 from flowspec_edge.bench.prompts import load_prompts
-from flowspec_edge.bench.tape import Tape
+from flowspec_edge.bench.tape import Tape, TapeRecorder
 from flowspec_edge.bench.testbed import Testbed, load_testbed
 from flowspec_edge.bench.virtual_clock import VirtualAnswer, VirtualRing
-from flowspec_edge.bundle import Bundle
-from flowspec_edge.config import GenerateOptions
+from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
+from flowspec_edge.config import GenerateOptions, Grammar
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.core.wire import ROW_BYTES
+from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
+from flowspec_edge.engine.grammar import Grammars
+from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.engine.unsplit import UnsplitModel
 from tests.bench.conftest import make_tape
 
@@ -78,3 +83,22 @@ def test_every_schedule_writes_the_unsplit_models_text_and_repeats_itself(
     assert first.tokens == list(tape.continuation)
     assert first.token_times_s == second.token_times_s
     assert first.statistics == second.statistics
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_text_that_follows_a_schema_is_the_targets_under_each_schedule(temperature: float) -> None:
+    bundle, schema = Bundle.load(DEMO_BUNDLE), {"type": "array", "items": {"type": "boolean"}, "minItems": 5}
+    tokenizer, geometry = Tokenizer(DEMO_BUNDLE / "tokenizer.json"), bundle.manifest.geometry
+    options = GenerateOptions(
+        max_new_tokens=24, temperature=temperature, seed=2, grammar=Grammar("json", json.dumps(schema))
+    )
+    tape = TapeRecorder(bundle).record(tokenizer.encode("def main("), options)
+    assert tokenizer.decode(tape.continuation).startswith(("[true, ", "[false, "))
+    grammars = Grammars(tokenizer, geometry.vocab_size, bundle.manifest.eos_token_ids)
+    limits = TargetLimits(geometry.max_context, geometry.vocab_size, frozenset(bundle.manifest.eos_token_ids))
+    for schedule in SCHEDULES:
+        asked = dataclasses.replace(options, schedule=schedule)
+        drafter = Eagle1Drafter(bundle.directory, bundle.manifest, Head(bundle.directory, bundle.manifest), k=64)
+        constraint = grammars.compile(Grammar("json", json.dumps(schema)))
+        ring = VirtualRing(load_testbed("jetson4-7b-fp16-1gbit"), tape, drafter, limits, constraint=constraint)
+        assert tuple(ring.generate(asked).tokens) == tape.continuation
