@@ -8,7 +8,8 @@ import time
 import msgspec
 import pytest
 
-from flowspec_edge.config import GenerateOptions
+from flowspec_edge.config import GenerateOptions, Grammar
+from flowspec_edge.core.asked_text import AskedText
 from flowspec_edge.errors import FieldError, RequestError
 from flowspec_edge.web.chat import ChatFields
 from flowspec_edge.web.completions import DEFAULT, CompletionFields, prompts_of
@@ -174,3 +175,18 @@ def test_a_body_of_megabytes_holds_up_the_loop_for_no_tenth_of_a_second(body: Js
                 prompts_of(fields)
         times.append(time.thread_time() - began)
     assert min(times) < 0.1
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar("json", '{"type": "null"}'),
+        Grammar("regex", "a+"),
+        Grammar("choice", '["yes", "n\\u00e9e"]'),
+        Grammar("lark", 'start: "a"'),
+    ],
+)
+def test_the_clients_grammar_is_the_servers(grammar: Grammar) -> None:
+    body = json.dumps(AskedText("x", GenerateOptions(grammar=grammar), 1, is_resumable=False).request()).encode()
+    fields, _ = parse_fields(body, CompletionFields, is_strict=True)
+    assert options_of(fields, GenerateOptions()).grammar == grammar
