@@ -96,6 +96,7 @@ class GenerationService:
     async def __aexit__(self, *_: object) -> None:
         await self._watch.close()
         await self._upkeep.__aexit__()
+        self._writer = None
 
     @property
     def model(self) -> str:

@@ -5,7 +5,6 @@ Each text must be the undisturbed one, token for token. The seed decides everyth
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import json
 import math
@@ -25,6 +24,7 @@ from flowspec_edge.core.cluster.key_text import CLUSTER_PREFIX, format_key
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.engine.unsplit import UnsplitModel
 from tests.chaos.faults import FAULTS, Boards
+from tests.chaos.streams import as_asked
 from tests.held_out import held_out_prompts
 from tests.lan import Lan, lan_of
 from tests.narrowing import present
@@ -204,9 +204,7 @@ class _Texts:
 
     async def ask(self) -> None:
         """Ask for them, and take them until all have ended."""
-        asked = [{"prompt": prompt, **dataclasses.asdict(options)} for prompt, options in self._requests]
-        for request in asked:
-            request["stop"] = list(request["stop"])
+        asked = [as_asked(prompt, options) for prompt, options in self._requests]
         self.asked_at = time.monotonic()
         present(self._client.stdin).write(json.dumps(asked).encode() + b"\n")
         async for told in present(self._client.stdout):

@@ -30,6 +30,7 @@ from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.engine.unsplit import UnsplitModel
 from tests.chaos.growth import Sample, Watched, growth
 from tests.chaos.models import MODELS, make_bundle
+from tests.chaos.streams import as_asked
 from tests.held_out import held_out_prompts
 from tests.lan import Lan, ip, lan_of, why_not
 from tests.narrowing import present
@@ -117,7 +118,7 @@ class Soak:
     async def read_texts(self, requests: Sequence[Request], expected: Sequence[Sequence[int]]) -> None:
         """Compare every text that the clients get with the one that it should be."""
         clients = await self._run(NUM_NODES, "tests.chaos.clients", f"http://127.0.0.1:{PORT}", str(NUM_CLIENTS))
-        asked = [{"prompt": prompt, **dataclasses.asdict(options)} for prompt, options in requests]
+        asked = [as_asked(prompt, options) for prompt, options in requests]
         present(clients.stdin).write(json.dumps(asked).encode() + b"\n")
         async for line in present(clients.stdout):
             told = json.loads(line)

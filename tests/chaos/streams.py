@@ -5,17 +5,27 @@ its standard input; ``rounds.py`` does.
 """
 
 import asyncio
+import dataclasses
+import inspect
 import json
 import sys
 import time
 from typing import Any
 
 from flowspec_edge.client import Client
+from flowspec_edge.config import GenerateOptions
 from flowspec_edge.errors import FlowspecError
 
 
 def _tell(**what: Any) -> None:
     print(json.dumps({"at": time.monotonic(), **what}), flush=True)
+
+
+def as_asked(prompt: str, options: GenerateOptions) -> dict[str, Any]:
+    """The arguments of ``Client.generate`` that ask for this. A server has other defaults, so all of them are given."""
+    known = inspect.signature(Client.generate).parameters
+    wanted = {name: value for name, value in dataclasses.asdict(options).items() if name in known}
+    return {"prompt": prompt, **wanted, "logit_bias": dict(options.logit_bias)}
 
 
 async def _stream(client: Client, number: int, request: dict[str, Any]) -> None:
