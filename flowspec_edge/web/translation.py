@@ -12,7 +12,7 @@ import msgspec
 from flowspec_edge.errors import FieldError
 from flowspec_edge.web.asked import AskedText
 from flowspec_edge.web.chat import ChatFields, ChatMessage
-from flowspec_edge.web.fields import NEUTRAL, OwnFields, Whole, asks_for_nothing, unsupported
+from flowspec_edge.web.fields import NEUTRAL, OwnFields, Whole, asks_for_nothing, parse_field, unsupported
 
 ASKS_NOTHING: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("n", "best_of", "repetition_penalty", "top_p"), (1,)),
@@ -62,7 +62,8 @@ def chat_fields(given: Mapping[str, Any], messages: list[ChatMessage], called: M
             taken[name] = sent
         elif not asks_for_nothing(sent, NEUTRAL.get(name, ())):
             raise unsupported(called.get(name, name), bytes(sent))
-    fields = msgspec.json.decode(msgspec.json.encode(taken), type=ChatFields)
+    with in_words_of(called):
+        fields = parse_field("", msgspec.Raw(msgspec.json.encode(taken)), ChatFields)
     fields.messages = messages
     return fields
 

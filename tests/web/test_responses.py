@@ -164,6 +164,14 @@ async def test_a_format_is_the_cores_response_format() -> None:
     ]
 
 
+@pytest.mark.parametrize("wanted", [{}, {"type": False}, {"type": "json_schema", "schema": 5}])
+async def test_a_format_that_is_none_is_named_as_the_caller_named_it(wanted: dict[str, object]) -> None:
+    async with serving() as (_, client):
+        with pytest.raises(openai.BadRequestError) as raised:
+            await client.responses.create(model="demo", input="x", text={"format": wanted})
+    assert str(raised.value.param).startswith("text.format")
+
+
 async def test_a_schema_that_cannot_be_followed_is_named_as_the_caller_named_it() -> None:
     async with serving([FieldError("grammar", "cannot be followed", "invalid_grammar")]) as (_, client):
         for is_streamed in (False, True):
