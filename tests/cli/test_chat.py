@@ -16,10 +16,8 @@ from flowspec_edge.cli.dialogue import COMMANDS, Dialogue, perform
 from flowspec_edge.cli.parser import nearest
 from flowspec_edge.config import Piece
 from flowspec_edge.errors import StageFailedError
-from flowspec_edge.net.server import serve_app
-from flowspec_edge.web.app import build_app
-from flowspec_edge.web.chat_template import ChatTemplate
 from tests.narrowing import present
+from tests.web.served import serving_dialects
 from tests.web.test_completions import PIECES, STATISTICS, ScriptedGenerator
 
 END = Piece(text="", token_ids=[], finish_reason="stop", statistics={**STATISTICS, "tokens_per_s": 8.25})
@@ -27,14 +25,8 @@ END = Piece(text="", token_ids=[], finish_reason="stop", statistics={**STATISTIC
 
 @contextlib.asynccontextmanager
 async def serving(script: Sequence[Piece | Exception | None]) -> AsyncIterator[tuple[ScriptedGenerator, str]]:
-    generator = ScriptedGenerator(script)
-    app = build_app(generator, chat=ChatTemplate(None, {}, []))
-    served = await serve_app(app, cancels_on_disconnect=True)
-    try:
-        async with asyncio.timeout(90):
-            yield generator, f"127.0.0.1:{served.port}"
-    finally:
-        await served.close()
+    async with asyncio.timeout(90), serving_dialects(script, family=None) as (generator, url):
+        yield generator, url.removeprefix("http://")
 
 
 async def chat(url: str, said: str, *options: str) -> tuple[int, str, str]:

@@ -23,8 +23,7 @@ from flowspec_edge.errors import (
 from flowspec_edge.net import api_discovery
 from flowspec_edge.net.api_discovery import ApiRecord, announced, find_api
 from flowspec_edge.net.server import serve_app
-from flowspec_edge.web.app import build_app
-from flowspec_edge.web.chat_template import ChatTemplate
+from tests.web.served import serving_dialects
 from tests.web.test_completions import PIECES, STATISTICS, ScriptedGenerator
 
 THOUGHT = [
@@ -36,14 +35,8 @@ THOUGHT = [
 
 @contextlib.asynccontextmanager
 async def serving(script: Sequence[Piece | Exception | None]) -> AsyncIterator[tuple[ScriptedGenerator, str]]:
-    generator = ScriptedGenerator(script)
-    app = build_app(generator, chat=ChatTemplate(None, {}, []))
-    served = await serve_app(app, cancels_on_disconnect=True)
-    try:
-        async with asyncio.timeout(10):
-            yield generator, f"127.0.0.1:{served.port}"
-    finally:
-        await served.close()
+    async with asyncio.timeout(10), serving_dialects(script, family=None) as (generator, url):
+        yield generator, url.removeprefix("http://")
 
 
 async def test_a_message_is_streamed_with_what_was_thought_before_it() -> None:
