@@ -138,10 +138,18 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._controlling, text.encode())
 
-    async def until(self, text: str) -> None:
-        while text not in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.seen):
+    async def until(self, *texts: str) -> None:
+        """Until all these texts are on it, one behind the other."""
+        wanted = re.compile(".*".join(map(re.escape, texts)), re.DOTALL)
+        while not wanted.search(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.seen)):
             self._has_read.clear()
             await self._has_read.wait()
+
+    async def prompted(self, *texts: str) -> None:
+        """Until a line is read behind these texts. A key that means something must not come earlier: until then the
+        terminal itself obeys it, or drops it.
+        """
+        await self.until(*texts, "\n> ")
 
 
 @pytest.mark.slow
@@ -158,19 +166,19 @@ async def test_ctrl_c_interrupts_a_reply_and_ctrl_d_ends_the_dialogue(state: Pat
         )
         screen = Terminal(controlling)
         try:
-            await screen.until("> ")
+            await screen.prompted("Ctrl-C interrupts")
             screen.type("\x03")
-            await screen.until("(Ctrl-D ends)")
+            await screen.prompted("(Ctrl-D ends)")
             screen.type("well?\r")
             await screen.until("word ")
             screen.type("\x03")
-            await screen.until("interrupted")
+            await screen.prompted("interrupted")
             await generator.is_closed.wait()
             generator.script = [Piece(text="yes", token_ids=[5]), END]
             screen.type("and now?\r")
-            await screen.until("2 tokens, 8.2 tokens/s")
+            await screen.prompted("2 tokens, 8.2 tokens/s")
             screen.type(f"/save {tmp_path / 'd.json'}\r")
-            await screen.until("saved in")
+            await screen.prompted("saved in")
             screen.type("\x04")
             assert await process.wait() == 0
         finally:
