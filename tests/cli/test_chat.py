@@ -124,8 +124,8 @@ async def test_a_message_of_the_command_line_is_answered_and_a_failure_is_told()
 class Terminal:
     """A terminal of 80 columns with a dialogue in it."""
 
-    def __init__(self, controlling: int) -> None:
-        self._controlling = controlling
+    def __init__(self, controlling: int, pid: int) -> None:
+        self._controlling, self._pid = controlling, pid
         self.seen = ""
         self._has_read = asyncio.Event()
         asyncio.get_running_loop().add_reader(controlling, self._read)
@@ -146,10 +146,15 @@ class Terminal:
             await self._has_read.wait()
 
     async def prompted(self, *texts: str) -> None:
-        """Until a line is read behind these texts. A key that means something must not come earlier: until then the
-        terminal itself obeys it, or drops it.
+        """Until the dialogue sleeps for a line behind these texts. Of a key that means something and comes earlier, the
+        terminal drops Ctrl-D, and readline hears Ctrl-C only with the next key.
         """
         await self.until(*texts, "\n> ")
+        while not self._sleeps():
+            await asyncio.sleep(0.01)
+
+    def _sleeps(self) -> bool:
+        return Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 @pytest.mark.slow
@@ -164,7 +169,7 @@ async def test_ctrl_c_interrupts_a_reply_and_ctrl_d_ends_the_dialogue(state: Pat
             start_new_session=True,
             preexec_fn=lambda: _take_terminal(terminal),
         )
-        screen = Terminal(controlling)
+        screen = Terminal(controlling, process.pid)
         try:
             await screen.prompted("Ctrl-C interrupts")
             screen.type("\x03")
@@ -182,6 +187,7 @@ async def test_ctrl_c_interrupts_a_reply_and_ctrl_d_ends_the_dialogue(state: Pat
             screen.type("\x04")
             assert await process.wait() == 0
         finally:
+            print(screen.seen)
             asyncio.get_running_loop().remove_reader(controlling)
             os.close(controlling)
             os.close(terminal)
