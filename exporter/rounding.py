@@ -1,8 +1,8 @@
 """Rounds activations as this processor's kernels do that multiply them with blocks of weights.
 
-ONNX Runtime's MatMulNBits rounds activations to 8 bits with a scale for each block (x86), for each row (Arm's
-KleidiAI), or not at all (processors without instructions for products of bytes). Nothing tells which, so a small
-product is asked.
+ONNX Runtime's MatMulNBits rounds activations to 8 bits with a scale for each block, or not at all (processors without
+instructions for products of bytes). A value on the border of two steps falls to another one on Arm than on x86. Nothing
+tells which, so a small product of such values is asked.
 """
 
 from __future__ import annotations
@@ -37,11 +37,15 @@ def round_by_block(rows: np.ndarray, block_size: int) -> np.ndarray:
     return rounded
 
 
-def round_by_row(rows: np.ndarray, block_size: int) -> np.ndarray:
-    """256 steps between the least and the largest value of a row, and 0."""
-    least, largest = np.minimum(rows.min(axis=1), 0), np.maximum(rows.max(axis=1), 0)
-    scale = np.maximum((largest - least) / np.float32(255), np.float32(1e-30))[:, None]
-    rounded: np.ndarray = np.rint(rows / scale) * scale
+def round_by_scale(rows: np.ndarray, block_size: int) -> np.ndarray:
+    """The same as Arm does it: the scale first and then its reciprocal, and the middle of two steps away from 0."""
+    blocks = rows.reshape(len(rows), -1, block_size)
+    scale = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exact = blocks * np.where(scale > 0, np.float32(1) / scale, np.float32(0))
+    steps = np.trunc(exact)
+    steps += np.copysign(np.abs(exact - steps) >= 0.5, exact)
+    rounded: np.ndarray = (steps * scale).reshape(rows.shape)
     return rounded
 
 
@@ -55,12 +59,11 @@ def _rounding(bits: int, block_size: int) -> Round:
     """The rounding whose product with random weights is nearest to that of ONNX Runtime."""
     random = np.random.default_rng(0)
     num_in = _NUM_BLOCKS * block_size
-    rows = random.standard_normal((_NUM_ROWS, num_in), np.float32)
-    rows *= np.repeat(np.float32(4.0) ** np.arange(_NUM_BLOCKS, dtype=np.float32), block_size)
+    rows = _on_borders(random, block_size)
     middle = 2 ** (bits - 1)
     levels = random.integers(0, 2 * middle, (_NUM_OUT, _NUM_BLOCKS, block_size), np.uint8)
     packed = levels if bits == 8 else levels[..., ::2] | levels[..., 1::2] << 4
-    scales = np.repeat(np.float32(4.0) ** -np.arange(_NUM_BLOCKS, dtype=np.float32)[None], _NUM_OUT, axis=0)
+    scales = random.random((_NUM_OUT, _NUM_BLOCKS), np.float32)
     to = Writer()
     to.add(
         "MatMulNBits",
@@ -86,4 +89,13 @@ def _rounding(bits: int, block_size: int) -> Round:
     return min(errors, key=lambda round_: errors[round_])
 
 
-_ROUNDINGS = (round_by_block, round_by_row, leave)
+def _on_borders(random: np.random.Generator, block_size: int) -> np.ndarray:
+    """Rows in which each value but the largest of its block lies as near to the middle of two steps as it can."""
+    largest = 1 + random.random((_NUM_ROWS, _NUM_BLOCKS, 1), np.float32)
+    steps = random.integers(-127, 127, (_NUM_ROWS, _NUM_BLOCKS, block_size)).astype(np.float32) + np.float32(0.5)
+    steps[:, :, 0] = 127
+    rows: np.ndarray = (steps * (largest / np.float32(127))).reshape(_NUM_ROWS, -1)
+    return rows
+
+
+_ROUNDINGS = (round_by_block, round_by_scale, leave)

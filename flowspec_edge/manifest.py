@@ -101,7 +101,13 @@ EXACT_SUMS = ("session.x64quantprecision", "1")
 There the product of signed bytes cuts sums off at 16 bits; with this setting weights are multiplied as unsigned bytes,
 and int32 sums are the same as on every other processor. Elsewhere it changes nothing.
 """
-SESSION_SETTINGS = (UNPACK_ONCE, EXACT_SUMS)
+WEIGHTS_AS_STORED = ("mlas.disable_kleidiai", "1")
+"""The setting with which ONNX Runtime multiplies 4-bit blocks on Arm as it does elsewhere.
+
+Arm's KleidiAI would round their scales to bfloat16, and activations to 8 bits per row instead of per block. On
+processors without it, the setting changes nothing.
+"""
+SESSION_SETTINGS = (UNPACK_ONCE, EXACT_SUMS, WEIGHTS_AS_STORED)
 
 # Inputs and outputs of the head; the final norm maps HIDDEN [1, rows, hidden_size] to HIDDEN_OUT of the same shape.
 TOP_K = "k"  # int64 [1]

@@ -7,7 +7,8 @@ The boards run Debian's Python and the published aarch64 wheels under qemu-user,
 one as a Raspberry Pi 4 (Cortex-A72). This machine originates and serves no layers, so every layer's weights are fetched
 by a board. Kernels differ between processors, and so may the last bits of a logit. Where a text differs, the check
 finds the first token that differs and how far apart the two choices are; it fails where that is more than a near tie.
-On one board a row must have the same bits in every tree, in every precision.
+On one board a row must have the same bits in every tree, in every precision. Each board also makes a bundle of a GGUF
+file, in which all graphs must have the bytes of those that this machine makes of it, and the ring writes from one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -242,15 +243,21 @@ def find_gap(case: Case, bundle: Bundle, index: int, token: int) -> float:
     return high
 
 
-def bundles_to_check(folder: Path, report: Report) -> list[Bundle]:
-    """The demo model as it is shipped, and where the exporter can run, exported to w8a8 and the other precisions."""
-    shipped = Bundle.load(DEMO_BUNDLE)
+def bundles_to_check(userland: Userland, report: Report) -> Iterator[Bundle]:
+    """The demo model as it is shipped; where the exporter can run, exported to w8a8 and the other precisions; and as
+    the boards make it of a GGUF file.
+    """
+    yield Bundle.load(DEMO_BUNDLE)
     try:
         import torch  # noqa: F401
     except ImportError:
         report("torch is not installed here: nothing is exported, only the shipped precision is checked")
-        return [shipped]
-    target = folder / "demo-w8a8"
+        return
+    yield _exported(userland.folder / "demo-w8a8", report)
+    yield _converted(userland, report)
+
+
+def _exported(target: Path, report: Report) -> Bundle:
     report("exporting the demo model to w8a8 and the other precisions ...")
     model = PROJECT / "exporter/demo_model"
     command = [sys.executable, "-m", "exporter", str(model / "target"), "--drafter", str(model / "eagle")]
@@ -259,7 +266,33 @@ def bundles_to_check(folder: Path, report: Report) -> list[Bundle]:
         "the demo model cannot be exported",
         cwd=PROJECT,
     )
-    return [shipped, Bundle.load(target)]
+    return Bundle.load(target)
+
+
+def _converted(userland: Userland, report: Report) -> Bundle:
+    """The bundle that one of the boards makes of the demo model as a GGUF file.
+
+    Raises:
+        ArmCheckError: a board cannot make one, or makes another than this machine.
+    """
+    from tests.exporter.gguf.demo_model import write_demo_gguf
+
+    model, here = write_demo_gguf(userland.folder / "demo.gguf"), userland.folder / "demo-gguf"
+    command = [sys.executable, "-m", "exporter", str(model), "--out", str(here), "--force"]
+    run(command, "the GGUF file cannot be exported", cwd=PROJECT)
+    expected = {entry.file: entry.sha256 for entry in Bundle.load(here).manifest.files()}
+    for board in BOARDS:
+        began, there = time.monotonic(), userland.folder / f"demo-gguf-{board.name}"
+        userland.convert(board, model, there)
+        bundle = Bundle.load(there)
+        found = {entry.file: entry.sha256 for entry in bundle.manifest.files()}
+        if others := sorted(file for file in expected.keys() | found.keys() if found.get(file) != expected.get(file)):
+            raise ArmCheckError(
+                f"{board.name}: makes other files of {model.name} than this machine: {', '.join(others)}"
+            )
+        took = time.monotonic() - began
+        report(f"{model.name} on {board.name}: becomes the bundle that this machine makes of it ({took:.1f} s)")
+    return bundle
 
 
 async def check(folder: Path, is_quick: bool, report: Report) -> dict[str, Any]:
@@ -275,7 +308,7 @@ async def check(folder: Path, is_quick: bool, report: Report) -> dict[str, Any]:
             + "; no torch, no compiler"
         )
     findings, bits = [], []
-    for bundle in bundles_to_check(folder, report):
+    for bundle in bundles_to_check(userland, report):
         for board in BOARDS:
             for what, counts in userland.rows_that_differ(board, bundle.directory).items():
                 bits.append(BitsOfRows(board.name, what, **counts))

@@ -1,8 +1,7 @@
 """An aarch64 userland in a folder: qemu-user, Debian's Python for arm64, and the wheels that a board would install.
 
 Packages are unpacked, never installed: nothing of this machine changes, and no root is needed. What was fetched stays
-in the
-folder, so that the next check begins at once.
+in the folder, so that the next check begins at once.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ PYTHON = "python3.11"
 ARM_PACKAGES = (PYTHON, "libstdc++6")
 PLATFORMS = tuple(f"manylinux{tag}_aarch64" for tag in ("_2_31", "_2_28", "_2_27", "_2_26", "_2_17", "2014"))
 """The platforms that pip accepts on Debian 11 and newer, and so on Raspberry Pi OS and JetPack 6."""
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "rustc", "cargo", "as", "ld")
 EM_AARCH64 = 183  # e_machine of an ELF file (ELF for the Arm 64-bit Architecture)
 Report = Callable[[str], None]
@@ -90,16 +90,29 @@ class Userland:
         return self.folder / "site"
 
     @property
+    def _converters(self) -> Path:
+        """The folder with what the extra `gguf` adds."""
+        return self.folder / "converters"
+
+    @property
     def _root(self) -> Path:
         return self.folder / "root"
 
     def command(self, board: Board, *arguments: str) -> list[str]:
         """The command that runs Python on that board with these arguments."""
+        return self._command(board, [self.site], arguments)
+
+    def _command(self, board: Board, libraries: Sequence[Path], arguments: Sequence[str]) -> list[str]:
         root = self.folder / "boards" / board.name
         return [
             str(self.folder / "qemu/usr/bin/qemu-aarch64-static"),
             *("-cpu", board.cpu, "-L", str(root)),
-            *("-E", f"PYTHONPATH={self.site}", "-E", "PATH=" + os.pathsep.join(map(str, self._search_path()))),
+            *(
+                "-E",
+                "PYTHONPATH=" + os.pathsep.join(map(str, libraries)),
+                "-E",
+                "PATH=" + os.pathsep.join(map(str, self._search_path())),
+            ),
             *(str(self._root / "usr/bin" / PYTHON), *arguments),
         ]
 
@@ -113,6 +126,7 @@ class Userland:
         self._once("qemu", ["qemu-user-static"], report, self._unpack_qemu)
         self._once("root", ARM_PACKAGES, report, self._unpack_root)
         self._once("site", [*_runtime_dependencies(), _digest_of_sources()], report, self._install_wheels)
+        self._once("converters", _extra("gguf"), report, self._install_converters)
         for board in BOARDS:
             self._describe(board)
         self._check_site()
@@ -146,6 +160,15 @@ class Userland:
             run(self.command(board, program, str(bundle)), f"{board.name}: no rows")
         )
         return found
+
+    def convert(self, board: Board, model: Path, bundle: Path) -> None:
+        """Have that board make a bundle of a GGUF file.
+
+        Raises:
+            ArmCheckError: it cannot.
+        """
+        arguments = ["-m", "exporter", str(model), "--out", str(bundle), "--force"]
+        run(self._command(board, [self.site, self._converters], arguments), f"{board.name}: no bundle of {model.name}")
 
     def _search_path(self) -> list[Path]:
         return [self.site / "bin", self._root / "usr/bin", self._root / "bin"]
@@ -192,21 +215,13 @@ class Userland:
         """Unpack the project's wheel, and the wheels that it depends on as they were published."""
         wheels = self.folder / "wheels"
         shutil.rmtree(wheels, ignore_errors=True)
-        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        platforms = [part for platform in PLATFORMS for part in ("--platform", platform)]
-        binary = ["--only-binary", ":all:", "--python-version", "3.11", "--implementation", "cp", *platforms]
-        run(
-            [*pip, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(PROJECT)],
-            "the project's wheel cannot be built",
-        )
+        run([*PIP, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(PROJECT)], "the project's wheel has no build")
         (own,) = wheels.glob("flowspec_edge-*.whl")
-        run([*pip, "download", "--dest", str(wheels), *binary, str(own)], "a dependency has no wheel for aarch64")
-        for wheel in wheels.glob("*.whl"):
-            tag = wheel.stem.rpartition("-")[2]
-            if tag != "any" and "aarch64" not in tag:
-                raise ArmCheckError(f"{wheel.name}: not a wheel for aarch64")
-        found = ["--no-index", "--find-links", str(wheels), "--target", str(target)]
-        run([*pip, "install", *found, *binary, str(own)], "the wheels cannot be unpacked")
+        _unpack_wheels([str(own)], wheels, target)
+
+    def _install_converters(self, target: Path) -> None:
+        """Unpack the wheels with which a board makes bundles of GGUF files."""
+        _unpack_wheels(_extra("gguf"), self.folder / "wheels", target)
 
     def _describe(self, board: Board) -> None:
         """Make a root for the board, with the files in which the kernel would describe it."""
@@ -245,11 +260,22 @@ def _runtime_dependencies() -> list[str]:
     return list(project["dependencies"])
 
 
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-    else:
-        shutil.copyfile(source, target)
+def _extra(name: str) -> list[str]:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    return list(project["optional-dependencies"][name])
+
+
+def _unpack_wheels(wanted: Sequence[str], wheels: Path, target: Path) -> None:
+    """Fetch the wheels that a board would install for these requirements, into ``wheels``, and unpack them."""
+    platforms = [part for platform in PLATFORMS for part in ("--platform", platform)]
+    binary = ["--only-binary", ":all:", "--python-version", "3.11", "--implementation", "cp", *platforms]
+    run([*PIP, "download", "--dest", str(wheels), *binary, *wanted], "a dependency has no wheel for aarch64")
+    for wheel in wheels.glob("*.whl"):
+        tag = wheel.stem.rpartition("-")[2]
+        if tag != "any" and "aarch64" not in tag:
+            raise ArmCheckError(f"{wheel.name}: not a wheel for aarch64")
+    found = ["--no-index", "--find-links", str(wheels), "--target", str(target)]
+    run([*PIP, "install", *found, *binary, *wanted], "the wheels cannot be unpacked")
 
 
 def _digest_of_sources() -> str:

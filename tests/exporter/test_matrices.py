@@ -14,7 +14,7 @@ from exporter.layer_graph import write_head
 from exporter.matrices import FloatMatrix, HalfMatrix, Matrix, PerTokenMatrix, float_product
 from exporter.parity import open_session
 from exporter.reference import relative_error
-from exporter.rounding import round_activations, round_by_block, round_by_row
+from exporter.rounding import leave, round_activations, round_by_block, round_by_scale
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import HIDDEN, LOGITS, TOP_K, TOP_LOG_PROBS, TOP_TOKENS
 
@@ -83,8 +83,15 @@ def test_weights_beyond_float16_are_refused() -> None:
 def test_activations_are_rounded_as_far_as_8_bits_go() -> None:
     rows = RANDOM.standard_normal((4, 64), np.float32) * np.repeat([1.0, 100.0], 32).astype(np.float32)
     rows[3] = 0.0
-    for rounded, width in ((round_by_block(rows, 32), 32), (round_by_row(rows, 32), 64)):
-        largest = np.abs(rows.reshape(4, -1, width)).max(axis=2, keepdims=True)
-        error = np.abs(rounded - rows).reshape(4, -1, width)
+    largest = np.abs(rows.reshape(4, 2, 32)).max(axis=2, keepdims=True)
+    for rounded in (round_by_block(rows, 32), round_by_scale(rows, 32)):
+        error = np.abs(rounded - rows).reshape(4, 2, 32)
         assert (error <= largest / 127 * 0.501).all() and error[:3].any()
     assert not round_activations(rows, 8, 32)[3].any()
+
+
+def test_only_on_borders_do_processors_round_differently() -> None:
+    rows = np.array([[127.0, 2.5, -2.5, 3.5, 2.4, 0.0]], np.float32)
+    assert round_by_block(rows, 6).tolist() == [[127, 2, -2, 4, 2, 0]]
+    assert round_by_scale(rows, 6).tolist() == [[127, 3, -3, 4, 2, 0]]
+    assert leave(rows, 6) is rows
