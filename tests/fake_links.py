@@ -9,6 +9,7 @@ from collections import deque
 from flowspec_edge.core import wire
 from flowspec_edge.errors import FlowspecError, LinkLostError
 from flowspec_edge.net.connection import Link
+from flowspec_edge.net.sent_packets import Packets
 
 LIMIT_S = 5.0
 """A bound on waiting for a message; nothing takes this long unless the test fails."""
@@ -27,6 +28,7 @@ class FakeLink(Link):
         self._closed = asyncio.Event()
         self._end = None
         self._is_clean = False
+        self.packets = Packets(0, 0)  # what is told of them next
         self.is_silent = False  # whether its peer answers no questions
         self.closed_by: FlowspecError | None = None  # what the other end gave as its reason
 
@@ -50,6 +52,10 @@ class FakeLink(Link):
         """All that has come and was not taken yet."""
         taken = list(self._came)
         self._came.clear()
+        return taken
+
+    def take_packets(self) -> Packets:
+        taken, self.packets = self.packets, Packets(0, 0)
         return taken
 
     async def answers(self, within_s: float) -> bool:

@@ -27,6 +27,8 @@ SECOND = 100
 """How far a host's second address is from its first."""
 _RANDOM, _PASS, _DROP = 0xFFFFF038, 0xFFFFFFFF, 2
 """Of a packet filter: where a random number is loaded from (SKF_AD_RANDOM), and its verdicts (TC_ACT_UNSPEC, _SHOT)."""
+_ALL_SEGMENTS = "65535"
+"""As many packets as a card may be given as one, by default (GSO_MAX_SEGS)."""
 
 
 def why_not() -> str | None:
@@ -139,17 +141,19 @@ class Lan:
     def lose_packets(self, number: int, share: float) -> None:
         """As a bad cable or radio: this share of a host's packets vanishes, in either direction; none where it is 0.
 
-        A filter of four instructions drops them at random, since ``netem`` is not in every kernel.
+        A filter of four instructions drops them at random, since ``netem`` is not in every kernel. Each end drops what
+        comes in, for what an end drops as it goes out is sent again by its own system, which learns of that at once.
+        The ends give their cards single packets, of which a card would else make one out of many.
         """
-        where = ["tc", "-n", self.host(number)]
-        subprocess.run([*where, "qdisc", "del", "dev", "eth0", "clsact"], capture_output=True)
-        if not share:
-            return
         least = int(share * 2**32)
         code = f"4,32 0 0 {_RANDOM},53 1 0 {least},6 0 0 {_DROP},6 0 0 {_PASS}"
-        _run(*where, "qdisc", "add", "dev", "eth0", "clsact")
-        for direction in ("ingress", "egress"):
-            _run(*where, "filter", "add", "dev", "eth0", direction, "bpf", "da", "bytecode", code)
+        for namespace, card in ((self.host(number), "eth0"), (self.switch, f"port{number}")):
+            where = ["tc", "-n", namespace]
+            subprocess.run([*where, "qdisc", "del", "dev", card, "clsact"], capture_output=True)
+            ip("link", "set", card, "gso_max_segs", "1" if share else _ALL_SEGMENTS, inside=namespace)
+            if share:
+                _run(*where, "qdisc", "add", "dev", card, "clsact")
+                _run(*where, "filter", "add", "dev", card, "ingress", "bpf", "da", "bytecode", code)
 
     def readdress(self, number: int) -> None:
         """The host's address becomes the other one of its two."""

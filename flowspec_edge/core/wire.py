@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from flowspec_edge.core.rows import Chunk, Count, Floats, SessionSpec
 from flowspec_edge.errors import UNPRINTABLE, ProtocolError, plain_text
 
-PROTOCOL_VERSION = 9
+PROTOCOL_VERSION = 10
 
 MAX_TEXT = 4096
 """Characters of one text."""
@@ -216,6 +216,17 @@ class SessionFailure(PlainMessage, frozen=True):
         return SessionFailure(self.session, plain_text(self.reason)[:MAX_TEXT])
 
 
+class PacketsSent(PlainMessage, frozen=True):
+    """Stage to origin, now and then while chunks flow: how many packets its system has sent over its data links since
+    the last such message, to the neighbour ahead and to the one behind, and how many of these were lost.
+    """
+
+    num_ahead: Count
+    num_lost_ahead: Count
+    num_behind: Count
+    num_lost_behind: Count
+
+
 class MeasureLayers(PlainMessage, frozen=True):
     """Origin to node, before a plan: asks for the time of a layer of this bundle, in the precision that the node would
     choose, or in each precision that it can run.
@@ -306,6 +317,7 @@ Plain = (
     | CloseSession
     | StageFailure
     | SessionFailure
+    | PacketsSent
     | MeasureLayers
     | LayersMeasured
     | MeasureLink

@@ -20,6 +20,7 @@ import numpy as np
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.planning.packet_loss import COUNT_S
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import CacheFullError, ProtocolError
 from flowspec_edge.net.connection import Link
@@ -72,6 +73,7 @@ class StageHost:
         self._forwards: asyncio.Queue[tuple[ev.RunForward, threading.Event]] = asyncio.Queue()
         self._cancelled = threading.Event()  # of the newest forward; each has its own
         self._num_sent = 0
+        self._is_used = asyncio.Event()  # by a session: the ring is open
         self._working: asyncio.Task[None] | None = None
         self._offence: tuple[Link, ProtocolError] | None = None  # who broke the rules, where that ended the stage
 
@@ -114,6 +116,7 @@ class StageHost:
             self._blaming(self._behind, self._read_chunks()),
             self._blaming(self._ahead, self._read_credits()),
             self._run_forwards(),
+            self._count_packets(),
         )
 
     async def _blaming(self, link: Link, reading: Coroutine[Any, Any, None]) -> None:
@@ -135,6 +138,7 @@ class StageHost:
                             f"a session of {spec.capacity} rows exceeds the {self._max_capacity} that this model "
                             "can use"
                         )
+                    self._is_used.set()
                     self._tell(ev.SessionRequested(spec))
                 case wire.AdvanceSession(session, at, to):
                     self._tell(ev.AdvanceArrived(session, at, to))
@@ -158,6 +162,15 @@ class StageHost:
         while True:
             credit = wire.expect(await self._ahead.receive(), wire.Credit, self._ahead.peer)
             self._tell(ev.CreditArrived(credit.num_chunks))
+
+    async def _count_packets(self) -> None:
+        """Tell the origin what is lost on the ways to the neighbours, which it cannot see."""
+        await self._is_used.wait()
+        while True:
+            await asyncio.sleep(COUNT_S)
+            packets = wire.PacketsSent(*self._ahead.take_packets(), *self._behind.take_packets())
+            if packets.num_ahead or packets.num_behind:
+                self._control.send(packets)
 
     async def _run_forwards(self) -> None:
         while True:

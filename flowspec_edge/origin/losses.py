@@ -72,6 +72,10 @@ class Losses:
         self._boards |= {board.node: board for board in boards if board.node in (node, other)}
         self._tell(ls.PartsLost(frozenset({ls.way_between(node, other)})))
 
+    def lose_packets(self, part: ls.Part) -> None:
+        """A part of the ring answers, and loses many of its packets."""
+        self._tell(ls.PacketsLost(part))
+
     def fail_if_known(self, node: str | None, boards: Iterable[Announcement]) -> None:
         """The stage of this node failed, where one is named; the node itself answers."""
         for board in boards:

@@ -53,7 +53,7 @@ from flowspec_edge.origin.dialogue import (
 from flowspec_edge.origin.engine import LoadEngine, OriginEngine
 from flowspec_edge.origin.measured_links import Peer, links_now
 from flowspec_edge.origin.planning import PlanOptions, keep_placement, make_plan, with_what_they_serve
-from flowspec_edge.origin.ring import Ring, RingLinks, RingStage
+from flowspec_edge.origin.ring import OnLossy, Ring, RingLinks, RingStage
 from flowspec_edge.origin.shares import check_reached, equal_shares, planned_shares
 from flowspec_edge.tasks import run_until_first_ends
 
@@ -89,6 +89,7 @@ async def open_ring(
     cut: frozenset[Way] = frozenset(),
     is_urgent: bool = False,
     is_in_doubt: asyncio.Event | None = None,
+    on_lossy: OnLossy = lambda found: None,
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
@@ -96,7 +97,8 @@ async def open_ring(
     the origin's ``node`` what they lack. ``on_lost`` is told of nodes that do not answer, or no longer. The ring goes
     around the ways that are ``cut``. Where it ``is_urgent``, since texts wait that had a ring before, no link is
     measured, and who hesitates to answer is left out. ``is_in_doubt`` is set when a text begins to wait meanwhile: all
-    nodes are then asked whether they are there, as by a ring that is open.
+    nodes are then asked whether they are there, as by a ring that is open. ``on_lossy`` is told of parts of the open
+    ring that lose packets.
 
     Raises:
         NodeUnavailableError: no node that was found can be reached, or none of them has the bundle.
@@ -128,7 +130,7 @@ async def open_ring(
                 await asyncio.to_thread(keep_placement, bundle.digest, plan)
             links = await _connect(node, name, stages, controls, closing)
         core, journal = _core_of(bundle, len(stages), has_drafter=engine.drafter is not None)
-        async with Ring(core, journal, engine, stages, links, node.board, plan) as ring:
+        async with Ring(core, journal, engine, stages, links, node.board, plan, on_lossy) as ring:
             yield ring
 
 
@@ -171,6 +173,23 @@ async def plan_layers(
         check_reached([stage.plan for stage in stages], peers, refused)
         freed, loaded = with_what_they_serve(peers, stages)
         return await make_plan(node.settings, bundle, freed, refused, plan_options, loaded, cut=cut)
+
+
+async def check_room(
+    node: OriginNode,
+    bundle: Bundle,
+    found: Sequence[Announcement],
+    stages: Sequence[RingStage],
+    cut: frozenset[Way],
+) -> None:
+    """Whether all layers fit into equal shares on these nodes. What the ``stages`` of a ring hold counts as free.
+
+    Raises:
+        NodeUnavailableError, PlacementError: as for :func:`open_ring`.
+    """
+    async with contextlib.AsyncExitStack() as closing:
+        peers, _ = await welcome_nodes(node.settings, bundle, found, "", closing, is_urgent=True)
+        equal_shares(bundle, with_what_they_serve(peers, stages)[0], cut, node.settings.name)
 
 
 async def explain_outcome(node: OriginNode, bundle: Bundle, ring: Ring, outcome: Outcome) -> Outcome:

@@ -23,6 +23,7 @@ from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.arithmetic import ComputedLayers
+from flowspec_edge.core.planning.packet_loss import COUNT_S, Lossy, PacketLoss
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome, hold_against
 from flowspec_edge.core.speculation.origin import Origin
@@ -52,6 +53,9 @@ COMPILING_S = 10.0
 """How long a text may wait until its grammar is compiled. Most take some milliseconds."""
 
 OnTrip = Callable[[ev.ReportTrip], None]
+
+OnLossy = Callable[[Lossy], None]
+"""Told of each part of a ring that loses packets, once."""
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +88,7 @@ class Ring:
     """Opened and connected stages of one bundle, which work as long as the context lasts. Made by ``open_ring``.
 
     ``journal`` writes down what ``core`` is told, where that is wanted. ``plan`` is what the planner expects of the
-    ring, where it was planned.
+    ring, where it was planned. ``on_lossy`` is told which part of the ring loses packets.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Ring:
         links: RingLinks,
         board: Board,
         plan: Plan | None = None,
+        on_lossy: OnLossy = lambda found: None,
     ) -> None:
         self.stages = stages
         self.plan = plan
@@ -106,6 +111,7 @@ class Ring:
         self._origin = links.ahead.hello.node
         self._work_of = [StageWork() for _ in stages]
         self._is_in_doubt = asyncio.Event()  # whether all stages are there
+        self._packet_loss, self._on_lossy = PacketLoss(self._origin), on_lossy
         self._board = board
         self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
         self._sessions = itertools.count(1)
@@ -300,6 +306,7 @@ class Ring:
                 self._read_chunks(),
                 self._compute(),
                 self._ask_when_in_doubt(),
+                self._count_packets(),
                 *(
                     self._read_control(number, stage, control)
                     for number, (stage, control) in enumerate(zip(self.stages, self._controls, strict=True))
@@ -333,6 +340,24 @@ class Ring:
         link, *_ = await next_silent(self._is_in_doubt, self._controls)
         raise LinkLostError(f"peer {link.peer}: no answer within {ANSWER_S:g} s")
 
+    async def _count_packets(self) -> None:
+        """Count what is lost of what the origin itself sends; stages tell what they do."""
+        first, last = self.stages[0].plan.node, self.stages[-1].plan.node
+        ends = [*((link.peer, link) for link in self._controls), (first, self._ahead), (last, self._behind)]
+        while True:
+            await asyncio.sleep(COUNT_S)
+            for node, link in ends:
+                self._note_packets(self._origin, node, *link.take_packets())
+
+    def _note_packets(self, near: str, far: str, num_sent: int, num_lost: int) -> None:
+        if (found := self._packet_loss.count(near, far, num_sent, num_lost)) is not None:
+            self._on_lossy(found)
+
+    def _neighbours(self, number: int) -> tuple[str, str]:
+        """The names of the nodes ahead of a stage and behind it."""
+        nodes = [self._origin, *(stage.plan.node for stage in self.stages), self._origin]
+        return nodes[number + 2], nodes[number]
+
     async def _read_control(self, number: int, stage: RingStage, control: Link) -> None:
         while True:
             match await control.receive():
@@ -340,6 +365,10 @@ class Ring:
                     self._tell(ev.StageReady(session, number))
                 case wire.TappedRows(session, layer, ids, hidden):
                     self._tell(ev.TappedArrived(session, layer, ids, hidden))
+                case wire.PacketsSent(num_ahead, num_lost_ahead, num_behind, num_lost_behind):
+                    ahead, behind = self._neighbours(number)
+                    self._note_packets(stage.plan.node, ahead, num_ahead, num_lost_ahead)
+                    self._note_packets(stage.plan.node, behind, num_behind, num_lost_behind)
                 case wire.SessionFailure(session, reason):
                     if session in self._answers:
                         text = f"node {stage.plan.node}: {reason}"

@@ -17,7 +17,8 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning import rebalancing as rb
 from flowspec_edge.core.planning import recovery as rc
-from flowspec_edge.core.planning.losses import Way
+from flowspec_edge.core.planning.losses import Part, Way
+from flowspec_edge.core.planning.packet_loss import Lossy, slowed
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.errors import FlowspecError, NodeUnavailableError, PlacementError, RingLostError
 from flowspec_edge.files import open_record
@@ -26,7 +27,7 @@ from flowspec_edge.node.node import Node
 from flowspec_edge.origin.dialogue import OnFetch, is_whole
 from flowspec_edge.origin.engine import KeptEngine
 from flowspec_edge.origin.losses import Losses
-from flowspec_edge.origin.opening import open_ring, plan_layers
+from flowspec_edge.origin.opening import check_room, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.ring import Ring, RingStage
 from flowspec_edge.origin.standby import Standbys
@@ -66,7 +67,7 @@ class RingUpkeep:
         on_fetch, plan_options: as for :func:`open_ring`.
         boards: where given, the ring moves to a better plan when other nodes are there than those it was opened
             with, or when a node got hot. They are also asked when the ring was lost.
-        moves: whether the ring moves at all.
+        moves: whether the ring moves for other nodes at all; it does where it loses packets.
         moves_at_once: move while texts are written, which go on over the new ring; else only when none is.
         has_standbys: have boards stand by for each other while no text is written.
     """
@@ -88,9 +89,9 @@ class RingUpkeep:
         self._on_fetch = on_fetch
         self._plan_options = plan_options
         self._boards = boards
-        self._moves = moves and boards is not None
-        self._core = rb.Rebalancing(at_once=moves_at_once)
-        self._journal = Journal("rebalancing", {"at_once": moves_at_once}, open_record("rebalancing"))
+        itself = {"at_once": moves_at_once, "follows": moves}
+        self._core = rb.Rebalancing(**itself)
+        self._journal = Journal("rebalancing", itself, open_record("rebalancing"))
         self._engine = KeptEngine()
         self._ring: Ring | None = None
         self._next_plan: Plan | None = None
@@ -101,6 +102,7 @@ class RingUpkeep:
         self._lost = Losses(node.settings, self._try_way, self._take_back, self._take_way_back)
         self.standbys = Standbys(node, bundle, plan_options, is_wanted=has_standbys)
         self._mourned: RingLostError | None = None  # the latest loss whose nodes were noted
+        self._lossy: Lossy | None = None  # the part of the ring that loses packets
         self._changed = asyncio.Event()  # boards have come or left
         self._trouble = ""  # why the latest opening failed
         self._cramped: tuple[float, FlowspecError] | None = None  # until when, and why, no opening is tried
@@ -250,6 +252,7 @@ class RingUpkeep:
             cut=cut,
             is_urgent=bool(self._served),
             is_in_doubt=self._is_in_doubt if self._served else None,
+            on_lossy=self._note_lossy,
         )
         try:
             self._ring = await self._closing.enter_async_context(opening)
@@ -270,7 +273,7 @@ class RingUpkeep:
         await self._close_ring()
 
     async def _close_ring(self) -> None:
-        self._ring = None
+        self._ring = self._lossy = None
         self.standbys.pause()
         self._tell(rb.RingClosed())
         await self._closing.aclose()
@@ -299,6 +302,15 @@ class RingUpkeep:
         self._lost.fail_if_known(loss.failed, found)
         if loss.cut is not None:
             self._lost.cut(*loss.cut, found)
+
+    def _note_lossy(self, found: Lossy) -> None:
+        """Have a ring planned without this part; its texts go on over that one, where it is expected to be quicker."""
+        own = self._node.settings.name
+        _log.warning("%s loses %.0f %% of its packets", _describe_part(found.part, own), 100 * found.share)
+        if found.part != own:
+            self._lossy = found
+            self._lost.lose_packets(found.part)
+            self._tell(rb.PacketsLost())
 
     def _lose(self, boards: Sequence[Announcement]) -> None:
         """These do not answer: they are planned without until they do."""
@@ -335,7 +347,7 @@ class RingUpkeep:
 
     def _tell(self, event: rb.RebalancingEvent) -> None:
         """Tell the core what happened, start what it asks for, and set the timer to its next deadline."""
-        if self._boards is None or not self._moves:
+        if self._boards is None:
             return
         for action in self._journal.handle(self._core, event, time.monotonic()):
             match action:
@@ -374,10 +386,12 @@ class RingUpkeep:
 
     async def _plan(self, boards: Boards) -> None:
         """Make a plan, and tell the core whether it is better than the ring that is open."""
-        ring, found = self._ring, self._usable(boards)
+        ring, found, lossy = self._ring, self._usable(boards), self._lossy
         self._next_plan, is_better = None, False
         try:
-            if ring is not None and self._plan_options is not None:
+            if ring is not None and lossy is not None:
+                self._next_plan, is_better = await self._plan_without(lossy, ring, found)
+            elif ring is not None and self._plan_options is not None:
                 ways = self._lost.ways
                 plan = await plan_layers(self._node, self._bundle, found, self._plan_options, ring.stages, ways)
                 is_better = not plan.is_kept and not _has_plan(ring, plan)
@@ -391,7 +405,29 @@ class RingUpkeep:
         except Exception:  # a bug; the core has to hear of it too, or it would never ask for another plan
             _log.exception("the ring stays as it is, since planning anew failed; please report this")
         is_better &= ring is self._ring and ring is not None and ring.is_open  # the plan was compared with that ring
+        is_better &= lossy is self._lossy
         self._tell(rb.PlanMade(_names(found), is_better, _used(self._next_plan, found)))
+
+    async def _plan_without(self, lossy: Lossy, ring: Ring, found: Sequence[Announcement]) -> tuple[Plan | None, bool]:
+        """A plan without the part that loses packets, and whether its ring is expected to be quicker than this one.
+
+        Where nothing is planned, a ring with room for all layers counts as quicker.
+        """
+        ways = self._lost.ways
+        stays = [stage for stage in ring.stages if stage.plan.node in _names(found)]
+        plan = self.standbys.take_over(_names(found), ways)
+        if plan is None and (ring.plan is None or self._plan_options is None):
+            await check_room(self._node, self._bundle, found, stays, ways)
+            return None, True
+        if plan is None:
+            plan = await plan_layers(self._node, self._bundle, found, self._plan_options, stays, ways)
+        if ring.plan is None:
+            return plan, True
+        now_per_s = slowed(ring.plan, lossy, self._node.settings.name)
+        if plan.tokens_per_s <= now_per_s:
+            _log.info("the ring stays: %.1f tokens/s with the loss, %.1f without", now_per_s, plan.tokens_per_s)
+            self.standbys.follow(ring, found, ways)
+        return plan, plan.tokens_per_s > now_per_s
 
     async def _move(self, boards: Boards) -> None:
         """Leave the ring, and open one with the latest plan.
@@ -450,6 +486,13 @@ def _has_plan(ring: Ring, plan: Plan) -> bool:
         now in [(stage.node, stage.start, stage.stop, precision) for precision in ("", stage.precision)]
         for now, stage in zip(served, plan.stages, strict=True)
     )
+
+
+def _describe_part(part: Part, own: str) -> str:
+    """Of a ring, for the beginning of a sentence. ``own`` is the name of the origin's own node."""
+    if part == own:
+        return "this machine's own link"
+    return f"the link of {part}" if isinstance(part, str) else f"the way between {' and '.join(part)}"
 
 
 def _describe_home(stage: StagePlan) -> str:

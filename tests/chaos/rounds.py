@@ -41,7 +41,7 @@ SHORT_MIB = 80
 """Memory of a node that has room for half of the model's layers (74 MiB), not for all (87)."""
 SETTLED_S = 8.0
 """How long to wait behind a round for all nodes to serve again."""
-_NOTICES = ("the ring was lost", "is lost")
+_NOTICES = ("the ring was lost", "is lost", "of its packets")
 """What the origin's log says when it notices a loss."""
 
 

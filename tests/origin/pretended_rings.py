@@ -9,6 +9,7 @@ from typing import Any, cast
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core.planning.losses import Way
+from flowspec_edge.core.planning.packet_loss import Lossy
 from flowspec_edge.core.planning.placement import Plan, PlannedStage, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.errors import RingLostError, StageFailedError
@@ -43,8 +44,11 @@ class PretendedAnswer:
 class PretendedRing:
     """Writes a letter of each text, and the rest once ``gate`` is open."""
 
-    def __init__(self, stages: list[RingStage], gate: asyncio.Event) -> None:
-        self.stages, self.gate = stages, gate
+    def __init__(
+        self, stages: list[RingStage], gate: asyncio.Event, plan: Plan | None, on_lossy: Callable[[Lossy], None]
+    ) -> None:
+        self.stages, self.gate, self.plan = stages, gate, plan
+        self.lose_packets = on_lossy
         self.is_left = False
         self.error: StageFailedError | None = None
         self._ended = asyncio.Event()
@@ -167,6 +171,7 @@ class World:
         cut: frozenset[Way],
         is_urgent: bool,
         is_in_doubt: asyncio.Event | None,
+        on_lossy: Callable[[Lossy], None],
     ) -> AsyncIterator[PretendedRing]:
         assert node is NODE and bundle is BUNDLE
         assert is_urgent == bool(self.rings) == (is_in_doubt is not None), "not the first ring of all"
@@ -185,7 +190,7 @@ class World:
             plans = [StagePlan(stage.node, stage.start, stage.stop, 0, stage.precision) for stage in plan.stages]
         else:
             plans = [StagePlan(name, *equal_share(len(names), number), 0) for number, name in enumerate(names)]
-        ring = PretendedRing([RingStage(plan, announcement(plan.node), 0) for plan in plans], gate)
+        ring = PretendedRing([RingStage(stage, announcement(stage.node), 0) for stage in plans], gate, plan, on_lossy)
         self.rings.append(ring)
         try:
             yield ring

@@ -1,4 +1,4 @@
-"""The nodes that were lost, and the ways between nodes that are cut, until they are back.
+"""The nodes that were lost, and the ways between nodes that are cut, until they are back; and those that lose packets.
 
 A way is cut where both of its ends answer the origin, and one of them cannot reach the other. Rings are planned without
 lost nodes, and around cut ways.
@@ -23,7 +23,7 @@ FORGET_S = 120.0
 """How long a part counts as lost that never answers: longer than any text waits for it."""
 FAILED_S = 5.0
 """How long a node is doubted whose stages failed twice although it answers, or of which two ways are cut, and a part
-that was lost twice."""
+that was lost twice or loses packets."""
 MAX_DOUBT_S = 160.0
 """The longest doubt. It doubles with each loss, so a part on a bad link costs a text a pause every few minutes."""
 REPEAT_S = 30.0
@@ -43,6 +43,13 @@ class PartsLost:
     """These nodes do not answer, or no longer, and these ways are cut."""
 
     parts: frozenset[Part]
+
+
+@dataclass(frozen=True, slots=True)
+class PacketsLost:
+    """A part that answers loses many of its packets."""
+
+    part: Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ class TimePassed:
     """``next_deadline`` has come."""
 
 
-LossEvent = PartsLost | StageFailed | PartAnswered | PartSilent | TimePassed
+LossEvent = PartsLost | PacketsLost | StageFailed | PartAnswered | PartSilent | TimePassed
 
 # -------------------------------------------------------------------- actions
 
@@ -141,6 +148,11 @@ class Losses:
                     self._lose(part, now)
                     if not isinstance(part, str):
                         self._doubt_ends(part, now)
+            case PacketsLost(part):
+                if part not in self._lost:
+                    self._doubt(part, now)
+                if not isinstance(part, str):
+                    self._doubt_ends(part, now)
             case StageFailed(node):
                 if node not in self._lost and now - self._failed_at.get(node, -math.inf) <= REPEAT_S:
                     self._lost[node] = _Lost(now + FAILED_S, doubt_s=FAILED_S, is_doubted=True)
@@ -184,9 +196,13 @@ class Losses:
         """Where two ways of a node are cut it is the node's own link that is bad, and the next way would be cut too."""
         for node in way:
             if node != self.origin and node not in self._lost and sum(node in cut for cut in self.ways) > 1:
-                _, doubt_s = self._back.pop(node, (-math.inf, 0.0))
-                doubt_s = _longer(doubt_s)
-                self._lost[node] = _Lost(now + doubt_s, doubt_s=doubt_s, is_doubted=True)
+                self._doubt(node, now)
+
+    def _doubt(self, part: Part, now: float) -> None:
+        """It answers, and is not to be planned with for a while; for a longer one where that has not helped."""
+        back_at, doubt_s = self._back.pop(part, (-math.inf, 0.0))
+        doubt_s = _longer(doubt_s if now - back_at <= REPEAT_S else 0.0)
+        self._lost[part] = _Lost(now + doubt_s, doubt_s=doubt_s, is_doubted=True)
 
     def _pass_time(self, now: float) -> list[LossAction]:
         actions: list[LossAction] = []

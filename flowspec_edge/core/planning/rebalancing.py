@@ -1,9 +1,10 @@
 """Decides when a ring that serves is planned anew, and when it moves to the new plan.
 
-Three things make a plan due: a board that the last plan did not weigh, a way between boards that works again, and the
-end of the last session when the last plan is old, since boards get hot and cool down. A plan is made while the ring
-goes on serving. If it is clearly better, the ring moves as soon as no session runs. With ``at_once`` it moves at once,
-and its sessions go on in the new ring. Otherwise what is loaded stays (see core/planning/planner.py).
+Four things make a plan due: a board that the last plan did not weigh, a way between boards that works again, the end of
+the last session when the last plan is old, since boards get hot and cool down, and a part of the ring that loses
+packets. A plan is made while the ring goes on serving. If it is clearly better, the ring moves as soon as no session
+runs. With ``at_once``, and where packets are lost, it moves at once, and its sessions go on in the new ring. Otherwise
+what is loaded stays (see core/planning/planner.py).
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class WayReturned:
 
 
 @dataclass(frozen=True, slots=True)
+class PacketsLost:
+    """A part of the ring loses packets, and is not planned with if that can be."""
+
+
+@dataclass(frozen=True, slots=True)
 class SessionBegan:
     pass
 
@@ -71,7 +77,15 @@ class TimePassed:
 
 
 RebalancingEvent = (
-    RingOpened | RingClosed | BoardsFound | WayReturned | SessionBegan | SessionEnded | PlanMade | TimePassed
+    RingOpened
+    | RingClosed
+    | BoardsFound
+    | WayReturned
+    | PacketsLost
+    | SessionBegan
+    | SessionEnded
+    | PlanMade
+    | TimePassed
 )
 
 # ------------------------------------------------------------------------------ actions
@@ -94,9 +108,10 @@ RebalancingAction = MakePlan | MoveRing
 
 @dataclass(slots=True)
 class Rebalancing:
-    """The decisions for one ring at a time."""
+    """The decisions for one ring at a time. Where it does not ``follow`` boards, it moves for lost packets alone."""
 
     at_once: bool = False
+    follows: bool = True
     _weighed: frozenset[str] | None = None  # None while no ring is open
     _found: frozenset[str] = frozenset()
     _num_sessions: int = 0
@@ -106,33 +121,39 @@ class Rebalancing:
     _is_better: bool = False  # whether the plan that was made last is better
     _used: frozenset[str] = frozenset()  # the boards that this plan uses
     _is_moving: bool = False
+    _is_urgent: bool = False  # whether texts suffer in the ring that is open
 
     def handle(self, event: RebalancingEvent, now: float) -> list[RebalancingAction]:
         match event:
             case RingOpened(boards):
                 self._weighed, self._planned_at = boards, now
-                self._is_better = self._is_moving = False
+                self._is_better = self._is_moving = self._is_urgent = False
                 self._watch_for_newcomers(now)
             case RingClosed():
                 self._weighed = self._due_at = None
-                self._is_better = self._is_moving = False
+                self._is_better = self._is_moving = self._is_urgent = False
             case BoardsFound(boards):
                 self._found = boards
                 self._watch_for_newcomers(now)
             case WayReturned():
-                if self._weighed is not None and self._due_at is None:
+                if self._weighed is not None and self._due_at is None and self.follows:
                     self._due_at = now + SETTLE_S
+            case PacketsLost():
+                if self._weighed is not None:
+                    self._due_at, self._is_urgent, self._is_better = now, True, False
             case SessionBegan():
                 self._num_sessions += 1
             case SessionEnded():
                 self._num_sessions -= 1
-                if self._weighed is not None and not self._num_sessions and now - self._planned_at >= REPLAN_S:
+                is_old = self._weighed is not None and now - self._planned_at >= REPLAN_S
+                if is_old and self.follows and not self._num_sessions:
                     self._due_at = now
             case PlanMade(boards, is_better, used):
                 self._is_planning = False
                 if self._weighed is not None:
                     self._weighed, self._planned_at = boards, now
                     self._is_better, self._used = is_better, used
+                    self._is_urgent &= is_better or self._due_at is not None
                     self._watch_for_newcomers(now)
             case TimePassed():
                 pass
@@ -145,11 +166,11 @@ class Rebalancing:
     def check(self) -> None:
         """Assert the invariants."""
         assert self._num_sessions >= 0
-        assert self._weighed is not None or not (self._is_better or self._is_moving)
+        assert self._weighed is not None or not (self._is_better or self._is_moving or self._is_urgent)
         assert self._weighed is not None or self._due_at is None, "nothing is due without a ring"
 
     def _watch_for_newcomers(self, now: float) -> None:
-        if self._weighed is not None and self._found - self._weighed and self._due_at is None:
+        if self._weighed is not None and self._found - self._weighed and self._due_at is None and self.follows:
             self._due_at = now + SETTLE_S
 
     def _go_on(self, now: float) -> list[RebalancingAction]:
@@ -157,7 +178,7 @@ class Rebalancing:
             return []
         if self._is_better and not self._used <= self._found:  # a board of that plan has left
             self._is_better, self._due_at = False, now
-        if self._is_better and (self.at_once or not self._num_sessions):
+        if self._is_better and (self.at_once or self._is_urgent or not self._num_sessions):
             self._is_moving = True
             return [MoveRing()]
         if self._due_at is not None and self._due_at <= now:

@@ -1,0 +1,121 @@
+"""Tells which part of a ring loses packets, from what its nodes' systems count as they send, and what that costs.
+
+TCP hides a bad cable or radio: what was lost is sent again, and texts only become slow and uneven. But a system knows
+of each packet that it sent again. Every count is evidence for or against the way that the packets took, and for or
+against either node at its ends, whose own link may be what is bad. So the losses on all ways of a node add up, and its
+sound ways speak for it; whoever has the most evidence is the likeliest cause.
+
+The evidence is that of a sequential test of BAD_SHARE against USUAL_SHARE, begun anew each time that it is in favour of
+the part (E. S. Page, "Continuous inspection schemes", Biometrika 41, 1954). It needs as many packets as the share is
+small: some 700 at 5 %, 180 at 10 % and 50 at 30 %.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+
+from flowspec_edge.core.planning.losses import Part, way_between
+from flowspec_edge.core.planning.placement import Plan
+
+COUNT_S = 0.2
+"""How often nodes count. A loss that is not followed by other packets is itself seen after 200 ms."""
+USUAL_SHARE = 0.02
+"""What a usable Wi-Fi may lose behind its own repetitions; a cable loses nothing."""
+BAD_SHARE = 0.05
+"""What is to be noticed."""
+MIN_ODDS = 1e5
+"""How much likelier BAD_SHARE than USUAL_SHARE must be. A node that loses 2 % all the time, and sends 600 packets per
+second, is taken for a bad one every few hours; one that loses 1 % never is."""
+MAX_BURST = 4
+"""Of the losses that one count tells, so many are evidence. A queue that overflows drops a hundred packets at once, and
+then none; a bad link goes on losing."""
+REPEAT_MS = 200.0
+"""After this time a system sends again what nothing followed (Linux, TCP_RTO_MIN), and after twice as long each further
+time."""
+MAX_SHARE = 0.45
+"""Beyond this share the mean of these waits grows without bounds."""
+
+_FOR_A_LOSS = math.log(BAD_SHARE / USUAL_SHARE)
+_FOR_AN_ARRIVAL = math.log((1 - BAD_SHARE) / (1 - USUAL_SHARE))
+_ENOUGH = math.log(MIN_ODDS)
+_MOST = 10 * _ENOUGH
+"""After a long time of losses, a link that has healed is not held against its part for as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lossy:
+    """A part of the ring, which may be the origin itself, and the share of the packets that it loses."""
+
+    part: Part
+    share: float
+
+
+@dataclass(slots=True)
+class _Evidence:
+    """``odds`` is the logarithm of how much likelier a bad part is than a usual one. The counts are those since it was
+    zero.
+    """
+
+    odds: float = 0.0
+    num_sent: int = 0
+    num_lost: int = 0
+
+    def add(self, num_sent: int, num_lost: int) -> None:
+        num_counted = min(num_lost, MAX_BURST)
+        odds = self.odds + num_counted * _FOR_A_LOSS + (num_sent - num_lost) * _FOR_AN_ARRIVAL
+        if odds <= 0:
+            self.odds, self.num_sent, self.num_lost = 0.0, 0, 0
+            return
+        self.odds = min(odds, _MOST)
+        self.num_sent += num_sent
+        self.num_lost += num_lost
+
+
+@dataclass(slots=True)
+class PacketLoss:
+    """What is known of the ways of one ring. ``origin`` is the name of the origin's own node."""
+
+    origin: str
+    _evidence: dict[Part, _Evidence] = field(default_factory=dict)
+    _named: set[Part] = field(default_factory=set)
+
+    def count(self, near: str, far: str, num_sent: int, num_lost: int) -> Lossy | None:
+        """A node has sent so many packets to another one, of which so many were lost. Returns the part that loses them,
+        once, as soon as there is enough evidence.
+        """
+        if near == far or not num_sent:
+            return None
+        for part in (way_between(near, far), near, far):
+            evidence = self._evidence.setdefault(part, _Evidence())
+            evidence.add(num_sent, min(num_lost, num_sent))
+            if not evidence.odds:
+                self._named.discard(part)
+        part = max(self._evidence, key=self._likelihood)
+        likeliest = self._evidence[part]
+        if likeliest.odds < _ENOUGH or part in self._named:
+            return None
+        self._named.add(part)
+        return Lossy(part, likeliest.num_lost / likeliest.num_sent)
+
+    def check(self) -> None:
+        """Assert that only parts that evidence speaks against are named."""
+        assert all(self._evidence[part].odds > 0 for part in self._named)
+
+    def _likelihood(self, part: Part) -> tuple[float, bool, int]:
+        """Where only one way is used of a node, its evidence is the same; and no ring can go around the origin."""
+        preference = 0 if part == self.origin else 2 if isinstance(part, str) else 1
+        return self._evidence[part].odds, part in self._named, preference
+
+
+def slowed(plan: Plan, lossy: Lossy, origin: str) -> float:
+    """The tokens/s that the ring of a plan brings while a part of it loses packets: each of its chunks waits there.
+
+    ``origin`` is the name of the origin's own node, which may have another one in plans.
+    """
+    share = min(lossy.share, MAX_SHARE)
+    wait_ms = REPEAT_MS * share / (1 - 2 * share)  # the sum of share^n * 2^(n - 1) over n = 1, 2, ...
+    nodes = [origin, *(stage.node for stage in plan.stages), origin]
+    num_hops = sum(lossy.part in (start, end, way_between(start, end)) for start, end in itertools.pairwise(nodes))
+    return plan.tokens_per_s * plan.trip_ms / (plan.trip_ms + num_hops * wait_ms)
