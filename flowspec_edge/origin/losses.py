@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning import losses as ls
@@ -69,11 +69,12 @@ class Losses:
 
     def cut(self, node: str, other: str, boards: Iterable[Announcement]) -> None:
         """One of the two cannot reach the other, though both answer. ``boards`` are the nodes of the ring."""
-        self._boards |= {board.node: board for board in boards if board.node in (node, other)}
+        self._remember((node, other), boards)
         self._tell(ls.PartsLost(frozenset({ls.way_between(node, other)})))
 
-    def lose_packets(self, part: ls.Part) -> None:
-        """A part of the ring answers, and loses many of its packets."""
+    def lose_packets(self, part: ls.Part, boards: Iterable[Announcement]) -> None:
+        """A part answers, and loses many of its packets. ``boards`` are the nodes of the ring."""
+        self._remember((part,) if isinstance(part, str) else part, boards)
         self._tell(ls.PacketsLost(part))
 
     def fail_if_known(self, node: str | None, boards: Iterable[Announcement]) -> None:
@@ -82,6 +83,9 @@ class Losses:
             if board.node == node:
                 self._boards[node] = board
                 self._tell(ls.StageFailed(node))
+
+    def _remember(self, nodes: Collection[str], boards: Iterable[Announcement]) -> None:
+        self._boards |= {board.node: board for board in boards if board.node in nodes}
 
     def left_of(self, found: Sequence[Announcement]) -> list[Announcement]:
         """Those that may be planned with. One that is found at another address has been started anew."""

@@ -12,7 +12,7 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,6 +23,7 @@ from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.arithmetic import ComputedLayers
+from flowspec_edge.core.planning.losses import Part
 from flowspec_edge.core.planning.packet_loss import COUNT_S, Lossy, PacketLoss
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome, hold_against
@@ -291,10 +292,12 @@ class Ring:
                 notice = f"{progress[0]} of the prompt's {progress[1]} tokens are read"
                 return Piece(text="", token_ids=[], notice=notice)
 
-    def leave(self) -> None:
-        """End what runs without a last piece: another ring goes on with it."""
+    def leave(self, lossy: Part | None = None) -> None:
+        """End what runs without a last piece: another ring goes on with it. Nobody says goodbye to a ``lossy`` node."""
         self._is_left = True
         self._ended.set()
+        if lossy is not None:
+            self._abort_to({lossy})
         for session in list(self._answers):
             self._tell(ev.GenerationCancelled(session))
 
@@ -326,14 +329,18 @@ class Ring:
             self._give_up(StageFailedError(text))
 
     def _give_up(self, loss: StageFailedError) -> None:
-        """End every generation. Data links to nodes that are gone are not waited for when they are closed."""
+        """End every generation. Links to nodes that are gone are not waited for when they are closed."""
         self._is_ending, self._lost = True, loss
         if isinstance(loss, RingLostError):
-            for link in (self._ahead, self._behind):
-                if link.peer in loss.lost:
-                    link.abort()
+            self._abort_to(loss.lost)
         self._tell(ev.RingLost(str(loss)))
         self._ended.set()
+
+    def _abort_to(self, nodes: Collection[Part]) -> None:
+        """Closing a link takes a second where its peer does not hear it."""
+        for link in (*self._controls, self._ahead, self._behind):
+            if link.peer in nodes:
+                link.abort()
 
     async def _ask_when_in_doubt(self) -> None:
         """Ask all stages whether they are there each time that a text begins: nobody may have noticed a loss yet."""
@@ -350,7 +357,7 @@ class Ring:
                 self._note_packets(self._origin, node, *link.take_packets())
 
     def _note_packets(self, near: str, far: str, num_sent: int, num_lost: int) -> None:
-        if (found := self._packet_loss.count(near, far, num_sent, num_lost)) is not None:
+        if (found := self._packet_loss.count(near, far, num_sent, num_lost, time.monotonic())) is not None:
             self._on_lossy(found)
 
     def _neighbours(self, number: int) -> tuple[str, str]:

@@ -102,7 +102,8 @@ class RingUpkeep:
         self._lost = Losses(node.settings, self._try_way, self._take_back, self._take_way_back)
         self.standbys = Standbys(node, bundle, plan_options, is_wanted=has_standbys)
         self._mourned: RingLostError | None = None  # the latest loss whose nodes were noted
-        self._lossy: Lossy | None = None  # the part of the ring that loses packets
+        self._lossy: Lossy | None = None  # a part of the ring that loses packets, of which no plan knows yet
+        self._given_up: Part | None = None  # the one that the latest plan does without
         self._changed = asyncio.Event()  # boards have come or left
         self._trouble = ""  # why the latest opening failed
         self._cramped: tuple[float, FlowspecError] | None = None  # until when, and why, no opening is tried
@@ -307,9 +308,10 @@ class RingUpkeep:
         """Have a ring planned without this part; its texts go on over that one, where it is expected to be quicker."""
         own = self._node.settings.name
         _log.warning("%s loses %.0f %% of its packets", _describe_part(found.part, own), 100 * found.share)
-        if found.part != own:
+        if self._ring is not None and found.part != own:
             self._lossy = found
-            self._lost.lose_packets(found.part)
+            self._lost.lose_packets(found.part, [stage.announcement for stage in self._ring.stages])
+            self._report_boards()
             self._tell(rb.PacketsLost())
 
     def _lose(self, boards: Sequence[Announcement]) -> None:
@@ -386,8 +388,9 @@ class RingUpkeep:
 
     async def _plan(self, boards: Boards) -> None:
         """Make a plan, and tell the core whether it is better than the ring that is open."""
-        ring, found, lossy = self._ring, self._usable(boards), self._lossy
-        self._next_plan, is_better = None, False
+        ring, found, is_better = self._ring, self._usable(boards), False
+        lossy, self._lossy = self._lossy, None
+        self._next_plan, self._given_up = None, lossy.part if lossy is not None else None
         try:
             if ring is not None and lossy is not None:
                 self._next_plan, is_better = await self._plan_without(lossy, ring, found)
@@ -405,7 +408,7 @@ class RingUpkeep:
         except Exception:  # a bug; the core has to hear of it too, or it would never ask for another plan
             _log.exception("the ring stays as it is, since planning anew failed; please report this")
         is_better &= ring is self._ring and ring is not None and ring.is_open  # the plan was compared with that ring
-        is_better &= lossy is self._lossy
+        is_better &= self._lossy is None  # or it is older than what is known of the ring's losses
         self._tell(rb.PlanMade(_names(found), is_better, _used(self._next_plan, found)))
 
     async def _plan_without(self, lossy: Lossy, ring: Ring, found: Sequence[Announcement]) -> tuple[Plan | None, bool]:
@@ -440,7 +443,7 @@ class RingUpkeep:
                 await self._close_lost_ring()
                 return
             before, lost = {stage.plan.node for stage in ring.stages}, self._lost.names
-            ring.leave()
+            ring.leave(self._given_up)
             await self._close_ring()
             try:
                 await self._open_ring(found, plan, self._lost.ways)

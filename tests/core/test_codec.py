@@ -28,6 +28,7 @@ PLAIN = [
     wire.BeginTurn(7, 12),
     wire.CloseSession(7),
     wire.StageFailure("out of memory"),
+    wire.PacketsSent(100, 3, 20, 0),
     wire.Credit(2),
 ]
 

@@ -59,6 +59,7 @@ MESSAGES: tuple[wire.Message, ...] = (
     wire.BeginTurn(7, 12),
     wire.CloseSession(7),
     wire.StageFailure("out of memory"),
+    wire.PacketsSent(100, 3, 20, 0),
     wire.MeasureLayers(DIGEST),
     wire.LayersMeasured(["int8 1.0 2.0"], 1250),
     wire.MeasureLink("pi", "127.0.0.1", 1),

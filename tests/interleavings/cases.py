@@ -13,10 +13,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.planning.losses import FAILED_S, TRY_S
+from flowspec_edge.core.planning.losses import FAILED_S, TRY_S, way_between
 from flowspec_edge.core.planning.recovery import MAX_LOSSES
 from tests.interleavings.cluster import Cluster, Text
-from tests.interleavings.failing_ring import FailingRing
+from tests.interleavings.failing_ring import ORIGIN_NAME, FailingRing
 from tests.interleavings.order import DROP, REPEAT, REPEAT_LATER, SWAP, Order
 
 MAX_STEPS = 150_000
@@ -39,6 +39,7 @@ FAULTS = (
     "board back",
     "board new",
     "stage fails",
+    "packets lost",
     "client leaves",
     DROP,
     REPEAT,
@@ -46,7 +47,7 @@ FAULTS = (
     SWAP,
 )
 ON_A_RING = {
-    *("link lost", "link lost, one end sees it", "link swallows", "messages delayed", "stage fails"),
+    *("link lost", "link lost, one end sees it", "link swallows", "messages delayed", "stage fails", "packets lost"),
     *(DROP, REPEAT, REPEAT_LATER, SWAP),
 }
 """These wait until there is a ring to strike."""
@@ -235,6 +236,10 @@ def _strike_ring(cluster: Cluster, ring: FailingRing, kind: str, which: int, det
             cluster.order.hold(lane, cluster.order.now_s + HOLDS_S[detail % len(HOLDS_S)])
         case "stage fails":
             ring.fail_stage(which % num, "out of memory")
+        case "packets lost":
+            node = ring.boards[which % num]
+            ahead = [*ring.boards, ORIGIN_NAME][which % num + 1]
+            cluster.lose_packets(node if detail % 2 else way_between(node, ahead))
         case _ if kind in TRICKS:
             cluster.order.meddle(lane, kind)
         case _:

@@ -103,7 +103,7 @@ class Cluster:
         self._asking: list[Text] = []  # these wait for a ring
         self._waiting: list[Text] = []  # these wait for boards
         self._is_opening = self._is_moving = self._is_closed = False
-        self._had_room = False
+        self._had_room = self._is_lossy = False
         self._enough_since = math.inf  # since when as many boards answer as are needed
         for _ in range(num_boards):
             self.add_board()
@@ -234,6 +234,13 @@ class Cluster:
                 self._tell_directory(ms.PeerDoubted(part))
         self._tell_lost(ls.PartsLost(parts))
         self._report_boards()
+
+    def lose_packets(self, part: ls.Part) -> None:
+        """The ring has found a part of it that answers, and loses packets."""
+        self._is_lossy = True
+        self._tell_lost(ls.PacketsLost(part))
+        self._report_boards()
+        self._tell(rb.PacketsLost())
 
     def _arm(self, core: ms.Membership | ls.Losses | rb.Rebalancing, tell: Callable[[], None]) -> None:
         """Tell the core that time has passed when that is due, unless its deadline has moved."""
@@ -459,9 +466,12 @@ class Cluster:
             self._arm(self._core, functools.partial(self._tell, rb.TimePassed()))
 
     def _plan(self, ring: FailingRing | None) -> None:
-        """A plan is better where there are more boards, and now and then where some got hot."""
+        """A plan is better where there are more boards, mostly where packets are lost, and now and then where some got
+        hot.
+        """
         is_same = ring is self.ring and ring is not None and ring.is_open
-        is_better = is_same and (bool(self._usable - self._dealt) or self._rng.random() < 0.3)
+        chance, self._is_lossy = 0.7 if self._is_lossy else 0.3, False
+        is_better = is_same and (bool(self._usable - self._dealt) or self._rng.random() < chance)
         self._tell(rb.PlanMade(self._usable, is_better, self._usable))
 
     def _move(self) -> None:

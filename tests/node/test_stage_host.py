@@ -22,6 +22,8 @@ from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import CacheFullError, FlowspecError, LinkLostError, ProtocolError, StageFailedError
+from flowspec_edge.net.sent_packets import Packets
+from flowspec_edge.node import stage_host
 from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.stage_host import StageHost, StageLinks
@@ -183,6 +185,22 @@ async def test_chunks_and_tapped_rows_leave_as_they_are_and_chunks_are_numbered(
         assert message.number == number and message.chunk is chunk
     assert isinstance(tapped, wire.TappedRows)
     assert (tapped.session, tapped.layer, tapped.ids) == (8, 2, (0,)) and tapped.hidden is HIDDEN
+
+
+async def test_what_its_data_links_lose_is_told_to_the_origin_once_there_is_a_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stage_host, "COUNT_S", 0.0)
+    hosted = Hosted(ScriptedCore())
+    links = hosted.links.ahead, hosted.links.behind
+    links[0].packets, links[1].packets = Packets(100, 3), Packets(20, 1)  # type: ignore[attr-defined]
+    async with hosted.at_work():
+        await settle()
+        assert hosted.origin.received() == [], "the ring may still open, and expects something else"
+        hosted.origin.send(wire.OpenSession(SPEC))
+        assert await hosted.origin.receive() == wire.PacketsSent(100, 3, 20, 1)
+        await settle()
+        assert hosted.origin.received() == [], "nothing was sent since"
 
 
 async def test_forwards_run_one_after_another_and_are_told_as_they_end() -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece
-from flowspec_edge.core.planning.losses import Way
+from flowspec_edge.core.planning.losses import Part, Way
 from flowspec_edge.core.planning.packet_loss import Lossy
 from flowspec_edge.core.planning.placement import Plan, PlannedStage, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome
@@ -49,6 +49,7 @@ class PretendedRing:
     ) -> None:
         self.stages, self.gate, self.plan = stages, gate, plan
         self.lose_packets = on_lossy
+        self.abandoned: Part | None = None
         self.is_left = False
         self.error: StageFailedError | None = None
         self._ended = asyncio.Event()
@@ -88,8 +89,8 @@ class PretendedRing:
     def outcome(self, statistics: dict[str, Any]) -> Outcome | None:
         return OUTCOME
 
-    def leave(self) -> None:
-        self.is_left = True
+    def leave(self, lossy: Part | None = None) -> None:
+        self.is_left, self.abandoned = True, lossy
         self._ended.set()
         self.gate.set()
 
@@ -207,9 +208,21 @@ class World:
         stages: Sequence[RingStage],
         cut: frozenset[Way],
     ) -> Plan:
-        assert list(stages) == self.rings[-1].stages
+        assert all(stage in self.rings[-1].stages for stage in stages)
         self._call("plan", tuple(board.node for board in found))
         return self.plan or plan_of(self.rings[-1].layers)
+
+    async def check_room(
+        self,
+        node: Node,
+        bundle: Bundle,
+        found: Sequence[Announcement],
+        stages: Sequence[RingStage],
+        cut: frozenset[Way],
+    ) -> None:
+        names = tuple(board.node for board in found)
+        assert all(stage.plan.node in names for stage in stages)
+        self._call("room", names, cut)
 
     async def explain_outcome(self, node: Node, bundle: Bundle, ring: PretendedRing, outcome: Outcome) -> Outcome:
         self._call("explain", outcome)

@@ -19,6 +19,7 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.planning.packet_loss import Lossy, PacketLoss
 from flowspec_edge.core.planning.placement import StagePlan
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.core.speculation.generation import TargetLimits
@@ -27,6 +28,7 @@ from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import RingLostError, StageFailedError
 from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.net.sent_packets import Packets
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin import blame
 from flowspec_edge.origin.ring import Ring, RingLinks, RingStage
@@ -93,6 +95,7 @@ class Opened:
         ahead, self.first = fake_pair("origin", "attic", wire.DATA, "ring-1/0")
         self.last, behind = fake_pair("hall", "origin", wire.DATA, "ring-1/2")
         self.links = RingLinks([near for near, _ in pairs], ahead, behind)
+        self.lossy: list[Lossy] = []
         self.stages = [
             RingStage(StagePlan(name, start, start + 4, 0), announcement_of(name), load_ms=0)
             for name, start in (("attic", 0), ("hall", 4))
@@ -108,7 +111,8 @@ class Opened:
 async def opened() -> AsyncIterator[tuple[Opened, Ring]]:
     parts = Opened()
     engine: Any = parts.engine
-    ring = Ring(parts.core, Journal("origin", {}), engine, parts.stages, parts.links, Board())
+    journal = Journal("origin", {})
+    ring = Ring(parts.core, journal, engine, parts.stages, parts.links, Board(), on_lossy=parts.lossy.append)
     async with asyncio.timeout(LIMIT_S), ring:
         yield parts, ring
 
@@ -205,6 +209,45 @@ async def test_what_breaks_it_is_told_once_and_no_request_is_taken_any_more(
     parts.first.send(wire.Credit(1))
     await settle()
     assert parts.core.told.empty(), "nobody reads any more"
+
+
+async def test_packets_that_the_origin_and_its_stages_lose_are_counted_by_way(
+    opened: tuple[Opened, Ring], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[str, str, int, int]] = []
+
+    def count(core: PacketLoss, near: str, far: str, num_sent: int, num_lost: int, now: float) -> Lossy | None:
+        if num_sent:
+            counted.append((near, far, num_sent, num_lost))
+        return Lossy(far, 0.5) if num_lost > 4 else None
+
+    monkeypatch.setattr(PacketLoss, "count", count)
+    parts, ring = opened
+    parts.controls[0].send(wire.PacketsSent(100, 3, 20, 1))
+    parts.controls[1].send(wire.PacketsSent(50, 2, 10, 0))
+    for number, link in enumerate((*parts.links.controls, parts.links.ahead, parts.links.behind)):
+        link.packets = Packets(number + 1, 0)  # type: ignore[attr-defined]
+    async with asyncio.timeout(LIMIT_S):
+        while len(counted) < 8:
+            await asyncio.sleep(0.01)
+    assert counted[:4] == [
+        ("attic", "hall", 100, 3),
+        ("attic", "origin", 20, 1),
+        ("hall", "origin", 50, 2),
+        ("hall", "attic", 10, 0),
+    ]
+    assert counted[4:] == [("origin", node, n + 1, 0) for n, node in enumerate(("attic", "hall", "attic", "hall"))]
+    assert parts.lossy == []
+    parts.controls[0].send(wire.PacketsSent(100, 5, 20, 1))
+    await settle()
+    assert parts.lossy == [Lossy("hall", 0.5)] and ring.is_open
+
+
+async def test_a_lossy_node_is_not_said_goodbye_to_when_the_ring_is_left(opened: tuple[Opened, Ring]) -> None:
+    parts, ring = opened
+    ring.leave("hall")
+    ends = [link.is_open for link in (*parts.links.controls, parts.links.ahead, parts.links.behind)]
+    assert ends == [True, False, True, False]
 
 
 async def test_a_link_that_is_gone_is_not_sent_to(opened: tuple[Opened, Ring]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import pytest
 
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core.planning import losses, rebalancing, recovery
+from flowspec_edge.core.planning.packet_loss import Lossy
 from flowspec_edge.core.planning.placement import Plan
 from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.core.planning.recovery import MAX_LOSSES
@@ -47,7 +49,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world.set("attic", "cellar")
     monkeypatch.setattr(serving, "explain_outcome", world.explain_outcome)
     monkeypatch.setattr(keeping_losses, "is_there", world.is_there)
-    for name in ("open_ring", "plan_layers", "is_whole"):
+    for name in ("open_ring", "plan_layers", "check_room", "is_whole"):
         monkeypatch.setattr(upkeep, name, getattr(world, name))
     return world
 
@@ -350,6 +352,102 @@ async def test_without_a_plan_a_way_that_works_again_brings_the_board_back_that_
         assert text_of(await answer_of(service)) == TEXT
         await settled()
         assert ring_of(service).layers.keys() == {"attic", "cellar"} and len(world.rings) == 3
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["moves to new boards", "does not"])
+async def test_a_text_goes_on_without_a_board_that_loses_packets(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch, follows: bool
+) -> None:
+    monkeypatch.setattr(losses, "FAILED_S", 0.05)
+    world.is_held = True
+    async with service_of(plan_options=None, moves=follows) as service:
+        answer = await begun(service)
+        world.is_held = False
+        ring_of(service).lose_packets(Lossy("cellar", 0.1))
+        assert text_of(await answer) == TEXT
+        assert world.calls[2:5] == [("room", ("attic",), frozenset()), ("close",), ("open", ("attic",), None)]
+        assert world.rings[0].abandoned == "cellar" and not world.doubted, "it answers"
+        assert not any(call[0] == "greet" for call in world.calls)
+        await until(lambda: world.heard_of == ["cellar"])
+        if follows:
+            await until(lambda: len(world.rings) == 3)
+            assert ring_of(service).layers.keys() == {"attic", "cellar"}, "its link may have healed"
+
+
+async def test_a_text_goes_around_a_way_that_loses_packets(service_of: MakeService, world: World) -> None:
+    way = ("attic", "cellar")
+    world.is_held = True
+    async with service_of(plan_options=None) as service:
+        answer = await begun(service)
+        world.is_held = False
+        ring_of(service).lose_packets(Lossy(way, 0.1))
+        assert text_of(await answer) == TEXT
+    assert world.cut == [frozenset(), {way}]
+
+
+async def test_a_ring_that_loses_packets_stays_where_no_one_else_has_room(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "FAILED_S", 0.02)
+    world.is_held = True
+    async with service_of(plan_options=None) as service:
+        answer = await begun(service)
+        world.failures["room"] = [PlacementError("too small")]
+        ring_of(service).lose_packets(Lossy("cellar", 0.3))
+        await until(lambda: ("room", ("attic",), frozenset()) in world.calls)
+        await until(lambda: world.heard_of == ["cellar"])
+        await settled()
+        world.rings[0].gate.set()
+        assert text_of(await answer) == TEXT
+        await settled()
+        assert len(world.rings) == 1 and world.rings[0].is_open and writer_of(service) is world.rings[0]
+
+
+@pytest.mark.parametrize(("tokens_per_s", "moves"), [(0.9, True), (0.3, False)])
+async def test_a_ring_that_loses_packets_stays_where_another_one_would_be_slower(
+    service_of: MakeService, world: World, tokens_per_s: float, moves: bool
+) -> None:
+    """Two of three hops wait 25 ms for each chunk, of a trip of 50 ms: half of 1 token/s is left."""
+    served = plan_of({"attic": (0, 4), "cellar": (4, 8)})
+    world.is_held = True
+    async with service_of() as service:
+        answer = await begun(service)
+        ring_of(service).plan = dataclasses.replace(served, trip_ms=50.0)
+        world.is_held = False
+        world.plan = dataclasses.replace(plan_of({"attic": (0, 8)}), tokens_per_s=tokens_per_s)
+        ring_of(service).lose_packets(Lossy("cellar", 0.1))
+        await until(lambda: ("plan", ("attic",)) in world.calls)
+        await settled()
+        world.rings[0].gate.set()
+        assert text_of(await answer) == TEXT
+        assert writer_of(service) is world.rings[int(moves)]
+
+
+async def test_where_others_stand_by_for_a_board_that_loses_packets_nothing_is_planned(
+    service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of({"attic": (0, 8)})
+    monkeypatch.setattr(
+        Standbys, "take_over", lambda standbys, found, cut: plan if world.rings and "cellar" not in found else None
+    )
+    world.is_held = True
+    async with service_of() as service:
+        answer = await begun(service)
+        world.is_held = False
+        ring_of(service).lose_packets(Lossy("cellar", 0.1))
+        assert text_of(await answer) == TEXT
+    assert world.calls[2:4] == [("close",), ("open", ("attic",), plan)]
+
+
+async def test_of_the_origins_own_link_no_ring_can_do_without(
+    service_of: MakeService, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with service_of() as service:
+        await answer_of(service)
+        ring_of(service).lose_packets(Lossy("origin", 0.12))
+        await settled()
+        assert world.calls == OPENED and ring_of(service).is_open
+    assert "this machine's own link loses 12 % of its packets" in caplog.text
 
 
 async def test_a_doubted_board_serves_where_there_is_no_room_without_it(service_of: MakeService, world: World) -> None:

@@ -13,6 +13,7 @@ from flowspec_edge.core.planning.losses import (
     REPEAT_S,
     TRY_S,
     Losses,
+    PacketsLost,
     Part,
     PartAnswered,
     PartSilent,
@@ -123,10 +124,39 @@ def test_the_origin_of_which_two_ways_are_cut_is_not_doubted() -> None:
     assert lost.ways == set(ways) and not lost.nodes
 
 
+@pytest.mark.parametrize("part", ["hall", way_between("attic", "hall")])
+def test_a_part_that_loses_packets_is_doubted_and_longer_where_it_still_does_when_used_again(part: Part) -> None:
+    lost = Losses()
+    assert lost.handle(PacketsLost(part), 1.0) == [], "it answers: nothing is to be tried"
+    assert lost.doubted == {part} == {*lost.nodes, *lost.ways}
+    assert lost.handle(PacketsLost(part), 3.0) == [] and lost.next_deadline() == 1.0 + FAILED_S, "that is known"
+    assert lost.handle(TimePassed(), 1.0 + FAILED_S) == [UsePart(part)] and not lost.doubted
+    lost.handle(PacketsLost(part), 1.0 + FAILED_S + REPEAT_S)
+    assert lost.next_deadline() == 1.0 + FAILED_S + REPEAT_S + 2 * FAILED_S
+    now = lost.next_deadline() or 0.0
+    assert lost.handle(TimePassed(), now) == [UsePart(part)]
+    lost.handle(PacketsLost(part), now + REPEAT_S + 1)
+    assert lost.next_deadline() == now + REPEAT_S + 1 + FAILED_S, "that was long ago"
+
+
+def test_a_lost_part_is_no_better_for_losing_packets() -> None:
+    lost = Losses()
+    lost.handle(PartsLost(HALL), 0.0)
+    assert lost.handle(PacketsLost("hall"), 1.0) == [] and not lost.doubted and lost.nodes == HALL
+
+
+def test_a_node_of_which_two_ways_lose_packets_is_doubted_itself() -> None:
+    lost = Losses("desk")
+    lost.handle(PacketsLost(way_between("desk", "attic")), 0.0)
+    lost.handle(PacketsLost(way_between("attic", "hall")), 1.0)
+    assert lost.nodes == {"attic"}
+
+
 ALL: list[Part] = ["attic", "cellar", "hall", way_between("attic", "hall")]
 PARTS = st.sampled_from(ALL)
 EVENTS = st.one_of(
     st.frozensets(PARTS).map(PartsLost),
+    PARTS.map(PacketsLost),
     st.sampled_from(["attic", "hall"]).map(StageFailed),
     PARTS.map(PartAnswered),
     PARTS.map(PartSilent),

@@ -11,6 +11,7 @@ from flowspec_edge.core.planning.rebalancing import (
     BoardsFound,
     MakePlan,
     MoveRing,
+    PacketsLost,
     PlanMade,
     Rebalancing,
     RebalancingEvent,
@@ -163,3 +164,51 @@ def test_whatever_happens_one_thing_is_done_at_a_time(seed: int) -> None:
             assert doing is None, "one at a time"
             assert actions != [MoveRing()] or core.at_once or not num_sessions
             (doing,) = actions
+
+
+def test_a_ring_that_loses_packets_moves_while_texts_are_written(core: Rebalancing) -> None:
+    core.handle(SessionBegan(), 2.0)
+    core.handle(BoardsFound(frozenset("a")), 3.0)  # b is doubted
+    assert core.handle(PacketsLost(), 3.0) == [MakePlan()]
+    assert core.handle(PlanMade(frozenset("a"), is_better=True, used=frozenset("a")), 3.1) == [MoveRing()]
+    assert core.handle(RingOpened(frozenset("a")), 3.2) == []
+    core.handle(BoardsFound(TWO), 8.0)
+    assert plan_due(core, 8.0 + SETTLE_S) == [MakePlan()]
+    moves = core.handle(PlanMade(TWO, is_better=True), 10.0)
+    assert moves == ([MoveRing()] if core.at_once else []), "for what is merely better it waits as ever"
+
+
+def test_a_ring_that_loses_packets_stays_where_no_other_one_is_better(core: Rebalancing) -> None:
+    core.handle(SessionBegan(), 2.0)
+    core.handle(BoardsFound(frozenset("a")), 3.0)
+    core.handle(PacketsLost(), 3.0)
+    assert core.handle(PlanMade(frozenset("a"), is_better=False), 3.1) == []
+    core.handle(BoardsFound(TWO), 8.0)
+    assert plan_due(core, 8.0 + SETTLE_S) == [MakePlan()]
+    assert core.handle(PlanMade(TWO, is_better=True), 10.0) == ([MoveRing()] if core.at_once else [])
+
+
+def test_a_plan_under_way_knows_nothing_of_losses_so_another_one_is_made(core: Rebalancing) -> None:
+    core.handle(SessionBegan(), 2.0)
+    core.handle(BoardsFound(THREE), 3.0)
+    assert plan_due(core, 3.0 + SETTLE_S) == [MakePlan()]
+    assert core.handle(PacketsLost(), 5.0) == []
+    assert core.handle(PlanMade(THREE, is_better=False), 5.1) == [MakePlan()]
+    assert core.handle(PlanMade(THREE, is_better=True), 5.2) == [MoveRing()]
+
+
+def test_without_a_ring_no_packets_are_lost() -> None:
+    core = Rebalancing()
+    assert core.handle(PacketsLost(), 1.0) == [] and core.next_deadline() is None
+    core.check()
+
+
+def test_a_ring_that_follows_no_boards_moves_for_lost_packets_alone() -> None:
+    core = Rebalancing(follows=False)
+    core.handle(BoardsFound(TWO), 0.0)
+    core.handle(RingOpened(TWO), 1.0)
+    for event in (BoardsFound(THREE), WayReturned(), SessionBegan(), SessionEnded()):
+        assert core.handle(event, 2.0 + REPLAN_S) == [] and core.next_deadline() is None
+    assert core.handle(PacketsLost(), 3.0 + REPLAN_S) == [MakePlan()]
+    assert core.handle(PlanMade(TWO, is_better=True), 4.0 + REPLAN_S) == [MoveRing()]
+    core.check()

@@ -1,0 +1,165 @@
+"""Who loses packets: counts in, the likeliest part out. And what a ring brings with the loss."""
+
+import dataclasses
+import random
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pytest
+
+from flowspec_edge.core.line import Line
+from flowspec_edge.core.planning.losses import Part, way_between
+from flowspec_edge.core.planning.packet_loss import COUNT_S, MAX_SHARE, REPEAT_MS, Lossy, PacketLoss, slowed
+from flowspec_edge.core.planning.placement import Plan, PlannedStage
+
+PACKETS_PER_S = {
+    **{(f"desk->{node}"): 80 for node in ("attic", "hall", "cellar")},  # what the origin says to each stage
+    **{"desk->attic, chunks": 100, "attic->hall": 240, "hall->cellar": 220, "cellar->desk": 210},
+    **{"attic->desk": 100, "hall->attic": 75, "cellar->hall": 80},  # credits
+}
+"""Of three texts of the demo model over three nodes, as counted there (x86, two cores)."""
+
+EVERY_S = COUNT_S + 2**-10  # timers are late by a little, and never early
+
+Loss = Callable[[str, str], float]
+"""The share of the packets that is lost on the way from one node to another."""
+
+
+def count_up(
+    loss: Loss, seed: int, for_s: float, per_s: Mapping[str, int] = PACKETS_PER_S
+) -> Iterator[tuple[float, Lossy]]:
+    """What is found, and after how many seconds, while packets flow and are lost at random."""
+    rng, core = random.Random(seed), PacketLoss("desk")
+    for step in range(round(for_s / EVERY_S)):
+        for way, rate in per_s.items():
+            near, far = way.removesuffix(", chunks").split("->")
+            share, num_sent = loss(near, far), round(rate * EVERY_S * rng.uniform(0.5, 1.5))
+            num_lost = sum(rng.random() < share for _ in range(num_sent)) if share else 0
+            if (found := core.count(near, far, num_sent, num_lost, step * EVERY_S)) is not None:
+                yield (step + 1) * EVERY_S, found
+        core.check()
+
+
+def of_node(node: str, share: float) -> Loss:
+    return lambda near, far: share if node in (near, far) else 0.0
+
+
+def of_way(way: Part, share: float) -> Loss:
+    return lambda near, far: share if way_between(near, far) == way else 0.0
+
+
+@pytest.mark.parametrize(
+    ("share", "usual_s", "worst_s"), [(0.05, 1.5, 3.5), (0.1, 1.0, 1.5), (0.2, 0.9, 1.0), (0.3, 0.9, 0.9)]
+)
+def test_a_node_behind_a_bad_link_is_named_within_two_seconds(share: float, usual_s: float, worst_s: float) -> None:
+    """Of 5 % it takes as many packets as there are in a second, and by chance twice as many. Seldom one of its ways is
+    named first.
+    """
+    times, parts = [], []
+    for seed in range(60):
+        at_s, found = next(count_up(of_node("hall", share), seed, 10.0))
+        assert found.part == "hall" or "hall" in found.part
+        assert share / 2 < found.share < share * 2 + 0.05
+        times.append(at_s)
+        parts.append(found.part)
+    assert statistics.median(times) <= usual_s and max(times) <= worst_s
+    assert parts.count("hall") >= 57
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.02])
+def test_a_usable_wifi_is_not_named_in_five_minutes(share: float) -> None:
+    assert list(count_up(of_node("hall", share), 1, 300.0)) == []
+    assert list(count_up(lambda near, far: share / 2, 2, 300.0)) == [], "all on one"
+
+
+def test_one_way_that_is_bad_is_told_from_a_node_of_which_all_are() -> None:
+    way = way_between("attic", "hall")
+    for seed in range(20):
+        assert next(count_up(of_way(way, 0.15), seed, 5.0))[1].part == way
+
+
+def test_the_origins_own_link_is_told_from_those_of_its_stages() -> None:
+    for seed in range(20):
+        assert next(count_up(of_node("desk", 0.15), seed, 5.0))[1].part == "desk"
+
+
+def test_of_a_node_with_one_way_to_the_origin_it_is_the_node_that_is_named() -> None:
+    found = next(count_up(of_node("hall", 0.2), 1, 5.0, {"desk->hall": 200, "hall->desk": 200}))[1]
+    assert found.part == "hall"
+
+
+def named(core: PacketLoss, counts: Sequence[tuple[int, int]]) -> list[int]:
+    """On which of these counts of one way a part is named."""
+    return [
+        at for at, (sent, lost) in enumerate(counts) if core.count("desk", "hall", sent, lost, at * EVERY_S) is not None
+    ]
+
+
+def test_a_part_is_named_once_and_again_where_it_had_been_sound_meanwhile() -> None:
+    first, second = named(PacketLoss("desk"), [(100, 20)] * 20 + [(100, 0)] * 100 + [(100, 20)] * 9)
+    assert first == 3 and second == 123, "four counts are the least"
+
+
+def test_a_queue_that_overflows_now_and_then_is_no_bad_link() -> None:
+    """A slow wire full of data: a hundred packets are dropped at once, a few per cent of all, and then none."""
+    assert named(PacketLoss("desk"), [(2000, 100), *[(300, 0)] * 9] * 100) == []
+
+
+def test_a_radio_that_hears_nothing_for_a_moment_is_no_bad_link() -> None:
+    """Half a second without, on all ways of a node: what was sent then is sent again and again."""
+    core = PacketLoss("desk")
+    for at, share in enumerate([*[0] * 5, 3, 3, 2, *[0] * 20] * 20):
+        for near, far in (
+            ("desk", "hall"),
+            ("attic", "hall"),
+            ("hall", "attic"),
+            ("hall", "cellar"),
+            ("cellar", "hall"),
+        ):
+            num_sent = 5 if share else 30
+            assert core.count(near, far, num_sent, share, at * EVERY_S) is None
+
+
+def test_a_few_repetitions_on_a_quiet_link_are_none_either() -> None:
+    """A peer of which nothing is heard any more is another case: it is asked whether it is there."""
+    core = PacketLoss("desk")
+    for at_s in (0.2, 0.4, 0.8, 1.6):
+        assert core.count("desk", "hall", 1, 1, at_s) is None
+        assert core.count("attic", "hall", 1, 1, at_s) is None
+
+
+def test_nothing_is_lost_between_a_node_and_itself_nor_where_nothing_was_sent() -> None:
+    """An origin that serves a stage sends to itself. A peer may claim anything."""
+    core = PacketLoss("desk")
+    for at in range(100):
+        assert core.count("desk", "desk", 100, 50, at * EVERY_S) is None
+        assert core.count("desk", "hall", 0, 50, at * EVERY_S) is None
+    assert core.count("desk", "hall", 1, 2**32 - 1, 100.0) is None
+
+
+def plan_of(*nodes: str) -> Plan:
+    stages = [
+        PlannedStage(
+            node=node, start=n, stop=n + 1, memory_bytes=0, precision="int8", left_bytes=0, time=Line(40.0, 1.0)
+        )
+        for n, node in enumerate(nodes)
+    ]
+    return Plan(stages=tuple(stages), num_rows=8, trip_ms=100.0, interval_ms=40.0, tokens_per_s=20.0)
+
+
+def test_a_ring_is_slower_by_what_its_chunks_wait_where_packets_are_lost() -> None:
+    plan = plan_of("attic", "hall")
+    wait_ms = REPEAT_MS * 0.1 / 0.8
+    assert slowed(plan, Lossy("hall", 0.1), "desk") == pytest.approx(20.0 * 100.0 / (100.0 + 2 * wait_ms))
+    one_way = Lossy(way_between("hall", "desk"), 0.1)
+    assert slowed(plan, one_way, "desk") == pytest.approx(20.0 * 100.0 / (100.0 + wait_ms))
+    assert slowed(plan, Lossy("cellar", 0.3), "desk") == 20.0
+    worst = slowed(plan, Lossy("hall", 1.0), "desk")
+    assert 0 < worst == slowed(plan, Lossy("hall", MAX_SHARE), "desk") < 1.5
+
+
+def test_the_fewer_its_trips_the_less_a_ring_is_slowed() -> None:
+    plan = plan_of("attic", "hall")
+    slow = dataclasses.replace(plan, trip_ms=1000.0, tokens_per_s=2.0)
+    lossy = Lossy("attic", 0.05)
+    assert slowed(slow, lossy, "desk") / 2.0 > slowed(plan, lossy, "desk") / 20.0 > 0.8
