@@ -89,7 +89,7 @@ class RingUpkeep:
         self._on_fetch = on_fetch
         self._plan_options = plan_options
         self._boards = boards
-        itself = {"at_once": moves_at_once, "follows": moves}
+        itself: dict[str, Any] = {"at_once": moves_at_once, "follows": moves}
         self._core = rb.Rebalancing(**itself)
         self._journal = Journal("rebalancing", itself, open_record("rebalancing"))
         self._engine = KeptEngine()
@@ -419,12 +419,11 @@ class RingUpkeep:
         ways = self._lost.ways
         stays = [stage for stage in ring.stages if stage.plan.node in _names(found)]
         plan = self.standbys.take_over(_names(found), ways)
-        if plan is None and (ring.plan is None or self._plan_options is None):
-            await check_room(self._node, self._bundle, found, stays, ways)
-            return None, True
-        if plan is None:
+        if plan is None and ring.plan is not None and self._plan_options is not None:
             plan = await plan_layers(self._node, self._bundle, found, self._plan_options, stays, ways)
-        if ring.plan is None:
+        elif plan is None:
+            await check_room(self._node, self._bundle, found, stays, ways)
+        if plan is None or ring.plan is None:
             return plan, True
         now_per_s = slowed(ring.plan, lossy, self._node.settings.name)
         if plan.tokens_per_s <= now_per_s:

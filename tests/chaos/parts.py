@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.chaos import many_rounds, outsiders, rounds
-from tests.fuzz import __main__ as fuzz
-from tests.interleavings import __main__ as interleavings
+from tests.fuzz import many_inputs
+from tests.interleavings import many_cases
 from tests.interleavings.cases import FAULTS
 from tests.lan import why_not
 
@@ -58,7 +58,7 @@ def _rounds(num: int, seed: int, tell: Tell, fault: str | None = None) -> Outcom
 
 
 def _interleavings(num: int, seed: int, tell: Tell) -> Outcome:
-    figures = interleavings.play_many(num, seed, lambda done: tell(done / num, ""))
+    figures = many_cases.play_many(num, seed, lambda done: tell(done / num, ""))
     met = figures["met"]
     found = [*figures["found"], *(f"was never met: {name}" for name in figures["missed"])]
     ends = {name.removeprefix("text: "): count for name, count in met.items() if name.startswith("text: ")}
@@ -89,7 +89,7 @@ def _outsiders(num: int, seed: int, tell: Tell) -> Outcome:
 
 
 def _fuzz(num: int, seed: int, tell: Tell) -> Outcome:
-    figures = fuzz.try_all(num, seed, lambda done: tell(done / num, ""))
+    figures = many_inputs.try_all(num, seed, lambda done: tell(done / num, ""))
     found = [
         f"{name}: {report['found']} found, see above"
         for name, report in figures["kinds"].items()

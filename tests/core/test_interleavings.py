@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.schedules import SCHEDULES
-from tests.interleavings.__main__ import CASES_PER_CHUNK, case_from, play_chunk
+from tests.interleavings.__main__ import case_from
 from tests.interleavings.cases import FAULTS, Case, Fault, Request, play
+from tests.interleavings.many_cases import CASES_PER_CHUNK, play_chunk
 from tests.interleavings.order import DROP, REPEAT, REPEAT_LATER, SWAP, Order
 from tests.interleavings.strategies import cases
 

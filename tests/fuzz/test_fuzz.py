@@ -41,12 +41,12 @@ def test_inputs_are_the_same_for_the_same_seed() -> None:
 
 
 def test_every_input_is_tried_once_by_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "LIVE_SHARE", 0.0)
+    monkeypatch.setattr(many_inputs, "LIVE_SHARE", 0.0)
     told: list[int] = []
-    report = program.try_all(600, 5, told.append, num_processes=2)
+    report = many_inputs.try_all(600, 5, told.append, num_processes=2)
     assert report["num"] == told[-1] == 600 and report["found"] == 0
     assert set(KINDS) == set(report["kinds"])
-    again = program.try_all(600, 5, told.append, num_processes=1)
+    again = many_inputs.try_all(600, 5, told.append, num_processes=1)
     outcomes = [{name: figures.get(ACCEPTED) for name, figures in run["kinds"].items()} for run in (report, again)]
     assert outcomes[0] == outcomes[1]
 
@@ -58,8 +58,8 @@ def test_memory_that_is_left_behind_is_found(monkeypatch: pytest.MonkeyPatch) ->
         kept.append(bytearray(rng.randbytes(8000)))
         return ACCEPTED
 
-    monkeypatch.setattr(program, "KINDS", {"leaks": (leaks, 1.0)})
-    assert program.try_kind("leaks", 0, program.WARM_UP + 2500, 1)["found"] == 1
+    monkeypatch.setattr(many_inputs, "KINDS", {"leaks": (leaks, 1.0)})
+    assert many_inputs.try_kind("leaks", 0, many_inputs.WARM_UP + 2500, 1)["found"] == 1
 
 
 def test_a_find_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,8 +67,8 @@ def test_a_find_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         raise KeyError(rng.random())
 
     tried: dict[str, tuple[TryOne, float]] = {"broken": (broken, 1.0)}
-    monkeypatch.setattr(program, "KINDS", tried)
-    monkeypatch.setattr(program, "LIVE_SHARE", 0.0)
+    monkeypatch.setattr(many_inputs, "KINDS", tried)
+    monkeypatch.setattr(many_inputs, "LIVE_SHARE", 0.0)
     monkeypatch.setattr("sys.argv", ["fuzz", "--num", "20", "--seed", "5", "--processes", "1"])
     assert program.main() == 1
     out, err = capsys.readouterr()
