@@ -7,6 +7,7 @@ import random
 import pytest
 
 from tests.fuzz import __main__ as program
+from tests.fuzz import many_inputs
 from tests.fuzz.inputs import changed, nested
 from tests.fuzz.kinds import ACCEPTED, KINDS, REFUSED, TryOne
 from tests.fuzz.live import try_http, try_node
