@@ -1,7 +1,7 @@
-"""``make chaos``: everything that is tried for long, one part after another, with one result.
+"""``make chaos``: everything that is tried for long, with one result.
 
 * rounds: random faults strike nodes of rings of real processes, on hosts of their own (network namespaces, root)
-* interleavings: faults in any order over the pure cores
+* interleavings: faults in any order over the pure cores; beside the others, in the time that they leave
 * outsiders: everyone without the key, at a real node that serves a member (network namespaces, root)
 * fuzz: broken inputs for everything that reads what others send
 
@@ -11,18 +11,21 @@ The exit status is 1 where any part found something, or could not be run. Figure
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.faults import FAULTS
-from tests.chaos.parts import PARTS, Outcome
+from tests.chaos.parts import PARTS, Outcome, Tell
 
 RESULT = Path("build/chaos.json")
 SHOW_EVERY_S = 10.0
@@ -30,65 +33,112 @@ SHOW_EVERY_S = 10.0
 
 
 class Progress:
-    """Tells on standard error how far everything is, and how long it will still take."""
+    """Tells on standard error how far everything is, and how long it will still take.
 
-    def __init__(self, nums: Mapping[str, int]) -> None:
+    ``nums`` are the parts in their order, and ``beside`` those that run from the beginning, beside the others.
+    """
+
+    def __init__(self, nums: Mapping[str, int], beside: Collection[str] = ()) -> None:
         self._began = self._told_at = time.monotonic()
         self._usual_s = {name: PARTS[name].usual_s * num / PARTS[name].num for name, num in nums.items()}
-        self._part, self._part_began = "", self._began
+        self._beside = beside
+        self._part_began: dict[str, float] = {}
+        self._shares = dict.fromkeys(nums, 0.0)
+        self._lock = threading.Lock()
 
     def begin(self, part: str) -> None:
-        self._part, self._part_began = part, time.monotonic()
-        self.tell(0.0, "begins")
+        self._part_began[part] = time.monotonic()
+        self.tell(part, 0.0, "begins")
 
-    def tell(self, share: float, what: str) -> None:
-        now = time.monotonic()
-        if not what and now - self._told_at < SHOW_EVERY_S:
-            return
-        self._told_at = now
-        print(
-            f"{_clock(now - self._began)}, {_clock(self.left_s(share, now))} left: {self._part} {share:.0%} {what}",
-            file=sys.stderr,
-            flush=True,
-        )
+    def tell(self, part: str, share: float, what: str) -> None:
+        """``share`` of a part is done. A text that is empty is shown now and then."""
+        with self._lock:
+            now = time.monotonic()
+            self._shares[part] = share
+            if not what and now - self._told_at < SHOW_EVERY_S:
+                return
+            self._told_at = now
+            told = f"{_clock(now - self._began)}, {_clock(self.left_s(now))} left: {part} {share:.0%} {what}"
+            print(told, file=sys.stderr, flush=True)
 
-    def left_s(self, share: float, now: float) -> float:
-        """Of this part as it went so far, of those behind it what is usual."""
-        spent = now - self._part_began
-        own = spent / share - spent if share > 0.02 else self._usual_s[self._part] * (1 - share)
-        names = list(self._usual_s)
-        return own + sum(self._usual_s[name] for name in names[names.index(self._part) + 1 :])
+    def left_s(self, now: float) -> float:
+        """Of what has begun as it went so far, of the others what is usual."""
+        left = {name: self._left_of(name, now) for name in self._usual_s}
+        beside = [left.pop(name) for name in self._beside]
+        return max(sum(left.values()), *beside, 0.0)
+
+    def _left_of(self, part: str, now: float) -> float:
+        share = self._shares[part]
+        if share <= 0.02:
+            return self._usual_s[part] * (1 - share)
+        spent = now - self._part_began[part]
+        return spent / share - spent
 
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
+class _Stopped(BaseException):
+    """The user has ended the run."""
+
+
 def run(nums: Mapping[str, int], seed: int, fault: str | None) -> dict[str, Any]:
-    """Run the parts that are named, each so many times; returns what is written down. ``fault`` is that of rounds."""
-    progress, parts = Progress(nums), {}
-    for name, num in nums.items():
+    """Run the parts that are named, each so many times; returns what is written down. ``fault`` is that of rounds.
+
+    They run one after another, and beside them those that yield.
+    """
+    beside = [name for name in nums if PARTS[name].yields]
+    if len(beside) == len(nums):
+        beside = []
+    progress, is_stopped = Progress(nums, beside), threading.Event()
+
+    def tell(part: str, share: float, what: str) -> None:
+        if is_stopped.is_set():
+            raise _Stopped
+        progress.tell(part, share, what)
+
+    def try_part(name: str, **more: Any) -> dict[str, Any]:
         progress.begin(name)
-        began, more = time.monotonic(), {"fault": fault} if name == "rounds" else {}
+        return _tried(name, nums[name], seed, functools.partial(tell, name), more)
+
+    with ThreadPoolExecutor(max(len(beside), 1), "beside") as threads:
         try:
-            if (why_not := PARTS[name].why_not()) is not None:
-                outcome = Outcome([why_not], "not run", {}, "")
-            else:
-                outcome = PARTS[name].run(num, seed, progress.tell, **more)
-        except Exception:  # the others are tried all the same
-            outcome = Outcome([traceback.format_exc()], "broke off", {}, "")
-        for found in outcome.found:
-            print(f"found: {name}: {found}", file=sys.stderr, flush=True)
-        parts[name] = {
-            "passed": not outcome.found,
-            "num": num,
-            "s": round(time.monotonic() - began, 1),
-            "found": outcome.found,
-            "summary": outcome.summary,
-            "figures": outcome.figures,
-            "markdown": outcome.markdown,
-        }
+            trying = {name: threads.submit(try_part, name, yields=True) for name in beside}
+            tried = {
+                name: try_part(name, **({"fault": fault} if name == "rounds" else {}))
+                for name in nums
+                if name not in beside
+            }
+            tried |= {name: part.result() for name, part in trying.items()}
+        except BaseException:
+            is_stopped.set()
+            raise
+    parts = {name: tried[name] for name in nums}
     return {"seed": seed, "passed": all(part["passed"] for part in parts.values()), "parts": parts}
+
+
+def _tried(name: str, num: int, seed: int, tell: Tell, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written down of one part."""
+    began = time.monotonic()
+    try:
+        if (why_not := PARTS[name].why_not()) is not None:
+            outcome = Outcome([why_not], "not run", {}, "")
+        else:
+            outcome = PARTS[name].run(num, seed, tell, **more)
+    except Exception:  # the others are tried all the same
+        outcome = Outcome([traceback.format_exc()], "broke off", {}, "")
+    for found in outcome.found:
+        print(f"found: {name}: {found}", file=sys.stderr, flush=True)
+    return {
+        "passed": not outcome.found,
+        "num": num,
+        "s": round(time.monotonic() - began, 1),
+        "found": outcome.found,
+        "summary": outcome.summary,
+        "figures": outcome.figures,
+        "markdown": outcome.markdown,
+    }
 
 
 def table(result: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ def try_rounds(num_rounds: int, seed: int, tell: Tell, fault: str | None = None)
 
 async def _play(num_rounds: int, seed: int, tell: Tell, fault: str | None) -> list[Round]:
     rng = random.Random(seed)
-    undisturbed = Undisturbed()
+    undisturbed = Undisturbed(rng)
     rounds: list[Round] = []
     while len(rounds) < num_rounds:
         num_nodes, is_memory_short = rng.choice((3, 4, 5)), rng.random() < SHORT_SHARE

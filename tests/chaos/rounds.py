@@ -5,14 +5,10 @@ Each text must be the undisturbed one, token for token. The seed decides everyth
 
 import asyncio
 import contextlib
-import itertools
-import json
 import math
 import random
 import re
-import sys
 import time
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +19,8 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.cluster.key_text import CLUSTER_PREFIX, format_key
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.engine.unsplit import UnsplitModel
+from tests.chaos.asking import Request, Text, TextClient, Texts
 from tests.chaos.faults import FAULTS, Boards
-from tests.chaos.streams import as_asked
 from tests.held_out import held_out_prompts
 from tests.lan import Lan, lan_of
 from tests.narrowing import present
@@ -32,6 +28,8 @@ from tests.narrowing import present
 PORT = 8008
 NUM_STREAMS = 3
 NUM_TOKENS = 160
+NUM_REQUESTS = 40
+"""Of so many requests each round draws some."""
 ROUND_S = 120
 """A bound on one round: a text that is not complete by then hangs."""
 LATEST_STRIKE_S = 1.5
@@ -43,24 +41,6 @@ SETTLED_S = 8.0
 """How long to wait behind a round for all nodes to serve again."""
 _NOTICES = ("the ring was lost", "is lost", "of its packets")
 """What the origin's log says when it notices a loss."""
-
-
-Request = tuple[str, GenerateOptions]
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """One text of a round, and how it came out.
-
-    ``pause_s`` is the longest gap between two pieces after the fault. ``flowing_s`` is the time from the origin's first
-    notice of a loss to the next piece; None where nothing was noticed, or the text had ended.
-    """
-
-    is_equal: bool
-    end: str
-    pause_s: float
-    flowing_s: float | None
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +65,25 @@ class Round:
 
 
 class Undisturbed:
-    """What the model writes in one process, computed once per request."""
+    """The requests that rounds draw from, and what the model writes to each in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, rng: random.Random) -> None:
         bundle = Bundle.load(DEMO_BUNDLE)
         self._tokenizer = Tokenizer(DEMO_BUNDLE / bundle.manifest.tokenizer.file)
         self._model = UnsplitModel(DEMO_BUNDLE, bundle.manifest)
-        self._known: dict[tuple[str, GenerateOptions], list[int]] = {}
-        self.prompts = [self._tokenizer.decode(prompt) for prompt in held_out_prompts()]
+        self._known: dict[Request, list[int]] = {}
+        prompts = [self._tokenizer.decode(prompt) for prompt in held_out_prompts()]
+        self.requests = [_random_request(rng, prompts) for _ in range(NUM_REQUESTS)]
 
-    def tokens(self, prompt: str, options: GenerateOptions) -> list[int]:
-        key = prompt, options
-        if key not in self._known:
-            self._known[key] = list(self._model.generate(self._tokenizer.encode(prompt), options))
-        return self._known[key]
+    def tokens(self, request: Request) -> list[int]:
+        """Computed once, which takes as long as a ring takes for all texts of a round."""
+        if request not in self._known:
+            prompt, options = request
+            self._known[request] = list(self._model.generate(self._tokenizer.encode(prompt), options))
+        return self._known[request]
 
 
-def random_request(rng: random.Random, prompts: Sequence[str]) -> Request:
+def _random_request(rng: random.Random, prompts: Sequence[str]) -> Request:
     options = GenerateOptions(
         max_new_tokens=NUM_TOKENS,
         temperature=rng.choice((0.0, 0.8)),
@@ -112,13 +94,14 @@ def random_request(rng: random.Random, prompts: Sequence[str]) -> Request:
 
 
 class Cluster:
-    """Nodes on hosts 0, 1, ..., and a server on the host behind them, of which the log is read.
+    """Nodes on hosts 0, 1, ..., and on the host behind them a server, of which the log is read, and a ``client``.
 
-    ``notices`` are the times at which it told of a loss.
+    ``notices`` are the times at which the server told of a loss.
     """
 
     def __init__(self, lan: Lan, boards: Boards, num_nodes: int) -> None:
         self.lan, self.boards, self.num_nodes = lan, boards, num_nodes
+        self.client = TextClient(lan.host(num_nodes), f"http://127.0.0.1:{PORT}")
         self.notices: list[float] = []
         self.serving = list(range(num_nodes))  # before there is a ring: any of them
         self._told = asyncio.Event()
@@ -151,7 +134,9 @@ class Cluster:
 async def cluster_of(
     num_nodes: int, folder: Path, key: bytes, *, is_memory_short: bool = False
 ) -> AsyncIterator[Cluster]:
-    """Nodes that all serve layers, with memory for half of them where it is short, and a server without layers."""
+    """Nodes that all serve layers, with memory for half of them where it is short, a server without layers, and a
+    client.
+    """
     states = [folder / f"host-{number}" for number in range(num_nodes + 1)]
     for state in states:
         state.mkdir(mode=0o700, exist_ok=True)
@@ -168,86 +153,33 @@ async def cluster_of(
         line = await present(server.stdout).readline()
         assert b"model" in line, line + await present(server.stderr).read()
         listening = asyncio.create_task(cluster.listen(present(server.stderr)))
+        await cluster.client.start()
         try:
             yield cluster
         finally:
+            await cluster.client.close()
             listening.cancel()
-
-
-@contextlib.asynccontextmanager
-async def client_of(cluster: Cluster) -> AsyncIterator[Process]:
-    """``tests/chaos/streams.py`` on the server's host, ready to ask."""
-    here = ("ip", "netns", "exec", cluster.lan.host(cluster.num_nodes))
-    process = await asyncio.create_subprocess_exec(
-        *(*here, sys.executable, "-m", "tests.chaos.streams", f"http://127.0.0.1:{PORT}"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert b"ready" in await present(process.stdout).readline()
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
-
-
-class _Texts:
-    """The texts that a client asked for, as they come."""
-
-    def __init__(self, client: Process, requests: Sequence[Request]) -> None:
-        self._client, self._requests = client, requests
-        self.asked_at = math.inf
-        self.tokens: list[list[int]] = [[] for _ in requests]
-        self.times: list[list[float]] = [[] for _ in requests]
-        self.ends: list[tuple[str, str]] = [("hangs", "")] * len(requests)
-
-    async def ask(self) -> None:
-        """Ask for them, and take them until all have ended."""
-        asked = [as_asked(prompt, options) for prompt, options in self._requests]
-        self.asked_at = time.monotonic()
-        present(self._client.stdin).write(json.dumps(asked).encode() + b"\n")
-        async for told in present(self._client.stdout):
-            line = json.loads(told)
-            number = line["stream"]
-            self.times[number].append(line["at"])
-            if "end" in line:
-                self.ends[number] = line["end"], line.get("error", "")
-            else:
-                self.tokens[number] += line["token_ids"]
-
-    def results(self, expected: Sequence[list[int]], struck_at: float, seen_at: float | None) -> tuple[Text, ...]:
-        results = []
-        for number, (end, error) in enumerate(self.ends):
-            since = max(struck_at, self.asked_at)
-            times = [since, *(at for at in self.times[number] if at >= since)]
-            pause_s = max((after - before for before, after in itertools.pairwise(times)), default=0.0)
-            after_notice = [at for at in times[1:] if seen_at is not None and at >= seen_at]
-            flowing_s = (
-                round(after_notice[0] - max(seen_at, since), 3) if after_notice and seen_at is not None else None
-            )
-            is_equal = self.tokens[number] == expected[number]
-            results.append(Text(is_equal, end, round(pause_s, 3), flowing_s, error))
-        return tuple(results)
 
 
 async def play_round(cluster: Cluster, rng: random.Random, undisturbed: Undisturbed, fault: str | None = None) -> Round:
     """Strike one node while texts are written, and heal it behind them; by a random fault, unless it is named."""
-    requests = [random_request(rng, undisturbed.prompts) for _ in range(NUM_STREAMS)]
+    requests = rng.sample(undisturbed.requests, NUM_STREAMS)
     fault, node = fault or rng.choice(sorted(FAULTS)), rng.choice(cluster.serving)
     strikes_after_s = rng.uniform(0.0, LATEST_STRIKE_S)
-    expected = [undisturbed.tokens(*request) for request in requests]
+    expected = [undisturbed.tokens(request) for request in requests]
     struck_at = math.inf
-    async with client_of(cluster) as client, client_of(cluster) as other:
-        texts, again = _Texts(client, requests), _Texts(other, requests[:1])
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ROUND_S), asyncio.TaskGroup() as group:
-                group.create_task(texts.ask())
-                await asyncio.sleep(strikes_after_s)
-                striking = group.create_task(FAULTS[fault].strike(cluster.boards, node, rng))
-                struck_at = time.monotonic()
-                await asyncio.wait({striking}, timeout=ASKED_AFTER_S)
-                group.create_task(again.ask())
+    texts, again = Texts(requests), Texts(requests[:1])
+    try:
+        async with asyncio.timeout(ROUND_S), asyncio.TaskGroup() as group:
+            group.create_task(cluster.client.ask(texts))
+            await asyncio.sleep(strikes_after_s)
+            striking = group.create_task(FAULTS[fault].strike(cluster.boards, node, rng))
+            struck_at = time.monotonic()
+            await asyncio.wait({striking}, timeout=ASKED_AFTER_S)
+            group.create_task(cluster.client.ask(again))
+    except TimeoutError:  # texts that hang are not to be waited for in the next round
+        await cluster.client.close()
+        await cluster.client.start()
     await FAULTS[fault].heal(cluster.boards, node, rng)
     healed_at = time.monotonic()
     back_s = round(time.monotonic() - healed_at, 3) if await cluster.all_serve() else None

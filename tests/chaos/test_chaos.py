@@ -15,7 +15,7 @@ SEED = 11
 
 async def test_texts_are_the_undisturbed_ones_whatever_befalls_a_node(tmp_path: Path) -> None:
     rng = random.Random(SEED)
-    undisturbed = Undisturbed()
+    undisturbed = Undisturbed(rng)
     async with cluster_of(3, tmp_path, secrets.token_bytes(20)) as cluster:
         rounds = [await play_round(cluster, rng, undisturbed, fault) for fault in FAULTS]
     texts = [text for round_ in rounds for text in (*round_.texts, round_.again)]

@@ -9,8 +9,9 @@ import pytest
 
 from tests.chaos import __main__ as program
 from tests.chaos import parts
+from tests.chaos.asking import Text
 from tests.chaos.parts import Outcome, Part, Tell
-from tests.chaos.rounds import Round, Text, as_markdown, summary
+from tests.chaos.rounds import Round, as_markdown, summary
 
 GOOD = Outcome([], "7 things were tried", {"things": 7}, "| thing |\n|---|\n| 7 |")
 

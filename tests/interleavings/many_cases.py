@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import signal
 import time
 import traceback
 from collections import Counter
@@ -21,8 +22,8 @@ from hypothesis import seed as seeded
 from tests.interleavings.cases import FAULTS, Case, play
 from tests.interleavings.strategies import cases
 
-CASES_PER_CHUNK = 125
-"""Cases that hypothesis draws from one seed. Progress is told after each chunk."""
+CASES_PER_CHUNK = 50
+"""Cases that hypothesis draws from one seed. Progress is told after each chunk, some four seconds of one core."""
 OUTCOMES = (
     "text: stop",
     "text: length",
@@ -75,21 +76,26 @@ def play_chunk(chunk: tuple[int, int]) -> tuple[Counter[str], str | None]:
     return tally, None
 
 
-def play_many(num: int, seed: int, tell: Callable[[int], None]) -> dict[str, Any]:
-    """``num`` cases on all cores. ``tell`` hears how many are done."""
+def play_many(num: int, seed: int, tell: Callable[[int], None], *, yields: bool = False) -> dict[str, Any]:
+    """``num`` cases on all cores; where it ``yields``, in the time that nobody else wants. ``tell`` hears how many are
+    done, and ends it where it raises.
+    """
     began, tally, found = time.monotonic(), Counter[str](), []
     rng = random.Random(seed)
     sizes = [CASES_PER_CHUNK] * (num // CASES_PER_CHUNK) + [num % CASES_PER_CHUNK] * (num % CASES_PER_CHUNK > 0)
     chunks = [(rng.getrandbits(64), size) for size in sizes]
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        for played in as_completed([pool.submit(play_chunk, chunk) for chunk in chunks]):
-            counts, falsifying = played.result()
-            tally += counts
-            tell(tally["cases"])
-            if falsifying is not None:
-                found.append(falsifying)
-                pool.shutdown(wait=False, cancel_futures=True)
-                break
+    context, initializer = multiprocessing.get_context("spawn"), _yield_to_others if yields else None
+    with ProcessPoolExecutor(os.cpu_count(), context, initializer) as pool:
+        try:
+            for played in as_completed([pool.submit(play_chunk, chunk) for chunk in chunks]):
+                counts, falsifying = played.result()
+                tally += counts
+                tell(tally["cases"])
+                if falsifying is not None:
+                    found.append(falsifying)
+                    break
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     missed = [name for name in (*FAULTS, *OUTCOMES) if not tally[name]]
     return {
         "seed": seed,
@@ -99,3 +105,11 @@ def play_many(num: int, seed: int, tell: Callable[[int], None]) -> dict[str, Any
         "met": dict(sorted(tally.items())),
         "s": round(time.monotonic() - began, 1),
     }
+
+
+def _yield_to_others() -> None:
+    """From now on this process runs where a core would else have nothing to do (Linux). Ctrl-C is for whoever started
+    it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
