@@ -175,23 +175,6 @@ async def plan_layers(
         return await make_plan(node.settings, bundle, freed, refused, plan_options, loaded, cut=cut)
 
 
-async def check_room(
-    node: OriginNode,
-    bundle: Bundle,
-    found: Sequence[Announcement],
-    stages: Sequence[RingStage],
-    cut: frozenset[Way],
-) -> None:
-    """Whether all layers fit into equal shares on these nodes. What the ``stages`` of a ring hold counts as free.
-
-    Raises:
-        NodeUnavailableError, PlacementError: as for :func:`open_ring`.
-    """
-    async with contextlib.AsyncExitStack() as closing:
-        peers, _ = await welcome_nodes(node.settings, bundle, found, "", closing, is_urgent=True)
-        equal_shares(bundle, with_what_they_serve(peers, stages)[0], cut, node.settings.name)
-
-
 async def explain_outcome(node: OriginNode, bundle: Bundle, ring: Ring, outcome: Outcome) -> Outcome:
     """Where the network was off: which link of the ring, by a new measurement of each with at most 1 MiB."""
     if not outcome.is_network or ring.plan is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -10,8 +11,12 @@ from flowspec_edge.core.planning.detours import around_cut_ways
 from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.placement import LeftOut, NodeOffer, Plan, PlannedStage, StagePlan, spread_layers
 from flowspec_edge.errors import NodeUnavailableError, PlacementError
+from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.node.resources import NodeSettings
+from flowspec_edge.origin.dialogue import welcome_nodes
 from flowspec_edge.origin.measured_links import Peer
-from flowspec_edge.origin.planning import PlanOptions
+from flowspec_edge.origin.planning import PlanOptions, with_what_they_serve
+from flowspec_edge.origin.ring import RingStage
 
 
 def equal_shares(bundle: Bundle, peers: Mapping[str, Peer], cut: frozenset[Way], origin: str) -> list[StagePlan]:
@@ -27,6 +32,24 @@ def equal_shares(bundle: Bundle, peers: Mapping[str, Peer], cut: frozenset[Way],
             return plans
         serving = {plan.node for plan in plans}  # who gets no layers is no neighbour of anybody
         offers = [offer for offer in there if offer.node in serving]
+
+
+async def check_room(
+    settings: NodeSettings,
+    bundle: Bundle,
+    found: Sequence[Announcement],
+    stages: Sequence[RingStage],
+    cut: frozenset[Way],
+) -> None:
+    """Whether all layers fit into equal shares on these nodes. What the ``stages`` of a ring hold counts as free.
+
+    Raises:
+        NodeUnavailableError: none of them can be reached, or none has the bundle.
+        PlacementError: the layers do not fit.
+    """
+    async with contextlib.AsyncExitStack() as closing:
+        peers, _ = await welcome_nodes(settings, bundle, found, "", closing, is_urgent=True)
+        equal_shares(bundle, with_what_they_serve(peers, stages)[0], cut, settings.name)
 
 
 def planned_shares(

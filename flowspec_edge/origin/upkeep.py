@@ -27,9 +27,10 @@ from flowspec_edge.node.node import Node
 from flowspec_edge.origin.dialogue import OnFetch, is_whole
 from flowspec_edge.origin.engine import KeptEngine
 from flowspec_edge.origin.losses import Losses
-from flowspec_edge.origin.opening import check_room, open_ring, plan_layers
+from flowspec_edge.origin.opening import open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.ring import Ring, RingStage
+from flowspec_edge.origin.shares import check_room
 from flowspec_edge.origin.standby import Standbys
 
 NO_ROOM = (NodeUnavailableError, PlacementError)
@@ -422,7 +423,7 @@ class RingUpkeep:
         if plan is None and ring.plan is not None and self._plan_options is not None:
             plan = await plan_layers(self._node, self._bundle, found, self._plan_options, stays, ways)
         elif plan is None:
-            await check_room(self._node, self._bundle, found, stays, ways)
+            await check_room(self._node.settings, self._bundle, found, stays, ways)
         if plan is None or ring.plan is None:
             return plan, True
         now_per_s = slowed(ring.plan, lossy, self._node.settings.name)

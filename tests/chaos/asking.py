@@ -10,6 +10,7 @@ import time
 from asyncio.subprocess import Process
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flowspec_edge.config import GenerateOptions
 from tests.chaos.streams import as_asked
@@ -44,7 +45,7 @@ class Texts:
         self.ends: list[tuple[str, str]] = [("hangs", "")] * len(requests)
         self.have_ended = asyncio.Event()
 
-    def take(self, line: dict[str, object]) -> None:
+    def take(self, line: dict[str, Any]) -> None:
         """What the client tells of one of them."""
         number = line["stream"]
         self.times[number].append(line["at"])

@@ -214,7 +214,7 @@ class World:
 
     async def check_room(
         self,
-        node: Node,
+        settings: NodeSettings,
         bundle: Bundle,
         found: Sequence[Announcement],
         stages: Sequence[RingStage],
