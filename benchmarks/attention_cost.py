@@ -67,7 +67,7 @@ def export_both(folder: Path) -> Path:
     from exporter.onnx_export import block_spec, export_graph
     from exporter.precisions import PRECISIONS
     from exporter.rewriting import rewrite_matrices
-    from exporter.stage_module import FusedBlock, build_block
+    from exporter.stage_module import build_block
     from exporter.torch_reference import as_tensors
 
     print("exporting random weights ...", file=sys.stderr, flush=True)
@@ -79,7 +79,7 @@ def export_both(folder: Path) -> Path:
     checkpoint = load_checkpoint(source)
     for entry in manifest.blocks:
         weights = as_tensors(checkpoint.layers(entry.start, entry.stop))
-        block = build_block(checkpoint.layer_shape, entry.start, entry.stop, weights, FusedBlock)
+        block = build_block(checkpoint.layer_shape, entry.start, entry.stop, weights)
         float32 = folder / "float32.onnx"
         export_graph(block, block_spec(block), float32)
         rewrite_matrices(float32, fused_file(out, entry.file), PRECISIONS[PRECISION])
@@ -125,7 +125,7 @@ class FusedStage:
         self._slots = DraftSlots(capacity)
         self._step = StepInputs(self._min_rows)
         self._cache = FusedCache(geometry.num_layers, geometry.num_kv_heads, capacity, geometry.head_dim)
-        tables = RotaryTables(geometry.rope_frequencies).reach(self._cache.num_slots)
+        tables = RotaryTables(geometry.ropes).reach(self._cache.num_slots)
         tables.fill(np.array([self._cache.num_slots - 1]))
         kept = {**tables.inputs, **self._step.numbers}
         self._bindings = [

@@ -18,7 +18,7 @@ from exporter.onnx_file import as_bytes
 from exporter.parity import ChainCheck
 from exporter.precisions import PRECISIONS, Precision
 from exporter.quality import QualityCheck
-from exporter.reference import FollowedProducts, NumpyLayers, rms_norm
+from exporter.reference import FollowedProducts, NumpyLayers, finished_logits, rms_norm
 from exporter.source import Report, Source
 from exporter.steps import PROBE_TEXT, probe_steps
 from flowspec_edge.engine.padding import min_rows
@@ -148,8 +148,8 @@ class Assembly:
         for start, stop in itertools.pairwise(cuts):
             weights = self.source.layers(start, stop)
             if self.quality is not None:
-                layers = self.source.float_layers(stop - start, weights, self.quality.capacity)
-                self.quality.run_reference(layers)
+                shape = self.source.layer_shape
+                self.quality.run_reference(NumpyLayers(shape, range(start, stop), weights, self.quality.capacity))
             for precision in self.precisions:
                 blocks[precision.name].append(self._block(start, stop, weights, precision))
         return blocks
@@ -165,11 +165,11 @@ class Assembly:
         layers = f"[{start}, {stop})"
         if shown is not None:
             followed = FollowedProducts(products)
-            reference = NumpyLayers(shape, stop - start, formed, check.capacity, followed)
+            reference = NumpyLayers(shape, range(start, stop), formed, check.capacity, followed)
             check.check_products(reference, followed, shape, path, shown, layers)
             shown.unlink()
         else:
-            check.check_block(source.float_layers(stop - start, formed, check.capacity), shape, path, layers)
+            check.check_block(NumpyLayers(shape, range(start, stop), formed, check.capacity), shape, path, layers)
         if self.quality is not None:
             self.quality.run(precision.name, path, shape)
         num_layers = source.geometry.num_layers
@@ -206,14 +206,14 @@ class Assembly:
         return self._entry(path.name), errors[self.own.name]
 
     def _head(self) -> tuple[FileEntry, float]:
-        matrix = self.source.lm_head()
+        matrix, shape = self.source.lm_head(), self.source.layer_shape
         if self.quality is not None:
-            self.quality.run_reference_head(lambda rows: float_product(matrix, rows))
+            self.quality.run_reference_head(lambda rows: finished_logits(shape, float_product(matrix, rows)))
         path = self.directory / "head.onnx"
         formed = self._formed(matrix, self.own, f"{path.name}: the head")
         assert not isinstance(formed, np.ndarray)
-        write_head(formed, path)
-        error = self.checks[self.own.name].check_head(formed.times, path)
+        write_head(formed, path, shape.logit_divisor, shape.logit_cap)
+        error = self.checks[self.own.name].check_head(lambda rows: finished_logits(shape, formed.times(rows)), path)
         self.report(f"head: error {error:.1e}")
         return self._entry(path.name), error
 

@@ -6,6 +6,7 @@ of ONNX Runtime: the rotary embedding, and a product with a transposed factor an
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -27,6 +28,7 @@ from flowspec_edge.manifest import (
     ROTARY_COS,
     ROTARY_SIN,
     ROUNDS_CACHE,
+    of_sliding_layers,
 )
 
 LEAST_EXPONENT = -87.0
@@ -43,21 +45,29 @@ def write_attention(to: Writer, query: str, key: str, value: str, layer: int, sh
     """
     present = f"{PRESENT_KEY}.{layer}", f"{PRESENT_VALUE}.{layer}"
     num_heads, num_kv_heads, head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
-    turns = POSITION_IDS, ROTARY_COS, ROTARY_SIN
-    rotated = to.add("RotaryEmbedding", query, *turns, num_heads=num_heads)
-    rotated_key = to.add("RotaryEmbedding", key, *turns, num_heads=num_kv_heads)
+    seen = [ROTARY_COS, ROTARY_SIN, OLDER_BIAS, OLDER_MASK, RECENT_BIAS]
+    cos, sin, older_bias, older_mask, recent_bias = (
+        map(of_sliding_layers, seen) if layer in shape.sliding_layers else seen
+    )
+    if layer not in shape.unrotated_layers:
+        query = to.add("RotaryEmbedding", query, POSITION_IDS, cos, sin, num_heads=num_heads)
+        key = to.add("RotaryEmbedding", key, POSITION_IDS, cos, sin, num_heads=num_kv_heads)
+    scales = shape.query_scales(layer)
+    score_scale = float(scales[-1])
+    if (scales != scales[-1]).any():  # a rope that scales what it rotates alone
+        query = to.add("Mul", query, to.constant(np.tile(scales / scales[-1], num_heads)))
 
     def by_head(rows: str) -> str:  # [num_kv_heads, rows, head_dim]
         return to.add("Transpose", to.reshape(rows, -1, num_kv_heads, head_dim), perm=[1, 0, 2])
 
     with_one = to.add("Pad", by_head(_rounded(to, value)), to.constant([0, 1]), to.constant(1.0), to.constant([2]))
-    to.add("ScatterND", f"{PAST_KEY}.{layer}", CACHE_SLOTS, by_head(_rounded(to, rotated_key)), outputs=present[:1])
+    to.add("ScatterND", f"{PAST_KEY}.{layer}", CACHE_SLOTS, by_head(_rounded(to, key)), outputs=present[:1])
     to.add("ScatterND", f"{PAST_VALUE}.{layer}", CACHE_SLOTS, with_one, outputs=present[1:])
     rows_axis = to.constant([1])
-    padded = to.add("Pad", rotated, ATTENTION_PADDING, to.constant(0.0), rows_axis)
+    padded = to.add("Pad", query, ATTENTION_PADDING, to.constant(0.0), rows_axis)
     grouped = to.add("Reshape", padded, to.sizes(to.size(OLDER_BIAS, 0), -1, num_heads * head_dim))
-    body = _group_body(to, present, num_heads, num_kv_heads, head_dim)
-    scanned = OLDER_BIAS, OLDER_MASK, RECENT_SLOTS, RECENT_BIAS
+    body = _group_body(to, present, shape, score_scale)
+    scanned = older_bias, older_mask, RECENT_SLOTS, recent_bias
     groups = to.add("Scan", grouped, *scanned, num_scan_inputs=1 + len(scanned), body=body)
     rows = to.reshape(groups, 1, -1, num_heads * head_dim)
     return to.add("Slice", rows, to.constant([0]), to.size(query, 1), rows_axis)
@@ -85,15 +95,14 @@ def _rounded(to: Writer, rows: str) -> str:
     return to.add("If", ROUNDS_CACHE, **branches)
 
 
-def _group_body(
-    around: Writer, caches: tuple[str, str], num_heads: int, num_kv_heads: int, head_dim: int
-) -> onnx.GraphProto:
+def _group_body(around: Writer, caches: tuple[str, str], shape: LayerShape, score_scale: float) -> onnx.GraphProto:
     """The graph that attends for one group of rows.
 
     Its heads are [num_kv_heads, parts, rows, heads], where each product with the cache is of one key-value head and of
     one part of the heads that share it.
     """
     keys, values = caches
+    num_heads, num_kv_heads, head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
     shared = HeadGroups.of(num_heads, num_kv_heads)
     parts, heads = shared.num_products // num_kv_heads, shared.num_heads
     num_slots = around.size(keys, 2)
@@ -105,7 +114,10 @@ def _group_body(
     )
     by_head = to.add("Transpose", to.reshape(query, -1, num_kv_heads, parts, heads, head_dim), perm=[1, 2, 0, 3, 4])
     flat = to.reshape(by_head, num_kv_heads, parts, -1, head_dim)
-    scores = to.add("FusedMatMul", flat, keys, transB=1, alpha=float(head_dim) ** -0.5)
+    cap = shape.score_cap or 1.0
+    scores = to.add("FusedMatMul", flat, keys, transB=1, alpha=score_scale / cap)
+    if shape.score_cap is not None:
+        scores = to.add("Mul", to.add("Tanh", scores), to.constant(cap))
     scores = to.add("Reshape", scores, score_sizes)  # [num_kv_heads, parts, rows, heads, slots]
     columns = to.add("Unsqueeze", recent_slots, to.constant([0, 1, 3]))
     columns = to.add("Expand", columns, to.constant([num_kv_heads, parts, 1, heads, 1]))

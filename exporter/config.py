@@ -1,60 +1,44 @@
-"""What a Hugging Face ``config.json`` says of one decoder layer, for each family of models.
+"""What a Hugging Face ``config.json`` says of the layers of a model, whatever its family.
 
 A feature that the exported graphs do not compute is refused with an error that names it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from exporter.families import ACTIVATIONS, BEFORE, FUSED, Config, Family, Norms, slides
+from exporter.fields import positive_int, positive_number
+from exporter.rope import FULL, SLIDING, RopeFields, read_rope_fields
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import Geometry
 
 HEAD_DIM_MULTIPLE = 16
-"""GroupQueryAttention refuses other head sizes (onnxruntime 1.32, CPU)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """How an architecture differs from plain Llama, and transformers' defaults for fields that a config leaves out."""
-
-    max_context: int
-    # True: q, k and v have biases and o has none. False: the config's attention_bias says it for all four.
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    num_kv_heads: int | None = None  # None: as many as attention heads
-    head_dim: int | None = None  # None: hidden_size / attention heads
-    # The config's field that turns a sliding window on; "" where giving its size turns it on; None: never a window.
-    slides: str | None = None
-
-
-FAMILIES = {
-    "LlamaForCausalLM": Family(max_context=2048),
-    "MistralForCausalLM": Family(max_context=131072, num_kv_heads=8, slides=""),
-    "Qwen2ForCausalLM": Family(max_context=32768, num_kv_heads=32, qkv_bias=True, slides="use_sliding_window"),
-    "Qwen3ForCausalLM": Family(
-        max_context=32768, num_kv_heads=32, head_dim=128, qk_norm=True, slides="use_sliding_window"
-    ),
-}
-"""Llama 1, 2 and 3, TinyLlama, SmolLM 1 and 2, and Vicuna are all LlamaForCausalLM."""
-
-_DEFAULT_WINDOW = 4096
-_DEFAULT_RMS_NORM_EPS = 1e-6
-_DEFAULT_ROPE_THETA = 10000.0
+"""GroupQueryAttention, which drafters use, refuses other head sizes (onnxruntime 1.32, CPU)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """Everything that shapes one decoder layer and its rotary tables.
+    """Everything that shapes the decoder layers of a model, its rotary tables, and what is around them.
 
-    ``rope_frequencies`` are radians per position of each pair of a head's values, [head_dim / 2]. ``attention_inputs``
-    is how many rows of ``hidden_size`` the attention reads side by side: two in EAGLE-3, one elsewhere.
+    Attributes:
+        rope_frequencies: radians per position of each pair of a head's values, [head_dim / 2]. Pairs that are not
+            rotated come last, and have 0.
+        rope_scale: what rotated values of queries and keys are multiplied by.
+        attention_inputs: rows of ``hidden_size`` that the attention reads side by side: two in EAGLE-3, one elsewhere.
+        qk_norm: whether queries and keys are normed: each head by itself, or the whole projection.
+        score_scale: what scores are multiplied by; None: the root of ``head_dim``, inverted.
+        score_cap, logit_cap: what scores and logits stay below, as ``cap * tanh(x / cap)``.
+        window: how many rows those of ``sliding_layers`` see, their own included; None where there are none.
+        sliding_rope_frequencies: those of ``sliding_layers``, where they have others.
+        unrotated_layers: the layers without a rotary embedding.
+        norm_offset: what is added to the weights of norms as a checkpoint has them.
+        is_fused: whether a checkpoint stores matrices as FUSED.
     """
 
     hidden_size: int
@@ -65,23 +49,84 @@ class LayerShape:
     rms_norm_eps: float
     rope_frequencies: tuple[float, ...]
     max_context: int
+    rope_scale: float = 1.0
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: Literal["none", "head", "projection"] = "none"
     attention_inputs: int = 1
+    norms: Norms = BEFORE
+    norm_offset: float = 0.0
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    score_scale: float | None = None
+    score_cap: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_divisor: float = 1.0
+    logit_cap: float | None = None
+    window: int | None = None
+    sliding_layers: frozenset[int] = frozenset()
+    sliding_rope_frequencies: tuple[float, ...] = ()
+    unrotated_layers: frozenset[int] = frozenset()
+    is_fused: bool = False
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of one layer's tensors by their name below ``layers.N.``."""
-        shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (self.hidden_size,)}
+        shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (self.hidden_size,) for name in self.norms.names}
         for name, num_out, num_in, has_bias in self.matrices():
             shapes[f"{name}.weight"] = (num_out, num_in)
             if has_bias:
                 shapes[f"{name}.bias"] = (num_out,)
-        if self.qk_norm:
-            shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (self.head_dim,)
-        shapes["post_attention_layernorm.weight"] = (self.hidden_size,)
+        if self.qk_norm != "none":
+            heads = {"q": self.num_heads, "k": self.num_kv_heads} if self.qk_norm == "projection" else {"q": 1, "k": 1}
+            shapes |= {f"self_attn.{name}_norm.weight": (num * self.head_dim,) for name, num in heads.items()}
         return shapes
+
+    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one layer's tensors as a checkpoint stores them."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, (num_out, *num_in) in self.tensor_shapes().items():
+            stored = self.stored_part(name)[0]
+            others = shapes.get(stored, (0,))[0] if stored != name else 0
+            shapes[stored] = (others + num_out, *num_in)
+        return shapes
+
+    def stored_part(self, name: str) -> tuple[str, np.ndarray | None]:
+        """The stored tensor that a layer's tensor is in, and which of its rows it is; None: all of them, in order."""
+        module, _, kind = name.rpartition(".")
+        shapes = self.tensor_shapes()
+        rows = np.arange(shapes[name][0])
+        num_heads = {"self_attn.q_proj": self.num_heads, "self_attn.k_proj": self.num_kv_heads}.get(module)
+        is_moved = num_heads is not None and self.num_rotated < self.head_dim
+        if num_heads is not None and is_moved:
+            rows = self._in_halves(num_heads)
+        for fused, parts in FUSED.items() if self.is_fused else ():
+            if module in parts:
+                before = parts[: parts.index(module)]
+                return f"{fused}.{kind}", rows + sum(shapes[f"{part}.{kind}"][0] for part in before)
+        return name, rows if is_moved else None
+
+    @property
+    def ropes(self) -> list[tuple[float, ...]]:
+        """The frequencies of layers that see all rows, and of those with a window where there are any."""
+        if self.window is None:
+            return [self.rope_frequencies]
+        return [self.rope_frequencies, self.sliding_rope_frequencies or self.rope_frequencies]
+
+    @property
+    def num_rotated(self) -> int:
+        """How many values of a head are rotated."""
+        return 2 * sum(frequency > 0 for frequency in self.rope_frequencies)
+
+    def query_scales(self, layer: int) -> np.ndarray:
+        """What the values of a head's query are multiplied by on their way to scores, that of keys included: float32
+        [head_dim].
+        """
+        base = self.head_dim**-0.5 if self.score_scale is None else self.score_scale
+        is_rotated = np.array(self.rope_frequencies * 2) > 0
+        scale = 1.0 if layer in self.unrotated_layers else self.rope_scale**2
+        scales: np.ndarray = np.where(is_rotated, base * scale, base).astype(np.float32)
+        return scales
 
     def matrices(self) -> Iterator[tuple[str, int, int, bool]]:
         """Name, output size, input size and whether it has a bias, of each projection."""
@@ -96,9 +141,20 @@ class LayerShape:
         yield "mlp.up_proj", inner, hidden, self.mlp_bias
         yield "mlp.down_proj", hidden, inner, self.mlp_bias
 
+    def _in_halves(self, num_heads: int) -> np.ndarray:
+        """Which row of a checkpoint each row of queries or keys is, where a part of each head is rotated.
+
+        There the two halves of that part come first; here the first half of a head is rotated with the second one, so
+        each gets half of what is not rotated behind it. Scores, sums over a head, are the same in either order.
+        """
+        first, second = np.split(np.arange(self.num_rotated), 2)
+        rest = np.split(np.arange(self.num_rotated, self.head_dim), 2)
+        head = np.concatenate([first, rest[0], second, rest[1]])
+        return (np.arange(num_heads)[:, None] * self.head_dim + head).reshape(-1)
+
 
 def geometry_of(shape: LayerShape, num_layers: int, vocab_size: int) -> Geometry:
-    """The shapes of a whole model whose layers are all of one shape."""
+    """The shapes of a whole model."""
     return Geometry(
         num_layers=num_layers,
         hidden_size=shape.hidden_size,
@@ -110,19 +166,12 @@ def geometry_of(shape: LayerShape, num_layers: int, vocab_size: int) -> Geometry
         max_context=shape.max_context,
         rms_norm_eps=shape.rms_norm_eps,
         rope_frequencies=list(shape.rope_frequencies),
+        window=shape.window,
+        sliding_rope_frequencies=list(shape.sliding_rope_frequencies),
     )
 
 
-def check_architecture(path: Path, config: dict[str, Any]) -> str:
-    """The one architecture that a config names. Raises CheckpointError where it is not among :data:`FAMILIES`."""
-    architectures = config.get("architectures") or []
-    if len(architectures) != 1 or architectures[0] not in FAMILIES:
-        found = ", ".join(map(str, architectures)) or "none"
-        raise CheckpointError(f"{path}: architecture {found} is not supported; supported: {', '.join(FAMILIES)}")
-    return str(architectures[0])
-
-
-def read_layer_shape(path: Path, config: dict[str, Any], family: Family, max_context: int | None = None) -> LayerShape:
+def read_layer_shape(path: Path, config: Config, family: Family, max_context: int | None = None) -> LayerShape:
     """The layer fields of a ``config.json``.
 
     Args:
@@ -131,20 +180,26 @@ def read_layer_shape(path: Path, config: dict[str, Any], family: Family, max_con
     Raises:
         CheckpointError: a field is missing, not a number of the kind expected, or asks for what no graph computes.
     """
-    _refuse_unsupported(path, config)
+    config = {**family.defaults, **config}
+    _refuse_quantised(path, config)
     hidden_size = positive_int(path, config, "hidden_size")
     num_heads = positive_int(path, config, "num_attention_heads")
-    num_kv_heads = positive_int(path, config, "num_key_value_heads", family.num_kv_heads or num_heads)
-    head_dim = positive_int(path, config, "head_dim", family.head_dim or hidden_size // num_heads)
+    num_kv_heads = positive_int(path, config, "num_key_value_heads", num_heads)
+    head_dim = positive_int(path, config, "head_dim", hidden_size // num_heads)
     if num_heads % num_kv_heads:
-        raise CheckpointError(
-            f"{path}: num_attention_heads {num_heads} is not a multiple of {num_kv_heads} key-value heads"
-        )
+        raise CheckpointError(f"{path}: {num_heads} attention heads do not share {num_kv_heads} key-value heads evenly")
     if head_dim % HEAD_DIM_MULTIPLE:
         raise CheckpointError(
             f"{path}: head_dim {head_dim} is not a multiple of {HEAD_DIM_MULTIPLE}; the attention operator of ONNX "
             "Runtime takes no other, so this model cannot be exported"
         )
+    activation = config.get(family.activation)
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{path}: {family.activation} {activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
+        )
+    ropes = read_rope_fields(path, config, positive_int(path, config, "max_position_embeddings"))
+    context = _read_context(path, config, ropes[FULL], max_context)
     bias = bool(config.get("attention_bias", False))
     return LayerShape(
         hidden_size=hidden_size,
@@ -152,112 +207,94 @@ def read_layer_shape(path: Path, config: dict[str, Any], family: Family, max_con
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        rms_norm_eps=positive_number(path, config, "rms_norm_eps", _DEFAULT_RMS_NORM_EPS),
-        rope_frequencies=read_rope(path, config, head_dim),
-        max_context=_read_context(path, config, family, max_context),
+        rms_norm_eps=positive_number(path, config, "rms_norm_eps"),
+        max_context=context,
         qkv_bias=family.qkv_bias or bias,
         output_bias=bias and not family.qkv_bias,
         mlp_bias=bool(config.get("mlp_bias", False)),
         qk_norm=family.qk_norm,
+        norms=family.norms,
+        norm_offset=family.norm_offset,
+        activation=ACTIVATIONS[activation],
+        is_fused=family.is_fused,
+        **_read_scales(path, config, family, hidden_size),
+        **_read_layers(path, config, family, ropes, head_dim, context),
     )
 
 
-def read_rope(path: Path, config: dict[str, Any], head_dim: int) -> tuple[float, ...]:
-    """Frequencies of the rotary embedding in radians per position, [head_dim / 2], in float32 as transformers computes
-    them.
+def _read_scales(path: Path, config: Config, family: Family, hidden_size: int) -> dict[str, Any]:
+    """What Gemma and Granite multiply and cap."""
 
-    Sources: Su et al., "RoFormer"; linear scaling, Chen et al., arXiv 2306.15595; llama3, Llama 3.1's model code.
+    def number(field: str, default: float | None = None) -> float | None:
+        if field not in family.reads | family.defaults.keys() or (config.get(field) is None and default is None):
+            return default
+        return positive_number(path, config, field, default)
 
-    Raises:
-        CheckpointError: a rope type that is not known, or one that lacks a parameter.
-    """
-    rope = _rope_fields(path, config)
-    theta = positive_number(path, {**config, **rope}, "rope_theta", _DEFAULT_ROPE_THETA)
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1) / (theta ** exponents.astype(np.float64)).astype(np.float32)
-    kind = _rope_kind(rope)
-    if kind == "linear":
-        frequencies = frequencies / np.float32(positive_number(path, rope, "factor"))
-    elif kind == "llama3":
-        frequencies = _scale_llama3(path, rope, frequencies)
-    elif kind != "default":
-        raise CheckpointError(f"{path}: rope type {kind!r} is not supported; supported: default, linear, llama3")
-    return tuple(frequencies.tolist())
+    query = number("query_pre_attn_scalar")
+    return {
+        "score_scale": number("attention_multiplier") if query is None else query**-0.5,
+        "score_cap": number("attn_logit_softcapping"),
+        "logit_cap": number("final_logit_softcapping"),
+        "embedding_scale": number("embedding_multiplier", hidden_size**0.5 if family.scales_embedding else 1.0),
+        "residual_scale": number("residual_multiplier", 1.0),
+        "logit_divisor": number("logits_scaling", 1.0),
+    }
 
 
-def _scale_llama3(path: Path, rope: dict[str, Any], frequencies: np.ndarray) -> np.ndarray:
-    """Divide slow waves by ``factor``, leave fast ones, and blend those in between by their wavelength."""
-    factor, low, high = (
-        positive_number(path, rope, field) for field in ("factor", "low_freq_factor", "high_freq_factor")
-    )
-    trained = positive_int(path, rope, "original_max_position_embeddings")
-    if high <= low:
-        raise CheckpointError(f"{path}: high_freq_factor {high} is not above low_freq_factor {low}")
-    wavelengths = np.float32(2 * math.pi) / frequencies
-    share = np.clip((np.float32(trained) / wavelengths - np.float32(low)) / np.float32(high - low), 0, 1)
-    blended = (1 - share) * frequencies / np.float32(factor) + share * frequencies
-    return np.where(share >= 1, frequencies, blended)
+def _read_layers(
+    path: Path, config: Config, family: Family, ropes: Mapping[str, RopeFields], head_dim: int, context: int
+) -> dict[str, Any]:
+    """Which layers have a window, and which are rotated and how."""
+    layers = range(positive_int(path, config, "num_hidden_layers"))
+    _check_list(path, config, "no_rope_layers", len(layers))
+    sliding = frozenset(layer for layer in layers if slides(path, config, family, layer))
+    window = positive_int(path, config, "sliding_window", context) if sliding else context
+    full, local = (_read_rope(path, ropes[kind], head_dim, context) for kind in (FULL, SLIDING))
+    if local == full and window >= context:  # no layer differs from another
+        sliding = frozenset()
+    if sliding and local["rope_scale"] != full["rope_scale"]:
+        raise CheckpointError(f"{path}: rope types that scale attention for some layers alone are not supported")
+    return {
+        **full,
+        "sliding_layers": sliding,
+        "window": window if sliding else None,
+        "sliding_rope_frequencies": local["rope_frequencies"] if sliding and local != full else (),
+        "unrotated_layers": frozenset(layer for layer in layers if not family.rotates(config, layer)),
+    }
 
 
-def _rope_fields(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The rope dictionary: ``rope_scaling``, or ``rope_parameters`` as transformers 5 writes it."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise CheckpointError(f"{path}: rope_scaling is {rope!r}, expected an object")
-    return rope
+def _read_rope(path: Path, fields: RopeFields, head_dim: int, context: int) -> dict[str, Any]:
+    share = positive_number(path, fields.values, "partial_rotary_factor", 1.0)
+    num_rotated = int(head_dim * share)
+    if share > 1 or num_rotated % 2 or num_rotated < 2:
+        raise CheckpointError(f"{path}: partial_rotary_factor {share} of heads of {head_dim} values is not supported")
+    rope = fields.rope(num_rotated, context)
+    unrotated = (0.0,) * ((head_dim - num_rotated) // 2)
+    return {"rope_frequencies": rope.frequencies + unrotated, "rope_scale": rope.scale}
 
 
-def _rope_kind(rope: dict[str, Any]) -> Any:
-    return rope.get("rope_type", rope.get("type")) or "default"
+def _check_list(path: Path, config: Config, field: str, num_layers: int) -> None:
+    values = config.get(field)
+    if values is not None and (not isinstance(values, list) or len(values) < num_layers):
+        raise CheckpointError(f"{path}: {field} is {values!r:.80}, expected a list with one entry for each layer")
 
 
-def _read_context(path: Path, config: dict[str, Any], family: Family, max_context: int | None) -> int:
-    own = positive_int(path, config, "max_position_embeddings", family.max_context)
-    if _rope_kind(_rope_fields(path, config)) == "linear":
+def _read_context(path: Path, config: Config, rope: RopeFields, max_context: int | None) -> int:
+    own = rope.longest
+    if rope.kind == "linear":
         # Vicuna 16k keeps its stretched context in a field of its own.
         own = max(own, positive_int(path, config, "max_sequence_length", own))
     if max_context is not None and not 1 <= max_context <= own:
         raise CheckpointError(f"{path}: --max-context {max_context} is outside 1 to {own}, the model's own limit")
-    context = max_context or own
-    window = _read_window(path, config, family)
-    if window is not None and context > window:
-        raise CheckpointError(
-            f"{path}: sliding_window {window} is below the context of {context} tokens, and attention within a window "
-            f"is not supported; pass --max-context {window} or less, where both are the same"
-        )
-    return context
+    return max_context or own
 
 
-def _read_window(path: Path, config: dict[str, Any], family: Family) -> int | None:
-    """How many tokens a row may look back, or None where it sees them all."""
-    if family.slides is None or (family.slides and not config.get(family.slides)):
-        return None
-    if "sliding_window" in config and config["sliding_window"] is None:
-        return None
-    return positive_int(path, config, "sliding_window", _DEFAULT_WINDOW)
-
-
-def _refuse_unsupported(path: Path, config: dict[str, Any]) -> None:
-    if config.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"{path}: hidden_act {config['hidden_act']!r} is not supported; supported: silu")
-    if config.get("partial_rotary_factor", 1.0) != 1.0:
-        raise CheckpointError(f"{path}: partial_rotary_factor {config['partial_rotary_factor']!r} is not supported")
-    if config.get("quantization_config"):
-        raise CheckpointError(
-            f"{path}: the checkpoint is already quantised (quantization_config); export the original weights "
-            "with --precision int8 instead"
-        )
-
-
-def positive_int(path: Path, config: dict[str, Any], field: str, default: int | None = None) -> int:
-    value = default if config.get(field) is None else config[field]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{path}: {field} is {value!r}, expected a positive integer")
-    return value
-
-
-def positive_number(path: Path, config: dict[str, Any], field: str, default: float | None = None) -> float:
-    value = default if config.get(field) is None else config[field]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise CheckpointError(f"{path}: {field} is {value!r}, expected a positive number")
-    return float(value)
+def _refuse_quantised(path: Path, config: Config) -> None:
+    quantised = config.get("quantization_config")
+    if not quantised:
+        return
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    raise CheckpointError(
+        f"{path}: the checkpoint is already quantised (quantization_config, {method or 'no method named'}); export the "
+        "original weights with --precision int8 or int4, or a GGUF file, whose weights are kept as they are"
+    )

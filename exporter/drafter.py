@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from exporter.config import FAMILIES, LayerShape, positive_int, read_layer_shape
+from exporter.config import LayerShape, read_layer_shape
 from exporter.eagle3 import Eagle3Head, is_eagle3, read_eagle3
+from exporter.families import FAMILIES
+from exporter.fields import positive_int
 from exporter.stage_module import FusedBlock, with_weights
 from exporter.tensors import TensorFiles, read_json
 from flowspec_edge.errors import CheckpointError

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from exporter.config import LayerShape, positive_int
+from exporter.config import LayerShape
+from exporter.fields import positive_int
 from exporter.stage_module import (
     Attention,
     FeedForward,
     FusedBlock,
     RmsNorm,
     TopLogProbs,
-    fused_attention,
     with_weights,
 )
 from exporter.tensors import TensorFiles
@@ -74,7 +74,7 @@ class MidLayer(nn.Module):
         super().__init__()
         self.hidden_norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.input_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
-        self.self_attn = Attention(shape, fused_attention)
+        self.self_attn = Attention(shape)
         self.post_attention_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = FeedForward(shape)
 

@@ -1,8 +1,7 @@
 """Writes what a bundle's graphs compute: any range of decoder layers, the final norm and the head.
 
-This is the one definition of a layer for every way in, checkpoint or GGUF file, and for every form of its matrices.
-What it must compute is said once more, in torch (``stage_module.py``) and in numpy (``reference.py``), which each graph
-is compared with.
+This is the one definition of a layer for every way in, checkpoint or GGUF file, for every family, and for every form of
+its matrices. What it must compute is said once more, in numpy (``reference.py``), which each graph is compared with.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from onnx import ValueInfoProto, numpy_helper
 from exporter.canonical_attention import write_attention
 from exporter.config import LayerShape
 from exporter.matrices import Matrix
-from exporter.onnx_file import Writer, floats, integers
+from exporter.onnx_file import Size, Writer, floats, integers
 from flowspec_edge.manifest import (
     ATTENTION_PADDING,
     CACHE_SLOTS,
@@ -39,6 +38,7 @@ from flowspec_edge.manifest import (
     TOP_K,
     TOP_LOG_PROBS,
     TOP_TOKENS,
+    of_sliding_layers,
 )
 
 Weights = Mapping[str, Matrix | np.ndarray]
@@ -79,6 +79,8 @@ def write_block(
     to = Writer()
     to.constants.append(numpy_helper.from_array(np.array(False), ROUNDS_CACHE))
     rows, products = HIDDEN, dict[str, Product]()
+    if start == 0 and shape.embedding_scale != 1.0:
+        rows = to.add("Mul", rows, to.constant(shape.embedding_scale))
     for layer in range(start, stop):
         prefix = f"layers.{layer - start}"
         named = (HIDDEN_OUT,) if layer == stop - 1 else ()
@@ -95,8 +97,8 @@ def write_block(
 
 def _rows_in(shape: LayerShape) -> list[ValueInfoProto]:
     """The inputs of a block beside its caches, as manifest.py describes them."""
-    scores = "groups", 1, 1, "group_rows", 1
-    return [
+    scores: tuple[Size, ...] = ("groups", 1, 1, "group_rows", 1)
+    inputs = [
         floats(HIDDEN, 1, "rows", shape.hidden_size),
         integers(ATTENTION_PADDING, 2),
         integers(POSITION_IDS, 1, "rows"),
@@ -108,6 +110,13 @@ def _rows_in(shape: LayerShape) -> list[ValueInfoProto]:
         integers(RECENT_SLOTS, "groups", "group_rows", "recent"),
         floats(RECENT_BIAS, *scores, "recent"),
     ]
+    if shape.window is not None:
+        own = {ROTARY_COS, ROTARY_SIN, OLDER_BIAS, OLDER_MASK, RECENT_BIAS}
+        for given in [given for given in inputs if given.name in own]:
+            inputs.append(ValueInfoProto())
+            inputs[-1].CopyFrom(given)
+            inputs[-1].name = of_sliding_layers(given.name)
+    return inputs
 
 
 def _caches(shape: LayerShape, key: str, value: str, layers: range) -> list[ValueInfoProto]:
@@ -123,15 +132,24 @@ def write_final_norm(weight: np.ndarray, eps: float, path: Path) -> None:
     to.save(path, [floats(HIDDEN, 1, "rows", len(weight))], [floats(HIDDEN_OUT, 1, "rows", len(weight))])
 
 
-def write_head(matrix: Matrix, path: Path) -> None:
+def write_head(matrix: Matrix, path: Path, divisor: float = 1.0, cap: float | None = None) -> None:
     """Maps normed rows to logits, and to the ``k`` likeliest tokens with their log-probabilities.
+
+    What the matrix gives is divided by ``divisor``, and kept below ``cap``, as ``cap * tanh(x / cap)``, where there is
+    one.
 
     Raises:
         CheckpointError: the matrix does not fit into one file.
     """
     to = Writer("/lm_head")
     num_tokens, hidden_size = matrix.shape
-    matrix.write(to, HIDDEN, outputs=(LOGITS,))
+    if divisor == 1.0 and cap is None:
+        matrix.write(to, HIDDEN, outputs=(LOGITS,))
+    elif cap is None:
+        to.add("Div", matrix.write(to, HIDDEN), to.constant(divisor), outputs=(LOGITS,))
+    else:
+        capped = to.add("Tanh", to.add("Div", matrix.write(to, HIDDEN), to.constant(divisor * cap)))
+        to.add("Mul", capped, to.constant(cap), outputs=(LOGITS,))
     log_probs = to.add("LogSoftmax", LOGITS, axis=-1)
     to.add("TopK", log_probs, TOP_K, outputs=(TOP_LOG_PROBS, TOP_TOKENS), axis=-1, largest=1, sorted=1)
     outputs = [floats(LOGITS, "rows", num_tokens), floats(TOP_LOG_PROBS, "rows", "top")]
@@ -151,17 +169,19 @@ class _Layer:
         self.to, self.prefix, self.shape, self.weights, self.products = to, prefix, shape, weights, products
 
     def write(self, rows: str, layer: int, outputs: tuple[str, ...]) -> str:
-        normed = self._norm("input_layernorm", rows)
+        norms = self.shape.norms
+        normed = self._norm(norms.before_attention, rows)
         query = self._head_norm("self_attn.q_norm", self._product("self_attn.q_proj", normed))
         key = self._head_norm("self_attn.k_norm", self._product("self_attn.k_proj", normed))
         value = self._product("self_attn.v_proj", normed)
         attended = write_attention(self.to.within("self_attn"), query, key, value, layer, self.shape)
-        rows = self.to.add("Add", rows, self._product("self_attn.o_proj", attended))
-        normed = self._norm("post_attention_layernorm", rows)
-        gate = self._product("mlp.gate_proj", normed)
-        gated = self.to.add("Mul", gate, self.to.add("Sigmoid", gate))
+        attended = self._norm(norms.after_attention, self._product("self_attn.o_proj", attended))
+        rows = self.to.add("Add", rows, self._scaled(attended))
+        normed = self._norm(norms.before_mlp, rows)
+        gated = self._activated(self._product("mlp.gate_proj", normed))
         inner = self.to.add("Mul", gated, self._product("mlp.up_proj", normed))
-        return self.to.add("Add", rows, self._product("mlp.down_proj", inner), outputs=outputs)
+        inner = self._norm(norms.after_mlp, self._product("mlp.down_proj", inner))
+        return self.to.add("Add", rows, self._scaled(inner), outputs=outputs)
 
     def _product(self, name: str, rows: str) -> str:
         matrix, bias = self.weights[f"{self.prefix}.{name}.weight"], self._floats(f"{name}.bias")
@@ -171,17 +191,32 @@ class _Layer:
         self.products[f"{self.prefix}.{name}"] = Product(rows, num_in, output, num_out)
         return output if bias is None else inner.add("Add", output, inner.tensor("bias", bias))
 
-    def _norm(self, name: str, rows: str) -> str:
+    def _activated(self, rows: str) -> str:
+        if self.shape.activation == "gelu_tanh":
+            return self.to.add("Gelu", rows, approximate="tanh")
+        return self.to.add("Mul", rows, self.to.add("Sigmoid", rows))
+
+    def _scaled(self, rows: str) -> str:
+        """What is added to the rows that a layer was given."""
+        scale = self.shape.residual_scale
+        return rows if scale == 1.0 else self.to.add("Mul", rows, self.to.constant(scale))
+
+    def _norm(self, name: str | None, rows: str) -> str:
+        """The rows normed, where the family has that norm."""
+        if name is None:
+            return rows
         weight = self._floats(f"{name}.weight")
         assert weight is not None, name
         return _write_norm(self.to.within(name), rows, weight, self.shape.rms_norm_eps)
 
     def _head_norm(self, name: str, rows: str) -> str:
-        """Norm the queries or keys of each head by themselves, where the family does so."""
+        """Norm queries or keys, those of each head by themselves or all, where the family does so."""
         weight = self._floats(f"{name}.weight")
         if weight is None:
             return rows
         inner, head_dim = self.to.within(name), self.shape.head_dim
+        if self.shape.qk_norm == "projection":
+            return _write_norm(inner, rows, weight, self.shape.rms_norm_eps)
         by_head = inner.add("Reshape", rows, inner.constant([0, 0, -1, head_dim]))  # [1, rows, heads, head_dim]
         normed = _write_norm(inner, by_head, weight, self.shape.rms_norm_eps)
         return inner.add("Reshape", normed, inner.constant([0, 0, -1]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,15 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from exporter.config import FAMILIES, LayerShape, check_architecture, geometry_of, positive_int, read_layer_shape
+from exporter.config import LayerShape, geometry_of, read_layer_shape
+from exporter.families import FAMILIES, read_family
+from exporter.fields import positive_int
 from exporter.layer_graph import Weights
 from exporter.matrices import FloatMatrix, Matrix
-from exporter.reference import Reference
 from exporter.source import Report
-from exporter.stage_module import LayerBlock, build_block
 from exporter.tensors import TensorFiles, read_json
 from exporter.tokenizer import CONFIG, check_vocabulary, contradictions, find_tokenizer, write_tokenizer
-from exporter.torch_reference import TorchLayers, as_tensors
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import Geometry
@@ -78,18 +77,21 @@ class Checkpoint:
 
     def final_norm(self) -> np.ndarray:
         weight: np.ndarray = self.tensors.read(FINAL_NORM, (self.layer_shape.hidden_size,)).float().numpy()
-        return weight
+        return weight + np.float32(self.layer_shape.norm_offset)
 
     def layers(self, start: int, stop: int) -> Weights:
         weights: dict[str, Matrix | np.ndarray] = {}
+        shapes = self.layer_shape.stored_shapes()
         for layer in range(start, stop):
-            for name, shape in self.layer_shape.tensor_shapes().items():
-                found = self.tensors.read(f"model.layers.{layer}.{name}", shape).float().numpy()
-                weights[f"layers.{layer - start}.{name}"] = FloatMatrix(found) if len(shape) == 2 else found
+            for name in self.layer_shape.tensor_shapes():
+                stored, rows = self.layer_shape.stored_part(name)
+                found = self.tensors.read(f"model.layers.{layer}.{stored}", shapes[stored]).float().numpy()
+                if rows is not None:
+                    found = found[rows]
+                if "norm" in name:
+                    found = found + np.float32(self.layer_shape.norm_offset)
+                weights[f"layers.{layer - start}.{name}"] = FloatMatrix(found) if found.ndim == 2 else found
         return weights
-
-    def float_layers(self, num_layers: int, weights: Weights, num_slots: int) -> Reference:
-        return TorchLayers(build_block(self.layer_shape, 0, num_layers, as_tensors(weights), LayerBlock), num_slots)
 
     def _embedding(self) -> torch.Tensor:
         return self.tensors.read(EMBEDDING, (self.vocab_size, self.layer_shape.hidden_size)).float()
@@ -108,8 +110,7 @@ def load_checkpoint(directory: Path, max_context: int | None = None, *, allow_pi
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory")
     path = directory / "config.json"
-    config = read_json(path)
-    architecture = check_architecture(path, config)
+    architecture, config = read_family(path, read_json(path))
     shape = read_layer_shape(path, config, FAMILIES[architecture], max_context)
     tensors = TensorFiles(directory, allow_pickle=allow_pickle)
     is_tied = bool(config.get("tie_word_embeddings", False))
@@ -145,7 +146,7 @@ def _check_tensors(tensors: TensorFiles, shape: LayerShape, num_layers: int, voc
     if not is_tied:
         expected[LM_HEAD] = expected[EMBEDDING]
     for layer in range(num_layers):
-        expected.update({f"model.layers.{layer}.{name}": size for name, size in shape.tensor_shapes().items()})
+        expected.update({f"model.layers.{layer}.{name}": size for name, size in shape.stored_shapes().items()})
     for name, size in expected.items():
         tensors.check(name, size)
     for name in tensors.names():
@@ -157,7 +158,7 @@ def _check_tensors(tensors: TensorFiles, shape: LayerShape, num_layers: int, voc
             )
 
 
-def _read_special_tokens(directory: Path, config: dict[str, Any]) -> tuple[int | None, list[int]]:
+def _read_special_tokens(directory: Path, config: Mapping[str, Any]) -> tuple[int | None, list[int]]:
     """``generation_config.json`` overrides ``config.json``, as in transformers."""
     generation_path = directory / "generation_config.json"
     merged = {key: config.get(key) for key in ("bos_token_id", "eos_token_id")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -81,15 +82,17 @@ class NumpyLayers:
     """Some layers with a cache of their own, one chunk of rows after the other."""
 
     def __init__(
-        self, shape: LayerShape, num_layers: int, weights: Weights, num_slots: int, multiply: Multiply
+        self, shape: LayerShape, layers: range, weights: Weights, num_slots: int, multiply: Multiply = in_float32
     ) -> None:
-        self.shape, self._weights, self._multiply = shape, weights, multiply
+        self.shape, self._layers, self._weights, self._multiply = shape, layers, weights, multiply
         size = num_slots, shape.num_kv_heads, shape.head_dim
-        self._caches = [(np.zeros(size, np.float32), np.zeros(size, np.float32)) for _ in range(num_layers)]
+        self._caches = [(np.zeros(size, np.float32), np.zeros(size, np.float32)) for _ in layers]
 
     def run(self, rows: Mapping[str, np.ndarray], step: Step) -> np.ndarray:
         hidden = rows[HIDDEN][0]
-        for layer in range(len(self._caches)):
+        if self._layers.start == 0:
+            hidden = hidden * np.float32(self.shape.embedding_scale)
+        for layer in range(len(self._layers)):
             hidden = self._layer(layer, hidden, step)
         result: np.ndarray = hidden[None]
         return result
@@ -101,45 +104,57 @@ class NumpyLayers:
             product = self._multiply(f"layers.{layer}.{name}", matrix, rows)
             return product if bias is None else product + bias
 
-        def norm(name: str, rows: np.ndarray) -> np.ndarray:
-            weight = self._floats(layer, f"{name}.weight")
+        def norm(name: str | None, rows: np.ndarray) -> np.ndarray:
+            weight = None if name is None else self._floats(layer, f"{name}.weight")
             return rows if weight is None else rms_norm(rows, weight, self.shape.rms_norm_eps)
 
         def by_head(rows: np.ndarray) -> np.ndarray:  # [rows, heads, head_dim]
-            return rows.reshape(len(rows), -1, self.shape.head_dim)
+            return rows.reshape(len(rows), -1, shape.head_dim)
 
-        normed = norm("input_layernorm", hidden)
-        query = norm("self_attn.q_norm", by_head(times("self_attn.q_proj", normed)))
-        key = norm("self_attn.k_norm", by_head(times("self_attn.k_proj", normed)))
+        def normed_by_head(name: str, rows: np.ndarray) -> np.ndarray:
+            return norm(name, by_head(rows)) if shape.qk_norm == "head" else by_head(norm(name, rows))
+
+        shape = self.shape
+        normed = norm(shape.norms.before_attention, hidden)
+        query = normed_by_head("self_attn.q_norm", times("self_attn.q_proj", normed))
+        key = normed_by_head("self_attn.k_norm", times("self_attn.k_proj", normed))
         attended = self._attend(layer, query, key, by_head(times("self_attn.v_proj", normed)), step)
-        hidden = hidden + times("self_attn.o_proj", attended)
-        normed = norm("post_attention_layernorm", hidden)
-        gate = times("mlp.gate_proj", normed)
-        with np.errstate(over="ignore"):
-            gated = gate / (1 + np.exp(-gate))
-        result: np.ndarray = hidden + times("mlp.down_proj", gated * times("mlp.up_proj", normed))
+        attended = norm(shape.norms.after_attention, times("self_attn.o_proj", attended))
+        hidden = hidden + attended * np.float32(shape.residual_scale)
+        normed = norm(shape.norms.before_mlp, hidden)
+        gated = _ACTIVATIONS[shape.activation](times("mlp.gate_proj", normed))
+        inner = norm(shape.norms.after_mlp, times("mlp.down_proj", gated * times("mlp.up_proj", normed)))
+        result: np.ndarray = hidden + inner * np.float32(shape.residual_scale)
         return result
 
-    def _attend(self, layer: int, query: np.ndarray, key: np.ndarray, value: np.ndarray, step: Step) -> np.ndarray:
-        """Each row attends to its ancestors and itself: [rows, num_heads * head_dim]."""
-        keys, values = self._caches[layer]
+    def _attend(self, place: int, query: np.ndarray, key: np.ndarray, value: np.ndarray, step: Step) -> np.ndarray:
+        """Each row attends to its ancestors and itself, or the last of them: [rows, num_heads * head_dim]."""
+        (keys, values), layer, shape = self._caches[place], self._layers[place], self.shape
         paths = [step.path(row) for row in range(step.first, step.first + len(query))]
         positions = np.array([len(path) - 1 for path in paths])
         chunk = slice(step.first, step.first + len(query))
-        keys[chunk], values[chunk] = self._rotate(key, positions), value
-        query = self._rotate(query, positions) * np.float32(self.shape.head_dim**-0.5)
-        grouped = query.reshape(len(query), self.shape.num_kv_heads, -1, self.shape.head_dim)
-        attended = np.empty_like(grouped)
-        for number, path in enumerate(paths):
-            scores = np.einsum("gqd,sgd->gqs", grouped[number], keys[path], optimize=True)
-            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            weights /= weights.sum(axis=-1, keepdims=True)
-            attended[number] = np.einsum("gqs,sgd->gqd", weights, values[path], optimize=True)
+        keys[chunk], values[chunk] = self._rotate(key, positions, layer), value
+        query = self._rotate(query, positions, layer) * shape.query_scales(layer)
+        grouped = query.reshape(len(query), shape.num_kv_heads, -1, shape.head_dim)
+        num_visible = shape.window if layer in shape.sliding_layers else None
+        is_visible = np.zeros((len(query), chunk.stop), bool)
+        for seen, path in zip(is_visible, paths, strict=True):
+            seen[path if num_visible is None else path[-num_visible:]] = True
+        scores = np.einsum("rgqd,sgd->rgqs", grouped, keys[: chunk.stop], optimize=True)
+        if shape.score_cap is not None:
+            scores = np.tanh(scores / np.float32(shape.score_cap)) * np.float32(shape.score_cap)
+        scores = np.where(is_visible[:, None, None], scores, np.float32(-np.inf))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        attended: np.ndarray = np.einsum("rgqs,sgd->rgqd", weights, values[: chunk.stop], optimize=True)
         return attended.reshape(len(query), -1)
 
-    def _rotate(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def _rotate(self, rows: np.ndarray, positions: np.ndarray, layer: int) -> np.ndarray:
         """Rotary embedding in Llama's half-split layout; ``rows`` is [rows, heads, head_dim]."""
-        angles = np.outer(positions.astype(np.float32), np.array(self.shape.rope_frequencies, np.float32))
+        if layer in self.shape.unrotated_layers:
+            return rows
+        frequencies = self.shape.ropes[-1 if layer in self.shape.sliding_layers else 0]
+        angles = np.outer(positions.astype(np.float32), np.array(frequencies, np.float32))
         cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
         first, second = np.split(rows, 2, axis=-1)
         return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
@@ -148,6 +163,29 @@ class NumpyLayers:
         found = self._weights.get(f"layers.{layer}.{name}")
         assert found is None or isinstance(found, np.ndarray), name
         return found
+
+
+def finished_logits(shape: LayerShape, logits: np.ndarray) -> np.ndarray:
+    """The logits from what the output matrix gives."""
+    finished: np.ndarray = logits / np.float32(shape.logit_divisor)
+    if shape.logit_cap is not None:
+        finished = np.tanh(finished / np.float32(shape.logit_cap)) * np.float32(shape.logit_cap)
+    return finished
+
+
+def silu(rows: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        activated: np.ndarray = rows / (1 + np.exp(-rows))
+    return activated
+
+
+def gelu_tanh(rows: np.ndarray) -> np.ndarray:
+    inner = np.float32(math.sqrt(2 / math.pi)) * (rows + np.float32(0.044715) * rows**3)
+    activated: np.ndarray = np.float32(0.5) * rows * (1 + np.tanh(inner))
+    return activated
+
+
+_ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}
 
 
 def rms_norm(rows: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:

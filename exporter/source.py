@@ -11,7 +11,6 @@ import numpy as np
 from exporter.config import LayerShape
 from exporter.layer_graph import Weights
 from exporter.matrices import Matrix
-from exporter.reference import Reference
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.manifest import Geometry
 
@@ -72,8 +71,4 @@ class Source(Protocol):
 
     def lm_head(self) -> Matrix:
         """The output matrix, [vocab_size, hidden_size]; the embedding where the two are tied."""
-        ...
-
-    def float_layers(self, num_layers: int, weights: Weights, num_slots: int) -> Reference:
-        """What layers of this model compute in float32 with these weights."""
         ...

@@ -1,12 +1,12 @@
-"""Computes in torch what a graph of decoder layers must compute; draft heads are exported from here as well.
+"""The decoder layers of draft heads as torch modules, which are exported and compared with the graphs that come of it.
 
-Graphs of layers are written by ``layer_graph.py``, and compared with these modules in the parity report.
+Graphs of the target's layers are written by ``layer_graph.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -108,50 +108,6 @@ class FusedAttention(torch.autograd.Function):
         return attended, present_key, present_value
 
 
-def canonical_attention(
-    query: torch.Tensor,  # [1, rows, num_heads * head_dim]
-    key: torch.Tensor,  # [1, rows, num_kv_heads * head_dim]
-    value: torch.Tensor,
-    past_key: torch.Tensor,  # [num_kv_heads, 1, slots, head_dim]
-    past_value: torch.Tensor,  # [num_kv_heads, 1, slots, head_dim + 1]
-    cos: torch.Tensor,  # [positions, head_dim / 2]
-    sin: torch.Tensor,
-    position_ids: torch.Tensor,
-    cache_slots: torch.Tensor,
-    attention_padding: torch.Tensor,
-    older_bias: torch.Tensor,
-    older_mask: torch.Tensor,
-    recent_slots: torch.Tensor,
-    recent_bias: torch.Tensor,
-    num_heads: int,
-    num_kv_heads: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attention over the inputs of a layer block as manifest.py describes them, which graphs have from
-    ``canonical_attention.py``.
-    """
-    rows, num_slots, head_dim = query.shape[1], past_key.shape[2], past_key.shape[3]
-    slots, group = cache_slots[0, :, 2], num_heads // num_kv_heads
-    q = rotate(query.view(rows, num_heads, head_dim), cos, sin, position_ids[0])  # [rows, num_heads, head_dim]
-    k = rotate(key.view(rows, num_kv_heads, head_dim), cos, sin, position_ids[0])
-    present_key, present_value = past_key.clone(), past_value.clone()
-    present_key[:, 0, slots] = k.transpose(0, 1)
-    present_value[:, 0, slots, :head_dim] = value.view(rows, num_kv_heads, head_dim).transpose(0, 1)
-    present_value[:, 0, slots, head_dim] = 1.0
-    keys = present_key[:, 0].repeat_interleave(group, dim=0)  # [num_heads, slots, head_dim]
-    values = present_value[:, 0, :, :head_dim].repeat_interleave(group, dim=0)
-    scores = torch.einsum("rhd,hsd->rhs", q, keys) / head_dim**0.5
-    recent = recent_slots.reshape(-1, recent_slots.shape[-1])[:rows]  # [rows, recent]
-    recent_scores = scores.gather(2, recent[:, None].expand(-1, num_heads, -1))
-    is_older = older_mask.reshape(-1, 1, num_slots)[:rows] > 0
-    is_recent = recent_bias.reshape(-1, 1, recent_slots.shape[-1])[:rows] == 0
-    weights = torch.cat(
-        (scores.masked_fill(~is_older, -torch.inf), recent_scores.masked_fill(~is_recent, -torch.inf)), dim=2
-    ).softmax(dim=-1)
-    attended = torch.einsum("rhs,hsd->rhd", weights[..., :num_slots], values)
-    attended += torch.einsum("rhw,hrwd->rhd", weights[..., num_slots:], values[:, recent])
-    return attended.reshape(1, rows, num_heads * head_dim), present_key, present_value
-
-
 def fused_attention(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """FusedAttention as a function."""
     found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = FusedAttention.apply(*inputs)  # type: ignore[no-untyped-call]  # torch has no types for it
@@ -172,12 +128,6 @@ class TopLogProbs(torch.autograd.Function):
         return g.op("TopK", log_probs, k, axis_i=-1, largest_i=1, sorted_i=1, outputs=2)
 
 
-Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-"""What is attended, and the cache: of queries, keys and values, the cache before, what a step brings, and numbers of
-heads.
-"""
-
-
 class RmsNorm(nn.Module):
     """``x / rms(x) * weight``, written in the order that ONNX Runtime fuses into one operator."""
 
@@ -190,20 +140,11 @@ class RmsNorm(nn.Module):
         return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
 
-class HeadNorm(RmsNorm):
-    """RmsNorm of each head by itself: [1, rows, heads * head_dim]."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        heads = x.reshape(-1, x.shape[-1] // self.weight.shape[0], self.weight.shape[0])  # [rows, heads, head_dim]
-        return super().forward(heads).reshape(1, -1, x.shape[-1])
-
-
 class Attention(nn.Module):
-    """Projections around ``kernel``."""
+    """Projections around the fused operator."""
 
-    def __init__(self, shape: LayerShape, kernel: Kernel) -> None:
+    def __init__(self, shape: LayerShape) -> None:
         super().__init__()
-        self.kernel = kernel
         q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
         self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
         num_in = shape.hidden_size * shape.attention_inputs
@@ -211,15 +152,13 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(num_in, kv_size, bias=shape.qkv_bias)
         self.v_proj = nn.Linear(num_in, kv_size, bias=shape.qkv_bias)
         self.o_proj = nn.Linear(q_size, shape.hidden_size, bias=shape.output_bias)
-        # Each head's queries and keys are normed before they are rotated.
-        self.q_norm = HeadNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
 
     def forward(
         self, x: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor, step: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        projected = self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x)), self.v_proj(x)
-        attended, key, value = self.kernel(*projected, past_key, past_value, *step, self.num_heads, self.num_kv_heads)
+        projected = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        heads = self.num_heads, self.num_kv_heads
+        attended, key, value = fused_attention(*projected, past_key, past_value, *step, *heads)
         return self.o_proj(attended), key, value
 
 
@@ -237,13 +176,13 @@ class FeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One decoder layer of a supported family. The single layer of an EAGLE-1 head has no input norm."""
+    """One decoder layer as Llama's. The single layer of an EAGLE-1 head has no input norm."""
 
-    def __init__(self, shape: LayerShape, kernel: Kernel, *, has_input_norm: bool = True) -> None:
+    def __init__(self, shape: LayerShape, *, has_input_norm: bool = True) -> None:
         super().__init__()
         norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.input_layernorm = norm if has_input_norm else nn.Identity()
-        self.self_attn = Attention(shape, kernel)
+        self.self_attn = Attention(shape)
         self.post_attention_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = FeedForward(shape)
 
@@ -255,66 +194,14 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), key, value
 
 
-class Block(nn.Module):
+class FusedBlock(nn.Module):
     """The decoder layers ``[start, stop)`` as one graph. Caches keep the layer's global number in their names."""
-
-    kernel: ClassVar[Kernel]
 
     def __init__(self, shape: LayerShape, start: int, stop: int, *, has_input_norm: bool = True) -> None:
         super().__init__()
         self.config = PretrainedConfig()  # optimum's export reads and sets fields of it
         self.shape, self.start, self.stop = shape, start, stop
-        self.layers = nn.ModuleList(
-            DecoderLayer(shape, self.kernel, has_input_norm=has_input_norm) for _ in range(start, stop)
-        )
-
-    def run_layers(
-        self,
-        hidden: torch.Tensor,
-        step: Sequence[torch.Tensor],
-        past_key: Sequence[torch.Tensor],
-        past_value: Sequence[torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
-        """``step`` is what the kernel takes behind the cache."""
-        keys, values = [], []
-        for layer, layer_key, layer_value in zip(self.layers, past_key, past_value, strict=True):
-            hidden, key, value = layer(hidden, layer_key, layer_value, step)
-            keys.append(key)
-            values.append(value)
-        outputs = {HIDDEN_OUT: hidden}
-        outputs.update({f"{PRESENT_KEY}.{self.start + i}": key for i, key in enumerate(keys)})
-        outputs.update({f"{PRESENT_VALUE}.{self.start + i}": value for i, value in enumerate(values)})
-        return outputs
-
-
-class LayerBlock(Block):
-    """Layers of the target."""
-
-    kernel = staticmethod(canonical_attention)
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        attention_padding: torch.Tensor,
-        position_ids: torch.Tensor,
-        rotary_cos: torch.Tensor,
-        rotary_sin: torch.Tensor,
-        cache_slots: torch.Tensor,
-        older_bias: torch.Tensor,
-        older_mask: torch.Tensor,
-        recent_slots: torch.Tensor,
-        recent_bias: torch.Tensor,
-        past_key: Sequence[torch.Tensor],
-        past_value: Sequence[torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
-        where = cache_slots, attention_padding, older_bias, older_mask, recent_slots, recent_bias
-        return self.run_layers(hidden, (rotary_cos, rotary_sin, position_ids, *where), past_key, past_value)
-
-
-class FusedBlock(Block):
-    """Layers with the fused operator: those of drafters are built on it."""
-
-    kernel = staticmethod(fused_attention)
+        self.layers = nn.ModuleList(DecoderLayer(shape, has_input_norm=has_input_norm) for _ in range(start, stop))
 
     def forward(
         self,
@@ -331,7 +218,11 @@ class FusedBlock(Block):
     ) -> dict[str, torch.Tensor]:
         length = seqlens_k, total_sequence_length
         step = (*length, rotary_cos, rotary_sin, position_ids, attention_bias, attention_padding)
-        return self.run_layers(hidden, step, past_key, past_value)
+        keys, values = {}, {}
+        for number, layer in enumerate(self.layers, self.start):
+            past = past_key[number - self.start], past_value[number - self.start]
+            hidden, keys[f"{PRESENT_KEY}.{number}"], values[f"{PRESENT_VALUE}.{number}"] = layer(hidden, *past, step)
+        return {HIDDEN_OUT: hidden, **keys, **values}
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -347,12 +238,9 @@ def with_weights(module: nn.Module, weights: Tensors) -> None:
     module.eval().requires_grad_(False)
 
 
-BlockKind = TypeVar("BlockKind", bound=Block)
-
-
-def build_block(shape: LayerShape, start: int, stop: int, weights: Tensors, kind: type[BlockKind]) -> BlockKind:
-    """The layers ``[start, stop)`` of either kind, with weights that are named from ``layers.0`` on."""
+def build_block(shape: LayerShape, start: int, stop: int, weights: Tensors) -> FusedBlock:
+    """The layers ``[start, stop)`` of a model like Llama, with weights that are named from ``layers.0`` on."""
     with torch.device("meta"):
-        block = kind(shape, start, stop)
+        block = FusedBlock(shape, start, stop)
     with_weights(block, weights)
     return block

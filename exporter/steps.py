@@ -21,6 +21,7 @@ from flowspec_edge.manifest import (
     ROTARY_SIN,
     SEQLENS_K,
     TOTAL_LENGTH,
+    of_sliding_layers,
 )
 
 # Added to a score that must not count: exp(MASKED + score) is exactly 0 in float32 for any score below 1e8.
@@ -95,8 +96,7 @@ class Step:
         paths = [self.path(row) for row in range(self.first, self.first + len(self.tokens))]
         recent = np.array([([path[-1]] * RECENT_ROWS + path)[-RECENT_ROWS:] for path in paths])
         positions = np.array([len(path) - 1 for path in paths])
-        heads = {"num_heads": shape.num_heads, "num_kv_heads": shape.num_kv_heads}
-        return attention_inputs(self.first, positions, recent, num_slots=num_slots, **heads)
+        return attention_inputs(self.first, positions, recent, shape, num_slots=num_slots)
 
     def fused_inputs(self, shift: int) -> Arrays:
         """The inputs of a graph with the fused operator: row ``r`` is in slot ``r + 1``, ``shift`` positions early."""
@@ -154,10 +154,16 @@ def step_inputs(
 
 
 def rotary_inputs(shape: LayerShape, num_positions: int) -> Arrays:
-    """Cosines and sines by position: two float32 tables [num_positions, head_dim / 2]."""
-    frequencies = np.array(shape.rope_frequencies, np.float32)
-    angles = np.outer(np.arange(num_positions, dtype=np.float32), frequencies)
-    return {ROTARY_COS: np.cos(angles), ROTARY_SIN: np.sin(angles)}
+    """Cosines and sines by position: two float32 tables [num_positions, head_dim / 2], or four where some layers have a
+    window.
+    """
+
+    def tables(frequencies: Sequence[float]) -> Arrays:
+        angles = np.outer(np.arange(num_positions, dtype=np.float32), np.array(frequencies, np.float32))
+        return {ROTARY_COS: np.cos(angles), ROTARY_SIN: np.sin(angles)}
+
+    full, *sliding = shape.ropes
+    return tables(full) | {of_sliding_layers(name): table for rope in sliding for name, table in tables(rope).items()}
 
 
 def _step(token_ids: Sequence[int], parents: Sequence[int], start: int, stop: int, min_rows: int) -> Step:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from exporter.layer_graph import Weights
-from exporter.stage_module import Block, FusedBlock
-from exporter.steps import Step, rotary_inputs, step_inputs
-from flowspec_edge.manifest import HIDDEN_OUT, PRESENT_KEY, PRESENT_VALUE
+from exporter.stage_module import FusedBlock
+from exporter.steps import Step, rotary_inputs
+from flowspec_edge.manifest import FEATURE, HIDDEN_OUT, PRESENT_KEY, PRESENT_VALUE
 
 
 def as_tensors(weights: Weights) -> dict[str, torch.Tensor]:
@@ -22,22 +22,17 @@ def as_tensors(weights: Weights) -> dict[str, torch.Tensor]:
 
 
 class TorchLayers:
-    """The torch module of a block or drafter, run step by step with caches of its own."""
+    """The torch module of a drafter, run step by step with caches of its own."""
 
-    def __init__(self, module: Block, num_slots: int) -> None:
+    def __init__(self, module: FusedBlock, num_slots: int) -> None:
         self.module = module
-        self._num_slots = num_slots
-        shape, self._is_fused = module.shape, isinstance(module, FusedBlock)
-        outer = (1, shape.num_kv_heads) if self._is_fused else (shape.num_kv_heads, 1)
-        self._layers = range(module.start, module.stop)
-        self._keys = [torch.zeros(*outer, num_slots, shape.head_dim) for _ in self._layers]
-        width = shape.head_dim + (not self._is_fused)
-        self._values = [torch.zeros(*outer, num_slots, width) for _ in self._layers]
+        shape, self._layers = module.shape, range(module.start, module.stop)
+        size = 1, shape.num_kv_heads, num_slots, shape.head_dim
+        self._keys, self._values = ([torch.zeros(size) for _ in self._layers] for _ in range(2))
         self._rotary = rotary_inputs(shape, num_slots)
 
     def run(self, rows: Mapping[str, np.ndarray], step: Step) -> np.ndarray:
-        inputs = step_inputs(step, rows, self.module.shape, self._num_slots, is_fused=self._is_fused)
-        arrays = {**rows, **self._rotary, **inputs}
+        arrays = {**rows, **self._rotary, **step.fused_inputs(shift=int(FEATURE in rows))}
         given = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
         with torch.no_grad():
             outputs = self.module(**given, past_key=self._keys, past_value=self._values)

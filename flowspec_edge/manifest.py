@@ -81,6 +81,14 @@ RECENT_SLOTS = "recent_slots"  # int64 [groups, group_rows, recent]: slots of th
 # float32 [groups, 1, 1, group_rows, 1, recent]: 0, or a large negative value where a row has fewer ancestors
 RECENT_BIAS = "recent_bias"
 
+
+def of_sliding_layers(name: str) -> str:
+    """The input that layers with a window have in the place of ROTARY_COS, ROTARY_SIN, OLDER_BIAS, OLDER_MASK or
+    RECENT_BIAS. All blocks of a model that has such layers have it.
+    """
+    return f"sliding_{name}"
+
+
 # A constant of a layer block, bool []: whether new rows are rounded to float16 before they are written to the cache. It
 # is false in the file; a session that is loaded may set it.
 ROUNDS_CACHE = "rounds_cache"
@@ -161,6 +169,8 @@ class Geometry:
     """The shapes of the target model. ``max_context`` counts the tokens of prompt and output together.
 
     ``rope_frequencies`` are radians per position of each pair of a head's values, [head_dim / 2], scaling included.
+    Where some layers attend to no more than the last ``window`` rows, their own included, ``sliding_rope_frequencies``
+    are those of these layers, or empty where they are the same.
     """
 
     num_layers: int
@@ -173,6 +183,15 @@ class Geometry:
     max_context: int
     rms_norm_eps: float
     rope_frequencies: list[float]
+    window: int | None = None
+    sliding_rope_frequencies: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def ropes(self) -> list[list[float]]:
+        """The frequencies of layers that see all rows, and of those with a window where there are any."""
+        if self.window is None:
+            return [self.rope_frequencies]
+        return [self.rope_frequencies, self.sliding_rope_frequencies or self.rope_frequencies]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +301,11 @@ class Manifest:
         return f"{self.drafter.kind} head, repetitions of the text"
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        """Without what is said of windows where a model has none."""
+        data = dataclasses.asdict(self)
+        if self.geometry.window is None:
+            del data["geometry"]["window"], data["geometry"]["sliding_rope_frequencies"]
+        return json.dumps(data, indent=1) + "\n"
 
     def write(self, directory: Path) -> None:
         """Write the manifest, and beside it its sum."""
@@ -466,12 +489,14 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
     except (msgspec.ValidationError, RecursionError) as cause:
         raise BundleError(f"{path}: {plain_text(str(cause)):.200}; export the bundle again") from cause
     geometry = manifest.geometry
-    heads = [(geometry.head_dim, geometry.rope_frequencies)]
+    heads = [(geometry.head_dim, frequencies) for frequencies in geometry.ropes]
     numbers = [(name, getattr(geometry, name), limit) for name, limit in MAX_SIZES.items()]
     if manifest.drafter is not None:
         heads.append((manifest.drafter.head_dim, manifest.drafter.rope_frequencies))
         names = ("num_heads", "num_kv_heads", "head_dim")
         numbers += [(f"drafter.{name}", getattr(manifest.drafter, name), MAX_SIZES[name]) for name in names]
+    if geometry.window is not None:
+        numbers.append(("window", geometry.window, MAX_SIZES["max_context"]))
     blocks = [block for blocks in (manifest.blocks, *manifest.alternatives.values()) for block in blocks]
     numbers += [("memory_bytes", block.memory_bytes, MAX_FILE_BYTES) for block in blocks]
     for name, value, limit in numbers:

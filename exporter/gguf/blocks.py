@@ -51,7 +51,7 @@ def read_matrix(tensor: GgufTensor, start: int = 0, stop: int | None = None) -> 
 class StoredBlocks(BlockMatrix):
     """A matrix of blocks that stays in its file, and is read some rows at a time.
 
-    ``order`` says which stored row each of its rows is; None where they are in order.
+    ``order`` says which stored row each of its rows is; None where they are all of them, in order.
     """
 
     tensor: GgufTensor
@@ -59,7 +59,7 @@ class StoredBlocks(BlockMatrix):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.tensor.shape[0], self.tensor.shape[1]
+        return self.tensor.shape[0] if self.order is None else len(self.order), self.tensor.shape[1]
 
     def part(self, start: int = 0, stop: int | None = None) -> Blocks:
         if self.order is None:

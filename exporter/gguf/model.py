@@ -13,9 +13,11 @@ from typing import ClassVar
 import numpy as np
 
 from exporter.blocks import Blocks
-from exporter.config import FAMILIES, LayerShape, check_architecture, geometry_of, read_layer_shape
+from exporter.config import LayerShape, geometry_of, read_layer_shape
+from exporter.families import FAMILIES, read_family
 from exporter.gguf.blocks import check_type, open_matrix, read_floats, read_matrix
 from exporter.gguf.config import (
+    LONGROPE_FACTORS,
     ROPE_FACTORS,
     architecture_of,
     gguf_name,
@@ -26,7 +28,6 @@ from exporter.gguf.file import GgufFile, GgufTensor
 from exporter.gguf.tokenizer import GgufTokenizer, build_tokenizer
 from exporter.layer_graph import Weights
 from exporter.matrices import Matrix
-from exporter.reference import NumpyLayers, Reference, in_float32
 from exporter.source import Report
 from exporter.tokenizer import check_vocabulary
 from flowspec_edge.engine.tokenizer import Tokenizer
@@ -120,28 +121,25 @@ class GgufModel:
         weights: dict[str, Matrix | np.ndarray] = {}
         for layer in range(start, stop):
             for name, shape in self.layer_shape.tensor_shapes().items():
-                stored = f"model.layers.{layer}.{name}"
-                order = self._row_order(name)
+                stored, order = self._stored_part(name)
+                tensor = self._tensor(f"model.layers.{layer}.{stored}")
                 if len(shape) == 2:
-                    weights[f"layers.{layer - start}.{name}"] = open_matrix(self._tensor(stored), order)
+                    weights[f"layers.{layer - start}.{name}"] = open_matrix(tensor, order)
                 else:
-                    floats = read_floats(self._tensor(stored))
+                    floats = read_floats(tensor)
                     weights[f"layers.{layer - start}.{name}"] = floats if order is None else floats[order]
         return weights
 
-    def float_layers(self, num_layers: int, weights: Weights, num_slots: int) -> Reference:
-        return NumpyLayers(self.layer_shape, num_layers, weights, num_slots, in_float32)
-
     def _tensor(self, name: str) -> GgufTensor:
-        return self.file.tensors[gguf_name(name)]
+        return self.file.tensors[gguf_name(name, self.layer_shape.norms)]
 
-    def _row_order(self, name: str) -> np.ndarray | None:
-        """Which stored row each row of a layer's tensor is, where they are stored in another order."""
+    def _stored_part(self, name: str) -> tuple[str, np.ndarray | None]:
+        """The tensor that one of a layer is stored in, and which row of it each row is; None: all of them, in order."""
         module, shape = name.rpartition(".")[0], self.layer_shape
         num_heads = {"self_attn.q_proj": shape.num_heads, "self_attn.k_proj": shape.num_kv_heads}.get(module)
         if not self.rotates_pairs or num_heads is None:
-            return None
-        return rows_in_checkpoint_order(num_heads, shape.head_dim)
+            return shape.stored_part(name)
+        return name, rows_in_checkpoint_order(num_heads, shape.head_dim)
 
 
 def open_gguf(path: Path, max_context: int | None = None) -> GgufModel:
@@ -155,8 +153,7 @@ def open_gguf(path: Path, max_context: int | None = None) -> GgufModel:
             not supported.
     """
     file = GgufFile.open(path)
-    config = huggingface_config(file)
-    architecture = check_architecture(path, config)
+    architecture, config = read_family(path, huggingface_config(file))
     shape = read_layer_shape(path, config, FAMILIES[architecture], max_context)
     model = GgufModel(
         file=file,
@@ -198,8 +195,8 @@ def _check_tensors(model: GgufModel) -> None:
     if not model.is_tied:
         expected[LM_HEAD] = expected[EMBEDDING]
     for layer in range(model.num_layers):
-        expected.update({f"model.layers.{layer}.{name}": size for name, size in shape.tensor_shapes().items()})
-    stored = {gguf_name(name): size for name, size in expected.items()}
+        expected.update({f"model.layers.{layer}.{name}": size for name, size in shape.stored_shapes().items()})
+    stored = {gguf_name(name, shape.norms): size for name, size in expected.items()}
     for name, size in stored.items():
         tensor = model.file.tensors.get(name)
         if tensor is None:
@@ -210,5 +207,5 @@ def _check_tensors(model: GgufModel) -> None:
             )
         check_type(tensor)
     for name in model.file.tensors:
-        if name not in stored and name != ROPE_FACTORS:
+        if name not in {*stored, ROPE_FACTORS, *LONGROPE_FACTORS.values()}:
             raise CheckpointError(f"{path}: tensor {name} has no place in the model that the file's metadata describe")

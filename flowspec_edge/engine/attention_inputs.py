@@ -8,6 +8,7 @@ of depth. Both are the same in a tree and in a chain (docs/design.md, "The same 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from flowspec_edge.manifest import (
     POSITION_IDS,
     RECENT_BIAS,
     RECENT_SLOTS,
+    of_sliding_layers,
 )
 
 MASKED = np.float32(-10000.0)
@@ -54,14 +56,26 @@ class HeadGroups:
         return cls(parts[0] * num_kv_heads, group // parts[0])
 
 
+class Heads(Protocol):
+    """Of a model: how many heads its layers have, and how many rows those with a window see, if there are any."""
+
+    @property
+    def num_heads(self) -> int: ...
+
+    @property
+    def num_kv_heads(self) -> int: ...
+
+    @property
+    def window(self) -> int | None: ...
+
+
 def attention_inputs(
     first_slot: int,
     positions: NDArray[np.int64],
     recent: NDArray[np.int64],
+    heads: Heads,
     *,
     num_slots: int,
-    num_heads: int,
-    num_kv_heads: int,
 ) -> dict[str, NDArray[np.generic]]:
     """The inputs of a layer block for rows that take the slots from ``first_slot`` on, of a cache of ``num_slots``.
 
@@ -69,25 +83,42 @@ def attention_inputs(
     depth, its own being the last; where a row has fewer ancestors, the first ones may be any slots.
     """
     num_rows = len(positions)
-    num_groups, group_rows = _groups(num_rows, HeadGroups.of(num_heads, num_kv_heads).num_heads)
+    num_groups, group_rows = _groups(num_rows, HeadGroups.of(heads.num_heads, heads.num_kv_heads).num_heads)
     num_padding = num_groups * group_rows - num_rows
     lengths = positions + 1  # of each row's path
     if num_padding:
         recent = np.concatenate([recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
         lengths = np.concatenate([lengths, np.full(num_padding, RECENT_ROWS)])
     lengths = lengths.reshape(num_groups, 1, 1, group_rows, 1, 1)
-    is_older = np.arange(RECENT_ROWS, num_slots + RECENT_ROWS) < lengths  # [groups, 1, 1, group_rows, 1, slots]
-    is_absent = np.arange(RECENT_ROWS) < RECENT_ROWS - lengths  # [groups, 1, 1, group_rows, 1, recent]
-    slots = np.zeros((num_kv_heads, num_rows, 3), np.int64)
-    slots[:, :, 0] = np.arange(num_kv_heads)[:, None]
+    slots = np.zeros((heads.num_kv_heads, num_rows, 3), np.int64)
+    slots[:, :, 0] = np.arange(heads.num_kv_heads)[:, None]
     slots[:, :, 2] = np.arange(first_slot, first_slot + num_rows)
-    return {
+    inputs: dict[str, NDArray[np.generic]] = {
         ATTENTION_PADDING: np.array([0, num_padding]),
         POSITION_IDS: positions[None],
         CACHE_SLOTS: slots,
+        RECENT_SLOTS: recent.reshape(num_groups, group_rows, RECENT_ROWS),
+        **_masks(lengths, num_slots),
+    }
+    if heads.window is not None:
+        masks = _masks(lengths, num_slots, heads.window)
+        inputs |= {of_sliding_layers(name): mask for name, mask in masks.items()}
+    return inputs
+
+
+def _masks(lengths: NDArray[np.int64], num_slots: int, window: int | None = None) -> dict[str, NDArray[np.generic]]:
+    """What says of slots and of recent ancestors whether a row sees them: all of its path, or the last ``window``.
+
+    ``lengths`` are those of the rows' paths, [groups, 1, 1, group_rows, 1, 1].
+    """
+    num_recent = lengths if window is None else np.minimum(lengths, window)
+    is_absent = np.arange(RECENT_ROWS) < RECENT_ROWS - num_recent  # [groups, 1, 1, group_rows, 1, recent]
+    is_older = np.arange(RECENT_ROWS, num_slots + RECENT_ROWS) < lengths  # [groups, 1, 1, group_rows, 1, slots]
+    if window is not None:
+        is_older &= np.arange(num_slots) >= lengths - window
+    return {
         OLDER_BIAS: np.where(is_older, np.float32(0.0), MASKED),
         OLDER_MASK: is_older.astype(np.float32),
-        RECENT_SLOTS: recent.reshape(num_groups, group_rows, RECENT_ROWS),
         RECENT_BIAS: is_absent * MASKED,
     }
 

@@ -35,7 +35,7 @@ def gives_rows_the_same_bits(block: CachedGraph, num_layers: int, geometry: Geom
         values = np.ones((*size[:3], geometry.head_dim + 1), np.float32)
         values[..., :-1] = random.standard_normal(size, np.float32)
         caches += [as_ort_value(random.standard_normal(size, np.float32)), as_ort_value(values)]
-    tables = RotaryTables(geometry.rope_frequencies).reach(NUM_SLOTS)
+    tables = RotaryTables(geometry.ropes).reach(NUM_SLOTS)
     tables.fill(np.array([NUM_SLOTS - 1]))
     binding = block.bind(caches, tables.inputs)
     rows = random.standard_normal((NUM_ROWS, geometry.hidden_size), np.float32)
@@ -45,8 +45,7 @@ def gives_rows_the_same_bits(block: CachedGraph, num_layers: int, geometry: Geom
         padded = max(stop, first + min_rows)
         slots = np.arange(NUM_PAST + first, NUM_PAST + padded)
         recent = slots[:, None] + np.arange(1 - RECENT_ROWS, 1)
-        heads = {"num_heads": geometry.num_heads, "num_kv_heads": geometry.num_kv_heads}
-        arrays = attention_inputs(int(slots[0]), slots, recent, num_slots=NUM_SLOTS, **heads)
+        arrays = attention_inputs(int(slots[0]), slots, recent, geometry, num_slots=NUM_SLOTS)
         hidden = HiddenRows(rows[first:stop], min_rows)
         inputs = {name: as_ort_value(array) for name, array in arrays.items()}
         block.bind_step(binding, {**inputs, HIDDEN: hidden.source}, hidden.target)

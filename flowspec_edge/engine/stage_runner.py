@@ -129,7 +129,7 @@ class StageRunner:
         ]
         self._embedding: Embedding | None = self.parts.get(manifest.embedding.sha256)
         self._final_norm: ort.InferenceSession | None = self.parts.get(manifest.final_norm.sha256)
-        self._rotary = RotaryTables(manifest.geometry.rope_frequencies)
+        self._rotary = RotaryTables(manifest.geometry.ropes)
         self._sessions: dict[int, _Session] = {}
 
     def open_cache(self, session: int, capacity: int) -> None:
@@ -160,7 +160,7 @@ class StageRunner:
         """
         self._sessions = {}
         self._embedding = self._final_norm = None
-        self._rotary = RotaryTables(self._geometry.rope_frequencies)
+        self._rotary = RotaryTables(self._geometry.ropes)
         self.parts = {}
         blocks, self._blocks = list(self._blocks), []  # a copy: a forward may go through the list just now
         with frugal_allocation():
@@ -266,8 +266,7 @@ class StageRunner:
             raise CacheFullError(f"no memory for a KV cache of {stop} slots ({cause}); ask for fewer tokens") from cause
         session.tables.fill(positions)
         cache.move(placement.moves)
-        heads = {"num_heads": geometry.num_heads, "num_kv_heads": geometry.num_kv_heads}
-        inputs = attention_inputs(placement.first_slot, positions, recent, num_slots=cache.num_slots, **heads)
+        inputs = attention_inputs(placement.first_slot, positions, recent, geometry, num_slots=cache.num_slots)
         if session.step is None or not session.step.take(inputs):
             session.step = _Step(inputs, geometry.hidden_size)
             for number, binding in enumerate(session.bindings):

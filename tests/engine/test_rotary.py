@@ -11,7 +11,7 @@ FREQUENCIES = [float(np.float32(10000.0 ** -(i / 16))) for i in range(16)]
 
 
 def test_the_tables_are_cosines_and_sines_of_float32_angles() -> None:
-    tables = RotaryTables(FREQUENCIES).reach(5000)
+    tables = RotaryTables([FREQUENCIES]).reach(5000)
     for position in (0, 1023, 1024, 4999):
         tables.fill(np.array([position, 0]))
     angles = np.outer(np.arange(5000, dtype=np.float32), np.array(FREQUENCIES, np.float32))
@@ -23,7 +23,7 @@ def test_the_tables_are_cosines_and_sines_of_float32_angles() -> None:
 
 
 def test_they_grow_when_a_longer_session_comes_and_stay_when_a_shorter_one_does() -> None:
-    tables = RotaryTables(FREQUENCIES)
+    tables = RotaryTables([FREQUENCIES])
     first = tables.reach(100)
     assert tables.reach(50) is first
     longer = tables.reach(200)
@@ -34,7 +34,7 @@ def test_they_grow_when_a_longer_session_comes_and_stay_when_a_shorter_one_does(
 
 
 def test_they_are_computed_as_far_as_texts_have_come_and_given_back_when_no_session_is_open() -> None:
-    tables = RotaryTables(FREQUENCIES)
+    tables = RotaryTables([FREQUENCIES])
     found = tables.reach(2**20)
     cosines = found.inputs[ROTARY_COS].numpy()
 
@@ -55,4 +55,4 @@ def test_they_are_computed_as_far_as_texts_have_come_and_given_back_when_no_sess
 
 def test_too_little_memory_is_a_failed_stage() -> None:
     with pytest.raises(StageFailedError, match="no memory for rotary tables of 100000000000000 slots"):
-        RotaryTables(FREQUENCIES).reach(10**14)
+        RotaryTables([FREQUENCIES]).reach(10**14)

@@ -76,7 +76,7 @@ class Eagle1Drafter:
         self._entry = manifest.drafter
         self._min_rows = min_rows(manifest.precision)
         self._graph = CachedGraph(directory / self._entry.file, 0, 1, num_threads)
-        self._rotary = RotaryTables(self._entry.rope_frequencies)
+        self._rotary = RotaryTables([self._entry.rope_frequencies])
         self._embedding = Embedding(directory / manifest.embedding.file)
         self._head = head
         self._k = k

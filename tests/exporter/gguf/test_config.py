@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.config import FAMILIES, LayerShape, read_layer_shape
+from exporter.config import LayerShape, read_layer_shape
+from exporter.families import FAMILIES, read_family
 from exporter.gguf.config import gguf_name, huggingface_config, rows_in_checkpoint_order
 from exporter.gguf.file import GgufFile
 from flowspec_edge.errors import CheckpointError
@@ -35,7 +36,8 @@ def config_of(
 
 
 def shape_of(config: dict[str, Any]) -> LayerShape:
-    return read_layer_shape(Path("model.gguf"), config, FAMILIES[config["architectures"][0]])
+    architecture, config = read_family(Path("model.gguf"), config)
+    return read_layer_shape(Path("model.gguf"), config, FAMILIES[architecture])
 
 
 def test_a_llama_is_read_as_its_checkpoint_would_be(write: Write) -> None:
@@ -45,14 +47,15 @@ def test_a_llama_is_read_as_its_checkpoint_would_be(write: Write) -> None:
     assert (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.max_context) == (4, 2, 32, 512)
     assert shape.rms_norm_eps == pytest.approx(1e-5)
     assert shape.rope_frequencies[1] == pytest.approx(100000.0 ** (-2 / 32))
-    assert not (shape.qkv_bias or shape.output_bias or shape.mlp_bias or shape.qk_norm)
+    assert not (shape.qkv_bias or shape.output_bias or shape.mlp_bias) and shape.qk_norm == "none"
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
 def test_families_keep_their_own_features(architecture: str, write: Write) -> None:
     values = {"attention.key_length": 64, "rope.dimension_count": None}
     shape = shape_of(config_of(write, values, architecture=architecture))
-    assert (shape.qkv_bias, shape.qk_norm) == (architecture == "qwen2", architecture == "qwen3")
+    assert shape.qkv_bias == (architecture == "qwen2")
+    assert shape.qk_norm == ("head" if architecture == "qwen3" else "none")
     assert shape.head_dim == 64
 
 
@@ -87,8 +90,13 @@ def test_lists_with_one_value_for_all_layers_are_read(write: Write) -> None:
     [
         ({"block_count": None}, "llama.block_count is missing"),
         ({"expert_count": 8}, "llama.expert_count is 8; experts are not supported"),
-        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}, "rope type 'yarn' is not supported"),
-        ({"rope.dimension_count": 16}, "partial_rotary_factor 0.5 is not supported"),
+        ({"rope.scaling.type": "mrope", "rope.scaling.factor": 2.0}, "rope type 'mrope' is not supported"),
+        ({"rope.scaling.attn_factor": 1.2}, "rope.scaling.attn_factor is 1.2"),
+        ({"rope.dimension_count": 16}, "partial_rotary_factor is 0.5, which is not supported with LlamaForCausalLM"),
+        ({"attention.sliding_window": 4096}, "llama.attention.sliding_window is 4096, a field that is not known"),
+        ({"attention.temperature_scale": 0.1}, "llama.attention.temperature_scale is 0.1.*, a field that is not known"),
+        ({"attention.causal": False}, "llama.attention.causal is False"),
+        ({"attention.key_length": 32, "attention.value_length": 64}, "values of 64 beside keys of 32"),
         ({"attention.head_count": 0}, "num_attention_heads is 0, expected a positive integer"),
         ({"attention.head_count": "four"}, "num_attention_heads is 'four', expected a positive integer"),
         ({"embedding_length": "wide"}, "hidden_size is 'wide', expected a positive integer"),
@@ -100,7 +108,9 @@ def test_what_no_graph_computes_is_refused(values: dict[str, Any], message: str,
 
 
 def test_other_architectures_are_refused_by_name(write: Write) -> None:
-    with pytest.raises(CheckpointError, match="architecture 'mamba' is not supported; supported: llama, qwen2, qwen3"):
+    with pytest.raises(
+        CheckpointError, match="architecture 'mamba' is not supported; supported: llama, qwen2, qwen3, gem"
+    ):
         config_of(write, architecture="mamba")
 
 
