@@ -41,6 +41,7 @@ def fields(shape: LayerShape, num_layers: int, architecture: str = "llama") -> d
         "attention.head_count": shape.num_heads,
         "attention.head_count_kv": shape.num_kv_heads,
         "attention.key_length": shape.head_dim,
+        "attention.value_length": shape.head_dim,
         "attention.layer_norm_rms_epsilon": shape.rms_norm_eps,
         "rope.freq_base": 10000.0,
         "rope.dimension_count": shape.head_dim,
@@ -107,21 +108,22 @@ def stored_in_pairs(rows: np.ndarray, num_heads: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows.shape))
 
 
-def tensors_of(checkpoint: Mapping[str, np.ndarray], kind: str, heads: tuple[int, int] | None) -> Rows:
+def tensors_of(checkpoint: Mapping[str, np.ndarray], kind: str, shape: LayerShape, *, in_pairs: bool) -> Rows:
     """The tensors of a checkpoint, float32 by name, as a GGUF file of one type has them; norms and biases in F32.
 
-    ``heads`` are the numbers of heads and of key-value heads where queries and keys are stored in pairs.
+    Queries and keys are stored ``in_pairs`` in files of Llama and what is made from it.
     """
     tensors: Rows = {}
+    heads = {"q_proj": shape.num_heads, "k_proj": shape.num_kv_heads} if in_pairs else {}
     for name, given in checkpoint.items():
-        values = given
-        for module, num_heads in zip(("q_proj", "k_proj"), heads or (), strict=False):
+        values = given + np.float32(shape.norm_offset) if "norm" in name else given
+        for module, num_heads in heads.items():
             if module in name:
                 values = stored_in_pairs(values, num_heads)
         if values.ndim == 1 or kind == "F32":
-            tensors[gguf_name(name)] = "F32", values.astype("<f4")
+            tensors[gguf_name(name, shape.norms)] = "F32", values.astype("<f4")
         elif kind == "F16":
-            tensors[gguf_name(name)] = "F16", values.astype("<f2")
+            tensors[gguf_name(name, shape.norms)] = "F16", values.astype("<f2")
         else:
-            tensors[gguf_name(name)] = "BF16", as_bfloat16(values)
+            tensors[gguf_name(name, shape.norms)] = "BF16", as_bfloat16(values)
     return tensors
