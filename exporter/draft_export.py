@@ -65,8 +65,8 @@ def _write(draft_head: DraftHead | Eagle3Head, export: _Export, check: ChainChec
                 result: np.ndarray = top(torch.from_numpy(rows), torch.tensor([k]))[TOP_LOG_PROBS].numpy()
             return result
 
-        num_tokens = top.lm_head.out_features
-        error = max(error, check.check_fuse(fused, fuse_path), check.check_top(log_probs_of, top_path, num_tokens))
+        fuse_error = check.check_fuse(fused, fuse_path, len(draft_head.taps))
+        error = max(error, fuse_error, check.check_top(log_probs_of, top_path, top.lm_head.out_features))
         parts = {"fuse": export.entry(fuse_path), "top": export.entry(top_path)}
     shape = draft_head.shape
     entry = DrafterEntry(

@@ -89,9 +89,15 @@ def load_draft_head(directory: Path, target: Geometry, *, allow_pickle: bool = F
         raise CheckpointError(f"{directory}: no such drafter directory")
     path = directory / "config.json"
     config = read_json(path)
+    if isinstance(layer := config.get("transformer_layer_config"), dict):  # as vLLM's tools have it
+        config = {**layer, **config}
     tensors = TensorFiles(directory, allow_pickle=allow_pickle)
     family = replace(FAMILIES["LlamaForCausalLM"], qkv_bias=bool(config.get("qkv_bias", False)))
     shape = read_layer_shape(path, config, family)
+    if shape.rope_scale != 1.0 or shape.num_rotated != shape.head_dim:
+        raise CheckpointError(
+            f"{path}: a rope that scales attention, or rotates a part of each head, is not supported in draft heads"
+        )
     _refuse_other_target(path, config, shape, target)
     if is_eagle3(tensors):
         return read_eagle3(path, config, tensors, replace(shape, attention_inputs=2), target)
@@ -103,7 +109,7 @@ def load_draft_head(directory: Path, target: Geometry, *, allow_pickle: bool = F
         if name not in sizes:
             raise CheckpointError(
                 f"{directory}: has {name}, so it is neither an EAGLE-1 head (one layer, no input norm) "
-                "nor an EAGLE-3 head (midlayer)"
+                "nor an EAGLE-3 head (with a hidden_norm)"
             )
     for name in ("fc.bias", EMBEDDING):  # some heads lack them
         if name not in tensors:

@@ -204,9 +204,9 @@ class ChainCheck:
         self._enforce(f"{path.name}: the drafter", error, self.drafter_tolerance)
         return error
 
-    def check_fuse(self, fused: Expected, path: Path) -> float:
-        """Compare the graph that fuses tapped rows; each of the reference's normed rows stands for all three inputs."""
-        rows = np.concatenate([np.concatenate([rows] * 3, axis=-1) for rows in self.expected], axis=1)
+    def check_fuse(self, fused: Expected, path: Path, num_taps: int) -> float:
+        """Compare the graph that fuses tapped rows; each of the reference's normed rows stands for all of a token's."""
+        rows = np.concatenate([np.concatenate([rows] * num_taps, axis=-1) for rows in self.expected], axis=1)
         error = relative_error([open_session(path).run([HIDDEN_OUT], {HIDDEN: rows})[0]], [fused(rows)])
         self._enforce(f"{path.name}: the fuse", error, self.drafter_tolerance)
         return error

@@ -194,37 +194,51 @@ EAGLE3_DRAFTED = 512
 
 
 def save_eagle3(
-    directory: Path, *, hidden_size: int = 64, head_dim: int = 32, num_layers: int = 8, **changes: Any
+    directory: Path,
+    *,
+    hidden_size: int = 64,
+    head_dim: int = 32,
+    num_taps: int = 3,
+    of_vllm: bool = False,
+    **changes: Any,
 ) -> dict[str, torch.Tensor]:
-    """An EAGLE-3 head as published: three fused layers, attention over embedding and feature, its own vocabulary."""
+    """An EAGLE-3 head as published: fused layers, attention over embedding and feature, its own vocabulary.
+
+    That of vLLM's tools has another name for its layer, and a config of its own for it. Norms that the config asks for
+    are there.
+    """
     directory.mkdir()
-    config = {
+    layer = {
         **SHAPE,
         "architectures": ["LlamaForCausalLM"],
         "hidden_size": hidden_size,
         "head_dim": head_dim,
         "num_hidden_layers": 1,
-        "draft_vocab_size": EAGLE3_DRAFTED,
-        **changes,
     }
+    config = {"transformer_layer_config": layer} if of_vllm else layer
+    config = {**config, "draft_vocab_size": EAGLE3_DRAFTED, **changes}
     (directory / "config.json").write_text(json.dumps(config))
     torch.manual_seed(3)
-    q_size, kv_size = 4 * head_dim, 2 * head_dim
+    q_size, kv_size, named = 4 * head_dim, 2 * head_dim, "layers.0" if of_vllm else "midlayer"
     sizes = {
-        "midlayer.self_attn.q_proj.weight": (q_size, 2 * hidden_size),
-        "midlayer.self_attn.k_proj.weight": (kv_size, 2 * hidden_size),
-        "midlayer.self_attn.v_proj.weight": (kv_size, 2 * hidden_size),
-        "midlayer.self_attn.o_proj.weight": (hidden_size, q_size),
-        "midlayer.mlp.gate_proj.weight": (96, hidden_size),
-        "midlayer.mlp.up_proj.weight": (96, hidden_size),
-        "midlayer.mlp.down_proj.weight": (hidden_size, 96),
-        "midlayer.hidden_norm.weight": (hidden_size,),
-        "midlayer.input_layernorm.weight": (hidden_size,),
-        "midlayer.post_attention_layernorm.weight": (hidden_size,),
+        f"{named}.self_attn.q_proj.weight": (q_size, 2 * hidden_size),
+        f"{named}.self_attn.k_proj.weight": (kv_size, 2 * hidden_size),
+        f"{named}.self_attn.v_proj.weight": (kv_size, 2 * hidden_size),
+        f"{named}.self_attn.o_proj.weight": (hidden_size, q_size),
+        f"{named}.mlp.gate_proj.weight": (96, hidden_size),
+        f"{named}.mlp.up_proj.weight": (96, hidden_size),
+        f"{named}.mlp.down_proj.weight": (hidden_size, 96),
+        f"{named}.hidden_norm.weight": (hidden_size,),
+        f"{named}.input_layernorm.weight": (hidden_size,),
+        f"{named}.post_attention_layernorm.weight": (hidden_size,),
         "norm.weight": (hidden_size,),
-        "fc.weight": (hidden_size, 3 * hidden_size),
+        "fc.weight": (hidden_size, num_taps * hidden_size),
         "lm_head.weight": (EAGLE3_DRAFTED, hidden_size),
     }
+    if config.get("eagle_config", config).get("norm_before_fc"):
+        sizes["input_norm.weight"] = (num_taps * hidden_size,)
+    if changes.get("fc_norm"):
+        sizes |= {f"fc_norm.{tap}.weight": (hidden_size,) for tap in range(num_taps)}
     tensors = {name: torch.randn(*size) * 0.3 for name, size in sizes.items()}
     drafted = torch.randperm(VOCAB)[:EAGLE3_DRAFTED].sort().values
     tensors["d2t"] = drafted - torch.arange(EAGLE3_DRAFTED)

@@ -41,11 +41,23 @@ def saved(made_once: MadeOnce) -> Path:
     return made_once("eagle3", save_and_export)
 
 
-def save_and_export(directory: Path) -> None:
-    target, head, out = directory / "target", directory / "head", directory / "out"
-    save_checkpoint(target, num_hidden_layers=8)
-    save_eagle3(head)
-    export_bundle(ExportOptions(checkpoint=target, drafter=head, out=out, precision="fp32", block_size=3))
+def save_and_export(directory: Path, **head: Any) -> None:
+    save_checkpoint(directory / "target", num_hidden_layers=8)
+    save_eagle3(directory / "head", **head)
+    options: dict[str, Any] = {"precision": "fp32", "block_size": 3, "out": directory / "out"}
+    export_bundle(ExportOptions(checkpoint=directory / "target", drafter=directory / "head", **options))
+
+
+OF_VLLM: dict[str, Any] = {"of_vllm": True, "norm_before_residual": True, "norm_output": True}
+LAYOUTS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "the first": (TAPS, {}),
+    "vLLM's, four layers": (
+        (1, 3, 4, 6),
+        {**OF_VLLM, "num_taps": 4, "norm_before_fc": True, "eagle_aux_hidden_state_layer_ids": [1, 3, 4, 6]},
+    ),
+    "vLLM's, norms of each": (TAPS, {"of_vllm": True, "fc_norm": True}),
+    "NVIDIA's": ((2, 5, 7), {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 4, 6], "norm_before_fc": True}}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,25 +68,39 @@ def bundle(saved: Path) -> Bundle:
 class Reference:
     """The published head in plain torch, over a whole path at once."""
 
-    def __init__(self, saved: Path) -> None:
-        self.weights = load_file(saved / "head/model.safetensors")
+    def __init__(self, saved: Path, taps: Sequence[int] = TAPS) -> None:
+        weights = load_file(saved / "head/model.safetensors")
+        self.weights = {name.replace("layers.0.", "midlayer."): weight for name, weight in weights.items()}
+        self.taps, config = taps, json.loads((saved / "head/config.json").read_text())
+        self.adds_normed, self.returns_normed = (
+            bool(config.get(name)) for name in ("norm_before_residual", "norm_output")
+        )
         model = AutoModelForCausalLM.from_pretrained(saved / "target").eval()
         self.model, self.embed = model, model.get_input_embeddings()
 
     def tapped(self, tokens: Sequence[int]) -> torch.Tensor:
-        """What enters the tapped layers: [tokens, 3 * hidden_size]."""
+        """What enters the tapped layers: [tokens, taps * hidden_size]."""
         with torch.no_grad():
             states = self.model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
-        return torch.cat([states[tap][0] for tap in TAPS], dim=-1)
+        return torch.cat([states[tap][0] for tap in self.taps], dim=-1)
+
+    def fused(self, rows: torch.Tensor) -> torch.Tensor:
+        if "input_norm.weight" in self.weights:
+            rows = self._norm(rows, "input_norm")
+        if "fc_norm.0.weight" in self.weights:
+            parts = rows.chunk(len(self.taps), dim=-1)
+            rows = torch.cat([self._norm(part, f"fc_norm.{tap}") for tap, part in enumerate(parts)], dim=-1)
+        return rows @ self.weights["fc.weight"].T
 
     def draft(self, tokens: Sequence[int], num_verified: int) -> np.ndarray:
         """Log-probabilities of the tokens after the last one; pairs from ``num_verified`` on have drafted features."""
         with torch.no_grad():
-            features = self.tapped(tokens[:num_verified]) @ self.weights["fc.weight"].T
+            features = self.fused(self.tapped(tokens[:num_verified]))
             for length in range(num_verified, len(tokens)):
                 out = self._layer(self.embed(torch.tensor(tokens[1 : length + 1])), features)
-                features = torch.cat([features, out[-1:]])
-            logits = self._norm(features[-1], "norm") @ self.weights["lm_head.weight"].T
+                features = torch.cat([features, self._norm(out[-1:], "norm") if self.returns_normed else out[-1:]])
+            normed = features[-1] if self.returns_normed else self._norm(features[-1], "norm")
+            logits = normed @ self.weights["lm_head.weight"].T
         full = torch.full((SHAPE["vocab_size"],), float("-inf"))
         full[torch.arange(len(logits)) + self.weights["d2t"]] = logits.log_softmax(-1)
         return full.numpy()
@@ -84,9 +110,8 @@ class Reference:
 
     def _layer(self, embedded: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         w = {name.removeprefix("midlayer."): value for name, value in self.weights.items()}
-        x = torch.cat(
-            [self._norm(embedded, "midlayer.input_layernorm"), self._norm(features, "midlayer.hidden_norm")], -1
-        )
+        normed = self._norm(features, "midlayer.hidden_norm")
+        x = torch.cat([self._norm(embedded, "midlayer.input_layernorm"), normed], -1)
         q, k, v = (
             (x @ w[f"self_attn.{name}_proj.weight"].T).view(len(x), -1, 32).transpose(0, 1) for name in "qkv"
         )  # [heads, rows, head_dim]
@@ -94,7 +119,9 @@ class Reference:
         q, k = (self._rotate(part, angles.cos(), angles.sin()) for part in (q, k))
         k, v = k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)
         attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        hidden = features + attended.transpose(0, 1).reshape(len(x), -1) @ w["self_attn.o_proj.weight"].T
+        hidden = (normed if self.adds_normed else features) + attended.transpose(0, 1).reshape(len(x), -1) @ w[
+            "self_attn.o_proj.weight"
+        ].T
         normed = self._norm(hidden, "midlayer.post_attention_layernorm")
         gated = torch.nn.functional.silu(normed @ w["mlp.gate_proj.weight"].T) * (normed @ w["mlp.up_proj.weight"].T)
         return hidden + gated @ w["mlp.down_proj.weight"].T
@@ -123,7 +150,12 @@ def test_the_bundle_says_what_it_taps_and_cuts_there(bundle: Bundle) -> None:
     assert {"drafter.onnx", "fuse.onnx", "draft_top.onnx"} <= {entry.file for entry in bundle.manifest.files()}
 
 
-def test_verified_and_drafted_rows_are_the_published_models(bundle: Bundle, reference: Reference) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_verified_and_drafted_rows_are_the_published_models(layout: str, made_once: MadeOnce) -> None:
+    taps, head = LAYOUTS[layout]
+    saved = made_once(f"eagle3 {layout}" if head else "eagle3", lambda root: save_and_export(root, **head))
+    bundle, reference = Bundle.load(saved / "out"), Reference(saved, taps)
+    assert tuple(present(bundle.manifest.drafter).taps) == taps
     drafter = load_drafter(bundle.directory, bundle.manifest, Head(bundle.directory, bundle.manifest), k=K)
     drafter.open(1, 200)
     tokens = np.random.default_rng(1).integers(2, 2048, 14).tolist()
@@ -191,6 +223,13 @@ def shifted(d2t: torch.Tensor) -> torch.Tensor:
 
 
 WRONG = {
+    "scales attention, or rotates a part of each head": lambda head: edit_config(
+        head, rope_scaling={"rope_type": "yarn", "factor": 4.0}
+    ),
+    "tensor input_norm.weight is missing": lambda head: edit_config(head, norm_before_fc=True),
+    "tensor fc.weight has shape [64, 192], expected [64, 256]": lambda head: edit_config(
+        head, eagle_aux_hidden_state_layer_ids=[1, 3, 4, 6]
+    ),
     "the drafter's hidden_size is 128, the target's is 64": lambda head: edit_config(head, hidden_size=128),
     "the drafter's vocab_size is 1000, the target's is 2048": lambda head: edit_config(head, vocab_size=1000),
     "tensor lm_head.weight has shape [512, 64], expected [500, 64]": lambda head: edit_config(
@@ -201,7 +240,7 @@ WRONG = {
     "tensor d2t is of type torch.float32, expected whole numbers": lambda head: change(
         head, d2t=lambda d2t: d2t.float()
     ),
-    "fuses the rows that enter three layers, here [2, 5, 9]": lambda head: edit_config(
+    "fuses the rows that enter some layers, here [2, 5, 9]": lambda head: edit_config(
         head, eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 4, 8]}
     ),
 }

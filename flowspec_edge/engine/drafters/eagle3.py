@@ -1,9 +1,9 @@
-"""An EAGLE-3 draft head: it fuses features from three layers of the target, and has a vocabulary of its own.
+"""An EAGLE-3 draft head: it fuses features from some layers of the target, and has a vocabulary of its own.
 
 It works like an EAGLE-1 head: the pair (hidden rows at position i, token i+1) is at position i, and the output of the
 one decoder layer is the feature of the pair's children. Two things differ. The hidden rows are those that enter a low,
-a middle and a high layer, which one matrix fuses. And the tokens come from a norm and a head over the target's most
-frequent tokens; the graph returns them by the target's ids. (Li et al., EAGLE-3, arXiv 2503.01840, section 3.)
+a middle and a high layer, or more, which one matrix fuses. And the tokens come from a norm and a head over the target's
+most frequent tokens; the graph returns them by the target's ids. (Li et al., EAGLE-3, arXiv 2503.01840, section 3.)
 """
 
 from __future__ import annotations
