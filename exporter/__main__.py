@@ -16,9 +16,9 @@ DESCRIPTION = """\
 Turn a GGUF file, or a Hugging Face checkpoint and the EAGLE-1 or EAGLE-3 draft head trained for it, into a bundle: the
 directory that `flowspec node` serves. The bundle is cut by layers, so that each board loads only its own.
 
-Every exported file is compared with torch, or with the same arithmetic in numpy, on real text before the bundle
-appears; the differences are kept in its manifest.json. A bundle that differs by more than the stated tolerance is not
-written. GGUF files need no torch.
+Every exported file is compared with the same arithmetic in numpy, on real text, before the bundle appears; the
+differences are kept in its manifest.json. A bundle that differs by more than the stated tolerance is not written. GGUF
+files need no torch.
 """
 
 EPILOG = """\
@@ -46,8 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
         "checkpoint",
         metavar="MODEL",
         help="directory with config.json, tokenizer.json (or tokenizer.model) and safetensors of a Llama, TinyLlama, "
-        "SmolLM, Vicuna, Mistral, Qwen2, Qwen2.5 or Qwen3 model, or a GGUF file of one; or its name on the Hugging "
-        "Face hub, ORG/REPO or ORG/REPO:file.gguf (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are heeded)",
+        "SmolLM, Vicuna, Mistral, Qwen2 or 3, Gemma 2 or 3, Phi-3 or 4, Granite or OLMo 2 model, or a GGUF file of "
+        "one; or its name on the Hugging Face hub, ORG/REPO or ORG/REPO:file.gguf (HF_HOME, HF_TOKEN and "
+        "HF_HUB_OFFLINE are heeded)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="directory to write; must not exist")
     parser.add_argument(
@@ -91,7 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-context",
         type=int,
         metavar="TOKENS",
-        help="longest prompt and output together (default: the model's own limit)",
+        help="longest prompt and output together (default: the model's own limit; within the trained context of a "
+        "longrope model, its short factors are taken)",
     )
     parser.add_argument(
         "--allow-pickle",

@@ -1,4 +1,6 @@
-"""Writes a bundle to a temporary directory, checks it against torch, and moves it into place only when it is whole."""
+"""Writes a bundle to a temporary directory, compares its graphs with what they must compute, and moves it into place
+only when it is whole.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,7 @@ def export_bundle(options: ExportOptions, report: Report = lambda line: None) ->
 
     Raises:
         CheckpointError: the checkpoint or drafter cannot be exported.
-        ParityError: a graph differs from torch by more than its tolerance.
+        ParityError: a graph differs from what it must compute by more than its tolerance.
         BundleError: ``options.out`` is taken or cannot be written.
     """
     began = time.monotonic()

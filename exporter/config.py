@@ -39,6 +39,7 @@ class LayerShape:
         unrotated_layers: the layers without a rotary embedding.
         norm_offset: what is added to the weights of norms as a checkpoint has them.
         is_fused: whether a checkpoint stores matrices as FUSED.
+        remarks: what an export should tell of it.
     """
 
     hidden_size: int
@@ -69,6 +70,7 @@ class LayerShape:
     sliding_rope_frequencies: tuple[float, ...] = ()
     unrotated_layers: frozenset[int] = frozenset()
     is_fused: bool = False
+    remarks: tuple[str, ...] = ()
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of one layer's tensors by their name below ``layers.N.``."""
@@ -217,6 +219,7 @@ def read_layer_shape(path: Path, config: Config, family: Family, max_context: in
         norm_offset=family.norm_offset,
         activation=ACTIVATIONS[activation],
         is_fused=family.is_fused,
+        remarks=tuple(ropes[FULL].remarks(context)),
         **_read_scales(path, config, family, hidden_size),
         **_read_layers(path, config, family, ropes, head_dim, context),
     )

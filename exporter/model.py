@@ -55,7 +55,7 @@ class Checkpoint:
         return geometry_of(self.layer_shape, self.num_layers, self.vocab_size)
 
     def notes(self) -> Iterator[str]:
-        yield from ()
+        yield from self.layer_shape.remarks
 
     def write_tokenizer(self, path: Path, report: Report) -> Tokenizer:
         tokenizer = write_tokenizer(self.tokenizer_path, path)

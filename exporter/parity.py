@@ -1,4 +1,4 @@
-"""Compares exported graphs with a reference, which is torch or numpy, on rows of real text.
+"""Compares exported graphs with a reference, in numpy or (of draft heads) in torch, on rows of real text.
 
 Graphs are run here just as a device runs them, and past and present are one buffer. In the cache of a drafter slot 0 is
 always masked, so that the fused operator always has a past (without one it ignores position ids).

@@ -6,7 +6,7 @@ A kind that is not known, or a parameter of one that is not, is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ class RopeFields:
         """A divisor for each frequency: ``short_factor`` where texts end within the trained context, else
         ``long_factor``. Keys in the cache stay as they are, so all texts of a bundle have the same.
         """
-        name = "long_factor" if max_context > self.trained else "short_factor"
+        name = self._divisors_for(max_context)
         divisors = self.values.get(name)
         if not isinstance(divisors, list) or not all(
             isinstance(value, int | float) and value > 0 for value in divisors
@@ -178,6 +178,19 @@ class RopeFields:
             factor = self.max_positions / self.trained if has_trained else self._number("factor")
             scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(self.trained))
         return np.float32(1) / (np.array(divisors, np.float32) * periods), scale
+
+    def remarks(self, max_context: int) -> Iterator[str]:
+        """What an export for such texts should say of the rope."""
+        if self.kind == "longrope":
+            yield (
+                f"longrope: {self._divisors_for(max_context)} for texts of up to {max_context} tokens; the model was "
+                f"trained with {self.trained}"
+            )
+        if self.kind == "dynamic":
+            yield f"dynamic rope: not scaled, as texts end within {self.max_positions} tokens"
+
+    def _divisors_for(self, max_context: int) -> str:
+        return "long_factor" if max_context > self.trained else "short_factor"
 
     def _number(self, name: str, default: float | None = None) -> float:
         return positive_number(self.path, self.values, name, default)

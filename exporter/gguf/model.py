@@ -96,6 +96,7 @@ class GgufModel:
         yield f"matrices as the file has them: {', '.join(f'{kind} {n}' for kind, n in sorted(counts.items()))}"
         if widened := [kind for kind in _WIDENED if kind in counts]:
             yield f"levels of {', '.join(widened)} are kept in 8 bits, for there are no kernels for 5 and 6"
+        yield from self.layer_shape.remarks
         yield from (f"note: {note}" for note in self.tokenizer.notes)
 
     def write_tokenizer(self, path: Path, report: Report) -> Tokenizer:

@@ -102,6 +102,7 @@ def test_frequencies_and_scales_are_transformers(rope: str) -> None:
         assert len(shape.rope_frequencies) == head_dim // 2 and shape.num_rotated == 2 * len(expected)
         np.testing.assert_allclose(shape.rope_frequencies[: len(expected)], expected.numpy(), rtol=4e-7)
         assert shape.rope_scale == pytest.approx(scale)
+        assert any(name in "".join(shape.remarks) for name in ("long", "dynamic")) == (kind in ("longrope", "dynamic"))
 
 
 def test_yarn_stretches_the_context() -> None:
