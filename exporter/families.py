@@ -148,7 +148,7 @@ FAMILIES = {
             **{"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         },
         reads=_GEMMA_READS,
-        must_be={"hidden_act": "gelu_pytorch_tanh"},
+        must_be={"hidden_act": "gelu_pytorch_tanh", "sliding_window_size": 4096},
         norms=AROUND,
         norm_offset=1.0,
         activation="hidden_activation",
@@ -202,6 +202,12 @@ FAMILIES = {
 }
 """Llama 1, 2 and 3, TinyLlama, SmolLM 1 and 2, and Vicuna are all LlamaForCausalLM; Phi-4 is Phi3ForCausalLM."""
 
+WITH_IMAGES = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
+"""Models that see images too, and what they are without: a text model in ``text_config``, whose tensors are named below
+TEXT_PREFIX.
+"""
+TEXT_PREFIX = "language_model."
+
 _READ = frozenset(
     {
         *("architectures", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -249,6 +255,9 @@ _NEUTRAL: Config = {
 """The values of fields of other families with which they change nothing."""
 
 
+_TOKENS = ("bos_token_id", "eos_token_id")
+
+
 def read_family(path: Path, config: Config) -> tuple[str, Config]:
     """The one architecture that a config names, and the config with transformers' values of what it leaves out.
 
@@ -257,9 +266,14 @@ def read_family(path: Path, config: Config) -> tuple[str, Config]:
             and is not read.
     """
     architectures = config.get("architectures") or []
+    if len(architectures) == 1 and architectures[0] in WITH_IMAGES and isinstance(config.get("text_config"), dict):
+        shared = {name: config[name] for name in ("quantization_config", *_TOKENS) if name in config}
+        config = {**shared, **config["text_config"], "architectures": [WITH_IMAGES[architectures[0]]]}
+        architectures = config["architectures"]
     if len(architectures) != 1 or architectures[0] not in FAMILIES:
         found = ", ".join(map(str, architectures)) or "none"
-        raise CheckpointError(f"{path}: architecture {found} is not supported; supported: {', '.join(FAMILIES)}")
+        supported = ", ".join([*FAMILIES, *WITH_IMAGES])
+        raise CheckpointError(f"{path}: architecture {found} is not supported; supported: {supported}")
     architecture = str(architectures[0])
     _refuse_unknown(path, config, architecture)
     return architecture, {**FAMILIES[architecture].defaults, **config}

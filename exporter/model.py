@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from exporter.config import LayerShape, geometry_of, read_layer_shape
-from exporter.families import FAMILIES, read_family
+from exporter.families import FAMILIES, TEXT_PREFIX, read_family
 from exporter.fields import positive_int
 from exporter.layer_graph import Weights
 from exporter.matrices import FloatMatrix, Matrix
@@ -110,9 +110,10 @@ def load_checkpoint(directory: Path, max_context: int | None = None, *, allow_pi
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory")
     path = directory / "config.json"
-    architecture, config = read_family(path, read_json(path))
+    given = read_json(path)
+    architecture, config = read_family(path, given)
     shape = read_layer_shape(path, config, FAMILIES[architecture], max_context)
-    tensors = TensorFiles(directory, allow_pickle=allow_pickle)
+    tensors = TensorFiles(directory, TEXT_PREFIX if "text_config" in given else "", allow_pickle=allow_pickle)
     is_tied = bool(config.get("tie_word_embeddings", False))
     if not is_tied and LM_HEAD not in tensors:
         raise CheckpointError(

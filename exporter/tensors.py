@@ -20,15 +20,18 @@ class TensorFiles:
     """The tensors of one directory, in ``model.safetensors`` or its shards, with ``allow_pickle`` also in
     ``pytorch_model.bin``.
 
+    Where there is a ``prefix``, those are meant whose names begin with it, and it is no part of their names here.
+
     Pickled files are read by torch's restricted unpickler (``weights_only``), and mapped from disk where their format
     allows it.
     """
 
-    def __init__(self, directory: Path, *, allow_pickle: bool = False) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, prefix: str = "", *, allow_pickle: bool = False) -> None:
+        self.directory, self._prefix = directory, prefix
         self._pickled: dict[Path, dict[str, torch.Tensor]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._file_of = self._locate(allow_pickle)
+        stored = self._locate(allow_pickle)
+        self._file_of = {name.removeprefix(prefix): path for name, path in stored.items() if name.startswith(prefix)}
 
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
@@ -41,7 +44,7 @@ class TensorFiles:
         path = self._file_of.get(name)
         if path is None:
             raise CheckpointError(f"{self.directory}: tensor {name} is missing, expected shape {list(shape)}")
-        found = self._shapes[name]
+        found = self._shapes[self._prefix + name]
         if found != shape:
             raise CheckpointError(
                 f"{path}: tensor {name} has shape {list(found)}, expected {list(shape)} from config.json"
@@ -72,12 +75,12 @@ class TensorFiles:
 
     def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         self.check(name, shape)
-        path = self._file_of[name]
+        path, stored = self._file_of[name], self._prefix + name
         if path in self._pickled:
-            return self._pickled[path][name]
+            return self._pickled[path][stored]
         try:
             with _open_safetensors(path) as file:
-                found: torch.Tensor = file.get_tensor(name)
+                found: torch.Tensor = file.get_tensor(stored)
         except (SafetensorError, OSError) as cause:
             raise CheckpointError(
                 f"{path}: tensor {name} is not readable ({cause}); download the file again"

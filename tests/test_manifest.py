@@ -22,6 +22,7 @@ WRONG: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("geometry", "max_context"), 2**62, "max_context is"),
     (("geometry", "num_layers"), "8", "Expected `int`, got `str`"),
     (("geometry", "head_dim"), 10**400, "head_dim"),
+    (("geometry", "window"), 0, "window is 0; it must lie between 1 and"),
     (("geometry", "rope_frequencies"), [1.0] * 33, "33 rope frequencies for heads of 64 values"),
     (("geometry", "rope_frequencies"), [float("nan")] * 32, "and finite ones"),
     (("drafter", "head_dim"), 2**31, "drafter.head_dim is"),

@@ -5,7 +5,7 @@ import pytest
 
 from flowspec_edge.engine.rotary import BLOCK_SLOTS, KEPT_SLOTS, RotaryTables
 from flowspec_edge.errors import StageFailedError
-from flowspec_edge.manifest import ROTARY_COS, ROTARY_SIN
+from flowspec_edge.manifest import ROTARY_COS, ROTARY_SIN, of_sliding_layers
 
 FREQUENCIES = [float(np.float32(10000.0 ** -(i / 16))) for i in range(16)]
 
@@ -20,6 +20,20 @@ def test_the_tables_are_cosines_and_sines_of_float32_angles() -> None:
         found = tables.inputs[name].numpy()
         assert found.dtype == np.float32 and found.shape == (5000, 16)
         np.testing.assert_array_equal(found, function(angles.astype(np.float64)).astype(np.float32))
+
+
+def test_layers_with_a_window_may_have_tables_of_their_own() -> None:
+    others = [2 * frequency for frequency in FREQUENCIES]
+    sliding = [of_sliding_layers(name) for name in (ROTARY_COS, ROTARY_SIN)]
+    assert list(RotaryTables([FREQUENCIES]).reach(100).inputs) == [ROTARY_COS, ROTARY_SIN]
+    for rope in (others, FREQUENCIES):
+        tables = RotaryTables([FREQUENCIES, rope]).reach(100)
+        tables.fill(np.array([99]))
+        for names, frequencies in (((ROTARY_COS, ROTARY_SIN), FREQUENCIES), (sliding, rope)):
+            alone = RotaryTables([frequencies]).reach(100)
+            alone.fill(np.array([99]))
+            for name, expected in zip(names, alone.inputs.values(), strict=True):
+                np.testing.assert_array_equal(tables.inputs[name].numpy(), expected.numpy())
 
 
 def test_they_grow_when_a_longer_session_comes_and_stay_when_a_shorter_one_does() -> None:

@@ -273,6 +273,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "hidden_act": "gelu_pytorch_tanh",
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "sliding_window_size": 4096,
         "final_logit_softcapping": 30.0,
     },
     "gemma-3-1b-it": {
