@@ -183,18 +183,8 @@ def read_layer_shape(path: Path, config: Config, family: Family, max_context: in
         CheckpointError: a field is missing, not a number of the kind expected, or asks for what no graph computes.
     """
     config = {**family.defaults, **config}
-    _refuse_quantised(path, config)
     hidden_size = positive_int(path, config, "hidden_size")
-    num_heads = positive_int(path, config, "num_attention_heads")
-    num_kv_heads = positive_int(path, config, "num_key_value_heads", num_heads)
-    head_dim = positive_int(path, config, "head_dim", hidden_size // num_heads)
-    if num_heads % num_kv_heads:
-        raise CheckpointError(f"{path}: {num_heads} attention heads do not share {num_kv_heads} key-value heads evenly")
-    if head_dim % HEAD_DIM_MULTIPLE:
-        raise CheckpointError(
-            f"{path}: head_dim {head_dim} is not a multiple of {HEAD_DIM_MULTIPLE}; the attention operator of ONNX "
-            "Runtime takes no other, so this model cannot be exported"
-        )
+    heads = _read_heads(path, config, hidden_size)
     activation = config.get(family.activation)
     if activation not in ACTIVATIONS:
         raise CheckpointError(
@@ -206,9 +196,6 @@ def read_layer_shape(path: Path, config: Config, family: Family, max_context: in
     return LayerShape(
         hidden_size=hidden_size,
         intermediate_size=positive_int(path, config, "intermediate_size"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
         rms_norm_eps=positive_number(path, config, "rms_norm_eps"),
         max_context=context,
         qkv_bias=family.qkv_bias or bias,
@@ -220,9 +207,24 @@ def read_layer_shape(path: Path, config: Config, family: Family, max_context: in
         activation=ACTIVATIONS[activation],
         is_fused=family.is_fused,
         remarks=tuple(ropes[FULL].remarks(context)),
+        **heads,
         **_read_scales(path, config, family, hidden_size),
-        **_read_layers(path, config, family, ropes, head_dim, context),
+        **_read_layers(path, config, family, ropes, heads["head_dim"], context),
     )
+
+
+def _read_heads(path: Path, config: Config, hidden_size: int) -> dict[str, int]:
+    num_heads = positive_int(path, config, "num_attention_heads")
+    num_kv_heads = positive_int(path, config, "num_key_value_heads", num_heads)
+    head_dim = positive_int(path, config, "head_dim", hidden_size // num_heads)
+    if num_heads % num_kv_heads:
+        raise CheckpointError(f"{path}: {num_heads} attention heads do not share {num_kv_heads} key-value heads evenly")
+    if head_dim % HEAD_DIM_MULTIPLE:
+        raise CheckpointError(
+            f"{path}: head_dim {head_dim} is not a multiple of {HEAD_DIM_MULTIPLE}; the attention operator of ONNX "
+            "Runtime takes no other, so this model cannot be exported"
+        )
+    return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
 
 
 def _read_scales(path: Path, config: Config, family: Family, hidden_size: int) -> dict[str, Any]:
@@ -290,14 +292,3 @@ def _read_context(path: Path, config: Config, rope: RopeFields, max_context: int
     if max_context is not None and not 1 <= max_context <= own:
         raise CheckpointError(f"{path}: --max-context {max_context} is outside 1 to {own}, the model's own limit")
     return max_context or own
-
-
-def _refuse_quantised(path: Path, config: Config) -> None:
-    quantised = config.get("quantization_config")
-    if not quantised:
-        return
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-    raise CheckpointError(
-        f"{path}: the checkpoint is already quantised (quantization_config, {method or 'no method named'}); export the "
-        "original weights with --precision int8 or int4, or a GGUF file, whose weights are kept as they are"
-    )

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from exporter.config import LayerShape, geometry_of, read_layer_shape
-from exporter.families import FAMILIES, TEXT_PREFIX, read_family
+from exporter.families import FAMILIES
 from exporter.fields import positive_int
+from exporter.known_fields import TEXT_PREFIX, read_family
 from exporter.layer_graph import Weights
 from exporter.matrices import FloatMatrix, Matrix
 from exporter.source import Report

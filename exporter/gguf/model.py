@@ -14,7 +14,7 @@ import numpy as np
 
 from exporter.blocks import Blocks
 from exporter.config import LayerShape, geometry_of, read_layer_shape
-from exporter.families import FAMILIES, read_family
+from exporter.families import FAMILIES
 from exporter.gguf.blocks import check_type, open_matrix, read_floats, read_matrix
 from exporter.gguf.config import (
     LONGROPE_FACTORS,
@@ -26,6 +26,7 @@ from exporter.gguf.config import (
 )
 from exporter.gguf.file import GgufFile, GgufTensor
 from exporter.gguf.tokenizer import GgufTokenizer, build_tokenizer
+from exporter.known_fields import read_family
 from exporter.layer_graph import Weights
 from exporter.matrices import Matrix
 from exporter.source import Report

@@ -25,7 +25,8 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from exporter.config import LayerShape, geometry_of, read_layer_shape
-from exporter.families import FAMILIES, read_family
+from exporter.families import FAMILIES
+from exporter.known_fields import read_family
 from flowspec_edge.errors import CheckpointError
 
 PATH = Path("config.json")

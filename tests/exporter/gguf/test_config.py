@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from exporter.config import LayerShape, read_layer_shape
-from exporter.families import FAMILIES, read_family
+from exporter.families import FAMILIES
 from exporter.gguf.config import gguf_name, huggingface_config, rows_in_checkpoint_order
 from exporter.gguf.file import GgufFile
+from exporter.known_fields import read_family
 from flowspec_edge.errors import CheckpointError
 
 Write = Callable[..., Path]
