@@ -117,7 +117,7 @@ class RopeFields:
                 frequencies, scale = self._longrope(periods, max_context)
             case _:  # dynamic scaling begins behind max_position_embeddings, where no context reaches
                 frequencies = np.float32(1) / periods
-        return Rope(tuple(frequencies.tolist()), scale)
+        return Rope(tuple(frequencies.tolist()), float(np.float32(scale)))
 
     def _llama3(self, frequencies: np.ndarray) -> np.ndarray:
         """Divide slow waves by ``factor``, leave fast ones, and blend those in between by their wavelength."""

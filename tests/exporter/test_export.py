@@ -35,7 +35,7 @@ from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import CheckpointError, ParityError
 from flowspec_edge.manifest import Manifest, load_manifest, verify_digests
 from tests.engine.conftest import Session, make_chain
-from tests.exporter.checkpoints import FAMILIES, save_checkpoint, save_eagle, save_sentencepiece
+from tests.exporter.checkpoints import FAMILIES, edit_config, save_checkpoint, save_eagle, save_sentencepiece
 from tests.narrowing import instance, present
 
 pytestmark = pytest.mark.slow
@@ -145,14 +145,13 @@ def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_converted(tmp_path: 
         assert tokenizer.decode(reference.encode(text)) == text
 
 
-def test_a_shorter_context_makes_a_sliding_window_harmless(tmp_path: Path) -> None:
+def test_a_window_that_no_text_is_longer_than_leaves_the_graphs_as_they_are(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "target", MistralConfig, sliding_window=40)
-    with pytest.raises(CheckpointError, match="sliding_window 40 is below the context of 96 tokens.*--max-context 40"):
-        export(tmp_path, precision="fp32")
-    manifest = export(tmp_path, precision="fp32", max_context=40, block_size=3)
-    assert manifest.geometry.max_context == 40
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "target").eval()
-    _compare_chain(model, tmp_path / "out", manifest, [[0, 3]])
+    options: dict[str, Any] = {"precision": "fp32", "max_context": 40, "block_size": 3, "force": True}
+    windowed = export(tmp_path, **options)
+    assert (windowed.geometry.max_context, windowed.geometry.window) == (40, None)
+    edit_config(tmp_path / "target", sliding_window=None)
+    assert export(tmp_path, **options).blocks == windowed.blocks
 
 
 def test_int8_files_are_a_quarter_and_agree_with_their_weights(tmp_path: Path) -> None:

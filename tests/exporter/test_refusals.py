@@ -66,14 +66,21 @@ ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq
 BROKEN: dict[str, Callable[[Path], object]] = {
     "config.json is missing": lambda target: (target / "config.json").unlink(),
     "config.json: not readable as JSON": lambda target: truncate(target / "config.json", 40),
-    "architecture GPT2LMHeadModel is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, "
-    "Qwen3ForCausalLM": lambda target: edit_config(target, architectures=["GPT2LMHeadModel"]),
+    "architecture GPT2LMHeadModel is not supported; supported: LlamaForCausalLM, MistralForCausalLM, "
+    "MinistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM": lambda target: edit_config(
+        target, architectures=["GPT2LMHeadModel"]
+    ),
     "hidden_act 'gelu' is not supported": lambda target: edit_config(target, hidden_act="gelu"),
-    "already quantised": lambda target: edit_config(target, quantization_config={"quant_method": "awq"}),
+    "already quantised (quantization_config, awq)": lambda target: edit_config(
+        target, quantization_config={"quant_method": "awq"}
+    ),
+    "num_experts is 8, a field that is not known with LlamaForCausalLM": lambda target: edit_config(
+        target, num_experts=8
+    ),
     "hidden_size is None, expected a positive integer": lambda target: edit_config(target, "hidden_size"),
     "head_dim 24 is not a multiple of 16": lambda target: edit_config(target, head_dim=24),
-    "rope type 'yarn' is not supported; supported: default, linear, llama3": lambda target: edit_config(
-        target, rope_scaling={"type": "yarn", "factor": 4.0}
+    "rope type 'mrope' is not supported; supported: default, linear, dynamic, llama3, yarn, longrope": (
+        lambda target: edit_config(target, rope_scaling={"type": "mrope", "factor": 4.0})
     ),
     "factor is None, expected a positive number": lambda target: edit_config(target, rope_scaling={"type": "linear"}),
     "original_max_position_embeddings is None": lambda target: edit_config(target, rope_scaling=ROPE),

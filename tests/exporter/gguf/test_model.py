@@ -204,7 +204,7 @@ def refuse(tmp_path: Path, message: str, values: dict[str, Any], tensors: Rows, 
     assert [entry.name for entry in tmp_path.iterdir()] == ["bad.gguf"]
 
 
-@pytest.mark.parametrize("architecture", ["gemma3", "phi3", "deepseek2"])
+@pytest.mark.parametrize("architecture", ["gemma4", "cohere2", "deepseek2"])
 def test_other_architectures_are_refused_by_name(architecture: str, tmp_path: Path) -> None:
     values = fields(SHAPE, 1, architecture)
     message = f"architecture '{architecture}' is not supported; supported: llama, qwen2, qwen3"
