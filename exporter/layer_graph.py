@@ -111,11 +111,9 @@ def _rows_in(shape: LayerShape) -> list[ValueInfoProto]:
         floats(RECENT_BIAS, *scores, "recent"),
     ]
     if shape.window is not None:
-        own = {ROTARY_COS, ROTARY_SIN, OLDER_BIAS, OLDER_MASK, RECENT_BIAS}
-        for given in [given for given in inputs if given.name in own]:
-            inputs.append(ValueInfoProto())
-            inputs[-1].CopyFrom(given)
-            inputs[-1].name = of_sliding_layers(given.name)
+        for given in list(inputs):
+            if given.name in (ROTARY_COS, ROTARY_SIN, OLDER_BIAS, OLDER_MASK, RECENT_BIAS):
+                inputs.append(ValueInfoProto(name=of_sliding_layers(given.name), type=given.type))
     return inputs
 
 

@@ -69,6 +69,18 @@ FAMILIES = {
     "Mistral": Model("llama", MistralConfig, {"sliding_window": None, "head_dim": 32}),
     "Qwen2": Model("qwen2", Qwen2Config, {}),
     "Qwen3": Model("qwen3", Qwen3Config, {"head_dim": 48}),
+    "Qwen3 with yarn": Model(
+        "qwen3",
+        Qwen3Config,
+        {
+            **{"head_dim": 32, "max_position_embeddings": 160},
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40},
+        },
+        {
+            **{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
+            "rope.scaling.original_context_length": 40,
+        },
+    ),
     "Gemma 2": Model(
         "gemma2",
         Gemma2Config,
@@ -163,7 +175,9 @@ def test_a_gguf_file_gives_the_graphs_of_its_checkpoint(family: str, kind: str, 
     assert (found.architecture == expected.architecture) == (family != "Mistral"), "whose files say llama"
 
 
-@pytest.mark.parametrize("family", ["Gemma 2", "Gemma 3", "Phi-4 mini", "Granite", "OLMo 2", "SmolLM3"])
+@pytest.mark.parametrize(
+    "family", ["Qwen3 with yarn", "Gemma 2", "Gemma 3", "Phi-4 mini", "Granite", "OLMo 2", "SmolLM3"]
+)
 def test_llama_cpp_writes_the_same_text_of_it(family: str, tmp_path: Path) -> None:
     """So files are read as they are meant, whatever this project's own converter of them would do."""
     path = converted(family, tmp_path, has_spare_rows=False)
