@@ -152,7 +152,8 @@ class LayerShape:
         first, second = np.split(np.arange(self.num_rotated), 2)
         rest = np.split(np.arange(self.num_rotated, self.head_dim), 2)
         head = np.concatenate([first, rest[0], second, rest[1]])
-        return (np.arange(num_heads)[:, None] * self.head_dim + head).reshape(-1)
+        rows: np.ndarray = np.arange(num_heads)[:, None] * self.head_dim + head
+        return rows.reshape(-1)
 
 
 def geometry_of(shape: LayerShape, num_layers: int, vocab_size: int) -> Geometry:
@@ -213,7 +214,7 @@ def read_layer_shape(path: Path, config: Config, family: Family, max_context: in
     )
 
 
-def _read_heads(path: Path, config: Config, hidden_size: int) -> dict[str, int]:
+def _read_heads(path: Path, config: Config, hidden_size: int) -> dict[str, Any]:
     num_heads = positive_int(path, config, "num_attention_heads")
     num_kv_heads = positive_int(path, config, "num_key_value_heads", num_heads)
     head_dim = positive_int(path, config, "head_dim", hidden_size // num_heads)

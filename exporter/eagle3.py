@@ -268,8 +268,10 @@ def _choose_taps(path: Path, config: dict[str, Any], target: Geometry) -> tuple[
     named = config.get("eagle_aux_hidden_state_layer_ids")
     before = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
     taps = [2, target.num_layers // 2, target.num_layers - 3]
-    if named or before:
-        taps = list(named) if named else [layer + 1 for layer in before]
+    if named:
+        taps = list(named)
+    elif before:
+        taps = [layer + 1 for layer in before]
     if sorted(set(taps)) != taps or taps[0] < 1 or taps[-1] >= target.num_layers:
         raise CheckpointError(
             f"{path}: an EAGLE-3 head fuses the rows that enter some layers, here {taps}, which a target of "

@@ -211,7 +211,10 @@ def read_rope_fields(path: Path, config: Mapping[str, Any], max_positions: int) 
     if given and all(isinstance(values, dict) for values in given.values()):  # one for each type of layers
         if unknown := set(given) - {FULL, SLIDING}:
             raise CheckpointError(f"{path}: rope_parameters are given for {', '.join(sorted(unknown))}, not supported")
-        by_type = {FULL: given.get(FULL, given.get(SLIDING)), SLIDING: given.get(SLIDING, given.get(FULL))}
+        by_type = {
+            FULL: given[FULL if FULL in given else SLIDING],
+            SLIDING: given[SLIDING if SLIDING in given else FULL],
+        }
     elif config.get("rope_local_base_freq") is not None:  # of Gemma 3, whose windows are not stretched
         by_type[SLIDING] = {"rope_theta": config["rope_local_base_freq"]}
     fields = {}

@@ -178,7 +178,7 @@ def _refuse_unknown(file: GgufFile, architecture: Architecture) -> None:
     known = {*_FIELDS.values(), *architecture.fields.values(), *_READ, *_HARMLESS}
     start = _key(file, "")
     for key, value in file.metadata.items():
-        neutral = (True,) if key.endswith(".attention.causal") else (None, 0, "", [])
+        neutral: tuple[Any, ...] = (True,) if key.endswith(".attention.causal") else (None, 0, "", [])
         if key.startswith(start) and key.removeprefix(start) not in known and value not in neutral:
             raise CheckpointError(
                 f"{file.path}: {key} is {value!r:.80}, a field that is not known with this architecture, so the text "

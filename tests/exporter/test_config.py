@@ -20,9 +20,9 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
-    SmolLM3Config,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.smollm3 import SmolLM3Config
 
 from exporter.config import LayerShape, geometry_of, read_layer_shape
 from exporter.families import FAMILIES

@@ -27,10 +27,11 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     SiglipVisionConfig,
-    SmolLM3Config,
 )
+from transformers.models.smollm3 import SmolLM3Config
 
 from exporter.bundle import ExportOptions, export_bundle
+from exporter.matrices import Matrix
 from exporter.model import load_checkpoint
 from flowspec_edge.core.rows import Row
 from flowspec_edge.engine.head import Head
@@ -166,8 +167,11 @@ def test_the_text_model_of_one_that_sees_images_is_read(exported: Callable[[str]
     np.testing.assert_array_equal(next(found.embedding()), next(expected.embedding()))
     one, other = (checkpoint.layers(3, 4) for checkpoint in (found, expected))
     for name, weight in one.items():
-        arrays = [given if isinstance(given, np.ndarray) else given.unpacked() for given in (weight, other[name])]
-        np.testing.assert_array_equal(*arrays)
+        np.testing.assert_array_equal(_as_array(weight), _as_array(other[name]))
+
+
+def _as_array(weight: Matrix | np.ndarray) -> np.ndarray:
+    return weight if isinstance(weight, np.ndarray) else weight.unpacked()
 
 
 def _path(place: int) -> Sequence[int]:

@@ -13,6 +13,9 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import quantize
 from safetensors.numpy import load_file
 
+from exporter.config import read_layer_shape
+from exporter.families import FAMILIES
+from exporter.gguf.config import gguf_name
 from exporter.gguf.model import EMBEDDING
 from exporter.gguf.tokenizer import TokenType
 from tests.exporter.gguf.conftest import write_gguf
@@ -24,11 +27,11 @@ DEMO_MODEL = Path(__file__).parents[3] / "exporter/demo_model/target"
 def write_demo_gguf(path: Path) -> Path:
     config = json.loads((DEMO_MODEL / "config.json").read_text())
     weights = {name: weight.astype(np.float32) for name, weight in load_file(DEMO_MODEL / "model.safetensors").items()}
-    tensors = tensors_of(weights, "F32", (config["num_attention_heads"], config["num_key_value_heads"]))
-    embedding = tensors_of({EMBEDDING: weights[EMBEDDING]}, "F32", None)
+    shape = read_layer_shape(DEMO_MODEL / "config.json", config, FAMILIES["LlamaForCausalLM"])
+    tensors = tensors_of(weights, "F32", shape, in_pairs=True)
     for name, (_, rows) in tensors.items():
         if rows.ndim == 2:
-            kind = "Q8_0" if name in embedding else "Q4_1"
+            kind = "Q8_0" if name == gguf_name(EMBEDDING) else "Q4_1"
             tensors[name] = kind, quantize(rows, GGMLQuantizationType[kind])
     return write_gguf(path, {**_shape(config), **_tokenizer(config)}, tensors)
 

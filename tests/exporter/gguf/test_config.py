@@ -37,8 +37,8 @@ def config_of(
 
 
 def shape_of(config: dict[str, Any]) -> LayerShape:
-    architecture, config = read_family(Path("model.gguf"), config)
-    return read_layer_shape(Path("model.gguf"), config, FAMILIES[architecture])
+    architecture, whole = read_family(Path("model.gguf"), config)
+    return read_layer_shape(Path("model.gguf"), whole, FAMILIES[architecture])
 
 
 def test_a_llama_is_read_as_its_checkpoint_would_be(write: Write) -> None:

@@ -23,8 +23,8 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
-    SmolLM3Config,
 )
+from transformers.models.smollm3 import SmolLM3Config
 
 from exporter.bundle import ExportOptions, export_bundle
 from exporter.gguf.config import LONGROPE_FACTORS
