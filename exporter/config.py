@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from exporter.families import ACTIVATIONS, BEFORE, FUSED, Config, Family, Norms, slides
+from exporter.families import ACTIVATIONS, BEFORE, FUSED, Config, Family, Norms, has_window
 from exporter.fields import positive_int, positive_number
 from exporter.rope import FULL, SLIDING, RopeFields, read_rope_fields
 from flowspec_edge.errors import CheckpointError
@@ -253,7 +253,7 @@ def _read_layers(
     """Which layers have a window, and which are rotated and how."""
     layers = range(positive_int(path, config, "num_hidden_layers"))
     _check_list(path, config, "no_rope_layers", len(layers))
-    sliding = frozenset(layer for layer in layers if slides(path, config, family, layer))
+    sliding = frozenset(layer for layer in layers if has_window(path, config, family, layer))
     window = positive_int(path, config, "sliding_window", context) if sliding else context
     full, local = (_read_rope(path, ropes[kind], head_dim, context) for kind in (FULL, SLIDING))
     if local == full and window >= context:  # no layer differs from another

@@ -14,7 +14,7 @@ from exporter.rope import SLIDING
 from flowspec_edge.errors import CheckpointError
 
 Config = Mapping[str, Any]
-Slides = Callable[[Config, int], bool]
+OfLayer = Callable[[Config, int], bool]
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Family:
     activation: str = "hidden_act"
     is_fused: bool = False
     scales_embedding: bool = False
-    slides: Slides = _none_slide
-    rotates: Slides = lambda config, layer: True
+    slides: OfLayer = _none_slide
+    rotates: OfLayer = lambda config, layer: True
 
 
 _BASE: Config = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu"}
@@ -202,7 +202,7 @@ FAMILIES = {
 """Llama 1, 2 and 3, TinyLlama, SmolLM 1 and 2, and Vicuna are all LlamaForCausalLM; Phi-4 is Phi3ForCausalLM."""
 
 
-def slides(path: Path, config: Config, family: Family, layer: int) -> bool:
+def has_window(path: Path, config: Config, family: Family, layer: int) -> bool:
     """Whether a layer sees the last rows of a window alone. Raises CheckpointError for other types of layers."""
     types = config.get("layer_types") if "layer_types" in family.reads else None
     if types is None:
