@@ -93,7 +93,7 @@ def load_draft_head(directory: Path, target: Geometry, *, allow_pickle: bool = F
         config = {**layer, **config}
     tensors = TensorFiles(directory, allow_pickle=allow_pickle)
     family = replace(FAMILIES["LlamaForCausalLM"], qkv_bias=bool(config.get("qkv_bias", False)))
-    shape = read_layer_shape(path, config, family)
+    shape = read_layer_shape(path, {"num_hidden_layers": 1, **config}, family)
     if shape.rope_scale != 1.0 or shape.num_rotated != shape.head_dim:
         raise CheckpointError(
             f"{path}: a rope that scales attention, or rotates a part of each head, is not supported in draft heads"
