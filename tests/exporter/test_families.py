@@ -198,5 +198,5 @@ def test_a_row_has_the_same_bits_in_every_tree(family: str, exported: Callable[[
     root = exported(family)
     manifest = load_manifest(root / "out")
     stage = StageRunner(root / "out", manifest, 0, NUM_LAYERS)
-    compared, differing = row_bits.compare(stage, manifest.geometry.vocab_size, seed=9, num_prompt=150, num_chunks=2)
-    assert compared > 50 and not differing
+    compared, differing = row_bits.compare(stage, manifest.geometry.vocab_size, seed=10, num_prompt=150, num_chunks=3)
+    assert compared > 190 and not differing
