@@ -186,7 +186,7 @@ def read_layer_shape(path: Path, config: Config, family: Family, max_context: in
     config = {**family.defaults, **config}
     hidden_size = positive_int(path, config, "hidden_size")
     heads = _read_heads(path, config, hidden_size)
-    activation = config.get(family.activation)
+    activation = str(config.get(family.activation))
     if activation not in ACTIVATIONS:
         raise CheckpointError(
             f"{path}: {family.activation} {activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}"

@@ -44,7 +44,7 @@ FUSED = {
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
 }
 """Matrices that Phi-3 stores as one, in the order of their rows."""
-ACTIVATIONS: dict[Any, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 def _none_slide(config: Config, layer: int) -> bool:
@@ -202,10 +202,21 @@ FAMILIES = {
 """Llama 1, 2 and 3, TinyLlama, SmolLM 1 and 2, and Vicuna are all LlamaForCausalLM; Phi-4 is Phi3ForCausalLM."""
 
 
+_COUNTS = {"max_window_layers": 0, "sliding_window_pattern": 1, "no_rope_layer_interval": 1}
+"""Fields by which layers are told apart, and the least values that they can have."""
+
+
 def has_window(path: Path, config: Config, family: Family, layer: int) -> bool:
-    """Whether a layer sees the last rows of a window alone. Raises CheckpointError for other types of layers."""
+    """Whether a layer sees the last rows of a window alone.
+
+    Raises:
+        CheckpointError: the config has other types of layers, or does not tell them apart.
+    """
     types = config.get("layer_types") if "layer_types" in family.reads else None
     if types is None:
+        for field, least in _COUNTS.items():
+            if field in family.defaults and (not isinstance(config[field], int) or config[field] < least):
+                raise CheckpointError(f"{path}: {field} is {config[field]!r:.80}, expected a number from {least} on")
         return family.slides(config, layer)
     known = {"full_attention", SLIDING}
     if not isinstance(types, list) or len(types) <= layer or not known.issuperset(map(str, types)):

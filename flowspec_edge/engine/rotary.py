@@ -72,10 +72,10 @@ class Tables:
         ]
         self.inputs: dict[str, ort.OrtValue] = {}
         if num_slots:
-            tables = (ROTARY_COS, ROTARY_SIN), map(of_sliding_layers, (ROTARY_COS, ROTARY_SIN))
-            pairs = [self._arrays[:2], self._arrays[-2:]]
-            for names, arrays, _ in zip(tables, pairs, ropes, strict=False):
-                self.inputs |= zip(names, map(as_ort_value, arrays), strict=True)
+            names = ROTARY_COS, ROTARY_SIN
+            self.inputs |= zip(names, map(as_ort_value, self._arrays[:2]), strict=True)
+            if len(ropes) > 1:  # of layers with a window: the same tables where their rope is the same
+                self.inputs |= zip(map(of_sliding_layers, names), map(as_ort_value, self._arrays[-2:]), strict=True)
 
     def fill(self, positions: NDArray[np.int64]) -> None:
         """Make sure that the rows of these positions are computed, as far as the tables go."""

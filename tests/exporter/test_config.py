@@ -354,6 +354,24 @@ def test_values_of_a_family_that_are_of_no_model_are_refused(architecture: str, 
         read_family(PATH, {"architectures": [architecture], **LLAMA31_8B, **field})
 
 
+@pytest.mark.parametrize(
+    ("architecture", "field"),
+    [
+        ("Qwen2ForCausalLM", {"max_window_layers": None}),
+        ("Gemma3ForCausalLM", {"sliding_window_pattern": 0}),
+        ("Gemma3ForCausalLM", {"sliding_window": "wide"}),
+        ("SmolLM3ForCausalLM", {"no_rope_layer_interval": "four"}),
+        ("SmolLM3ForCausalLM", {"no_rope_layers": [1, 0]}),
+        ("GraniteForCausalLM", {"residual_multiplier": 0}),
+        ("LlamaForCausalLM", {"hidden_act": ["silu"]}),
+        ("LlamaForCausalLM", {"num_hidden_layers": 0}),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_by_name(architecture: str, field: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=next(iter(field))):
+        read({**LLAMA31_8B, "head_dim": 128, **field}, architecture)
+
+
 def test_what_is_special_of_families_is_read() -> None:
     gemma = read({**LLAMA31_8B, "head_dim": 128, "query_pre_attn_scalar": 64}, "Gemma2ForCausalLM")
     assert (gemma.activation, gemma.embedding_scale, gemma.norm_offset) == ("gelu_tanh", 64.0, 1.0)
