@@ -65,6 +65,8 @@ class GenerateOptions:
 
     With a ``grammar`` no token is drawn that it does not allow. The text ends where the grammar does; where it is cut
     before, by its length or a stop string, it is a beginning of what the grammar allows.
+
+    Special tokens are no part of the text but for those in ``shown_token_ids``, which are told by their names.
     """
 
     max_new_tokens: int = 128
@@ -84,6 +86,7 @@ class GenerateOptions:
     min_tokens: int = 0
     num_logprobs: int | None = None
     grammar: Grammar | None = None
+    shown_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_range("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
@@ -133,7 +136,9 @@ class GenerateOptions:
             )
         for name, is_set in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens > 0)):
             if is_set:
-                raise FieldError(name, "is set beside a grammar, which alone says where the text ends; leave it out")
+                raise FieldError(
+                    name, "is set beside a grammar or tools, which alone say where the text ends; leave it out"
+                )
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises FieldError where a token that is named is none of a model with so many."""

@@ -15,16 +15,22 @@ class TextStream:
     A character or a stop string may end in a later token, so text that could still change is held back. A token takes
     no longer when the text has become long. The text goes on behind the tokens in ``before``, a prompt for example:
     prompt and text are what all these tokens are together. In the text of the first ``min_tokens`` tokens no stop
-    string is looked for.
+    string is looked for. Special tokens in ``shown`` are a part of the text.
 
     Attributes:
         stop: the stop string that ended the text.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), before: Sequence[int] = (), min_tokens: int = 0
+        self,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...] = (),
+        before: Sequence[int] = (),
+        min_tokens: int = 0,
+        shown: Sequence[int] = (),
     ) -> None:
-        self._detokenizer = Detokenizer(tokenizer.texts, before)
+        names = {token: tokenizer.bytes_of(token) for token in shown}
+        self._detokenizer = Detokenizer(tokenizer.texts, before, names)
         self._num_unstopped = min_tokens
         self._stops = [_StopString(text) for text in stop]
         self._held = ""  # what is known and not given

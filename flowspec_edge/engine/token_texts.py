@@ -10,7 +10,7 @@ import codecs
 import itertools
 import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flowspec_edge.manifest import MAX_SIZES
@@ -79,17 +79,19 @@ class Detokenizer:
     """Turns a stream of tokens into text as early as it is certain: an unfinished character waits for its last byte.
 
     The text goes on behind the tokens in ``before``, whose text is not repeated. What is no UTF-8 becomes U+FFFD.
+    ``shown`` has the bytes of special tokens that are a part of the text.
     """
 
-    def __init__(self, texts: TokenTexts, before: Sequence[int] = ()) -> None:
+    def __init__(self, texts: TokenTexts, before: Sequence[int] = (), shown: Mapping[int, bytes] | None = None) -> None:
         self._texts = texts
+        self._shown = shown or {}
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._strips_space = texts.strips_space and not any(texts[token] for token in before)
         self._characters.decode(_last_bytes(texts, before))
 
     def feed(self, tokens: Iterable[int]) -> str:
         """The text that has become certain with these tokens."""
-        new = b"".join(map(self._texts.__getitem__, tokens))
+        new = b"".join(self._shown.get(token) or self._texts[token] for token in tokens)
         if self._strips_space and new:
             self._strips_space = False
             new = new.removeprefix(b" ")

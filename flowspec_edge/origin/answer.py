@@ -27,7 +27,13 @@ class Answer:
         self._options = options
         self._tokens: list[int] = []
         self._bytes_of = tokenizer.bytes_of
-        self._text = TextStream(tokenizer, options.stop, before=self._prompt, min_tokens=options.min_tokens)
+        self._text = TextStream(
+            tokenizer,
+            options.stop,
+            before=self._prompt,
+            min_tokens=options.min_tokens,
+            shown=options.shown_token_ids,
+        )
         self._ending: str | None = None
         self._counts: list[GenerationStatistics] = []  # one for each ring that wrote at it
         self._computed: Sequence[ComputedLayers] = ()  # by the ring that wrote last

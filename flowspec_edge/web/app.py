@@ -22,7 +22,6 @@ from flowspec_edge.config import Piece
 from flowspec_edge.errors import FieldError, FlowspecError, RequestError
 from flowspec_edge.web import openapi
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator, joined, side_by_side
-from flowspec_edge.web.chat import Chat
 from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.completions import Completions
 from flowspec_edge.web.error_forms import refusing_in_its_dialect
@@ -35,6 +34,7 @@ from flowspec_edge.web.metrics import Metrics, Status
 from flowspec_edge.web.model_card import ModelCard
 from flowspec_edge.web.ollama import OllamaChat, OllamaGenerate
 from flowspec_edge.web.ollama_models import OllamaModels
+from flowspec_edge.web.openai_chat import Chat
 from flowspec_edge.web.refusals import NO_MODEL, refuse_as
 from flowspec_edge.web.request_log import install_request_log, note_piece
 from flowspec_edge.web.responses import Responses
@@ -213,8 +213,8 @@ class _Api:
                     yield piece
         except FlowspecError as cause:
             record.fail()
-            if isinstance(cause, FieldError) and cause.name == "grammar":  # only a ring can read it
-                raise cause.named(text.grammar_field) from cause
+            if isinstance(cause, FieldError) and cause.name == "grammar":
+                raise text.in_callers_words(cause) from cause
             raise
         finally:
             record.end()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from flowspec_edge.config import GenerateOptions, Logprobs, Piece, Prompt
+from flowspec_edge.errors import FieldError
 from flowspec_edge.web.error_forms import openai_error
 from flowspec_edge.web.framing import DATA_EVENTS, Framing, Json
 from flowspec_edge.web.refusals import Refusal
+
+_LINE = re.compile(r"\bat (\d+)\(")
+"""How llguidance names the line of a Lark grammar that is at fault."""
 
 
 class TextGenerator(Protocol):
@@ -30,11 +35,22 @@ class TextGenerator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AskedText:
-    """One text to write: a choice of the answer. ``grammar_field`` is what the caller calls its grammar."""
+    """One text to write: a choice of the answer.
+
+    ``grammar_field`` is what the caller calls its grammar, and ``grammar_lines`` what each of its first lines, where
+    it was made of several fields.
+    """
 
     prompt: Prompt
     options: GenerateOptions
     grammar_field: str = "grammar"
+    grammar_lines: Sequence[str] = ()
+
+    def in_callers_words(self, cause: FieldError) -> FieldError:
+        """A fault of the grammar, which only a ring can read."""
+        found = _LINE.search(cause.fault)
+        line = 0 if found is None else int(found[1])
+        return cause.named(self.grammar_lines[line - 1] if 1 <= line <= len(self.grammar_lines) else self.grammar_field)
 
 
 class AnswerForm(Protocol):

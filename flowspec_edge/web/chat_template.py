@@ -18,6 +18,7 @@ import msgspec
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import TextPart
 from flowspec_edge.errors import BundleError, RequestError
+from flowspec_edge.web.call_form import CallForm, find_call_form
 from flowspec_edge.web.template_sandbox import build_environment, check_size, limited_steps
 
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -29,21 +30,27 @@ PLAIN = """\
 {% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"""
 """For models without a template of their own. Base models go on with a dialogue in this form."""
 
+_PROBE = "be a probe"
 Message = Mapping[str, Any]
 
 
 class ChatTemplate:
     """A model's template. ``names`` are its variables of special tokens, as ``bos_token``, with their texts.
 
-    ``special_texts`` are all texts that the tokenizer reads as special tokens. Without a ``source`` the template is
-    plain. A broken one is found when it is first used, for other texts can be written without it.
+    ``special`` has the ids of all texts that the tokenizer reads as special tokens, and ``ends`` those of them that end
+    a message. Without a ``source`` the template is plain. A broken one is found when it is first used, for other texts
+    can be written without it.
     """
 
-    def __init__(self, source: str | None, names: Mapping[str, str], special_texts: Iterable[str]) -> None:
+    def __init__(
+        self, source: str | None, names: Mapping[str, str], special: Mapping[str, int], ends: Iterable[str] = ()
+    ) -> None:
         self.is_plain = source is None
+        self.special = special
         self._source = PLAIN if source is None else source
         self._names = dict(names)
-        self._special = sorted(set(special_texts), key=len, reverse=True)
+        self._by_length = sorted(special, key=len, reverse=True)
+        self._ends = [*ends]
         self._thread = ThreadPoolExecutor(1, "chat-template")
 
     @classmethod
@@ -61,7 +68,9 @@ class ChatTemplate:
         texts = {token.id: token.content for token in added}
         ids = {"bos_token": manifest.bos_token_id, "eos_token": next(iter(manifest.eos_token_ids), None)}
         names = {name: texts[token] for name, token in ids.items() if token in texts}
-        return cls(manifest.chat_template, names, [token.content for token in added if token.special and token.content])
+        special = {token.content: token.id for token in added if token.special and token.content}
+        ends = [texts[token] for token in manifest.eos_token_ids if token in texts]
+        return cls(manifest.chat_template, names, special, ends)
 
     async def render(
         self,
@@ -98,7 +107,7 @@ class ChatTemplate:
         mark = next((mark for mark in _MARKS if mark not in said), None)
         if mark is None:
             raise RequestError("the messages have all of the characters U+FDD0 to U+FDEF, which stand for no text")
-        splits = {token: token[:1] + mark + token[1:] for token in self._special if token in said}
+        splits = {token: token[:1] + mark + token[1:] for token in self._by_length if token in said}
 
         def hide(text: str) -> str:
             """Split what looks like a special token, so that it is none. No step of it takes long."""
@@ -121,6 +130,29 @@ class ChatTemplate:
         ) as cause:
             raise RequestError(f"the model's chat template fails on these messages ({cause})") from cause
         return [TextPart(part) for part in text.split(mark) if part]
+
+    async def call_form(self) -> CallForm:
+        """How the model writes calls of tools. Raises BundleError where the template cannot be read."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._call_form)
+
+    async def has_system(self) -> bool:
+        """Whether there may be a message of the system. Raises BundleError where the template cannot be read."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._has_system)
+
+    @functools.cached_property
+    def _call_form(self) -> CallForm:
+        return find_call_form(self._rendered, self._ends)
+
+    @functools.cached_property
+    def _has_system(self) -> bool:
+        messages = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "ask"}]
+        try:
+            return _PROBE in self._rendered({"messages": messages, "tools": None, "add_generation_prompt": True})
+        except RequestError:
+            return False
+
+    def _rendered(self, given: Mapping[str, Any]) -> str:
+        return "".join(part.text for part in self.render_now(given))
 
     def close(self) -> None:
         """End the thread, once what it writes is written."""

@@ -10,6 +10,7 @@ import msgspec
 
 from flowspec_edge.config import Grammar
 from flowspec_edge.errors import FieldError
+from flowspec_edge.web.drawing_fields import Drawing
 from flowspec_edge.web.fields import UNSUPPORTED
 
 ANY_OBJECT = '{"type": "object"}'
@@ -43,8 +44,8 @@ class StructuredOutputs(msgspec.Struct, kw_only=True):
     grammar: str | None = None
 
 
-class GrammarFields(msgspec.Struct, kw_only=True):
-    """Fields as clients send them; at most one of them says something."""
+class GrammarFields(Drawing, kw_only=True):
+    """How a text is drawn, and what it may be: at most one of these fields says something."""
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -7,36 +7,35 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from flowspec_edge.config import Piece
 from flowspec_edge.errors import FieldError
 from flowspec_edge.web.asked import Asked, AskedText, TextGenerator
 from flowspec_edge.web.chat import ChatMessage, ChatTexts, FunctionCall, ToolCall, write_chat
 from flowspec_edge.web.chat_template import ChatTemplate
+from flowspec_edge.web.drawing_fields import Drawing
 from flowspec_edge.web.error_forms import anthropic_error
 from flowspec_edge.web.fields import UNSUPPORTED, Whole, parse_fields
 from flowspec_edge.web.framing import NAMED_EVENTS, Json
-from flowspec_edge.web.reasoning import ReasoningSplit
-from flowspec_edge.web.translation import Drawing, chat_fields, in_words_of, own_fields
+from flowspec_edge.web.message_form import MessageForm
+from flowspec_edge.web.translation import chat_fields, in_words_of, own_fields, renamed
 
 OWN = own_fields(
     idle=frozenset({"cache_control", "inference_geo", "speed", "signature", "is_error", "citations"}),
     neutral={
-        "tools": ([],),
-        "tool_choice": ({"type": "none"}, {"type": "auto"}),
         "output_config": ({},),
         **dict.fromkeys(("output_format", "container", "context_management"), ()),
         "mcp_servers": ([],),
     },
 )
 """Anthropic's fields that are not OpenAI's, and which the core does not do."""
-CALLED = {"stop": "stop_sequences"}
+CALLED = {"stop": "stop_sequences", ".function.parameters": ".input_schema", ".function.": "."}
 """How Anthropic calls what the core calls otherwise."""
+CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+"""What the model is to do about tools, as chats have it."""
 READ = "this model reads blocks of type 'text', and of tools called before"
 
 
@@ -70,6 +69,22 @@ class Thinking(msgspec.Struct, kw_only=True):
     budget_tokens: Whole | None = None
 
 
+class ToolParam(msgspec.Struct, kw_only=True):
+    """A tool that the client runs; those that Anthropic runs have other types."""
+
+    name: str
+    type: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolChoiceParam(msgspec.Struct, kw_only=True):
+    type: str
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
 class MessagesFields(Drawing, kw_only=True):
     """The body of ``POST /v1/messages``, and of ``POST /v1/messages/count_tokens``."""
 
@@ -80,6 +95,8 @@ class MessagesFields(Drawing, kw_only=True):
     max_tokens: Whole | None = None
     stop_sequences: list[str] | None = None
     stream: bool | None = None
+    tools: list[ToolParam] | None = None
+    tool_choice: ToolChoiceParam | None = None
 
 
 class Messages:
@@ -109,10 +126,12 @@ class Messages:
         names = ("model", "max_tokens", *Drawing.__struct_fields__)
         given = {name: getattr(fields, name) for name in names} | {"stop": fields.stop_sequences}
         given["chat_template_kwargs"] = _variables(fields.thinking)
+        given |= _chat_tools(fields)
         messages = await asyncio.to_thread(_chat_messages, fields)
         with in_words_of(CALLED):
             chat = chat_fields(given, messages, CALLED)
-            return await write_chat(self._generator, self._template, chat)
+            asked = await write_chat(self._generator, self._template, chat)
+        return asked._replace(texts=renamed(asked.texts, CALLED))
 
 
 def _variables(thinking: Thinking | None) -> Json | None:
@@ -126,6 +145,31 @@ def _variables(thinking: Thinking | None) -> Json | None:
             UNSUPPORTED,
         )
     return {"enable_thinking": thinking.type == "adaptive"}
+
+
+def _chat_tools(fields: MessagesFields) -> Json:
+    """The fields of tools as chats have them."""
+    given: Json = {"tools": None if fields.tools is None else [_chat_tool(tool) for tool in fields.tools]}
+    match fields.tool_choice:
+        case None:
+            return given
+        case ToolChoiceParam(type="tool", name=str(name)):
+            given["tool_choice"] = {"type": "function", "function": {"name": name}}
+        case ToolChoiceParam(type="tool"):
+            raise FieldError("tool_choice.name", "is missing", "missing_required_parameter")
+        case choice:
+            if choice.type not in CHOICES:
+                raise FieldError("tool_choice.type", f"is {choice.type!r:.80}; it must be tool or {', '.join(CHOICES)}")
+            given["tool_choice"] = CHOICES[choice.type]
+    given["parallel_tool_calls"] = not fields.tool_choice.disable_parallel_tool_use
+    return given
+
+
+def _chat_tool(tool: ToolParam) -> Json:
+    if tool.type not in (None, "custom"):
+        return {"type": tool.type}
+    given = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
+    return {"type": "function", "function": given}
 
 
 def _chat_messages(fields: MessagesFields) -> list[ChatMessage]:
@@ -175,111 +219,3 @@ def _text(name: str, content: str | Sequence[InnerBlock]) -> str:
         if block.type != "text" or block.text is None:
             raise FieldError(f"{name}[{at}].type", f"is {block.type!r:.80}; {READ}", UNSUPPORTED)
     return "\n".join(block.text or "" for block in content)
-
-
-class MessageForm:
-    """Anthropic's ``message`` objects of one answer, and the events of a stream."""
-
-    def __init__(self, generator: TextGenerator, asked: ChatTexts, stops: Sequence[str]) -> None:
-        self._seed = asked.texts[0].options.seed
-        self._stops = stops
-        self._split = ReasoningSplit(has_begun=asked.is_reasoning)
-        self._block: str | None = None  # the type of the block that is written
-        self._num_blocks = 0
-        self._has_begun = False
-        self._head = {
-            "id": f"msg_{secrets.token_hex(12)}",
-            "type": "message",
-            "role": "assistant",
-            "model": generator.model,
-        }
-
-    def events(self, choice: int, piece: Piece) -> list[Json]:
-        events = [] if self._has_begun else [self._begun(piece)]
-        self._has_begun = True
-        reasoning, content = self._split.feed(piece.text, is_last=piece.finish_reason is not None)
-        for kind, text in (("thinking", reasoning), ("text", content)):
-            if text:
-                events += [*self._go_to(kind), self._delta(f"{kind}_delta", kind, text)]
-        if piece.finish_reason is not None:
-            events += [*([] if self._num_blocks else self._go_to("text")), *self._go_to(None), self._ended(piece)]
-        return events
-
-    def last_events(self) -> list[Json]:
-        return [{"type": "message_stop"}]
-
-    def whole(self, choices: Sequence[Piece]) -> Json:
-        (piece,) = choices
-        reasoning, content = self._split.feed(piece.text, is_last=True)
-        blocks: list[Json] = [_block("thinking", reasoning)] if reasoning else []
-        if content or not reasoning:
-            blocks.append(_block("text", content))
-        return {
-            **self._head,
-            "content": blocks,
-            **self._ending(piece),
-            "usage": _usage(piece),
-            "flowspec": self._figures(piece),
-        }
-
-    def _begun(self, piece: Piece) -> Json:
-        """The first event; only the first piece with tokens knows those of the prompt."""
-        known = piece.statistics or {"prompt_tokens": len(piece.prompt_token_ids or ()), "completion_tokens": 0}
-        usage = {"input_tokens": known["prompt_tokens"], "output_tokens": 0}
-        message: Json = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
-        return {"type": "message_start", "message": message}
-
-    def _go_to(self, kind: str | None) -> list[Json]:
-        """End the block that is written, and begin one of that kind, where it is another one."""
-        events: list[Json] = []
-        if kind == self._block:
-            return events
-        if self._block == "thinking":
-            events.append(self._delta("signature_delta", "signature", ""))
-        if self._block is not None:
-            events.append({"type": "content_block_stop", "index": self._num_blocks - 1})
-        if kind is not None:
-            self._num_blocks += 1
-            block = _block(kind, "")
-            events.append({"type": "content_block_start", "index": self._num_blocks - 1, "content_block": block})
-            if self._num_blocks == 1:
-                events.append({"type": "ping"})
-        self._block = kind
-        return events
-
-    def _delta(self, kind: str, field: str, text: str) -> Json:
-        return {
-            "type": "content_block_delta",
-            "index": self._num_blocks - 1,
-            "delta": {"type": kind, field: text},
-        }
-
-    def _ended(self, piece: Piece) -> Json:
-        return {
-            "type": "message_delta",
-            "delta": self._ending(piece),
-            "usage": _usage(piece),
-            "flowspec": self._figures(piece),
-        }
-
-    def _ending(self, piece: Piece) -> Json:
-        stop = piece.stop if piece.stop in self._stops else None
-        reason = "stop_sequence" if stop else "max_tokens" if piece.finish_reason == "length" else "end_turn"
-        return {"stop_reason": reason, "stop_sequence": stop}
-
-    def _figures(self, piece: Piece) -> Json:
-        return {**(piece.statistics or {}), "seed": self._seed}
-
-
-def _block(kind: str, text: str) -> Json:
-    return {"type": kind, kind: text} | ({"signature": ""} if kind == "thinking" else {})
-
-
-def _usage(piece: Piece) -> Json:
-    statistics = piece.statistics or {}
-    return {
-        "input_tokens": statistics.get("prompt_tokens", 0),
-        "output_tokens": statistics.get("completion_tokens", 0),
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
-    }

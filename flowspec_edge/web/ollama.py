@@ -22,6 +22,7 @@ from flowspec_edge.web.fields import UNSUPPORTED, Whole, parse_fields
 from flowspec_edge.web.framing import LINES, Json
 from flowspec_edge.web.ollama_form import OllamaForm, chat_part, generate_part
 from flowspec_edge.web.text_fields import check_model, options_of
+from flowspec_edge.web.tool_fields import Tool
 from flowspec_edge.web.translation import chat_fields, in_words_of, own_fields, renamed
 
 DEFAULT = GenerateOptions(max_new_tokens=MAX_NEW_TOKENS, temperature=0.8, top_k=40, top_p=0.9)
@@ -34,7 +35,7 @@ OWN = own_fields(
     | {"type", "id"},
     neutral={
         **dict.fromkeys(("template", "suffix"), ("",)),
-        **dict.fromkeys(("tools", "images", "context"), ([],)),
+        **dict.fromkeys(("images", "context"), ([],)),
         **dict.fromkeys(("width", "height", "steps"), ()),
     },
 )
@@ -111,6 +112,7 @@ class OllamaChatFields(OllamaFields, kw_only=True):
     """The body of ``POST /api/chat``."""
 
     messages: list[OllamaMessage] | None = None
+    tools: list[Tool] | None = None
 
 
 class OllamaGenerateFields(OllamaFields, kw_only=True):
@@ -135,6 +137,7 @@ class OllamaChat:
         messages = await asyncio.to_thread(_chat_messages, fields)
         with in_words_of(CALLED):
             chat = _core_fields(fields, messages)
+            chat.tools = fields.tools
             if messages:
                 asked = await write_chat(self._generator, self._template, chat, DEFAULT)
             else:
@@ -171,13 +174,13 @@ class OllamaGenerate:
             if getattr(fields, name):
                 raise FieldError(name, "is set for a raw prompt, which is gone on with as it is", UNSUPPORTED)
         check_model(chat, self._generator.model)
-        return ChatTexts([AskedText(prompt, options_of(chat, DEFAULT))], False, [])
+        return ChatTexts([AskedText(prompt, options_of(chat, DEFAULT))])
 
 
 def _nothing(chat: ChatFields, generator: TextGenerator) -> ChatTexts:
     """What clients ask for to have a model loaded: an answer of no text. It is always loaded."""
     check_model(chat, generator.model)
-    return ChatTexts([], False, [])
+    return ChatTexts([])
 
 
 def _core_fields(fields: OllamaFields, messages: list[ChatMessage]) -> ChatFields:

@@ -9,15 +9,22 @@ from flowspec_edge.config import Piece
 from flowspec_edge.web.asked import TextGenerator
 from flowspec_edge.web.chat import ChatTexts
 from flowspec_edge.web.framing import Json
-from flowspec_edge.web.reasoning import ReasoningSplit, Said
+from flowspec_edge.web.message_split import CallPart, Said, arguments_of
 
 NS_PER_S = 1_000_000_000
 
 
 def chat_part(said: Said) -> Json:
-    """How ``/api/chat`` tells what is said."""
-    thinking = {"thinking": said.reasoning} if said.reasoning else {}
-    return {"message": {"role": "assistant", "content": said.content, **thinking}}
+    """How ``/api/chat`` tells what is said, and the calls that are whole."""
+    message: Json = {"role": "assistant", "content": said.content}
+    if said.reasoning:
+        message["thinking"] = said.reasoning
+    if said.calls:
+        message["tool_calls"] = [
+            {"id": call.id, "function": {"index": call.number, "name": call.name, "arguments": arguments_of(call)}}
+            for call in said.calls
+        ]
+    return {"message": message}
 
 
 def generate_part(said: Said) -> Json:
@@ -36,14 +43,15 @@ class OllamaForm:
     ) -> None:
         self._model = generator.model if model is None else model
         self._seeds = [text.options.seed for text in asked.texts]
-        self._split = ReasoningSplit(has_begun=asked.is_reasoning)
+        self._split = asked.split()
+        self._call: CallPart | None = None  # what has come of one that is not whole
         self._part = part
         self._last: Piece | None = None
 
     def events(self, choice: int, piece: Piece) -> list[Json]:
         if piece.finish_reason is not None:
             self._last = piece
-        said = self._split.feed(piece.text, is_last=piece.finish_reason is not None)
+        said = self._said(piece.text, is_last=piece.finish_reason is not None)
         return [self._object(said, is_done=False)] if any(said) else []
 
     def last_events(self) -> list[Json]:
@@ -52,7 +60,20 @@ class OllamaForm:
     def whole(self, choices: Sequence[Piece]) -> Json:
         text = "".join(piece.text for piece in choices)
         self._last = choices[-1] if choices else None
-        return self._object(self._split.feed(text, is_last=True), is_done=True) | self._ending()
+        return self._object(self._said(text, is_last=True), is_done=True) | self._ending()
+
+    def _said(self, text: str, *, is_last: bool) -> Said:
+        """What has become certain with this text, of calls the whole ones alone: their arguments are an object."""
+        said = self._split.feed(text, is_last=is_last)
+        calls = []
+        for part in said.calls:
+            begun, self._call = self._call, None
+            call = part if begun is None else begun.joined(part)
+            if call.is_whole:
+                calls.append(call)
+            else:
+                self._call = call
+        return said._replace(calls=tuple(calls))
 
     def _object(self, said: Said, *, is_done: bool) -> Json:
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")

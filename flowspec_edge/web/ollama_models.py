@@ -68,7 +68,7 @@ class OllamaModels:
                 "template": card.chat_template or "{{ .Prompt }}",
                 "details": self._details(),
                 "model_info": self._facts(),
-                "capabilities": ["completion", *(["thinking"] if card.thinks else [])],
+                "capabilities": ["completion", "tools", *(["thinking"] if card.thinks else [])],
                 "modified_at": card.modified_at.isoformat(),
             }
         )

@@ -63,7 +63,6 @@ RAW: Mapping[str, Json] = {
             {"type": "null"},
         ],
     },
-    "tools": {"type": ["array", "null"], "items": {"type": "object"}},
 }
 """What may stand in fields that are parsed later."""
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 BEGIN, END = "<think>", "</think>"
 
 
-class Said(NamedTuple):
+class Split(NamedTuple):
     reasoning: str
     content: str
 
@@ -24,7 +24,7 @@ class ReasoningSplit:
         self._is_at_start = has_begun  # of the reasoning or the content, where space is left out
         self._held = ""
 
-    def feed(self, text: str, *, is_last: bool = False) -> Said:
+    def feed(self, text: str, *, is_last: bool = False) -> Split:
         """What has become certain with this text: what may be a part of a mark, or space before one, is held back."""
         self._held += text
         if self._state == "before":
@@ -46,7 +46,7 @@ class ReasoningSplit:
         content = ""
         if self._state == "content":
             content, self._held = self._stripped(self._held), ""
-        return Said(reasoning, content)
+        return Split(reasoning, content)
 
     def _stripped(self, text: str) -> str:
         """Without the space at the start of reasoning or of what follows it."""

@@ -17,10 +17,11 @@ from flowspec_edge.errors import FieldError
 from flowspec_edge.web.asked import Asked, TextGenerator
 from flowspec_edge.web.chat import ChatMessage, FunctionCall, ToolCall, write_chat
 from flowspec_edge.web.chat_template import ChatTemplate
+from flowspec_edge.web.drawing_fields import Drawing
 from flowspec_edge.web.fields import UNSUPPORTED, Whole, parse_fields
 from flowspec_edge.web.framing import NAMED_EVENTS, Json
 from flowspec_edge.web.response_form import ResponseForm
-from flowspec_edge.web.translation import Drawing, chat_fields, in_words_of, own_fields, renamed
+from flowspec_edge.web.translation import chat_fields, in_words_of, own_fields, renamed
 
 OWN = own_fields(
     idle=frozenset({"prompt_cache_options", "background_options", "status", "phase", "encrypted_content"}),
@@ -28,8 +29,7 @@ OWN = own_fields(
         **dict.fromkeys(("previous_response_id", "conversation", "prompt", "moderation", "access_programs"), ()),
         **dict.fromkeys(("max_tool_calls", "image"), ()),
         **dict.fromkeys(("background", "store"), (False,)),
-        **dict.fromkeys(("tools", "include", "context_management"), ([],)),
-        "tool_choice": ("none", "auto"),
+        **dict.fromkeys(("include", "context_management"), ([],)),
         "reasoning": ({},),
         "truncation": ("disabled",),
     },
@@ -40,6 +40,7 @@ CALLED = {
     "messages": "input",
     "response_format": "text.format",
     "verbosity": "text.verbosity",
+    ".function.": ".",
 }
 """How this dialect calls what the core calls otherwise."""
 ROLES = ("user", "assistant", "system", "developer")
@@ -66,6 +67,23 @@ class Item(msgspec.Struct, kw_only=True):
     output: str | list[Part] | None = None
 
 
+class FunctionTool(msgspec.Struct, kw_only=True):
+    """A tool as this dialect has it: what chats keep in an object of its own stands in the tool itself."""
+
+    type: str = "function"
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionChoice(msgspec.Struct, kw_only=True):
+    """The tool that is to be called."""
+
+    type: str
+    name: str | None = None
+
+
 class TextSettings(msgspec.Struct, kw_only=True):
     format: dict[str, Any] | None = None
     verbosity: str | None = None
@@ -86,6 +104,9 @@ class ResponseFields(Drawing, kw_only=True):
     stream: bool | None = None
     stream_options: StreamSettings | None = None
     text: TextSettings | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: str | FunctionChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class Responses:
@@ -102,6 +123,7 @@ class Responses:
         names = ("model", *Drawing.__struct_fields__)
         given = {name: getattr(fields, name) for name in names}
         given["max_tokens"] = fields.max_output_tokens
+        given |= _chat_tools(fields)
         if fields.text is not None:
             given |= {"response_format": _chat_format(fields.text.format), "verbosity": fields.text.verbosity}
         messages = await asyncio.to_thread(_chat_messages, fields)
@@ -113,7 +135,10 @@ class Responses:
             "instructions": fields.instructions,
             "max_output_tokens": fields.max_output_tokens,
             "metadata": fields.metadata or {},
+            "parallel_tool_calls": fields.parallel_tool_calls is not False,
             "text": {"format": (fields.text and fields.text.format) or {"type": "text"}},
+            "tool_choice": msgspec.to_builtins(fields.tool_choice or "auto"),
+            "tools": msgspec.to_builtins(fields.tools or []),
         }
         form = ResponseForm(self._generator, asked, about)
         return Asked(
@@ -124,6 +149,22 @@ class Responses:
             framing=NAMED_EVENTS,
             failed=form.failed,
         )
+
+
+def _chat_tools(fields: ResponseFields) -> Json:
+    """The fields of tools as chats have them."""
+    return {
+        "tools": None if fields.tools is None else [_in_chats(tool) for tool in fields.tools],
+        "tool_choice": _in_chats(choice) if isinstance(choice := fields.tool_choice, FunctionChoice) else choice,
+        "parallel_tool_calls": fields.parallel_tool_calls,
+    }
+
+
+def _in_chats(given: FunctionTool | FunctionChoice) -> Json:
+    if given.type != "function":
+        return {"type": given.type}
+    function = {name: value for name, value in msgspec.structs.asdict(given).items() if name != "type"}
+    return {"type": "function", "function": function}
 
 
 def _chat_format(given: Mapping[str, Any] | None) -> Json | None:

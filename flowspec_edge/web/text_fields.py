@@ -39,15 +39,6 @@ class TextFields(GrammarFields, kw_only=True):
     model: str | None = None
     max_tokens: Whole | None = None
     max_completion_tokens: Whole | None = None
-    temperature: float | None = None
-    top_k: Whole | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
-    seed: Whole | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
@@ -56,7 +47,6 @@ class TextFields(GrammarFields, kw_only=True):
     best_of: Whole | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    schedule: str | None = None
 
     @property
     def includes_usage(self) -> bool:

@@ -18,8 +18,9 @@ from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.fields import OwnFields, parse_fields, read_body
 from flowspec_edge.web.messages import Messages
 from flowspec_edge.web.text_fields import check_model
+from flowspec_edge.web.tool_fields import Tool
 
-OWN = OwnFields(neutral={"return_token_strs": (False,), "mm_processor_kwargs": (), "tools": ([],)})
+OWN = OwnFields(neutral={"return_token_strs": (False,), "mm_processor_kwargs": ()})
 
 
 class TokenCoder(Protocol):
@@ -36,6 +37,7 @@ class TokenizeFields(msgspec.Struct, kw_only=True):
     model: str | None = None
     add_special_tokens: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
 
 
 class DetokenizeFields(msgspec.Struct, kw_only=True):
@@ -74,7 +76,10 @@ class Tokens:
         if (fields.prompt is None) == (fields.messages is None):
             raise FieldError("prompt", "and messages: give one of them", "missing_required_parameter")
         chat = ChatFields(
-            messages=fields.messages or [], model=fields.model, chat_template_kwargs=fields.chat_template_kwargs
+            messages=fields.messages or [],
+            model=fields.model,
+            chat_template_kwargs=fields.chat_template_kwargs,
+            tools=fields.tools,
         )
         check_model(chat, self._generator.model)
         text: Text | None = fields.prompt

@@ -12,7 +12,7 @@ import msgspec
 from flowspec_edge.errors import FieldError
 from flowspec_edge.web.asked import AskedText
 from flowspec_edge.web.chat import ChatFields, ChatMessage
-from flowspec_edge.web.fields import NEUTRAL, OwnFields, Whole, asks_for_nothing, parse_field, unsupported
+from flowspec_edge.web.fields import NEUTRAL, OwnFields, asks_for_nothing, parse_field, unsupported
 
 ASKS_NOTHING: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("n", "best_of", "repetition_penalty", "top_p"), (1,)),
@@ -21,24 +21,10 @@ ASKS_NOTHING: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("stop_token_ids", "stop", "tools"), ([],)),
     **dict.fromkeys(("logit_bias", "chat_template_kwargs", "stream_options"), ({},)),
     "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
 }
 """Values of a chat's fields that ask for nothing, where a dialect does not have these fields."""
-
-
-class Drawing(msgspec.Struct, kw_only=True):
-    """How tokens are drawn, in fields that chats have: those that a dialect lacks are extra fields of it."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Whole | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
-    seed: Whole | None = None
-    schedule: str | None = None
 
 
 def own_fields(idle: frozenset[str], neutral: Mapping[str, tuple[Any, ...]]) -> OwnFields:
@@ -78,10 +64,22 @@ def in_words_of(called: Mapping[str, str]) -> Iterator[None]:
 
 
 def renamed(texts: Sequence[AskedText], called: Mapping[str, str]) -> list[AskedText]:
-    """The texts, with what the caller calls the field that has their grammar."""
-    return [replace(text, grammar_field=_called(text.grammar_field, called)) for text in texts]
+    """The texts, with what the caller calls the fields that have their grammar."""
+    return [
+        replace(
+            text,
+            grammar_field=_called(text.grammar_field, called),
+            grammar_lines=[_called(line, called) for line in text.grammar_lines],
+        )
+        for text in texts
+    ]
 
 
 def _called(name: str, called: Mapping[str, str]) -> str:
-    """Of a place in a field that the caller calls otherwise, only the field is named."""
+    """Of a place in a field that the caller calls otherwise, only the field is named, or that part of the place that
+    ``called`` has: those keys of it begin with a dot.
+    """
+    for part, theirs in called.items():
+        if part.startswith("."):
+            name = name.replace(part, theirs)
     return called.get(name) or called.get(name.partition(".")[0], name)

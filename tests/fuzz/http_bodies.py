@@ -28,6 +28,7 @@ from flowspec_edge.web.model_card import ModelCard
 from tests.fuzz.inputs import NASTY_NUMBERS, changed, changed_value, nested
 from tests.narrowing import present
 
+SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "array"}}}
 DRAWING: dict[str, Any] = {
     "temperature": 0.5,
     "top_k": 3,
@@ -59,6 +60,7 @@ BODY: dict[str, Any] = {
 CHAT = {
     **DRAWING,
     **{name: BODY[name] for name in ("model", "max_tokens", "seed", "stream")},
+    "min_tokens": 0,
     "logprobs": True,
     "top_logprobs": 2,
     "messages": [
@@ -68,6 +70,9 @@ CHAT = {
         {"role": "tool", "content": "y", "tool_call_id": "c"},
     ],
     "n": 2,
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "parallel_tool_calls": False,
     "stream_options": {"include_usage": True},
     "chat_template_kwargs": {"a": {"b": [1]}},
 }
@@ -87,6 +92,8 @@ MESSAGES = {
         },
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "y"}]},
     ],
+    "tools": [{"name": "f", "input_schema": SCHEMA}],
+    "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
     "stop_sequences": ["x"],
     "temperature": 0.5,
     "top_k": 3,
@@ -104,6 +111,8 @@ RESPONSES = {
     ],
     "max_output_tokens": 5,
     "text": {"format": {"type": "text"}},
+    "tools": [{"type": "function", "name": "f", "parameters": SCHEMA}],
+    "tool_choice": {"type": "function", "name": "f"},
     "metadata": {"a": "b"},
     "stream": False,
 }
@@ -123,6 +132,7 @@ OLLAMA_CHAT = {
         {"role": "assistant", "content": "", "thinking": "x", "tool_calls": [{"function": CALL}]},
         {"role": "tool", "content": "y", "tool_name": "f"},
     ],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}],
     "options": OPTIONS,
     "format": "",
     "think": True,
@@ -194,7 +204,7 @@ class Api:
             return tokenizer
 
         card = replace(ModelCard.of_bundle(Bundle.load(DEMO_BUNDLE)), name=Echo.model)
-        app = build_app(Echo(), chat=ChatTemplate(None, {}, ["<s>"]), card=card, coder=coder)
+        app = build_app(Echo(), chat=ChatTemplate(None, {}, {"<s>": 1}), card=card, coder=coder)
         self._handlers = {
             route.resource.canonical: route.handler
             for route in app.router.routes()

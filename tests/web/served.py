@@ -10,10 +10,9 @@ from flowspec_edge.config import Piece
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.net.server import serve_app
 from flowspec_edge.web.app import build_app
-from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.guard import Guard
 from flowspec_edge.web.model_card import ModelCard
-from tests.web.templates import FAMILIES
+from tests.web.templates import template_of
 from tests.web.test_completions import PIECES, ScriptedGenerator
 
 Json = dict[str, Any]
@@ -50,9 +49,8 @@ async def serving_dialects(
 ) -> AsyncIterator[tuple[ScriptedGenerator, str]]:
     """The scripted generator with a family's chat template, and the address of its API."""
     guard = Guard(keys=None if api_key is None else OneKey(api_key))
-    source, names, special = (None, {}, []) if family is None else FAMILIES[family]
     generator = ScriptedGenerator(script)
-    template = ChatTemplate(source, names, [*names.values(), *special])
+    template = template_of(family)
 
     async def coder() -> Tokenizer:
         return TOKENIZER

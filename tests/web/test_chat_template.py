@@ -15,7 +15,7 @@ from flowspec_edge.errors import BundleError, RequestError
 from flowspec_edge.web import template_sandbox
 from flowspec_edge.web.chat_template import ChatTemplate
 from tests.real_model import smollm2
-from tests.web.templates import FAMILIES, SMOLLM_2
+from tests.web.templates import FAMILIES, SMOLLM_2, template_of
 
 Json = dict[str, Any]
 SYSTEM = {"role": "system", "content": " Be brief. "}
@@ -49,8 +49,7 @@ def templates() -> Iterator[list[ChatTemplate]]:
 
 
 def family(name: str, templates: list[ChatTemplate]) -> ChatTemplate:
-    source, names, special = FAMILIES[name]
-    templates.append(ChatTemplate(source, names, [*names.values(), *special]))
+    templates.append(template_of(name))
     return templates[-1]
 
 
@@ -102,7 +101,7 @@ def test_what_users_say_is_no_special_token(name: str, templates: list[ChatTempl
 
 
 def test_special_tokens_within_each_other_are_found(templates: list[ChatTemplate]) -> None:
-    templates.append(ChatTemplate("{{ messages[0].content }}", {}, ["<<a>>", "<a>"]))
+    templates.append(ChatTemplate("{{ messages[0].content }}", {}, {"<<a>>": 0, "<a>": 1}))
     parts = templates[0].render_now({"messages": [{"role": "user", "content": "<<a>><a>"}]})
     assert not any("<a>" in part.text for part in parts)
 
@@ -187,7 +186,7 @@ def test_a_template_that_does_not_behave_is_refused_in_time(
     kind: str, templates: list[ChatTemplate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(template_sandbox, "MAX_STEPS", 100_000)
-    templates.append(ChatTemplate(BAD[kind], {}, []))
+    templates.append(ChatTemplate(BAD[kind], {}, {}))
     began = time.thread_time()
     with pytest.raises(RequestError, match="chat template"):
         templates[0].render_now({"messages": [USER]})
@@ -199,14 +198,14 @@ def test_lines_that_take_long_are_ended_by_the_clock(
 ) -> None:
     monkeypatch.setattr(template_sandbox, "MAX_RENDER_S", 0.05)
     source = "{% set a = 'a' * 999999 %}{% for i in range(99999) %}{% set b = a | upper %}{% endfor %}"
-    templates.append(ChatTemplate(source, {}, []))
+    templates.append(ChatTemplate(source, {}, {}))
     with pytest.raises(RequestError, match="without an end"):
         templates[0].render_now({"messages": []})
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ 'a' | batch(999999999, 'x') }}", "{% if %}" * 3])
 async def test_a_broken_template_is_the_models_fault(source: str, templates: list[ChatTemplate]) -> None:
-    templates.append(ChatTemplate(source, {}, []))
+    templates.append(ChatTemplate(source, {}, {}))
     with pytest.raises(BundleError, match="chat template cannot be read"):
         await templates[0].render([USER])
 

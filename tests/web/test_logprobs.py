@@ -40,7 +40,7 @@ class Writer:
 @contextlib.asynccontextmanager
 async def serving() -> AsyncIterator[tuple[Writer, Any]]:
     writer = Writer()
-    served = await serve_app(build_app(writer, chat=ChatTemplate(None, {}, [])), cancels_on_disconnect=True)
+    served = await serve_app(build_app(writer, chat=ChatTemplate(None, {}, {})), cancels_on_disconnect=True)
     url = f"http://127.0.0.1:{served.port}/v1"
     try:
         async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0, timeout=10) as client:

@@ -139,7 +139,6 @@ async def test_a_model_is_always_loaded() -> None:
     assert not generator.asked
 
 
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 BAD: list[tuple[Json, str]] = [
     ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role is 'king'"),
     ({"messages": [{"role": "user", "content": "x", "images": ["AA=="]}]}, "messages[0].images"),
@@ -150,7 +149,6 @@ BAD: list[tuple[Json, str]] = [
     ({"options": {"repeat_penalty": -1}}, "options.repeat_penalty is -1"),
     ({"options": {"repeat_penalty": 1, "repeat_last_n": 64}}, "options.repeat_last_n is 64"),
     ({"options": {"mirostat": 1}}, "options.mirostat is 1"),
-    ({"tools": [TOOL]}, "tools is"),
     ({"format": "xml"}, "format is 'xml'"),
     ({"think": "high"}, "think is 'high'"),
     ({"logprobs": True}, "logprobs is"),
@@ -240,7 +238,7 @@ async def test_what_is_there_and_what_it_is() -> None:
     assert listed.model == loaded.model == "demo:latest"
     assert (listed.size, listed.digest, listed.details.quantization_level) == (CARD.num_bytes, CARD.digest, "int8")
     assert (listed.details.parameter_size, loaded.context_length) == ("6.4M", 1024)
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert shown.modelinfo[f"{CARD.architecture}.context_length"] == 1024
 
 

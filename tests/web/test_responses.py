@@ -126,7 +126,7 @@ BAD: list[tuple[Json, str]] = [
     ({"input": [{"role": "user", "content": [PART]}]}, "input[0].content[0].type"),
     ({"input": 5}, "input"),
     ({"max_output_tokens": 0}, "max_output_tokens"),
-    ({"tools": [{"type": "web_search"}]}, "tools"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"text": {"verbosity": "low"}}, "text.verbosity"),
     ({"reasoning": {"effort": "low"}}, "reasoning"),
