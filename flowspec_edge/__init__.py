@@ -14,6 +14,7 @@ from flowspec_edge.version import __version__
 if TYPE_CHECKING:
     from flowspec_edge.client import Answer, Client, Health, Usage
     from flowspec_edge.config import GenerateOptions, Grammar, Piece, TextPart
+    from flowspec_edge.core.answer_parts import TextLogprob, ToolCall
     from flowspec_edge.errors import (
         AnswerLostError,
         AnswerTimeoutError,
@@ -54,7 +55,9 @@ __all__ = [
     "Ring",
     "ServerBusyError",
     "StageFailedError",
+    "TextLogprob",
     "TextPart",
+    "ToolCall",
     "Usage",
     "__version__",
 ]
@@ -81,7 +84,9 @@ _HOMES = {
     "Ring": "origin.ring",
     "ServerBusyError": "errors",
     "StageFailedError": "errors",
+    "TextLogprob": "core.answer_parts",
     "TextPart": "config",
+    "ToolCall": "core.answer_parts",
     "Usage": "client",
 }
 

@@ -35,6 +35,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from flowspec_edge.config import GenerateOptions, Grammar, Piece
+from flowspec_edge.core.answer_parts import TextLogprob, ToolCall
 from flowspec_edge.core.asked_chat import AskedChat
 from flowspec_edge.core.asked_text import AskedText
 from flowspec_edge.core.cluster import reconnection as rc
@@ -85,7 +86,8 @@ class Answer:
         text: the text that has come so far.
         reasoning: what the model thought before it, where that comes apart.
         token_ids: the tokens of both.
-        tool_calls: calls of tools, each as OpenAI's API has it.
+        tool_calls: calls of tools, in the order in which they were written.
+        logprobs: of each token, where they were asked for.
         finish_reason: ``stop``, ``length`` or ``tool_calls``, once it has ended.
         statistics: figures of the generation, once it has ended (README, "What the figures mean"). Where it
             was resumed, ``completion_tokens`` counts all tokens, the last server was given the first
@@ -93,13 +95,14 @@ class Answer:
     """
 
     def __init__(
-        self, pieces: AsyncGenerator[Piece, None], tool_calls: list[dict[str, Any]], timeout: float | None
+        self, pieces: AsyncGenerator[Piece, None], asked: AskedText | AskedChat, timeout: float | None
     ) -> None:
         self._pieces = pieces
         self._timeout, self._deadline = timeout, math.inf
         self.text = self.reasoning = ""
         self.token_ids: list[int] = []
-        self.tool_calls = tool_calls
+        self.tool_calls: Sequence[ToolCall] = asked.tool_calls
+        self.logprobs: Sequence[TextLogprob] = asked.logprobs
         self.finish_reason: str | None = None
         self.statistics: dict[str, Any] | None = None
 
@@ -114,6 +117,14 @@ class Answer:
     def trips(self) -> int | None:
         """How many chunks came back around the ring for it, once it has ended."""
         return None if self.statistics is None else self.statistics.get("trips")
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The message that it is, as a dialogue goes on with it. Results of calls come behind it, each in a message of
+        the role ``tool``, with the ``tool_call_id``.
+        """
+        calls = {"tool_calls": [call.told() for call in self.tool_calls]} if self.tool_calls else {}
+        return {"role": "assistant", "content": self.text, **calls}
 
     def __aiter__(self) -> AsyncIterator[Piece]:
         return self
@@ -233,6 +244,10 @@ class Client:
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+        min_tokens: int = 0,
+        num_logprobs: int | None = None,
         schedule: str = "flowspec",
         grammar: Grammar | None = None,
         timeout: float | None = None,
@@ -262,13 +277,17 @@ class Client:
             logit_bias=tuple((logit_bias or {}).items()),
             seed=seed or 0,
             stop=tuple(stop),
+            stop_token_ids=tuple(stop_token_ids),
+            ignore_eos=ignore_eos,
+            min_tokens=min_tokens,
+            num_logprobs=num_logprobs,
             schedule=schedule,
             grammar=grammar,
         )
         within_s = self._resume_within_s
         text = AskedText(prompt, options, seed, is_resumable=within_s is not None)
         pieces = self._ask_again(text) if within_s is None else self._ask_until_it_ends(text, within_s)
-        return self._answer(pieces, [], timeout)
+        return self._answer(pieces, text, timeout)
 
     async def complete(self, prompt: str, **options: Any) -> Answer:
         """The whole answer at once; takes and raises what :meth:`generate` does."""
@@ -284,12 +303,17 @@ class Client:
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         timeout: float | None = None,
         **fields: Any,
     ) -> Answer:
         """Stream the next message of a dialogue. ``messages`` are as OpenAI's API has them, each with ``role`` and
         ``content``, or the text of one user. What is left out is as the server has it; ``fields`` are any others of its
         ``POST /v1/chat/completions``.
+
+        ``tools`` are functions that the model may call, in OpenAI's form, and ``tool_choice`` says whether it has to.
+        Its calls are in the answer's ``tool_calls``; its ``message`` and their results go on with the dialogue.
 
         The message does not survive its server; otherwise it raises what :meth:`generate` does.
         """
@@ -302,10 +326,12 @@ class Client:
                 "top_p": top_p,
                 "seed": seed,
                 "stop": list(stop) or None,
+                "tools": None if tools is None else list(tools),
+                "tool_choice": tool_choice,
                 **fields,
             },
         )
-        return self._answer(self._ask_again(asked), asked.tool_calls, timeout)
+        return self._answer(self._ask_again(asked), asked, timeout)
 
     async def reply(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Answer:
         """The whole message at once; takes and raises what :meth:`chat` does."""
@@ -322,9 +348,9 @@ class Client:
         return Health(status == 200, str(told.get("reason", "")), told)
 
     def _answer(
-        self, pieces: AsyncGenerator[Piece, None], tool_calls: list[dict[str, Any]], timeout: float | None
+        self, pieces: AsyncGenerator[Piece, None], asked: AskedText | AskedChat, timeout: float | None
     ) -> Answer:
-        answer = Answer(pieces, tool_calls, self._timeout if timeout is None else timeout)
+        answer = Answer(pieces, asked, self._timeout if timeout is None else timeout)
         self._answers.add(answer)
         return answer
 

@@ -28,6 +28,7 @@ async def serving(*options: str) -> AsyncIterator[str]:
     try:
         async with asyncio.timeout(60):
             line = (await present(process.stdout).readline()).decode()
+            assert (await present(process.stdout).readline()).startswith(b"tools are called in a plain form")
         yield present(re.search(r"http://[\d.]+:\d+", line)).group()
     finally:
         process.terminate()

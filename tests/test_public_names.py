@@ -29,6 +29,7 @@ def test_the_public_names_are_these() -> None:
         *("AnswerTimeoutError", "ApiKeyError", "PlainHttpError"),
         *("AnswerLostError", "FlowspecError", "KeyTextError", "LinkLostError", "NodeUnavailableError"),
         *("OtherBundleError", "OtherKeyError", "RequestError", "ServerBusyError", "StageFailedError", "TextPart"),
+        *("TextLogprob", "ToolCall"),
     }
     assert set(flowspec_edge.__all__) <= set(dir(flowspec_edge))
 

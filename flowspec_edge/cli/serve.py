@@ -17,7 +17,7 @@ from flowspec_edge.cli.plan import RingArguments, add_ring_options
 from flowspec_edge.cli.ring import open_service
 from flowspec_edge.cli.service_manager import ServiceManager
 from flowspec_edge.core.cluster.api_url import API_PORT
-from flowspec_edge.errors import RequestError
+from flowspec_edge.errors import BundleError, RequestError, plain_text
 from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.node.board import use_board
 from flowspec_edge.tasks import until_interrupted
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from flowspec_edge.net.discovery import Announcer
     from flowspec_edge.node.node import Node
     from flowspec_edge.origin.service import GenerationService
+    from flowspec_edge.web.chat_template import ChatTemplate
     from flowspec_edge.web.turns import TurnLimits
 
 RENEW_S = 60.0
@@ -179,11 +180,13 @@ async def _serve_api(
     from flowspec_edge.net.api_discovery import ApiRecord, announced
     from flowspec_edge.net.server import serve_app
     from flowspec_edge.web import request_log
+    from flowspec_edge.web.chat_template import ChatTemplate
 
     tls = None if api.certificate is None else api.certificate.context
     if options.log_requests:
         logging.getLogger(request_log.__name__).setLevel(logging.INFO)
-    built = await _build(service, api, node.settings.bundles[0], limits, is_strict=options.strict)
+    chat = await asyncio.to_thread(ChatTemplate.of_bundle, node.settings.bundles[0])
+    built = _build(service, api, node.settings.bundles[0], chat, limits, is_strict=options.strict)
     app = await serve_app(built, api.host, port, tls=tls, cancels_on_disconnect=True, explains_tls=True)
     try:
         url = api_url(api, app.port)
@@ -192,6 +195,7 @@ async def _serve_api(
             "Ctrl-C ends it.",
             flush=True,
         )
+        await _print_tools(chat)
         print_welcome(api, url)
         record = ApiRecord(
             name=node.settings.name,
@@ -211,19 +215,32 @@ async def _serve_api(
         await app.close()
 
 
-async def _build(
-    service: GenerationService, api: ApiAccess, bundle: Bundle, limits: TurnLimits, *, is_strict: bool
+async def _print_tools(chat: ChatTemplate) -> None:
+    """How the model calls tools. A template that cannot be read is told of where it is asked for."""
+    with contextlib.suppress(BundleError):
+        form = await chat.call_form()
+        how = "in a plain form, for its chat template has none" if form.is_plain else "as its chat template has it"
+        print(f"tools are called {how}: {plain_text(' '.join(str(form).split()))}", flush=True)
+
+
+def _build(
+    service: GenerationService,
+    api: ApiAccess,
+    bundle: Bundle,
+    chat: ChatTemplate,
+    limits: TurnLimits,
+    *,
+    is_strict: bool,
 ) -> Application:
     """The API of a service, in every dialect."""
     from flowspec_edge.web.app import build_app
-    from flowspec_edge.web.chat_template import ChatTemplate
     from flowspec_edge.web.model_card import ModelCard
 
     return build_app(
         service,
         api.guard,
         limits,
-        chat=await asyncio.to_thread(ChatTemplate.of_bundle, bundle),
+        chat=chat,
         card=ModelCard.of_bundle(bundle),
         coder=service.tokenizer,
         is_strict=is_strict,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowspec_edge.config import Piece
+from flowspec_edge.core.answer_parts import TextLogprob, ToolCall, chat_logprobs_in
 from flowspec_edge.core.asked_text import error_of
 
 Json = dict[str, Any]
@@ -20,7 +21,8 @@ class AskedChat:
 
     messages: Sequence[Mapping[str, Any]]
     options: Mapping[str, Any]
-    tool_calls: list[Json] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TextLogprob] = field(default_factory=list)
     has_ended: bool = False
     has_begun: bool = False
 
@@ -43,6 +45,7 @@ class AskedChat:
         delta = choice["delta"]
         for call in delta.get("tool_calls") or ():
             self._add_call(call)
+        self.logprobs += chat_logprobs_in(choice)
         self.has_begun = True
         self.has_ended = choice["finish_reason"] is not None
         return Piece(
@@ -56,8 +59,8 @@ class AskedChat:
     def _add_call(self, part: Json) -> None:
         """Calls of tools come in parts: the name once, then pieces of the arguments."""
         while len(self.tool_calls) <= part["index"]:
-            self.tool_calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+            self.tool_calls.append(ToolCall())
         call, function = self.tool_calls[part["index"]], part.get("function") or {}
-        call["id"] = call["id"] or part.get("id") or ""
-        for name in ("name", "arguments"):
-            call["function"][name] += function.get(name) or ""
+        call.id = call.id or part.get("id") or ""
+        call.name += function.get("name") or ""
+        call.arguments += function.get("arguments") or ""

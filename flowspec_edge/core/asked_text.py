@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowspec_edge.config import GenerateOptions, Grammar, Piece
+from flowspec_edge.core.answer_parts import TextLogprob, ToolCall, completion_logprobs_in
 from flowspec_edge.errors import (
     ApiKeyError,
     FlowspecError,
@@ -38,6 +39,8 @@ class AskedText:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     has_ended: bool = False
+    logprobs: list[TextLogprob] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)  # there are none in a completion
     _beginning: Json | None = None
 
     @property
@@ -71,6 +74,8 @@ class AskedText:
             "schedule": options.schedule,
             "stream": True,
         }
+        if options.num_logprobs is not None:
+            body["logprobs"] = options.num_logprobs
         if options.grammar is not None:
             body["structured_outputs"] = _structured_outputs(options.grammar)
         if self.is_resumable:
@@ -99,6 +104,7 @@ class AskedText:
         )
         if self.is_resumable and self._beginning is None and extension is not None and piece.statistics is None:
             self._beginning = extension
+        self.logprobs += completion_logprobs_in(choice)
         self.text += piece.text
         self.token_ids += piece.token_ids
         self.has_ended = piece.finish_reason is not None

@@ -3,6 +3,7 @@
 import pytest
 
 from flowspec_edge.config import Piece
+from flowspec_edge.core.answer_parts import TextLogprob, ToolCall
 from flowspec_edge.core.asked_chat import AskedChat
 from flowspec_edge.errors import ServerBusyError
 
@@ -39,10 +40,22 @@ def test_calls_of_tools_are_put_together() -> None:
     asked.take(event({"tool_calls": [{"index": 1, "id": "c2", "function": {"name": "go", "arguments": "{}"}}]}))
     for part in ('{"at"', ": 1}"):
         asked.take(event({"tool_calls": [{"index": 0, "function": {"arguments": part}}]}))
-    assert asked.tool_calls == [
-        {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}},
-        {"id": "c2", "type": "function", "function": {"name": "go", "arguments": "{}"}},
-    ]
+    assert asked.tool_calls == [ToolCall("c1", "look", '{"at": 1}'), ToolCall("c2", "go", "{}")]
+    assert asked.tool_calls[0].parsed() == {"at": 1}
+    assert asked.tool_calls[1].told() == {"id": "c2", "type": "function", "function": {"name": "go", "arguments": "{}"}}
+
+
+def test_a_call_that_was_cut_off_is_not_to_be_made() -> None:
+    with pytest.raises(ValueError, match="JSON|Expecting|Unterminated"):
+        ToolCall("c1", "look", '{"at').parsed()
+
+
+def test_log_probabilities_are_gathered() -> None:
+    asked = AskedChat([], {})
+    entry = {"token": "a", "bytes": [97], "logprob": -0.5}
+    chosen = {**event({"content": "a"})["choices"][0], "logprobs": {"content": [{**entry, "top_logprobs": [entry]}]}}  # type: ignore[index]
+    asked.take({"choices": [chosen]})
+    assert asked.logprobs == [TextLogprob(b"a", -0.5, {b"a": -0.5})]
 
 
 def test_an_event_of_an_error_raises_it() -> None:

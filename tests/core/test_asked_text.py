@@ -1,10 +1,12 @@
 """What a client asks for, and for the rest of it after a loss."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.core.answer_parts import TextLogprob
 from flowspec_edge.core.asked_text import AskedText, error_of
 from flowspec_edge.errors import (
     FlowspecError,
@@ -78,6 +80,28 @@ def test_the_rest_is_asked_for_by_tokens_and_with_the_seed_that_the_server_drew(
         },
     }
     assert (text.text, text.token_ids, text.has_ended) == ("a", [7, 8], False)
+
+
+def test_log_probabilities_are_asked_for_and_gathered_with_the_bytes_of_tokens() -> None:
+    text = AskedText("x", replace(OPTIONS, num_logprobs=2), 5, is_resumable=False)
+    assert (
+        text.request()["logprobs"] == 2 and "logprobs" not in AskedText("x", OPTIONS, 5, is_resumable=False).request()
+    )
+    told = {
+        "tokens": ["a", "bytes:\\xe2\\x98", "bytes:a"],
+        "token_logprobs": [-0.1, -0.2, -0.3],
+        "top_logprobs": [{"a": -0.1, "b": -3.0}, {"bytes:\\xe2\\x98": -0.2}, {}],
+        "text_offset": [0, 1, 1],
+    }
+    chosen = {"text": "a", "token_ids": [7, 8, 9], "finish_reason": None, "logprobs": told}
+    text.take({"choices": [chosen]})
+    text.take({"choices": [{**chosen, "logprobs": {**told, "top_logprobs": None}}]})
+    assert text.logprobs[:3] == [
+        TextLogprob(b"a", -0.1, {b"a": -0.1, b"b": -3.0}),
+        TextLogprob(b"\xe2\x98", -0.2, {b"\xe2\x98": -0.2}),
+        TextLogprob(b"bytes:a", -0.3, {}),
+    ]
+    assert [logprob.top for logprob in text.logprobs[3:]] == [{}] * 3
 
 
 def test_the_last_event_has_the_statistics() -> None:

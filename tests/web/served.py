@@ -45,11 +45,12 @@ async def serving_dialects(
     *,
     family: str | None = "Qwen 3",
     api_key: str | None = None,
+    generator: ScriptedGenerator | None = None,
     **options: Any,
 ) -> AsyncIterator[tuple[ScriptedGenerator, str]]:
     """The scripted generator with a family's chat template, and the address of its API."""
     guard = Guard(keys=None if api_key is None else OneKey(api_key))
-    generator = ScriptedGenerator(script)
+    generator = generator or ScriptedGenerator(script)
     template = template_of(family)
 
     async def coder() -> Tokenizer:

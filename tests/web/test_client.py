@@ -25,6 +25,7 @@ from flowspec_edge.net.api_discovery import ApiRecord, announced, find_api
 from flowspec_edge.net.server import serve_app
 from tests.web.served import serving_dialects
 from tests.web.test_completions import PIECES, STATISTICS, ScriptedGenerator
+from tests.web.test_tools import CALLS, SCRIPT, TIME, TOOL
 
 THOUGHT = [
     Piece(text="<think>hm</think>", token_ids=[4]),
@@ -49,6 +50,26 @@ async def test_a_message_is_streamed_with_what_was_thought_before_it() -> None:
         assert "be brief" in str(prompt) and "well?" in str(prompt) and options.seed == 4
         assert (await client.reply("well?", max_new_tokens=7)).text == "yes"
         assert generator.asked[1][1].max_new_tokens == 7
+
+
+async def test_tools_are_offered_and_calls_come_typed() -> None:
+    async with serving(SCRIPT) as (generator, url), Client(url) as client:
+        asked = {"role": "user", "content": "well?"}
+        answer = await client.reply([asked], tools=[TOOL, TIME], tool_choice="required")
+        assert (answer.finish_reason, answer.text) == ("tool_calls", "I look.")
+        assert [(call.name, call.parsed()) for call in answer.tool_calls] == CALLS
+        results = [{"role": "tool", "tool_call_id": call.id, "content": "sunny"} for call in answer.tool_calls]
+        generator.script = PIECES
+        told = await client.reply([asked, answer.message, *results], tools=[TOOL, TIME])
+        assert (told.text, told.tool_calls) == ("ab\n", []) and "sunny" in str(generator.asked[-1][0])
+        assert told.message == {"role": "assistant", "content": "ab\n"}
+
+
+async def test_all_that_a_text_may_be_asked_for() -> None:
+    async with serving(PIECES) as (generator, url), Client(url) as client:
+        await client.complete("x", stop_token_ids=[4], ignore_eos=True, min_tokens=2, num_logprobs=3)
+        ((_, options),) = generator.asked
+    assert (options.stop_token_ids, options.ignore_eos, options.min_tokens, options.num_logprobs) == ((4,), True, 2, 3)
 
 
 async def test_models_and_health() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from flowspec_edge.client import Client
 from flowspec_edge.config import GenerateOptions, Logprob, Logprobs, Piece, Prompt, TokenLogprobs
 from flowspec_edge.net.server import serve_app
 from flowspec_edge.web.app import build_app
@@ -47,6 +48,19 @@ async def serving() -> AsyncIterator[tuple[Writer, Any]]:
             yield writer, client
     finally:
         await served.close()
+
+
+async def test_those_that_our_own_client_is_told() -> None:
+    async with serving() as (_, client), Client(str(client.base_url).removesuffix("/v1/")) as own:
+        texts = [
+            await own.complete("x", num_logprobs=2, seed=0),
+            await own.reply("x", logprobs=True, top_logprobs=2, seed=0),
+        ]
+    for text in texts:
+        assert [(one.text, one.logprob) for one in text.logprobs] == [
+            (TEXTS[at], max(p, -9999)) for _, at, _, p in SCRIPT
+        ]
+        assert text.logprobs[0].top == {TEXTS[1]: -0.1, TEXTS[2]: -0.2}
 
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "x"}], "seed": 0}

@@ -3,18 +3,21 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
 
-from flowspec_edge.config import MAX_GRAMMAR_CHARACTERS, Grammar, Piece
+from flowspec_edge.config import MAX_GRAMMAR_CHARACTERS, GenerateOptions, Grammar, Piece, Prompt
 from flowspec_edge.errors import FieldError
 from tests.web.served import HELLO, Json, prompt_of, serving_dialects
 from tests.web.templates import FAMILIES
 from tests.web.test_completions import STATISTICS, ScriptedGenerator
 
+CLIENTS = Path(__file__).parents[2] / "docs" / "clients.md"
 SCHEMA: Json = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
 TOOL: Json = {"type": "function", "function": {"name": "weather", "description": "The weather.", "parameters": SCHEMA}}
 TIME: Json = {"type": "function", "function": {"name": "time"}}
@@ -185,6 +188,30 @@ async def test_litellm(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as served:
         for provider, base in (("openai", f"{served.url}/v1"), ("anthropic", served.url), ("ollama_chat", served.url)):
             await asyncio.to_thread(ask, provider, base)
+
+
+class Caller(ScriptedGenerator):
+    """Calls a tool in its first text, and says what came of it in the next one."""
+
+    async def generate(self, prompt: Prompt, options: GenerateOptions) -> AsyncGenerator[Piece, None]:
+        self.script = script_of("Take one." if self.asked else FIRST_CALL)
+        async for piece in super().generate(prompt, options):
+            yield piece
+
+
+FIRST_CALL = '<tool_call>\n{"name": "weather", "arguments": {"town": "Cologne"}}\n</tool_call>'
+
+
+async def test_our_own_client_as_the_documentation_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(
+        r"^## Tools\n\n```python\n(.*?)^```", CLIENTS.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    async with serving_dialects([], generator=Caller([])) as (generator, url), asyncio.timeout(30):
+        here = code.replace("http://127.0.0.1:8008", url)
+        assert here != code
+        await asyncio.to_thread(exec, here, {})
+    assert capsys.readouterr().out == "Take one.\n"
+    assert "It rains in Cologne." in "".join(part.text for part in generator.asked[1][0])
 
 
 # ------------------------------------------------------------------------------------------------- what is asked for
