@@ -7,6 +7,7 @@ import pytest
 
 from flowspec_edge.web.call_form import PLAIN_CALLS, CallForm
 from flowspec_edge.web.chat_template import ChatTemplate
+from tests.web.served import Json
 from tests.web.templates import FAMILIES, template_of
 
 HERMES = CallForm(
@@ -114,7 +115,7 @@ async def test_ids_are_such_that_the_template_takes_them(opened: list[ChatTempla
         id = form.new_id()
         assert re.fullmatch(rule, id) and form.new_id() != id
         call = {"id": id, "type": "function", "function": {"name": "f", "arguments": {}}}
-        messages = [
+        messages: list[Json] = [
             {"role": "user", "content": "x"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
             {"role": "tool", "content": "y", "tool_call_id": id},
