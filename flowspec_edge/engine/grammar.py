@@ -6,6 +6,7 @@ llguidance allows only the tokens that the bundle's tokenizer itself would write
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections import OrderedDict
@@ -38,6 +39,7 @@ LIMITS = LLParserLimits(
 """Compiling takes up to a second on a Raspberry Pi, and a grammar up to 100 MB."""
 MAX_FAULT_CHARACTERS = 300
 UNSUPPORTED = "unsupported_parameter"
+_PRINTABLE = frozenset(range(0x20, 0x7F))
 
 
 class Grammars:
@@ -179,14 +181,15 @@ class _Vocabulary:
         self.eos_token_id = ends[0]
         self._tokenizer = tokenizer
         self._of_bytes = {text[0]: token for token, text in enumerate(texts) if len(text) == 1}
-        if len(self._of_bytes) < 256:
-            raise ValueError("it does not have a token for each byte")
+        if not self._of_bytes.keys() >= _PRINTABLE:
+            raise ValueError("it does not have a token for each printable character of ASCII")
 
     def __call__(self, text: bytes) -> list[int]:
-        """The tokens that stand for a text: its bytes' where the tokenizer would change it."""
+        """The tokens that stand for a text: its bytes' where the tokenizer would change it, up to one that has none."""
         tokens = self._tokenizer.encode_within(text.decode())
-        is_kept = b"".join(map(self.tokens.__getitem__, tokens)) == text
-        return tokens if is_kept else [self._of_bytes[byte] for byte in text]
+        if b"".join(map(self.tokens.__getitem__, tokens)) == text:
+            return tokens
+        return [self._of_bytes[byte] for byte in itertools.takewhile(self._of_bytes.__contains__, text)]
 
 
 def _source_of(grammar: Grammar) -> str:

@@ -121,6 +121,6 @@ def _told(name: str, tool: Tool) -> Json:
     kind = "object" if function.parameters is None else function.parameters.get("type", "object")
     if kind != "object":
         raise FieldError(f"{name}.function.parameters", f"is of type {kind!r:.80}; arguments are an object")
-    names = ("name", "description", "parameters", "strict")
+    names = ("name", "description", "parameters")
     told = {name: value for name in names if (value := getattr(function, name)) is not None}
     return {"type": "function", "function": told}

@@ -17,7 +17,7 @@ from flowspec_edge.core.speculation.constraint import forced_behind
 from flowspec_edge.core.speculation.verify import Sampler, noise_of
 from flowspec_edge.engine.grammar import GrammarConstraint, Grammars
 from flowspec_edge.engine.tokenizer import Tokenizer
-from flowspec_edge.errors import FieldError
+from flowspec_edge.errors import FieldError, GrammarError
 from tests.tokenizer_kinds import KINDS, open_changed
 
 TOKENIZER = Tokenizer(DEMO_BUNDLE / "tokenizer.json")
@@ -171,8 +171,23 @@ def test_bundles_that_cannot_follow_a_grammar_say_why(tmp_path: Path) -> None:
     with pytest.raises(FieldError, match="names no token that ends a text"):
         Grammars(TOKENIZER, VOCAB, []).compile(grammar)
     byteless = open_changed(tmp_path, "bytes, as the demo model", lambda content: content["model"]["vocab"].pop("Z"))
-    with pytest.raises(FieldError, match="does not have a token for each byte"):
+    with pytest.raises(FieldError, match="does not have a token for each printable"):
         Grammars(byteless, VOCAB, [END]).compile(grammar)
+
+
+def test_where_a_model_has_no_token_for_a_byte_texts_without_it_can_be_had(tmp_path: Path) -> None:
+    """As the tokenizer of SmolLM 2, which lacks some control characters, and bytes that no UTF-8 has."""
+    lacking = open_changed(
+        tmp_path, "bytes, as the demo model", lambda content: [content["model"]["vocab"].pop(text) for text in "ĀĄ"]
+    )
+    grammars = Grammars(lacking, VOCAB, [END])
+    tokens = drawn(grammars.compile(Grammar("json", json.dumps(PERSON))), 3, VOCAB, END)
+    jsonschema.validate(json.loads(lacking.decode(tokens)), PERSON)
+    with pytest.raises(FieldError, match="there is no text of it"):
+        grammars.compile(Grammar("regex", r"\x04a"))
+    constraint = grammars.compile(Grammar("regex", r"a\x04b"))
+    with pytest.raises(GrammarError, match="cannot go on as its grammar asks"):
+        constraint.allowed(np.array(lacking.encode("a"), np.int64))
 
 
 def test_grammars_are_kept() -> None:
