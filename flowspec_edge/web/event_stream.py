@@ -71,14 +71,18 @@ async def stream(
     ``waits_for`` is what signs of life tell, where it is not empty. A client that reads slowly holds up its own answer
     alone; one that reads nothing for READ_S is disconnected.
     """
-    first = await anext(pieces, None)
+    try:
+        first = [await anext(pieces)]
+    except StopAsyncIteration:  # nothing is asked for
+        first = []
     headers = {**headers, **UNBUFFERED, "Content-Type": asked.framing.content_type}
     response = web.StreamResponse(headers=headers)
     with contextlib.suppress(ConnectionResetError):  # the client has left
         await response.prepare(request)
         writer = _EventWriter(request, response, asked, waits_for)
         try:
-            await writer.send_piece(first)
+            for piece in first:
+                await writer.send_piece(piece)
             async for piece in pieces:
                 await writer.send_piece(piece)
         except FlowspecError as cause:

@@ -41,4 +41,4 @@ DATA_EVENTS = Framing("text/event-stream", _data_event, _comment, b"data: [DONE]
 NAMED_EVENTS = Framing("text/event-stream", _named_event, _comment)
 """Server-sent events that are called as their ``type`` is."""
 LINES = Framing("application/x-ndjson", _line, lambda text: b"")
-"""JSON objects, one a line. There are no comments, so such a stream is silent where others say what they wait for."""
+"""JSON objects, one a line. There are no comments: a dialect may make objects that say nothing."""

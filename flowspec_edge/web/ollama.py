@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -248,6 +249,6 @@ def _asked(asked: ChatTexts, form: OllamaForm, fields: OllamaFields, warnings: S
         form,
         fields.stream is not False,
         warnings=[*warnings, *asked.warnings],
-        framing=LINES,
+        framing=replace(LINES, comment=lambda text: LINES.event(form.sign_of_life(text))),
         failed=ollama_error,
     )

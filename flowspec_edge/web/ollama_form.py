@@ -62,6 +62,10 @@ class OllamaForm:
         self._last = choices[-1] if choices else None
         return self._object(self._said(text, is_last=True), is_done=True) | self._ending()
 
+    def sign_of_life(self, notice: str) -> Json:
+        """An object that says nothing yet, as Ollama itself sends some: clients add up what objects say."""
+        return self._object(Said("", ""), is_done=False) | {"flowspec": {"notice": notice}}
+
     def _said(self, text: str, *, is_last: bool) -> Said:
         """What has become certain with this text, of calls the whole ones alone: their arguments are an object."""
         said = self._split.feed(text, is_last=is_last)

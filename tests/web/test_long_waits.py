@@ -15,6 +15,7 @@ from flowspec_edge.origin.status import ServiceStatus
 from flowspec_edge.web import event_stream
 from flowspec_edge.web.app import build_app
 from flowspec_edge.web.turns import TurnLimits
+from tests.web.served import HELLO, serving_dialects
 from tests.web.test_completions import PIECES, ScriptedGenerator
 
 STREAMED = {"prompt": "x", "stream": True}
@@ -43,6 +44,48 @@ async def test_headers_leave_while_the_prompt_is_read_and_tell_how_far_it_is(mon
             text = (await response.read()).decode()
     assert ": 512 of the prompt's 1500 tokens are read\n\n" in text
     assert text.endswith("data: [DONE]\n\n")
+
+
+STREAMS: dict[str, dict[str, object]] = {
+    "/v1/completions": STREAMED,
+    "/v1/chat/completions": {"messages": HELLO, "stream": True},
+    "/v1/responses": {"input": "x", "stream": True},
+    "/v1/messages": {"messages": HELLO, "stream": True},
+    "/api/chat": {"messages": HELLO},
+    "/api/generate": {"prompt": "x"},
+}
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_every_dialects_stream_begins_before_its_text_and_tells_how_far_it_is(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "HEADERS_S", 0.02)
+    notice = Piece(text="", token_ids=[], notice="512 of the prompt's 1500 tokens are read")
+    async with serving_dialects([None, notice, *PIECES]) as (generator, url), asyncio.timeout(10):
+        async with aiohttp.ClientSession(url) as session, session.post(path, json=STREAMS[path]) as response:
+            assert response.status == 200
+            assert "the server is there" in (await response.content.readline()).decode()
+            generator.goes_on.set()
+            assert "512 of the prompt's 1500 tokens are read" in (await response.content.read()).decode()
+
+
+async def test_ollamas_client_reads_signs_of_life_as_objects_that_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ollama = pytest.importorskip("ollama", reason="Ollama's client: pip install '.[dev]'")
+    monkeypatch.setattr(event_stream, "HEADERS_S", 0.02)
+    async with serving_dialects([None, *PIECES]) as (generator, url), asyncio.timeout(10):
+        client = ollama.AsyncClient(host=url)
+        for stream in (
+            await client.chat(model="demo", messages=HELLO, stream=True),
+            await client.generate(model="demo", prompt="x", stream=True),
+        ):
+            generator.goes_on.clear()
+            parts = []
+            async for part in stream:
+                parts.append(part)
+                generator.goes_on.set()
+            texts = [part.message.content if hasattr(part, "message") else part.response for part in parts]
+            assert texts == ["", "a", "b\n", ""] and [part.done for part in parts] == [False] * 3 + [True]
 
 
 async def test_signs_of_life_tell_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
