@@ -10,7 +10,7 @@ from typing import cast
 from aiohttp import web
 
 from flowspec_edge.core.cluster.address import Address
-from flowspec_edge.errors import NodeUnavailableError, system_words
+from flowspec_edge.errors import NodeUnavailableError, plain_text, system_words
 from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.net.auth import HANDSHAKE_S
 from flowspec_edge.net.door import Door
@@ -22,6 +22,7 @@ _REMEDIES = {
 SHUTDOWN_S = 2.0
 """How long requests in progress may go on after close. The 60 s that aiohttp gives them would delay an exit."""
 
+MAX_FAULT_CHARACTERS = 300
 BACKLOG = 1024
 """Connections that may wait to be accepted. The system drops one beyond that, and who comes is a second late: with
 aiohttp's 128 members were, where an outsider opened a thousand at once. Linux allows 4096."""
@@ -40,6 +41,29 @@ class ServedApp:
         await self._runner.cleanup()
 
 
+class _Protocol(web.RequestHandler):
+    """One connection. What is no HTTP is told as JSON, as everything else is, and not logged: it is the client's."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status >= 500:
+            super().handle_error(request, status, exc, message)
+            message = "the server failed at this request; its log tells more"
+        elif request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun")
+        fault = plain_text(" ".join((message or "").split())[:MAX_FAULT_CHARACTERS])
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        error = {"message": f"the request cannot be read: {fault}" if status < 500 else fault, "type": kind}
+        response = web.json_response({"error": {**error, "param": None, "code": None}}, status=status)
+        response.force_close()
+        return response
+
+
 class _Site(web.BaseSite):
     """A site behind a :class:`Door`."""
 
@@ -55,8 +79,12 @@ class _Site(web.BaseSite):
     async def start(self) -> None:
         await super().start()
         assert self._runner.server is not None
-        await self._door.listen(self._address.host, self._address.port, self._runner.server, self._backlog)
+        await self._door.listen(self._address.host, self._address.port, self._connect, self._backlog)
         self._server = cast(asyncio.AbstractServer, self._door)  # of which a site uses close and sockets
+
+    def _connect(self) -> _Protocol:
+        assert self._runner.server is not None, "started before"
+        return _Protocol(self._runner.server, loop=asyncio.get_running_loop(), access_log=None)  # type: ignore[arg-type]  # as a runner gives it
 
 
 async def serve_app(

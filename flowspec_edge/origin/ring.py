@@ -50,6 +50,9 @@ from flowspec_edge.tasks import in_thread, run_until_first_ends
 
 PROGRESS_S = 10.0
 """How often a text that waits for its prompt to be read says how far that is."""
+MAX_UNREAD = 256
+"""What a session may tell of its answer that nobody has read. Sockets take some thousand tokens before: so whoever
+leaves that much unread reads nothing, and to read prompt and text once more costs nobody else anything."""
 COMPILING_S = 10.0
 """How long a text may wait until its grammar is compiled. Most take some milliseconds."""
 
@@ -245,13 +248,25 @@ class Ring:
     async def write(self, answer: Answer, on_trip: OnTrip | None = None) -> AsyncGenerator[Piece, None]:
         """Pieces of an answer from where it is now, as ``generate`` gives them.
 
-        Where the ring was left there is no last piece, since another ring is to go on with the answer.
+        Where the ring was left there is no last piece, since another ring is to go on with the answer. An answer that
+        nobody reads stands still, and goes on in another session once all that was written is read.
         """
         if answer.ending is not None:
             yield answer.finish(answer.ending)
             return
-        if self._lost is not None:
-            raise self._lost.again()
+        while True:
+            if self._lost is not None:
+                raise self._lost.again()
+            async with contextlib.aclosing(self._write_session(answer, on_trip)) as pieces:
+                async for piece in pieces:
+                    yield piece
+                    if piece.finish_reason is not None:
+                        return
+            if self._is_left:
+                return
+
+    async def _write_session(self, answer: Answer, on_trip: OnTrip | None) -> AsyncGenerator[Piece, None]:
+        """The pieces of one session; without a last one where it was cancelled."""
         session = next(self._sessions)
         events: asyncio.Queue[ev.OriginAction] = asyncio.Queue()
         self._answers[session] = events
@@ -275,7 +290,7 @@ class Ring:
                     case ev.FinishGeneration(_, "refused", error):
                         raise RequestError(error or "a stage ended the session")
                     case ev.FinishGeneration(_, reason):
-                        if reason != "cancelled" or not self._is_left:  # it may have ended before that
+                        if reason != "cancelled":
                             yield answer.finish(reason)
                         return
         finally:
@@ -435,9 +450,16 @@ class Ring:
                         # A ring that failed once is not trusted again.
                         self._is_ending, self._lost = True, self._lost or RingLostError(action.error)
                         self._ended.set()
-                    if session in self._answers:
-                        self._answers[session].put_nowait(action)
+                    if (unread := self._answers.get(session)) is not None:
+                        unread.put_nowait(action)
+                        if unread.qsize() > MAX_UNREAD:  # the actions that are left come first
+                            asyncio.get_running_loop().call_soon(self._let_stand, session)
         self._arm_timer()
+
+    def _let_stand(self, session: int) -> None:
+        """End a session whose answer nobody reads. It holds no cache then, and takes no time of others."""
+        if session in self._answers:
+            self._tell(ev.GenerationCancelled(session))
 
     def _broadcast(self, message: wire.Message) -> None:
         for control in self._controls:

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from flowspec_edge.errors import is_plain
 from tests.web.served import HELLO, Json, serving_dialects
 from tests.web.test_completions import PIECES
 
@@ -78,3 +79,26 @@ async def test_a_client_of_anthropics_is_known_by_its_header_on_other_paths() ->
     async with serving_dialects() as (_, url):
         status, error, _ = await asked(url, "GET", "/v1/models/other", headers={"anthropic-version": "2023-06-01"})
     assert status == 404 and anthropic_message(error)
+
+
+NO_HTTP = {
+    "a version of none": b"GET /v1/models HTTP/one\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x1b[31m\r\n\r\n",
+    "a header too large": b"GET / HTTP/1.1\r\nX-A: " + b"a" * 9000 + b"\r\n\r\n",
+    "too many headers": b"GET / HTTP/1.1\r\n" + b"X-A: a\r\n" * 200 + b"\r\n",
+    "a header without a name": b"GET / HTTP/1.1\r\n: \x1b[31m\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", NO_HTTP)
+async def test_what_is_no_http_is_told_in_json_and_fills_no_log(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving_dialects() as (_, url), asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(NO_HTTP[kind])
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert head.startswith(b"HTTP/1.0 400 ") and b"Content-Type: application/json" in head
+    message = openai_message(json.loads(body))
+    assert message.startswith("the request cannot be read: ") and is_plain(message) and len(message) < 400
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
