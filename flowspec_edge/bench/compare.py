@@ -21,6 +21,7 @@ from pathlib import Path
 
 from flowspec_edge.bench.bound import accepted_places
 from flowspec_edge.bench.remembered_drafts import RememberedDrafts
+from flowspec_edge.bench.side_by_side import AskedText, SharedTime, SideBySide
 from flowspec_edge.bench.simulated_ring import Watcher
 from flowspec_edge.bench.tape import Tape, TapeRecorder
 from flowspec_edge.bench.testbed import Testbed
@@ -31,6 +32,7 @@ from flowspec_edge.core.journal import Write
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.verify import Sampler, noise_of
+from flowspec_edge.engine.drafters.drafter import Drafter
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.tokenizer import Tokenizer
@@ -129,10 +131,12 @@ class Bench:
         self._limits = TargetLimits(
             manifest.geometry.max_context, manifest.geometry.vocab_size, frozenset(manifest.eos_token_ids)
         )
+        self._computing: Drafter | None = None
         self._drafter: RememberedDrafts | None = None
         if manifest.drafter is not None:
             head = Head(directory, manifest)
-            self._drafter = RememberedDrafts(Eagle1Drafter(directory, manifest, head, k=DraftShape().proposals))
+            self._computing = Eagle1Drafter(directory, manifest, head, k=DraftShape().proposals)
+            self._drafter = RememberedDrafts(self._computing)
 
     def record(self, task: Task, options: GenerateOptions) -> Tape:
         """Record what the target writes after the task's prompt. A tape must be played before the next one is recorded.
@@ -169,6 +173,14 @@ class Bench:
         answer = ring.generate(options)
         check_text(answer.tokens, tape.continuation, f"{options.schedule} on {testbed.name}")
         return answer
+
+    def play_side_by_side(self, testbed: Testbed, clients: Sequence[Sequence[AskedText]]) -> SharedTime:
+        """Run the texts of several clients at once on simulated time. The texts are not checked.
+
+        Raises:
+            RequestError: there is no such schedule.
+        """
+        return SideBySide(testbed, clients, self._computing, self._limits).run()
 
     def run(self, plan: Plan, task: Task, is_stopping: Callable[[], bool] = lambda: False) -> Outcome | None:
         """Run every schedule on every testbed. Returns None where ``is_stopping`` became true meanwhile."""

@@ -12,6 +12,7 @@ from flowspec_edge.bench.prompts import choose_sets, load_prompts
 from flowspec_edge.bench.tensor_parallel import MODELLED
 from flowspec_edge.bench.testbed import Testbed, load_testbed
 from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.limits import MAX_SESSIONS
 from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names, find_schedule
 from flowspec_edge.errors import RequestError
 
@@ -26,6 +27,7 @@ class Request:
         testbeds, schedules, prompts, temperatures: as typed, with commas. The help explains ``all`` and ``quick``.
         num_prompts: prompts of each set; None for all of them, or for a few where ``prompts`` is ``quick``.
         max_new_tokens: length of each text; None for the usual length.
+        sessions: numbers of clients to compare, as typed; empty where schedules are compared instead.
         is_planned: whether each testbed is also compared with its layers dealt by the planner.
     """
 
@@ -35,6 +37,7 @@ class Request:
     temperatures: str
     num_prompts: int | None = None
     max_new_tokens: int | None = None
+    sessions: str = ""
     is_planned: bool = False
 
     def schedule_names(self, is_ablation: bool) -> list[str]:
@@ -49,6 +52,13 @@ class Request:
             if name not in MODELLED:
                 find_schedule(name)  # raises where there is none
         return [name for name in every if name in {*wanted, YARDSTICK}] + [name for name in wanted if name not in every]
+
+    def session_numbers(self) -> list[int]:
+        """The numbers of clients, with which one alone is always compared."""
+        names = _names("--sessions", self.sessions)
+        if not all(name.isdecimal() and 1 <= int(name) <= MAX_SESSIONS for name in names):
+            raise RequestError(f"--sessions is {self.sessions!r}; give numbers from 1 to {MAX_SESSIONS}, as in 1,2,4")
+        return sorted({1, *map(int, names)})
 
     def running_names(self) -> list[str]:
         """The schedules to run on emulated boards, which leaves out those that are only modelled."""

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from flowspec_edge.bench.simulated_ring import Clock, SimulatedRing, Watcher
 from flowspec_edge.bench.tape import Tape
+from flowspec_edge.bench.tape_engines import PlayedTapes, TapeOrigin, TapeStage
 from flowspec_edge.bench.testbed import Testbed
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.journal import Journal, Write
-from flowspec_edge.core.rows import NO_PARENT, Advance, Chunk, Row, SessionSpec
+from flowspec_edge.core.rows import Advance, Chunk, Row
 from flowspec_edge.core.speculation.constraint import Constraint
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.core.speculation.tree import Tree
-from flowspec_edge.core.speculation.verify import Noise, draw_tokens, noise_of, rank_drafts
+from flowspec_edge.core.speculation.verify import noise_of
 from flowspec_edge.engine.drafters.drafter import Drafter
 from flowspec_edge.errors import StageFailedError
 
@@ -71,71 +70,6 @@ class VirtualAnswer(TimedAnswer):
     num_forward_rows: int = 0
 
 
-class _TapeTarget:
-    """Stages and head played from a tape. A hidden row is its position plus one on the text, and 0 off it."""
-
-    def __init__(self, tape: Tape) -> None:
-        self._tape = tape
-        self._places: dict[int, int] = {}  # per draft id: position plus one, 0 off the text
-
-    def forward(self, rows: tuple[Row, ...]) -> ev.Floats:
-        tokens = self._tape.tokens
-        out = np.zeros((len(rows), 1), np.float32)
-        for index, row in enumerate(rows):
-            place = self._places.get(row.id)
-            if place is None:
-                above = 0 if row.parent == NO_PARENT else self._places[row.parent]
-                on_text = (above or row.parent == NO_PARENT) and above < len(tokens) and tokens[above] == row.token
-                place = self._places[row.id] = above + 1 if on_text else 0
-            out[index] = place
-        return out
-
-    def logits(self, hidden: ev.Floats) -> ev.Floats:
-        return self._tape.logits[hidden[:, 0].astype(np.int64) - 1]
-
-    def hidden(self, hidden: ev.Floats) -> ev.Floats:
-        """What the drafter gets: the target's own rows."""
-        return self._tape.hidden[hidden[:, 0].astype(np.int64) - 1]
-
-
-class _TapeStage:
-    """One stage of a target that is played from a tape; the stages of a ring share it."""
-
-    def __init__(self, target: _TapeTarget) -> None:
-        self._target = target
-
-    def open_cache(self, session: int, capacity: int) -> None: ...
-
-    def free_cache(self, session: int) -> None: ...
-
-    def run(self, forward: ev.RunForward, *, is_cancelled: bool) -> ev.ForwardFinished:
-        return ev.ForwardFinished(np.zeros((0, 1), np.float32) if is_cancelled else self._target.forward(forward.rows))
-
-
-class _TapeOrigin:
-    """The target's head from a tape, and the real drafter."""
-
-    def __init__(
-        self, target: _TapeTarget, drafter: Drafter | None, noise: Noise, constraint: Constraint | None
-    ) -> None:
-        self._target, self._drafter, self._noise, self._constraint = target, drafter, noise, constraint
-
-    def open(self, spec: SessionSpec) -> None:
-        if self._drafter is not None:
-            self._drafter.open(spec.session, spec.capacity)
-
-    def close(self, session: int) -> None:
-        if self._drafter is not None:
-            self._drafter.close(session)
-
-    def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
-        if isinstance(job, ev.RunHead):
-            return draw_tokens(job, self._target.logits(job.hidden), self._noise, self._constraint)
-        assert self._drafter is not None
-        hidden = self._target.hidden(job.hidden) if len(job.hidden) else job.hidden
-        return rank_drafts(job, self._drafter.run(replace(job, hidden=hidden)), self._noise, self._constraint)
-
-
 class TestbedTimes:
     """What each step takes on a testbed. A wire carries one chunk at a time."""
 
@@ -178,7 +112,8 @@ class VirtualRing(Watcher):
         constraint: Constraint | None = None,
     ) -> None:
         num_stages = len(testbed.stages)
-        target = _TapeTarget(tape)
+        played = PlayedTapes()
+        played.add(SESSION, tape)
         arguments: dict[str, Any] = {
             "num_stages": num_stages,
             "limits": limits,
@@ -189,8 +124,8 @@ class VirtualRing(Watcher):
         self._clock, self._times = Clock(), TestbedTimes(testbed)
         self._ring = SimulatedRing(
             Origin(**arguments),
-            _TapeOrigin(target, drafter, noise_of(limits.vocab_size), constraint),
-            [_TapeStage(target)] * num_stages,
+            TapeOrigin(played, drafter, noise_of(limits.vocab_size), constraint),
+            [TapeStage(played)] * num_stages,
             self._clock,
             self._times,
             [self] if observer is None else [self, observer],

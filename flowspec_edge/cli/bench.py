@@ -33,6 +33,7 @@ examples:
   flowspec bench --virtual                                 a glance: two prompts of each set, greedy, the paper's boards
   flowspec bench --virtual --prompts all --temperature 0,0.6,1        the paper's table, whole
   flowspec bench --virtual --testbed all --schedules chunked,flowspec --plot plots
+  flowspec bench --virtual --sessions 1,2,4                what several clients get together, and each of them
   flowspec bench --emulate                                 four schedules in real time, beside the virtual clock
   flowspec bench --calibrate --bundle DIR --use-fastest    compare the bundle's precisions here, and keep to the fastest
   flowspec bench --calibrate > mine.toml                   what this device costs; edit, then --testbed mine.toml
@@ -62,6 +63,7 @@ class BenchCommand(BundleArguments):
     prompts: str
     temperature: str
     max_new_tokens: int | None
+    sessions: str
     num_prompts: int | None
     processes: int | None
     planned: bool
@@ -122,6 +124,13 @@ def add_bench(commands: Commands) -> None:
         type=int,
         metavar="N",
         help=f"length of each text (default: {VIRTUAL_TOKENS}, emulated: {EMULATED_TOKENS})",
+    )
+    bench.add_argument(
+        "--sessions",
+        default="",
+        metavar="N[,N]",
+        help="with --virtual: compare so many clients on one ring instead of schedules, of which flowspec runs alone "
+        "unless --schedules says otherwise",
     )
     bench.add_argument("--num-prompts", type=int, metavar="N", help="only the first N prompts of each set")
     bench.add_argument(
@@ -187,11 +196,19 @@ def _chunk_sizes(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
+def _usual_schedules(options: BenchCommand) -> str:
+    if options.sessions:
+        return "flowspec"
+    return EMULATED_SCHEDULES if options.emulate else "all"
+
+
 async def _bench(options: BenchCommand) -> int:
     from flowspec_edge.bench.compare import default_processes
     from flowspec_edge.bench.request import Request
-    from flowspec_edge.cli.run_bench import run_calibration, run_emulated, run_virtual
+    from flowspec_edge.cli.run_bench import run_calibration, run_emulated, run_sessions, run_virtual
 
+    if options.sessions and (not options.virtual or options.ablate or options.plot is not None):
+        raise RequestError("--sessions goes with --virtual, and without --ablate and --plot")
     bundle = bundle_from(options)
     if options.calibrate:
         if options.threads < 1:
@@ -205,13 +222,16 @@ async def _bench(options: BenchCommand) -> int:
         )
     request = Request(
         testbeds=options.testbed,
-        schedules=options.schedules or (EMULATED_SCHEDULES if options.emulate else "all"),
+        schedules=options.schedules or _usual_schedules(options),
         prompts=options.prompts,
         temperatures=options.temperature,
         num_prompts=options.num_prompts,
         max_new_tokens=options.max_new_tokens,
+        sessions=options.sessions,
         is_planned=options.planned,
     )
+    if options.sessions:
+        return await run_sessions(bundle, request, is_json=options.json)
     if options.emulate:
         if options.ablate or options.plot is not None:
             raise RequestError("--ablate and --plot go with --virtual, not with --emulate")

@@ -23,6 +23,7 @@ from flowspec_edge.bench.lengths import EMULATED_TOKENS, VIRTUAL_TOKENS
 from flowspec_edge.bench.prompts import choose_sets
 from flowspec_edge.bench.report import build_report, format_report
 from flowspec_edge.bench.request import Request
+from flowspec_edge.bench.sessions import format_sessions, measure_sessions
 from flowspec_edge.bench.tensor_parallel import MODELLED
 from flowspec_edge.bench.testbed import Testbed, describe_testbed, load_testbed
 from flowspec_edge.bench.timeline import Timeline, draw_timeline
@@ -71,6 +72,29 @@ async def run_virtual(
         print(json.dumps(reports[0] if len(reports) == 1 else reports))
     else:
         print("\n\n".join(format_report(report) + (format_shares(report) if is_ablation else "") for report in reports))
+    return 0
+
+
+async def run_sessions(bundle: Bundle, request: Request, *, is_json: bool) -> int:
+    """Compare numbers of clients on the virtual clock and print the tables. Returns an exit status.
+
+    Raises:
+        FlowspecError: a name is not known, a number is out of range, or a run failed.
+    """
+    numbers = request.session_numbers()
+    plan = request.plan(request.running_names(), VIRTUAL_TOKENS)
+    tasks = request.tasks(plan, QUICK_PROMPTS)
+    num_runs = len(plan.testbeds) * len(plan.schedules) * len({task.temperature for task in tasks}) * len(numbers)
+    progress = Progress(f"{', '.join(map(str, numbers))} sessions on {len(plan.testbeds)} testbed(s)", num_runs, "runs")
+    try:
+        bench = await asyncio.to_thread(Bench, bundle)
+        reports = await asyncio.to_thread(measure_sessions, bench, plan, tasks, numbers, progress.step)
+    finally:
+        progress.close()
+    if is_json:
+        print(json.dumps(reports[0] if len(reports) == 1 else reports))
+    else:
+        print("\n\n".join(map(format_sessions, reports)))
     return 0
 
 

@@ -63,7 +63,7 @@ def refusal_of(error: Exception) -> Refusal:
         case ServerBusyError(retry_after_s=retry_after_s, is_crowded_by_one=True):
             return Refusal(429, message, "rate_limit_exceeded", retry_after_s=retry_after_s)
         case ServerBusyError(retry_after_s=retry_after_s):
-            return Refusal(503, message, "server_busy", retry_after_s=retry_after_s)
+            return Refusal(429, message, "server_busy", retry_after_s=retry_after_s)
         case ServerEndingError():
             return Refusal(503, message, "server_ending")
         case FlowspecError():

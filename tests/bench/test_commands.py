@@ -24,6 +24,10 @@ BENCH = ("bench", "--virtual")
         ((*BENCH, "--num-prompts", "0"), "--num-prompts is 0"),
         ((*BENCH, "--max-new-tokens", "0"), "max_new_tokens is 0"),
         ((*BENCH, "--processes", "0"), "--processes is 0"),
+        ((*BENCH, "--sessions", "0"), "--sessions is '0'; give numbers from 1 to 64, as in 1,2,4"),
+        ((*BENCH, "--sessions", "2,many"), "--sessions is '2,many'"),
+        ((*BENCH, "--sessions", "2", "--ablate"), "--sessions goes with --virtual"),
+        (("bench", "--emulate", "--sessions", "2"), "--sessions goes with --virtual"),
         (("bench", "--calibrate", "--threads", "0"), "--threads is 0"),
         (("bench", "--calibrate", "--chunk-sizes", "4,none"), "--chunk-sizes is '4,none'; give numbers of rows from 1"),
         (("bench", "--calibrate", "--chunk-sizes", "0"), "--chunk-sizes is '0'; give numbers of rows from 1 to 512"),
@@ -76,6 +80,19 @@ def test_bench_prints_the_same_digits_twice_and_draws(tmp_path: Path, capsys: py
 
 
 @pytest.mark.slow
+def test_bench_compares_numbers_of_sessions(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*BENCH, "--sessions", "3", "--prompts", "functions", "--num-prompts", "3", "--max-new-tokens", "8"]
+    assert main([*arguments, "--json"]) == 0
+    one, three = json.loads(capsys.readouterr().out)["rows"]
+    assert (one["sessions"], one["over_one_session"], three["sessions"]) == (1, 1.0, 3)
+    assert three["tokens_per_s"] == pytest.approx(three["over_one_session"] * one["tokens_per_s"])
+    assert 1 < three["over_one_session"] <= 3
+    assert 0 < three["lowest_share"] <= 1
+    assert main(arguments) == 0
+    table = capsys.readouterr().out
+    assert f"| {three['tokens_per_s']:.2f} |" in " ".join(table.split()) and "lowest share" in table
+
+
 def test_calibration_prints_a_testbed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--calibrate"]) == 0
     testbed = parse_testbed(capsys.readouterr().out, "here", "here")

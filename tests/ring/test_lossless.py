@@ -41,12 +41,22 @@ async def test_each_schedule_gives_the_unsplit_models_text(
             assert tokens == unsplit_tokens(int8_bundle, prompt, options)
 
 
-async def test_sessions_at_the_same_time_do_not_mix(int8_bundle: Bundle, prompts: list[list[int]]) -> None:
-    options = [GenerateOptions(max_new_tokens=24, temperature=0.8, seed=seed) for seed in range(4)]
+@pytest.mark.parametrize(
+    "schedules", [["flowspec"] * 2, ["flowspec"] * 4, ["flowspec", "chunked", "pipedec", "lockstep"]]
+)
+async def test_sessions_side_by_side_do_not_mix(
+    schedules: list[str], int8_bundle: Bundle, prompts: list[list[int]]
+) -> None:
+    """The first one has a long prompt, which the others' chunks leave between the pieces of."""
+    asked = [prompts[0] * 6, *prompts[1 : len(schedules)]]
+    options = [
+        GenerateOptions(max_new_tokens=24, temperature=0.8 * (number % 2), seed=number, schedule=schedule)
+        for number, schedule in enumerate(schedules)
+    ]
     async with ring_of(3, int8_bundle) as ring:
-        together = await asyncio.gather(*(answer_of(ring, prompts[i], options[i]) for i in range(4)))
-        alone = [await answer_of(ring, prompts[i], options[i]) for i in range(4)]
-    assert [tokens_of(pieces) for pieces in together] == [tokens_of(pieces) for pieces in alone]
+        together = await asyncio.gather(*map(answer_of, [ring] * len(asked), asked, options))
+    expected = [unsplit_tokens(int8_bundle, *one) for one in zip(asked, options, strict=True)]
+    assert [tokens_of(pieces) for pieces in together] == expected
 
 
 async def test_the_end_of_the_context_is_reached_and_not_passed(int8_bundle: Bundle, prompts: list[list[int]]) -> None:

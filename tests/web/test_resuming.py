@@ -258,7 +258,7 @@ async def test_no_more_texts_are_taken_than_may_wait() -> None:
             session.post(f"{url}/v1/completions", json={"prompt": "1"}) as response,
         ):
             error = (await response.json())["error"]
-            assert (response.status, response.headers["Retry-After"]) == (503, "2")
+            assert (response.status, response.headers["Retry-After"]) == (429, "2")
             assert error["code"] == "server_busy" and "--max-queue" in error["message"]
         with pytest.raises(ServerBusyError) as busy:
             await client.complete("2")

@@ -9,6 +9,7 @@ free; verification comes first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,10 +33,11 @@ from flowspec_edge.core.speculation.draft_feed import DraftFeed
 from flowspec_edge.core.speculation.drafting import Drafting, DraftShape
 from flowspec_edge.core.speculation.head_feed import HeadFeed
 from flowspec_edge.core.speculation.lookup import Lookup
-from flowspec_edge.core.speculation.pipeline import Flight, Pipeline, RingCosts
+from flowspec_edge.core.speculation.pipeline import Flight, Pipeline, Traffic
 from flowspec_edge.core.speculation.prompt_check import room_behind
 from flowspec_edge.core.speculation.prompt_feed import PromptFeed
 from flowspec_edge.core.speculation.schedules.base import Schedule
+from flowspec_edge.core.speculation.sharing import Offer
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.core.speculation.text_paths import TextPaths
 from flowspec_edge.core.speculation.tree import Tree
@@ -65,7 +67,7 @@ class Generation:
         *,
         schedule: Schedule,
         limits: TargetLimits,
-        costs: RingCosts,
+        traffic: Traffic,
         acceptance: Acceptance,
         has_drafter: bool,
         shape: DraftShape,
@@ -85,7 +87,7 @@ class Generation:
         self._next_id = len(prompt)
         self.root = len(prompt) - 1
         self.sent: set[int] = set()  # the prompt leaves without the schedule
-        self.pipeline = Pipeline(costs)
+        self.pipeline = Pipeline(traffic)
         lookup = Lookup() if schedule.uses_lookup and options.grammar is None else None  # it knows no grammar
         self._paths = TextPaths(tree, prompt, num_written, self._num_left) if options.looks_back else None
         self._prompt_feed = PromptFeed(prompt, tree, lookup)
@@ -175,20 +177,28 @@ class Generation:
         turn = self._schedule.next_turn(self, has_credit) if self._prompt_feed.is_done else None
         return None if turn is None else BroadcastTurn(self.session, turn)
 
-    def next_chunk(self, now: float) -> Chunk | None:
-        """The next chunk to send, or None: the prompt, then what the schedule chooses."""
+    def offer(self, now: float) -> Offer | None:
+        """The chunk that may leave now, or None: the prompt, then what the schedule chooses."""
         if not self._prompt_feed.is_done:
-            rows = self._prompt_feed.next_rows()
-            self.sent.update(row.id for row in rows)
-            num_wanted = len(rows) if self._draft_feed.wants_returned else int(self._prompt_feed.is_done)
-            if num_wanted:
-                self.pipeline.send(Flight({row.id for row in rows}, now))
-            return Chunk(self.session, rows, num_wanted)
+            return Offer(self._prompt_feed.num_next(self.pipeline.most_prompt_rows))
         chosen = self._schedule.choose_rows(self, now)
-        return self._send(chosen, now) if chosen else None
+        if not chosen:
+            return None
+        scores = self.drafting.scores
+        return Offer(len(chosen), tuple(chosen), sum([math.exp(scores.get(id, 0.0)) for id in chosen]))
+
+    def send(self, offer: Offer, now: float) -> Chunk:
+        """The chunk that was offered, which leaves now."""
+        if offer.ids:
+            return self._send(offer.ids, now)
+        rows = self._prompt_feed.next_rows(offer.num_rows)
+        self.sent.update(row.id for row in rows)
+        num_wanted = len(rows) if self._draft_feed.wants_returned else int(self._prompt_feed.is_done)
+        self.pipeline.send(Flight({row.id for row in rows}, now, is_prompt=True, comes_back=num_wanted > 0))
+        return Chunk(self.session, rows, num_wanted)
 
     def next_deadline(self) -> float | None:
-        """When ``next_chunk`` may have something to send though nothing has happened."""
+        """When ``offer`` may have something to send though nothing has happened."""
         return self._schedule.next_time() if self._prompt_feed.is_done else None
 
     def next_head(self, now: float) -> RunHead | None:
@@ -306,11 +316,12 @@ class Generation:
         self._draft_feed.forget(dropped)
         return num_pruned
 
-    def _send(self, ids: list[int], now: float) -> Chunk:
+    def _send(self, ids: tuple[int, ...], now: float) -> Chunk:
         rows = tuple(Row(id, self.tree[id].parent, self.tree[id].token) for id in ids)
         self.sent.update(ids)
         self.drafting.mark_sent(ids)
         turn = self._schedule.turn
+        self._schedule.take_sent()
         self.pipeline.send(Flight(set(ids), now, turn))
         self.statistics.num_rows_sent += len(ids)
         return Chunk(self.session, rows, len(rows), turn=turn)

@@ -1,7 +1,9 @@
 """The origin of a ring: its generations, the credit of the first hop, and one compute lane for head and drafter.
 
-Generations share both: one that has sent a chunk goes to the end of their queue. The head runs before the drafter,
-for a verified token is worth more than a drafted one.
+Generations share both, and those that have used the least of the ring come first. The head runs before the drafter, for
+a verified token is worth more than a drafted one. Where there is one generation, its schedule alone decides when a
+chunk leaves. Where there are several, chunks leave one by one, when the ring is ready for the next one; then those that
+have a chunk offer it, and ``sharing.py`` says whose leaves.
 """
 
 from __future__ import annotations
@@ -37,13 +39,17 @@ from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.credits import add_credits
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import Generation, TargetLimits
-from flowspec_edge.core.speculation.pipeline import RingCosts
+from flowspec_edge.core.speculation.pipeline import RingCosts, Traffic
 from flowspec_edge.core.speculation.prompt_check import check_tokens, ending_of, room_behind
 from flowspec_edge.core.speculation.schedules import find_schedule
+from flowspec_edge.core.speculation.sharing import Shares
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 
 PROGRESS_TIMEOUT_S = 60.0
 """A ring from which nothing has come back for this long is lost. A 13B model on slow boards answers in seconds."""
+
+TICK_S = 1e-6
+"""What is due within this time is due now: times that are added up differ in their last digits."""
 
 
 @dataclass(slots=True)
@@ -74,9 +80,11 @@ class Origin:
         self._taps = taps
         self._shape = shape or DraftShape()
         self._credits = CREDITS_PER_HOP
-        self._costs = RingCosts(num_stages)
+        costs = RingCosts(num_stages)
+        self._traffic, self._shares = Traffic(costs), Shares(costs)
+        self._slot_at: float | None = None  # when the ring is ready for a chunk, where somebody waits for that
         self._acceptance = Acceptance()
-        self._running: dict[int, _Running] = {}  # the next to send a chunk first
+        self._running: dict[int, _Running] = {}
         self._computing: int | None = None  # the session the compute lane works for
 
     def handle(self, event: OriginEvent, now: float) -> list[OriginAction]:
@@ -105,16 +113,16 @@ class Origin:
                 if (generation := self._computed()) is not None:
                     actions += generation.take_drawn(event, now)
                     if generation.is_finished:
-                        self._close(generation.session, actions)
+                        self._close(generation.session, now, actions)
             case DraftFinished():
                 if (generation := self._computed()) is not None:
                     generation.take_draft(event, now)
             case CreditArrived(num_chunks):
                 self._credits = add_credits(self._credits, num_chunks)
             case GenerationCancelled(session):
-                self._finish(session, "cancelled", None, actions)
+                self._finish(session, "cancelled", None, now, actions)
             case RingLost(reason):
-                self._lose_ring(reason, actions)
+                self._lose_ring(reason, now, actions)
             case DeadlinePassed():
                 self._give_up_silent(now, actions)
         self._go_on(now, actions)
@@ -123,14 +131,16 @@ class Origin:
     def next_deadline(self) -> float | None:
         """When to send ``DeadlinePassed`` unless something happens before."""
         times = [running.progress_at + PROGRESS_TIMEOUT_S for running in self._running.values()]
-        if self._credits:
+        if self._slot_at is not None:
+            times.append(self._slot_at)
+        elif self._credits:
             times += [at for generation in self._ready_generations() if (at := generation.next_deadline()) is not None]
         return min(times, default=None)
 
     @property
     def costs(self) -> RingCosts:
         """What the ring's stages, hops, head and drafter take, as measured so far."""
-        return self._costs
+        return self._traffic.costs
 
     def statistics(self, session: int) -> GenerationStatistics:
         """Live counts of a running generation."""
@@ -173,7 +183,7 @@ class Origin:
             event.options,
             schedule=find_schedule(event.options.schedule)(self._num_stages),
             limits=self._limits,
-            costs=self._costs,
+            traffic=self._traffic,
             acceptance=self._acceptance,
             has_drafter=self._has_drafter,
             shape=self._shape,
@@ -181,6 +191,7 @@ class Origin:
             num_written=event.num_written,
         )
         self._running[event.session] = _Running(generation, set(range(self._num_stages)), now)
+        self._shares.enter(event.session)
         actions.append(
             OpenSessions(
                 SessionSpec(
@@ -199,27 +210,30 @@ class Origin:
         running = self._running.get(session) if session is not None else None
         return running.generation if running else None
 
-    def _finish(self, session: int, reason: str, error: str | None, actions: list[OriginAction]) -> None:
+    def _finish(self, session: int, reason: str, error: str | None, now: float, actions: list[OriginAction]) -> None:
         if session in self._running:
             actions.append(FinishGeneration(session, reason, error))
-            self._close(session, actions)
+            self._close(session, now, actions)
 
     def _give_up_silent(self, now: float, actions: list[OriginAction]) -> None:
         """End all generations where for one of them nothing came back for too long: the ring is lost."""
         if any(running.progress_at + PROGRESS_TIMEOUT_S <= now for running in self._running.values()):
-            self._lose_ring(f"nothing came back from the ring for {PROGRESS_TIMEOUT_S:.0f} s; check its nodes", actions)
+            reason = f"nothing came back from the ring for {PROGRESS_TIMEOUT_S:.0f} s; check its nodes"
+            self._lose_ring(reason, now, actions)
 
-    def _lose_ring(self, reason: str, actions: list[OriginAction]) -> None:
+    def _lose_ring(self, reason: str, now: float, actions: list[OriginAction]) -> None:
         for session in list(self._running):
-            self._finish(session, "failed", reason, actions)
+            self._finish(session, "failed", reason, now, actions)
 
-    def _close(self, session: int, actions: list[OriginAction]) -> None:
-        del self._running[session]
+    def _close(self, session: int, now: float, actions: list[OriginAction]) -> None:
+        self._running.pop(session).generation.pipeline.leave(now)
+        self._shares.leave(session)
         actions.append(CloseSessions(session))
 
     def _ready_generations(self) -> list[Generation]:
-        """Those for which every stage has opened its cache, the next to send a chunk first."""
-        return [running.generation for running in self._running.values() if not running.missing]
+        """Those for which every stage has opened its cache, the one first that has used the least of the ring."""
+        running = [self._running[session] for session in self._shares.in_order()]
+        return [one.generation for one in running if not one.missing]
 
     def _go_on(self, now: float, actions: list[OriginAction]) -> None:
         """Do all that can be done now."""
@@ -234,16 +248,22 @@ class Origin:
                 actions.append(turn)
 
     def _send_chunks(self, now: float, actions: list[OriginAction]) -> None:
-        sending = True
-        while sending and self._credits:
-            sending = False
-            for generation in self._ready_generations():
-                chunk = generation.next_chunk(now) if self._credits else None
-                if chunk is not None:
-                    self._credits -= 1
-                    actions.append(SendChunk(chunk))
-                    self._running[generation.session] = self._running.pop(generation.session)  # to the end of the queue
-                    sending = True
+        self._slot_at = None
+        while self._credits and (ready := self._ready_generations()):
+            if len(ready) > 1 and self._traffic.slot_at > now + TICK_S:
+                self._slot_at = self._traffic.slot_at
+                return
+            offered = {one.session: offer for one in ready if (offer := one.offer(now)) is not None}
+            if not offered:
+                return
+            session = self._shares.choose(offered)
+            running, offer = self._running[session], offered[session]
+            if not offer.ids:
+                running.progress_at = now  # the ring takes a prompt, of which nothing may come back before its end
+            chunk = running.generation.send(offer, now)
+            self._shares.charge(session, len(chunk.rows))
+            self._credits -= 1
+            actions.append(SendChunk(chunk))
 
     def _compute(self, now: float, actions: list[OriginAction]) -> None:
         if self._computing is not None:

@@ -3,28 +3,40 @@
 Every chunk that comes back tells how long each stage let it wait and ran it. From these follow a line per stage,
 ``a + b n`` seconds for ``n`` rows, and one for the hops. With them the origin follows the chunks under way, and
 finds the latest moment at which the next one may leave without a bubble at the stage that paces the ring: a chunk that
-leaves earlier only waits in a queue, with rows chosen when less was known.
+leaves earlier only waits in a queue, with rows chosen when less was known. Chunks of all sessions count for that.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from flowspec_edge.core.limits import PREFILL_ROWS
 from flowspec_edge.core.line import LineFit
 from flowspec_edge.core.rows import Passage
 
+LEAD_S = 0.002
+"""A chunk leaves this much before its time: timers are late, and choosing it takes a moment as well."""
+PIECE_CHUNKS = 1.5
+"""Where a text is written beside it, a piece of a prompt takes at most as long as so many chunks of one row, or a text
+would wait for it at each stage. Larger pieces are read in less time, but where rows cost much, texts fall behind."""
 SLOWING = 1.02
 """By this factor the remembered time of the quickest single-row trip grows at each slower one: boards get hot."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Flight:
-    """A chunk that has not come back: its living rows, and when each stage is expected to start and end it."""
+    """A chunk that has not come back: its living rows, and when each stage is expected to start and end it.
+
+    Of a prompt's rows those that nobody wants do not come back: they end at the last stage.
+    """
 
     living: set[int]
     sent_at: float
     turn: int = 0
+    is_prompt: bool = False
+    comes_back: bool = True
     starts: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
 
@@ -57,7 +69,17 @@ class RingCosts:
         """How long the slowest stage is busy with a chunk of ``num_rows``."""
         return max([stage.line.at(num_rows) for stage in self.stages])
 
-    def hop_s(self, num_rows: int) -> float:
+    @property
+    def row_s(self) -> float:
+        """How much longer the slowest stage is busy for one more row."""
+        return self.interval_s(2) - self.interval_s(1)
+
+    def rows_within(self, limit_s: float, most: int) -> int:
+        """How many rows the slowest stage takes within that time; 1 to ``most``."""
+        lines = [stage.line for stage in self.stages if stage.line.per_row > 0]
+        return max(min([most, *(int((limit_s - line.fixed) / line.per_row) for line in lines)]), 1)
+
+    def hop_s(self, num_rows: float) -> float:
         """The time of one hop with ``num_rows`` hidden rows. The first hop of a trip carries none."""
         return self.hops.line.fixed / (len(self.stages) + 1) + self.hops.line.per_row * num_rows / len(self.stages)
 
@@ -75,34 +97,27 @@ class RingCosts:
         self.seconds_per_row = sum(stage.line.per_row for stage in self.stages) + self.hops.line.per_row
 
 
-class Pipeline:
-    """The chunks of one session under way, and when each stage will be done with them."""
+class Traffic:
+    """The chunks of all sessions of one ring under way, and when each stage will be done with them."""
 
     def __init__(self, costs: RingCosts) -> None:
         self.costs = costs
         self.flights: list[Flight] = []
+        """In the order in which they left."""
+        self.num_sessions = 0
         self._free_at = [0.0] * len(costs.stages)
 
-    def take_returned(self, ids: set[int], passages: Sequence[Passage], now: float) -> None:
-        """A chunk came back: forget its flight and learn from it, unless all of its rows died on the way."""
-        for flight in self.flights:
-            if not ids.isdisjoint(flight.living):
-                self.flights.remove(flight)
-                self.costs.add_trip(now - flight.sent_at, passages)
-                return
-
     def send(self, flight: Flight) -> None:
+        self._forget_passed(flight.sent_at)
         self.flights.append(flight)
         self._follow(flight)
 
-    def prune(self, gone: set[int], now: float) -> None:
+    def follow_living(self, now: float) -> None:
         """Rows died. Chunks get shorter where they have not started, and those without a living row end."""
-        if not gone:
-            return
+        self._forget_passed(now)
         hop_s = self.costs.hop_s(0)
         self._free_at = [0.0] * len(self._free_at)
         for flight in self.flights:
-            flight.living -= gone
             if not flight.living:
                 for stage, (start, end) in enumerate(zip(flight.starts, flight.ends, strict=True)):
                     if start <= now:
@@ -111,23 +126,36 @@ class Pipeline:
         for flight in self.flights:
             self._follow(flight, now)
 
-    def send_at(self, num_rows: int) -> float:
-        """The latest time at which a chunk may leave the origin without a bubble at the stage that paces the ring."""
+    @property
+    def slot_at(self) -> float:
+        """When the next chunk should leave, whichever session's: of the usual size, and in time to be ready."""
+        return self.send_at(self.costs.stages[0].mean_size) - LEAD_S
+
+    def send_at(self, num_rows: float) -> float:
+        """The latest time at which a chunk may leave the origin without a bubble at the stage that paces the ring.
+
+        That is the stage at which the chunk would wait the longest. Beside the pieces of another session's prompt it is
+        the slowest one: a small chunk behind a large one waits at each stage, and at the first one nobody is to wait
+        for that.
+        """
         costs = self.costs
         if not costs.is_measured:
             return 0.0
         away, hop_s = costs.hop_s(0), costs.hop_s(num_rows)
-        latest = self._free_at[0] - away
-        for stage, free_at in zip(costs.stages, self._free_at[1:], strict=False):
-            away += stage.line.at(num_rows) + hop_s
-            latest = max(latest, free_at - away)
+        is_mixed = self.num_sessions > 1 and any(flight.is_prompt for flight in self.flights)
+        latest, longest_s = -math.inf, 0.0
+        for stage, free_at in zip(costs.stages, self._free_at, strict=True):
+            takes_s = stage.line.at(num_rows)
+            if not is_mixed:
+                latest = max(latest, free_at - away)
+            elif takes_s > longest_s:
+                latest, longest_s = free_at - away, takes_s
+            away += takes_s + hop_s
         return latest
 
-    def returns_at(self) -> float | None:
-        """When the next chunk is expected back."""
-        if not self.flights or not self.costs.is_measured:
-            return None
-        return self.flights[0].ends[-1] + self.costs.hop_s(len(self.flights[0].living))
+    def _forget_passed(self, now: float) -> None:
+        """Forget what has ended and does not come back."""
+        self.flights = [flight for flight in self.flights if flight.comes_back or flight.ends[-1] > now]
 
     def _follow(self, flight: Flight, now: float = -1.0) -> None:
         """Foretell when each stage starts and ends the flight, except where it has started by ``now``."""
@@ -146,3 +174,66 @@ class Pipeline:
             self._free_at[number] = end
             arrives = end + hop_s
         flight.starts, flight.ends = starts, ends
+
+
+class Pipeline:
+    """The chunks of one session under way, among those of all sessions. It counts as one of them until it leaves."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.costs = traffic.costs
+        self.flights: list[Flight] = []
+        self._traffic = traffic
+        traffic.num_sessions += 1
+
+    @property
+    def num_others(self) -> int:
+        """How many other sessions share the ring."""
+        return self._traffic.num_sessions - 1
+
+    @property
+    def most_prompt_rows(self) -> int:
+        """How many rows a piece of a prompt may have, at most PREFILL_ROWS."""
+        if not self.num_others or not self.costs.is_measured:
+            return PREFILL_ROWS
+        return self.costs.rows_within(PIECE_CHUNKS * self.costs.interval_s(1), PREFILL_ROWS)
+
+    def take_returned(self, ids: set[int], passages: Sequence[Passage], now: float) -> None:
+        """A chunk came back: forget its flight and learn from it, unless all of its rows died on the way."""
+        for flight in self.flights:
+            if not ids.isdisjoint(flight.living):
+                self.flights.remove(flight)
+                self._traffic.flights.remove(flight)
+                self.costs.add_trip(now - flight.sent_at, passages)
+                return
+
+    def send(self, flight: Flight) -> None:
+        if flight.comes_back:
+            self.flights.append(flight)
+        self._traffic.send(flight)
+
+    def prune(self, gone: set[int], now: float) -> None:
+        """Rows of the session died, and chunks without a living row with them."""
+        if not gone:
+            return
+        for flight in self.flights:
+            flight.living -= gone
+        self.flights = [flight for flight in self.flights if flight.living]
+        self._traffic.follow_living(now)
+
+    def leave(self, now: float) -> None:
+        """The session has ended, and with it all of its chunks."""
+        for flight in self.flights:
+            flight.living.clear()
+        self.flights.clear()
+        self._traffic.num_sessions -= 1
+        self._traffic.follow_living(now)
+
+    def send_at(self, num_rows: int) -> float:
+        """The latest time at which a chunk may leave the origin without a bubble at the stage that paces the ring."""
+        return self._traffic.send_at(num_rows)
+
+    def returns_at(self) -> float | None:
+        """When the next chunk is expected back."""
+        if not self.flights or not self.costs.is_measured:
+            return None
+        return self.flights[0].ends[-1] + self.costs.hop_s(len(self.flights[0].living))

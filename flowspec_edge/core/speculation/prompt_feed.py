@@ -30,10 +30,14 @@ class PromptFeed:
         """How many rows have left, and how many there are. The ring has no more of them than its credit allows."""
         return self._num_left, len(self._prompt)
 
-    def next_rows(self) -> tuple[Row, ...]:
+    def num_next(self, most: int) -> int:
+        """How many rows leave next, where at most so many may."""
+        return min(len(self._prompt) - self._num_left, PREFILL_ROWS, most)
+
+    def next_rows(self, num_rows: int) -> tuple[Row, ...]:
         """The next rows, which are about to leave; they are in tree and lookup now."""
         first = self._num_left
-        tokens = self._prompt[first : first + PREFILL_ROWS]
+        tokens = self._prompt[first : first + num_rows]
         self._num_left += len(tokens)
         rows = tuple(Row(id, id - 1 if id else NO_PARENT, token) for id, token in enumerate(tokens, first))
         for row in rows:

@@ -14,7 +14,7 @@ from flowspec_edge.core.speculation import draft_feed
 from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import Generation, TargetLimits
-from flowspec_edge.core.speculation.pipeline import RingCosts
+from flowspec_edge.core.speculation.pipeline import RingCosts, Traffic
 from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.errors import ProtocolError, RequestError
@@ -82,22 +82,27 @@ class Told:
             GenerateOptions(max_new_tokens=max_new_tokens),
             schedule=self.script,
             limits=TargetLimits(max_context, VOCAB, frozenset({EOS}), hidden_size),
-            costs=RingCosts(2),
+            traffic=Traffic(RingCosts(2)),
             acceptance=Acceptance(),
             has_drafter=has_drafter,
             shape=DraftShape(width=2, proposals=2, children=2, rows_per_pass=2),
             taps=taps,
         )
 
+    def next_chunk(self, now: float) -> Chunk | None:
+        """What the generation offers leaves."""
+        offer = self.generation.offer(now)
+        return None if offer is None else self.generation.send(offer, now)
+
     def prefill(self) -> list[Chunk]:
         chunks = []
-        while (chunk := self.generation.next_chunk(0.0)) is not None:
+        while (chunk := self.next_chunk(0.0)) is not None:
             chunks.append(chunk)
         return chunks
 
     def send(self, *ids: int, now: float = 0.0) -> Chunk:
         self.script.rows = list(ids)
-        chunk = self.generation.next_chunk(now)
+        chunk = self.next_chunk(now)
         assert chunk is not None
         return chunk
 
@@ -157,7 +162,7 @@ def chunk(*rows: tuple[int, int, int], num_wanted: int, turn: int = 0) -> Chunk:
 def test_the_prompt_goes_first_and_all_of_it_comes_back_for_the_drafter() -> None:
     told = Told()
     told.script.rows = [99]
-    first = told.generation.next_chunk(0.0)
+    first = told.next_chunk(0.0)
     expected = chunk((0, NO_PARENT, 11), (1, 0, 12), (2, 1, 13), num_wanted=3)
     assert comparable(first) == comparable(expected)
     assert told.generation.sent == {0, 1, 2}
@@ -177,7 +182,7 @@ def test_without_a_drafter_only_the_last_row_comes_back() -> None:
 def test_a_prompt_enters_the_tree_as_it_leaves() -> None:
     told = Told((1,) * (2 * PREFILL_ROWS + 1))
     num_rows = []
-    while (left := told.generation.next_chunk(0.0)) is not None:
+    while (left := told.next_chunk(0.0)) is not None:
         num_rows.append(len(told.generation.tree))
         assert [row.id for row in left.rows] == list(range(num_rows[-1] - len(left.rows), num_rows[-1]))
         assert told.generation.sent == set(range(num_rows[-1]))
@@ -401,7 +406,7 @@ def test_the_rows_that_the_schedule_chooses_leave_in_its_order_and_turn() -> Non
     assert told.generation.sent == {0, 1, 2, 3, 5}
     (flight,) = told.generation.pipeline.flights
     assert (flight.living, flight.sent_at, flight.turn) == ({3, 5}, 2.0, 4)
-    assert told.generation.next_chunk(2.0) is None, "an empty answer is to wait"
+    assert told.next_chunk(2.0) is None, "an empty answer is to wait"
 
 
 def test_a_pass_takes_verified_pairs_and_the_rows_that_the_schedule_chooses() -> None:

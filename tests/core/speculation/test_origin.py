@@ -6,7 +6,7 @@ import pytest
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.limits import CREDITS_PER_HOP, PREFILL_ROWS, TREE_MARGIN
-from flowspec_edge.core.rows import NO_PARENT, Chunk, Floats, Row, SessionSpec
+from flowspec_edge.core.rows import NO_PARENT, Chunk, Floats, Passage, Row, SessionSpec
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import PROGRESS_TIMEOUT_S, Origin
@@ -180,6 +180,49 @@ def test_sessions_take_turns_for_credit() -> None:
     sent = [origin.handle(ev.CreditArrived(1), 1.0) for _ in range(4)]
     chunks = [action.chunk for actions in sent for action in actions if isinstance(action, ev.SendChunk)]
     assert [chunk.session for chunk in chunks] == [1, 2, 1, 2]
+
+
+def sent_of(actions: list[ev.OriginAction]) -> list[int]:
+    """The sessions whose chunks leave."""
+    return [action.chunk.session for action in actions if isinstance(action, ev.SendChunk)]
+
+
+def begin_side_by_side() -> tuple[Origin, list[ev.OriginAction]]:
+    """Two texts whose prompts have come back, after 0.1 s at each stage. Their roots are known at 1.0 s."""
+    origin = make_origin(has_drafter=False)
+    for session in (1, 2):
+        open_session(origin, session)
+    origin.handle(ev.CreditArrived(2), 0.5)
+    for session in (1, 2):
+        passages = (Passage(2, 0.0, 0.1),) * 2
+        chunk = Chunk(session, PROMPT_ROWS[1:], 1, hidden(1), passages=passages)
+        origin.handle(ev.ChunkReturned(chunk), 1.0)
+    actions = verify(origin, 5)
+    return origin, [*actions, *verify(origin, 6)]
+
+
+def test_beside_others_a_new_root_leaves_when_the_ring_is_ready_for_it() -> None:
+    origin, actions = begin_side_by_side()
+    assert sent_of(actions) == [1], "the first stage has this one now"
+    ready_at = origin.next_deadline()
+    assert ready_at is not None and 1.05 < ready_at < 1.2
+    assert sent_of(origin.handle(ev.CreditArrived(1), ready_at - 0.01)) == []
+    assert sent_of(origin.handle(ev.DeadlinePassed(), ready_at)) == [2]
+
+
+def test_a_session_that_ends_leaves_the_ring_to_the_others() -> None:
+    origin, _ = begin_side_by_side()
+    assert sent_of(origin.handle(ev.GenerationCancelled(1), 1.01)) == [2]
+
+
+def test_a_prompt_of_which_nothing_comes_back_shows_that_the_ring_takes_it() -> None:
+    origin = make_origin(has_drafter=False)
+    origin.handle(ev.PromptSubmitted(1, (11,) * (4 * PREFILL_ROWS), OPTIONS), 0.0)
+    for stage in range(2):
+        origin.handle(ev.StageReady(1, stage), 0.0)
+    for now in (40.0, 80.0):
+        origin.handle(ev.CreditArrived(1), now)
+    assert origin.next_deadline() == 80.0 + PROGRESS_TIMEOUT_S
 
 
 def test_a_turn_is_told_to_every_stage_before_its_chunk_leaves() -> None:

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowspec_edge.core.limits import PREFILL_ROWS
 from flowspec_edge.core.line import LineFit
 from flowspec_edge.core.rows import Passage
-from flowspec_edge.core.speculation.pipeline import Flight, Pipeline, RingCosts
+from flowspec_edge.core.speculation.pipeline import Flight, Pipeline, RingCosts, Traffic
 
 SECONDS = st.floats(0, 10)
 SIZES = st.integers(1, 128)
@@ -59,7 +60,7 @@ def test_a_board_that_throttles_is_noticed() -> None:
 
 def measured(*stages: tuple[float, float], hop_s: float = 0.001) -> Pipeline:
     """A pipeline that has learned ``(fixed, slope)`` per stage and the same time for each hop."""
-    pipeline = Pipeline(RingCosts(len(stages)))
+    pipeline = Pipeline(Traffic(RingCosts(len(stages))))
     assert not pipeline.costs.is_measured
     for num_rows in (1, 3):
         pipeline.send(Flight(set(range(num_rows)), 0.0))
@@ -147,7 +148,7 @@ def test_a_chunk_that_was_given_up_teaches_nothing() -> None:
 
 
 def test_an_unmeasured_ring_waits_for_nothing() -> None:
-    pipeline = Pipeline(RingCosts(3))
+    pipeline = Pipeline(Traffic(RingCosts(3)))
     pipeline.send(Flight({1}, 5.0))
     assert pipeline.send_at(1) <= 5.0
     assert pipeline.returns_at() is None
@@ -161,3 +162,71 @@ def test_a_plain_token_takes_a_single_rows_quickest_trip_and_until_one_was_seen_
     costs.add_trip(0.020, [Passage(1, 0.007, 0.011)])
     costs.add_trip(0.014, [Passage(1, 0.001, 0.011)])
     assert costs.plain_token_s == exactly(0.014)
+
+
+# ---------------------------------------------------------------------- several sessions
+
+
+def beside(pipeline: Pipeline) -> Pipeline:
+    """That of another session of the same ring."""
+    return Pipeline(pipeline._traffic)
+
+
+def test_chunks_of_other_sessions_keep_the_stages_busy_too() -> None:
+    ours = measured((0.010, 0), (0.030, 0))
+    others = beside(ours)
+    others.send(Flight({1}, 1.0))  # stage 0: 1.001 to 1.011, stage 1: 1.012 to 1.042
+    assert ours.send_at(1) == exactly(1.042 - 0.012)
+    assert ours.returns_at() is None, "what comes back is not ours"
+    ours.send(Flight({1}, ours.send_at(1)))
+    assert ours.flights[0].starts[1] == exactly(others.flights[0].ends[1])
+    others.prune({1}, 1.005)
+    assert ours.flights[0].starts[0] == exactly(1.031), "the numbers of rows are those of a session"
+    assert [flight.living for flight in ours.flights] == [{1}]
+
+
+def test_a_session_that_leaves_takes_its_chunks_with_it() -> None:
+    ours = measured((0.010, 0))
+    others = beside(ours)
+    assert (ours.num_others, others.num_others) == (1, 1)
+    for id in range(9):
+        others.send(Flight({id}, 1.0))
+    assert ours.send_at(1) == exactly(1.090)
+    others.leave(1.005)
+    assert ours.num_others == 0
+    assert ours.send_at(1) <= 1.011
+
+
+def test_what_does_not_come_back_counts_until_it_has_passed() -> None:
+    pipeline = measured((0.010, 0))
+    pipeline.send(Flight({1}, 1.0, comes_back=False))  # 1.001 to 1.011
+    assert pipeline.send_at(1) == exactly(1.010)
+    assert not pipeline.flights
+    pipeline.send(Flight({2}, 1.005))
+    pipeline.prune({2}, 1.006)
+    assert pipeline.send_at(1) == exactly(1.010)
+    pipeline.send(Flight({3}, 1.02))
+    assert len(pipeline._traffic.flights) == 1
+
+
+def test_nobody_waits_at_the_first_stage_for_a_small_chunk_behind_a_piece_of_a_prompt() -> None:
+    ours = measured((0.020, 0.001), (0.020, 0.001))
+    others = beside(ours)
+    piece = Flight(set(range(80)), 1.0, is_prompt=True)  # stage 0: 1.001 to 1.101, stage 1: 1.102 to 1.202
+    others.send(piece)
+    assert ours.send_at(1) == exactly(1.100)
+    others.take_returned({0}, [], 1.203)
+    others.send(Flight(set(range(80)), 2.0))
+    assert ours.send_at(1) == exactly(2.202 - 0.023), "of chunks that are alike each waits as little as can be"
+
+
+def test_a_piece_of_a_prompt_is_as_large_as_others_can_wait_for() -> None:
+    """At 10 + 2 n ms one and a half chunks of one row take as long as 4.5 rows."""
+    for stage, most in (((0.010, 0.002), 4), ((0.100, 0.0001), PREFILL_ROWS), ((0.0, 0.010), 1)):
+        pipeline = measured(stage)
+        assert pipeline.most_prompt_rows == PREFILL_ROWS, "nobody waits"
+        beside(pipeline)
+        assert pipeline.most_prompt_rows == most
+    fresh = Pipeline(Traffic(RingCosts(1)))
+    beside(fresh)
+    assert fresh.most_prompt_rows == PREFILL_ROWS, "nothing is measured yet"

@@ -13,12 +13,12 @@ from flowspec_edge.core.speculation import schedules
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.payoff import FIRST_PAUSE_TOKENS, TRIAL_TOKENS
+from flowspec_edge.core.speculation.pipeline import LEAD_S
 from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names, find_schedule, register_schedule
 from flowspec_edge.core.speculation.schedules.ablations import CHUNK_ROWS
 from flowspec_edge.core.speculation.schedules.autoregressive import Autoregressive
 from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 from flowspec_edge.core.speculation.schedules.flowspec import (
-    LEAD_S,
     MAX_PASS_ROWS,
     WIDEST_CHUNK_ROWS,
     Flowspec,
@@ -76,6 +76,21 @@ def test_a_schedule_looks_and_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*SCHEDULES, *ablation_names()])
+def test_what_is_asked_for_and_not_sent_is_answered_again(name: str) -> None:
+    """Another session's chunk may go first."""
+    schedule = find_schedule(name)(2)
+    view = make_view(TREE, **DRAFTED)
+    for _ in range(TREE_PASSES + 1):
+        schedule.choose_pass(view, 0.0)
+    schedule.next_turn(view, True)
+    answers = [schedule.choose_rows(view, 0.0) for _ in range(3)]
+    assert answers[0] and answers == answers[:1] * 3
+    schedule.take_sent()
+    left = changed(view, sent=frozenset(answers[0]))
+    assert not set(answers[0]).intersection(schedule.choose_rows(left, 0.0))
+
+
+@pytest.mark.parametrize("name", [*SCHEDULES, *ablation_names()])
 def test_a_root_that_was_not_sent_leaves_first(name: str) -> None:
     schedule = find_schedule(name)(2)
     view = make_view(TREE, **DRAFTED)
@@ -86,6 +101,14 @@ def test_a_root_that_was_not_sent_leaves_first(name: str) -> None:
 
 
 # ---------------------------------------------------------------------- autoregressive
+
+
+def sent_by(schedule: Schedule, view: View) -> list[int]:
+    """The rows that the schedule chooses, which leave."""
+    rows = schedule.choose_rows(view, 0.0)
+    if rows:
+        schedule.take_sent()
+    return rows
 
 
 def test_autoregressive_sends_each_root_once_and_drafts_nothing() -> None:
@@ -120,6 +143,16 @@ def test_flowspec_counts_a_rows_cost_only_where_the_text_enters_the_chunk() -> N
     tree = {1: (ROOT, 0.3), 3: (1, 0.12), 4: (3, 0.09)}
     view = make_view(tree, sent=frozenset({ROOT}), pipeline=PipelineStub(costs))
     assert Flowspec(2).choose_rows(view, 0.0) == [1, 3]
+
+
+def test_flowspec_counts_what_a_row_costs_the_other_sessions() -> None:
+    """Row 3 wins 0.18 s times 0.12. Nobody loses by it but each other session, by 0.02 s."""
+    costs = CostsStub(stage=Line(0.1, 0.02))
+    tree = {1: (ROOT, 0.3), 3: (1, 0.12)}
+    view = make_view(tree, sent=frozenset({ROOT}), pipeline=PipelineStub(costs, num_others=1))
+    assert Flowspec(2).choose_rows(view, 0.0) == [1, 3]
+    crowded = changed(view, pipeline=PipelineStub(costs, num_others=2))
+    assert Flowspec(2).choose_rows(crowded, 0.0) == [1]
 
 
 def test_flowspec_bounds_a_chunk_and_what_the_stages_hold() -> None:
@@ -223,48 +256,48 @@ def test_a_round_drafts_one_level_per_pass_before_anything_leaves(kind: type[Pru
     for num_passes in range(TREE_PASSES):
         view = make_view(TREE, ran={ROOT: 1}, num_passes=num_passes)
         assert schedule.choose_pass(view, 0.0) == [1, 2]
-        assert schedule.choose_rows(view, 0.0) == []
+        assert sent_by(schedule, view) == []
     assert schedule.choose_pass(drafted_round(11), 0.0) is None
 
 
 def test_a_round_cuts_its_tree_into_one_chunk_more_than_there_are_stages() -> None:
     schedule = Pruned(3)
     view = drafted_round(11)
-    chunks = [schedule.choose_rows(view, 0.0) for _ in range(5)]
+    chunks = [sent_by(schedule, view) for _ in range(5)]
     assert chunks == [[ROOT, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], []]
-    assert len([id for _ in range(4) for id in Pruned(3).choose_rows(drafted_round(200), 0.0)]) == TREE_ROWS
+    assert len([id for _ in range(4) for id in sent_by(Pruned(3), drafted_round(200))]) == TREE_ROWS
 
 
 def test_a_round_waits_while_head_or_drafter_work() -> None:
-    assert Pruned(3).choose_rows(changed(drafted_round(11), is_computing=True), 0.0) == []
+    assert sent_by(Pruned(3), changed(drafted_round(11), is_computing=True)) == []
 
 
 def test_pruned_goes_on_with_what_lives_while_the_text_stays_in_the_tree() -> None:
     schedule = Pruned(1)
     view = make_view({1: (ROOT, 0.6), 2: (ROOT, 0.3), 3: (1, 0.5)}, ran={ROOT: 1}, num_passes=TREE_PASSES)
-    assert schedule.choose_rows(view, 0.0) == [ROOT, 1]
+    assert sent_by(schedule, view) == [ROOT, 1]
     taken = make_view({3: (1, 0.8)}, root=1, num_passes=TREE_PASSES, sent=frozenset({ROOT, 1}))
     schedule.take_verified(taken, 1, 0.0)
     assert schedule.choose_pass(taken, 0.0) is None, "nothing is drafted while the round goes on"
-    assert schedule.choose_rows(taken, 0.0) == [3], "row 2 is dead"
+    assert sent_by(schedule, taken) == [3], "row 2 is dead"
 
 
 def test_a_chunk_whose_rows_have_all_died_is_passed_over() -> None:
     schedule = Pruned(2)
-    assert schedule.choose_rows(make_view(level(4), ran={ROOT: 1}, num_passes=TREE_PASSES), 0.0) == [ROOT, 1]
+    assert sent_by(schedule, make_view(level(4), ran={ROOT: 1}, num_passes=TREE_PASSES)) == [ROOT, 1]
     taken = make_view({4: (1, 0.8)}, root=1, sent=frozenset({ROOT, 1}), num_passes=TREE_PASSES)
     schedule.take_verified(taken, 1, 0.0)  # of rows 2 and 3, and row 4, only the last lives
-    assert schedule.choose_rows(taken, 0.0) == [4]
+    assert sent_by(schedule, taken) == [4]
 
 
 def test_pruned_drafts_a_tree_anew_when_the_text_has_left_it() -> None:
     """What ran in the last round does not count: row 1 is run again."""
     schedule = Pruned(1)
-    schedule.choose_rows(drafted_round(3), 0.0)
+    sent_by(schedule, drafted_round(3))
     missed = make_view({1: (9, 0.5)}, root=9, ran={9: 6, 1: 6}, num_passes=6, num_unextended=1)
     schedule.take_verified(missed, 1, 0.0)
     assert schedule.choose_pass(missed, 0.0) == [], "the new root first"
-    assert schedule.choose_rows(missed, 0.0) == []
+    assert sent_by(schedule, missed) == []
     after = make_view({1: (9, 0.5)}, root=9, ran={9: 7, 1: 6}, num_passes=7)
     assert schedule.choose_pass(after, 0.0) == [1]
     assert schedule.choose_pass(changed(after, drafting=make_view(num_passes=12).drafting), 0.0) is None
@@ -273,9 +306,9 @@ def test_pruned_drafts_a_tree_anew_when_the_text_has_left_it() -> None:
 def test_chunked_verifies_when_all_of_its_tree_is_back() -> None:
     schedule = Chunked(1)
     view = drafted_round(3)
-    schedule.choose_rows(view, 0.0)
+    sent_by(schedule, view)
     assert not schedule.may_verify(view), "a chunk has not left"
-    schedule.choose_rows(view, 0.0)
+    sent_by(schedule, view)
     assert not schedule.may_verify(changed(view, pipeline=PipelineStub(flights=(FlightStub(),))))
     assert schedule.may_verify(view)
     assert Pruned(1).may_verify(changed(view, pipeline=PipelineStub(flights=(FlightStub(),))))
@@ -283,7 +316,7 @@ def test_chunked_verifies_when_all_of_its_tree_is_back() -> None:
 
 def test_chunked_begins_a_round_with_every_verification() -> None:
     schedule = Chunked(1)
-    schedule.choose_rows(drafted_round(3), 0.0)
+    sent_by(schedule, drafted_round(3))
     accepted = make_view({2: (1, 0.5)}, root=1, ran={1: 3}, num_passes=6, sent=frozenset({ROOT, 1}), num_unextended=1)
     schedule.take_verified(accepted, 2, 0.0)
     assert schedule.choose_pass(accepted, 0.0) == [], "it drafts again, though its root was a row of the tree"
@@ -297,8 +330,8 @@ def begin_lockstep(num_stages: int = 2) -> tuple[Lockstep, View]:
     schedule = Lockstep(num_stages)
     view = drafted_round(8)
     assert schedule.next_turn(view, True) == 1
-    assert schedule.choose_rows(view, 0.0) == [ROOT, 1, 2]
-    assert schedule.choose_rows(view, 0.0) == [], "one chunk a turn"
+    assert sent_by(schedule, view) == [ROOT, 1, 2]
+    assert sent_by(schedule, view) == [], "one chunk a turn"
     return schedule, changed(view, sent=frozenset({ROOT, 1, 2}), pipeline=PipelineStub(flights=(FlightStub(turn=1),)))
 
 
@@ -316,7 +349,7 @@ def test_a_lockstep_turn_begins_when_the_drafter_has_done_its_passes() -> None:
     assert schedule.next_turn(changed(view, is_computing=True), True) is None
     assert schedule.next_turn(view, True) == 2
     assert schedule.turn == 2
-    assert schedule.choose_rows(view, 0.0) == [3, 4, 5]
+    assert sent_by(schedule, view) == [3, 4, 5]
 
 
 def test_a_lockstep_turn_waits_for_the_chunk_that_must_be_back() -> None:
@@ -324,7 +357,7 @@ def test_a_lockstep_turn_waits_for_the_chunk_that_must_be_back() -> None:
     schedule, view = begin_lockstep()
     view = finish_passes(view, TREE_PASSES + FRONTIER_PASSES)
     assert schedule.next_turn(view, True) == 2
-    schedule.choose_rows(view, 0.0)
+    sent_by(schedule, view)
     view = finish_passes(view, TREE_PASSES + 2 * FRONTIER_PASSES)
     assert schedule.next_turn(view, True) is None
     back = changed(view, pipeline=PipelineStub(flights=(FlightStub(turn=2),)))
@@ -348,7 +381,7 @@ def test_lockstep_expands_the_tree_longer_where_tokens_were_accepted() -> None:
     schedule.take_verified(view, 1, 0.0)
     view = finish_passes(view, TREE_PASSES + 2 * FRONTIER_PASSES)
     assert schedule.next_turn(view, True) == 2
-    schedule.choose_rows(view, 0.0)
+    sent_by(schedule, view)
     first = TREE_PASSES + 2 * FRONTIER_PASSES
     anew: dict[str, Any] = {"ran": {ROOT: first + 1, 1: first}}
     counts = [
@@ -364,12 +397,12 @@ def test_lockstep_sends_the_best_rows_of_the_new_tree_once_its_chunks_have_left(
     schedule = Lockstep(1)
     view = drafted_round(1)
     schedule.next_turn(view, True)
-    assert schedule.choose_rows(view, 0.0) == [ROOT]
+    assert sent_by(schedule, view) == [ROOT]
     schedule.turn = 2
-    assert schedule.choose_rows(changed(view, sent=frozenset({ROOT})), 0.0) == [1]
+    assert sent_by(schedule, changed(view, sent=frozenset({ROOT}))) == [1]
     schedule.turn = 3
     grown = make_view(level(100, start=2) | {1: (ROOT, 0.95)}, sent=frozenset({ROOT, 1}))
-    assert schedule.choose_rows(grown, 0.0) == list(range(2, EXPANSION_ROWS + 1))
+    assert sent_by(schedule, grown) == list(range(2, EXPANSION_ROWS + 1))
 
 
 # ---------------------------------------------------------------------- pipedec
@@ -378,23 +411,23 @@ def test_lockstep_sends_the_best_rows_of_the_new_tree_once_its_chunks_have_left(
 def test_pipedec_sends_one_level_a_turn_and_no_more_rows_than_a_level_may_have() -> None:
     schedule = Pipedec(2)
     view = make_view(level(LEVEL_ROWS + 4) | {90: (1, 0.05), 91: (2, 0.04)})
-    assert schedule.choose_rows(view, 0.0) == [], "no turn has begun"
+    assert sent_by(schedule, view) == [], "no turn has begun"
     assert schedule.next_turn(view, True) == 1
-    assert schedule.choose_rows(view, 0.0) == [ROOT]
-    assert schedule.choose_rows(view, 0.0) == []
+    assert sent_by(schedule, view) == [ROOT]
+    assert sent_by(schedule, view) == []
     view = changed(view, sent=frozenset({ROOT}), pipeline=PipelineStub(flights=(FlightStub(turn=1),)))
     assert schedule.next_turn(view, True) == 2
-    assert schedule.choose_rows(view, 0.0) == list(range(1, LEVEL_ROWS + 1))
+    assert sent_by(schedule, view) == list(range(1, LEVEL_ROWS + 1))
     below = changed(view, sent=frozenset(range(LEVEL_ROWS + 1)), pipeline=PipelineStub())
     assert schedule.next_turn(below, True) == 3
-    assert schedule.choose_rows(below, 0.0) == [90, 91], "only children of rows that were sent"
+    assert sent_by(schedule, below) == [90, 91], "only children of rows that were sent"
 
 
 def test_a_pipedec_turn_waits_for_what_must_be_back_and_verified() -> None:
     schedule = Pipedec(2)
     view = make_view(level(4))
     schedule.next_turn(view, True)
-    schedule.choose_rows(view, 0.0)
+    sent_by(schedule, view)
     sent = changed(view, sent=frozenset({ROOT}))
     assert schedule.next_turn(changed(sent, is_verifying=True), True) is None
     assert schedule.next_turn(changed(sent, pipeline=PipelineStub(flights=(FlightStub(turn=0),))), True) is None
@@ -406,7 +439,7 @@ def test_a_pipedec_turn_waits_for_the_next_level_while_it_may_still_be_drafted()
     for busy in ({"is_computing": True}, {"num_unextended": 1}, {"pipeline": PipelineStub()}):
         schedule = Pipedec(2)
         schedule.next_turn(make_view(), True)
-        schedule.choose_rows(make_view(), 0.0)
+        sent_by(schedule, make_view())
         view = make_view(sent=frozenset({ROOT}), **({"pipeline": flying} | busy))
         assert schedule.next_turn(view, True) is None, busy
         assert schedule.next_turn(make_view(sent=frozenset({ROOT}), pipeline=flying), True) == 2, "there is none"

@@ -37,6 +37,10 @@ class CostsStub:
     seconds_per_row: float = 0.0
     plain_token_s: float = 1.0
 
+    @property
+    def row_s(self) -> float:
+        return self.stage.per_row
+
     def interval_s(self, num_rows: float, /) -> float:
         return self.stage.at(num_rows)
 
@@ -54,6 +58,7 @@ class PipelineStub:
     flights: tuple[FlightStub, ...] = ()
     leaves_at: float = 0.0
     back_at: float | None = None
+    num_others: int = 0
 
     def send_at(self, num_rows: int, /) -> float:
         return self.leaves_at

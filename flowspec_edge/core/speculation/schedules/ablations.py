@@ -38,8 +38,8 @@ class WithoutTree(Flowspec):
 class WithoutChunkControl(Flowspec):
     """Chunks of a fixed size, whatever a row costs."""
 
-    def _worth_of_rows(self, view: GenerationView) -> tuple[int, float, float]:
-        return CHUNK_ROWS, 0.0, 0.0
+    def _worth_of_rows(self, view: GenerationView) -> tuple[int, float, float, float]:
+        return CHUNK_ROWS, 0.0, 0.0, 0.0
 
 
 class WithoutJustInTime(Flowspec):

@@ -107,6 +107,10 @@ class CostsView(Protocol):
     def plain_token_s(self) -> float:
         """The time of a token without speculation: a single row's trip, and the head."""
 
+    @property
+    def row_s(self) -> float:
+        """How much longer the slowest stage is busy for one more row."""
+
     def interval_s(self, num_rows: float, /) -> float:
         """How long the slowest stage is busy with a chunk of ``num_rows``."""
 
@@ -128,7 +132,11 @@ class FlightView(Protocol):
 
 
 class PipelineView(Protocol):
-    """The chunks under way, and when the stages will be done with them."""
+    """The chunks of the session under way, and when the stages will be done with all chunks."""
+
+    @property
+    def num_others(self) -> int:
+        """How many other sessions share the ring."""
 
     @property
     def costs(self) -> CostsView:
@@ -136,7 +144,7 @@ class PipelineView(Protocol):
 
     @property
     def flights(self) -> Sequence[FlightView]:
-        """The chunks that have not come back, in the order in which they left."""
+        """The session's chunks that have not come back, in the order in which they left."""
 
     def send_at(self, num_rows: int, /) -> float:
         """The latest time at which a chunk may leave the origin without a bubble at the stage that paces the ring."""
@@ -216,8 +224,14 @@ class Schedule:
         """The turn that the next chunk belongs to; 0 where there are no turns."""
 
     def choose_rows(self, view: GenerationView, now: float) -> list[int]:
-        """Draft ids of the next chunk, parents before children; empty to wait. What is answered is sent."""
+        """Draft ids of the next chunk, parents before children; empty to wait.
+
+        What is answered may be sent now, or asked for anew later: another session's chunk may go first.
+        """
         raise NotImplementedError
+
+    def take_sent(self) -> None:
+        """The rows that were chosen last have left."""
 
     def choose_pass(self, view: GenerationView, now: float) -> list[int] | None:
         """Drafted rows for the drafter's next pass, to which verified rows are added; None for no pass now.

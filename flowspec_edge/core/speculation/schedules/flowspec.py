@@ -5,8 +5,9 @@ Three questions, each answered by the time that is expected to be won or lost:
 * Which rows? The likeliest ones, as long as one more row wins more time than it costs. A row that is left out waits for
   the next chunk, or longer where likelier rows push ahead again. If the text goes through that row, it comes later by
   an interval of the slowest stage, or by several. A row that is taken delays its whole chunk by what a row costs on a
-  trip. That matters if the text enters the chunk at all. So chunks are wide where rows cost little, and single rows of
-  a chain where each row costs much.
+  trip. That matters if the text enters the chunk at all. And it delays each other session's next chunk by what a row
+  costs the slowest stage. So chunks are wide where rows cost little, single rows of a chain where each row costs much,
+  and narrower where more sessions share the ring.
 * When? As late as the ring allows without a bubble: rows that are chosen later are chosen with more known. A new root
   leaves at once, with the children that it has by then.
 * Now, or after the next chunk is back? That one may show that the text goes elsewhere, and then a chunk that left just
@@ -25,12 +26,11 @@ from typing import ClassVar
 
 from flowspec_edge.core.limits import MAX_LIVING_ROWS, MAX_TREE_ROWS
 from flowspec_edge.core.speculation.payoff import Payoff
+from flowspec_edge.core.speculation.pipeline import LEAD_S
 from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 
 WIDEST_CHUNK_ROWS = 128
 """Rows of a chunk at most, however little they cost."""
-LEAD_S = 0.002
-"""A chunk leaves this much before its time: timers are late, and choosing it takes a moment as well."""
 PASS_SLACK = 0.1
 """The share of its time by which a pass of the drafter may be prolonged for rows beyond the shape's width."""
 MAX_PASS_ROWS = 24
@@ -93,25 +93,27 @@ class Flowspec(Schedule):
         rows = [view.root] if is_new_root else []
         chosen = set(rows)
         entry = 1.0 if is_new_root else 0.0
-        most, won_s, lost_s = self._worth_of_rows(view)
+        most, won_s, lost_s, others_lost_s = self._worth_of_rows(view)
         most = min(most, MAX_LIVING_ROWS - view.num_living_sent)
         for id in self._candidates(view):
             chance = math.exp(scores[id])
             if tree[id].parent not in chosen:
                 entry = min(entry + chance, 1.0)
-            if len(rows) >= most or (rows and chance * won_s < entry * lost_s):
+            if len(rows) >= most or (rows and chance * won_s < entry * lost_s + others_lost_s):
                 break
             rows.append(id)
             chosen.add(id)
         return rows, entry
 
-    def _worth_of_rows(self, view: GenerationView) -> tuple[int, float, float]:
+    def _worth_of_rows(self, view: GenerationView) -> tuple[int, float, float, float]:
         """How many rows a chunk has at most, and what one more row is worth.
 
-        The row wins a time if the text goes on through it, and loses another if the text enters the chunk.
+        The row wins a time if the text goes on through it, and loses another if the text enters the chunk. The last
+        number is what the other sessions lose together.
         """
-        costs = view.pipeline.costs
-        return WIDEST_CHUNK_ROWS, INTERVALS_LATE * costs.interval_s(1), costs.seconds_per_row
+        costs, num_others = view.pipeline.costs, view.pipeline.num_others
+        won_s = INTERVALS_LATE * costs.interval_s(1)
+        return WIDEST_CHUNK_ROWS, won_s, costs.seconds_per_row, num_others * costs.row_s
 
     def _leaves_at(self, view: GenerationView, rows: list[int], entry: float, now: float) -> float:
         """When the chunk should leave, or be chosen anew; infinity if something else must happen first."""

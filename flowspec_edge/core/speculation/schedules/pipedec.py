@@ -14,12 +14,10 @@ class Pipedec(Schedule):
         self._sent_in = 0  # the last turn in which a chunk was sent
 
     def choose_rows(self, view: GenerationView, now: float) -> list[int]:
-        if self.turn == self._sent_in:
-            return []
-        rows = self._level(view)
-        if rows:
-            self._sent_in = self.turn
-        return rows
+        return [] if self.turn == self._sent_in else self._level(view)
+
+    def take_sent(self) -> None:
+        self._sent_in = self.turn
 
     def choose_pass(self, view: GenerationView, now: float) -> list[int] | None:
         drafting = view.drafting

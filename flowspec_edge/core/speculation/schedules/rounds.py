@@ -34,7 +34,11 @@ class Pruned(Schedule):
     def choose_rows(self, view: GenerationView, now: float) -> list[int]:
         if self._chunks is None and not self._plan(view):
             return []
-        return self._chunks.popleft() if self._chunks else []
+        return self._chunks[0] if self._chunks else []
+
+    def take_sent(self) -> None:
+        if self._chunks:
+            self._chunks.popleft()
 
     def choose_pass(self, view: GenerationView, now: float) -> list[int] | None:
         return None if self._chunks is not None else self._grow(view, TREE_PASSES)
@@ -99,9 +103,11 @@ class Lockstep(Pruned):
         rows = super().choose_rows(view, now)
         if not rows and self._chunks is not None and view.root in view.sent:
             rows = self._expansion(view)
-        if rows:
-            self._sent_in = self.turn
         return rows
+
+    def take_sent(self) -> None:
+        super().take_sent()
+        self._sent_in = self.turn
 
     def choose_pass(self, view: GenerationView, now: float) -> list[int] | None:
         return self._grow(view, TREE_PASSES if self._chunks is None else self._num_passes)
