@@ -21,7 +21,6 @@ from pathlib import Path
 
 from flowspec_edge.bench.bound import accepted_places
 from flowspec_edge.bench.remembered_drafts import RememberedDrafts
-from flowspec_edge.bench.side_by_side import AskedText, SharedTime, SideBySide
 from flowspec_edge.bench.simulated_ring import Watcher
 from flowspec_edge.bench.tape import Tape, TapeRecorder
 from flowspec_edge.bench.testbed import Testbed
@@ -122,21 +121,24 @@ class Outcome:
 
 
 class Bench:
-    """A bundle loaded in this process: its target, drafter and tokenizer."""
+    """A bundle loaded in this process: its target, drafter and tokenizer.
+
+    ``play`` and ``run`` ask the drafter by way of its memory, which is of one text at a time.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         directory, manifest = bundle.directory, bundle.manifest
         self._tokenizer = Tokenizer(directory / manifest.tokenizer.file)
         self._recorder = TapeRecorder(bundle)
-        self._limits = TargetLimits(
+        self.limits = TargetLimits(
             manifest.geometry.max_context, manifest.geometry.vocab_size, frozenset(manifest.eos_token_ids)
         )
-        self._computing: Drafter | None = None
-        self._drafter: RememberedDrafts | None = None
+        self.drafter: Drafter | None = None
+        self._remembered: RememberedDrafts | None = None
         if manifest.drafter is not None:
             head = Head(directory, manifest)
-            self._computing = Eagle1Drafter(directory, manifest, head, k=DraftShape().proposals)
-            self._drafter = RememberedDrafts(self._computing)
+            self.drafter = Eagle1Drafter(directory, manifest, head, k=DraftShape().proposals)
+            self._remembered = RememberedDrafts(self.drafter)
 
     def record(self, task: Task, options: GenerateOptions) -> Tape:
         """Record what the target writes after the task's prompt. A tape must be played before the next one is recorded.
@@ -145,14 +147,14 @@ class Bench:
             BenchError: the prompt leaves no room in the model's context.
         """
         prompt = self._tokenizer.encode(task.text)
-        if not 0 < len(prompt) < self._limits.max_context:
-            limit = self._limits.max_context
+        if not 0 < len(prompt) < self.limits.max_context:
+            limit = self.limits.max_context
             raise BenchError(
                 f"{_name(task)} has {len(prompt)} tokens; the bundle's context allows 1 to {limit - 1}: take another "
                 "bundle"
             )
-        if self._drafter is not None:
-            self._drafter.forget()
+        if self._remembered is not None:
+            self._remembered.forget()
         return self._recorder.record(prompt, options)
 
     def play(
@@ -169,18 +171,10 @@ class Bench:
             RequestError: there is no such schedule.
             LosslessError: the schedule wrote another text than the target.
         """
-        ring = VirtualRing(testbed, tape, self._drafter, self._limits, observer=observer, write=write)
+        ring = VirtualRing(testbed, tape, self._remembered, self.limits, observer=observer, write=write)
         answer = ring.generate(options)
         check_text(answer.tokens, tape.continuation, f"{options.schedule} on {testbed.name}")
         return answer
-
-    def play_side_by_side(self, testbed: Testbed, clients: Sequence[Sequence[AskedText]]) -> SharedTime:
-        """Run the texts of several clients at once on simulated time. The texts are not checked.
-
-        Raises:
-            RequestError: there is no such schedule.
-        """
-        return SideBySide(testbed, clients, self._computing, self._limits).run()
 
     def run(self, plan: Plan, task: Task, is_stopping: Callable[[], bool] = lambda: False) -> Outcome | None:
         """Run every schedule on every testbed. Returns None where ``is_stopping`` became true meanwhile."""
@@ -196,11 +190,11 @@ class Bench:
                 except LosslessError as error:
                     raise LosslessError(f"{_name(task)} at temperature {task.temperature:g}: {error}") from error
                 outcome.figures[testbed.name, schedule] = Figures.from_answer(answer)
-                if schedule == YARDSTICK and not outcome.places and self._drafter is not None:
+                if schedule == YARDSTICK and not outcome.places and self._remembered is not None:
                     roots = _roots(tape, answer)
-                    sampler = Sampler(options, noise_of(self._limits.vocab_size))
-                    outcome.places[False] = accepted_places(tape, self._drafter, roots)
-                    outcome.places[True] = accepted_places(tape, self._drafter, roots, sampler)
+                    sampler = Sampler(options, noise_of(self.limits.vocab_size))
+                    outcome.places[False] = accepted_places(tape, self._remembered, roots)
+                    outcome.places[True] = accepted_places(tape, self._remembered, roots, sampler)
         return outcome
 
 

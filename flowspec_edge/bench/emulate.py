@@ -92,6 +92,19 @@ class Emulation:
             BenchError: the bundle cannot be cut into as many stages.
             FlowspecError: the ring was lost.
         """
+        async with self.ring() as (ring, engine):
+            answer = await time_answer(ring, prompt, options)
+            answer.lateness = await self.told_lateness(engine)
+        return answer
+
+    @contextlib.asynccontextmanager
+    async def ring(self) -> AsyncIterator[tuple[Ring, PacedEngine]]:
+        """A new ring of the boards, and what its origin computes with.
+
+        Raises:
+            BenchError: the bundle cannot be cut into as many stages.
+            FlowspecError: it could not be opened.
+        """
         engine = PacedEngine(self._bundle, self.testbed, self._parts)
         async with open_ring(self._node, self._bundle, self._found, lambda *_: engine) as ring:
             if len(ring.stages) != len(self.testbed.stages):
@@ -99,10 +112,12 @@ class Emulation:
                     f"testbed {self.testbed.name} has {len(self.testbed.stages)} stages; this bundle can be cut into "
                     f"{len(ring.stages)}"
                 )
-            answer = await time_answer(ring, prompt, options)
-            told = await asyncio.gather(*(_told_lateness(process) for process in self._processes))
-        answer.lateness = sum(told, engine.lateness)
-        return answer
+            yield ring, engine
+
+    async def told_lateness(self, engine: PacedEngine) -> Lateness:
+        """How late the boards of an open ring and its origin have been."""
+        told = await asyncio.gather(*(_told_lateness(process) for process in self._processes))
+        return sum(told, engine.lateness)
 
 
 async def time_answer(ring: Ring, prompt: Sequence[int], options: GenerateOptions) -> EmulatedAnswer:

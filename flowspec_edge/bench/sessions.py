@@ -9,7 +9,7 @@ from typing import Any
 
 from flowspec_edge.bench.compare import Bench, Plan, Task, check_text
 from flowspec_edge.bench.report import format_table
-from flowspec_edge.bench.side_by_side import AskedText, SharedTime
+from flowspec_edge.bench.side_by_side import AskedText, SharedTime, SideBySide
 from flowspec_edge.bench.testbed import Testbed
 
 Row = dict[str, Any]
@@ -54,7 +54,7 @@ def _run(bench: Bench, testbed: Testbed, asked: Sequence[AskedText], schedule: s
     texts = [replace(text, options=replace(text.options, schedule=schedule)) for text in asked]
     firsts = [client * len(texts) // number for client in range(number)]
     clients = [[*texts[first:], *texts[:first]] for first in firsts]
-    shared = bench.play_side_by_side(testbed, clients)
+    shared = SideBySide(testbed, clients, bench.drafter, bench.limits).run()
     for wanted, written in zip(clients, shared.texts, strict=True):
         for text, one in zip(wanted, written, strict=False):  # the last one may be unfinished
             right = text.tape.continuation[: len(one.tokens)]
@@ -63,37 +63,55 @@ def _run(bench: Bench, testbed: Testbed, asked: Sequence[AskedText], schedule: s
 
 
 def _row(shared: SharedTime, schedule: str, temperature: float, alone: Row | None) -> Row:
-    """``share`` of a client is its tokens/s times the number of clients, over those of all together."""
-    rate, number = shared.tokens_per_s, len(shared.texts)
-    begun = [text for texts in shared.texts for text in texts if text.tokens]
     return {
         "schedule": schedule,
         "temperature": temperature,
+        **row_of(shared, alone),
+        "stage_busy": [busy_s / shared.seconds for busy_s in shared.busy_s[:-1]],
+        "origin_busy": shared.busy_s[-1] / shared.seconds,
+    }
+
+
+def row_of(shared: SharedTime, alone: Row | None) -> Row:
+    """What some clients got, beside the row of one alone.
+
+    The share of a client is its tokens/s times the number of clients, over those of all together.
+    """
+    rate, number = shared.tokens_per_s, len(shared.texts)
+    begun = [text for texts in shared.texts for text in texts if text.tokens]
+    return {
         "sessions": number,
         "tokens_per_s": rate,
         "over_one_session": rate / alone["tokens_per_s"] if alone else 1.0,
         "lowest_share": min(shared.num_tokens(client) * number / (rate * shared.seconds) for client in range(number)),
         "first_token_s": fmean(text.first_token_s for text in begun),
         "longest_pause_s": max(text.longest_pause_s for text in begun),
-        "stage_busy": [busy_s / shared.seconds for busy_s in shared.busy_s[:-1]],
-        "origin_busy": shared.busy_s[-1] / shared.seconds,
     }
+
+
+HEADER = ["sessions", "tokens/s", "over one", "lowest share", "first token, s", "longest pause, s"]
+
+
+def cells_of(row: Row) -> list[str]:
+    """The cells below HEADER."""
+    return [
+        str(row["sessions"]),
+        f"{row['tokens_per_s']:.2f}",
+        f"{row['over_one_session']:.2f}x",
+        f"{row['lowest_share']:.2f}",
+        f"{row['first_token_s']:.2f}",
+        f"{row['longest_pause_s']:.2f}",
+    ]
 
 
 def format_sessions(report: dict[str, Any]) -> str:
     """The table of one testbed, as Markdown."""
-    header = ["schedule", "temperature", "sessions", "tokens/s", "over one", "lowest share", "first token, s"]
-    header += ["longest pause, s", "busiest stage", "origin"]
+    header = ["schedule", "temperature", *HEADER, "busiest stage", "origin"]
     lines = [
         [
             row["schedule"],
             f"{row['temperature']:g}",
-            str(row["sessions"]),
-            f"{row['tokens_per_s']:.2f}",
-            f"{row['over_one_session']:.2f}x",
-            f"{row['lowest_share']:.2f}",
-            f"{row['first_token_s']:.2f}",
-            f"{row['longest_pause_s']:.2f}",
+            *cells_of(row),
             f"{max(row['stage_busy']):.0%}",
             f"{row['origin_busy']:.0%}",
         ]

@@ -202,13 +202,20 @@ def _usual_schedules(options: BenchCommand) -> str:
     return EMULATED_SCHEDULES if options.emulate else "all"
 
 
+def _refuse_contradictions(options: BenchCommand) -> None:
+    is_drawn = options.ablate or options.plot is not None
+    if options.sessions and (is_drawn or not options.virtual):
+        raise RequestError("--sessions goes with --virtual, and without --ablate and --plot")
+    if options.emulate and is_drawn:
+        raise RequestError("--ablate and --plot go with --virtual, not with --emulate")
+
+
 async def _bench(options: BenchCommand) -> int:
     from flowspec_edge.bench.compare import default_processes
     from flowspec_edge.bench.request import Request
     from flowspec_edge.cli.run_bench import run_calibration, run_emulated, run_sessions, run_virtual
 
-    if options.sessions and (not options.virtual or options.ablate or options.plot is not None):
-        raise RequestError("--sessions goes with --virtual, and without --ablate and --plot")
+    _refuse_contradictions(options)
     bundle = bundle_from(options)
     if options.calibrate:
         if options.threads < 1:
@@ -233,8 +240,6 @@ async def _bench(options: BenchCommand) -> int:
     if options.sessions:
         return await run_sessions(bundle, request, is_json=options.json)
     if options.emulate:
-        if options.ablate or options.plot is not None:
-            raise RequestError("--ablate and --plot go with --virtual, not with --emulate")
         return await run_emulated(bundle, request, is_json=options.json)
     return await run_virtual(
         bundle,

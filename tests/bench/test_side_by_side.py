@@ -67,14 +67,14 @@ def run(testbed: Testbed, *clients: AskedText) -> SharedTime:
 
 
 def test_clients_together_get_more_than_one_and_each_its_share() -> None:
-    """The ring is the same every time, and so are the figures: 1.64 and 3.02 times as much as one."""
+    """The ring is the same every time, and so are the figures: 1.71 and 2.97 times as much as one."""
     testbed, rates = load_testbed("jetson4-7b-fp16-1gbit"), {}
     for num_clients in (1, 2, 4):
         shared = run(testbed, *(make_text(seed) for seed in range(num_clients)))
         rates[num_clients] = shared.tokens_per_s
         share = shared.tokens_per_s * shared.seconds / num_clients
         assert min(shared.num_tokens(client) for client in range(num_clients)) >= 0.8 * share
-    assert rates[2] >= 1.5 * rates[1]
+    assert rates[2] >= 1.65 * rates[1]
     assert rates[4] >= 2.6 * rates[1]
 
 

@@ -8,7 +8,6 @@ leaves earlier only waits in a queue, with rows chosen when less was known. Chun
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +17,7 @@ from flowspec_edge.core.rows import Passage
 
 LEAD_S = 0.002
 """A chunk leaves this much before its time: timers are late, and choosing it takes a moment as well."""
-PIECE_CHUNKS = 1.5
+PIECE_CHUNKS = 1.6
 """Where a text is written beside it, a piece of a prompt takes at most as long as so many chunks of one row, or a text
 would wait for it at each stage. Larger pieces are read in less time, but where rows cost much, texts fall behind."""
 SLOWING = 1.02
@@ -35,7 +34,6 @@ class Flight:
     living: set[int]
     sent_at: float
     turn: int = 0
-    is_prompt: bool = False
     comes_back: bool = True
     starts: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
@@ -132,25 +130,15 @@ class Traffic:
         return self.send_at(self.costs.stages[0].mean_size) - LEAD_S
 
     def send_at(self, num_rows: float) -> float:
-        """The latest time at which a chunk may leave the origin without a bubble at the stage that paces the ring.
-
-        That is the stage at which the chunk would wait the longest. Beside the pieces of another session's prompt it is
-        the slowest one: a small chunk behind a large one waits at each stage, and at the first one nobody is to wait
-        for that.
-        """
+        """The latest time at which a chunk may leave the origin without a bubble at the stage that paces the ring."""
         costs = self.costs
         if not costs.is_measured:
             return 0.0
         away, hop_s = costs.hop_s(0), costs.hop_s(num_rows)
-        is_mixed = self.num_sessions > 1 and any(flight.is_prompt for flight in self.flights)
-        latest, longest_s = -math.inf, 0.0
-        for stage, free_at in zip(costs.stages, self._free_at, strict=True):
-            takes_s = stage.line.at(num_rows)
-            if not is_mixed:
-                latest = max(latest, free_at - away)
-            elif takes_s > longest_s:
-                latest, longest_s = free_at - away, takes_s
-            away += takes_s + hop_s
+        latest = self._free_at[0] - away
+        for stage, free_at in zip(costs.stages, self._free_at[1:], strict=False):
+            away += stage.line.at(num_rows) + hop_s
+            latest = max(latest, free_at - away)
         return latest
 
     def _forget_passed(self, now: float) -> None:

@@ -3,8 +3,6 @@
 import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from flowspec_edge.core.rows import Passage
 from flowspec_edge.core.speculation.pipeline import RingCosts
@@ -25,10 +23,11 @@ def shares_of(*sessions: int, costs: RingCosts | None = None) -> Shares:
     return shares
 
 
-@given(st.lists(st.tuples(st.integers(1, 100), st.floats(0, 10)), min_size=2, max_size=6), st.integers(0, 2**32))
-def test_who_always_has_something_to_send_gets_an_equal_share(kinds: list[tuple[int, float]], seed: int) -> None:
+@pytest.mark.parametrize("seed", range(30))
+def test_who_always_has_something_to_send_gets_an_equal_share(seed: int) -> None:
     """Whatever their chunks cost and are worth, and whoever else has something now and then."""
     rng, costs = random.Random(seed), measured_costs()
+    kinds = [(rng.randint(1, 100), rng.uniform(0, 10)) for _ in range(rng.randint(2, 6))]
     shares = shares_of(*range(len(kinds)), costs=costs)
     used_s = [0.0] * len(kinds)
     always = [0, 1]
