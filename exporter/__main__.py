@@ -31,7 +31,7 @@ examples:
 exit status: 0 written, 1 refused (the last line says why), 2 wrong arguments, 130 interrupted.
 """
 
-PRECISIONS = ("own", "fp32", "fp16", "int8", "w8a8", "int4")
+PRECISIONS = ("own", "fp32", "fp16", "int8", "q8", "w8a8", "int4")
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -60,10 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="of the whole bundle. own (default of GGUF files): every weight exactly as the file has it. int8 (default "
-        "of checkpoints): 8-bit weights in the files, a quarter of the size, unpacked to float32 when loaded. fp32: "
-        "the checkpoint's weights as they are. fp16: matrices of 16 bits. w8a8: 8-bit weights and activations of 8 "
-        "bits per token, the fastest for chunks. int4: 4-bit weights, the smallest",
+        help="of the whole bundle. own (default of GGUF files): every weight exactly as the file has it. w8a8 (default "
+        "of checkpoints): 8-bit weights and activations of 8 bits per token, the fastest for chunks. q8: both in "
+        "blocks of 32, nearer to the model and slower. int4: 4-bit weights, the smallest. int8: 8-bit weights in the "
+        "files, unpacked to float32 when loaded. fp16: matrices of 16 bits. fp32: the checkpoint's weights as they are",
     )
     parser.add_argument(
         "--also",
@@ -77,8 +77,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--eval-text",
         type=Path,
         metavar="FILE",
-        help="UTF-8 text to tell each precision's quality on: error, greedy agreement, perplexity (its first 1024 "
-        "tokens; default: a built-in page of source code, and nothing for a GGUF file's own precision)",
+        help="UTF-8 text to tell each precision's quality on: error, greedy agreement, perplexity (its first 2048 "
+        "tokens; default: built-in prose and code, and nothing for a GGUF file's own precision)",
+    )
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=3.0,
+        metavar="PERCENT",
+        help="leave a precision out whose perplexity on that text is larger than float32's by more than this "
+        "(default 3)",
     )
     parser.add_argument(
         "--block-size",
@@ -145,6 +153,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
             precision=options.precision,
             also=tuple(options.also),
             eval_text=options.eval_text,
+            max_loss=options.max_loss / 100,
             block_size=options.block_size,
             name=options.name or Path(options.checkpoint.rpartition(":")[2]).resolve().name.removesuffix(".gguf"),
             max_context=options.max_context,

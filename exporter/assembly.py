@@ -5,6 +5,7 @@ freed before the next part is read.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -12,20 +13,23 @@ from typing import Protocol
 
 import numpy as np
 
+from exporter.built_in import calibration_texts
+from exporter.calibration import Activations, Calibration
 from exporter.layer_graph import Weights, write_block, write_final_norm, write_head
-from exporter.matrices import Matrix, float_product
+from exporter.matrices import Matrix
 from exporter.onnx_file import as_bytes
 from exporter.parity import ChainCheck
 from exporter.precisions import PRECISIONS, Precision
-from exporter.quality import QualityCheck
+from exporter.quality import MAX_TOKENS, WINDOW_TOKENS, Evaluation, QualityCheck
 from exporter.reference import FollowedProducts, NumpyLayers, finished_logits, rms_norm
 from exporter.source import Report, Source
 from exporter.steps import PROBE_TEXT, probe_steps
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.tokenizer import Tokenizer
-from flowspec_edge.errors import CheckpointError
-from flowspec_edge.manifest import BlockEntry, DrafterEntry, FileEntry, Manifest, Parity, describe_file
+from flowspec_edge.errors import CheckpointError, QualityError
+from flowspec_edge.manifest import BlockEntry, DrafterEntry, FileEntry, Manifest, Parity, Quality, describe_file
 
+HEAD = "head.onnx"
 LIBRARIES = ("flowspec-edge", "onnx", "onnxruntime")
 
 
@@ -48,9 +52,9 @@ class Draft(Protocol):
 class Assembly:
     """A bundle in the making, in ``directory``.
 
-    ``precisions`` names every precision in which blocks are written; the first one is the bundle's own, in which head
-    and drafter are written too. ``eval_text`` is the name and the text that their quality is measured on, or None where
-    it is not.
+    ``precisions`` names every precision in which blocks are written. The first one that loses little enough is the
+    bundle's own, in which head and drafter are written too. ``evaluation`` is what that is measured on, None where it
+    is not.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class Assembly:
         source: Source,
         directory: Path,
         precisions: Sequence[str],
-        eval_text: tuple[str, str] | None,
+        evaluation: Evaluation | None,
         report: Report,
     ) -> None:
         self.source, self.directory, self.report = source, directory, report
@@ -77,55 +81,56 @@ class Assembly:
             )
             for precision in self.precisions
         }
-        self.quality: QualityCheck | None = None
-        if eval_text is not None:
-            name, text = eval_text
-            tokens = _encode(tokenizer, text, source)[:max_context]
-            if len(tokens) < 2:
-                raise CheckpointError(f"--eval-text {name}: has {len(tokens)} tokens; give a text of a page or more")
-            self.quality = QualityCheck(name, tokens, self.embedding, precisions)
+        self.refused: dict[str, str] = {}
+        self._quality = self._quality_check(tokenizer, evaluation) if evaluation is not None else None
+        self._max_loss = evaluation.max_loss if evaluation is not None else math.inf
+        self._calibration: Calibration | None = None
+        if any(precision.is_calibrated for precision in self.precisions):
+            self._calibration = Calibration(
+                _in_windows(tokenizer, calibration_texts(), max_context),
+                self.embedding,
+                has_squares=any(precision.feeds_back for precision in self.precisions),
+            )
 
-    @property
-    def own(self) -> Precision:
-        return self.precisions[0]
+    def _quality_check(self, tokenizer: Tokenizer, evaluation: Evaluation) -> QualityCheck:
+        name, max_context = evaluation.name, self.source.geometry.max_context
+        texts = _in_windows(tokenizer, evaluation.texts, max_context)
+        num_tokens = sum(map(len, texts))
+        if num_tokens < 2:
+            raise CheckpointError(f"--eval-text {name}: has {num_tokens} tokens; give a text of a page or more")
+        return QualityCheck(name, texts, self.embedding, [precision.name for precision in self.precisions])
 
     def assemble(self, name: str, block_size: int, draft: Draft | None) -> Manifest:
-        source, check = self.source, self.checks[self.own.name]
+        source = self.source
         blocks = self._blocks(block_size, draft.taps if draft else ())
-        final_norm, chain_error = self._final_norm()
-        head, head_error = self._head()
-        drafter, drafter_error = draft.write(self.directory, self.own, check) if draft else (None, None)
+        final_norm, chain_errors = self._final_norm()
+        own, head, head_error, quality = self._head(blocks)
+        check = self.checks[own.name]
+        drafter, drafter_error = draft.write(self.directory, own, check) if draft else (None, None)
         if drafter is None:
             self.report("no draft head: drafts come from repetitions in the text alone")
         else:
             self.report(f"drafter ({drafter.kind}): error {drafter_error:.1e}")
-        quality = self.quality.report(self.directory / head.file) if self.quality else []
-        for entry in quality:
-            self.report(
-                f"{entry.precision} on {entry.num_tokens} tokens of {entry.text}: error {entry.max_error:.1e}, "
-                f"same token {entry.greedy_agreement:.1%}, perplexity {entry.perplexity:.3f} "
-                f"(float32: {entry.reference_perplexity:.3f})"
-            )
         parity = Parity(
             tolerance=check.tolerance,
-            chain_error=chain_error,
+            chain_error=chain_errors[own.name],
             block_errors=check.block_errors,
             head_error=head_error,
             drafter_error=drafter_error,
-            reference=self.own.reference,
+            reference=own.reference,
             num_rows=check.num_rows,
         )
         return Manifest(
             name=name,
             architecture=source.architecture,
-            precision=self.own.name,
+            precision=own.name,
             geometry=source.geometry,
             bos_token_id=source.bos_token_id,
             eos_token_ids=source.eos_token_ids,
             chat_template=source.chat_template,
             tokenizer=self._entry("tokenizer.json"),
             embedding=self._entry("embedding.npy"),
-            blocks=blocks.pop(self.own.name),
+            blocks=blocks.pop(own.name),
             final_norm=final_norm,
             head=head,
             drafter=drafter,
@@ -147,19 +152,25 @@ class Assembly:
         blocks: dict[str, list[BlockEntry]] = {precision.name: [] for precision in self.precisions}
         for start, stop in itertools.pairwise(cuts):
             weights = self.source.layers(start, stop)
-            if self.quality is not None:
-                shape = self.source.layer_shape
-                self.quality.run_reference(NumpyLayers(shape, range(start, stop), weights, self.quality.capacity))
+            shape, layers = self.source.layer_shape, range(start, stop)
+            if self._quality is not None:
+                self._quality.run_reference(NumpyLayers(shape, layers, weights, self._quality.capacity))
+            if self._calibration is not None:
+                self._calibration.run(shape, layers, weights)
             for precision in self.precisions:
                 blocks[precision.name].append(self._block(start, stop, weights, precision))
         return blocks
 
     def _block(self, start: int, stop: int, weights: Weights, precision: Precision) -> BlockEntry:
         """Write and compare one block in one precision."""
-        suffix = "" if precision is self.own else f".{precision.name}"
+        suffix = "" if precision is self.precisions[0] else f".{precision.name}"
         path = self.directory / f"blocks/layers-{start:03d}-{stop:03d}{suffix}.onnx"
         source, shape, check = self.source, self.source.layer_shape, self.checks[precision.name]
-        formed = {name: self._formed(weight, precision, f"{path.name}: {name}") for name, weight in weights.items()}
+        seen = self._calibration.seen if self._calibration is not None and precision.is_calibrated else {}
+        formed = {
+            name: self._formed(weight, precision, f"{path.name}: {name}", seen.get(name.removesuffix(".weight")))
+            for name, weight in weights.items()
+        }
         shown = path.with_suffix(".shown") if precision.rounds_activations else None
         products = write_block(shape, start, stop, formed, path, shown)
         layers = f"[{start}, {stop})"
@@ -170,26 +181,28 @@ class Assembly:
             shown.unlink()
         else:
             check.check_block(NumpyLayers(shape, range(start, stop), formed, check.capacity), shape, path, layers)
-        if self.quality is not None:
-            self.quality.run(precision.name, path, shape)
+        if self._quality is not None:
+            self._quality.run(precision.name, path, shape)
         num_layers = source.geometry.num_layers
         self.report(f"layers {layers} of {num_layers}, {precision.name}: error {check.block_errors[-1]:.1e}")
         memory_bytes = sum(w.nbytes if isinstance(w, np.ndarray) else w.memory_bytes for w in formed.values())
         entry = describe_file(self.directory, f"blocks/{path.name}")
         return BlockEntry(**entry, start=start, stop=stop, memory_bytes=memory_bytes)
 
-    def _formed(self, weight: Matrix | np.ndarray, precision: Precision, what: str) -> Matrix | np.ndarray:
+    def _formed(
+        self, weight: Matrix | np.ndarray, precision: Precision, what: str, activations: Activations | None
+    ) -> Matrix | np.ndarray:
         if isinstance(weight, np.ndarray):
             return weight
         try:
-            return precision.form(weight)
+            return precision.form(weight, activations)
         except CheckpointError as cause:
             raise CheckpointError(f"{what} {cause}") from cause
 
-    def _final_norm(self) -> tuple[FileEntry, float]:
+    def _final_norm(self) -> tuple[FileEntry, dict[str, float]]:
         """Write the final norm, which has no matrix and so is float32 in every precision.
 
-        Returns its entry, and the error of the whole chain in the bundle's own precision.
+        Returns its entry, and the error of the whole chain in each precision.
         """
         weight, eps = self.source.final_norm(), self.source.layer_shape.rms_norm_eps
         path = self.directory / "final_norm.onnx"
@@ -199,23 +212,73 @@ class Assembly:
             return rms_norm(rows, weight, eps)
 
         errors = {name: check.check_final_norm(norm, path) for name, check in self.checks.items()}
-        if self.quality is not None:
-            self.quality.run_final_norm(norm, path)
+        if self._quality is not None:
+            self._quality.run_final_norm(norm, path)
+        if self._calibration is not None:
+            self._calibration.run_final_norm(norm)
         for name, error in errors.items():
             self.report(f"chain of all blocks and final norm, {name}: error {error:.1e}")
-        return self._entry(path.name), errors[self.own.name]
+        return self._entry(path.name), errors
 
-    def _head(self) -> tuple[FileEntry, float]:
-        matrix, shape = self.source.lm_head(), self.source.layer_shape
-        if self.quality is not None:
-            self.quality.run_reference_head(lambda rows: finished_logits(shape, float_product(matrix, rows)))
-        path = self.directory / "head.onnx"
-        formed = self._formed(matrix, self.own, f"{path.name}: the head")
+    def _head(self, blocks: dict[str, list[BlockEntry]]) -> tuple[Precision, FileEntry, float, list[Quality]]:
+        """Write the head in the first precision that loses little enough with it, and remove the ``blocks`` of those
+        that do not.
+
+        Returns that precision, the head's entry and error, and the qualities of all that are left.
+
+        Raises:
+            QualityError: all of them lose too much.
+        """
+        matrix = self.source.lm_head()
+        if self._quality is not None:
+            self._quality.run_reference_head(matrix, self._finished)
+        for own in self.precisions:
+            head, error = self._write_head(matrix, own)
+            kept = self._measured(own)
+            if own.name not in self.refused:
+                break
+        else:
+            raise QualityError(self.refused.values())
+        for precision in self.precisions[self.precisions.index(own) + 1 :]:
+            kept += self._measured(precision)
+        for name in self.refused:
+            for block in blocks.pop(name):
+                (self.directory / block.file).unlink()
+        return own, head, error, kept
+
+    def _write_head(self, matrix: Matrix, precision: Precision) -> tuple[FileEntry, float]:
+        seen = self._calibration.entering_head() if self._calibration is not None and precision.is_calibrated else None
+        path = self.directory / HEAD
+        formed = self._formed(matrix, precision, f"{path.name}: the head", seen)
         assert not isinstance(formed, np.ndarray)
+        shape = self.source.layer_shape
         write_head(formed, path, shape.logit_divisor, shape.logit_cap)
-        error = self.checks[self.own.name].check_head(lambda rows: finished_logits(shape, formed.times(rows)), path)
+        error = self.checks[precision.name].check_head(lambda rows: self._finished(formed.times(rows)), path)
         self.report(f"head: error {error:.1e}")
         return self._entry(path.name), error
+
+    def _measured(self, precision: Precision) -> list[Quality]:
+        """The quality of a precision where it is measured. It is reported, and the precision refused where it loses too
+        much.
+        """
+        if self._quality is None:
+            return []
+        found = self._quality.measure(precision.name, self.directory / HEAD)
+        self.report(
+            f"{found.precision} on {found.num_tokens} tokens of {found.text}: error {found.max_error:.1e}, "
+            f"same token {found.greedy_agreement:.1%}, perplexity {found.perplexity:.3f} "
+            f"(float32: {found.reference_perplexity:.3f}, {found.loss:+.2%})"
+        )
+        if found.loss <= self._max_loss:
+            return [found]
+        self.refused[precision.name] = (
+            f"{precision.name}: perplexity grows by {found.loss:.1%}, more than --max-loss {self._max_loss:.1%}"
+        )
+        self.report(f"{self.refused[precision.name]}; it is left out")
+        return []
+
+    def _finished(self, logits: np.ndarray) -> np.ndarray:
+        return finished_logits(self.source.layer_shape, logits)
 
     def _entry(self, name: str) -> FileEntry:
         return FileEntry(**describe_file(self.directory, name))
@@ -239,6 +302,13 @@ def write_embedding(source: Source, path: Path) -> np.ndarray:
             file.write(as_bytes(rows.astype(dtype, copy=False)))
     table: np.ndarray = np.load(path, mmap_mode="r")
     return table
+
+
+def _in_windows(tokenizer: Tokenizer, texts: Sequence[str], max_context: int) -> list[list[int]]:
+    """MAX_TOKENS tokens of all texts together, in pieces that fit into the context and WINDOW_TOKENS."""
+    size = min(WINDOW_TOKENS, max_context)
+    found = [tokenizer.encode(text)[: MAX_TOKENS // len(texts)] for text in texts]
+    return [tokens[start : start + size] for tokens in found for start in range(0, len(tokens), size)]
 
 
 def _encode(tokenizer: Tokenizer, text: str, source: Source) -> list[int]:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter import built_in
 from exporter.assembly import Assembly, Draft
 from exporter.precisions import OWN, PRECISIONS
+from exporter.quality import Evaluation
 from exporter.source import Report, Source
-from exporter.steps import PROBE_TEXT
 from flowspec_edge.errors import BundleError, CheckpointError, system_words
 from flowspec_edge.manifest import MANIFEST_NAME, Manifest, load_manifest
 
@@ -31,11 +32,12 @@ class ExportOptions:
         checkpoint: directory of the target model, or a GGUF file.
         drafter: directory of its draft head; None where there is none.
         out: directory to write.
-        precision: the bundle's own precision, of blocks, head and drafter; see :mod:`exporter.precisions`. None: int8
+        precision: the bundle's own precision, of blocks, head and drafter; see :mod:`exporter.precisions`. None: w8a8
             of a checkpoint, and of a GGUF file its own.
         also: further precisions of the blocks, among which devices may choose.
-        eval_text: file with the text on which each precision's quality is measured. None: a page of source code
-            for a checkpoint, none for a GGUF file in its own precision.
+        eval_text: file with the text on which each precision's quality is measured. None: built-in prose and code, or
+            nothing for a GGUF file in its own precision.
+        max_loss: a precision whose perplexity is larger than float32's by a greater share than this is left out.
         block_size: layers per ONNX file; a device serves whole files.
         name: what users see; the checkpoint directory's name when None.
         max_context: tokens of context to allow; the model's own limit when None.
@@ -49,6 +51,7 @@ class ExportOptions:
     precision: str | None = None
     also: tuple[str, ...] = ()
     eval_text: Path | None = None
+    max_loss: float = 0.03
     block_size: int = 1
     name: str | None = None
     max_context: int | None = None
@@ -62,7 +65,7 @@ class ExportOptions:
     @property
     def precisions(self) -> list[str]:
         """All of them, the bundle's own first."""
-        return list(dict.fromkeys((self.precision or (OWN if self.is_gguf else "int8"), *self.also)))
+        return list(dict.fromkeys((self.precision or (OWN if self.is_gguf else "w8a8"), *self.also)))
 
 
 def export_bundle(options: ExportOptions, report: Report = lambda line: None) -> Manifest:
@@ -75,13 +78,13 @@ def export_bundle(options: ExportOptions, report: Report = lambda line: None) ->
     """
     began = time.monotonic()
     _check_out(options)
-    eval_text = _eval_text(options)
+    evaluation = _evaluation(options)
     source, draft = _open_source(options)
     for note in source.notes():
         report(note)
     _check_room(options, source)
     with _written_aside(options) as directory:
-        assembly = Assembly(source, directory, options.precisions, eval_text, report)
+        assembly = Assembly(source, directory, options.precisions, evaluation, report)
         name = options.name or options.checkpoint.resolve().name.removesuffix(".gguf")
         manifest = assembly.assemble(name, options.block_size, draft)
         manifest.write(directory)
@@ -114,13 +117,15 @@ def _open_source(options: ExportOptions) -> tuple[Source, Draft | None]:
     return checkpoint, DraftExport(head)
 
 
-def _eval_text(options: ExportOptions) -> tuple[str, str] | None:
-    """The name and the text that qualities are measured on, if they are."""
+def _evaluation(options: ExportOptions) -> Evaluation | None:
+    """What qualities are measured on, if they are."""
     path = options.eval_text
     if path is None:
-        return None if options.precisions == [OWN] else ("built-in", PROBE_TEXT)
+        if options.precisions == [OWN]:
+            return None
+        return Evaluation(built_in.NAME, built_in.measured_texts(), options.max_loss)
     try:
-        return path.name, path.read_text(encoding="utf-8")
+        return Evaluation(path.name, [path.read_text(encoding="utf-8")], options.max_loss)
     except (OSError, ValueError) as cause:
         raise CheckpointError(f"--eval-text {path}: not readable as UTF-8 text ({cause})") from cause
 

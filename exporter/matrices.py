@@ -6,7 +6,7 @@ rounded to 8 bits have scales of their own for each row, or for each block of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -192,3 +192,56 @@ def _scale_rows(to: Writer, rows: str) -> str:
 def _round_rows(to: Writer, rows: str, scale: str) -> str:
     steps = to.add("Round", to.add("Div", rows, scale))
     return to.add("Cast", to.add("Add", steps, to.constant(float(ZERO_POINT))), to=TensorProto.UINT8)
+
+
+@dataclass(frozen=True)
+class SplitMatrix:
+    """A matrix whose product rounds activations, and a few of its columns, which are multiplied in float32.
+
+    Some inputs of a layer are hundreds of times larger than the others. Steps that reach as far as they do leave little
+    of the others.
+
+    Attributes:
+        rest: the matrix with zeros in place of these columns.
+        columns: which inputs they multiply, int64 [kept], in ascending order.
+        kept: the columns, [num_out, kept].
+    """
+
+    rest: Matrix
+    columns: np.ndarray
+    kept: FloatMatrix
+
+    @classmethod
+    def of(cls, weights: np.ndarray, columns: np.ndarray, form: Callable[[np.ndarray], Matrix]) -> SplitMatrix:
+        """Split weights, [num_out, num_in]; ``form`` makes a matrix of all that is not kept."""
+        rest = weights.copy()
+        rest[:, columns] = 0
+        return cls(form(rest), columns, FloatMatrix(weights[:, columns]))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rest.shape
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.rest.memory_bytes + self.kept.memory_bytes
+
+    def write(self, to: Writer, rows: str, outputs: tuple[str, ...] = ()) -> str:
+        key = str(self.columns.tolist())
+        others = np.ones(self.shape[1], np.float32)
+        others[self.columns] = 0
+        without = to.prepared(f"without {key}", rows, lambda: to.add("Mul", rows, to.constant(others)))
+        alone = to.prepared(f"only {key}", rows, lambda: to.add("Gather", rows, to.constant(self.columns), axis=-1))
+        product = self.rest.write(to, without)
+        return to.add("Add", product, self.kept.write(to.within("kept"), alone), outputs=outputs)
+
+    def unpacked(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        weights = self.rest.unpacked(start, stop).copy()
+        weights[:, self.columns] = self.kept.unpacked(start, stop)
+        return weights
+
+    def times(self, rows: np.ndarray) -> np.ndarray:
+        without = rows.copy()
+        without[:, self.columns] = 0
+        product: np.ndarray = self.rest.times(without) + self.kept.times(rows[:, self.columns])
+        return product

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 
 from exporter.config import LayerShape
-from exporter.reference import FollowedProducts, Reference, relative_error
+from exporter.reference import Expected, FollowedProducts, Reference, relative_error
 from exporter.steps import Step, rotary_inputs, step_inputs
 from flowspec_edge.errors import ParityError
 from flowspec_edge.manifest import (
@@ -34,9 +34,6 @@ from flowspec_edge.manifest import (
     TOP_LOG_PROBS,
     TOP_TOKENS,
 )
-
-Expected = Callable[[np.ndarray], np.ndarray]
-"""What a graph without a cache must make of rows."""
 
 
 class OnnxGraph:

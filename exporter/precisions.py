@@ -7,18 +7,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from exporter.blocks import Blocks, UnpackedBlocks
-from exporter.matrices import FloatMatrix, HalfMatrix, Matrix, PerTokenMatrix
+from exporter.calibration import Activations
+from exporter.error_feedback import rounded_with_feedback
+from exporter.matrices import FloatMatrix, HalfMatrix, Matrix, PerTokenMatrix, SplitMatrix
 
 OWN = "own"
 """Of a GGUF file: every matrix as the file has it."""
+KEPT_SHARE = 0.01
+"""Of a matrix's columns, that are multiplied in float32 where activations are rounded (docs/performance.md, "What
+precisions cost").
+"""
+MakeForm = Callable[[Matrix, Activations | None], Matrix]
 
 
 @dataclass(frozen=True)
 class Precision:
     """One precision.
 
-    ``form`` gives a matrix the form that it has in this precision.
+    ``make`` gives a matrix the form that it has in this precision, and is told what enters the matrix on a text, where
+    that was seen: of the layers and the head of a precision that ``is_calibrated``.
 
     ``tolerance`` is the largest error of one block, relative to the rows' RMS (see manifest.Parity). Products of floats
     are compared with float32, where nothing but the order of sums differs: the demo model's whole chain has an error of
@@ -30,12 +40,22 @@ class Precision:
     """
 
     name: str
-    form: Callable[[Matrix], Matrix]
+    make: MakeForm
     tolerance: float
     drafter_tolerance: float
     reference: str
     explained: str
     rounds_activations: bool = False
+    is_calibrated: bool = False
+    feeds_back: bool = False
+
+    def form(self, matrix: Matrix, activations: Activations | None = None) -> Matrix:
+        """The form that a matrix has in this precision.
+
+        Raises:
+            CheckpointError: it cannot have that form.
+        """
+        return self.make(matrix, activations)
 
     @property
     def chain_tolerance(self) -> float:
@@ -43,12 +63,41 @@ class Precision:
         return self.drafter_tolerance if self.rounds_activations else self.tolerance
 
 
+def _of_weights(form: Callable[[np.ndarray], Matrix]) -> MakeForm:
+    """The form that ``form`` makes of the weights alone."""
+    return lambda matrix, activations: form(matrix.unpacked())
+
+
+def _beside_columns(form: Callable[[np.ndarray], Matrix]) -> MakeForm:
+    """The form that ``form`` makes of all columns but those that the largest values multiply."""
+
+    def make(matrix: Matrix, activations: Activations | None) -> Matrix:
+        weights = matrix.unpacked()
+        if activations is None:
+            return form(weights)
+        return SplitMatrix.of(weights, activations.largest_inputs(KEPT_SHARE), form)
+
+    return make
+
+
+def _fed_back(bits: int) -> MakeForm:
+    """Blocks beside such columns, where each column takes up the errors of those before it."""
+
+    def make(matrix: Matrix, activations: Activations | None) -> Matrix:
+        weights = matrix.unpacked()
+        if activations is None:
+            return Blocks.rounded(weights, bits)
+        return rounded_with_feedback(weights, bits, activations.largest_inputs(KEPT_SHARE), activations)
+
+    return make
+
+
 PRECISIONS = {
     precision.name: precision
     for precision in (
         Precision(
             "fp32",
-            lambda matrix: FloatMatrix(matrix.unpacked()),
+            _of_weights(FloatMatrix),
             1e-4,
             2e-4,
             "the checkpoint's weights in float32",
@@ -56,7 +105,7 @@ PRECISIONS = {
         ),
         Precision(
             "fp16",
-            lambda matrix: HalfMatrix.rounded(matrix.unpacked()),
+            _of_weights(HalfMatrix.rounded),
             1e-2,
             2e-2,
             "the weights rounded to float16, in float32",
@@ -64,33 +113,46 @@ PRECISIONS = {
         ),
         Precision(
             "int8",
-            lambda matrix: UnpackedBlocks(Blocks.rounded(matrix.unpacked(), 8)),
+            _of_weights(lambda weights: UnpackedBlocks(Blocks.rounded(weights, 8))),
             1e-4,
             2e-4,
             "the dequantised 8-bit weights in float32",
             "8-bit weights in the files, 32-bit in memory and arithmetic",
         ),
         Precision(
+            "q8",
+            _beside_columns(lambda weights: Blocks.rounded(weights, 8)),
+            1e-3,
+            1.0,
+            "the same products of bytes in numpy",
+            "8-bit weights, and activations of 8 bits, both in blocks of 32: nearer to the model than w8a8, and slower",
+            rounds_activations=True,
+            is_calibrated=True,
+        ),
+        Precision(
             "w8a8",
-            lambda matrix: PerTokenMatrix.rounded(matrix.unpacked()),
+            _beside_columns(PerTokenMatrix.rounded),
             1e-3,
             1.0,
             "the same products of bytes in numpy",
             "8-bit weights, and activations of 8 bits per token: the fastest for chunks on most processors",
             rounds_activations=True,
+            is_calibrated=True,
         ),
         Precision(
             "int4",
-            lambda matrix: Blocks.rounded(matrix.unpacked(), 4),
+            _fed_back(4),
             1e-3,
             0.6,
             "the same products of bytes in numpy",
             "4-bit weights, activations of 8 bits: the smallest",
             rounds_activations=True,
+            is_calibrated=True,
+            feeds_back=True,
         ),
         Precision(
             OWN,
-            lambda matrix: matrix,
+            lambda matrix, activations: matrix,
             1e-3,
             1.0,
             "the same arithmetic in numpy, on the file's own weights",

@@ -14,6 +14,8 @@ from exporter.matrices import Matrix, float_product
 from exporter.steps import Step
 from flowspec_edge.manifest import HIDDEN
 
+Expected = Callable[[np.ndarray], np.ndarray]
+"""What a graph without a cache must make of rows."""
 Multiply = Callable[[str, Matrix, np.ndarray], np.ndarray]
 """The product of rows, [rows, num_in], by a matrix whose name is given without ``.weight``."""
 
@@ -130,24 +132,25 @@ class NumpyLayers:
     def _attend(self, place: int, query: np.ndarray, key: np.ndarray, value: np.ndarray, step: Step) -> np.ndarray:
         """Each row attends to its ancestors and itself, or the last of them: [rows, num_heads * head_dim]."""
         (keys, values), layer, shape = self._caches[place], self._layers[place], self.shape
-        paths = [step.path(row) for row in range(step.first, step.first + len(query))]
-        positions = np.array([len(path) - 1 for path in paths])
-        chunk = slice(step.first, step.first + len(query))
+        num_rows, num_slots = len(query), step.first + len(query)  # rows of padding may have been left out
+        seen = step.seen[:num_rows, :num_slots]
+        positions = seen.sum(axis=1) - 1
+        chunk = slice(step.first, num_slots)
         keys[chunk], values[chunk] = self._rotate(key, positions, layer), value
         query = self._rotate(query, positions, layer) * shape.query_scales(layer)
-        grouped = query.reshape(len(query), shape.num_kv_heads, -1, shape.head_dim)
-        num_visible = shape.window if layer in shape.sliding_layers else None
-        is_visible = np.zeros((len(query), chunk.stop), bool)
-        for seen, path in zip(is_visible, paths, strict=True):
-            seen[path if num_visible is None else path[-num_visible:]] = True
-        scores = np.einsum("rgqd,sgd->rgqs", grouped, keys[: chunk.stop], optimize=True)
-        if shape.score_cap is not None:
-            scores = np.tanh(scores / np.float32(shape.score_cap)) * np.float32(shape.score_cap)
-        scores = np.where(is_visible[:, None, None], scores, np.float32(-np.inf))
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        attended: np.ndarray = np.einsum("rgqs,sgd->rgqd", weights, values[: chunk.stop], optimize=True)
-        return attended.reshape(len(query), -1)
+        grouped = query.reshape(num_rows, shape.num_kv_heads, -1, shape.head_dim)
+        if shape.window is not None and layer in shape.sliding_layers:
+            seen = seen & (seen[:, ::-1].cumsum(axis=1)[:, ::-1] <= shape.window)
+        attended = np.empty_like(grouped)
+        for head in range(shape.num_kv_heads):
+            scores = grouped[:, head] @ keys[:num_slots, head].T  # [rows, heads that share it, slots]
+            if shape.score_cap is not None:
+                scores = np.tanh(scores / np.float32(shape.score_cap)) * np.float32(shape.score_cap)
+            scores = np.where(seen[:, None], scores, np.float32(-np.inf))
+            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            weights /= weights.sum(axis=-1, keepdims=True)
+            attended[:, head] = weights @ values[:num_slots, head]
+        return attended.reshape(num_rows, -1)
 
     def _rotate(self, rows: np.ndarray, positions: np.ndarray, layer: int) -> np.ndarray:
         """Rotary embedding in Llama's half-split layout; ``rows`` is [rows, heads, head_dim]."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -31,6 +32,9 @@ NUM_CHAIN_ROWS = 64
 # Parent of each tree row, counted from the tree's first row; -1 is the last row of the chain.
 TREE_PARENTS = (-1, 0, 0, 0, 1, 1, 2, 4, 4, 6, 7, 9)
 SINGLE_PARENT = 10
+
+TEXT_ROWS = 512
+"""Rows of a chunk of a text: many, since a matrix of a GGUF file is unpacked for each chunk."""
 
 # Any text would do; code is what the demo model knows, and every tokenizer has tokens for it.
 PROBE_TEXT = '''\
@@ -86,6 +90,20 @@ class Step:
             path.append(self.parents[path[-1]])
         return path[::-1]
 
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """Which rows each row of the chunk attends to: its ancestors and itself, bool [rows, rows so far]."""
+        stop = self.first + len(self.tokens)
+        seen = np.zeros((len(self.tokens), stop), bool)
+        for number, row in enumerate(range(self.first, stop)):
+            parent = self.parents[row] if row < len(self.parents) else -1
+            if parent >= self.first:
+                seen[number] = seen[parent - self.first]
+            elif parent >= 0:
+                seen[number, self.path(parent)] = True
+            seen[number, row] = True
+        return seen
+
     def parents_of_rows(self) -> np.ndarray:
         """The parent of each row of the chunk, int64 [rows]."""
         rows = range(self.first, self.first + len(self.tokens))
@@ -125,11 +143,18 @@ def probe_steps(token_ids: Sequence[int], max_context: int, min_rows: int) -> li
     return [_step(token_ids, parents, start, stop, min_rows) for start, stop in itertools.pairwise(cuts)]
 
 
-def chain_steps(token_ids: Sequence[int], num_rows: int) -> list[Step]:
-    """A plain text in chunks of ``num_rows``. A last chunk of one row gets no padding for the matrix products."""
-    parents = list(range(-1, len(token_ids) - 1))
-    starts = range(0, len(token_ids), num_rows)
-    return [_step(token_ids, parents, start, min(start + num_rows, len(parents)), min_rows=1) for start in starts]
+def text_steps(texts: Iterable[Sequence[int]]) -> list[Step]:
+    """Texts in chunks of TEXT_ROWS, one after the other.
+
+    Each begins anew: what an earlier one has left in a cache is no row's ancestor. A last chunk of one row gets no
+    padding for the matrix products.
+    """
+    steps = []
+    for token_ids in texts:
+        parents = list(range(-1, len(token_ids) - 1))
+        for start in range(0, len(token_ids), TEXT_ROWS):
+            steps.append(_step(token_ids, parents, start, min(start + TEXT_ROWS, len(parents)), min_rows=1))
+    return steps
 
 
 def ancestor_bias(parents: Sequence[int], start: int, stop: int) -> np.ndarray:

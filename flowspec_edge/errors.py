@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 UNPRINTABLE = (
@@ -93,6 +93,13 @@ class CheckpointError(FlowspecError):
 
 class ParityError(FlowspecError):
     """An exported block or chain differs from the torch model by more than the stated tolerance."""
+
+
+class QualityError(FlowspecError):
+    """Every precision that was asked for loses too much of the model's quality. ``losses`` tells of each of them."""
+
+    def __init__(self, losses: Iterable[str]) -> None:
+        super().__init__(f"{'; '.join(losses)}: choose another --precision, or allow more with --max-loss")
 
 
 class ProtocolError(FlowspecError):

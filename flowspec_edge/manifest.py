@@ -228,6 +228,11 @@ class Quality:
     perplexity: float
     reference_perplexity: float
 
+    @property
+    def loss(self) -> float:
+        """What rounding adds to the perplexity, as a share of it."""
+        return self.perplexity / self.reference_perplexity - 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

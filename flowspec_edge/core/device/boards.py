@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from flowspec_edge.errors import BoardError
 
-PRECISIONS = ("fp32", "fp16", "int8", "w8a8", "int4")
+PRECISIONS = ("fp32", "fp16", "int8", "q8", "w8a8", "int4")
 PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider", "ACLExecutionProvider")
 MEASURED, MODELLED = "measured", "modelled"
 SMALL_CORES = frozenset({"0xd03", "0xd04", "0xd05", "0xd46", "0xd80"})
