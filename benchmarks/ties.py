@@ -86,7 +86,7 @@ def demo_bundle(precision: str, folder: Path) -> Path:
         report(f"exporting the demo model in {precision} ...")
         model = PROJECT / "exporter/demo_model"
         command = [sys.executable, "-m", "exporter", str(model / "target"), "--drafter", str(model / "eagle")]
-        command += ["--precision", precision, "--out", str(out), "--force"]
+        command += ["--precision", precision, "--max-loss", "100", "--out", str(out), "--force"]
         subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return out
 

@@ -23,10 +23,10 @@ files need no torch.
 
 EPILOG = """\
 examples:
-  flowspec-export ./tinyllama --drafter ./tinyllama-eagle --out ./tinyllama-int8 --precision int8
+  flowspec-export ./tinyllama --drafter ./tinyllama-eagle --out ./tinyllama-w8a8
   flowspec-export ./tinyllama --out ./tinyllama-fp32 --precision fp32 --block-size 2
   flowspec-export ./qwen3-1.7b-q4_k_m.gguf --out ./qwen3-own
-  flowspec-export Qwen/Qwen3-1.7B --out ./qwen3 --also w8a8 int4 --eval-text ./prose.txt
+  flowspec-export Qwen/Qwen3-1.7B --out ./qwen3 --also q8 int4 --eval-text ./prose.txt
 
 exit status: 0 written, 1 refused (the last line says why), 2 wrong arguments, 130 interrupted.
 """

@@ -15,12 +15,12 @@ import numpy as np
 
 from exporter.built_in import calibration_texts
 from exporter.calibration import Activations, Calibration
+from exporter.embedding import write_embedding
 from exporter.layer_graph import Weights, write_block, write_final_norm, write_head
 from exporter.matrices import Matrix
-from exporter.onnx_file import as_bytes
 from exporter.parity import ChainCheck
 from exporter.precisions import PRECISIONS, Precision
-from exporter.quality import MAX_TOKENS, WINDOW_TOKENS, Evaluation, QualityCheck
+from exporter.quality import Evaluation, QualityCheck, in_windows
 from exporter.reference import FollowedProducts, NumpyLayers, finished_logits, rms_norm
 from exporter.source import Report, Source
 from exporter.steps import PROBE_TEXT, probe_steps
@@ -87,18 +87,19 @@ class Assembly:
         self._calibration: Calibration | None = None
         if any(precision.is_calibrated for precision in self.precisions):
             self._calibration = Calibration(
-                _in_windows(tokenizer, calibration_texts(), max_context),
+                in_windows(tokenizer, calibration_texts(), max_context),
                 self.embedding,
                 has_squares=any(precision.feeds_back for precision in self.precisions),
             )
 
     def _quality_check(self, tokenizer: Tokenizer, evaluation: Evaluation) -> QualityCheck:
-        name, max_context = evaluation.name, self.source.geometry.max_context
-        texts = _in_windows(tokenizer, evaluation.texts, max_context)
+        texts = in_windows(tokenizer, evaluation.texts, self.source.geometry.max_context)
         num_tokens = sum(map(len, texts))
         if num_tokens < 2:
-            raise CheckpointError(f"--eval-text {name}: has {num_tokens} tokens; give a text of a page or more")
-        return QualityCheck(name, texts, self.embedding, [precision.name for precision in self.precisions])
+            raise CheckpointError(
+                f"--eval-text {evaluation.name}: has {num_tokens} tokens; give a text of a page or more"
+            )
+        return QualityCheck(evaluation.name, texts, self.embedding, [precision.name for precision in self.precisions])
 
     def assemble(self, name: str, block_size: int, draft: Draft | None) -> Manifest:
         source = self.source
@@ -282,33 +283,6 @@ class Assembly:
 
     def _entry(self, name: str) -> FileEntry:
         return FileEntry(**describe_file(self.directory, name))
-
-
-def write_embedding(source: Source, path: Path) -> np.ndarray:
-    """Write the embedding piece by piece, as float16 where that loses nothing, else as float32.
-
-    Returns:
-        The table, mapped from the file.
-    """
-    with np.errstate(over="ignore"):
-        is_exact = all(np.array_equal(rows.astype(np.float16), rows) for rows in source.embedding())
-    geometry = source.geometry
-    dtype = np.dtype(np.float16 if is_exact else np.float32)
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
-    with path.open("wb") as file:
-        shape = geometry.vocab_size, geometry.hidden_size
-        np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
-        for rows in source.embedding():
-            file.write(as_bytes(rows.astype(dtype, copy=False)))
-    table: np.ndarray = np.load(path, mmap_mode="r")
-    return table
-
-
-def _in_windows(tokenizer: Tokenizer, texts: Sequence[str], max_context: int) -> list[list[int]]:
-    """MAX_TOKENS tokens of all texts together, in pieces that fit into the context and WINDOW_TOKENS."""
-    size = min(WINDOW_TOKENS, max_context)
-    found = [tokenizer.encode(text)[: MAX_TOKENS // len(texts)] for text in texts]
-    return [tokens[start : start + size] for tokens in found for start in range(0, len(tokens), size)]
 
 
 def _encode(tokenizer: Tokenizer, text: str, source: Source) -> list[int]:

@@ -36,8 +36,9 @@ class BlockMatrix(ABC):
 
     @property
     def memory_bytes(self) -> int:
+        """A session keeps scales as they are and among the packed levels, and a sum of each block's levels (x86)."""
         one = self.part(0, 1)
-        of_blocks = one.scales.nbytes + (0 if one.offsets is None else one.offsets.nbytes)
+        of_blocks = 3 * one.scales.nbytes + (0 if one.offsets is None else one.offsets.nbytes)
         return self.shape[0] * (one.levels.size * one.bits // 8 + of_blocks)
 
     def write(self, to: Writer, rows: str, outputs: tuple[str, ...] = ()) -> str:

@@ -13,6 +13,7 @@ from exporter.matrices import Matrix
 from exporter.parity import OnnxGraph, open_session
 from exporter.reference import Expected, Reference, relative_error
 from exporter.steps import Step, text_steps
+from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, LOGITS, TOP_K, Quality
 
 MAX_TOKENS = 2048
@@ -34,6 +35,13 @@ class Evaluation:
     name: str
     texts: Sequence[str]
     max_loss: float
+
+
+def in_windows(tokenizer: Tokenizer, texts: Sequence[str], max_context: int) -> list[list[int]]:
+    """MAX_TOKENS tokens of all texts together, in pieces that fit into the context and WINDOW_TOKENS."""
+    size = min(WINDOW_TOKENS, max_context)
+    found = [tokenizer.encode(text)[: MAX_TOKENS // len(texts)] for text in texts]
+    return [tokens[start : start + size] for tokens in found for start in range(0, len(tokens), size)]
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def demo_export(made_once: MadeOnce) -> Callable[..., Path]:
         def export(directory: Path) -> None:
             target, drafter, out = model / "target", model / "eagle", directory / "bundle"
             options = exporter.ExportOptions(
-                checkpoint=target, drafter=drafter, out=out, precision=precision, also=also
+                checkpoint=target, drafter=drafter, out=out, precision=precision, also=also, max_loss=1.0
             )
             exporter.export_bundle(options)
 

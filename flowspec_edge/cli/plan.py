@@ -32,7 +32,7 @@ MAX_WAIT_S = 86400
 EPILOG = """\
 examples:
   flowspec plan                            the demo model on the boards found
-  flowspec plan ./tinyllama-int8           another bundle
+  flowspec plan ./tinyllama-w8a8           another bundle
   flowspec plan --testbed unequal          boards that are only described (see flowspec bench --help)
   flowspec plan --standby                  and who would take over whose layers
   flowspec plan --testbed mine.toml --json

@@ -261,8 +261,9 @@ def _exported(target: Path, report: Report) -> Bundle:
     report("exporting the demo model to w8a8 and the other precisions ...")
     model = PROJECT / "exporter/demo_model"
     command = [sys.executable, "-m", "exporter", str(model / "target"), "--drafter", str(model / "eagle")]
+    command += ["--precision", "w8a8", "--also", "fp32", "fp16", "int4", "--max-loss", "100"]
     run(
-        [*command, "--precision", "w8a8", "--also", "fp32", "fp16", "int4", "--out", str(target), "--force"],
+        [*command, "--out", str(target), "--force"],
         "the demo model cannot be exported",
         cwd=PROJECT,
     )

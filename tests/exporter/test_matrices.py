@@ -9,9 +9,12 @@ import pytest
 
 pytest.importorskip("onnx", reason="exporting needs onnx: pip install '.[gguf]'")
 
+from exporter import calibration, error_feedback
 from exporter.blocks import Blocks, UnpackedBlocks
+from exporter.calibration import Activations
+from exporter.error_feedback import rounded_with_feedback
 from exporter.layer_graph import write_head
-from exporter.matrices import FloatMatrix, HalfMatrix, Matrix, PerTokenMatrix, float_product
+from exporter.matrices import FloatMatrix, HalfMatrix, Matrix, PerTokenMatrix, SplitMatrix, float_product
 from exporter.parity import open_session
 from exporter.reference import relative_error
 from exporter.rounding import leave, round_activations, round_by_block, round_by_scale
@@ -22,6 +25,19 @@ NUM_OUT, NUM_IN = 48, 80  # two blocks and a half
 RANDOM = np.random.default_rng(0)
 WEIGHTS = RANDOM.normal(0, 0.1, (NUM_OUT, NUM_IN)).astype(np.float32)
 WEIGHTS[5] = 0.0
+COLUMNS = np.array([3, 41])
+ROWS = RANDOM.standard_normal((200, 10), np.float32) @ RANDOM.standard_normal((10, NUM_IN), np.float32)
+"""Rows whose values depend on each other, as those of a model do; one value is much larger than the others."""
+ROWS[:, 41] *= 100
+
+
+def seen(rows: np.ndarray) -> Activations:
+    found = Activations(rows.shape[1], has_squares=True)
+    for part in np.array_split(rows, 3):
+        found.add(part)
+    return found
+
+
 FORMS: dict[str, Callable[[np.ndarray], Matrix]] = {
     "float32": FloatMatrix,
     "float32 of bfloat16": lambda weights: FloatMatrix((weights.view(np.uint32) & 0xFFFF0000).view(np.float32)),
@@ -31,6 +47,9 @@ FORMS: dict[str, Callable[[np.ndarray], Matrix]] = {
     "8 bits": lambda weights: Blocks.rounded(weights, 8),
     "4 bits": lambda weights: Blocks.rounded(weights, 4),
     "bytes": PerTokenMatrix.rounded,
+    "bytes beside columns": lambda weights: SplitMatrix.of(weights, COLUMNS, PerTokenMatrix.rounded),
+    "8 bits beside columns": lambda weights: SplitMatrix.of(weights, COLUMNS, lambda rest: Blocks.rounded(rest, 8)),
+    "4 bits, fed back": lambda weights: rounded_with_feedback(weights, 4, COLUMNS, seen(ROWS)),
 }
 
 
@@ -52,7 +71,14 @@ def test_a_graph_computes_what_its_form_says(form: str, num_rows: int, tmp_path:
     assert (np.diff(log_probs[-1]) <= 0).all()
 
 
-LOSES = {"float32": 0.0, "float32 of bfloat16": 0.04, "float32 of float16": 2e-3, "float16": 2e-3, "4 bits": 0.4}
+LOSES = {
+    "float32": 0.0,
+    "float32 of bfloat16": 0.04,
+    "float32 of float16": 2e-3,
+    "float16": 2e-3,
+    "4 bits": 0.4,
+    "4 bits, fed back": 2.0,
+}
 """The largest error of a weight, relative to their RMS; 0.02 where there are 8 bits."""
 
 
@@ -95,3 +121,29 @@ def test_only_on_borders_do_processors_round_differently() -> None:
     assert round_by_block(rows, 6).tolist() == [[127, 2, -2, 4, 2, 0]]
     assert round_by_scale(rows, 6).tolist() == [[127, 3, -3, 4, 2, 0]]
     assert leave(rows, 6) is rows
+
+
+def product_error(matrix: Matrix, rows: np.ndarray) -> float:
+    return float(np.abs(matrix.times(rows) - rows @ WEIGHTS.T).max())
+
+
+def test_large_inputs_do_not_spoil_the_others_where_their_columns_are_kept() -> None:
+    activations = seen(ROWS)
+    assert activations.largest_inputs(0.001).tolist() == [41], "one at least"
+    assert activations.largest_inputs(0.05).tolist() == sorted(np.argsort(-np.abs(ROWS).max(axis=0))[:4])
+    split = SplitMatrix.of(WEIGHTS, np.array([41]), PerTokenMatrix.rounded)
+    assert product_error(split, ROWS) < 0.1 * product_error(PerTokenMatrix.rounded(WEIGHTS), ROWS)
+
+
+@pytest.mark.parametrize("window", [32, NUM_IN])
+def test_columns_take_up_the_errors_of_those_before_them(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (calibration, error_feedback):
+        monkeypatch.setattr(module, "WINDOW", window)
+    plain = SplitMatrix.of(WEIGHTS, COLUMNS, lambda rest: Blocks.rounded(rest, 4))
+    fed_back = rounded_with_feedback(WEIGHTS, 4, COLUMNS, seen(ROWS))
+    errors = [np.abs(ROWS @ (matrix.unpacked() - WEIGHTS).T).mean() for matrix in (plain, fed_back)]
+    assert errors[1] < 0.5 * errors[0]
+    rest = fed_back.rest
+    assert isinstance(rest, Blocks) and not rest.unpacked()[:, COLUMNS].any()
+    assert isinstance(plain.rest, Blocks)
+    np.testing.assert_array_equal(rest.scales, plain.rest.scales)

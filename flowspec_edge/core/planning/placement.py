@@ -14,8 +14,12 @@ from flowspec_edge.core.planning.losses import Way, way_between
 from flowspec_edge.errors import PlacementError
 from flowspec_edge.manifest import BlockEntry, Geometry, Manifest
 
-WEIGHT_FACTOR = 1.2
-"""Loading takes this many times the weights' size, because ONNX Runtime packs them anew (x86, onnxruntime 1.32)."""
+LAYER_BYTES = 650_000
+"""What a session keeps of a layer's operators, beside its weights: some 6 KB of each (x86, onnxruntime 1.32)."""
+WEIGHT_FACTOR = 1.05
+"""What a stage takes of what its blocks do: the last one is in memory twice while it is packed (x86, onnxruntime
+1.32). ``python -m benchmarks.precisions`` shows what layers take beside what is planned.
+"""
 RUNTIME_BYTES = 60 * 2**20
 """The memory that ONNX Runtime and Python take besides the weights (x86, onnxruntime 1.32)."""
 KV_VALUE_BYTES = 4
@@ -126,7 +130,7 @@ class Links:
 class ModelNeeds:
     """What a model needs: consecutive ``blocks`` of layers, and their sizes.
 
-    ``block_bytes`` is the size of the largest block's loaded weights, by precision. ``kv_bytes`` is the size of a
+    ``block_bytes`` is the memory of the largest loaded block, by precision. ``kv_bytes`` is the size of a
     block's caches for sessions of the length limit, and ``row_bytes`` that of one hidden row on the wire. ``head_ms``
     is the time of the head at the origin.
     """
@@ -145,7 +149,7 @@ class ModelNeeds:
         return cls(
             blocks=tuple((block.start, block.stop) for block in blocks),
             block_bytes={
-                precision: max(block.memory_bytes for block in manifest.blocks_of(0, blocks[-1].stop, precision))
+                precision: max(loaded_bytes(block) for block in manifest.blocks_of(0, blocks[-1].stop, precision))
                 for precision in manifest.precisions
             },
             kv_bytes=kv_cache_bytes(manifest.geometry, widest, num_tokens),
@@ -315,7 +319,12 @@ def stage_memory_bytes(blocks: Sequence[BlockEntry]) -> int:
 
 def standby_memory_bytes(blocks: Sequence[BlockEntry]) -> int:
     """The memory that these blocks take on a node where they are loaded and nothing runs through them."""
-    return int(sum(block.memory_bytes for block in blocks) * WEIGHT_FACTOR)
+    return int(sum(loaded_bytes(block) for block in blocks) * WEIGHT_FACTOR)
+
+
+def loaded_bytes(block: BlockEntry) -> int:
+    """The memory that a block takes once it is loaded."""
+    return block.memory_bytes + (block.stop - block.start) * LAYER_BYTES
 
 
 def mib(num_bytes: int) -> str:
