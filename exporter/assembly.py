@@ -82,7 +82,10 @@ class Assembly:
             for precision in self.precisions
         }
         self.refused: dict[str, str] = {}
-        self._quality = self._quality_check(tokenizer, evaluation) if evaluation is not None else None
+        names = [precision.name for precision in self.precisions]
+        self._quality = None
+        if evaluation is not None:
+            self._quality = QualityCheck.of(evaluation, tokenizer, max_context, self.embedding, names)
         self._max_loss = evaluation.max_loss if evaluation is not None else math.inf
         self._calibration: Calibration | None = None
         if any(precision.is_calibrated for precision in self.precisions):
@@ -91,15 +94,6 @@ class Assembly:
                 self.embedding,
                 has_squares=any(precision.feeds_back for precision in self.precisions),
             )
-
-    def _quality_check(self, tokenizer: Tokenizer, evaluation: Evaluation) -> QualityCheck:
-        texts = in_windows(tokenizer, evaluation.texts, self.source.geometry.max_context)
-        num_tokens = sum(map(len, texts))
-        if num_tokens < 2:
-            raise CheckpointError(
-                f"--eval-text {evaluation.name}: has {num_tokens} tokens; give a text of a page or more"
-            )
-        return QualityCheck(evaluation.name, texts, self.embedding, [precision.name for precision in self.precisions])
 
     def assemble(self, name: str, block_size: int, draft: Draft | None) -> Manifest:
         source = self.source

@@ -14,6 +14,7 @@ from exporter.parity import OnnxGraph, open_session
 from exporter.reference import Expected, Reference, relative_error
 from exporter.steps import Step, text_steps
 from flowspec_edge.engine.tokenizer import Tokenizer
+from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, LOGITS, TOP_K, Quality
 
 MAX_TOKENS = 2048
@@ -77,6 +78,24 @@ class QualityCheck:
         self._expected = [embedding[step.tokens].astype(np.float32)[None] for step in self._steps]
         self._found = {precision: list(self._expected) for precision in precisions}
         self._expected_scores: Scores | None = None
+
+    @classmethod
+    def of(
+        cls,
+        evaluation: Evaluation,
+        tokenizer: Tokenizer,
+        max_context: int,
+        embedding: np.ndarray,
+        precisions: Iterable[str],
+    ) -> QualityCheck:
+        """Raises CheckpointError where the texts tell nothing."""
+        texts = in_windows(tokenizer, evaluation.texts, max_context)
+        num_tokens = sum(map(len, texts))
+        if num_tokens < 2:
+            raise CheckpointError(
+                f"--eval-text {evaluation.name}: has {num_tokens} tokens; give a text of a page or more"
+            )
+        return cls(evaluation.name, texts, embedding, precisions)
 
     def run_reference(self, reference: Reference) -> None:
         """Take the reference's rows through a block that has the model's own weights."""
