@@ -319,7 +319,7 @@ def stage_memory_bytes(blocks: Sequence[BlockEntry]) -> int:
 
 def standby_memory_bytes(blocks: Sequence[BlockEntry]) -> int:
     """The memory that these blocks take on a node where they are loaded and nothing runs through them."""
-    return int(sum(loaded_bytes(block) for block in blocks) * WEIGHT_FACTOR)
+    return sum(int(loaded_bytes(block) * WEIGHT_FACTOR) for block in blocks)
 
 
 def loaded_bytes(block: BlockEntry) -> int:
