@@ -57,7 +57,7 @@ def test_the_plan_of_unequal_boards_is_the_best_of_all_rings(schedule: str) -> N
 
 def test_boards_that_cannot_hold_it_alone_share_by_their_speed(virtual_rate: Callable[..., list[float]]) -> None:
     testbed = load_testbed("unequal")
-    held = tuple(dataclasses.replace(stage, memory_bytes=3000 * 2**20) for stage in testbed.stages)
+    held = tuple(dataclasses.replace(stage, memory_bytes=2700 * 2**20) for stage in testbed.stages)
     tight = dataclasses.replace(testbed, stages=held, layer_bytes=200 * 2**20)
     plan = plan_testbed(tight, "flowspec")
     served = [stage.stop - stage.start for stage in plan.stages]
