@@ -1,10 +1,11 @@
 """``make chaos``: everything that is tried for long, with one result.
 
 * rounds: random faults strike nodes of rings of real processes, on hosts of their own (network namespaces, root)
-* interleavings: faults in any order over the pure cores; beside the others, in the time that they leave
+* interleavings: faults in any order over the pure cores
 * outsiders: everyone without the key, at a real node that serves a member (network namespaces, root)
 * fuzz: broken inputs for everything that reads what others send
 
+Interleavings and fuzz run beside rounds and outsiders, in the time that these leave to the processor (SCHED_IDLE).
 The exit status is 1 where any part found something, or could not be run. Figures go to a file as JSON.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import multiprocessing
 import os
 import random
 import sys
@@ -35,7 +37,7 @@ SHOW_EVERY_S = 10.0
 class Progress:
     """Tells on standard error how far everything is, and how long it will still take.
 
-    ``nums`` are the parts in their order, and ``beside`` those that run from the beginning, beside the others.
+    ``nums`` are the parts in their order, and ``beside`` those that run beside the others.
     """
 
     def __init__(self, nums: Mapping[str, int], beside: Collection[str] = ()) -> None:
@@ -46,14 +48,11 @@ class Progress:
         self._shares = dict.fromkeys(nums, 0.0)
         self._lock = threading.Lock()
 
-    def begin(self, part: str) -> None:
-        self._part_began[part] = time.monotonic()
-        self.tell(part, 0.0, "begins")
-
     def tell(self, part: str, share: float, what: str) -> None:
-        """``share`` of a part is done. A text that is empty is shown now and then."""
+        """``share`` of a part is done. Where there is nothing to show of it, that is told now and then."""
         with self._lock:
             now = time.monotonic()
+            self._part_began.setdefault(part, now)
             self._shares[part] = share
             if not what and now - self._told_at < SHOW_EVERY_S:
                 return
@@ -64,8 +63,8 @@ class Progress:
     def left_s(self, now: float) -> float:
         """Of what has begun as it went so far, of the others what is usual."""
         left = {name: self._left_of(name, now) for name in self._usual_s}
-        beside = [left.pop(name) for name in self._beside]
-        return max(sum(left.values()), *beside, 0.0)
+        beside = sum(left.pop(name) for name in self._beside)
+        return max(sum(left.values()), beside)
 
     def _left_of(self, part: str, now: float) -> float:
         share = self._shares[part]
@@ -86,7 +85,7 @@ class _Stopped(BaseException):
 def run(nums: Mapping[str, int], seed: int, fault: str | None) -> dict[str, Any]:
     """Run the parts that are named, each so many times; returns what is written down. ``fault`` is that of rounds.
 
-    They run one after another, and beside them those that yield.
+    Those that yield run one after another, beside the others, which do the same.
     """
     beside = [name for name in nums if PARTS[name].yields]
     if len(beside) == len(nums):
@@ -99,12 +98,16 @@ def run(nums: Mapping[str, int], seed: int, fault: str | None) -> dict[str, Any]
         progress.tell(part, share, what)
 
     def try_part(name: str, **more: Any) -> dict[str, Any]:
-        progress.begin(name)
-        return _tried(name, nums[name], seed, functools.partial(tell, name), more)
+        tell(name, 0.0, "begins")
+        tried = _tried(name, nums[name], seed, functools.partial(tell, name), more)
+        if not is_stopped.is_set():
+            for found in tried["found"]:
+                print(f"found: {name}: {found}", file=sys.stderr, flush=True)
+        return tried
 
-    with ThreadPoolExecutor(max(len(beside), 1), "beside") as threads:
+    with ThreadPoolExecutor(1, "beside") as thread:
         try:
-            trying = {name: threads.submit(try_part, name, yields=True) for name in beside}
+            trying = {name: thread.submit(try_part, name, yields=True) for name in beside}
             tried = {
                 name: try_part(name, **({"fault": fault} if name == "rounds" else {}))
                 for name in nums
@@ -113,6 +116,8 @@ def run(nums: Mapping[str, int], seed: int, fault: str | None) -> dict[str, Any]
             tried |= {name: part.result() for name, part in trying.items()}
         except BaseException:
             is_stopped.set()
+            for process in multiprocessing.active_children():
+                process.terminate()
             raise
     parts = {name: tried[name] for name in nums}
     return {"seed": seed, "passed": all(part["passed"] for part in parts.values()), "parts": parts}
@@ -128,8 +133,6 @@ def _tried(name: str, num: int, seed: int, tell: Tell, more: Mapping[str, Any]) 
             outcome = PARTS[name].run(num, seed, tell, **more)
     except Exception:  # the others are tried all the same
         outcome = Outcome([traceback.format_exc()], "broke off", {}, "")
-    for found in outcome.found:
-        print(f"found: {name}: {found}", file=sys.stderr, flush=True)
     return {
         "passed": not outcome.found,
         "num": num,

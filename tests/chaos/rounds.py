@@ -5,6 +5,7 @@ Each text must be the undisturbed one, token for token. The seed decides everyth
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 import random
 import re
@@ -28,6 +29,8 @@ from tests.narrowing import present
 PORT = 8008
 NUM_STREAMS = 3
 NUM_TOKENS = 160
+AGAIN_TOKENS = 32
+"""Of the fourth text, of which the beginning is looked at."""
 NUM_REQUESTS = 40
 """Of so many requests each round draws some."""
 ROUND_S = 120
@@ -168,7 +171,8 @@ async def play_round(cluster: Cluster, rng: random.Random, undisturbed: Undistur
     strikes_after_s = rng.uniform(0.0, LATEST_STRIKE_S)
     expected = [undisturbed.tokens(request) for request in requests]
     struck_at = math.inf
-    texts, again = Texts(requests), Texts(requests[:1])
+    prompt, options = requests[0]
+    texts, again = Texts(requests), Texts([(prompt, dataclasses.replace(options, max_new_tokens=AGAIN_TOKENS))])
     try:
         async with asyncio.timeout(ROUND_S), asyncio.TaskGroup() as group:
             group.create_task(cluster.client.ask(texts))
@@ -184,7 +188,7 @@ async def play_round(cluster: Cluster, rng: random.Random, undisturbed: Undistur
     healed_at = time.monotonic()
     back_s = round(time.monotonic() - healed_at, 3) if await cluster.all_serve() else None
     seen_at = cluster.first_notice(struck_at)
-    (again_text,) = again.results(expected[:1], struck_at, seen_at)
+    (again_text,) = again.results([expected[0][:AGAIN_TOKENS]], struck_at, seen_at)
     return Round(
         fault=fault,
         node=node,

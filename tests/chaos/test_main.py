@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,7 @@ from tests.chaos import parts
 from tests.chaos.asking import Text
 from tests.chaos.parts import Outcome, Part, Tell
 from tests.chaos.rounds import Round, as_markdown, summary
+from tests.yielding import yield_to_others
 
 GOOD = Outcome([], "7 things were tried", {"things": 7}, "| thing |\n|---|\n| 7 |")
 
@@ -46,6 +52,52 @@ def test_all_parts_are_run_and_told(
     assert status == 0 and [part["passed"] for part in told.values()] == [True, True]
     assert "one   passed  0:00  7 things were tried" in out
     assert "0:00, 11:00 left: one 0% begins" in err and "one 50% half of 10 with seed 4" in err
+
+
+def test_parts_that_yield_run_beside_the_others_and_hear_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    has_begun, told_that_it_yields = threading.Event(), list[bool]()
+
+    def waits(num: int, seed: int, tell: Tell) -> Outcome:
+        assert has_begun.wait(10), "nothing runs beside it"
+        return GOOD
+
+    def yields(num: int, seed: int, tell: Tell, *, yields: bool = False) -> Outcome:
+        told_that_it_yields.append(yields)
+        has_begun.set()
+        return GOOD
+
+    tried = {"one": Part(10, 60.0, waits), "two": Part(10, 60.0, yields, yields=True), "three": Part(10, 60.0, good)}
+    status, told = run(monkeypatch, tmp_path, tried)
+    assert status == 0 and list(told) == ["one", "two", "three"] and told_that_it_yields == [True]
+    assert run(monkeypatch, tmp_path, tried, "--only", "two")[0] == 0 and told_that_it_yields == [True, False]
+
+
+def test_whoever_is_interrupted_waits_for_nothing_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ended = threading.Event()
+    has_begun = threading.Event()
+
+    def interrupted(num: int, seed: int, tell: Tell) -> Outcome:
+        assert has_begun.wait(10)
+        raise KeyboardInterrupt
+
+    def endless(num: int, seed: int, tell: Tell, *, yields: bool) -> Outcome:
+        has_begun.set()
+        try:
+            while True:
+                tell(0.5, "")
+        finally:
+            ended.set()
+
+    tried = {"one": Part(10, 60.0, interrupted), "two": Part(10, 60.0, endless, yields=True)}
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, tmp_path, tried)
+    assert ended.is_set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such class")
+def test_processes_that_yield_have_the_lowest_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), yield_to_others) as pool:
+        assert pool.submit(os.sched_getscheduler, 0).result() == os.SCHED_IDLE
 
 
 def test_what_is_found_fails_it_and_the_other_parts_are_run_all_the_same(

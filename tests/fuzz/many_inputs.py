@@ -24,9 +24,12 @@ from typing import Any
 
 from tests.fuzz.kinds import KINDS
 from tests.fuzz.live import Tally, try_http, try_node
+from tests.yielding import yield_to_others
 
 HANG_S = 30.0
 """A single input that takes this long ends the run, with the stacks of all threads."""
+PATIENCE = 20.0
+"""So many times as long where others come first, for they may leave little time."""
 LIVE_SHARE = 0.01
 MAX_SHOWN = 5
 WARM_UP = 2000
@@ -37,8 +40,8 @@ RANGES_PER_KIND = 4
 """Into so many tasks the inputs of a kind are divided, for the processes to share."""
 
 
-def try_kind(name: str, first: int, stop: int, seed: int) -> dict[str, Any]:
-    """The inputs of a kind with the numbers from ``first`` up to ``stop``."""
+def try_kind(name: str, first: int, stop: int, seed: int, patience: float = 1.0) -> dict[str, Any]:
+    """The inputs of a kind with the numbers from ``first`` up to ``stop``. ``patience`` multiplies HANG_S."""
     logging.disable(logging.CRITICAL)
     try_one, _ = KINDS[name]
     counts: collections.Counter[str] = collections.Counter()
@@ -46,7 +49,7 @@ def try_kind(name: str, first: int, stop: int, seed: int) -> dict[str, Any]:
     for number in range(first, stop):
         started = time.monotonic()
         if number % 1000 == 0:
-            faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__ or 2)
+            faulthandler.dump_traceback_later(HANG_S * patience, exit=True, file=sys.__stderr__ or 2)
         if number == first + WARM_UP:
             grown_from = resident_bytes()
         try:
@@ -101,40 +104,56 @@ def _live_report(tally: Tally, began: float) -> dict[str, Any]:
     }
 
 
-def try_all(num: int, seed: int, tell: Callable[[int], None], num_processes: int = 0) -> dict[str, Any]:
-    """``num`` inputs of all kinds, in as many processes as there are cores. ``tell`` hears how many are done."""
+def try_all(
+    num: int, seed: int, tell: Callable[[int], None], num_processes: int = 0, *, yields: bool = False
+) -> dict[str, Any]:
+    """``num`` inputs of all kinds, in as many processes as there are cores; where it ``yields``, in the time that no one
+    else wants. ``tell`` hears how many are done, and ends it where it raises.
+    """
     began = time.monotonic()
     logging.disable(logging.CRITICAL)
     num_live = int(num * LIVE_SHARE)
-    kinds = try_live(num_live, seed) if num_live else {}
+    kinds = (_try_live_beside if yields else try_live)(num_live, seed) if num_live else {}
     tell(num_live)
     nums = {name: int((num - num_live) * share) for name, (_, share) in KINDS.items()}
     nums[next(iter(nums))] += num - num_live - sum(nums.values())  # what rounding has left out
     tasks = [
-        (name, first, stop, seed)
+        (name, first, stop, seed, PATIENCE if yields else 1.0)
         for name, num_kind in nums.items()
         for first, stop in _ranges(num_kind, RANGES_PER_KIND)
     ]
-    for name, report in _performed(tasks, num_processes or os.cpu_count() or 1):
+    for name, report in _performed(tasks, num_processes or os.cpu_count() or 1, yields=yields):
         kinds[name] = _sum_of(kinds[name], report) if name in kinds else report
         tell(_total(kinds, "num"))
     found = _total(kinds, "found")
     return {"seed": seed, "num": _total(kinds, "num"), "found": found, "s": _since(began), "kinds": kinds}
 
 
-def _performed(tasks: list[tuple[str, int, int, int]], num_processes: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _try_live_beside(num: int, seed: int) -> dict[str, dict[str, Any]]:
+    """``try_live`` in a process that yields to others."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, yield_to_others) as pool:
+        return pool.submit(try_live, num, seed).result()
+
+
+def _performed(
+    tasks: list[tuple[str, int, int, int, float]], num_processes: int, *, yields: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The reports of all tasks, in any order."""
     if num_processes == 1:
         yield from ((task[0], try_kind(*task)) for task in tasks)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, context) as pool:
+    context, initializer = multiprocessing.get_context("spawn"), yield_to_others if yields else None
+    with ProcessPoolExecutor(num_processes, context, initializer) as pool:
         futures: dict[Future[dict[str, Any]], str] = {pool.submit(try_kind, *task): task[0] for task in tasks}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:  # an input hangs, or brought the interpreter down; the process has told which
-                yield futures[future], {"num": 0, "found": 1}
+        try:
+            for future in as_completed(futures):
+                try:
+                    yield futures[future], future.result()
+                except BrokenProcessPool:  # an input hangs, or brought the interpreter down; the process has told which
+                    yield futures[future], {"num": 0, "found": 1}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _ranges(num: int, most: int) -> list[tuple[int, int]]:

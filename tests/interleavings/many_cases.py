@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
-import signal
 import time
 import traceback
 from collections import Counter
@@ -21,6 +20,7 @@ from hypothesis import seed as seeded
 
 from tests.interleavings.cases import FAULTS, Case, play
 from tests.interleavings.strategies import cases
+from tests.yielding import yield_to_others
 
 CASES_PER_CHUNK = 50
 """Cases that hypothesis draws from one seed. Progress is told after each chunk, some four seconds of one core."""
@@ -84,7 +84,7 @@ def play_many(num: int, seed: int, tell: Callable[[int], None], *, yields: bool 
     rng = random.Random(seed)
     sizes = [CASES_PER_CHUNK] * (num // CASES_PER_CHUNK) + [num % CASES_PER_CHUNK] * (num % CASES_PER_CHUNK > 0)
     chunks = [(rng.getrandbits(64), size) for size in sizes]
-    context, initializer = multiprocessing.get_context("spawn"), _yield_to_others if yields else None
+    context, initializer = multiprocessing.get_context("spawn"), yield_to_others if yields else None
     with ProcessPoolExecutor(os.cpu_count(), context, initializer) as pool:
         try:
             for played in as_completed([pool.submit(play_chunk, chunk) for chunk in chunks]):
@@ -105,11 +105,3 @@ def play_many(num: int, seed: int, tell: Callable[[int], None], *, yields: bool 
         "met": dict(sorted(tally.items())),
         "s": round(time.monotonic() - began, 1),
     }
-
-
-def _yield_to_others() -> None:
-    """From now on this process runs where a core would else have nothing to do (Linux). Ctrl-C is for whoever started
-    it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
