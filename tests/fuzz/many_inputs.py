@@ -107,8 +107,8 @@ def _live_report(tally: Tally, began: float) -> dict[str, Any]:
 def try_all(
     num: int, seed: int, tell: Callable[[int], None], num_processes: int = 0, *, yields: bool = False
 ) -> dict[str, Any]:
-    """``num`` inputs of all kinds, in as many processes as there are cores; where it ``yields``, in the time that no one
-    else wants. ``tell`` hears how many are done, and ends it where it raises.
+    """``num`` inputs of all kinds, in as many processes as there are cores; where it ``yields``, in the time that
+    others leave. ``tell`` hears how many are done, and ends it where it raises.
     """
     began = time.monotonic()
     logging.disable(logging.CRITICAL)

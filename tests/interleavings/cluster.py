@@ -482,6 +482,8 @@ class Cluster:
             self.tally["rings moved"] += 1
             self.ring.leave()
             self._open_soon(is_moving=True)
+        elif self.ring is not None and not self.ring.has_ended:  # its texts have not heard of it
+            self.order.after(LOSS_MS, None, self._move)
         else:
             self._close_ring()
 
