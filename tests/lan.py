@@ -7,6 +7,7 @@ Needs root and iproute2. No default route, as on a LAN without router.
 import asyncio
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import shutil
@@ -27,6 +28,8 @@ SECOND = 100
 """How far a host's second address is from its first."""
 _RANDOM, _PASS, _DROP = 0xFFFFF038, 0xFFFFFFFF, 2
 """Of a packet filter: where a random number is loaded from (SKF_AD_RANDOM), and its verdicts (TC_ACT_UNSPEC, _SHOT)."""
+_NUMBERS = itertools.count()
+"""Each LAN of this process has its own, so that there may be several: none hears anything of another."""
 _ALL_SEGMENTS = "65535"
 """As many packets as a card may be given as one, by default (GSO_MAX_SEGS)."""
 
@@ -64,7 +67,7 @@ class Lan:
 
     def __init__(self, num_hosts: int) -> None:
         self.num_hosts = num_hosts
-        self._prefix = f"fs{os.getpid()}-"
+        self._prefix = f"fs{os.getpid()}-{next(_NUMBERS)}-"
         self.switch = f"{self._prefix}switch"
         self.processes: list[Process] = []
         self._second: set[int] = set()  # hosts that have their second address

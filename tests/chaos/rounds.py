@@ -164,8 +164,26 @@ async def cluster_of(
             listening.cancel()
 
 
-async def play_round(cluster: Cluster, rng: random.Random, undisturbed: Undisturbed, fault: str | None = None) -> Round:
-    """Strike one node while texts are written, and heal it behind them; by a random fault, unless it is named."""
+async def play_round(
+    cluster: Cluster,
+    rng: random.Random,
+    undisturbed: Undisturbed,
+    fault: str | None = None,
+    turn: contextlib.AbstractAsyncContextManager[object] | None = None,
+) -> Round:
+    """Strike one node while texts are written, and heal it behind them; by a random fault, unless it is named.
+
+    All this happens within ``turn``; then its nodes come back, while others may have theirs.
+    """
+    async with turn or contextlib.nullcontext():
+        struck = await _strike(cluster, rng, undisturbed, fault)
+    healed_at = time.monotonic()
+    back_s = round(time.monotonic() - healed_at, 3) if await cluster.all_serve() else None
+    return dataclasses.replace(struck, back_s=back_s if struck.seen_s is not None else None)
+
+
+async def _strike(cluster: Cluster, rng: random.Random, undisturbed: Undisturbed, fault: str | None) -> Round:
+    """The round, but for the time that nodes take to come back."""
     requests = rng.sample(undisturbed.requests, NUM_STREAMS)
     fault, node = fault or rng.choice(sorted(FAULTS)), rng.choice(cluster.serving)
     strikes_after_s = rng.uniform(0.0, LATEST_STRIKE_S)
@@ -185,8 +203,6 @@ async def play_round(cluster: Cluster, rng: random.Random, undisturbed: Undistur
         await cluster.client.close()
         await cluster.client.start()
     await FAULTS[fault].heal(cluster.boards, node, rng)
-    healed_at = time.monotonic()
-    back_s = round(time.monotonic() - healed_at, 3) if await cluster.all_serve() else None
     seen_at = cluster.first_notice(struck_at)
     (again_text,) = again.results([expected[0][:AGAIN_TOKENS]], struck_at, seen_at)
     return Round(
@@ -198,7 +214,7 @@ async def play_round(cluster: Cluster, rng: random.Random, undisturbed: Undistur
         seen_s=round(seen_at - struck_at, 3) if seen_at is not None else None,
         texts=texts.results(expected, struck_at, seen_at),
         again=again_text,
-        back_s=back_s if seen_at is not None else None,
+        back_s=None,
         again_s=round(again.times[0][0] - again.asked_at if again.times[0] else ROUND_S, 3),
     )
 
