@@ -81,6 +81,7 @@ def resident_bytes() -> int:
 
 def try_live(num: int, seed: int) -> dict[str, dict[str, Any]]:
     """``num`` inputs to what is alive, by kind."""
+    logging.disable(logging.CRITICAL)
     reports: dict[str, dict[str, Any]] = {}
     num_links = num // 3
     for name, run, part in (("HTTP requests", try_http, num - num_links), ("links to a node", try_node, num_links)):
