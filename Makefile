@@ -2,7 +2,7 @@
 # make test   every test, exporter included, in as many processes as there are cores, up to four
 # make check  format, lint, types and the fast tests
 # make docs   draws the house from the imports and builds the documentation site, every link checked
-# make chaos  random faults, interleavings, outsiders and broken inputs, some 55 minutes; needs root, not part of `make
+# make chaos  random faults, interleavings, outsiders and broken inputs, some 20 minutes; needs root, not part of `make
 #             test`; ARGS="--only PART --seed N" repeats a part of it
 # make fuzz   the broken inputs of it alone: a million, for readers, cores, a live node and HTTP
 # make soak   half an hour of texts while a board is lost every minute: no process may grow; ARGS="--model 135m"; root
