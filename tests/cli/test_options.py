@@ -71,7 +71,7 @@ COMMANDS = [
     (
         BenchCommand,
         "bench --virtual",
-        "--chunk-sizes 1 --use-fastest --testbed t --schedules s --prompts p --temperature 1 --max-new-tokens 9 "
+        "--chunk-sizes 1 --use-fastest --testbed t --sessions 1,2 --schedules s --prompts p --temperature 1 --max-new-tokens 9 "
         f"--num-prompts 2 --processes 2 --planned --threads 2 --ablate --plot d --json {BUNDLE}",
     ),
     (

@@ -138,7 +138,7 @@ async def test_the_memory_of_a_killed_and_of_a_frozen_origins_sessions_goes_back
 
     An idle node's own memory is not the same to the last megabyte each time, so two thirds of theirs are waited for.
     """
-    prompt = "x = 1\n" * 100
+    prompt = "x = 1\n" * 150
     async with node_processes(2, DEMO_BUNDLE) as (cluster, nodes):
         pids = [node.process.pid for node in nodes]
         for ending in (signal.SIGKILL, signal.SIGSTOP):
@@ -146,7 +146,7 @@ async def test_the_memory_of_a_killed_and_of_a_frozen_origins_sessions_goes_back
             async with serve_process(*arguments) as server, Client(server.url) as client:
                 await asyncio.gather(*(client.complete(prompt, max_new_tokens=8) for _ in range(4)))
                 idle = [anonymous_kib(pid) for pid in pids]
-                answers = [client.generate(prompt, seed=seed, max_new_tokens=600, temperature=0.8) for seed in range(4)]
+                answers = [client.generate(prompt, seed=seed, max_new_tokens=400, temperature=0.8) for seed in range(4)]
                 for answer in answers:
                     async for _ in answer:
                         if len(answer.token_ids) > 100:

@@ -190,7 +190,7 @@ async def test_errors_have_anthropics_kinds() -> None:
         ask = {"model": "demo", "max_tokens": 9, "messages": HELLO}
         with pytest.raises(anthropic.APIStatusError) as error:
             await client.messages.create(**ask)
-        assert error.value.status_code == 503 and error.value.body["error"]["type"] == "overloaded_error"
+        assert error.value.status_code == 429 and error.value.body["error"]["type"] == "rate_limit_error"
         assert error.value.response.headers["Retry-After"] == "2"
         with pytest.raises(anthropic.NotFoundError) as missing:
             await client.messages.create(**ask | {"model": "claude"})
