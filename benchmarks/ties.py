@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.precisions import OWN, PRECISIONS
 from flowspec_edge.bench.prompts import load_prompts
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
@@ -34,7 +35,6 @@ from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.origin.ring import Ring
 
 PROJECT = Path(__file__).resolve().parents[1]
-PRECISIONS = ("int8", "fp32", "fp16", "w8a8", "int4")
 SIZES = (1, 2, 4)
 TEMPERATURES = (0.0, 0.8)
 NUM_PROMPTS, NUM_TOKENS, PROMPT_TOKENS = 200, 128, 64
@@ -206,9 +206,9 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     given = Bundle.load(options.bundle) if options.bundle else None
-    names = options.precisions or (given.manifest.precisions if given else PRECISIONS)
+    names = options.precisions or (given.manifest.precisions if given else PRECISIONS.keys() - {OWN})
     rows: list[dict[str, Any]] = []
-    for precision in names:
+    for precision in sorted(names):
         bundle = given or Bundle.load(demo_bundle(precision, options.folder))
         findings = Findings(options.folder / "findings.jsonl", f"{bundle.digest[:16]} {precision}")
         prompts = prompts_of(bundle, options.num_prompts)

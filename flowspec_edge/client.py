@@ -387,9 +387,7 @@ class Client:
                 is_refusal = isinstance(cause, RequestError | OtherKeyError)
                 if not text.can_go_on or (is_refusal and not text.token_ids):
                     raise
-                wait_s = cause.retry_after_s if isinstance(cause, ServerBusyError) else 0.0
-                event = rc.ServerRefused(str(cause)) if is_refusal else rc.ServerLost(str(cause), wait_s)
-                (action,) = decisions.handle(event, clock())
+                (action,) = decisions.handle(_loss(cause, is_refusal), clock())
                 if isinstance(action, rc.GiveUp):
                     raise self._lost(text, action.reasons) from cause
             until = action.until
@@ -425,10 +423,22 @@ async def _whole(answer: Answer) -> Answer:
     return answer
 
 
+class _NothingCameError(FlowspecError):
+    """The server wrote nothing before the time for it was over."""
+
+
+def _loss(cause: FlowspecError, is_refusal: bool) -> rc.ReconnectionEvent:
+    if isinstance(cause, _NothingCameError):
+        return rc.NothingCame()
+    if is_refusal:
+        return rc.ServerRefused(str(cause))
+    return rc.ServerLost(str(cause), cause.retry_after_s if isinstance(cause, ServerBusyError) else 0.0)
+
+
 async def _next(pieces: AsyncGenerator[Piece, None], until: float | None) -> Piece | None:
-    """The next piece, or None behind the last. Raises LinkLostError where it does not come in time."""
+    """The next piece, or None behind the last. Raises _NothingCameError where it does not come in time."""
     try:
         async with asyncio.timeout_at(until):
             return await anext(pieces, None)
     except TimeoutError:
-        raise LinkLostError("it answers, but wrote nothing in time") from None
+        raise _NothingCameError("the server wrote nothing in time") from None

@@ -258,10 +258,13 @@ def bundles_to_check(userland: Userland, report: Report) -> Iterator[Bundle]:
 
 
 def _exported(target: Path, report: Report) -> Bundle:
+    from exporter.precisions import OWN, PRECISIONS
+
     report("exporting the demo model to w8a8 and the other precisions ...")
     model = PROJECT / "exporter/demo_model"
     command = [sys.executable, "-m", "exporter", str(model / "target"), "--drafter", str(model / "eagle")]
-    command += ["--precision", "w8a8", "--also", "fp32", "fp16", "int4", "--max-loss", "100"]
+    others = sorted(PRECISIONS.keys() - {OWN, "w8a8", Bundle.load(DEMO_BUNDLE).manifest.precision})
+    command += ["--precision", "w8a8", "--also", *others, "--max-loss", "100"]
     run(
         [*command, "--out", str(target), "--force"],
         "the demo model cannot be exported",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 FIRST_S, MOST_S = 0.25, 4.0
 """How long to wait when every server has been asked once, and at most; it doubles from one round to the next. A server
 that is started anew answers after some three seconds, on a Raspberry Pi after ten."""
+NOTHING_CAME = "it wrote nothing in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,12 @@ class ServerRefused:
     reason: str
 
 
-ReconnectionEvent = PieceCame | ServerLost | ServerRefused
+@dataclass(frozen=True, slots=True)
+class NothingCame:
+    """Nothing came from the server that was asked, until the time for it was over."""
+
+
+ReconnectionEvent = PieceCame | ServerLost | ServerRefused | NothingCame
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ class AskServer:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """No server goes on with the text; the reasons are the last ones of each server that was asked."""
+    """No server goes on with the text; the reasons are what each server that was asked said last."""
 
     reasons: Mapping[int, str]
 
@@ -78,9 +84,12 @@ class Reconnection:
                 return []
             case ServerRefused(reason):
                 self._refused.add(self.server)
+                self._reasons[self.server] = reason
             case ServerLost(reason, retry_after_s):
                 self._not_before[self.server] = now + retry_after_s
-        self._reasons[self.server] = reason
+                self._reasons[self.server] = reason
+            case NothingCame():
+                self._reasons.setdefault(self.server, NOTHING_CAME)
         if self._lost_at is None:
             self._lost_at = now
         return [self._next(now, self._lost_at + self.within_s)]

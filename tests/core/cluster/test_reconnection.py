@@ -10,6 +10,7 @@ from flowspec_edge.core.cluster.reconnection import (
     MOST_S,
     AskServer,
     GiveUp,
+    NothingCame,
     PieceCame,
     Reconnection,
     ReconnectionAction,
@@ -70,6 +71,18 @@ def test_a_text_that_stands_still_for_too_long_is_given_up() -> None:
     assert decisions.handle(ServerLost("still gone"), 9.9) == [GiveUp({0: "still gone"})]
 
 
+def test_what_a_server_said_is_told_where_it_said_nothing_at_last() -> None:
+    decisions = of(2, within_s=10.0)
+    decisions.handle(ServerLost("nothing answers"), 0.0)
+    decisions.handle(ServerLost("it is busy"), 1.0)
+    decisions.handle(ServerLost("nothing answers"), 2.0)
+    assert decisions.handle(NothingCame(), 10.1) == [GiveUp({0: "nothing answers", 1: "it is busy"})]
+    decisions = of(1, within_s=10.0)
+    decisions.handle(PieceCame(), 0.0)
+    assert isinstance(decisions.handle(NothingCame(), 1.0)[0], AskServer)
+    assert decisions.handle(NothingCame(), 11.1) == [GiveUp({0: "it wrote nothing in time"})]
+
+
 def test_each_piece_begins_the_time_anew() -> None:
     decisions = of(1, within_s=10.0)
     decisions.handle(LOST, 0.0)
@@ -81,6 +94,7 @@ EVENTS = st.one_of(
     st.just(PieceCame()),
     st.builds(ServerLost, st.just("gone"), st.floats(0, 20)),
     st.just(ServerRefused("no")),
+    st.just(NothingCame()),
 )
 
 
