@@ -142,8 +142,30 @@ def test_columns_take_up_the_errors_of_those_before_them(window: int, monkeypatc
     plain = SplitMatrix.of(WEIGHTS, COLUMNS, lambda rest: Blocks.rounded(rest, 4))
     fed_back = rounded_with_feedback(WEIGHTS, 4, COLUMNS, seen(ROWS))
     errors = [np.abs(ROWS @ (matrix.unpacked() - WEIGHTS).T).mean() for matrix in (plain, fed_back)]
-    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.7 * errors[0]
     rest = fed_back.rest
     assert isinstance(rest, Blocks) and not rest.unpacked()[:, COLUMNS].any()
-    assert isinstance(plain.rest, Blocks)
-    np.testing.assert_array_equal(rest.scales, plain.rest.scales)
+
+
+def test_a_block_has_the_scale_that_loses_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = RANDOM.lognormal(0, 1, NUM_IN).astype(np.float32)
+    some, others = (RANDOM.standard_normal((4000, NUM_IN), np.float32) * sizes for _ in range(2))
+
+    def error() -> float:
+        matrix = rounded_with_feedback(WEIGHTS, 4, COLUMNS, seen(some))
+        assert not matrix.unpacked()[5].any(), "an output without weights"
+        return float(np.square(others @ (matrix.unpacked() - WEIGHTS).T).mean())
+
+    chosen = error()
+    monkeypatch.setattr(error_feedback, "_SCALES", (1.0,))
+    fitted = error()
+    assert chosen < 0.9 * fitted
+
+
+def test_what_few_rows_have_in_common_by_chance_is_not_made_up_for() -> None:
+    few, others = (RANDOM.standard_normal((num_rows, NUM_IN), np.float32) for num_rows in (20, 4000))
+    plain = SplitMatrix.of(WEIGHTS, COLUMNS, lambda rest: Blocks.rounded(rest, 4))
+    fed_back = rounded_with_feedback(WEIGHTS, 4, COLUMNS, seen(few))
+    assert product_error(fed_back, few) < product_error(plain, few)
+    errors = [np.square(others @ (matrix.unpacked() - WEIGHTS).T).mean() for matrix in (plain, fed_back)]
+    assert errors[1] < 1.5 * errors[0]
