@@ -67,6 +67,8 @@ class GenerateOptions:
     before, by its length or a stop string, it is a beginning of what the grammar allows.
 
     Special tokens are no part of the text but for those in ``shown_token_ids``, which are told by their names.
+
+    ``label`` is by what whoever looks at a ring's work knows the text; nothing else depends on it.
     """
 
     max_new_tokens: int = 128
@@ -87,6 +89,7 @@ class GenerateOptions:
     num_logprobs: int | None = None
     grammar: Grammar | None = None
     shown_token_ids: tuple[int, ...] = ()
+    label: str = ""
 
     def __post_init__(self) -> None:
         _check_range("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)

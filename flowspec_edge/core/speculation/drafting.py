@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,17 @@ class DraftShape:
     proposals: int = 64
     children: int = 10
     rows_per_pass: int = 40
+
+
+class LikelyDrafts(NamedTuple):
+    """Drafted rows as columns of one length, parents before children; ``chances`` are those of the whole path."""
+
+    ids: list[int]
+    parents: list[int]
+    tokens: list[int]
+    positions: list[int]
+    is_sent: list[bool]
+    chances: list[float]
 
 
 class Drafting:
@@ -157,6 +169,19 @@ class Drafting:
         may_leave[:1] = False  # the root
         places = may_leave.nonzero()[0]
         yield from self._ids(places[np.argsort(-table.scores[places], kind="stable")])
+
+    def likeliest(self, num_rows: int) -> LikelyDrafts:
+        """Of the drafted rows those that have left and then the likeliest, at most ``num_rows``."""
+        table = self._table
+        order = np.lexsort((-table.scores[1:], -table.sent[1:]))[:num_rows] + 1  # stable, and parents have lower places
+        return LikelyDrafts(
+            self._ids(order),
+            self._ids(table.parents[order]),
+            table.tokens[order].tolist(),
+            table.depths[order].tolist(),
+            table.sent[order].astype(np.bool_).tolist(),
+            np.exp(table.scores[order]).round(4).tolist(),
+        )
 
     def merge(
         self, parents: Sequence[int], tokens: Ints, log_probs: NDArray[np.float32], next_id: int

@@ -39,6 +39,7 @@ from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.credits import add_credits
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import Generation, TargetLimits
+from flowspec_edge.core.speculation.pictures import TextPicture, picture_of
 from flowspec_edge.core.speculation.pipeline import RingCosts, Traffic
 from flowspec_edge.core.speculation.prompt_check import check_tokens, ending_of, room_behind
 from flowspec_edge.core.speculation.schedules import find_schedule
@@ -57,6 +58,7 @@ class _Running:
     generation: Generation
     missing: set[int]  # the stages that have not opened their cache
     progress_at: float
+    label: str
 
 
 class Origin:
@@ -156,6 +158,10 @@ class Origin:
         running = self._running.get(session)
         return len(running.generation.drafting) if running else 0
 
+    def pictures(self) -> list[TextPicture]:
+        """What all texts are at, those first that began first."""
+        return [picture_of(running.generation, running.label) for running in self._running.values()]
+
     def ending_of(self, text: UnfinishedText, options: GenerateOptions) -> str | None:
         """Why a text that was written so far elsewhere has ended already: ``stop`` or ``length``, or None.
 
@@ -190,7 +196,7 @@ class Origin:
             taps=self._taps,
             num_written=event.num_written,
         )
-        self._running[event.session] = _Running(generation, set(range(self._num_stages)), now)
+        self._running[event.session] = _Running(generation, set(range(self._num_stages)), now, event.options.label)
         self._shares.enter(event.session)
         actions.append(
             OpenSessions(
