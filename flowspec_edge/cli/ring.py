@@ -36,6 +36,7 @@ from flowspec_edge.version import __version__
 if TYPE_CHECKING:
     from flowspec_edge.cli.show_fetches import FetchDisplay
     from flowspec_edge.config import Piece
+    from flowspec_edge.net.directory import Directory
     from flowspec_edge.node.node import Node
     from flowspec_edge.origin.ring import Ring
     from flowspec_edge.origin.service import GenerationService
@@ -72,7 +73,7 @@ async def _generate(options: GenerateCommand) -> int:
     async with contextlib.AsyncExitStack() as closing:
         node = await Node.start(settings)
         closing.push_async_callback(node.close)
-        service = await closing.enter_async_context(
+        service, _ = await closing.enter_async_context(
             open_service(options, options.schedule, access, node, FetchDisplay(), is_served=False)
         )
         pieces: list[Piece] = []
@@ -131,8 +132,10 @@ async def open_service(
     *,
     is_served: bool,
     has_standbys: bool = False,
-) -> AsyncIterator[GenerationService]:
-    """Generations over the nodes found; where they are served to others, the ring follows the nodes that come later."""
+) -> AsyncIterator[tuple[GenerationService, Directory]]:
+    """Generations over the nodes found, and the directory of these; where they are served to others, the ring follows
+    the nodes that come later.
+    """
     from flowspec_edge.net.directory import Directory
     from flowspec_edge.node.resources import unique_name
     from flowspec_edge.origin.service import GenerationService
@@ -154,4 +157,4 @@ async def open_service(
             has_standbys=has_standbys,
         ) as service,
     ):
-        yield service
+        yield service, directory

@@ -8,7 +8,7 @@ import logging
 from argparse import ArgumentParser
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowspec_edge.cli.api_access import ApiAccess, api_url, open_api_access, print_welcome
 from flowspec_edge.cli.node_settings import ServingArguments, add_serving, serving_settings, settle_process
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from flowspec_edge.origin.service import GenerationService
     from flowspec_edge.web.chat_template import ChatTemplate
     from flowspec_edge.web.turns import TurnLimits
+    from flowspec_edge.web.viewing import Advise
 
 RENEW_S = 60.0
 """How often to look whether this machine has other names or addresses."""
@@ -131,6 +132,7 @@ def _add_turn_limits(serve: ArgumentParser) -> None:
 
 
 async def _serve(options: ServeCommand) -> int:
+    from flowspec_edge.cli.advice import advice_of
     from flowspec_edge.cli.show_fetches import FetchDisplay
     from flowspec_edge.node.node import Node
 
@@ -151,8 +153,12 @@ async def _serve(options: ServeCommand) -> int:
     try:
         async with open_service(
             options, DEFAULT_SCHEDULE, access, node, fetches, is_served=True, has_standbys=options.standby
-        ) as service:
-            await _serve_api(service, api, port, node, limits, options)
+        ) as (service, directory):
+
+            def advise() -> dict[str, Any]:
+                return advice_of(directory, node.settings.bundles[0], access, options.cluster)
+
+            await _serve_api(service, api, port, node, limits, options, advise)
     finally:
         await node.close()
     return 0
@@ -174,7 +180,13 @@ def _turn_limits(options: ServeCommand) -> TurnLimits:
 
 
 async def _serve_api(
-    service: GenerationService, api: ApiAccess, port: int, node: Node, limits: TurnLimits, options: ServeCommand
+    service: GenerationService,
+    api: ApiAccess,
+    port: int,
+    node: Node,
+    limits: TurnLimits,
+    options: ServeCommand,
+    advise: Advise,
 ) -> None:
     """Answer over HTTP until the user ends it."""
     from flowspec_edge.net.api_discovery import ApiRecord, announced
@@ -186,7 +198,7 @@ async def _serve_api(
     if options.log_requests:
         logging.getLogger(request_log.__name__).setLevel(logging.INFO)
     chat = await asyncio.to_thread(ChatTemplate.of_bundle, node.settings.bundles[0])
-    built = _build(service, api, node.settings.bundles[0], chat, limits, is_strict=options.strict)
+    built = _build(service, api, node.settings.bundles[0], chat, limits, advise, is_strict=options.strict)
     app = await serve_app(built, api.host, port, tls=tls, cancels_on_disconnect=True, explains_tls=True)
     try:
         url = api_url(api, app.port)
@@ -195,6 +207,7 @@ async def _serve_api(
             "Ctrl-C ends it.",
             flush=True,
         )
+        print(f"page {url.removesuffix('/v1')}/", flush=True)
         await _print_tools(chat)
         print_welcome(api, url)
         record = ApiRecord(
@@ -229,6 +242,7 @@ def _build(
     bundle: Bundle,
     chat: ChatTemplate,
     limits: TurnLimits,
+    advise: Advise,
     *,
     is_strict: bool,
 ) -> Application:
@@ -245,6 +259,8 @@ def _build(
         coder=service.tokenizer,
         is_strict=is_strict,
         status=service.status,
+        watched=service,
+        advise=advise,
     )
 
 

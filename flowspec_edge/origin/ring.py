@@ -27,7 +27,10 @@ from flowspec_edge.core.planning.losses import Part
 from flowspec_edge.core.planning.packet_loss import COUNT_S, Lossy, PacketLoss
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome, hold_against
+from flowspec_edge.core.speculation.lanes import Lanes
 from flowspec_edge.core.speculation.origin import Origin
+from flowspec_edge.core.speculation.pictures import RingPicture
+from flowspec_edge.core.speculation.pipeline import RingCosts
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import (
     FieldError,
@@ -55,6 +58,9 @@ MAX_UNREAD = 256
 leaves that much unread reads nothing, and to read prompt and text once more costs nobody else anything."""
 COMPILING_S = 10.0
 """How long a text may wait until its grammar is compiled. Most take some milliseconds."""
+
+LOOKED_S = 3.0
+"""How long a ring goes on noting what it does for somebody who does not look any more."""
 
 OnTrip = Callable[[ev.ReportTrip], None]
 
@@ -123,6 +129,8 @@ class Ring:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="origin")
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._lanes: Lanes | None = None  # while somebody looks
+        self._looked_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None  # that the timer was last set for
         self._num_sent = 0
@@ -185,6 +193,17 @@ class Ring:
     def num_bytes(self) -> tuple[int, int]:
         """Bytes that were sent to the first stage, and that came from the last one."""
         return self._ahead.num_sent_bytes, self._behind.num_received_bytes
+
+    @property
+    def costs(self) -> RingCosts:
+        """What its stages, hops, head and drafter take, as measured so far."""
+        return self._core.costs
+
+    def look(self) -> RingPicture:
+        """What it does now. What it did lately is noted from the first look on, as long as looks go on."""
+        self._looked_at = now = time.monotonic()
+        lanes = self._lanes = self._lanes or Lanes()
+        return RingPicture(now=now, texts=self._core.pictures(), trips=[*lanes.trips], jobs=[*lanes.jobs])
 
     async def wait_ended(self) -> None:
         """Until the ring was lost, left or closed."""
@@ -424,7 +443,13 @@ class Ring:
             self._tell(await in_thread(self._executor, self._engine.run, job))
 
     def _tell(self, event: ev.OriginEvent, not_before: float = 0.0) -> None:
-        for action in self._journal.handle(self._core, event, max(time.monotonic(), not_before)):
+        now = max(time.monotonic(), not_before)
+        actions = self._journal.handle(self._core, event, now)
+        if self._lanes is not None:
+            self._lanes.see(event, actions, now)
+            if now - self._looked_at > LOOKED_S:
+                self._lanes = None
+        for action in actions:
             match action:
                 case ev.SendChunk(chunk):
                     self._send(self._ahead, wire.ChunkMessage(self._num_sent, chunk))

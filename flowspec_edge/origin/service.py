@@ -17,6 +17,7 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece, Prompt
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning import recovery as rc
+from flowspec_edge.core.speculation.pictures import RingPicture
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import (
     FlowspecError,
@@ -36,6 +37,7 @@ from flowspec_edge.origin.ring import Ring
 from flowspec_edge.origin.standby import Standbys
 from flowspec_edge.origin.status import BoardWatch, ServiceStatus
 from flowspec_edge.origin.upkeep import NO_ROOM, Boards, RingUpkeep, Search
+from flowspec_edge.origin.view import Fetches, RingView, ServiceView
 
 WAIT_FOR_BOARDS_S = 60.0
 """How long a text waits for a board: a Raspberry Pi that lost its power is back within 40 s."""
@@ -77,11 +79,12 @@ class GenerationService:
         self._boards = boards
         self._watch = BoardWatch(self._ask_boards)
         self._tokenizer: Tokenizer | None = None
+        self._fetches = Fetches(on_fetch)
         self._upkeep = RingUpkeep(
             node,
             bundle,
             search,
-            on_fetch=on_fetch,
+            on_fetch=self._fetches.note,
             plan_options=plan_options,
             boards=boards,
             moves=moves,
@@ -128,6 +131,30 @@ class GenerationService:
             sent_bytes=sent,
             received_bytes=received,
         )
+
+    def view(self) -> ServiceView:
+        """All that is shown of it, but for what moves: that is ``ring.look()``."""
+        ring, status = self._upkeep.ring, self.status()
+        return ServiceView(
+            model=self.model,
+            drafts=self._bundle.manifest.drafts,
+            origin=self._node.settings.name,
+            is_ready=status.is_ready,
+            reason=status.reason,
+            ring=RingView.of(ring) if ring is not None and ring.is_open else None,
+            boards=status.boards,
+            lost=sorted(self._upkeep.lost),
+            fetches=self._fetches.under_way if self._upkeep.is_opening else [],
+        )
+
+    def look(self) -> RingPicture | None:
+        """What the ring does now; None while none is open."""
+        ring = self._upkeep.ring
+        return ring.look() if ring is not None and ring.is_open else None
+
+    def token_text(self, token: int) -> str:
+        """What a token of the ring's texts says; parts of characters are U+FFFD. It is empty while there is no ring."""
+        return "" if self.ring is None else self.ring.tokenizer.bytes_of(token).decode(errors="replace")
 
     async def _ask_boards(self) -> Sequence[dict[str, Any]]:
         settings = self._node.settings

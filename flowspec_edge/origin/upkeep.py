@@ -152,6 +152,11 @@ class RingUpkeep:
         return self._trouble
 
     @property
+    def lost(self) -> frozenset[str]:
+        """The nodes that rings do without until they answer."""
+        return self._lost.names
+
+    @property
     def had_room(self) -> bool:
         """Whether there has been a ring, or a board was lost while the first one opened: boards may come back."""
         return bool(self._served or self._lost.names)

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -35,11 +36,13 @@ from flowspec_edge.web.model_card import ModelCard
 from flowspec_edge.web.ollama import OllamaChat, OllamaGenerate
 from flowspec_edge.web.ollama_models import OllamaModels
 from flowspec_edge.web.openai_chat import Chat
+from flowspec_edge.web.page_files import add_page
 from flowspec_edge.web.refusals import NO_MODEL, refuse_as
 from flowspec_edge.web.request_log import install_request_log, note_piece
 from flowspec_edge.web.responses import Responses
 from flowspec_edge.web.tokens import TokenCoder, Tokens
 from flowspec_edge.web.turns import Holder, TurnLimits, Turns
+from flowspec_edge.web.viewing import Advise, Viewing, Watched, label_of
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """Enough for a prompt of a million tokens."""
@@ -74,6 +77,8 @@ def build_app(
     coder: Callable[[], Awaitable[TokenCoder]] | None = None,
     is_strict: bool = False,
     status: Status | None = None,
+    watched: Watched | None = None,
+    advise: Advise = dict,
 ) -> web.Application:
     """Routes ``POST /v1/completions``, ``GET /v1/models``, ``/health``, ``/ready`` and ``/metrics``; serve it with
     ``cancels_on_disconnect``.
@@ -82,8 +87,9 @@ def build_app(
     Ollama's clients ask about the model, and with the ``coder``, its tokenizer, what its tokens are.
 
     ``guard`` says who is let through; by default every program of this machine. With ``is_strict`` fields that nobody
-    knows are refused. ``status`` tells whether texts can be written now. When the application is shut down, texts that
-    are still written end with an error that says so.
+    knows are refused. ``status`` tells whether texts can be written now. Where something is ``watched``, ``GET /`` is a
+    page that shows it, by ``GET /events``, with what ``advise`` says to whoever runs it. When the application is shut
+    down, texts that are still written end with an error that says so.
     """
     guard = guard or Guard()
     turns = Turns(limits or TurnLimits())
@@ -96,8 +102,16 @@ def build_app(
     api.add_to(app.router, chat, is_strict=is_strict)
     if chat is not None and card is not None and coder is not None:
         Tokens(generator, chat, coder, card.geometry, is_strict=is_strict).add_to(app.router)
+    greet: Handler | None = None
     if card is not None:
-        OllamaModels(card, is_strict=is_strict).add_to(app.router)
+        models = OllamaModels(card, is_strict=is_strict)
+        models.add_to(app.router)
+        greet = models.greet
+    if watched is not None:
+        Viewing(watched, turns, advise).install(app)
+        add_page(app.router, greet)
+    elif greet is not None:
+        app.router.add_get("/", greet)
     openapi.add_to(app.router, needs_key=guard.keys is not None)
     app.on_shutdown.append(api.end)
     if chat is not None:
@@ -200,11 +214,11 @@ class _Api:
                 return web.json_response(asked.form.whole([joined(choice) for choice in choices]), headers=headers)
 
     async def _write(self, request: web.Request, text: AskedText) -> AsyncGenerator[Piece, None]:
-        record = self._metrics.begin()
+        record, options = self._metrics.begin(), replace(text.options, label=label_of(request))
         try:
             async with (
                 self._turns.turn(),
-                contextlib.aclosing(self._generator.generate(text.prompt, text.options)) as pieces,
+                contextlib.aclosing(self._generator.generate(text.prompt, options)) as pieces,
             ):
                 record.begin_turn()
                 async for piece in pieces:

@@ -114,13 +114,19 @@ class _EventWriter:
         await self.write(b"".join(map(self._asked.framing.event, events)))
 
     async def write(self, data: bytes) -> None:
-        """Raises ConnectionResetError where the client has left, or is disconnected."""
-        if not data:
-            return
-        try:
-            async with asyncio.timeout(READ_S):
-                await self._response.write(data)
-        except TimeoutError:
-            if self._request.transport is not None:
-                self._request.transport.abort()
-            raise ConnectionResetError("the client takes nothing") from None
+        await send_within(self._request, self._response, data)
+
+
+async def send_within(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    """Send a part of a response. Raises ConnectionResetError where the client has left, or takes nothing for READ_S and
+    is disconnected.
+    """
+    if not data:
+        return
+    try:
+        async with asyncio.timeout(READ_S):
+            await response.write(data)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the client takes nothing") from None

@@ -23,8 +23,9 @@ from flowspec_edge.web.refusals import refuse_as
 
 KEY_NAME = web.RequestKey("api_key_name", str)
 """Of a request that came with a key: under what it is kept."""
-OPEN_PATH = "/health"
-"""What is answered without a key."""
+OPEN_PATHS = "/health", "/"
+PAGE_FILES = "/page/"
+"""What is answered without a key: that the server is there, and the page, which asks for the key."""
 EXPOSED = "X-Request-Id, X-Flowspec-Warning, Retry-After"
 """Headers of an answer that a page may read, beside those that it always may."""
 PREFLIGHT_S = 600
@@ -106,7 +107,7 @@ class Guard:
             )
         if origin is not None and request.method == "OPTIONS":
             return None  # browsers ask for permission without the key
-        if self.keys is not None and not self._has_key(request, self.keys) and request.path != OPEN_PATH:
+        if self.keys is not None and not self._has_key(request, self.keys) and not _is_open(request.path):
             return refuse_as(
                 401,
                 "the API key is missing or wrong; send `Authorization: Bearer KEY` (flowspec key api add NAME makes "
@@ -161,6 +162,10 @@ def _allow_request(request: web.Request) -> web.Response:
     if "Access-Control-Request-Private-Network" in request.headers:
         headers["Access-Control-Allow-Private-Network"] = "true"
     return web.Response(status=204, headers=headers)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(PAGE_FILES)
 
 
 def _is_json(request: web.Request) -> bool:

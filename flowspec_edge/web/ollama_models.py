@@ -33,7 +33,6 @@ class OllamaModels:
         self._is_strict = is_strict
 
     def add_to(self, router: web.UrlDispatcher) -> None:
-        router.add_get("/", self.greet)
         router.add_get("/api/version", self.tell_version)
         router.add_get("/api/tags", self.list_models)
         router.add_get("/api/ps", self.list_loaded)

@@ -28,11 +28,10 @@ class Span(NamedTuple):
 
 
 class Trip(NamedTuple):
-    """A chunk that came back with the rows ``ids``. ``number`` counts trips, and ``stages`` has a span for each stage
-    that ran it, with the rows that it ran in ``num_rows``.
+    """A chunk that came back with the rows ``ids``. ``stages`` has a span for each stage that ran it, ``num_rows`` how
+    many rows each ran.
     """
 
-    number: int
     session: int
     ids: tuple[int, ...]
     way: Span
@@ -43,7 +42,6 @@ class Trip(NamedTuple):
 class Job(NamedTuple):
     """A run of the origin's compute lane: ``head`` or ``draft``."""
 
-    number: int
     session: int
     kind: str
     span: Span
@@ -55,7 +53,6 @@ class Lanes:
     def __init__(self) -> None:
         self.trips: deque[Trip] = deque(maxlen=MAX_KEPT)
         self.jobs: deque[Job] = deque(maxlen=MAX_KEPT)
-        self._num_seen = 0
         self._sent_at: dict[tuple[int, int], float] = {}  # by session and row, of chunks under way
         self._job: tuple[ev.RunHead | ev.RunDraft, float] | None = None
 
@@ -68,7 +65,7 @@ class Lanes:
                 job, began = self._job
                 self._job = None
                 kind = "head" if isinstance(job, ev.RunHead) else "draft"
-                self.jobs.append(Job(self._next_number(), job.session, kind, Span(began, now)))
+                self.jobs.append(Job(job.session, kind, Span(began, now)))
         for action in actions:
             match action:
                 case ev.SendChunk(chunk):
@@ -91,8 +88,4 @@ class Lanes:
             at = began + passage.ran_s
             stages.append(Span(began, at))
         num_rows = tuple(passage.num_rows for passage in chunk.passages)
-        self.trips.append(Trip(self._next_number(), chunk.session, ids, way, tuple(stages), num_rows))
-
-    def _next_number(self) -> int:
-        self._num_seen += 1
-        return self._num_seen
+        self.trips.append(Trip(chunk.session, ids, way, tuple(stages), num_rows))

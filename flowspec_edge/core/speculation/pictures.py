@@ -91,7 +91,8 @@ def picture_of(generation: Generation, label: str) -> TextPicture:
 
 def _last_rows(tree: Tree, root: int) -> list[KnownRow]:
     """The last rows of the text, down to the root; none while that has not entered the ring."""
-    rows, row = [], tree.get(root)
+    rows: list[KnownRow] = []
+    row = tree.get(root)
     while row is not None and len(rows) < MOST_TEXT:
         rows.append(KnownRow(row.id, row.token))
         row = tree.get(row.parent)

@@ -1,0 +1,145 @@
+"""What a service shows of itself to people who watch: its ring, what is expected of it, and who fetches what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+from flowspec_edge.core.planning.placement import Plan, StagePlan
+from flowspec_edge.origin.dialogue import OnFetch
+from flowspec_edge.origin.ring import Ring, RingStage
+from flowspec_edge.origin.status import StageWork
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageView:
+    """A stage of the open ring: layers ``[start, stop)``. ``arithmetic`` begins with the precision."""
+
+    node: str
+    address: str
+    start: int
+    stop: int
+    arithmetic: str
+    load_ms: int
+    fetched_bytes: int
+    held_bytes: int
+    work: StageWork
+
+    @classmethod
+    def of(cls, stage: RingStage, work: StageWork) -> Self:
+        return cls(
+            node=stage.plan.node,
+            address=stage.announcement.address,
+            start=stage.plan.start,
+            stop=stage.plan.stop,
+            arithmetic=stage.arithmetic,
+            load_ms=stage.load_ms,
+            fetched_bytes=stage.fetched_bytes,
+            held_bytes=stage.held_bytes,
+            work=work,
+        )
+
+
+class HopView(NamedTuple):
+    """A hop of the plan, over its link as measured. ``mbit_per_s`` is None where the rate does not count."""
+
+    start: str
+    end: str
+    latency_ms: float
+    mbit_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateView:
+    """Tokens/s that were planned with drafts and without, and those that the ring would bring without, by what its
+    parts take. None where there was no plan, or nothing has come back yet.
+    """
+
+    planned: float | None
+    planned_without_drafts: float | None
+    without_drafts: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingView:
+    """The ring that is open. The bytes are those of its data links at the origin."""
+
+    stages: Sequence[StageView]
+    hops: Sequence[HopView]
+    rates: RateView
+    hop_ms: float | None
+    sent_bytes: int
+    received_bytes: int
+
+    @classmethod
+    def of(cls, ring: Ring) -> Self:
+        plan, costs = ring.plan, ring.costs
+        sent, received = ring.num_bytes
+        works = [stage.work for stage in ring.status]
+        return cls(
+            stages=[StageView.of(stage, work) for stage, work in zip(ring.stages, works, strict=True)],
+            hops=[] if plan is None else _hops_of(plan),
+            rates=RateView(
+                planned=None if plan is None else plan.tokens_per_s,
+                planned_without_drafts=None if plan is None else _plain_per_s(plan),
+                without_drafts=1 / costs.plain_token_s if costs.is_measured else None,
+            ),
+            hop_ms=1000 * costs.hop_s(1) if costs.is_measured else None,
+            sent_bytes=sent,
+            received_bytes=received,
+        )
+
+
+def _hops_of(plan: Plan) -> list[HopView]:
+    rates = (8 / (1000 * hop.link.ms_per_byte) if hop.link.ms_per_byte else None for hop in plan.hops)
+    return [HopView(hop.start, hop.end, hop.link.latency_ms, rate) for hop, rate in zip(plan.hops, rates, strict=True)]
+
+
+def _plain_per_s(plan: Plan) -> float:
+    """What the plan expects of single rows, one after the other."""
+    stages_ms = sum(stage.time.at(1) for stage in plan.stages)
+    return 1000 / (stages_ms + sum(hop.ms(1) for hop in plan.hops) + plan.head_ms)
+
+
+class FetchView(NamedTuple):
+    """Of the layers of a node ``num_bytes`` of ``total_bytes`` have come."""
+
+    node: str
+    num_bytes: int
+    total_bytes: int
+
+
+class Fetches:
+    """What the nodes of a ring fetch while it opens; each note is passed on."""
+
+    def __init__(self, on_fetch: OnFetch) -> None:
+        self._on_fetch = on_fetch
+        self._latest: dict[str, FetchView] = {}
+
+    def note(self, plan: StagePlan, num_bytes: int, total_bytes: int) -> None:
+        """So many bytes of a stage have come; made for ``open_ring``."""
+        self._latest[plan.node] = FetchView(plan.node, num_bytes, total_bytes)
+        self._on_fetch(plan, num_bytes, total_bytes)
+
+    @property
+    def under_way(self) -> list[FetchView]:
+        """Those that are not complete."""
+        return [fetch for fetch in self._latest.values() if fetch.num_bytes < fetch.total_bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceView:
+    """``boards`` are as ``flowspec devices --json`` has them, and those in ``lost`` are done without until they answer.
+    ``reason`` says why no text can be written now, or what the next one waits for.
+    """
+
+    model: str
+    drafts: str
+    origin: str
+    is_ready: bool
+    reason: str
+    ring: RingView | None
+    boards: Sequence[dict[str, Any]]
+    lost: Sequence[str]
+    fetches: Sequence[FetchView]
