@@ -42,13 +42,14 @@ class ScriptError(Exception):
 
 
 class Page:
-    """The one tab of a browser. ``faults`` are its errors: uncaught ones, those on its console, refusals by its policy."""
+    """The one tab of a browser. ``faults`` are its errors: uncaught ones, and those that its console tells of."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._session: str | None = None
+        self._has_loaded = asyncio.Event()
         self.faults: list[str] = []
 
     async def listen(self) -> None:
@@ -60,6 +61,8 @@ class Page:
                     asked.set_result(told)
                 continue
             match told["method"], told["params"]:
+                case "Page.loadEventFired", _:
+                    self._has_loaded.set()
                 case "Runtime.exceptionThrown", {"exceptionDetails": fault}:
                     self.faults.append(str(fault.get("exception", {}).get("description", fault["text"])))
                 case "Runtime.consoleAPICalled", {"type": "error", "args": parts}:
@@ -88,6 +91,13 @@ class Page:
         for domain in ("Page", "Runtime", "Log"):
             await self.send(f"{domain}.enable")
 
+    async def go(self, url: str) -> None:
+        """Go to a page, with all of its files."""
+        self._has_loaded.clear()
+        await self.send("Page.navigate", url=url)
+        async with asyncio.timeout(PATIENCE_S):
+            await self._has_loaded.wait()
+
     async def run(self, script: str) -> Any:
         """The value of an expression in the page; promises are waited for. Raises ScriptError where it raises."""
         told = await self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
@@ -96,7 +106,7 @@ class Page:
         return told["result"].get("value")
 
     async def until(self, condition: str) -> Any:
-        """The value of an expression as soon as it is true, looked at before each frame."""
+        """The value of an expression as soon as it is true, looked at again and again."""
         looks = f"""new Promise((resolve, reject) => {{
             const end = performance.now() + {PATIENCE_S * 900};
             const look = () => {{
@@ -126,10 +136,10 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         await self.send("Emulation.setEmulatedMedia", features=[scheme])
 
-    async def picture(self, path: Path) -> None:
-        """Write what is seen as a PNG."""
+    async def picture(self) -> bytes:
+        """What is seen, as a PNG."""
         told = await self.send("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(told["data"]))
+        return base64.b64decode(told["data"])
 
 
 @contextlib.asynccontextmanager

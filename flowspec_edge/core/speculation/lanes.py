@@ -1,8 +1,9 @@
 """Who computed what lately: a pure observer of what an origin is told and answers, for whoever looks at a ring.
 
 A chunk that comes back tells how long each stage let it wait and ran it, and the origin knows when it left and came
-back. What is left of the trip are the hops, all of them taken for equally long. So what a stage did is known one trip
-later; what it does now is what the origin expects (``Flight`` in pipeline.py).
+back. What is left of the trip are the hops, all of them taken for equally long, unless a stage would run two chunks at
+once. So what a stage did is known one trip later; what it does now is what the origin expects (``Flight`` in
+pipeline.py).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Lanes:
         self.trips: deque[Trip] = deque(maxlen=MAX_KEPT)
         self.jobs: deque[Job] = deque(maxlen=MAX_KEPT)
         self._sent_at: dict[tuple[int, int], float] = {}  # by session and row, of chunks under way
+        self._free_at: dict[int, float] = {}  # by stage, when its last chunk ended
         self._job: tuple[ev.RunHead | ev.RunDraft, float] | None = None
 
     def see(self, event: ev.OriginEvent, actions: Sequence[ev.OriginAction], now: float) -> None:
@@ -83,9 +85,9 @@ class Lanes:
         way, stages, at = Span(sent[0], now), [], sent[0]
         on_the_way = now - at - sum(passage.waited_s + passage.ran_s for passage in chunk.passages)
         hop_s = max(on_the_way, 0.0) / (len(chunk.passages) + 1)
-        for passage in chunk.passages:
-            began = at + hop_s + passage.waited_s
-            at = began + passage.ran_s
+        for number, passage in enumerate(chunk.passages):
+            began = max(at + hop_s + passage.waited_s, self._free_at.get(number, at))
+            at = self._free_at[number] = began + passage.ran_s
             stages.append(Span(began, at))
         num_rows = tuple(passage.num_rows for passage in chunk.passages)
         self.trips.append(Trip(chunk.session, ids, way, tuple(stages), num_rows))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flowspec_edge.core.speculation.lanes import Job, Trip
     from flowspec_edge.core.speculation.tree import Tree
 
-MOST_DRAFTS = 128
+MOST_DRAFTS = 96
 """In a picture, the likeliest ones: more cannot be told apart on a screen."""
 MOST_TEXT = 24
 """Rows of the text in a picture, the last ones: what grows between two looks, and some to see it grow from."""

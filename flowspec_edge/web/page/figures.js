@@ -9,8 +9,8 @@ const number = (value) => (value == null ? "–" : value >= 100 ? value.toFixed(
 export function showRates(service) {
   const { planned, planned_without_drafts: plain, without_drafts: measured } = service.ring?.rates ?? {};
   byId("plain-rate").textContent = number(measured);
-  byId("plain-note").textContent = `tokens/s, by what boards take${plain == null ? "" : `; planned ${number(plain)}`}`;
-  byId("rate-note").textContent = `with drafts${planned == null ? "" : `; planned ${number(planned)}`}`;
+  byId("plain-note").textContent = plain == null ? "by what boards take" : `planned ${number(plain)}`;
+  byId("rate-note").textContent = planned == null ? "measured" : `planned ${number(planned)}`;
 }
 
 export function showCounts(text, now) {

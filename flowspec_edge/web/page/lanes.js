@@ -3,12 +3,12 @@
 
 import { clearCanvas, colours, eased, onFrame, shownTime, stageColour, wake } from "/page/motion.js";
 
-const BARS_SHOWN = 36; // of mean length, in the width of the picture
+const BAR = 18; // pixels of a bar of mean length
 const SHORTEST_S = 0.25;
 const LONGEST_S = 20;
 const MOST_BARS = 1500;
 const FUTURE = 0.12; // of the width, behind the line that is now
-const STAYS_S = 6; // how long the last bars slide on when nothing more comes
+const STAYS_S = 0.5; // after the last chunk the picture stands still
 
 let names = ["origin"];
 let bars = []; // {lane, began, ended, rows, kind}
@@ -47,18 +47,18 @@ export function showLanes({ texts, trips, jobs }) {
 }
 
 function draw(passed) {
-  const now = shownTime();
-  const isMoving = now - heard < STAYS_S;
+  const now = Math.min(shownTime(), heard + STAYS_S);
+  const isMoving = now < heard + STAYS_S;
+  const view = clearCanvas(canvas);
+  const left = view ? Math.min(view.width * 0.24, 110) : 0;
   const lengths = bars.filter((bar) => bar.kind === "stage").slice(-60).map((bar) => bar.ended - bar.began);
-  if (lengths.length) {
+  if (view && lengths.length) {
     const mean = lengths.reduce((sum, one) => sum + one, 0) / lengths.length;
-    window_s = eased(window_s, Math.min(Math.max(mean * BARS_SHOWN, SHORTEST_S), LONGEST_S), passed, 1.5);
+    window_s = eased(window_s, Math.min(Math.max((mean * (view.width - left)) / BAR, SHORTEST_S), LONGEST_S), passed, 1.5);
   }
   bars = bars.filter((bar) => bar.ended > now - LONGEST_S);
-  const view = clearCanvas(canvas);
-  if (!view) return isMoving;
+  if (!view || names.length === 1) return isMoving;
   const { context, width, height } = view;
-  const left = Math.min(width * 0.24, 110);
   const lane = (height - 8) / names.length;
   const line = left + (width - left) * (1 - FUTURE);
   const scale = (line - left) / window_s;

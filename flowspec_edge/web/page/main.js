@@ -9,7 +9,7 @@ import { heardAt, wake } from "/page/motion.js";
 import { showFacts, showWays, startRing } from "/page/ring.js";
 import { showTree, startTree } from "/page/tree.js";
 
-const WORDS_MS = 1000; // between two sentences about the tree
+const WORDS_MS = 500; // between two sentences about the tree
 const byId = (id) => document.getElementById(id);
 let toldAt = -Infinity;
 
@@ -26,7 +26,7 @@ function showService(facts) {
   document.title = `${service.model} – flowspec`;
   const waiting = texts.waiting ? `, ${texts.waiting} waiting` : "";
   if (!service.is_ready) showState("trouble", service.reason);
-  else showState("ready", texts.running ? `${texts.running} of ${texts.most} texts written${waiting}` : "ready");
+  else showState("ready", texts.running ? `writing ${texts.running === 1 ? "a text" : `${texts.running} texts`}${waiting}` : "ready");
   nameLanes((service.ring?.stages ?? []).map((stage) => stage.node));
   showFacts(facts);
   showRates(service);

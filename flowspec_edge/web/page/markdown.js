@@ -8,14 +8,16 @@ const TABLE_RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 const INLINE =
   /(`+)(.+?)\1(?!`)|\*\*(\S(?:.*?\S)?)\*\*|(?<![\w*])\*(\S(?:[^*]*\S)?)\*(?!\w)|(?<!\w)_(\S(?:[^_]*\S)?)_(?!\w)|\[([^\]]*)\]\(([^\s)]+)[^)]*\)|(https?:\/\/[^\s<>"')\]]+)/;
 
+const sources = new WeakMap(); // of nodes, what they were made of
+
 /** Show a text in a node. Blocks that are as they were keep their nodes, for a text that grows. */
 export function showMarkdown(parent, text) {
   const blocks = splitBlocks(text.split("\n"));
   blocks.forEach((block, at) => {
     const known = parent.children[at];
-    if (known?.dataset.source === block.source) return;
+    if (known && sources.get(known) === block.source) return;
     const node = makeBlock(block);
-    node.dataset.source = block.source;
+    sources.set(node, block.source);
     if (known) known.replaceWith(node);
     else parent.append(node);
   });
@@ -75,7 +77,7 @@ function makeBlock({ kind, lines }) {
 function makeList(lines) {
   const [, indent, mark] = ITEM.exec(lines[0]);
   const list = element(/\d/.test(mark) ? "ol" : "ul");
-  if (/\d/.test(mark)) list.start = parseInt(mark, 10);
+  if (parseInt(mark, 10) > 1) list.start = parseInt(mark, 10);
   const items = [];
   for (const line of lines) {
     const found = ITEM.exec(line);

@@ -24,6 +24,8 @@ function readColours() {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", readColours);
 
 export const stageColour = (number) => colours.stages[number % NUM_STAGES];
+/** The same for what follows the style by itself. */
+export const stageVariable = (number) => `var(--stage-${number % NUM_STAGES})`;
 
 // --------------------------------------------------------------------- clock
 

@@ -1,6 +1,6 @@
 // The ring: origin and boards with their layers and load, links between them, and chunks on their way around.
 
-import { colours, moves, onFrame, shownTime, stageColour, wake } from "/page/motion.js";
+import { moves, onFrame, shownTime, stageVariable, wake } from "/page/motion.js";
 import { element } from "/page/markdown.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -101,22 +101,22 @@ function layOut(service, stages, width) {
     }
     return path;
   });
+  dots = Array.from({ length: 24 }, () => add("circle", { r: 0, cx: -9, cy: -9 })); // boards are drawn over them
   [{ node: service.origin }, ...stages].forEach((stage, at) => {
     const [x, y] = point(angle(at));
-    const colour = at ? stageColour(at - 1) : colours.ink;
-    add("circle", { class: "board", cx: x, cy: y, r: RADIUS, stroke: at ? colours.line : colours.accent });
+    add("circle", { class: at ? "board" : "board origin", cx: x, cy: y, r: RADIUS });
     if (at) {
-      const load = add("circle", { class: "load", cx: x, cy: y, r: RADIUS, pathLength: 100, stroke: colour });
+      const load = add("circle", { class: "load", cx: x, cy: y, r: RADIUS, pathLength: 100 });
+      load.style.stroke = stageVariable(at - 1);
       load.dataset.load = at - 1;
       load.setAttribute("transform", `rotate(-90 ${x} ${y})`);
       add("text", { x, y: y + 4.5 }, `${stage.start}–${stage.stop - 1}`);
-    } else add("text", { x, y: y + 4.5 }, "you");
+    } else add("text", { x, y: y + 4.5 }, "draft");
     const isAbove = y < half - 10;
     const below = isAbove ? y - RADIUS - (at ? 25 : 10) : y + RADIUS + 18;
     add("text", { x, y: below }, at ? shortened(stage.node, isNarrow ? 14 : 24) : "origin");
     if (at) add("text", { class: "small", x, y: below + 15 }).dataset.facts = at - 1;
   });
-  dots = Array.from({ length: 24 }, () => add("circle", { r: 0, cx: -9, cy: -9 }));
 }
 
 function add(name, attributes, text = "") {
@@ -144,7 +144,7 @@ function moveDots() {
     const { x, y } = path.getPointAtLength(path.getTotalLength() * place.share);
     dot.setAttribute("cx", x);
     dot.setAttribute("cy", y);
-    dot.setAttribute("fill", place.hop < links.length - 1 ? stageColour(place.hop) : colours.accent);
+    dot.style.fill = place.hop < links.length - 1 ? stageVariable(place.hop) : "var(--accent)";
   });
   return ways.length > 0 && moves();
 }

@@ -4,19 +4,18 @@
 
 import { clearCanvas, colours, eased, moves, onFrame, shownTime, stageColour, wake } from "/page/motion.js";
 
-const LANES = 7; // above the root's lane, and below it
 const ROW = 23; // pixels between two lanes
-const FALL_S = 0.7; // what a refused row takes to fall off
+const FALL_S = 0.55; // what a refused row takes to fall off
 const GROW_S = 0.25; // what a new row takes to appear
+const LEAST_CHANCE = 0.01; // of a draft that is shown before it leaves
 const KEPT_BEHIND = 28; // positions behind the root
 const SPACES = { " ": "␣", "\n": "⏎", "\t": "⇥" };
 
 const nodes = new Map(); // by draft id
 const falling = new Set();
-const taken = new Set(); // "position lane" that a row has
 let session = null;
 let root = null; // the id of the last row of the text
-let camera = { position: 0, lane: 0 };
+let camera = 0; // the position that is in its place
 let ways = [];
 let canvas = null;
 
@@ -29,7 +28,7 @@ export function startTree() {
 export function showTree(text) {
   if (!text) {
     ways = [];
-    for (const node of [...nodes.values()]) if (node.state === "draft" || node.state === "sent") leave(node, false);
+    for (const node of nodes.values()) if (isDraft(node)) leave(node);
     wake();
     return;
   }
@@ -49,54 +48,58 @@ export function showTree(text) {
     node.chance = chances[at];
     known.add(id);
   });
-  for (const [id, node] of nodes) {
-    if (known.has(id)) continue;
-    if (node.state === "draft" || node.state === "sent") leave(node, node.state === "sent");
-    else if (node.position < text.position - KEPT_BEHIND) remove(node);
-  }
+  for (const node of nodes.values())
+    if (!known.has(node.id) && (isDraft(node) || node.position < text.position - KEPT_BEHIND)) leave(node);
+  giveLanes(ids);
   ways = text.ways.map(([rows, sentAt, begins, ends]) => ({ rows, sentAt, begins, ends }));
   wake();
 }
 
+const isDraft = (node) => node.state === "draft" || node.state === "sent";
+
 function begin(text) {
-  for (const node of [...nodes.values()]) leave(node, false);
+  nodes.clear();
+  falling.clear();
   session = text.session;
-  camera = { position: text.position, lane: 0 };
+  camera = text.position;
 }
 
 function add(id, parent, position, word) {
-  const above = nodes.get(parent);
-  const lane = freeLane(position, above?.lane ?? 0);
   const label = [...word].some((sign) => !(sign in SPACES)) ? word.trim() : [...word].map((sign) => SPACES[sign]).join("");
-  const node = { id, parent, position, lane, label, state: "draft", chance: 1, age: 0, green: 0, drawn: above?.drawn ?? lane };
-  if (lane !== null) taken.add(`${position} ${lane}`);
+  const node = { id, parent, position, label, lane: null, drawn: null, state: "draft", chance: 1, age: 0, green: 0 };
   nodes.set(id, node);
   return node;
 }
 
-/** The lane nearest to the wanted one that no row has at this position; null where there is none. */
-function freeLane(position, wanted) {
-  for (let away = 0; away <= 2 * LANES; away++) {
-    const side = away % 2 ? Math.ceil(away / 2) : -away / 2;
-    if (!taken.has(`${position} ${wanted + side}`)) return wanted + side;
-  }
-  return null;
-}
-
 function accept(node) {
-  node.green = node.state === "sent" || node.state === "draft" ? 1 : 0.5;
+  node.green = node.age ? 1 : 0.5; // less where nobody had drafted it
   return "text";
 }
 
-function remove(node) {
+/** Rows that travelled for nothing fall off; others were never in the way of anything. */
+function leave(node) {
   nodes.delete(node.id);
-  taken.delete(`${node.position} ${node.lane}`);
+  if (node.state === "sent" && node.drawn !== null && moves()) falling.add({ ...node, left: FALL_S, drop: 0, speed: 0 });
 }
 
-function leave(node, isRefused) {
-  remove(node);
-  if (node.lane === null) return;
-  falling.add({ ...node, isRefused, left: FALL_S, drop: 0, speed: 0 });
+/** The text is in the middle. Of the children of a row the first one goes on in its lane, others beside it. */
+function giveLanes(ids) {
+  const most = Math.max(Math.floor(canvas.clientHeight / ROW / 2 - 0.5), 2); // on each side
+  const taken = new Set();
+  const isFree = (position, lane) => Math.abs(lane) <= most && !taken.has(`${position} ${lane}`);
+  for (const node of nodes.values()) if (!isDraft(node)) node.lane = 0;
+  for (const id of ids) {
+    const node = nodes.get(id);
+    const wanted = nodes.get(node.parent)?.lane ?? null;
+    const isSeen = wanted !== null && (node.state === "sent" || node.chance >= LEAST_CHANCE);
+    const lanes = isSeen ? [wanted, ...(node.lane === null ? [] : [node.lane])] : [];
+    for (let away = 1; isSeen && away <= 2 * most; away++) lanes.push(wanted + away, wanted - away);
+    node.lane = lanes.find((lane) => isFree(node.position, lane)) ?? null;
+    if (node.lane !== null) taken.add(`${node.position} ${node.lane}`);
+  }
+  for (const node of nodes.values())
+    if (node.lane === null) node.drawn = null;
+    else node.drawn ??= nodes.get(node.parent)?.drawn ?? node.lane; // it comes out of the row before it
 }
 
 // --------------------------------------------------------------------- drawing
@@ -108,32 +111,31 @@ function draw(passed) {
   if (!view) return isMoving;
   const { context, width, height } = view;
   const step = width < 480 ? 62 : 78;
-  const x = (position) => width * 0.36 + (position - camera.position) * step;
-  const y = (lane) => height / 2 + (lane - camera.lane) * ROW;
+  const x = (position) => width * 0.36 + (position - camera) * step;
+  const y = (lane) => height / 2 + lane * ROW;
   context.font = '12px ui-monospace, "SF Mono", "Cascadia Code", "DejaVu Sans Mono", monospace';
   context.textBaseline = "middle";
   context.textAlign = "center";
   const places = placesAt(now);
-  const shown = [...nodes.values()].filter((node) => node.lane !== null && x(node.position) > -step);
+  const shown = [...nodes.values()].filter((node) => node.drawn !== null && x(node.position) > -step);
+  for (const node of falling) drawRow(context, node, x(node.position), y(node.drawn) + node.drop, step);
   for (const node of shown) drawEdge(context, node, x, y, step);
   for (const node of shown) drawRow(context, node, x(node.position), y(node.drawn), step, places.get(node.id));
-  for (const node of falling) drawRow(context, node, x(node.position), y(node.drawn) + node.drop, step);
   return isMoving || ways.length > 0;
 }
 
 /** Let time pass for all that moves; whether something still does. */
 function age(passed) {
-  const middle = nodes.get(root);
-  const before = { ...camera };
-  if (middle && middle.lane !== null) {
-    camera.position = eased(camera.position, middle.position, passed, 0.12);
-    camera.lane = eased(camera.lane, middle.lane, passed, 0.25);
-  }
-  let isMoving = Math.abs(camera.position - before.position) > 0.002 || Math.abs(camera.lane - before.lane) > 0.002;
+  const goal = nodes.get(root)?.position ?? camera;
+  let isMoving = Math.abs(goal - camera) > 0.002;
+  camera = eased(camera, goal, passed, 0.12);
   for (const node of nodes.values()) {
     if (node.age < 1) isMoving = true;
     node.age = moves() ? Math.min(node.age + passed / GROW_S, 1) : 1;
-    if (node.lane !== null) node.drawn = eased(node.drawn, node.lane, passed, 0.1);
+    if (node.drawn !== null) {
+      if (Math.abs(node.lane - node.drawn) > 0.01) isMoving = true;
+      node.drawn = eased(node.drawn, node.lane, passed, 0.1);
+    }
     if (node.state === "text" && node.green > 0) {
       node.green = Math.max(node.green - passed / 2.5, 0);
       isMoving = true;
@@ -141,8 +143,8 @@ function age(passed) {
   }
   for (const node of falling) {
     node.left -= passed;
-    if (node.left <= 0 || !moves()) falling.delete(node);
-    if (node.isRefused) node.drop += (node.speed += 420 * passed) * passed;
+    if (node.left <= 0) falling.delete(node);
+    node.drop += (node.speed += 420 * passed) * passed;
     isMoving = true;
   }
   return isMoving;
@@ -161,7 +163,7 @@ function placesAt(now) {
 
 function drawEdge(context, node, x, y, step) {
   const above = nodes.get(node.parent);
-  if (!above || above.lane === null) return;
+  if (!above || above.drawn === null) return;
   const from = x(above.position) + step * 0.4;
   const to = x(node.position) - step * 0.4;
   const isText = node.state === "text" || node.state === "prompt";
@@ -180,7 +182,7 @@ function drawRow(context, node, x, y, step, stage) {
   const height = ROW - 5;
   const strength = Math.sqrt(node.chance);
   const look = appearance(node, stage, strength);
-  const fade = node.left === undefined ? node.age : Math.max(node.left / FALL_S, 0) * 0.8;
+  const fade = node.left ? (node.left / FALL_S) * 0.6 : node.age;
   context.beginPath();
   context.roundRect(x - width / 2, y - height / 2, width, height, height / 2.2);
   if (look.fill) {
@@ -192,7 +194,7 @@ function drawRow(context, node, x, y, step, stage) {
     context.globalAlpha = fade * (look.borderStrength ?? 1);
     context.strokeStyle = look.border;
     context.lineWidth = 1.25;
-    context.setLineDash(node.isRefused ? [3, 3] : []);
+    context.setLineDash(node.left ? [3, 3] : []);
     context.stroke();
     context.setLineDash([]);
   }
@@ -203,8 +205,7 @@ function drawRow(context, node, x, y, step, stage) {
 }
 
 function appearance(node, stage, strength) {
-  if (node.isRefused) return { border: colours.refused, text: colours.refused };
-  if (node.left !== undefined) return { border: colours.draft, text: colours.faint };
+  if (node.left) return { border: colours.refused, text: colours.refused };
   switch (node.state) {
     case "prompt":
       return { text: colours.faint };

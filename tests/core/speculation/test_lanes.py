@@ -38,6 +38,15 @@ def test_where_stages_claim_more_than_the_trip_hops_take_nothing() -> None:
     assert lanes.trips[0].stages == (Span(1.0, 10.0),)
 
 
+def test_a_stage_runs_one_chunk_at_a_time() -> None:
+    lanes = Lanes()
+    for number, row in enumerate(ROWS[:2]):
+        lanes.see(ev.CreditArrived(1), [ev.SendChunk(chunk((row,)))], float(number))
+    lanes.see(ev.ChunkReturned(chunk(ROWS[:1], Passage(1, 0.0, 4.0))), [], 6.0)
+    lanes.see(ev.ChunkReturned(chunk(ROWS[1:2], Passage(1, 1.0, 1.0))), [], 6.5)  # by equal hops it began at 3.75
+    assert [trip.stages for trip in lanes.trips] == [(Span(1.0, 5.0),), (Span(5.0, 6.0),)]
+
+
 def test_of_a_chunk_that_left_before_nothing_is_told() -> None:
     lanes = Lanes()
     lanes.see(ev.ChunkReturned(chunk(ROWS, Passage(3, 0.0, 1.0))), [], 5.0)
