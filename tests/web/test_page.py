@@ -211,13 +211,8 @@ async def test_where_a_key_is_wanted_it_is_asked_for_and_kept_in_the_tab(served:
     await page.show(**DESKTOP)
     await page.go(served.locked_url)
     await page.until("document.getElementById('key-dialog').open")
-    await page.run(
-        """(() => {
-        document.getElementById("key").value = "%s";
-        document.querySelector("#key-dialog form").requestSubmit();
-    })()"""
-        % add_api_key("page")
-    )
+    await page.run(f"document.getElementById('key').value = '{add_api_key('page')}'")
+    await page.run("document.querySelector('#key-dialog form').requestSubmit()")
     await page.until("document.getElementById('model').textContent === 'demo-python-6m'")
     await page.go(served.locked_url)
     await page.until("document.getElementById('model').textContent === 'demo-python-6m'")

@@ -52,7 +52,7 @@ function stop() {
 async function answer() {
   const [system, temperature, seed, most] = settings.map((setting) => setting.value.trim());
   const said = messages.filter((message) => !message.isFailed).map(({ role, content }) => ({ role, content }));
-  const body = { model: byId("model").textContent || "default", stream: true, messages: said };
+  const body = { stream: true, messages: said }; // of the one model that is served
   if (system) body.messages.unshift({ role: "system", content: system });
   if (temperature) body.temperature = Number(temperature);
   if (seed) body.seed = Number(seed);
