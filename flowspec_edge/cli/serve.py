@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aiohttp.web import Application
 
     from flowspec_edge.bundle import Bundle
+    from flowspec_edge.net.api_discovery import ApiRecord
     from flowspec_edge.net.discovery import Announcer
     from flowspec_edge.node.node import Node
     from flowspec_edge.origin.service import GenerationService
@@ -189,7 +190,7 @@ async def _serve_api(
     advise: Advise,
 ) -> None:
     """Answer over HTTP until the user ends it."""
-    from flowspec_edge.net.api_discovery import ApiRecord, announced
+    from flowspec_edge.net.api_discovery import announced
     from flowspec_edge.net.server import serve_app
     from flowspec_edge.web import request_log
     from flowspec_edge.web.chat_template import ChatTemplate
@@ -202,30 +203,27 @@ async def _serve_api(
     app = await serve_app(built, api.host, port, tls=tls, cancels_on_disconnect=True, explains_tls=True)
     try:
         url = api_url(api, app.port)
-        print(
-            f"model {service.model} at {url}, node {node.settings.name}, cluster {node.settings.cluster}. "
-            "Ctrl-C ends it.",
-            flush=True,
-        )
-        print(f"page {url.removesuffix('/v1')}/", flush=True)
+        name, cluster = node.settings.name, node.settings.cluster
+        print(f"model {service.model} at {url}, node {name}, cluster {cluster}. Ctrl-C ends it.", flush=True)
+        print(f"chat with it, and watch its boards: {url.removesuffix('v1')}", flush=True)
         await _print_tools(chat)
         print_welcome(api, url)
-        record = ApiRecord(
-            name=node.settings.name,
-            host=api.host,
-            port=app.port,
-            scheme=api.scheme,
-            model=service.model,
-            needs_key=api.guard.keys is not None,
-        )
         async with (
-            announced(record) as announcer,
+            announced(_record(service, api, name, app.port)) as announcer,
             _kept_true(api, announcer),
             ServiceManager().serving(f"{service.model} on port {app.port}"),
         ):
             await until_interrupted()
     finally:
         await app.close()
+
+
+def _record(service: GenerationService, api: ApiAccess, name: str, port: int) -> ApiRecord:
+    """By which clients of the network find the API."""
+    from flowspec_edge.net.api_discovery import ApiRecord
+
+    needs_key = api.guard.keys is not None
+    return ApiRecord(name=name, host=api.host, port=port, scheme=api.scheme, model=service.model, needs_key=needs_key)
 
 
 async def _print_tools(chat: ChatTemplate) -> None:
@@ -249,6 +247,7 @@ def _build(
     """The API of a service, in every dialect."""
     from flowspec_edge.web.app import build_app
     from flowspec_edge.web.model_card import ModelCard
+    from flowspec_edge.web.viewing import Viewed
 
     return build_app(
         service,
@@ -259,8 +258,7 @@ def _build(
         coder=service.tokenizer,
         is_strict=is_strict,
         status=service.status,
-        watched=service,
-        advise=advise,
+        viewed=Viewed(service, advise),
     )
 
 

@@ -17,7 +17,6 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions, Piece, Prompt
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning import recovery as rc
-from flowspec_edge.core.speculation.pictures import RingPicture
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import (
     FlowspecError,
@@ -37,7 +36,7 @@ from flowspec_edge.origin.ring import Ring
 from flowspec_edge.origin.standby import Standbys
 from flowspec_edge.origin.status import BoardWatch, ServiceStatus
 from flowspec_edge.origin.upkeep import NO_ROOM, Boards, RingUpkeep, Search
-from flowspec_edge.origin.view import Fetches, RingView, ServiceView
+from flowspec_edge.origin.view import Fetches, RingView, ServiceView, WorkView
 
 WAIT_FOR_BOARDS_S = 60.0
 """How long a text waits for a board: a Raspberry Pi that lost its power is back within 40 s."""
@@ -147,14 +146,15 @@ class GenerationService:
             fetches=self._fetches.under_way if self._upkeep.is_opening else [],
         )
 
-    def look(self) -> RingPicture | None:
-        """What the ring does now; None while none is open."""
+    def look(self, label: str, since: float) -> WorkView | None:
+        """What the ring does now, as a viewer of that label is shown it, with what ended behind ``since``; None while
+        none is open.
+        """
         ring = self._upkeep.ring
-        return ring.look() if ring is not None and ring.is_open else None
-
-    def token_text(self, token: int) -> str:
-        """What a token of the ring's texts says; parts of characters are U+FFFD. It is empty while there is no ring."""
-        return "" if self.ring is None else self.ring.tokenizer.bytes_of(token).decode(errors="replace")
+        if ring is None or not ring.is_open:
+            return None
+        bytes_of = ring.tokenizer.bytes_of
+        return WorkView.of(ring.look(), lambda token: bytes_of(token).decode(errors="replace"), label, since)
 
     async def _ask_boards(self) -> Sequence[dict[str, Any]]:
         settings = self._node.settings

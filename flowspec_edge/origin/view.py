@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from flowspec_edge.core.planning.placement import Plan, StagePlan
+from flowspec_edge.core.speculation.lanes import Job, Trip
+from flowspec_edge.core.speculation.pictures import RingPicture, TextPicture, Way
+from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.origin.dialogue import OnFetch
 from flowspec_edge.origin.ring import Ring, RingStage
 from flowspec_edge.origin.status import StageWork
+
+MAX_TEXTS = 4
+"""Of which trees are told: the viewer's own come first, then those that began first."""
+MAX_TOKEN_CHARACTERS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,3 +150,71 @@ class ServiceView:
     boards: Sequence[dict[str, Any]]
     lost: Sequence[str]
     fetches: Sequence[FetchView]
+
+
+class ShownRow(NamedTuple):
+    """A row of the text: its draft id, and its word, which is empty where it is not the viewer's."""
+
+    id: int
+    word: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextView:
+    """A text that is written, as ``TextPicture``; ``drafts`` are columns of rows, with words in place of tokens."""
+
+    session: int
+    is_own: bool
+    num_prompt: int
+    num_read: int
+    position: int
+    text: Sequence[ShownRow]
+    num_drafts: int
+    drafts: dict[str, list[Any]]
+    ways: Sequence[Way]
+    counts: GenerationStatistics
+
+    @classmethod
+    def of(cls, text: TextPicture, word_of: Callable[[int], str], *, is_own: bool) -> Self:
+        def word(token: int) -> str:
+            return word_of(token)[:MAX_TOKEN_CHARACTERS] if is_own else ""
+
+        drafts = text.drafts._asdict()
+        words = [*map(word, drafts.pop("tokens"))]
+        return cls(
+            session=text.session,
+            is_own=is_own,
+            num_prompt=text.num_prompt,
+            num_read=text.num_read,
+            position=text.position,
+            text=[ShownRow(row.id, word(row.token)) for row in text.text],
+            num_drafts=text.num_drafts,
+            drafts={**drafts, "words": words},
+            ways=text.ways,
+            counts=text.counts,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkView:
+    """What a ring is at, for one viewer: of texts with the ``label`` it has the words, of others how they grow."""
+
+    now: float
+    texts: Sequence[TextView]
+    trips: Sequence[Trip]
+    jobs: Sequence[Job]
+
+    @classmethod
+    def of(cls, picture: RingPicture, word_of: Callable[[int], str], label: str, since: float) -> Self:
+        """With those trips and jobs that ended behind ``since``."""
+
+        def is_own(text: TextPicture) -> bool:
+            return bool(label) and text.label == label
+
+        shown = sorted(picture.texts, key=lambda text: not is_own(text))[:MAX_TEXTS]
+        return cls(
+            now=picture.now,
+            texts=[TextView.of(text, word_of, is_own=is_own(text)) for text in shown],
+            trips=[trip for trip in picture.trips if trip.way.ended > since],
+            jobs=[job for job in picture.jobs if job.span.ended > since],
+        )

@@ -36,13 +36,13 @@ from flowspec_edge.web.model_card import ModelCard
 from flowspec_edge.web.ollama import OllamaChat, OllamaGenerate
 from flowspec_edge.web.ollama_models import OllamaModels
 from flowspec_edge.web.openai_chat import Chat
-from flowspec_edge.web.page_files import add_page
 from flowspec_edge.web.refusals import NO_MODEL, refuse_as
 from flowspec_edge.web.request_log import install_request_log, note_piece
 from flowspec_edge.web.responses import Responses
+from flowspec_edge.web.start_page import add_start
 from flowspec_edge.web.tokens import TokenCoder, Tokens
 from flowspec_edge.web.turns import Holder, TurnLimits, Turns
-from flowspec_edge.web.viewing import Advise, Viewing, Watched, label_of
+from flowspec_edge.web.viewing import Viewed, Viewing, label_of
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """Enough for a prompt of a million tokens."""
@@ -77,50 +77,41 @@ def build_app(
     coder: Callable[[], Awaitable[TokenCoder]] | None = None,
     is_strict: bool = False,
     status: Status | None = None,
-    watched: Watched | None = None,
-    advise: Advise = dict,
+    viewed: Viewed | None = None,
 ) -> web.Application:
     """Routes ``POST /v1/completions``, ``GET /v1/models``, ``/health``, ``/ready`` and ``/metrics``; serve it with
     ``cancels_on_disconnect``.
 
     Where there is a template for ``chat`` chats are answered as well, in every dialect; with a ``card`` also what
     Ollama's clients ask about the model, and with the ``coder``, its tokenizer, what its tokens are.
-
     ``guard`` says who is let through; by default every program of this machine. With ``is_strict`` fields that nobody
-    knows are refused. ``status`` tells whether texts can be written now. Where something is ``watched``, ``GET /`` is a
-    page that shows it, by ``GET /events``, with what ``advise`` says to whoever runs it. When the application is shut
-    down, texts that are still written end with an error that says so.
+    knows are refused. ``status`` tells whether texts can be written now. A page at ``GET /`` shows what is ``viewed``.
+    When the application is shut down, texts that are still written end with an error that says so.
     """
-    guard = guard or Guard()
-    turns = Turns(limits or TurnLimits())
+    guard, turns = guard or Guard(), Turns(limits or TurnLimits())
     metrics = Metrics(generator.model, turns, status)
-    api = _Api(generator, turns, metrics, status)
     app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[refusing_in_its_dialect])
     guard.install(app)
     install_request_log(app)
     HealthRoutes(generator.model, guard, turns, metrics, status).install(app)
+    api = _Api(generator, turns, metrics, status)
     api.add_to(app.router, chat, is_strict=is_strict)
     if chat is not None and card is not None and coder is not None:
         Tokens(generator, chat, coder, card.geometry, is_strict=is_strict).add_to(app.router)
-    greet: Handler | None = None
     if card is not None:
-        models = OllamaModels(card, is_strict=is_strict)
-        models.add_to(app.router)
-        greet = models.greet
-    if watched is not None:
-        Viewing(watched, turns, advise).install(app)
-        add_page(app.router, greet)
-    elif greet is not None:
-        app.router.add_get("/", greet)
+        OllamaModels(card, is_strict=is_strict).add_to(app.router)
+    if viewed is not None:
+        Viewing(viewed, turns).install(app)
+    add_start(app.router, has_page=viewed is not None)
     openapi.add_to(app.router, needs_key=guard.keys is not None)
     app.on_shutdown.append(api.end)
-    if chat is not None:
-        app.on_cleanup.append(functools.partial(_close, chat))
+    app.on_cleanup.append(functools.partial(_close, chat))
     return app
 
 
-async def _close(chat: ChatTemplate, app: web.Application) -> None:
-    chat.close()
+async def _close(chat: ChatTemplate | None, app: web.Application) -> None:
+    if chat is not None:
+        chat.close()
 
 
 class _Api:

@@ -38,10 +38,6 @@ class OllamaModels:
         router.add_get("/api/ps", self.list_loaded)
         router.add_post("/api/show", self.show)
 
-    async def greet(self, request: web.Request) -> web.Response:
-        """Clients look for this text to see that there is an Ollama."""
-        return web.Response(text="Ollama is running")
-
     async def tell_version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": SPOKEN, "flowspec": __version__})
 

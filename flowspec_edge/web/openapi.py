@@ -49,7 +49,6 @@ OPERATIONS = (
     Operation("/api/tags", "the model that is served, as Ollama has it"),
     Operation("/api/ps", "the model that is served, as Ollama has it"),
     Operation("/api/version", "the version of Ollama whose API this is"),
-    Operation("/events", "what the ring and its texts are at, as events that go on", streams=NAMED_EVENTS),
     Operation("/health", "that the server is there"),
 )
 TOKEN_IDS: Json = {"type": "array", "items": {"type": "integer"}}

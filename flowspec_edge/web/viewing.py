@@ -15,14 +15,13 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 from aiohttp import web
 
-from flowspec_edge.core.speculation.pictures import RingPicture, TextPicture
 from flowspec_edge.errors import ServerBusyError
-from flowspec_edge.origin.view import ServiceView
+from flowspec_edge.origin.view import ServiceView, WorkView
 from flowspec_edge.version import __version__
 from flowspec_edge.web.event_stream import UNBUFFERED, send_within
 from flowspec_edge.web.framing import Json
@@ -36,9 +35,6 @@ how often all else is told; and how old advice may be. Between two events a page
 """
 MAX_VIEWERS = 8
 """Each costs what a text is slowed by: a hundredth (docs/performance.md)."""
-MAX_TEXTS = 4
-"""Of which trees are told: the viewer's own come first, then those that began first."""
-MAX_TOKEN_CHARACTERS = 24
 _LABEL_FORM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Advise = Callable[[], Json]
@@ -46,13 +42,16 @@ Advise = Callable[[], Json]
 
 
 class Watched(Protocol):
-    """What is viewed. ``look`` answers None while no ring is open."""
+    """What is viewed. ``look`` tells what the ring is at, with what ended behind ``since``; None while none is open."""
 
     def view(self) -> ServiceView: ...
 
-    def look(self) -> RingPicture | None: ...
+    def look(self, label: str, since: float) -> WorkView | None: ...
 
-    def token_text(self, token: int) -> str: ...
+
+class Viewed(NamedTuple):
+    service: Watched
+    advise: Advise = dict
 
 
 def label_of(request: web.Request) -> str:
@@ -64,8 +63,9 @@ def label_of(request: web.Request) -> str:
 class Viewing:
     """Serves the stream to as many viewers as there may be."""
 
-    def __init__(self, watched: Watched, turns: Turns, advise: Advise = dict) -> None:
-        self._watched, self._turns, self._advise = watched, turns, advise
+    def __init__(self, viewed: Viewed, turns: Turns) -> None:
+        self._service, self._advise = viewed
+        self._turns = turns
         self._advice: Json = {}
         self._advised_at = float("-inf")
         self._num_viewers = 0
@@ -102,11 +102,11 @@ class Viewing:
             if (now := time.monotonic()) - told_at >= FACTS_S:
                 told_at = now
                 yield _event("service", self._facts(now))
-            picture = self._watched.look()
-            was_moving, is_moving = is_moving, picture is not None and bool(picture.texts)
-            if picture is not None and (is_moving or was_moving):
-                yield _event("work", self._work(picture, label, worked_at))
-                worked_at = picture.now
+            work = self._service.look(label, worked_at)
+            was_moving, is_moving = is_moving, work is not None and bool(work.texts)
+            if work is not None and (is_moving or was_moving):
+                worked_at = work.now
+                yield _event("work", work)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WORK_S if is_moving else IDLE_S):
                     await self._ending.wait()
@@ -119,39 +119,11 @@ class Viewing:
         return {
             "at": now,
             "version": __version__,
-            "service": self._watched.view(),
+            "service": self._service.view(),
             "texts": texts,
             "advice": self._advice,
         }
 
-    def _work(self, picture: RingPicture, label: str, since: float) -> Json:
-        """The last trips and jobs are those that ended behind ``since``."""
 
-        def is_own(text: TextPicture) -> bool:
-            return bool(label) and text.label == label
-
-        shown = sorted(picture.texts, key=lambda text: not is_own(text))[:MAX_TEXTS]
-        return {
-            "now": picture.now,
-            "texts": [self._tell(text, has_words=is_own(text)) for text in shown],
-            "trips": [trip for trip in picture.trips if trip.way.ended > since],
-            "jobs": [job for job in picture.jobs if job.span.ended > since],
-        }
-
-    def _tell(self, text: TextPicture, *, has_words: bool) -> Json:
-        def word(token: int) -> str:
-            return self._watched.token_text(token)[:MAX_TOKEN_CHARACTERS] if has_words else ""
-
-        told = {name: getattr(text, name) for name in ("session", "num_prompt", "num_read", "position", "num_drafts")}
-        return {
-            **told,
-            "is_own": has_words,
-            "text": [(row.id, word(row.token)) for row in text.text],
-            "drafts": text.drafts._asdict() | {"tokens": [*map(word, text.drafts.tokens)]},
-            "ways": text.ways,
-            "counts": text.counts,
-        }
-
-
-def _event(kind: str, told: Json) -> bytes:
+def _event(kind: str, told: Json | WorkView) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode(told))

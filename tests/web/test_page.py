@@ -18,6 +18,7 @@ from flowspec_edge.origin.service import GenerationService
 from flowspec_edge.web.app import build_app
 from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.guard import Guard
+from flowspec_edge.web.viewing import Viewed
 from tests.ring.conftest import found_of, nodes_of
 from tests.web.browser import CHROMIUM, Page, browsing
 
@@ -75,7 +76,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
             apps = []
             for guard in (Guard(), Guard(keys=ApiKeyBook())):
                 chat = ChatTemplate.of_bundle(bundle)
-                built = build_app(service, guard, chat=chat, watched=service, advise=lambda: ADVICE)
+                built = build_app(service, guard, chat=chat, viewed=Viewed(service, lambda: ADVICE))
                 apps.append(await serve_app(built, cancels_on_disconnect=True))
             try:
                 async with browsing(tmp_path_factory.mktemp("browser")) as page:

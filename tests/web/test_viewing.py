@@ -10,17 +10,17 @@ from typing import Any
 import aiohttp
 import pytest
 
-from flowspec_edge.core.speculation.drafting import LikelyDrafts
+from flowspec_edge.core.speculation.draft_table import LikelyDrafts
 from flowspec_edge.core.speculation.lanes import Job, Span, Trip
 from flowspec_edge.core.speculation.pictures import KnownRow, RingPicture, TextPicture, Way
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.net.api_keys import ApiKeyBook, add_api_key
 from flowspec_edge.net.server import serve_app
-from flowspec_edge.origin.view import ServiceView
-from flowspec_edge.web import page_files, viewing
+from flowspec_edge.origin.view import MAX_TOKEN_CHARACTERS, ServiceView, WorkView
+from flowspec_edge.web import start_page, viewing
 from flowspec_edge.web.app import build_app
 from flowspec_edge.web.guard import Guard
-from flowspec_edge.web.viewing import LABEL
+from flowspec_edge.web.viewing import LABEL, Advise, Viewed
 from tests.web.served import CARD
 from tests.web.templates import template_of
 from tests.web.test_completions import PIECES, ScriptedGenerator
@@ -59,22 +59,22 @@ class MadeUp:
         self.num_views += 1
         return VIEW
 
-    def look(self) -> RingPicture | None:
+    def look(self, label: str, since: float) -> WorkView | None:
         self.num_looks += 1
         self.looked.set()
         now = float(self.num_looks)
         trip = Trip(1, (9,), Span(now - 0.5, now), (Span(now - 0.4, now - 0.2),), (1,))
         job = Job(1, "head", Span(now - 1.9, now - 1.5))
-        return RingPicture(now=now, texts=self.texts, trips=[trip], jobs=[job])
-
-    def token_text(self, token: int) -> str:
-        return chr(token) * (100 if token == 71 else 1)
+        picture = RingPicture(now=now, texts=self.texts, trips=[trip], jobs=[job])
+        return WorkView.of(picture, lambda token: chr(token) * (100 if token == 71 else 1), label, since)
 
 
 @contextlib.asynccontextmanager
-async def serving(watched: MadeUp, guard: Guard | None = None, **options: Any) -> AsyncIterator[aiohttp.ClientSession]:
+async def serving(
+    watched: MadeUp, guard: Guard | None = None, advise: Advise = dict, **options: Any
+) -> AsyncIterator[aiohttp.ClientSession]:
     generator = ScriptedGenerator(PIECES)
-    app = build_app(generator, guard, chat=template_of("Qwen 3"), card=CARD, watched=watched, **options)
+    app = build_app(generator, guard, chat=template_of("Qwen 3"), card=CARD, viewed=Viewed(watched, advise))
     served = await serve_app(app, cancels_on_disconnect=True)
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{served.port}") as session, asyncio.timeout(30):
@@ -104,9 +104,9 @@ async def test_a_viewer_is_told_of_all_and_reads_the_words_of_its_own_texts_alon
         told = await first(session, "work", "mine")
         assert [(text["session"], text["is_own"]) for text in told["texts"]] == [(2, True), (1, False), (3, False)]
         own, other = told["texts"][:2]
-        assert own["text"] == [[8, "A"]] and own["drafts"]["tokens"] == ["F", "G" * viewing.MAX_TOKEN_CHARACTERS]
-        assert other["text"] == [[8, ""]] and other["drafts"]["tokens"] == ["", ""]
-        assert other["drafts"] | {"tokens": []} == DRAFTS._asdict() | {"tokens": []}
+        assert own["text"] == [[8, "A"]] and own["drafts"]["words"] == ["F", "G" * MAX_TOKEN_CHARACTERS]
+        assert other["text"] == [[8, ""]] and other["drafts"]["words"] == ["", ""]
+        assert other["drafts"] | {"tokens": DRAFTS.tokens} == DRAFTS._asdict() | {"words": ["", ""]}
         assert own["ways"] == [[[9], 1.0, [1.5], [2.0]]] and own["counts"]["num_tokens"] == 2
         for label in ("", "no label", "x" * 65):
             assert not any(text["is_own"] for text in (await first(session, "work", label))["texts"])
@@ -189,7 +189,7 @@ async def test_more_viewers_than_a_ring_bears_are_sent_away(monkeypatch: pytest.
 
 
 async def test_a_server_that_ends_ends_its_streams() -> None:
-    served = await serve_app(build_app(ScriptedGenerator(PIECES), watched=MadeUp()))
+    served = await serve_app(build_app(ScriptedGenerator(PIECES), viewed=Viewed(MadeUp())))
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{served.port}/events") as response:
         told = events(response, "service")
         await anext(told)
@@ -225,10 +225,10 @@ async def test_browsers_get_the_page_and_programs_a_greeting() -> None:
 
 
 async def test_every_file_that_the_page_names_is_there_and_comes_from_here_alone() -> None:
-    named = {path.name: path.read_text() for path in page_files.FOLDER.iterdir()}
+    named = {path.name: path.read_text() for path in start_page.FOLDER.iterdir()}
     async with serving(MadeUp()) as session:
         for name, source in named.items():
-            if name != page_files.START:
+            if name != start_page.START:
                 async with session.get(f"/page/{name}") as response:
                     assert response.status == 200 and await response.text() == source
             for found in (part.split('"')[0] for part in source.split('"/page/')[1:]):

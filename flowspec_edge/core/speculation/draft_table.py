@@ -7,7 +7,7 @@ sent, which the drafter could run. numpy answers that in microseconds, about as 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,17 @@ NUM_INTS, NUM_REALS = 7, 3
 
 Many = Ints | NDArray[np.floating[Any]] | Sequence[int] | Sequence[float] | int | float
 """Values of a column, or one for all rows."""
+
+
+class LikelyDrafts(NamedTuple):
+    """Drafted rows as columns of one length, parents before children; ``chances`` are those of the whole path."""
+
+    ids: list[int]
+    parents: list[int]
+    tokens: list[int]
+    positions: list[int]
+    is_sent: list[bool]
+    chances: list[float]
 
 
 class DraftTable:
@@ -76,6 +87,18 @@ class DraftTable:
         numbers[0] = -1
         children = (numbers >= 0).nonzero()[0]
         return children, numbers.take(children)
+
+    def likeliest(self, num_rows: int) -> LikelyDrafts:
+        """Of the drafts those that have left and then the likeliest, at most ``num_rows``."""
+        order = np.lexsort((-self.scores[1:], -self.sent[1:]))[:num_rows] + 1  # stable, and parents have lower places
+        return LikelyDrafts(
+            self.ids[order].tolist(),
+            self.ids[self.parents[order]].tolist(),
+            self.tokens[order].tolist(),
+            self.depths[order].tolist(),
+            self.sent[order].astype(np.bool_).tolist(),
+            np.exp(self.scores[order]).round(4).tolist(),
+        )
 
     def append(
         self,

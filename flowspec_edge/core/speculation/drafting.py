@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowspec_edge.core.speculation.acceptance import Acceptance, Ints, Reals
-from flowspec_edge.core.speculation.draft_table import DraftTable, Scores
+from flowspec_edge.core.speculation.draft_table import DraftTable, LikelyDrafts, Scores
 from flowspec_edge.core.speculation.lookup import Lookup
 from flowspec_edge.core.speculation.lookup_drafts import LookupDrafts
 from flowspec_edge.core.speculation.tree import Tree, TreeRow
@@ -40,17 +39,6 @@ class DraftShape:
     proposals: int = 64
     children: int = 10
     rows_per_pass: int = 40
-
-
-class LikelyDrafts(NamedTuple):
-    """Drafted rows as columns of one length, parents before children; ``chances`` are those of the whole path."""
-
-    ids: list[int]
-    parents: list[int]
-    tokens: list[int]
-    positions: list[int]
-    is_sent: list[bool]
-    chances: list[float]
 
 
 class Drafting:
@@ -172,16 +160,7 @@ class Drafting:
 
     def likeliest(self, num_rows: int) -> LikelyDrafts:
         """Of the drafted rows those that have left and then the likeliest, at most ``num_rows``."""
-        table = self._table
-        order = np.lexsort((-table.scores[1:], -table.sent[1:]))[:num_rows] + 1  # stable, and parents have lower places
-        return LikelyDrafts(
-            self._ids(order),
-            self._ids(table.parents[order]),
-            table.tokens[order].tolist(),
-            table.depths[order].tolist(),
-            table.sent[order].astype(np.bool_).tolist(),
-            np.exp(table.scores[order]).round(4).tolist(),
-        )
+        return self._table.likeliest(num_rows)
 
     def merge(
         self, parents: Sequence[int], tokens: Ints, log_probs: NDArray[np.float32], next_id: int

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from flowspec_edge.core.speculation.drafting import LikelyDrafts
+from flowspec_edge.core.speculation.draft_table import LikelyDrafts
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 
 if TYPE_CHECKING:

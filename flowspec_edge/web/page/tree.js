@@ -41,9 +41,9 @@ export function showTree(text) {
     known.add(id);
   });
   root = text.text.at(-1)?.[0] ?? null;
-  const { ids, parents, tokens, positions, is_sent: sent, chances } = text.drafts;
+  const { ids, parents, words, positions, is_sent: sent, chances } = text.drafts;
   ids.forEach((id, at) => {
-    const node = nodes.get(id) ?? add(id, parents[at], positions[at], tokens[at]);
+    const node = nodes.get(id) ?? add(id, parents[at], positions[at], words[at]);
     node.state = sent[at] ? "sent" : "draft";
     node.chance = chances[at];
     known.add(id);

@@ -1,4 +1,7 @@
-"""``GET /``: the page, of files that come with the package as they are. They are read once and tell no secret."""
+"""``GET /``: a greeting for programs, and for browsers the page.
+
+Its files come with the package as they are. They are read once, and tell no secret.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import hashlib
 from pathlib import Path
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from flowspec_edge.web.guard import PAGE_FILES
 
 FOLDER = Path(__file__).parent / "page"
 START = "index.html"
+GREETING = "Ollama is running"
+"""Clients of Ollama look for this text to see that there is one."""
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -31,14 +35,13 @@ HEADERS = {
 }
 
 
-def add_page(router: web.UrlDispatcher, greet: Handler | None) -> None:
-    """Serve the page at ``/`` to browsers, and its files below ``/page/``. Programs that come to ``/`` are greeted."""
-    files = {path.name: _Served(path) for path in sorted(FOLDER.iterdir()) if path.suffix in KINDS}
-    start = files.pop(START)
+def add_start(router: web.UrlDispatcher, *, has_page: bool) -> None:
+    """Serve the start, and the page's files below ``/page/`` where it is to be there."""
+    files = {path.name: _Served(path) for path in FOLDER.iterdir() if path.suffix in KINDS} if has_page else {}
 
-    async def answer(request: web.Request) -> web.StreamResponse:
+    async def answer(request: web.Request) -> web.Response:
         is_browser = "text/html" in request.headers.get("Accept", "")
-        return await (start.answer if is_browser or greet is None else greet)(request)
+        return await files[START].answer(request) if is_browser and has_page else web.Response(text=GREETING)
 
     router.add_get("/", answer)
     for name, file in files.items():
