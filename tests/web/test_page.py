@@ -167,7 +167,7 @@ async def test_what_the_network_says_is_text(page: Page) -> None:
         const node = document.createElement("div");
         showMarkdown(node, `# A *title*
 
-one <img src=x onerror=alert(1)> **two** \\`<i>\\` [bad](javascript:alert(1)) [good](https://a.example/?q=1)
+one <img src=x onerror=alert(1)> **two** \\`<i>\\` __init__ [bad](javascript:alert(1)) [good](https://a.example/?q=1)
 
 - first
 - second
@@ -185,7 +185,7 @@ if a < b:
     })""")
     assert "<h3>A <em>title</em></h3>" in shown
     assert "one &lt;img src=x onerror=alert(1)&gt; <strong>two</strong> <code>&lt;i&gt;</code>" in shown
-    assert "[bad](javascript:alert(1))" in shown
+    assert "__init__ [bad](javascript:alert(1))" in shown
     assert 'href="https://a.example/?q=1" target="_blank" rel="noopener noreferrer"' in shown
     assert "<ul><li>first</li><li>second<div><ol><li>below</li></ol></div></li></ul>" in shown
     assert "<td>2</td>" in shown and "<pre><code>if a &lt; b:\n    pass</code></pre>" in shown

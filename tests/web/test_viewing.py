@@ -159,8 +159,9 @@ async def test_nothing_is_computed_while_nobody_looks() -> None:
 async def test_a_viewer_that_reads_nothing_gets_what_is_then_once_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its socket takes so much. Beyond that nothing is made for it, or the loop below would not end."""
     monkeypatch.setattr(viewing, "WORK_S", 0.01)
-    columns = ([value] * 20_000 for value in (1, 2, 3, 4, True, 0.5))
-    watched = MadeUp(dataclasses.replace(text_of(1, ""), drafts=LikelyDrafts(*columns)))
+    ones = [1] * 20_000
+    drafts = LikelyDrafts(ones, ones, ones, ones, [True] * len(ones), [0.5] * len(ones))
+    watched = MadeUp(dataclasses.replace(text_of(1, ""), drafts=drafts))
     async with serving(watched) as session, session.get("/events") as response:
         work = events(response, "work")
         await anext(work)

@@ -11,6 +11,7 @@ const composer = byId("composer");
 const field = byId("message");
 const settings = ["system", "temperature", "seed", "most"].map(byId);
 
+let follows = true; // whether the end of the dialogue is what is looked at
 let messages = []; // {role, content, thought, note, isFailed}
 let writing = null; // the AbortController of the answer that is written
 
@@ -35,7 +36,14 @@ export function startChat() {
     field.focus();
   });
   for (const setting of settings) setting.addEventListener("change", keep);
+  list.addEventListener("scroll", () => (follows = list.scrollHeight - list.scrollTop - list.clientHeight < 60));
+  new ResizeObserver(follow).observe(list);
   show();
+  follow();
+}
+
+function follow() {
+  if (follows) list.scrollTop = list.scrollHeight;
 }
 
 function say(text) {
@@ -61,7 +69,8 @@ async function answer() {
   const own = (writing = new AbortController());
   messages.push(reply);
   show();
-  list.scrollTop = list.scrollHeight;
+  follows = true;
+  follow();
   const view = viewOf(reply);
   setWriting(view, true);
   try {
@@ -130,9 +139,8 @@ function setWriting(view, isWriting) {
 
 /** Show what has come of an answer; who has scrolled up stays there. */
 function grow(view, reply) {
-  const isAtEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 60;
   fill(view, reply);
-  if (isAtEnd) list.scrollTop = list.scrollHeight;
+  follow();
 }
 
 function fill(view, { content, thought, note, isFailed }) {

@@ -1,4 +1,5 @@
-// Markdown as nodes of the page. Text stays text, whatever it says: nothing is parsed as HTML, and nothing is loaded.
+// Markdown as nodes of the page, but for emphasis by underscores, which names in programs have.
+// Text stays text, whatever it says: nothing is parsed as HTML, and nothing is loaded.
 
 const FENCE = /^\s{0,3}(`{3,}|~{3,})\s*([\w+#.-]*)/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
@@ -6,7 +7,7 @@ const HEADING = /^\s{0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
 const RULE = /^\s{0,3}([-*_])(\s*\1){2,}\s*$/;
 const TABLE_RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 const INLINE =
-  /(`+)(.+?)\1(?!`)|\*\*(\S(?:.*?\S)?)\*\*|(?<![\w*])\*(\S(?:[^*]*\S)?)\*(?!\w)|(?<!\w)_(\S(?:[^_]*\S)?)_(?!\w)|\[([^\]]*)\]\(([^\s)]+)[^)]*\)|(https?:\/\/[^\s<>"')\]]+)/;
+  /(`+)(.+?)\1(?!`)|\*\*(\S(?:.*?\S)?)\*\*|(?<![\w*])\*(\S(?:[^*]*\S)?)\*(?!\w)|\[([^\]]*)\]\(([^\s)]+)[^)]*\)|(https?:\/\/[^\s<>"')\]]+)/;
 
 const sources = new WeakMap(); // of nodes, what they were made of
 
@@ -115,10 +116,10 @@ function withInline(name, text) {
 function appendInline(parent, text) {
   for (let found = INLINE.exec(text); found; found = INLINE.exec(text)) {
     parent.append(text.slice(0, found.index));
-    const [all, , code, strong, starred, lined, label, target, url] = found;
+    const [all, , code, strong, em, label, target, url] = found;
     if (code !== undefined) parent.append(element("code", code));
     else if (strong !== undefined) parent.append(withInline("strong", strong));
-    else if (starred ?? lined) parent.append(withInline("em", starred ?? lined));
+    else if (em !== undefined) parent.append(withInline("em", em));
     else parent.append(makeLink(target ?? url, label || target || url) ?? all);
     text = text.slice(found.index + all.length);
   }

@@ -215,7 +215,7 @@ function appearance(node, stage, strength) {
     }
     case "sent": {
       const colour = stage === undefined ? colours.head : stageColour(stage);
-      const isStrong = strength > 0.5;
+      const isStrong = strength > 0.65;
       return { fill: colour, strength: 0.12 + 0.88 * strength, border: colour, borderStrength: 0.8, text: isStrong ? colours.sheet : colours.ink };
     }
     default:
