@@ -23,7 +23,7 @@ PAGES = (
     "examples/README.md",
     "firmware_configs/README.md",
 )
-ASSETS = ("docs/*.svg", "docs/plots/*.svg", "docs/*.css")
+ASSETS = ("docs/*.svg", "docs/*.png", "docs/plots/*.svg", "docs/*.css")
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 """A link to a file, not to elsewhere or within the page."""
 LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".service": "ini", ".sh": "bash", "": "yaml"}

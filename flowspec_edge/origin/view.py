@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.core.speculation.lanes import Job, Trip
 from flowspec_edge.core.speculation.pictures import RingPicture, TextPicture, Way
+from flowspec_edge.core.speculation.pipeline import RingCosts
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.origin.dialogue import OnFetch
 from flowspec_edge.origin.ring import Ring, RingStage
@@ -90,12 +91,17 @@ class RingView:
             rates=RateView(
                 planned=None if plan is None else plan.tokens_per_s,
                 planned_without_drafts=None if plan is None else _plain_per_s(plan),
-                without_drafts=1 / costs.plain_token_s if costs.is_measured else None,
+                without_drafts=1 / _plain_token_s(costs) if costs.is_measured else None,
             ),
             hop_ms=1000 * costs.hop_s(1) if costs.is_measured else None,
             sent_bytes=sent,
             received_bytes=received,
         )
+
+
+def _plain_token_s(costs: RingCosts) -> float:
+    """A token's mean time without speculation, as the plan reckons it: the trip of a single row, and the head."""
+    return sum(part.line.at(1) for part in (*costs.stages, costs.hops, costs.head))
 
 
 def _hops_of(plan: Plan) -> list[HopView]:

@@ -37,6 +37,10 @@ OPTIONS = (
 )
 
 
+class NoBrowserError(Exception):
+    """The browser does not start here."""
+
+
 class ScriptError(Exception):
     """What a script of a test raised in the page."""
 
@@ -151,9 +155,12 @@ async def browsing(folder: Path) -> AsyncIterator[Page]:
     )
     listening: asyncio.Task[None] | None = None
     try:
+        said = b""
         async with asyncio.timeout(PATIENCE_S):
-            while not (found := re.search(rb"ws://\S+", await present(process.stderr).readline())):
-                assert process.returncode is None and not present(process.stderr).at_eof(), "the browser did not start"
+            while not (found := re.search(rb"ws://\S+", said)):
+                if not (line := await present(process.stderr).readline()):
+                    raise NoBrowserError(f"chromium does not start here: {said[-300:].decode(errors='replace')}")
+                said += line
         reading = asyncio.create_task(present(process.stderr).read())  # or it would wait for somebody to read it
         async with (
             aiohttp.ClientSession() as client,

@@ -20,7 +20,7 @@ from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.guard import Guard
 from flowspec_edge.web.viewing import Viewed
 from tests.ring.conftest import found_of, nodes_of
-from tests.web.browser import CHROMIUM, Page, browsing
+from tests.web.browser import CHROMIUM, NoBrowserError, Page, browsing
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -81,6 +81,8 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
             try:
                 async with browsing(tmp_path_factory.mktemp("browser")) as page:
                     yield Served(page, *(f"http://127.0.0.1:{app.port}/" for app in apps))
+            except NoBrowserError as cause:
+                pytest.skip(str(cause))
             finally:
                 await asyncio.gather(*(app.close() for app in apps))
 

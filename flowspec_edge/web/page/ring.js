@@ -96,8 +96,7 @@ function layOut(service, stages, width) {
     const hop = service.ring.hops[at];
     if (hop && !isNarrow) {
       const [x, y] = point(angle(at + 0.5));
-      const outward = [middle + (x - middle) * 1.0, half + (y - half) * 0.72];
-      add("text", { class: "small", x: outward[0], y: outward[1] }, hopWords(hop));
+      add("text", { class: "small", x: middle + (x - middle) * 0.82, y: half + (y - half) * 0.7 + 4 }, hopWords(hop));
     }
     return path;
   });
