@@ -37,6 +37,26 @@ async def test_stages_count_what_they_do(ring: Ring) -> None:
     assert pieces[-1].finish_reason == "length"
 
 
+async def test_whoever_looks_is_shown_what_is_and_was_done_and_for_nobody_else_it_is_noted(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = GenerateOptions(max_new_tokens=24, label="mine")
+    assert ring.look().texts == []
+    pictures = []
+    async for _ in ring.generate("def main(argv):", options):
+        pictures.append(ring.look())
+    written = [picture.texts[0] for picture in pictures if picture.texts]
+    assert written and {text.label for text in written} == {"mine"}
+    assert written[-1].num_read == written[-1].num_prompt > 0 and written[-1].counts.num_tokens > 12
+    last = pictures[-1]
+    assert last.trips and {job.kind for job in last.jobs} == {"head", "draft"}
+    for trip in last.trips:
+        assert len(trip.stages) == 2 and trip.way.began <= trip.stages[0].began <= trip.stages[1].began
+    monkeypatch.setattr(rings, "LOOKED_S", -1.0)
+    assert [piece async for piece in ring.generate("x", GenerateOptions(max_new_tokens=1))]
+    assert ring.look().trips == [], "nobody had looked for so long"
+
+
 async def test_a_long_prompt_says_how_far_it_is(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rings, "PROGRESS_S", 0.001)
     prompt, notices = list(range(100, 900)), []

@@ -63,9 +63,9 @@ class MadeUp:
         self.num_looks += 1
         self.looked.set()
         now = float(self.num_looks)
-        trip = Trip(1, (9,), Span(now - 0.5, now), (Span(now - 0.4, now - 0.2),), (1,))
+        trips = [Trip(1, (9,), Span(end - 0.5, end), (Span(end - 0.4, end - 0.2),), (1,)) for end in (now - 1.5, now)]
         job = Job(1, "head", Span(now - 1.9, now - 1.5))
-        picture = RingPicture(now=now, texts=self.texts, trips=[trip], jobs=[job])
+        picture = RingPicture(now=now, texts=self.texts, trips=trips, jobs=[job])
         return WorkView.of(picture, lambda token: chr(token) * (100 if token == 71 else 1), label, since)
 
 
