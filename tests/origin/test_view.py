@@ -70,7 +70,7 @@ def test_without_a_plan_it_is_shown_with_what_its_parts_take() -> None:
     view = RingView.of(ring_of(None, costs))
     assert view.hops == [] and (view.rates.planned, view.rates.planned_without_drafts) == (None, None)
     assert view.rates.without_drafts == pytest.approx(1 / (0.2 + 0.2 + 0.1), rel=1e-3)
-    assert view.hop_ms == pytest.approx(100.0, rel=1e-3)
+    assert view.hop_ms == pytest.approx(1000 * costs.hop_s(1))
 
 
 def test_fetches_are_shown_until_they_are_whole_and_told_on() -> None:
