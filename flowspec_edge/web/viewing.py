@@ -34,7 +34,7 @@ WORK_S, IDLE_S, FACTS_S, ADVICE_S = 1 / 15, 0.25, 1.0, 10.0
 how often all else is told; and how old advice may be. Between two events a page moves things by itself.
 """
 MAX_VIEWERS = 8
-"""Each costs what a text is slowed by: a hundredth (docs/performance.md)."""
+"""Each costs the origin a hundredth of a core (x86, docs/page.md)."""
 _LABEL_FORM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Advise = Callable[[], Json]

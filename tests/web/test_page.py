@@ -14,6 +14,7 @@ from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.net.api_keys import ApiKeyBook, add_api_key
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.server import serve_app
+from flowspec_edge.node.node import Node
 from flowspec_edge.origin.service import GenerationService
 from flowspec_edge.web.app import build_app
 from flowspec_edge.web.chat_template import ChatTemplate
@@ -59,6 +60,7 @@ IS_WRITING = "document.querySelector('.message.waiting')"
 
 class Served(NamedTuple):
     page: Page
+    nodes: list[Node]
     url: str
     locked_url: str
 
@@ -80,7 +82,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
                 apps.append(await serve_app(built, cancels_on_disconnect=True))
             try:
                 async with browsing(tmp_path_factory.mktemp("browser")) as page:
-                    yield Served(page, *(f"http://127.0.0.1:{app.port}/" for app in apps))
+                    yield Served(page, nodes, *(f"http://127.0.0.1:{app.port}/" for app in apps))
             except NoBrowserError as cause:
                 pytest.skip(str(cause))
             finally:
@@ -143,13 +145,15 @@ async def test_a_dialogue_is_written_stopped_edited_and_written_anew(page: Page)
     assert await page.run("document.activeElement.id") == "message", "the keyboard is where one goes on"
 
 
-async def test_tree_lanes_and_ring_move_while_a_text_is_written_and_stand_still_behind_it(page: Page) -> None:
+async def test_tree_lanes_and_ring_move_while_a_text_is_written_and_stand_still_behind_it(
+    page: Page, served: Served
+) -> None:
     await page.run(say("def main(argv):", most=500))
     await page.until(
         "/^[1-9]\\d* tokens written, \\d+ rows drafted/.test(document.getElementById('tree-words').textContent)"
     )
-    await page.until("document.querySelectorAll('#ring-picture .load').length === 3")
-    await page.until("document.querySelector('#boards tbody').rows.length === 3")
+    await page.until(f"document.querySelectorAll('#ring-picture .load').length === {len(served.nodes)}")
+    await page.until(f"document.querySelector('#boards tbody').rows.length === {len(served.nodes)}")
     await page.until("Number(document.getElementById('rate').textContent) > 0")
     await page.until("Number(document.getElementById('acceptance').textContent) >= 1")
     for canvas in ("tree-canvas", "lanes-canvas"):
@@ -158,7 +162,7 @@ async def test_tree_lanes_and_ring_move_while_a_text_is_written_and_stand_still_
     await page.until("document.getElementById('tree-words').textContent === 'No text is being written.'")
     await page.until("document.getElementById('state').textContent === 'ready'")
     names = await page.run("[...document.querySelectorAll('#boards tbody th')].map((cell) => cell.textContent)")
-    assert sorted(names) == ["attic", "cellar", "hall"]
+    assert sorted(names) == sorted(node.announcement.node for node in served.nodes)
 
 
 async def test_what_the_network_says_is_text(page: Page) -> None:
@@ -220,3 +224,15 @@ async def test_where_a_key_is_wanted_it_is_asked_for_and_kept_in_the_tab(served:
     await page.go(served.locked_url)
     await page.until("document.getElementById('model').textContent === 'demo-python-6m'")
     assert not await page.run("document.getElementById('key-dialog').open")
+
+
+async def test_a_board_that_is_lost_is_shown_and_its_text_goes_on(page: Page, served: Served) -> None:
+    await page.run(say("def main(argv):", most=150))
+    await page.until(f"document.querySelector('#ring-picture .load') && {IS_WRITING}")
+    lost = served.nodes.pop()  # tests may come in any order
+    await lost.close()
+    await page.until(f"document.getElementById('others').textContent.includes('{lost.announcement.node} is lost')")
+    await page.until(f"{ANSWER} && !{IS_WRITING}")
+    note = await page.run("document.querySelector('.message.assistant .what').textContent")
+    assert note.startswith("150 tokens, ")
+    await page.until(f"document.querySelectorAll('#ring-picture .load').length === {len(served.nodes)}")

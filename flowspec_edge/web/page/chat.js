@@ -27,6 +27,7 @@ export function startChat() {
       say(field.value);
     }
   });
+  field.addEventListener("input", fitField);
   byId("stop").addEventListener("click", stop);
   document.addEventListener("keydown", (event) => event.key === "Escape" && writing && stop());
   byId("clear").addEventListener("click", () => {
@@ -46,9 +47,14 @@ function follow() {
   if (follows) list.scrollTop = list.scrollHeight;
 }
 
+function fitField() {
+  field.rows = Math.min(field.value.split("\n").length, 8);
+}
+
 function say(text) {
   if (!text.trim() || writing) return;
   field.value = "";
+  fitField();
   messages.push({ role: "user", content: text });
   answer();
 }

@@ -16,7 +16,7 @@ export function showRates(service) {
 export function showCounts(text, now) {
   if (!text) return;
   const { num_tokens: tokens, num_verifications: verified, num_rows_sent: sent, num_rows_useful: useful } = text.counts;
-  if (first?.session !== text.session) first = tokens ? { session: text.session, tokens, now } : null;
+  if (first?.session !== text.session || tokens < first.tokens) first = tokens ? { session: text.session, tokens, now } : null;
   if (first && now - first.now > SETTLED_S) byId("rate").textContent = number((tokens - first.tokens) / (now - first.now));
   if (verified) byId("acceptance").textContent = (tokens / verified).toFixed(2);
   if (sent) {

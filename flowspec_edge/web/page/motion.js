@@ -2,6 +2,7 @@
 
 const LEAST_MS = matchMedia("(pointer: coarse)").matches ? 30 : 15; // between two frames: 30 a second spare a phone
 const LATE_S = 0.15; // pictures are drawn as of so long ago, when all that moves in them is known
+const OTHER_S = 5; // by which another server's clock differs, or that of one that was started again
 const DRIFT_S = 0.0002; // by which the estimate of the clocks' difference may grow at each event
 
 const reduced = matchMedia("(prefers-reduced-motion: reduce)");
@@ -32,7 +33,9 @@ export const stageVariable = (number) => `var(--stage-${number % NUM_STAGES})`;
 let difference = Infinity; // between the page's clock and the server's, in seconds; the least is the truest
 
 export function heardAt(now) {
-  difference = Math.min(difference + DRIFT_S, performance.now() / 1000 - now);
+  const found = performance.now() / 1000 - now;
+  const isOther = Math.abs(found - difference) > OTHER_S;
+  difference = isOther ? found : Math.min(difference + DRIFT_S, found);
 }
 
 /** The time on the server's clock as of which pictures are drawn. */

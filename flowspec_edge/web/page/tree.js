@@ -32,9 +32,10 @@ export function showTree(text) {
     wake();
     return;
   }
-  if (text.session !== session) begin(text);
-  const known = new Set();
   const first = text.position - text.text.length + 1;
+  const isElsewhere = text.text.some(([id], at) => nodes.has(id) && nodes.get(id).position !== first + at);
+  if (text.session !== session || isElsewhere) begin(text); // a ring that was opened anew counts anew
+  const known = new Set();
   text.text.forEach(([id, word], at) => {
     const node = nodes.get(id) ?? add(id, text.text[at - 1]?.[0], first + at, word);
     node.state = at + first < text.num_prompt ? "prompt" : node.state === "text" ? "text" : accept(node);
