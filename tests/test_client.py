@@ -29,6 +29,7 @@ async def serving(*options: str) -> AsyncIterator[str]:
         async with asyncio.timeout(60):
             line = (await present(process.stdout).readline()).decode()
             assert (await present(process.stdout).readline()).startswith(b"tools are called in a plain form")
+            assert (await present(process.stdout).readline()).startswith(b"chat with it, and watch its boards: http://")
         yield present(re.search(r"http://[\d.]+:\d+", line)).group()
     finally:
         process.terminate()

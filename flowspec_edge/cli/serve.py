@@ -205,8 +205,8 @@ async def _serve_api(
         url = api_url(api, app.port)
         name, cluster = node.settings.name, node.settings.cluster
         print(f"model {service.model} at {url}, node {name}, cluster {cluster}. Ctrl-C ends it.", flush=True)
-        print(f"chat with it, and watch its boards: {url.removesuffix('v1')}", flush=True)
         await _print_tools(chat)
+        print(f"chat with it, and watch its boards: {url.removesuffix('v1')}", flush=True)
         print_welcome(api, url)
         async with (
             announced(_record(service, api, name, app.port)) as announcer,
