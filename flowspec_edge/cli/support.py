@@ -43,6 +43,8 @@ def add_support(commands: Commands) -> None:
 
 async def _support(options: SupportCommand) -> int:
     path = options.out or Path(f"flowspec-support-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz")
+    if path.exists():  # said before what takes a while
+        raise RequestError(f"{path} cannot be written (File exists); give another --out")
     network = ["--cluster", options.cluster, *(f"--peer={peer}" for peer in options.peer)]
     network += ["--host", options.host] if options.host else []
     network += ["--insecure"] if options.insecure else []
