@@ -69,6 +69,7 @@ class GenerateOptions:
     Special tokens are no part of the text but for those in ``shown_token_ids``, which are told by their names.
 
     ``label`` is by what whoever looks at a ring's work knows the text; nothing else depends on it.
+    What was computed for earlier texts of the same ``owner`` may serve this one, and that for other owners' may not.
     """
 
     max_new_tokens: int = 128
@@ -90,6 +91,7 @@ class GenerateOptions:
     grammar: Grammar | None = None
     shown_token_ids: tuple[int, ...] = ()
     label: str = ""
+    owner: str = ""
 
     def __post_init__(self) -> None:
         _check_range("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)

@@ -11,7 +11,7 @@ import functools
 import random
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,7 @@ from flowspec_edge.config import GenerateOptions, TokenLogprobs
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.limits import CREDITS_PER_HOP, RECENT_ROWS, TREE_MARGIN
-from flowspec_edge.core.rows import NO_PARENT, Before, Chunk, Row, SessionSpec
+from flowspec_edge.core.rows import NO_PARENT, Before, Chunk, Row, SessionSpec, SlotMove
 from flowspec_edge.core.speculation.constraint import Constraint
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
@@ -77,14 +77,28 @@ class FakeStage:
     def free_cache(self, session: int) -> None:
         del self.caches[session]
 
+    def keep_cache(self, session: int, moves: Sequence[SlotMove]) -> None:
+        if session in self.caches:  # it may have been freed meanwhile
+            self.make(self.caches[session], moves)
+
+    def take_over_cache(self, session: int, kept: int) -> bool:
+        if (cache := self.caches.pop(kept, None)) is None or session not in self.caches:
+            return False
+        num_slots = min(len(cache), len(self.caches[session]))
+        self.caches[session][:num_slots] = cache[:num_slots]
+        return True
+
+    def make(self, cache: np.ndarray, moves: Sequence[SlotMove]) -> None:
+        for move in moves:
+            cache[move.target : move.target + move.length] = cache[move.source : move.source + move.length].copy()
+
     def run(self, job: ev.RunForward, *, is_cancelled: bool) -> ev.ForwardFinished:
         self.num_cancelled += is_cancelled
         gives_up = is_cancelled and self.rng.random() < 0.7
         if job.session not in self.caches:  # closed while running
             return ev.ForwardFinished(np.zeros((len(job.rows), 1), np.float32))
         cache = self.caches[job.session]
-        for move in job.placement.moves:
-            cache[move.target : move.target + move.length] = cache[move.source : move.source + move.length].copy()
+        self.make(cache, job.placement.moves)
         first, positions = job.placement.first_slot, job.placement.positions
         stop = first + len(job.rows)
         if gives_up:
@@ -114,9 +128,18 @@ class FakeDrafter:
     def __init__(self, rng: random.Random, skill: float, taps: tuple[int, ...] = (), k: int = 4) -> None:
         self.rng, self.skill, self.taps, self.k = rng, skill, taps, k
         self.paths: dict[int, dict[int, list[int]]] = {}  # per session, by draft id
+        self.texts: dict[int, list[int]] = {}  # per session, what it has taken of its text
+        self.kept: dict[int, list[int]] = {}  # the same of sessions that have ended
 
-    def open(self, session: int, prompt: tuple[int, ...]) -> None:
-        self.paths[session] = {0: [prompt[0]]}
+    def open(self, spec: SessionSpec, prompt: tuple[int, ...]) -> None:
+        text = self.kept.pop(spec.kept)[: spec.num_kept + 1] if spec.num_kept else [prompt[0]]
+        assert tuple(text) == prompt[: len(text)], "another text's rows"
+        self.texts[spec.session], self.paths[spec.session] = text, {len(text) - 1: text}
+
+    def keep(self, session: int, taken: Sequence[int]) -> None:
+        """Keep the text up to the last row that was taken."""
+        del self.paths[session]
+        self.kept[session] = self.texts.pop(session)[: len(taken) + 1]
 
     def run(self, job: ev.RunDraft) -> ev.DraftFinished:
         if job.session not in self.paths:  # cancelled meanwhile
@@ -128,6 +151,7 @@ class FakeDrafter:
             assert position == len(paths[row.parent]) - 1
             paths[row.id] = [*paths[row.parent], row.token]
             if index < len(job.hidden):
+                self.texts[job.session] = paths[row.id]
                 value = np.float32(path_hash(paths.pop(row.parent)))
                 expected = [part for tap in self.taps for part in (value, tap)] or [value]
                 assert job.hidden[index].tolist() == expected, "another row's hidden state"
@@ -215,10 +239,14 @@ class FakeOrigin:
         self.prompts: dict[int, tuple[int, ...]] = {}
 
     def open(self, spec: SessionSpec) -> None:
-        self.drafter.open(spec.session, self.prompts[spec.session])
+        self.drafter.open(spec, self.prompts[spec.session])
 
     def close(self, session: int) -> None:
-        del self.drafter.paths[session]
+        if self.drafter.kept.pop(session, None) is None:
+            del self.drafter.paths[session]
+
+    def keep(self, session: int, taken: Sequence[int]) -> None:
+        self.drafter.keep(session, taken)
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         if isinstance(job, ev.RunHead):
@@ -241,9 +269,12 @@ class FakeRing(Watcher):
         max_context: int = 512,
         taps: tuple[int, ...] = (),
         constraint: Constraint | None = None,
+        max_kept_slots: int = 0,
     ) -> None:
         self.limits = TargetLimits(max_context=max_context, vocab_size=VOCAB, eos_token_ids=frozenset({EOS}))
-        self.origin = Origin(num_stages=num_stages, limits=self.limits, has_drafter=True, taps=taps)
+        self.origin = Origin(
+            num_stages=num_stages, limits=self.limits, has_drafter=True, taps=taps, max_kept_slots=max_kept_slots
+        )
         owned: list[list[int]] = [[] for _ in range(num_stages)]
         for tap in taps:
             rng.choice(owned).append(tap)
@@ -253,6 +284,7 @@ class FakeRing(Watcher):
         self.ring = SimulatedRing(self.origin, self.engine, self.stages, self.order, NoTime(), [self])
         self.answers: dict[int, Answer] = {}
         self.sent: dict[int, dict[int, Row]] = {}  # per session, by draft id
+        self.num_taken_over: dict[int, int] = {}  # per session
 
     @property
     def num_at_work(self) -> int:
@@ -300,11 +332,14 @@ class FakeRing(Watcher):
 
     def see_action(self, action: ev.OriginAction, now_s: float) -> None:
         match action:
+            case ev.OpenSessions(spec):
+                self.num_taken_over[spec.session] = spec.num_kept
             case ev.SendChunk(chunk):
                 sent = self.sent[chunk.session]
                 for row in chunk.rows:
                     assert row.id not in sent, "a row is sent once"
-                    assert row.parent == NO_PARENT or row.parent in sent, "parents go before children"
+                    is_there = row.parent in sent or row.parent < self.num_taken_over[chunk.session]
+                    assert row.parent == NO_PARENT or is_there, "parents go before children"
                     sent[row.id] = row
             case ev.EmitTokens(session, tokens, logprobs):
                 self.answers[session].tokens += tokens

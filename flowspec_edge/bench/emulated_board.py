@@ -15,7 +15,7 @@ import os
 import struct
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -76,6 +76,13 @@ class PacedRunner:
     def free_cache(self, session: int) -> None:
         self._runner.free_cache(session)
         self._on_end(self._lateness)
+
+    def keep_cache(self, session: int, moves: Sequence[SlotMove]) -> None:
+        self._runner.keep_cache(session, moves)
+        self._on_end(self._lateness)
+
+    def take_over_cache(self, session: int, kept: int) -> bool:
+        return self._runner.take_over_cache(session, kept)
 
     def run(self, forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> ev.ForwardFinished:
         """A forward that is given up ends behind the layer that runs then."""

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.journal import Journal
-from flowspec_edge.core.rows import Chunk, Row, SessionSpec
+from flowspec_edge.core.rows import Chunk, Row, SessionSpec, SlotMove
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.stage import Stage
 
@@ -82,6 +82,10 @@ class StageEngine(Protocol):
 
     def free_cache(self, session: int) -> None: ...
 
+    def keep_cache(self, session: int, moves: Sequence[SlotMove]) -> None: ...
+
+    def take_over_cache(self, session: int, kept: int) -> bool: ...
+
     def run(self, forward: ev.RunForward, *, is_cancelled: bool) -> ev.ForwardFinished:
         """Told when the forward ends; of one that was cancelled the values do not matter."""
 
@@ -92,6 +96,8 @@ class OriginEngine(Protocol):
     def open(self, spec: SessionSpec) -> None: ...
 
     def close(self, session: int) -> None: ...
+
+    def keep(self, session: int, taken: Sequence[int]) -> None: ...
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished: ...
 
@@ -145,6 +151,7 @@ class SimulatedRing:
         """Set where nobody waits for texts any more: nothing more is told to the origin."""
         self._engine, self._stage_engines = origin_engine, stage_engines
         self._scheduler, self._times, self._watchers = scheduler, times, watchers
+        self._behind: list[list[Callable[[], None]]] = [[] for _ in stage_engines]  # what waits for a running forward
         self._ends = itertools.count()
         self._is_computing = False
         self._deadline: float | None = None
@@ -184,16 +191,25 @@ class SimulatedRing:
             case ev.OpenSessions(spec):
                 self._engine.open(spec)
                 self._broadcast(ev.SessionRequested(spec))
-            case ev.CloseSessions(session):
-                self._engine.close(session)
-                self._broadcast(ev.SessionEnded(session))
+            case ev.CloseSessions(session, is_kept, taken):
+                if is_kept:
+                    self._engine.keep(session, taken)
+                else:
+                    self._engine.close(session)
+                self._broadcast(ev.SessionEnded(session, is_kept))
 
     def _tell_stage(self, number: int, event: ev.StageEvent) -> None:
         for action in self.journals[number + 1].handle(self.stages[number], event, self._scheduler.now_s):
             match action:
-                case ev.OpenCache(session, capacity):
+                case ev.OpenCache(session, capacity, kept, num_kept):
                     self._stage_engines[number].open_cache(session, capacity)
-                    self._tell_origin_later(f"reply {number}", ev.StageReady(session, number))
+                    if num_kept:
+                        self._do_behind(number, functools.partial(self._take_over, number, session, kept, num_kept))
+                    else:
+                        self._tell_origin_later(f"reply {number}", ev.StageReady(session, number))
+                case ev.KeepCache(session, moves):
+                    keep = functools.partial(self._stage_engines[number].keep_cache, session, moves)
+                    self._do_behind(number, keep)
                 case ev.FreeCache(session):
                     self._stage_engines[number].free_cache(session)
                 case ev.RunForward():
@@ -208,6 +224,17 @@ class SimulatedRing:
                     self._tell_origin_later("credit 0", ev.CreditArrived(num_chunks))
                 case ev.SendTapped(session, layer, ids, hidden):
                     self._tell_origin_later(f"reply {number}", ev.TappedArrived(session, layer, ids, hidden))
+
+    def _do_behind(self, number: int, job: Callable[[], None]) -> None:
+        """Do it behind the forward that the stage runs, if it runs one."""
+        if self.running[number] is None:
+            job()
+        else:
+            self._behind[number].append(job)
+
+    def _take_over(self, number: int, session: int, kept: int, num_kept: int) -> None:
+        is_there = self._stage_engines[number].take_over_cache(session, kept)
+        self._tell_origin_later(f"reply {number}", ev.StageReady(session, number, num_kept if is_there else 0))
 
     def _start_forward(self, number: int, forward: ev.RunForward) -> None:
         assert self.running[number] is None, "a stage runs one chunk at a time"
@@ -236,6 +263,9 @@ class SimulatedRing:
             watcher.see_forward(
                 number, running.began_s, self._scheduler.now_s, running.forward.rows, running.is_cancelled
             )
+        behind, self._behind[number] = self._behind[number], []
+        for job in behind:
+            job()
         self._tell_stage(number, finished)
 
     def _compute(self, job: ev.RunHead | ev.RunDraft, delay_ms: float) -> None:

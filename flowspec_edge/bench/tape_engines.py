@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from flowspec_edge.bench.tape import Tape
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.rows import NO_PARENT, Row, SessionSpec
+from flowspec_edge.core.rows import NO_PARENT, Row, SessionSpec, SlotMove
 from flowspec_edge.core.speculation.constraint import Constraint
 from flowspec_edge.core.speculation.verify import Noise, draw_tokens, rank_drafts
 from flowspec_edge.engine.drafters.drafter import Drafter
@@ -65,6 +66,11 @@ class TapeStage:
 
     def free_cache(self, session: int) -> None: ...
 
+    def keep_cache(self, session: int, moves: Sequence[SlotMove]) -> None: ...
+
+    def take_over_cache(self, session: int, kept: int) -> bool:
+        return True
+
     def run(self, forward: ev.RunForward, *, is_cancelled: bool) -> ev.ForwardFinished:
         if is_cancelled:
             return ev.ForwardFinished(np.zeros((0, 1), np.float32))
@@ -86,6 +92,9 @@ class TapeOrigin:
     def close(self, session: int) -> None:
         if self._drafter is not None:
             self._drafter.close(session)
+
+    def keep(self, session: int, taken: Sequence[int]) -> None:
+        self.close(session)
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         played = self._played[job.session]

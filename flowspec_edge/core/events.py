@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowspec_edge.config import GenerateOptions, Grammar, TokenLogprobs
-from flowspec_edge.core.rows import Chunk, Paths, Placement, Row, SessionSpec
+from flowspec_edge.core.rows import Chunk, Paths, Placement, Row, SessionSpec, SlotMove
 from flowspec_edge.core.rows import Floats as Floats
 
 # ---------------------------------------------------------------------- a stage: events
@@ -76,9 +76,10 @@ class CreditArrived:
 
 @dataclass(frozen=True, slots=True)
 class SessionEnded:
-    """The origin is done with this session."""
+    """The origin is done with this session, which may be a kept one. Its committed rows are kept where it says so."""
 
     session: int
+    is_kept: bool = False
 
 
 StageEvent = (
@@ -90,10 +91,16 @@ StageEvent = (
 
 @dataclass(frozen=True, slots=True)
 class OpenCache:
-    """Make a KV cache of ``capacity`` rows, and tell the origin that the session is open."""
+    """Make a KV cache of ``capacity`` rows, and tell the origin that the session is open.
+
+    Where ``num_kept`` is not 0, it is the cache of the kept session ``kept``, of which that many rows count; the origin
+    is told how many there are.
+    """
 
     session: int
     capacity: int
+    kept: int = 0
+    num_kept: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,11 +148,24 @@ class SendTapped:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepCache:
+    """Make the ``moves``, and keep the cache of this session, which has ended, for another one to take over.
+
+    The rows that it may want are then in the slots of their positions. It comes behind all forwards of the session.
+    """
+
+    session: int
+    moves: tuple[SlotMove, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FreeCache:
+    """Free the cache of a session, kept or not."""
+
     session: int
 
 
-StageAction = OpenCache | RunForward | CancelForward | SendChunk | GrantCredit | SendTapped | FreeCache
+StageAction = OpenCache | RunForward | CancelForward | SendChunk | GrantCredit | SendTapped | KeepCache | FreeCache
 
 # -------------------------------------------------------------------- the origin: events
 
@@ -165,10 +185,11 @@ class PromptSubmitted:
 
 @dataclass(frozen=True, slots=True)
 class StageReady:
-    """The stage of that number has opened its cache for the session."""
+    """The stage of that number has opened its cache for the session, with ``num_kept`` rows of a kept one in it."""
 
     session: int
     stage: int
+    num_kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +273,7 @@ OriginEvent = (
 
 @dataclass(frozen=True, slots=True)
 class OpenSessions:
-    """Ask every stage to open the session."""
+    """Ask every stage and the drafter to open the session, which may take over a kept one."""
 
     spec: SessionSpec
 
@@ -351,9 +372,14 @@ class FinishGeneration:
 
 @dataclass(frozen=True, slots=True)
 class CloseSessions:
-    """Tell every stage and the drafter to free the session's caches."""
+    """Tell every stage and the drafter to free the session's caches, or to keep their verified rows.
+
+    Of these the drafter has taken ``taken``, draft ids in the order of the text.
+    """
 
     session: int
+    is_kept: bool = False
+    taken: tuple[int, ...] = ()
 
 
 OriginAction = (

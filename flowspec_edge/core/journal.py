@@ -145,7 +145,7 @@ class PlainWriter:
 
 
 def _without_tokens(options: GenerateOptions) -> GenerateOptions:
-    return dataclasses.replace(options, stop=(), stop_token_ids=(), logit_bias=(), grammar=None)
+    return dataclasses.replace(options, stop=(), stop_token_ids=(), logit_bias=(), grammar=None, owner="")
 
 
 def type_name(kind: type[Any]) -> str:

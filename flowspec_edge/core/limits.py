@@ -21,6 +21,11 @@ CREDITS_PER_HOP = 2
 """Chunks a sender may have waiting at the next hop: one to start the moment the running one ends, one on the wire."""
 MAX_SESSIONS = 64
 """Sessions that one origin may have open at one stage."""
+MAX_KEPT_SESSIONS = 64
+"""Ended sessions whose rows one origin may have kept at one stage."""
+SLOTS_PER_STEP = 128
+"""A KV cache has a multiple of this many slots: ONNX Runtime adds up a product in blocks of this many terms, or of a
+multiple, and so a block is always at the same slots."""
 MAX_WAITING_ADVANCES = 1024
 """How many Advances may wait for rows in flight: far more than a ring holds, and a bound on a broken origin."""
 

@@ -123,7 +123,8 @@ class SessionSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 
     ``cancels`` says whether stages give up forwards over dead rows. Where ``is_tapped`` is set, the session's drafter
     wants the hidden rows with which verified rows enter the bundle's tapped layers. The first ``num_prompt`` rows are
-    verified from the start.
+    verified from the start. Where ``num_kept`` is not 0, that many of them are the first rows of the kept session
+    ``kept``, which this one takes over.
     """
 
     session: Count
@@ -131,6 +132,8 @@ class SessionSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     cancels: bool = True
     is_tapped: bool = False
     num_prompt: Count = 0
+    kept: Count = 0
+    num_kept: Count = 0
 
 
 def check_width(hidden: Floats, hidden_size: int) -> None:

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from flowspec_edge.core.rows import Chunk, Count, Floats, SessionSpec
 from flowspec_edge.errors import UNPRINTABLE, ProtocolError, plain_text
 
-PROTOCOL_VERSION = 10
+PROTOCOL_VERSION = 11
 
 MAX_TEXT = 4096
 """Characters of one text."""
@@ -162,9 +162,10 @@ class OpenSession(PlainMessage, frozen=True):
 
 
 class SessionOpened(PlainMessage, frozen=True):
-    """Stage to origin: the session has its cache."""
+    """Stage to origin: the session has its cache, and in it ``num_kept`` rows of the session that it takes over."""
 
     session: Count
+    num_kept: Count = 0
 
 
 class AdvanceSession(PlainMessage, frozen=True):
@@ -183,9 +184,12 @@ class BeginTurn(PlainMessage, frozen=True):
 
 
 class CloseSession(PlainMessage, frozen=True):
-    """Origin to stage: free the session's cache."""
+    """Origin to stage: the session has ended. Free its cache, or keep its committed rows for another session. The cache
+    of a kept one is freed by another such message.
+    """
 
     session: Count
+    is_kept: bool = False
 
 
 class StageFailure(PlainMessage, frozen=True):

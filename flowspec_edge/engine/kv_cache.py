@@ -15,13 +15,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from flowspec_edge.core.limits import SLOTS_PER_STEP
 from flowspec_edge.core.rows import SlotMove
 from flowspec_edge.engine.graphs import as_ort_value
-
-SLOTS_PER_STEP = 128
-"""A cache has a multiple of this many slots: ONNX Runtime adds up a product in blocks of this many terms, or of a
-multiple, and so a block is always at the same slots.
-"""
 
 
 class KvCache:
@@ -56,10 +52,12 @@ class KvCache:
         Raises:
             MemoryError: the system gives no more.
         """
-        if num_slots <= self.num_slots:
+        if num_slots <= self.num_slots and self._seen:
             return False
-        steps = -(-num_slots // SLOTS_PER_STEP) * SLOTS_PER_STEP
-        keys, values = _grown(self._keys, steps), _grown(self._values, steps)
+        keys, values, steps = self._keys, self._values, self.num_slots
+        if num_slots > steps:
+            steps = -(-num_slots // SLOTS_PER_STEP) * SLOTS_PER_STEP
+            keys, values = _grown(keys, steps), _grown(values, steps)
         if self.is_half:
             sizes = [(*array.shape[1:],) for array in (keys, values)] * layers_at_once
             self._seen = [zeros_on_small_pages(size) for size in sizes]
@@ -78,6 +76,10 @@ class KvCache:
         for source, target, length in moves:
             for array in (self._keys, self._values):
                 array[..., target : target + length, :] = array[..., source : source + length, :]
+
+    def rest(self) -> None:
+        """No forward runs for a while: have only what is kept. The arrays must be bound anew afterwards."""
+        self._seen = []
 
     def fetch(self, start: int, stop: int, num_slots: int) -> None:
         """Let the layers ``[start, stop)`` see the first ``num_slots``."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowspec_edge.core.limits import RECENT_ROWS
+from flowspec_edge.core.limits import RECENT_ROWS, SLOTS_PER_STEP
 from flowspec_edge.engine.attention_inputs import GROUP_ROWS, attention_inputs
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, as_ort_value
-from flowspec_edge.engine.kv_cache import SLOTS_PER_STEP
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.manifest import HIDDEN, Geometry
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from flowspec_edge.allocator import give_back_freed
 from flowspec_edge.core.events import ForwardFinished, RunForward
 from flowspec_edge.core.limits import RECENT_ROWS
-from flowspec_edge.core.rows import Floats, Placement
+from flowspec_edge.core.rows import Floats, Placement, SlotMove
 from flowspec_edge.engine.attention_inputs import HeadGroups, attention_inputs
 from flowspec_edge.engine.embedding import Embedding
 from flowspec_edge.engine.graphs import CachedGraph, as_ort_value, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
+from flowspec_edge.engine.kept_caches import KeptCaches
 from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.padding import min_rows
@@ -84,7 +86,8 @@ class StageRunner:
     Where it ``has_half_cache``, keys and values are rounded to float16 before their first use and kept so.
 
     ``parts`` is what it has loaded. What is among ``loaded`` is taken from there; it may be the part of another runner,
-    as long as the two are not used at once. A runner is not safe to use from several threads at once.
+    as long as the two are not used at once. A runner is not safe to use from several threads at once. The caches of
+    ended sessions are among those that its node has ``kept``.
 
     Raises:
         PlacementError: the range does not fall on the bundle's block boundaries.
@@ -102,6 +105,7 @@ class StageRunner:
         precision: str | None = None,
         has_half_cache: bool = False,
         loaded: Parts | None = None,
+        kept: KeptCaches | None = None,
     ) -> None:
         blocks = manifest.blocks_of(start, stop, precision)
         if not blocks or (blocks[0].start, blocks[-1].stop) != (start, stop):
@@ -131,6 +135,7 @@ class StageRunner:
         self._final_norm: ort.InferenceSession | None = self.parts.get(manifest.final_norm.sha256)
         self._rotary = RotaryTables(manifest.geometry.ropes)
         self._sessions: dict[int, _Session] = {}
+        self._kept = kept or KeptCaches()
 
     def open_cache(self, session: int, capacity: int) -> None:
         """Open a session, which will use ``capacity`` slots at most. Memory is taken as they are used.
@@ -143,14 +148,33 @@ class StageRunner:
         self._sessions[session] = _Session(cache, self._rotary.reach(capacity))
 
     def free_cache(self, session: int) -> None:
-        self._sessions.pop(session, None)
-        if not self._sessions:
-            self._rotary.shrink()
+        """That of a session, which may be a kept one."""
+        self._end(session)
+        self._kept.take(self, session)
+
+    def keep_cache(self, session: int, moves: Sequence[SlotMove]) -> None:
+        """End a session, and keep its cache behind these moves for another one to take over."""
+        if (ended := self._end(session)) is None:  # freed meanwhile
+            return
+        with suppress(CacheFullError):
+            self._reach(ended.cache, max((max(move.source, move.target) + move.length for move in moves), default=0))
+            ended.cache.move(moves)
+            ended.cache.rest()
+            self._kept.keep(self, session, ended.cache)
+
+    def take_over_cache(self, session: int, kept: int) -> bool:
+        """Give a session that was just opened the cache of a kept one; False where that is there no longer."""
+        cache, opened = self._kept.take(self, kept), self._sessions.get(session)
+        if cache is None or opened is None:
+            return False
+        opened.cache = cache
+        return True
 
     def free_caches(self) -> None:
         """Those of all sessions, and what else their forwards used; all of it goes back to the system."""
         for session in list(self._sessions):
-            self.free_cache(session)
+            self._end(session)
+        self._kept.free_all(self)
         give_back_freed()
 
     def close(self) -> None:
@@ -258,12 +282,8 @@ class StageRunner:
         if (num_padding := self._min_rows - len(positions)) > 0:  # rows of padding are written behind the others
             positions = np.concatenate([positions, np.zeros(num_padding, np.int64)])
             recent = np.concatenate([recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
-        stop = placement.first_slot + len(positions)
-        try:
-            if cache.reach(stop, self._largest_block):
-                session.bindings, session.step = self._bind(session), None
-        except MemoryError as cause:
-            raise CacheFullError(f"no memory for a KV cache of {stop} slots ({cause}); ask for fewer tokens") from cause
+        if self._reach(cache, placement.first_slot + len(positions)):
+            session.bindings, session.step = self._bind(session), None
         session.tables.fill(positions)
         cache.move(placement.moves)
         inputs = attention_inputs(placement.first_slot, positions, recent, geometry, num_slots=cache.num_slots)
@@ -272,6 +292,26 @@ class StageRunner:
             for number, binding in enumerate(session.bindings):
                 session.step.bind(number, binding)
         return session.step
+
+    def _reach(self, cache: KvCache, num_slots: int) -> bool:
+        """See ``KvCache.reach``. What is kept makes room, the oldest first.
+
+        Raises:
+            CacheFullError: there is not enough memory.
+        """
+        while True:
+            try:
+                return cache.reach(num_slots, self._largest_block)
+            except MemoryError as cause:
+                if not self._kept.drop_oldest():
+                    said = f"no memory for a KV cache of {num_slots} slots ({cause}); ask for fewer tokens"
+                    raise CacheFullError(said) from cause
+
+    def _end(self, session: int) -> _Session | None:
+        ended = self._sessions.pop(session, None)
+        if not self._sessions:
+            self._rotary.shrink()
+        return ended
 
     def _nothing(self, num_rows: int) -> ForwardFinished:
         return ForwardFinished(np.zeros((num_rows, self._geometry.hidden_size), np.float32))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
+from flowspec_edge.core.planning.placement import standby_memory_bytes
 from flowspec_edge.core.weights.fetching import Source
+from flowspec_edge.engine.kept_caches import KeptCaches
 from flowspec_edge.engine.stage_runner import Parts, StageRunner
 from flowspec_edge.manifest import Manifest
 from flowspec_edge.node.precision_choice import PrecisionChoice
@@ -24,8 +26,13 @@ def digests_of(wanted: StageRequest, manifest: Manifest) -> set[str]:
     return {entry.sha256 for entry in manifest.stage_files(wanted.start, wanted.stop, wanted.precision)}
 
 
-def load_runner(bundle: Bundle, wanted: StageRequest, settings: NodeSettings, parts: Parts) -> StageRunner:
-    """The runner of these layers on a node of these settings; ``parts`` are loaded already."""
+def load_runner(
+    bundle: Bundle, wanted: StageRequest, settings: NodeSettings, parts: Parts, caches: KeptCaches
+) -> StageRunner:
+    """The runner of these layers on a node of these settings; ``parts`` are loaded already. What is among ``caches``
+    makes room for the layers first.
+    """
+    caches.make_room(standby_memory_bytes(bundle.manifest.blocks_of(wanted.start, wanted.stop, wanted.precision)))
     return StageRunner(
         bundle.directory,
         bundle.manifest,
@@ -35,4 +42,5 @@ def load_runner(bundle: Bundle, wanted: StageRequest, settings: NodeSettings, pa
         precision=wanted.precision,
         has_half_cache=settings.has_half_cache,
         loaded=parts,
+        kept=caches,
     )

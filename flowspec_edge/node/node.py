@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from flowspec_edge.core import wire
+from flowspec_edge.engine.kept_caches import KeptCaches
 from flowspec_edge.errors import ClusterKeyError, NodeUnavailableError, ProtocolError
 from flowspec_edge.net.addresses import is_loopback
 from flowspec_edge.net.auth import Credentials
@@ -45,6 +46,7 @@ class Node:
         self.supply = WeightSupply(settings.bundles, settings.cache, self._files, tls)
         self.weights = WeightServer(self.supply.find)
         self.kept = KeptLayers()
+        self.caches = KeptCaches()
         self.measurements = Measurements(settings.num_threads, settings.thermometer)
         self.precisions = PrecisionChoice(settings.precision)
         self.memory = MemoryAccount(settings.memory_bytes)
@@ -66,6 +68,7 @@ class Node:
             memory=self.memory,
             arrivals=self.arrivals,
             kept=self.kept,
+            caches=self.caches,
             measurements=self.measurements,
             supply=self.supply,
             board=board,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.rows import SlotMove
 from flowspec_edge.net.connection import Link
 
 
@@ -16,6 +17,10 @@ class Runner(Protocol):
     def open_cache(self, session: int, capacity: int) -> None: ...
 
     def free_cache(self, session: int) -> None: ...
+
+    def keep_cache(self, session: int, moves: Sequence[SlotMove]) -> None: ...
+
+    def take_over_cache(self, session: int, kept: int) -> bool: ...
 
     def run(self, forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> ev.ForwardFinished: ...
 

@@ -9,9 +9,10 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.packet_loss import COUNT_S
+from flowspec_edge.core.rows import SlotMove
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import CacheFullError, ProtocolError
 from flowspec_edge.net.connection import Link
@@ -70,7 +72,7 @@ class StageHost:
         self._max_capacity = max_capacity
         self._activity = activity
         self._recorder = recorder
-        self._forwards: asyncio.Queue[tuple[ev.RunForward, threading.Event]] = asyncio.Queue()
+        self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()  # done one after the other
         self._cancelled = threading.Event()  # of the newest forward; each has its own
         self._num_sent = 0
         self._is_used = asyncio.Event()  # by a session: the ring is open
@@ -115,7 +117,7 @@ class StageHost:
             self._blaming(self._control, self._read_control()),
             self._blaming(self._behind, self._read_chunks()),
             self._blaming(self._ahead, self._read_credits()),
-            self._run_forwards(),
+            self._do_jobs(),
             self._count_packets(),
         )
 
@@ -144,8 +146,8 @@ class StageHost:
                     self._tell(ev.AdvanceArrived(session, at, to))
                 case wire.BeginTurn(session, turn):
                     self._tell(ev.TurnBegan(session, turn))
-                case wire.CloseSession(session):
-                    self._tell(ev.SessionEnded(session))
+                case wire.CloseSession(session, is_kept):
+                    self._tell(ev.SessionEnded(session, is_kept))
                 case _:
                     raise ProtocolError(f"peer {self._control.peer}: {type(message).__name__} came on a control link")
 
@@ -172,19 +174,28 @@ class StageHost:
             if packets.num_ahead or packets.num_behind:
                 self._control.send(packets)
 
-    async def _run_forwards(self) -> None:
+    async def _do_jobs(self) -> None:
         while True:
-            forward, cancelled = await self._forwards.get()
-            began = time.monotonic()
-            try:
-                with self._activity.busy():
-                    finished = await in_thread(self._executor, self._runner.run, forward, cancelled.is_set)
-            except CacheFullError as cause:
-                self._end_session(forward, cause)
-                continue
-            if self._recorder is not None and not cancelled.is_set():
-                self._recorder.add(len(forward.rows), time.monotonic() - began)
-            self._tell(finished)
+            await (await self._jobs.get())()
+
+    async def _run(self, forward: ev.RunForward, cancelled: threading.Event) -> None:
+        began = time.monotonic()
+        try:
+            with self._activity.busy():
+                finished = await in_thread(self._executor, self._runner.run, forward, cancelled.is_set)
+        except CacheFullError as cause:
+            self._end_session(forward, cause)
+            return
+        if self._recorder is not None and not cancelled.is_set():
+            self._recorder.add(len(forward.rows), time.monotonic() - began)
+        self._tell(finished)
+
+    async def _keep(self, session: int, moves: Sequence[SlotMove]) -> None:
+        await in_thread(self._executor, self._runner.keep_cache, session, moves)
+
+    async def _take_over(self, session: int, kept: int, num_kept: int) -> None:
+        is_there = await in_thread(self._executor, self._runner.take_over_cache, session, kept)
+        self._board.send(self._control, wire.SessionOpened(session, num_kept if is_there else 0))
 
     def _end_session(self, forward: ev.RunForward, cause: CacheFullError) -> None:
         """End the session that a forward is of, and tell the origin. No row of the forward lives any more."""
@@ -196,14 +207,19 @@ class StageHost:
     def _tell(self, event: ev.StageEvent) -> None:
         for action in self._journal.handle(self._core, event, time.monotonic()):
             match action:
-                case ev.OpenCache(session, capacity):
+                case ev.OpenCache(session, capacity, kept, num_kept):
                     self._runner.open_cache(session, capacity)
-                    self._board.send(self._control, wire.SessionOpened(session))
+                    if num_kept:
+                        self._jobs.put_nowait(partial(self._take_over, session, kept, num_kept))
+                    else:
+                        self._board.send(self._control, wire.SessionOpened(session))
+                case ev.KeepCache(session, moves):
+                    self._jobs.put_nowait(partial(self._keep, session, moves))
                 case ev.FreeCache(session):  # behind the forward that may run; to free a gigabyte takes a while
                     self._executor.submit(self._runner.free_cache, session)
                 case ev.RunForward():
                     self._cancelled = threading.Event()
-                    self._forwards.put_nowait((action, self._cancelled))
+                    self._jobs.put_nowait(partial(self._run, action, self._cancelled))
                 case ev.CancelForward():
                     self._cancelled.set()
                 case ev.SendChunk(chunk):

@@ -22,6 +22,7 @@ from flowspec_edge.core.limits import TREE_MARGIN
 from flowspec_edge.core.planning.placement import stage_memory_bytes
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.engine.arithmetic import arithmetic_of
+from flowspec_edge.engine.kept_caches import KeptCaches
 from flowspec_edge.errors import (
     FlowspecError,
     LinkLostError,
@@ -64,6 +65,7 @@ class StageOpener:
     memory: MemoryAccount
     arrivals: Arrivals
     kept: KeptLayers
+    caches: KeptCaches
     measurements: Measurements
     supply: WeightSupply
     board: Board
@@ -146,7 +148,8 @@ class _Opening:
                 self.control, supplied, "the weights of its stage were here"
             )
             began = time.monotonic()
-            runner = await in_thread(self.executor, load_runner, bundle, wanted, node.settings, taken.parts)
+            loading = in_thread(self.executor, load_runner, bundle, wanted, node.settings, taken.parts, node.caches)
+            runner = await loading
             stage = LoadedStage(bundle, runner, memory_bytes, files.pop_all())
         await self.held.enter_async_context(stage_in_use(node.kept, stage, self.control, self.executor))
         return stage, round((time.monotonic() - began) * 1000), report.num_bytes

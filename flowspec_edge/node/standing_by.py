@@ -128,7 +128,7 @@ class _StandingBy:
             await node.activity.wait_quiet(QUIET_S)
             self._check_room(memory_bytes)
             began = time.monotonic()
-            loading = in_thread(self.executor, load_runner, bundle, wanted, node.settings, taken.parts)
+            loading = in_thread(self.executor, load_runner, bundle, wanted, node.settings, taken.parts, node.caches)
             runner = await _to_the_end(loading)
         # The files are let go of: layers that only stand by are in no other stage's way on the disk either.
         stage = LoadedStage(bundle, runner, memory_bytes, contextlib.ExitStack())

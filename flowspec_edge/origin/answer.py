@@ -36,6 +36,7 @@ class Answer:
         )
         self._ending: str | None = None
         self._counts: list[GenerationStatistics] = []  # one for each ring that wrote at it
+        self._of_prompt = GenerationStatistics()  # of the one that read the prompt and wrote the first token
         self._computed: Sequence[ComputedLayers] = ()  # by the ring that wrote last
         self._changes: list[dict[str, Any]] = []
         self._began = self._last = time.monotonic()
@@ -94,6 +95,8 @@ class Answer:
                 for changed in changed_layers(self._computed, computed)
             ]
         self._counts.append(counts)
+        if not self._tokens:
+            self._of_prompt = counts
         self._computed = computed
 
     def take(self, tokens: tuple[int, ...], logprobs: Sequence[TokenLogprobs] = ()) -> Piece:
@@ -123,6 +126,7 @@ class Answer:
         counts = sum(self._counts, GenerationStatistics())
         return {
             "prompt_tokens": len(self._prompt),
+            "cached_tokens": self._of_prompt.num_rows_kept,
             "completion_tokens": len(self._tokens),
             "arithmetic_changes": self._changes,
             "trips": counts.num_trips,

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.planning.kept_room import KeptRoom, Spare
 from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.placement import (
     LeftOut,
@@ -90,6 +91,7 @@ async def open_ring(
     is_urgent: bool = False,
     is_in_doubt: asyncio.Event | None = None,
     on_lossy: OnLossy = lambda found: None,
+    kept_bytes: int | None = 0,
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
@@ -98,7 +100,8 @@ async def open_ring(
     around the ways that are ``cut``. Where it ``is_urgent``, since texts wait that had a ring before, no link is
     measured, and who hesitates to answer is left out. ``is_in_doubt`` is set when a text begins to wait meanwhile: all
     nodes are then asked whether they are there, as by a ring that is open. ``on_lossy`` is told of parts of the open
-    ring that lose packets.
+    ring that lose packets. Ended sessions are kept in ``kept_bytes`` on all nodes together; where that is None, in a
+    share of what they have to spare.
 
     Raises:
         NodeUnavailableError: no node that was found can be reached, or none of them has the bundle.
@@ -129,8 +132,9 @@ async def open_ring(
             if plan is not None:
                 await asyncio.to_thread(keep_placement, bundle.digest, plan)
             links = await _connect(node, name, stages, controls, closing)
-        core, journal = _core_of(bundle, len(stages), has_drafter=engine.drafter is not None)
-        async with Ring(core, journal, engine, stages, links, node.board, plan, on_lossy) as ring:
+        room = _kept_room(bundle, stages, peers, kept_bytes)
+        core, journal = _core_of(bundle, len(stages), room, has_drafter=engine.drafter is not None)
+        async with Ring(core, journal, engine, stages, links, node.board, plan, on_lossy, room.slot_bytes) as ring:
             yield ring
 
 
@@ -226,7 +230,17 @@ async def _close_when_loaded(loading: asyncio.Task[OriginEngine]) -> None:
         await asyncio.to_thread(loading.result().close)
 
 
-def _core_of(bundle: Bundle, num_stages: int, *, has_drafter: bool) -> tuple[Origin, Journal]:
+def _kept_room(
+    bundle: Bundle, stages: Sequence[RingStage], peers: Mapping[str, Peer], kept_bytes: int | None
+) -> KeptRoom:
+    spare = [
+        Spare(stage.plan.stop - stage.plan.start, peers[stage.plan.node].free_memory_bytes - stage.held_bytes)
+        for stage in stages
+    ]
+    return KeptRoom.on(bundle.manifest.geometry, spare, kept_bytes)
+
+
+def _core_of(bundle: Bundle, num_stages: int, room: KeptRoom, *, has_drafter: bool) -> tuple[Origin, Journal]:
     """What decides on a ring's generations, and the journal of what it is told."""
     manifest = bundle.manifest
     geometry = manifest.geometry
@@ -237,6 +251,7 @@ def _core_of(bundle: Bundle, num_stages: int, *, has_drafter: bool) -> tuple[Ori
         ),
         "has_drafter": has_drafter,
         "taps": tuple(manifest.drafter.taps) if manifest.drafter is not None else (),
+        "max_kept_slots": room.num_slots,
     }
     return Origin(**itself), Journal("origin", itself, open_record("origin"), has_text=records_text())
 

@@ -48,7 +48,7 @@ from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.blame import ANSWER_S, loss_of, next_silent, stage_loss
 from flowspec_edge.origin.engine import OriginEngine
-from flowspec_edge.origin.status import StageStatus, StageWork
+from flowspec_edge.origin.status import KeptStatus, StageStatus, StageWork
 from flowspec_edge.tasks import in_thread, run_until_first_ends
 
 PROGRESS_S = 10.0
@@ -98,7 +98,8 @@ class Ring:
     """Opened and connected stages of one bundle, which work as long as the context lasts. Made by ``open_ring``.
 
     ``journal`` writes down what ``core`` is told, where that is wanted. ``plan`` is what the planner expects of the
-    ring, where it was planned. ``on_lossy`` is told which part of the ring loses packets.
+    ring, where it was planned. ``on_lossy`` is told which part of the ring loses packets. A slot of a session's cache
+    takes ``slot_bytes`` on all stages together.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Ring:
         board: Board,
         plan: Plan | None = None,
         on_lossy: OnLossy = lambda found: None,
+        slot_bytes: int = 0,
     ) -> None:
         self.stages = stages
         self.plan = plan
@@ -122,10 +124,10 @@ class Ring:
         self._work_of = [StageWork() for _ in stages]
         self._is_in_doubt = asyncio.Event()  # whether all stages are there
         self._packet_loss, self._on_lossy = PacketLoss(self._origin), on_lossy
-        self._board = board
+        self._board, self._slot_bytes = board, slot_bytes
         self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
         self._sessions = itertools.count(1)
-        self._jobs: asyncio.Queue[ev.RunHead | ev.RunDraft] = asyncio.Queue()
+        self._jobs: asyncio.Queue[ev.RunHead | ev.RunDraft | Callable[[], None]] = asyncio.Queue()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="origin")
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
@@ -188,6 +190,12 @@ class Ring:
             )
             for stage, work in zip(self.stages, self._work_of, strict=True)
         ]
+
+    @property
+    def kept(self) -> KeptStatus:
+        """The ended sessions that it keeps for prompts that go on from them."""
+        num_sessions, num_slots = self._core.kept
+        return KeptStatus(num_sessions, num_slots * self._slot_bytes)
 
     @property
     def num_bytes(self) -> tuple[int, int]:
@@ -402,8 +410,8 @@ class Ring:
     async def _read_control(self, number: int, stage: RingStage, control: Link) -> None:
         while True:
             match await control.receive():
-                case wire.SessionOpened(session):
-                    self._tell(ev.StageReady(session, number))
+                case wire.SessionOpened(session, num_kept):
+                    self._tell(ev.StageReady(session, number, num_kept))
                 case wire.TappedRows(session, layer, ids, hidden):
                     self._tell(ev.TappedArrived(session, layer, ids, hidden))
                 case wire.PacketsSent(num_ahead, num_lost_ahead, num_behind, num_lost_behind):
@@ -440,7 +448,10 @@ class Ring:
     async def _compute(self) -> None:
         while True:
             job = await self._jobs.get()
-            self._tell(await in_thread(self._executor, self._engine.run, job))
+            if isinstance(job, ev.RunHead | ev.RunDraft):
+                self._tell(await in_thread(self._executor, self._engine.run, job))
+            else:
+                await in_thread(self._executor, job)
 
     def _tell(self, event: ev.OriginEvent, not_before: float = 0.0) -> None:
         now = max(time.monotonic(), not_before)
@@ -463,13 +474,19 @@ class Ring:
                 case ev.RunHead() | ev.RunDraft():
                     self._jobs.put_nowait(action)
                 case ev.OpenSessions(spec):
-                    if self._engine.drafter is not None:
-                        self._engine.drafter.open(spec.session, spec.capacity)
+                    if (drafter := self._engine.drafter) is not None:
+                        drafter.open(spec.session, spec.capacity)
+                        if spec.num_kept:
+                            self._jobs.put_nowait(
+                                functools.partial(drafter.take_over, spec.session, spec.kept, spec.num_kept)
+                            )
                     self._broadcast(wire.OpenSession(spec))
-                case ev.CloseSessions(session):
-                    if self._engine.drafter is not None:  # behind the pass that may run
-                        self._executor.submit(self._engine.drafter.close, session)
-                    self._broadcast(wire.CloseSession(session))
+                case ev.CloseSessions(session, is_kept, taken):
+                    if (drafter := self._engine.drafter) is not None and is_kept:  # behind all its passes
+                        self._jobs.put_nowait(functools.partial(drafter.keep, session, taken))
+                    elif drafter is not None:  # behind the pass that may run
+                        self._executor.submit(drafter.close, session)
+                    self._broadcast(wire.CloseSession(session, is_kept))
                 case ev.EmitTokens(session) | ev.ReportTrip(session) | ev.FinishGeneration(session):
                     if isinstance(action, ev.FinishGeneration) and action.error is not None:
                         # A ring that failed once is not trusted again.

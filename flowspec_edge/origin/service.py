@@ -49,7 +49,7 @@ class GenerationService:
     """Answers prompts as long as its ``async with`` block lasts, by rings that it opens and closes.
 
     Args:
-        node, bundle, search, on_fetch, plan_options, boards, moves, moves_at_once, has_standbys: as for
+        node, bundle, search, on_fetch, plan_options, boards, moves, moves_at_once, has_standbys, kept_bytes: as for
             :class:`RingUpkeep`.
         names_links: where only that can tell why a ring was slow, measure its links before the last piece is given.
         wait_for_boards_s: how long a text waits for a board where those that are left have no room for all layers.
@@ -69,6 +69,7 @@ class GenerationService:
         names_links: bool = False,
         wait_for_boards_s: float = WAIT_FOR_BOARDS_S,
         has_standbys: bool = False,
+        kept_bytes: int | None = 0,
     ) -> None:
         self._node = node
         self._bundle = bundle
@@ -89,6 +90,7 @@ class GenerationService:
             moves=moves,
             moves_at_once=moves_at_once,
             has_standbys=has_standbys,
+            kept_bytes=kept_bytes,
         )
 
     async def __aenter__(self) -> Self:
@@ -129,6 +131,7 @@ class GenerationService:
             boards=self._watch.known,
             sent_bytes=sent,
             received_bytes=received,
+            kept=ring.kept,
         )
 
     def view(self) -> ServiceView:

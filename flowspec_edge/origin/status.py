@@ -41,6 +41,14 @@ class StageStatus:
     work: StageWork
 
 
+@dataclass(frozen=True, slots=True)
+class KeptStatus:
+    """Ended sessions that are kept for prompts that go on from them, and what their caches take on all boards."""
+
+    num_sessions: int = 0
+    num_bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
     """``reason`` says why no text can be written now, or what the next one waits for; it is empty otherwise.
@@ -55,6 +63,7 @@ class ServiceStatus:
     boards: Sequence[dict[str, Any]] = ()
     sent_bytes: int = 0
     received_bytes: int = 0
+    kept: KeptStatus = KeptStatus()
 
 
 @dataclass(slots=True)

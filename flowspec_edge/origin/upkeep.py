@@ -71,6 +71,7 @@ class RingUpkeep:
         moves: whether the ring moves for other nodes at all; it does where it loses packets.
         moves_at_once: move while texts are written, which go on over the new ring; else only when none is.
         has_standbys: have boards stand by for each other while no text is written.
+        kept_bytes: as for :func:`open_ring`.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class RingUpkeep:
         moves: bool,
         moves_at_once: bool,
         has_standbys: bool,
+        kept_bytes: int | None,
     ) -> None:
         self._node, self._bundle, self._search = node, bundle, search
         self._on_fetch = on_fetch
         self._plan_options = plan_options
         self._boards = boards
+        self._kept_bytes = kept_bytes
         itself: dict[str, Any] = {"at_once": moves_at_once, "follows": moves}
         self._core = rb.Rebalancing(**itself)
         self._journal = Journal("rebalancing", itself, open_record("rebalancing"))
@@ -260,6 +263,7 @@ class RingUpkeep:
             is_urgent=bool(self._served),
             is_in_doubt=self._is_in_doubt if self._served else None,
             on_lossy=self._note_lossy,
+            kept_bytes=self._kept_bytes,
         )
         try:
             self._ring = await self._closing.enter_async_context(opening)

@@ -11,6 +11,7 @@ the memory of a board.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +19,9 @@ import numpy as np
 from flowspec_edge.config import GenerateOptions, Grammar
 from flowspec_edge.core.events import RunDraft
 from flowspec_edge.core.rows import Floats, Paths, Row
+from flowspec_edge.core.speculation.kept_sessions import EndedText
 from flowspec_edge.core.speculation.text_paths import TextPaths
-from flowspec_edge.core.speculation.tree import Tree
+from flowspec_edge.core.speculation.tree import Tree, TreeRow
 from flowspec_edge.errors import ProtocolError
 
 PROMPT_PAIRS = 2048
@@ -58,13 +60,28 @@ class DraftFeed:
         self._ranked_by = ranked_by
         self._grammar = grammar
         self._paths = None if ranked_by is None and grammar is None else paths
-        self._is_on = is_on
+        self.is_on = is_on
         self._hidden: dict[int, Floats] = {}  # per row, until the drafter has taken it
         self._tapped: dict[int, dict[int, Floats]] = {}  # per verified row, by layer, until all layers have come
         self._num_extended = 0  # how many verified pairs the drafter has taken
         self._dropped: list[int] = []  # rows that died and that the drafter has not been told of
         self._running: list[int] = []  # the rows of the running pass whose children it drafts
         self._num_running = 0  # all rows of the running pass
+
+    # ------------------------------------------------------------------ a session before, and one behind
+
+    def begin(self, text: EndedText, num_rows: int) -> None:
+        """The first rows are those of an ended session, and so are the drafter's; its pairs are taken already."""
+        if self.is_on:
+            assert num_rows <= text.num_pairs, "it goes on with the next pair"
+            self._num_extended = min(text.num_taken, num_rows)
+            self._hidden = dict(itertools.islice(enumerate(text.hidden, text.num_taken), num_rows - self._num_extended))
+
+    def end(self, rows: Sequence[TreeRow]) -> EndedText:
+        """What there is of a session that ends with these verified rows, its first ones, for another one."""
+        ids = [row.id for row in rows[self._num_extended :]] if self.is_on else []
+        hidden = tuple(self._hidden[id].copy() for id in itertools.takewhile(self._hidden.__contains__, ids))
+        return EndedText(tuple(row.token for row in rows), self._num_extended, hidden)
 
     # ------------------------------------------------------------------ what comes in
 
@@ -92,7 +109,7 @@ class DraftFeed:
         """These rows died. The next pass tells the drafter, once."""
         for id in self._hidden.keys() & dropped:
             del self._hidden[id]
-        if self._is_on:
+        if self.is_on:
             self._dropped += dropped
 
     # ------------------------------------------------------------------ what goes out
@@ -100,7 +117,7 @@ class DraftFeed:
     @property
     def wants_returned(self) -> bool:
         """Whether hidden rows of the whole prompt must come back around the ring."""
-        return self._is_on and not self._taps
+        return self.is_on and not self._taps
 
     @property
     def is_tapped(self) -> bool:
@@ -114,11 +131,11 @@ class DraftFeed:
 
     def may_draft(self, root: int) -> bool:
         """Whether anything may be drafted below the root: not before the first token after the prompt is known."""
-        return self._is_on and root >= self._num_prompt
+        return self.is_on and root >= self._num_prompt
 
     def num_unextended(self, root: int) -> int:
         """How many verified pairs the drafter can take and has not taken yet."""
-        if not self._is_on or self.is_awaiting_tapped(root):
+        if not self.is_on or self.is_awaiting_tapped(root):
             return 0
         return self._tree[root].depth - self._num_extended
 

@@ -39,6 +39,10 @@ class DraftSlots:
         """Draft ids in slot order, without the reserved slot; NO_PARENT where a slot is free."""
         return self._ids[1:]
 
+    def slots_of(self, ids: Sequence[int]) -> list[int]:
+        """Those of these rows, all of which have one."""
+        return [self._slot_of[id] for id in ids]
+
     def release(self, ids: Collection[int]) -> None:
         """Free the slots of these rows (those that have one)."""
         for id in ids:

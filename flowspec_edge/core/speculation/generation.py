@@ -32,6 +32,7 @@ from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.draft_feed import DraftFeed
 from flowspec_edge.core.speculation.drafting import Drafting, DraftShape
 from flowspec_edge.core.speculation.head_feed import HeadFeed
+from flowspec_edge.core.speculation.kept_sessions import EndedText
 from flowspec_edge.core.speculation.lookup import Lookup
 from flowspec_edge.core.speculation.pipeline import Flight, Pipeline, Traffic
 from flowspec_edge.core.speculation.prompt_check import room_behind
@@ -99,6 +100,42 @@ class Generation:
         self._draft_feed = DraftFeed(session, tree, len(prompt), taps, self._paths, *ranking, is_on=is_on)
         self._computing_since = 0.0
         self._num_trip_drafted = 0
+        self._last: Advance | None = None  # the one that ends the text, which stages need not hear of
+
+    # ------------------------------------------------------------------ a session before, and one behind
+
+    @property
+    def owner(self) -> str:
+        """Whose text it is."""
+        return self._options.owner
+
+    @property
+    def has_drafts(self) -> bool:
+        """Whether the session uses its drafter."""
+        return self._draft_feed.is_on
+
+    def begin(self, text: EndedText, num_rows: int) -> None:
+        """The first rows of the prompt are those of an ended session, and are at the stages already."""
+        self._prompt_feed.begin(num_rows)
+        self._draft_feed.begin(text, num_rows)
+        self.statistics.num_rows_kept = num_rows
+
+    def end(self) -> tuple[EndedText, tuple[int, ...], list[BroadcastAdvance]] | None:
+        """What may be kept of the session, which ends now: its verified rows, the draft ids of those that the drafter
+        has taken, and what the stages have to be told first. None where there are none.
+        """
+        if self._last is not None:
+            last = self.root
+        elif self.statistics.num_verifications:
+            last = self.tree[self.root].parent
+        else:  # the row behind it may not have come to all stages, and this one is not known to be committed
+            last = self.statistics.num_rows_kept - 2
+        if last < 0:
+            return None
+        rows = self.tree.path(last)
+        text = self._draft_feed.end(rows)
+        taken = tuple(row.id for row in rows[1 : text.num_taken + 1])
+        return text, taken, [] if self._last is None else [BroadcastAdvance(self.session, *self._last)]
 
     @property
     def prompt_progress(self) -> tuple[int, int]:
@@ -156,7 +193,7 @@ class Generation:
             self._report(num_returned, len(tokens), num_pruned),
         ]
         if reason is not None:
-            self.is_finished = True
+            self.is_finished, self._last = True, advance
             return [*actions, FinishGeneration(self.session, reason)]
         return [BroadcastAdvance(self.session, *advance), *actions]
 

@@ -26,15 +26,18 @@ NO_SLOT = -1
 
 
 class KvSlots:
-    """The slots of one session's cache, which holds ``capacity`` rows."""
+    """The slots of one session's cache, which holds ``capacity`` rows.
 
-    def __init__(self, capacity: int) -> None:
+    The first ``num_rows`` are there: a chain whose draft ids, like the slots, are their positions.
+    """
+
+    def __init__(self, capacity: int, num_rows: int = 0) -> None:
         self.capacity = capacity
-        self._ids: list[int] = []
-        self._parent_slots: list[int] = []
-        self._slot_of: dict[int, int] = {}
-        self._num_spine = 0
-        self._depths: list[int] = []
+        self._ids: list[int] = list(range(num_rows))
+        self._parent_slots: list[int] = list(range(NO_SLOT, num_rows - 1))
+        self._slot_of: dict[int, int] = dict(enumerate(range(num_rows)))
+        self._num_spine = num_rows
+        self._depths: list[int] = list(range(num_rows))
         self._moves: list[SlotMove] = []  # not yet made
 
     def __len__(self) -> int:
@@ -100,6 +103,14 @@ class KvSlots:
         del self._ids[target:], self._parent_slots[target:], self._depths[target:]
         self._num_spine = min(self._num_spine, gone[0])
         self._extend_spine()
+
+    def keep(self, ids: Sequence[int]) -> tuple[SlotMove, ...]:
+        """Drop all rows but ``ids``, a path from the first row on. The moves bring it to the slots of its positions."""
+        if ids:
+            self._line_up(self._slot_of[ids[-1]])
+        self.drop(self._slot_of.keys() - {*ids})
+        moves, self._moves = tuple(self._moves), []
+        return moves
 
     def check(self) -> None:
         """Assert the invariants: slots and ids agree, and the spine is the longest path from slot 0 on."""

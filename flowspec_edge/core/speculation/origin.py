@@ -39,6 +39,7 @@ from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.credits import add_credits
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import Generation, TargetLimits
+from flowspec_edge.core.speculation.kept_sessions import KeptSessions
 from flowspec_edge.core.speculation.pictures import TextPicture, picture_of
 from flowspec_edge.core.speculation.pipeline import RingCosts, Traffic
 from flowspec_edge.core.speculation.prompt_check import check_tokens, ending_of, room_behind
@@ -64,7 +65,8 @@ class _Running:
 class Origin:
     """All generations of one ring of ``num_stages`` stages.
 
-    ``taps`` are the layers whose hidden rows the drafter wants, if it wants others than the last stage's.
+    ``taps`` are the layers whose hidden rows the drafter wants, if it wants others than the last stage's. Ended sessions
+    are kept for prompts that begin like their texts, in caches of ``max_kept_slots`` slots.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Origin:
         has_drafter: bool,
         shape: DraftShape | None = None,
         taps: tuple[int, ...] = (),
+        max_kept_slots: int = 0,
     ) -> None:
         self._num_stages = num_stages
         self._limits = limits
@@ -86,6 +89,7 @@ class Origin:
         self._traffic, self._shares = Traffic(costs), Shares(costs)
         self._slot_at: float | None = None  # when the ring is ready for a chunk, where somebody waits for that
         self._acceptance = Acceptance()
+        self._kept = KeptSessions(max_kept_slots)
         self._running: dict[int, _Running] = {}
         self._computing: int | None = None  # the session the compute lane works for
 
@@ -100,9 +104,8 @@ class Origin:
         match event:
             case PromptSubmitted():
                 self._submit(event, now, actions)
-            case StageReady(session, stage):
-                if session in self._running:
-                    self._running[session].missing.discard(stage)
+            case StageReady(session, stage, num_kept):
+                self._take_ready(session, stage, num_kept, now, actions)
             case ChunkReturned(chunk):
                 actions.append(GrantCredit(1))
                 if chunk.session in self._running:
@@ -127,12 +130,15 @@ class Origin:
                 self._lose_ring(reason, now, actions)
             case DeadlinePassed():
                 self._give_up_silent(now, actions)
+        actions += map(CloseSessions, self._kept.expire(now))
         self._go_on(now, actions)
         return actions
 
     def next_deadline(self) -> float | None:
         """When to send ``DeadlinePassed`` unless something happens before."""
         times = [running.progress_at + PROGRESS_TIMEOUT_S for running in self._running.values()]
+        if (expires_at := self._kept.next_deadline()) is not None:
+            times.append(expires_at)
         if self._slot_at is not None:
             times.append(self._slot_at)
         elif self._credits:
@@ -143,6 +149,11 @@ class Origin:
     def costs(self) -> RingCosts:
         """What the ring's stages, hops, head and drafter take, as measured so far."""
         return self._traffic.costs
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """How many ended sessions are kept, and the slots of their caches."""
+        return len(self._kept), self._kept.num_slots
 
     def statistics(self, session: int) -> GenerationStatistics:
         """Live counts of a running generation."""
@@ -178,6 +189,7 @@ class Origin:
     def check(self) -> None:
         """Assert the invariants; run at every test's teardown."""
         assert self._credits >= 0
+        self._kept.check()
         for running in self._running.values():
             running.generation.check()
 
@@ -196,19 +208,31 @@ class Origin:
             taps=self._taps,
             num_written=event.num_written,
         )
+        reuse = self._kept.take(event.options.owner, event.prompt, has_drafts=generation.has_drafts)
+        if reuse is not None:
+            generation.begin(reuse.text, reuse.num_rows)
         self._running[event.session] = _Running(generation, set(range(self._num_stages)), now, event.options.label)
         self._shares.enter(event.session)
-        actions.append(
-            OpenSessions(
-                SessionSpec(
-                    event.session,
-                    generation.capacity,
-                    generation.cancels,
-                    generation.is_tapped,
-                    len(event.prompt),
-                )
-            )
+        spec = SessionSpec(
+            event.session,
+            generation.capacity,
+            generation.cancels,
+            generation.is_tapped,
+            len(event.prompt),
+            *((reuse.session, reuse.num_rows) if reuse is not None else ()),
         )
+        actions.append(OpenSessions(spec))
+
+    def _take_ready(self, session: int, stage: int, num_kept: int, now: float, actions: list[OriginAction]) -> None:
+        """A stage has opened its cache. Where it no longer has the rows that it should, the session is cancelled, and
+        begins anew as another one.
+        """
+        if (running := self._running.get(session)) is None:
+            return
+        running.missing.discard(stage)
+        if running.generation.statistics.num_rows_kept != num_kept:
+            running.generation.statistics.num_rows_kept = 0
+            self._finish(session, "cancelled", None, now, actions)
 
     def _computed(self) -> Generation | None:
         """The generation whose computation has finished, unless it is gone."""
@@ -228,13 +252,20 @@ class Origin:
             self._lose_ring(reason, now, actions)
 
     def _lose_ring(self, reason: str, now: float, actions: list[OriginAction]) -> None:
+        self._kept.stop()
         for session in list(self._running):
             self._finish(session, "failed", reason, now, actions)
 
     def _close(self, session: int, now: float, actions: list[OriginAction]) -> None:
-        self._running.pop(session).generation.pipeline.leave(now)
+        generation, gone = self._running.pop(session).generation, [session]
+        generation.pipeline.leave(now)
         self._shares.leave(session)
-        actions.append(CloseSessions(session))
+        if self._kept.is_on and (ended := generation.end()) is not None:
+            text, taken, told = ended
+            gone = self._kept.keep(session, generation.owner, text, now)
+            if session not in gone:
+                actions += [*told, CloseSessions(session, is_kept=True, taken=taken)]
+        actions += map(CloseSessions, gone)
 
     def _ready_generations(self) -> list[Generation]:
         """Those for which every stage has opened its cache, the one first that has used the least of the ring."""

@@ -20,6 +20,14 @@ class PromptFeed:
         self._lookup = lookup
         self._num_left = 0
 
+    def begin(self, num_rows: int) -> None:
+        """The first rows are at the stages already, and do not leave. They are in tree and lookup now."""
+        tokens = self._prompt[:num_rows]
+        self._num_left = num_rows
+        self._tree.begin(tokens)
+        if self._lookup is not None:
+            self._lookup.extend(tokens)
+
     @property
     def is_done(self) -> bool:
         """Whether all rows have left."""

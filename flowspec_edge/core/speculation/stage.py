@@ -8,8 +8,9 @@ dropped when a chunk arrives, when it starts, and before it is sent on; a chunk 
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from flowspec_edge.core.events import (
     ForwardFinished,
     FreeCache,
     GrantCredit,
+    KeepCache,
     OpenCache,
     RunForward,
     SendChunk,
@@ -32,8 +34,8 @@ from flowspec_edge.core.events import (
     StageEvent,
     TurnBegan,
 )
-from flowspec_edge.core.limits import CREDITS_PER_HOP, MAX_SESSIONS
-from flowspec_edge.core.rows import Advance, Chunk, Floats, Passage, SessionSpec, check_width
+from flowspec_edge.core.limits import CREDITS_PER_HOP, MAX_KEPT_SESSIONS, MAX_SESSIONS
+from flowspec_edge.core.rows import Advance, Chunk, Floats, Passage, SessionSpec, SlotMove, check_width
 from flowspec_edge.core.speculation.credits import add_credits
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.tree import Tree
@@ -41,9 +43,13 @@ from flowspec_edge.errors import ProtocolError
 
 
 class _Session:
-    def __init__(self, spec: SessionSpec) -> None:
+    """A session whose first rows, of these tokens, are there already: those that it takes over."""
+
+    def __init__(self, spec: SessionSpec, taken_over: Sequence[int]) -> None:
         self.tree = Tree(num_prompt=spec.num_prompt)
-        self.slots = KvSlots(spec.capacity)
+        if taken_over:
+            self.tree.begin(taken_over)
+        self.slots = KvSlots(spec.capacity, len(taken_over))
         self.cancels = spec.cancels
         self.is_tapped = spec.is_tapped
         self.num_prompt = spec.num_prompt
@@ -60,6 +66,11 @@ class _Session:
             elif id < self.num_prompt or row.is_committed:
                 verified[id] = self.tapped.pop(id)
         return verified
+
+    def keep(self) -> tuple[tuple[int, ...], tuple[SlotMove, ...]]:
+        """The tokens of the committed rows that have been run, and the moves after which the cache begins with them."""
+        rows = list(itertools.takewhile(lambda row: row.id in self.slots, self.tree.committed()))
+        return tuple(row.token for row in rows), self.slots.keep([row.id for row in rows])
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +99,7 @@ class Stage:
         self._embeds = embeds
         self._vocab_size, self._hidden_size = vocab_size, hidden_size
         self._sessions: dict[int, _Session] = {}
+        self._kept: dict[int, tuple[int, ...]] = {}  # the tokens of ended sessions whose rows are kept, oldest first
         self._waiting: deque[_Waiting] = deque()
         self._running: _Running | None = None
         self._credits = CREDITS_PER_HOP
@@ -103,11 +115,7 @@ class Stage:
         actions: list[StageAction] = []
         match event:
             case SessionRequested(spec):
-                session = spec.session
-                if session in self._sessions or len(self._sessions) >= MAX_SESSIONS:
-                    raise ProtocolError(f"session {session} is open already, or {MAX_SESSIONS} are (MAX_SESSIONS)")
-                self._sessions[session] = _Session(spec)
-                actions.append(OpenCache(session, spec.capacity))
+                self._open(spec, actions)
             case ChunkArrived(chunk):
                 if len(self._waiting) >= CREDITS_PER_HOP:
                     raise ProtocolError(f"a chunk without credit: {CREDITS_PER_HOP} wait here (CREDITS_PER_HOP)")
@@ -124,9 +132,8 @@ class Stage:
                 self._send_on(hidden, now, actions)
             case CreditArrived(num_chunks):
                 self._credits = add_credits(self._credits, num_chunks)
-            case SessionEnded(session):
-                if self._sessions.pop(session, None) is not None:
-                    actions.append(FreeCache(session))
+            case SessionEnded(session, is_kept):
+                self._end(session, actions, is_kept=is_kept)
         self._send_tapped(actions)
         self._cancel_dead(actions)
         self._drop_dead(actions)
@@ -144,6 +151,31 @@ class Stage:
         for session in self._sessions.values():
             session.tree.check()
             session.slots.check()
+
+    def _open(self, spec: SessionSpec, actions: list[StageAction]) -> None:
+        session, num_kept = spec.session, spec.num_kept
+        if session in self._sessions or session in self._kept or len(self._sessions) >= MAX_SESSIONS:
+            raise ProtocolError(f"session {session} is open already, or {MAX_SESSIONS} are (MAX_SESSIONS)")
+        if num_kept and num_kept >= min(spec.num_prompt, spec.capacity):
+            raise ProtocolError(f"{num_kept} rows of a prompt of {spec.num_prompt} are to be those of a kept session")
+        kept = self._kept.pop(spec.kept, ()) if num_kept else ()
+        if num_kept > len(kept):  # the origin hears how many there are, and begins anew
+            if kept:
+                actions.append(FreeCache(spec.kept))
+            num_kept = 0
+        self._sessions[session] = _Session(spec, kept[:num_kept])
+        actions.append(OpenCache(session, spec.capacity, spec.kept if num_kept else 0, num_kept))
+
+    def _end(self, number: int, actions: list[StageAction], *, is_kept: bool) -> None:
+        session = self._sessions.pop(number, None)
+        tokens, moves = session.keep() if session is not None and is_kept else ((), ())
+        if tokens:
+            self._kept[number] = tokens
+            actions.append(KeepCache(number, moves))
+            if len(self._kept) > MAX_KEPT_SESSIONS:
+                self._end(next(iter(self._kept)), actions, is_kept=False)
+        elif session is not None or self._kept.pop(number, None) is not None:
+            actions.append(FreeCache(number))
 
     def _check_chunk(self, chunk: Chunk) -> None:
         """Raises ProtocolError where the layers could not run over the chunk."""

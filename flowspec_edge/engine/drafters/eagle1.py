@@ -9,6 +9,7 @@ target has verified what stands before it, while what was drafted below it stays
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,14 @@ class _DraftSession:
         for row in rows:
             self.features.pop(row.parent, None)
 
+    def begin(self, kept: Floats) -> None:
+        """The first pairs are those of another session, whose keys and values [2, 1, kv_heads, pairs, head_dim] these
+        are.
+        """
+        num = kept.shape[3]
+        self.cache.put(1, kept)
+        self.slots.place([Row(id, id - 1, 0) for id in range(1, num + 1)])
+
     def settle(self, rows: tuple[Row, ...], features: Floats) -> None:
         """Move what was just computed to each row's own slot."""
         base = len(self.slots)
@@ -81,6 +90,7 @@ class Eagle1Drafter:
         self._head = head
         self._k = k
         self._sessions: dict[int, _DraftSession] = {}
+        self._kept: dict[int, Floats] = {}  # keys and values of ended sessions' pairs, in the order of the text
 
     def open(self, session: int, capacity: int) -> None:
         """Make a cache for a session whose stages hold ``capacity`` slots: a drafted row needs one here as well."""
@@ -90,13 +100,25 @@ class Eagle1Drafter:
         self._sessions[session] = _DraftSession(cache, StepInputs(self._min_rows), tables, capacity)
 
     def close(self, session: int) -> None:
-        self._sessions.pop(session, None)
-        if not self._sessions:
-            self._rotary.shrink()
+        """Free what there is of a session, which may be a kept one."""
+        self._end(session)
+        self._kept.pop(session, None)
+
+    def keep(self, session: int, taken: Sequence[int]) -> None:
+        """End a session, and keep its first pairs for another one; ``taken`` are the draft ids of their rows."""
+        if (ended := self._end(session)) is not None:
+            self._kept[session] = ended.cache.copy(ended.slots.slots_of(taken))
+
+    def take_over(self, session: int, kept: int, num_rows: int) -> None:
+        """A session that was just opened goes on from a kept one, with which its first ``num_rows`` pairs agree."""
+        pairs, opened = self._kept.pop(kept, None), self._sessions.get(session)
+        if pairs is not None and opened is not None:
+            opened.begin(pairs[:, :, :, :num_rows])
 
     def close_all(self) -> None:
-        """All sessions that are open."""
+        """All sessions that are open or kept."""
         self._sessions.clear()
+        self._kept.clear()
 
     def run(self, job: RunDraft) -> DraftFinished:
         """One pass. Tokens and log-probabilities are [rows, k]: of the last verified pair, if any, and drafted rows."""
@@ -117,6 +139,12 @@ class Eagle1Drafter:
             session.verify(job.rows[:num_verified][part])
         wanted = np.concatenate(features)[max(num_verified - 1, 0) :]
         return DraftFinished(*self._propose(wanted))
+
+    def _end(self, session: int) -> _DraftSession | None:
+        ended = self._sessions.pop(session, None)
+        if not self._sessions:
+            self._rotary.shrink()
+        return ended
 
     def _propose(self, features: Floats) -> tuple[NDArray[np.int64], Floats]:
         """The likeliest tokens after each feature and their log-probabilities, both [rows, k]."""

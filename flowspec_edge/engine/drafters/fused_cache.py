@@ -41,6 +41,14 @@ class FusedCache:
     def num_bytes(self) -> int:
         return self._stack.nbytes
 
+    def copy(self, slots: Sequence[int]) -> Floats:
+        """What is in these slots: [2 layers, 1, kv_heads, slots, head_dim]."""
+        return self._stack[:, :, :, slots]
+
+    def put(self, first: int, copied: Floats) -> None:
+        """Write what was copied to the slots from ``first`` on."""
+        self._stack[:, :, :, first : first + copied.shape[3]] = copied
+
     def gather(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy single slots. All sources are read before any target is written."""
         if sources:
