@@ -98,15 +98,16 @@ class Emulation:
         return answer
 
     @contextlib.asynccontextmanager
-    async def ring(self) -> AsyncIterator[tuple[Ring, PacedEngine]]:
-        """A new ring of the boards, and what its origin computes with.
+    async def ring(self, kept_bytes: int = 0) -> AsyncIterator[tuple[Ring, PacedEngine]]:
+        """A new ring of the boards, and what its origin computes with. It keeps ended sessions in so much memory.
 
         Raises:
             BenchError: the bundle cannot be cut into as many stages.
             FlowspecError: it could not be opened.
         """
         engine = PacedEngine(self._bundle, self.testbed, self._parts)
-        async with open_ring(self._node, self._bundle, self._found, lambda *_: engine) as ring:
+        opening = open_ring(self._node, self._bundle, self._found, lambda *_: engine, kept_bytes=kept_bytes)
+        async with opening as ring:
             if len(ring.stages) != len(self.testbed.stages):
                 raise BenchError(
                     f"testbed {self.testbed.name} has {len(self.testbed.stages)} stages; this bundle can be cut into "

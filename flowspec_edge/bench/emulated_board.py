@@ -23,6 +23,7 @@ from flowspec_edge.bench.testbed import StageCost, Testbed
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.rows import SlotMove
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.errors import LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.net.connection import Link

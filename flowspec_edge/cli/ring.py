@@ -132,6 +132,7 @@ async def open_service(
     *,
     is_served: bool,
     has_standbys: bool = False,
+    kept_bytes: int | None = 0,
 ) -> AsyncIterator[tuple[GenerationService, Directory]]:
     """Generations over the nodes found, and the directory of these; where they are served to others, the ring follows
     the nodes that come later.
@@ -155,6 +156,7 @@ async def open_service(
             names_links=not is_served,
             wait_for_boards_s=options.wait_for_boards,
             has_standbys=has_standbys,
+            kept_bytes=kept_bytes,
         ) as service,
     ):
         yield service, directory

@@ -55,6 +55,7 @@ class ServeCommand(ServingArguments, RingArguments):
     api_name: list[str]
     cors_origin: list[str]
     standby: bool
+    keep_sessions: int | None
     strict: bool
     log_requests: bool
 
@@ -73,6 +74,13 @@ def add_serve(commands: Commands) -> None:
         action="store_true",
         help="while nobody writes, have boards with free memory fetch and load layers of others, and use them at once "
         "when a board is lost (flowspec plan --standby shows who; default: no)",
+    )
+    serve.add_argument(
+        "--keep-sessions",
+        type=int,
+        metavar="MIB",
+        help="memory, on all boards together, for texts that have ended, so that the next turn need not be read from "
+        "its beginning (default: a quarter of what boards offer and do not need; 0: none)",
     )
     serve.add_argument("--no-layers", action="store_true", help="serve no layers here: answer requests only")
     _add_turn_limits(serve)
@@ -153,7 +161,14 @@ async def _serve(options: ServeCommand) -> int:
     node.on_fetch = fetches.show_own
     try:
         async with open_service(
-            options, DEFAULT_SCHEDULE, access, node, fetches, is_served=True, has_standbys=options.standby
+            options,
+            DEFAULT_SCHEDULE,
+            access,
+            node,
+            fetches,
+            is_served=True,
+            has_standbys=options.standby,
+            kept_bytes=_kept_bytes(options.keep_sessions),
         ) as (service, directory):
 
             def advise() -> dict[str, Any]:
@@ -163,6 +178,15 @@ async def _serve(options: ServeCommand) -> int:
     finally:
         await node.close()
     return 0
+
+
+def _kept_bytes(keep_sessions: int | None) -> int | None:
+    """Raises RequestError where it is out of range."""
+    if keep_sessions is None:
+        return None
+    if keep_sessions < 0:
+        raise RequestError(f"--keep-sessions is {keep_sessions}; it must be 0 (none) or a number of MiB")
+    return keep_sessions * 2**20
 
 
 def _turn_limits(options: ServeCommand) -> TurnLimits:

@@ -56,7 +56,9 @@ class Snapshot:
             return "ready" if self.is_ready else "not ready"  # it wants a key for more
         texts = f"{told['running']} of {told['max_running']} texts written, {told['waiting']} waiting"
         rate = "" if self.bytes_per_s is None else f", {self.bytes_per_s / 1000:.0f} kB/s on the origin's links"
-        return texts + rate
+        kept = told.get("kept", {"num_sessions": 0})
+        held = f", {kept['num_sessions']} kept in {kept['num_bytes'] / 2**20:.0f} MiB" if kept["num_sessions"] else ""
+        return texts + held + rate
 
     @property
     def trouble(self) -> str:

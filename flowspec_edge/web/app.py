@@ -205,7 +205,8 @@ class _Api:
                 return web.json_response(asked.form.whole([joined(choice) for choice in choices]), headers=headers)
 
     async def _write(self, request: web.Request, text: AskedText) -> AsyncGenerator[Piece, None]:
-        record, options = self._metrics.begin(), replace(text.options, label=label_of(request))
+        record = self._metrics.begin()
+        options = replace(text.options, label=label_of(request), owner=request.get(KEY_NAME, ""))
         try:
             async with (
                 self._turns.turn(),

@@ -45,6 +45,7 @@ class HealthRoutes:
                 "max_running": self._turns.limits.max_sessions,
                 "stages": [asdict(stage) for stage in status.stages],
                 "boards": list(status.boards),
+                "kept": asdict(status.kept),
                 "link_bytes": {"sent": status.sent_bytes, "received": status.received_bytes},
             }
         return web.json_response(told, status=_http_status(status))

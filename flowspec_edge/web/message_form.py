@@ -124,10 +124,12 @@ def _tool_use(call: CallPart, arguments: Json) -> Json:
 
 
 def _usage(piece: Piece) -> Json:
+    """In this dialect, tokens that are read from a cache are not among the others."""
     statistics = piece.statistics or {}
+    num_cached = statistics.get("cached_tokens", 0)
     return {
-        "input_tokens": statistics.get("prompt_tokens", 0),
+        "input_tokens": statistics.get("prompt_tokens", 0) - num_cached,
         "output_tokens": statistics.get("completion_tokens", 0),
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": num_cached,
     }

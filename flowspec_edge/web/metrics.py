@@ -49,6 +49,10 @@ class Metrics:
         self.whole_s = histogram("vllm:e2e_request_latency_seconds", "a text, its time in the queue included", _WHOLE_S)
         self.acceptance = histogram("flowspec:acceptance_length", "tokens per verification, bonus included", _LENGTHS)
         self.prompt_tokens = counter("vllm:prompt_tokens", "tokens of prompts")
+        self.queried_tokens = counter(
+            "vllm:prefix_cache_queries", "tokens of prompts that earlier texts could begin like"
+        )
+        self.cached_tokens = counter("vllm:prefix_cache_hits", "of these, tokens that an earlier text had left")
         self.generation_tokens = counter("vllm:generation_tokens", "tokens written")
         self.rows_sent = counter("flowspec:rows_sent", "rows that entered the ring behind prompts")
         self.rows_useful = counter("flowspec:rows_useful", "rows that became text")
@@ -99,6 +103,8 @@ class TextRecord:
             self._reason = piece.finish_reason
         if (found := piece.statistics) is not None:
             self._metrics.prompt_tokens.inc(found.get("prompt_tokens", 0))
+            self._metrics.queried_tokens.inc(found.get("prompt_tokens", 0))
+            self._metrics.cached_tokens.inc(found.get("cached_tokens", 0))
             self._metrics.rows_sent.inc(found.get("rows_sent", 0))
             self._metrics.rows_useful.inc(found.get("rows_useful", 0))
             self._metrics.trips.inc(found.get("trips", 0))
@@ -131,6 +137,8 @@ class _Read(Collector):
             return
         status = self._status()
         yield self._gauge("flowspec:ready", "whether a text can be written now", float(status.is_ready))
+        yield self._gauge("flowspec:kept_sessions", "ended ones that the ring keeps", status.kept.num_sessions)
+        yield self._gauge("flowspec:kept_session_bytes", "of their caches on all boards", status.kept.num_bytes)
         yield from self._stages(status)
         yield from self._boards(status)
         links = CounterMetricFamily(

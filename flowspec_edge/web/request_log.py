@@ -39,7 +39,7 @@ def note_piece(request: web.Request, piece: Piece) -> None:
     if (found := piece.statistics) is None or _NOTES not in request:
         return
     notes = request[_NOTES]
-    for name in ("prompt_tokens", "completion_tokens", "trips"):
+    for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "trips"):
         notes[name] = notes.get(name, 0) + found.get(name, 0)
     for name in ("first_token_s", "tokens_per_s", "acceptance_length"):
         if name in found:
@@ -112,6 +112,7 @@ _ATTRIBUTES = {
     "status": "http.response.status_code",
     "address": "client.address",
     "prompt_tokens": "gen_ai.usage.input_tokens",
+    "cached_tokens": "gen_ai.usage.cache_read.input_tokens",
     "completion_tokens": "gen_ai.usage.output_tokens",
     "first_token_s": "gen_ai.server.time_to_first_token",
     "trips": "flowspec.trips",

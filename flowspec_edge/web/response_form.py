@@ -149,7 +149,7 @@ class ResponseForm:
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
             "usage": {
                 "input_tokens": read,
-                "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+                "input_tokens_details": {"cached_tokens": statistics.get("cached_tokens", 0), "cache_write_tokens": 0},
                 "output_tokens": written,
                 "output_tokens_details": {} if self._output[0]["type"] == "reasoning" else {"reasoning_tokens": 0},
                 "total_tokens": read + written,

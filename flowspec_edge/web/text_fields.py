@@ -127,9 +127,15 @@ def options_of_choice(options: GenerateOptions, number: int) -> GenerateOptions:
 
 def usage_of(statistics: Sequence[Json], num_choices: int) -> Json:
     """What OpenAI counts: the tokens of each prompt once, and those of all texts."""
-    prompt = sum(choice["prompt_tokens"] for choice in statistics[::num_choices])
+    firsts = statistics[::num_choices]
+    prompt = sum(choice["prompt_tokens"] for choice in firsts)
     completion = sum(choice["completion_tokens"] for choice in statistics)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(choice.get("cached_tokens", 0) for choice in firsts)},
+    }
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:

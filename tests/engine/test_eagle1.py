@@ -138,3 +138,37 @@ def test_a_long_text_leaves_features_of_living_rows_only(bundle: Bundle, whole: 
 def test_a_closed_session_drafts_nothing(drafter: Eagle1Drafter, pairs: tuple[list[Row], np.ndarray]) -> None:
     drafter.close(1)
     assert verify(drafter, pairs, 0, 3).tokens.shape == (0, 5)
+
+
+@pytest.mark.parametrize("num_rows", [5, 20, 25])
+def test_a_session_goes_on_from_the_pairs_of_an_ended_one(
+    drafter: Eagle1Drafter, pairs: tuple[list[Row], np.ndarray], num_rows: int
+) -> None:
+    """It takes as many as there are; the first one's slots were not in the order of its text."""
+    expected = verify(drafter, pairs, 0, 29)
+    drafter.open(1, 200)
+    verify(drafter, pairs, 0, 10)
+    draft(drafter, (Row(100, pairs[0][9].id, 7), 10))
+    verify(drafter, pairs, 10, 20, dropped=(100,))
+    drafter.keep(1, [row.id for row in pairs[0][:20]])
+    drafter.open(1, 300)
+    drafter._kept[7] = drafter._kept.pop(1)
+    drafter.take_over(1, 7, num_rows)
+    assert not drafter._kept
+    found = verify(drafter, pairs, min(num_rows, 20), 29)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, **TOLERANCE)
+    drafter._sessions[1].slots.check()
+
+
+def test_kept_pairs_go_with_their_session(drafter: Eagle1Drafter, pairs: tuple[list[Row], np.ndarray]) -> None:
+    verify(drafter, pairs, 0, 5)
+    drafter.keep(1, [1, 2, 3])
+    drafter.take_over(2, 1, 3)
+    assert not drafter._kept, "nobody is there to take them"
+    drafter.keep(1, [1, 2, 3])
+    assert not drafter._kept, "it is closed"
+    drafter.open(3, 200)
+    drafter.keep(3, [])
+    drafter.close(3)
+    assert not drafter._kept

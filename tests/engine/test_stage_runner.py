@@ -341,3 +341,65 @@ def test_all_caches_are_freed_at_once(bundle: Bundle, tokens: list[int]) -> None
         stage.open_cache(session, 100)
     stage.free_caches()
     assert not stage.run(_forward(1, make_chain(tokens[:4]))).hidden.any(), "a session that is closed runs nothing"
+
+
+def test_a_session_goes_on_from_the_cache_of_an_ended_one(
+    bundle: Bundle, whole: StageRunner, tokens: list[int]
+) -> None:
+    """Its rows are the same to the last bit, where those behind the first ones belong to another text."""
+    chain = make_chain(tokens[:40])
+    expected = Session(whole).run(chain)
+    for is_half in (False, True):
+        stage = StageRunner(bundle.directory, bundle.manifest, 0, NUM_LAYERS, has_half_cache=is_half)
+        stage.open_cache(1, 100)
+        slots = KvSlots(100)
+        rows = (*chain[:10], Row(90, 9, 3), *chain[10:25])
+        anew = stage.run(RunForward(1, rows, None, slots.place(rows))).hidden
+        moves = slots.keep([row.id for row in chain[:25]])
+        stage.keep_cache(1, moves)
+        assert stage._kept.num_bytes > 0 and not stage._sessions
+        stage.open_cache(2, 300)
+        assert stage.take_over_cache(2, 1) and not stage.take_over_cache(2, 1)
+        placement = KvSlots(300, 20).place(chain[20:])
+        found = stage.run(RunForward(2, tuple(chain[20:]), None, placement)).hidden
+        if is_half:
+            np.testing.assert_array_equal(found[:5], anew[21:])
+        else:
+            np.testing.assert_array_equal(found, expected[20:])
+        stage.free_caches()
+        assert stage._kept.num_bytes == 0
+
+
+def test_what_is_kept_makes_room_the_oldest_first(
+    bundle: Bundle, tokens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, chain = StageRunner(bundle.directory, bundle.manifest, 0, NUM_LAYERS), make_chain(tokens[:4])
+    for session in (1, 2, 3):
+        stage.open_cache(session, 100)
+        stage.run(_forward(session, chain))
+        stage.keep_cache(session, ())
+    one = stage._kept.num_bytes // 3
+    monkeypatch.setattr(kv_cache, "memory_left", lambda: 0 if stage._kept.num_bytes > one else 2**30)
+    stage.open_cache(4, 100)
+    stage.run(_forward(4, chain))
+    for session in (1, 2):
+        assert not stage.take_over_cache(4, session)
+    monkeypatch.setattr(kv_cache, "memory_left", lambda: 0)
+    stage.open_cache(5, 100)
+    with pytest.raises(CacheFullError, match="no memory for a KV cache of 4 slots"):
+        stage.run(_forward(5, chain))
+    assert stage._kept.num_bytes == 0, "all of it was given for that"
+
+
+def test_a_kept_cache_goes_with_its_session_and_a_free_one_is_not_kept(bundle: Bundle, tokens: list[int]) -> None:
+    stage = StageRunner(bundle.directory, bundle.manifest, 0, NUM_LAYERS)
+    for session in (1, 2):
+        stage.open_cache(session, 100)
+        stage.run(_forward(session, make_chain(tokens[:4])))
+    stage.keep_cache(1, ())
+    stage.free_cache(1)
+    stage.free_cache(2)
+    stage.keep_cache(2, ())
+    assert stage._kept.num_bytes == 0
+    stage.open_cache(3, 100)
+    assert not stage.take_over_cache(3, 1) and not stage.take_over_cache(3, 2)

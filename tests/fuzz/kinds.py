@@ -53,11 +53,11 @@ MESSAGES: tuple[wire.Message, ...] = (
     wire.CancelPreparing(),
     wire.LayersPrepared(0, 4, 1000, 20, 10),
     wire.LayersGivenBack(0, 4),
-    wire.OpenSession(SessionSpec(7, 512, False, True, 20)),
-    wire.SessionOpened(7),
+    wire.OpenSession(SessionSpec(7, 512, False, True, 20, 6, 19)),
+    wire.SessionOpened(7, 19),
     wire.AdvanceSession(7, 3, 42),
     wire.BeginTurn(7, 12),
-    wire.CloseSession(7),
+    wire.CloseSession(7, True),
     wire.StageFailure("out of memory"),
     wire.PacketsSent(100, 3, 20, 0),
     wire.MeasureLayers(DIGEST),
@@ -216,7 +216,13 @@ def _stage_event(rng: random.Random, embeds: bool, *, is_wild: bool) -> ev.Stage
             session = session if is_wild else rng.getrandbits(32)
             return ev.SessionRequested(
                 SessionSpec(
-                    session, rng.choice((0, 8, 100)), rng.random() < 0.5, rng.random() < 0.5, rng.choice(numbers)
+                    session,
+                    rng.choice((0, 8, 100)),
+                    rng.random() < 0.5,
+                    rng.random() < 0.5,
+                    rng.choice(numbers),
+                    rng.randrange(3),
+                    rng.choice((0, 1, 2)) if is_wild else 0,
                 )
             )
         case 2 | 3:
@@ -226,7 +232,7 @@ def _stage_event(rng: random.Random, embeds: bool, *, is_wild: bool) -> ev.Stage
         case 5:
             return ev.TurnBegan(session, rng.randrange(4))
         case 6:
-            return ev.SessionEnded(session)
+            return ev.SessionEnded(session, is_kept=rng.random() < 0.5)
         case _:
             num_rows = rng.choice((1, 2, 3))
             rows = tuple(

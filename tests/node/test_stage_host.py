@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,7 +18,7 @@ import pytest
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
-from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
+from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec, SlotMove
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import CacheFullError, FlowspecError, LinkLostError, ProtocolError, StageFailedError
@@ -60,6 +60,13 @@ class FakeRunner:
 
     def free_cache(self, session: int) -> None:
         self.done.append(("free", session))
+
+    def keep_cache(self, session: int, moves: Sequence[SlotMove]) -> None:
+        self.done.append(("keep", session, moves))
+
+    def take_over_cache(self, session: int, kept: int) -> bool:
+        self.done.append(("take over", session, kept))
+        return ("keep", kept, MOVES) in self.done
 
     def run(self, forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> ev.ForwardFinished:
         self.run_as(forward, is_cancelled)
@@ -121,11 +128,13 @@ def forward_of(session: int, num_rows: int = 1, *, is_tapped: bool = False) -> e
 
 
 SPEC = SessionSpec(1, 100, False, True, 7)
+MOVES = (SlotMove(5, 3, 2),)
 IN = [
     ("origin", wire.OpenSession(SPEC), ev.SessionRequested(SPEC)),
     ("origin", wire.AdvanceSession(1, 4, 5), ev.AdvanceArrived(1, 4, 5)),
     ("origin", wire.BeginTurn(1, 3), ev.TurnBegan(1, 3)),
     ("origin", wire.CloseSession(1), ev.SessionEnded(1)),
+    ("origin", wire.CloseSession(1, True), ev.SessionEnded(1, is_kept=True)),
     ("after", wire.Credit(2), ev.CreditArrived(2)),
 ]
 
@@ -360,3 +369,20 @@ async def test_a_chunk_passes_a_real_core_from_link_to_link() -> None:
         hosted.origin.send(wire.CloseSession(1))
         await settle()
     assert hosted.runner.done == [("open", 1, 100), ("ran", 1, False), ("free", 1)]
+
+
+async def test_a_cache_is_kept_and_taken_over_behind_the_forward_that_runs() -> None:
+    hosted = Hosted(core := ScriptedCore())
+    core.answers = [[forward_of(1), ev.KeepCache(1, MOVES), ev.OpenCache(2, 100, 1, 5), ev.OpenCache(3, 100, 9, 5)]]
+    async with hosted.at_work():
+        hosted.after.send(wire.Credit(1))
+        opened = [await hosted.origin.receive() for _ in range(2)]
+    assert opened == [wire.SessionOpened(2, 5), wire.SessionOpened(3, 0)]
+    assert hosted.runner.done == [
+        ("open", 2, 100),
+        ("open", 3, 100),
+        ("ran", 1, False),
+        ("keep", 1, MOVES),
+        ("take over", 2, 1),
+        ("take over", 3, 9),
+    ]

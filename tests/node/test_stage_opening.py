@@ -18,6 +18,7 @@ from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.planning.placement import stage_memory_bytes
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Row, SessionSpec
+from flowspec_edge.engine.kept_caches import KeptCaches
 from flowspec_edge.engine.stage_runner import Parts, StageRunner
 from flowspec_edge.errors import FetchError, LinkLostError, NodeUnavailableError, StageFailedError
 from flowspec_edge.manifest import Manifest, load_manifest
@@ -146,6 +147,7 @@ class Opened:
             memory=self.memory,
             arrivals=self.arrivals,
             kept=self.kept,
+            caches=KeptCaches(),
             measurements=Measurements(1),
             supply=self.supply,  # type: ignore[arg-type]
             board=self.board,

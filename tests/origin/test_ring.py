@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,17 @@ class FakeEngine:
     def close(self, session: int) -> None:
         self.done.append(("close", session))
 
-    def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished:
-        return ev.HeadFinished((5,))
+    def keep(self, session: int, taken: Sequence[int]) -> None:
+        self.done.append(("keep", session, taken))
+
+    def take_over(self, session: int, kept: int, num_rows: int) -> None:
+        self.done.append(("take over", session, kept, num_rows))
+
+    def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
+        self.done.append(("run", job.session))
+        if isinstance(job, ev.RunHead):
+            return ev.HeadFinished((5,))
+        return ev.DraftFinished(np.zeros((1, 4), np.int64), np.zeros((1, 4), np.float32))
 
 
 def announcement_of(name: str) -> Announcement:
@@ -120,6 +129,7 @@ async def opened() -> AsyncIterator[tuple[Opened, Ring]]:
 IN = [
     ("first", wire.Credit(2), ev.CreditArrived(2)),
     ("control", wire.SessionOpened(3), ev.StageReady(3, 1)),
+    ("control", wire.SessionOpened(3, 7), ev.StageReady(3, 1, 7)),
 ]
 
 
@@ -151,6 +161,7 @@ BROADCAST: list[tuple[ev.OriginAction, wire.Message, list[tuple[Any, ...]]]] = [
     (ev.BroadcastTurn(1, 3), wire.BeginTurn(1, 3), []),
     (ev.CloseSessions(1), wire.CloseSession(1), [("close", 1)]),
 ]
+TAKEN_OVER = SessionSpec(2, 100, num_prompt=9, kept=1, num_kept=7)
 
 
 @pytest.mark.parametrize(("action", "message", "done"), BROADCAST)
@@ -425,3 +436,16 @@ async def test_a_new_deadline_takes_the_place_of_the_last(opened: tuple[Opened, 
     parts.first.send(wire.Credit(1))
     await parts.core.next_told()
     assert await parts.core.next_told() == ev.DeadlinePassed()
+
+
+async def test_the_drafters_rows_are_kept_and_taken_over_behind_its_passes(opened: tuple[Opened, Ring]) -> None:
+    parts, _ = opened
+    job = ev.RunDraft(1, ROWS, np.zeros(1, np.int64), HIDDEN, ())
+    keep = ev.CloseSessions(1, is_kept=True, taken=(3, 4))
+    parts.tell([job, keep, ev.OpenSessions(TAKEN_OVER), ev.RunHead(2, ROWS[:1], (0,), HIDDEN, OPTIONS)])
+    for control in parts.controls:
+        assert [await control.receive() for _ in range(2)] == [wire.CloseSession(1, True), wire.OpenSession(TAKEN_OVER)]
+    assert await parts.core.next_told() == ev.CreditArrived(1)
+    for kind in (ev.DraftFinished, ev.HeadFinished):
+        assert isinstance(await parts.core.next_told(), kind)
+    assert parts.engine.done == [("open", 2, 100), ("run", 1), ("keep", 1, (3, 4)), ("take over", 2, 1, 7), ("run", 2)]

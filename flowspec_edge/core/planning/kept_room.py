@@ -10,8 +10,8 @@ from flowspec_edge.core.planning.placement import kv_cache_bytes
 from flowspec_edge.manifest import Geometry
 
 SHARE = 0.25
-"""Of the memory that a board offers and its layers do not need. Texts that are written, standbys and the layers of other
-rings come before what is kept, but find it easier where it is not there."""
+"""Of the memory that a board offers and its layers do not need. Texts, standbys and other rings come before what is
+kept; so much is seldom in their way at all."""
 
 
 class Spare(NamedTuple):

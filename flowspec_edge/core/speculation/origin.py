@@ -65,8 +65,8 @@ class _Running:
 class Origin:
     """All generations of one ring of ``num_stages`` stages.
 
-    ``taps`` are the layers whose hidden rows the drafter wants, if it wants others than the last stage's. Ended sessions
-    are kept for prompts that begin like their texts, in caches of ``max_kept_slots`` slots.
+    ``taps`` are the layers whose hidden rows the drafter wants, if it wants others than the last stage's. Sessions that
+    have ended are kept for prompts that begin like their texts, in caches of ``max_kept_slots`` slots.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class RadixTree:
     def add(self, session: int, tokens: Sequence[int]) -> None:
         """Put a sequence in under this number, which is new."""
         assert session not in self._ends
-        *_, (above, num_above), (node, num_alike) = (self._root, 0), *self._walk(tokens)
+        *_, (_, num_above), (node, num_alike) = (self._root, 0), *self._walk(tokens)
         if num_alike - num_above < len(node.label):
             node = self._split(node, num_alike - num_above)
         if rest := tuple(tokens[num_alike:]):

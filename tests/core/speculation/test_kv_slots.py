@@ -1,6 +1,6 @@
 """Slots: each row finds its ancestors in order, wherever they are, and moving equals rebuilding."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowspec_edge.core.limits import RECENT_ROWS
-from flowspec_edge.core.rows import NO_PARENT, Advance, Placement, Row
+from flowspec_edge.core.rows import NO_PARENT, Advance, Row, SlotMove
 from flowspec_edge.core.speculation import kv_slots
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.tree import Tree
@@ -68,7 +68,7 @@ def test_a_path_that_becomes_old_beside_the_spine_is_moved_onto_it(three_recent:
     placed = slots.place(chain(7, 8, parent=6))
     assert slots.ids == [0, 1, 4, 5, 6, 3, 2, 7]
     assert placed.recent.tolist() == [[3, 4, 7]] and placed.positions.tolist() == [5]
-    cache = move(np.array([0, 1, 2, 3, 4, 5, 6, -1]), placed)
+    cache = move(np.array([0, 1, 2, 3, 4, 5, 6, -1]), placed.moves)
     assert cache[:7].tolist() == slots.ids[:7]
     slots.check()
 
@@ -80,8 +80,8 @@ def test_rows_with_different_older_ancestors_cannot_be_in_one_chunk(three_recent
         slots.place([Row(8, 7, 1), Row(9, 8, 1), Row(10, 4, 1), Row(11, 10, 1), Row(12, 11, 1), Row(13, 12, 1)])
 
 
-def move(cache: np.ndarray, placed: Placement) -> np.ndarray:
-    for source, target, length in placed.moves:
+def move(cache: np.ndarray, moves: Sequence[SlotMove]) -> np.ndarray:
+    for source, target, length in moves:
         cache[target : target + length] = cache[source : source + length].copy()
     return cache
 
@@ -107,10 +107,45 @@ def test_each_row_finds_its_path(story: Story, data: st.DataObject, num_recent: 
                 if row.id not in tree:
                     continue
                 placed = slots.place([row])
-                move(cache, placed)[placed.first_slot] = row.id
+                move(cache, placed.moves)[placed.first_slot] = row.id
                 slots.check()
                 assert cache[: len(slots)].tolist() == slots.ids
                 path = [ancestor.id for ancestor in tree.path(row.id)]
                 assert placed.positions.tolist() == [len(path) - 1]
                 older = cache[: max(len(path) - num_recent, 0)].tolist()
                 assert older + cache[placed.recent[0, -min(num_recent, len(path)) :]].tolist() == path
+
+
+@settings(max_examples=100)
+@given(stories(), st.data(), st.integers(1, 5))
+def test_a_path_that_is_kept_is_in_the_slots_of_its_positions(
+    story: Story, data: st.DataObject, num_recent: int
+) -> None:
+    tree, slots = Tree(), KvSlots(256)
+    cache = np.full(257, -1)  # and one to exchange rows through
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kv_slots, "RECENT_ROWS", num_recent)
+        for message in data.draw(interleavings(story)):
+            if isinstance(message, Advance):
+                tree.advance(message)
+                continue
+            for row in message:
+                if tree.add(row) and row.id in tree:
+                    slots.drop(tree.take_dropped())
+                    placed = slots.place([row])
+                    move(cache, placed.moves)[placed.first_slot] = row.id
+    slots.drop(tree.take_dropped())
+    path = [row.id for row in tree.path(data.draw(st.sampled_from(slots.ids)))] if len(slots) else []
+    move(cache, slots.keep(path))
+    assert slots.ids == path == cache[: len(path)].tolist()
+    slots.check()
+
+
+def test_slots_that_begin_with_a_chain_are_those_that_it_was_placed_in() -> None:
+    begun, placed = KvSlots(300, 50), KvSlots(300)
+    placed.place(chain(0, 50))
+    begun.check()
+    for slots in (begun, placed):
+        placement = slots.place([*chain(50, 52, parent=49), Row(52, 40, 1)])
+        assert placement.first_slot == 50 and placement.positions.tolist() == [50, 51, 41]
+        np.testing.assert_array_equal(placement.recent[2, -3:], [39, 40, 52])

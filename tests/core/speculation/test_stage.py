@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.limits import CREDITS_PER_HOP, MAX_SESSIONS, MAX_WAITING_ADVANCES
-from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
+from flowspec_edge.core.limits import CREDITS_PER_HOP, MAX_KEPT_SESSIONS, MAX_SESSIONS, MAX_WAITING_ADVANCES
+from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec, SlotMove
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import ProtocolError
 from tests.narrowing import present
@@ -330,3 +330,68 @@ def test_rows_that_contradict_the_tree_are_refused(stage: Driver, row: Row, text
 def test_a_row_whose_parent_is_not_there_is_dead_on_arrival(stage: Driver) -> None:
     stage.run_root()
     assert stage.arrive(Row(9, 7, 6)) == [ev.GrantCredit(1)]
+
+
+def test_the_committed_rows_of_an_ended_session_are_kept_and_taken_over(stage: Driver) -> None:
+    """Behind the root was a draft; the other one was run before the Advance, and is moved to its place."""
+    stage.run_root()
+    stage.arrive(LEFT, RIGHT, BELOW_RIGHT)
+    stage.finish(LEFT, RIGHT, BELOW_RIGHT)
+    stage.tell(ev.CreditArrived(2))
+    stage.tell(ev.AdvanceArrived(1, 2, 8))
+    kept = stage.tell(ev.SessionEnded(1, is_kept=True))
+    assert kept == [ev.KeepCache(1, (SlotMove(1, 4, 1), SlotMove(2, 1, 1), SlotMove(4, 2, 1)))]
+    opened = stage.tell(ev.SessionRequested(SessionSpec(2, 100, num_prompt=4, kept=1, num_kept=2)))
+    assert opened == [ev.OpenCache(2, 100, 1, 2)]
+    _, forward = stage.arrive(Row(2, 1, 9), Row(3, 2, 9), session=2)
+    assert isinstance(forward, ev.RunForward)
+    assert (forward.placement.first_slot, forward.placement.positions.tolist()) == (2, [2, 3])
+    assert forward.placement.recent[0, -3:].tolist() == [0, 1, 2] and not forward.placement.moves
+
+
+def test_a_kept_session_is_taken_over_once(stage: Driver) -> None:
+    stage.run_root()
+    stage.tell(ev.AdvanceArrived(1, 0, 6))
+    stage.tell(ev.SessionEnded(1, is_kept=True))
+    for session, num_kept in ((2, 1), (3, 0)):
+        spec = SessionSpec(session, 100, num_prompt=2, kept=1, num_kept=1)
+        assert stage.tell(ev.SessionRequested(spec)) == [ev.OpenCache(session, 100, num_kept, num_kept)]
+
+
+def test_one_that_has_fewer_rows_is_freed_and_the_origin_hears_of_none(stage: Driver) -> None:
+    stage.run_root()
+    stage.tell(ev.AdvanceArrived(1, 0, 6))
+    stage.tell(ev.SessionEnded(1, is_kept=True))
+    spec = SessionSpec(2, 100, num_prompt=9, kept=1, num_kept=2)
+    assert stage.tell(ev.SessionRequested(spec)) == [ev.FreeCache(1), ev.OpenCache(2, 100)]
+    assert kinds(stage.arrive(ROOT, session=2)) == [ev.GrantCredit, ev.RunForward]
+
+
+def test_only_rows_that_were_run_are_kept(stage: Driver) -> None:
+    """A session without any is freed, whatever the origin says."""
+    stage.tell(ev.SessionRequested(SessionSpec(2, 100, num_prompt=2)))
+    stage.arrive(ROOT)
+    stage.arrive(ROOT, LEFT, session=2)
+    assert stage.tell(ev.SessionEnded(2, is_kept=True)) == [ev.FreeCache(2), ev.GrantCredit(1)]
+    assert stage.tell(ev.SessionEnded(1, is_kept=True)) == [ev.FreeCache(1), ev.CancelForward(1)]
+
+
+def test_a_kept_session_is_freed_when_the_origin_says_so_or_too_many_are(stage: Driver) -> None:
+    for session in range(2, MAX_KEPT_SESSIONS + 4):
+        stage.tell(ev.SessionRequested(SessionSpec(session, 100)))
+        stage.arrive(ROOT, session=session)
+        stage.finish(ROOT)
+        stage.tell(ev.CreditArrived(1))
+        stage.tell(ev.AdvanceArrived(session, 0, 6))
+        freed = [ev.FreeCache(session - MAX_KEPT_SESSIONS)] if session > MAX_KEPT_SESSIONS + 1 else []
+        assert stage.tell(ev.SessionEnded(session, is_kept=True)) == [ev.KeepCache(session, ()), *freed]
+    assert stage.tell(ev.SessionEnded(9)) == [ev.FreeCache(9)]
+    assert stage.tell(ev.SessionEnded(9)) == []
+    with pytest.raises(ProtocolError, match="session 10 is open already"):
+        stage.tell(ev.SessionRequested(SessionSpec(10, 100)))
+
+
+@pytest.mark.parametrize(("num_prompt", "capacity"), [(3, 100), (9, 3)])
+def test_more_rows_than_a_prompt_may_begin_with_are_refused(stage: Driver, num_prompt: int, capacity: int) -> None:
+    with pytest.raises(ProtocolError, match=f"3 rows of a prompt of {num_prompt} are to be those of a kept session"):
+        stage.tell(ev.SessionRequested(SessionSpec(2, capacity, num_prompt=num_prompt, kept=1, num_kept=3)))

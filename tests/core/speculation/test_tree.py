@@ -90,3 +90,28 @@ def test_chunks_and_advances_commute(story: Story, data: st.DataObject) -> None:
             tree.check()
         expected = expected if expected is not None else living(tree)
         assert living(tree) == expected
+
+
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_a_tree_that_begins_with_rows_of_its_prompt_is_as_if_they_had_come(num: int) -> None:
+    tokens = (5, 6, 5, 5, 7)
+    begun, grown = Tree(num_prompt=6), Tree(num_prompt=6)
+    begun.begin(tokens[:num])
+    for id, token in enumerate(tokens[:num]):
+        grown.add(Row(id, id - 1 if id else NO_PARENT, token))
+    for tree in (begun, grown):
+        tree.check()
+        assert [row.token for row in tree.committed()] == list(tokens[: num - 1])
+        assert tree.add(Row(num, num - 1, 9)) and not tree.add(Row(num, num - 1, 9))
+    assert list(begun) == list(grown)
+    with pytest.raises(ProtocolError, match="claims to be first"):
+        begun.add(Row(9, NO_PARENT, 5))
+
+
+def test_the_committed_rows_are_told_in_the_order_of_the_text() -> None:
+    tree = small_tree()
+    assert tree.committed() == [] == Tree().committed()
+    tree.advance(Advance(1, 13))
+    assert [row.id for row in tree.committed()] == [0, 1]
+    tree.advance(Advance(3, 99))
+    assert [row.id for row in tree.committed()] == [0, 1, 3]
