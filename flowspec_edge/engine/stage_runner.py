@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from flowspec_edge.allocator import give_back_freed
 from flowspec_edge.core.events import ForwardFinished, RunForward
@@ -19,7 +18,7 @@ from flowspec_edge.core.limits import RECENT_ROWS
 from flowspec_edge.core.rows import Floats, Placement, SlotMove
 from flowspec_edge.engine.attention_inputs import HeadGroups, attention_inputs
 from flowspec_edge.engine.embedding import Embedding
-from flowspec_edge.engine.graphs import CachedGraph, as_ort_value, load_graph
+from flowspec_edge.engine.graphs import CachedGraph, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.engine.kept_caches import KeptCaches
 from flowspec_edge.engine.kv_cache import KvCache
@@ -27,47 +26,14 @@ from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables, Tables
 from flowspec_edge.engine.row_check import gives_rows_the_same_bits
+from flowspec_edge.engine.step import Step
 from flowspec_edge.errors import CacheFullError, PlacementError
-from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, POSITION_IDS, BlockEntry, FileEntry, Manifest
+from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, BlockEntry, FileEntry, Manifest
 
-Arrays = dict[str, NDArray[np.generic]]
 _log = logging.getLogger(__name__)
 
 Parts = Mapping[str, Any]
 """What was loaded of files, by their sha256: the graphs of blocks and of the final norm, and the embedding."""
-
-
-class _Step:
-    """Inputs and rows of forwards of one shape. They are bound once, and changed in place from forward to forward."""
-
-    def __init__(self, inputs: Arrays, hidden_size: int) -> None:
-        self._inputs = inputs
-        num_rows = inputs[POSITION_IDS].shape[1]
-        self.rows: tuple[Floats, Floats] = (  # a block reads one and writes the other, and the next one the other way
-            np.zeros((1, num_rows, hidden_size), np.float32),
-            np.zeros((1, num_rows, hidden_size), np.float32),
-        )
-        self._values = {name: as_ort_value(array) for name, array in inputs.items()}
-        self._row_values = [as_ort_value(array) for array in self.rows]
-
-    def bind(self, number: int, binding: ort.IOBinding) -> None:
-        """Bind the graph that is ``number`` in its chain."""
-        for name, value in {**self._values, HIDDEN: self._row_values[number % 2]}.items():
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_output(HIDDEN_OUT, self._row_values[1 - number % 2])
-
-    def fill(self, hidden: Floats) -> None:
-        """The rows that the first block reads. Rows of padding behind them are zeros."""
-        self.rows[0][0, : len(hidden)] = hidden
-        self.rows[0][0, len(hidden) :] = 0.0
-
-    def take(self, inputs: Arrays) -> bool:
-        """Take the inputs of another forward, if they have the same shapes."""
-        if any(self._inputs[name].shape != array.shape for name, array in inputs.items()):
-            return False
-        for name, array in inputs.items():
-            self._inputs[name][...] = array
-        return True
 
 
 @dataclass(slots=True)
@@ -77,7 +43,7 @@ class _Session:
     cache: KvCache
     tables: Tables
     bindings: list[ort.IOBinding] = field(default_factory=list)
-    step: _Step | None = None
+    step: Step | None = None
 
 
 class StageRunner:
@@ -117,8 +83,7 @@ class StageRunner:
         self._min_rows = min_rows(precision or manifest.precision)
         self._start, self._num_layers = start, stop - start
         self._taps = frozenset(manifest.drafter.taps if manifest.drafter else ())
-        self._largest_block = max(block.stop - block.start for block in blocks)
-        self._has_half_cache = has_half_cache
+        self._largest_block, self._has_half_cache = max(block.stop - block.start for block in blocks), has_half_cache
         found = dict(loaded or {})
         first = next((found[block.sha256] for block in blocks if block.sha256 in found), None)
         if first is None:
@@ -133,9 +98,8 @@ class StageRunner:
         ]
         self._embedding: Embedding | None = self.parts.get(manifest.embedding.sha256)
         self._final_norm: ort.InferenceSession | None = self.parts.get(manifest.final_norm.sha256)
-        self._rotary = RotaryTables(manifest.geometry.ropes)
+        self._rotary, self._kept = RotaryTables(manifest.geometry.ropes), kept or KeptCaches()
         self._sessions: dict[int, _Session] = {}
-        self._kept = kept or KeptCaches()
 
     def open_cache(self, session: int, capacity: int) -> None:
         """Open a session, which will use ``capacity`` slots at most. Memory is taken as they are used.
@@ -271,7 +235,7 @@ class StageRunner:
         graph.is_row_by_row = True
         return graph
 
-    def _place(self, session: _Session, placement: Placement) -> _Step:
+    def _place(self, session: _Session, placement: Placement) -> Step:
         """Make room in the cache, make the moves, and have the blocks know where rows are.
 
         Raises:
@@ -288,7 +252,7 @@ class StageRunner:
         cache.move(placement.moves)
         inputs = attention_inputs(placement.first_slot, positions, recent, geometry, num_slots=cache.num_slots)
         if session.step is None or not session.step.take(inputs):
-            session.step = _Step(inputs, geometry.hidden_size)
+            session.step = Step(inputs, geometry.hidden_size)
             for number, binding in enumerate(session.bindings):
                 session.step.bind(number, binding)
         return session.step

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
-from flowspec_edge.core.planning.kept_room import KeptRoom, Spare
+from flowspec_edge.core.planning.kept_room import KeptRoom
 from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.placement import (
     LeftOut,
@@ -55,7 +55,7 @@ from flowspec_edge.origin.engine import LoadEngine, OriginEngine
 from flowspec_edge.origin.measured_links import Peer, links_now
 from flowspec_edge.origin.planning import PlanOptions, keep_placement, make_plan, with_what_they_serve
 from flowspec_edge.origin.ring import OnLossy, Ring, RingLinks, RingStage
-from flowspec_edge.origin.shares import check_reached, equal_shares, planned_shares
+from flowspec_edge.origin.shares import check_reached, equal_shares, planned_shares, room_for_sessions
 from flowspec_edge.tasks import run_until_first_ends
 
 _log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ async def open_ring(
             if plan is not None:
                 await asyncio.to_thread(keep_placement, bundle.digest, plan)
             links = await _connect(node, name, stages, controls, closing)
-        room = _kept_room(bundle, stages, peers, kept_bytes)
+        room = room_for_sessions(bundle, stages, peers, kept_bytes)
         core, journal = _core_of(bundle, len(stages), room, has_drafter=engine.drafter is not None)
         async with Ring(core, journal, engine, stages, links, node.board, plan, on_lossy, room.slot_bytes) as ring:
             yield ring
@@ -228,16 +228,6 @@ async def _close_when_loaded(loading: asyncio.Task[OriginEngine]) -> None:
     await asyncio.wait({loading})
     if not loading.cancelled() and loading.exception() is None:
         await asyncio.to_thread(loading.result().close)
-
-
-def _kept_room(
-    bundle: Bundle, stages: Sequence[RingStage], peers: Mapping[str, Peer], kept_bytes: int | None
-) -> KeptRoom:
-    spare = [
-        Spare(stage.plan.stop - stage.plan.start, peers[stage.plan.node].free_memory_bytes - stage.held_bytes)
-        for stage in stages
-    ]
-    return KeptRoom.on(bundle.manifest.geometry, spare, kept_bytes)
 
 
 def _core_of(bundle: Bundle, num_stages: int, room: KeptRoom, *, has_drafter: bool) -> tuple[Origin, Journal]:

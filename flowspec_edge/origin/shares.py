@@ -1,4 +1,4 @@
-"""The layers of a ring by node: in equal shares, or as a plan says."""
+"""The layers of a ring by node: in equal shares, or as a plan says. And the room beside them for ended sessions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.planning.detours import around_cut_ways
+from flowspec_edge.core.planning.kept_room import KeptRoom, Spare
 from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.placement import LeftOut, NodeOffer, Plan, PlannedStage, StagePlan, spread_layers
 from flowspec_edge.errors import NodeUnavailableError, PlacementError
@@ -69,3 +70,14 @@ def check_reached(
     for stage in stages:
         if stage.node not in peers:
             raise NodeUnavailableError(reasons.get(stage.node, f"node {stage.node} is not found any more"))
+
+
+def room_for_sessions(
+    bundle: Bundle, stages: Sequence[RingStage], peers: Mapping[str, Peer], most_bytes: int | None
+) -> KeptRoom:
+    """What the ring of these stages may keep of ended sessions; see ``KeptRoom.on``."""
+    spare = [
+        Spare(stage.plan.stop - stage.plan.start, peers[stage.plan.node].free_memory_bytes - stage.held_bytes)
+        for stage in stages
+    ]
+    return KeptRoom.on(bundle.manifest.geometry, spare, most_bytes)

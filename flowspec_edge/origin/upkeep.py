@@ -89,10 +89,8 @@ class RingUpkeep:
         kept_bytes: int | None,
     ) -> None:
         self._node, self._bundle, self._search = node, bundle, search
-        self._on_fetch = on_fetch
-        self._plan_options = plan_options
-        self._boards = boards
-        self._kept_bytes = kept_bytes
+        self._on_fetch, self._boards = on_fetch, boards
+        self._plan_options, self._kept_bytes = plan_options, kept_bytes
         itself: dict[str, Any] = {"at_once": moves_at_once, "follows": moves}
         self._core = rb.Rebalancing(**itself)
         self._journal = Journal("rebalancing", itself, open_record("rebalancing"))

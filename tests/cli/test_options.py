@@ -48,7 +48,8 @@ COMMANDS = [
         ServeCommand,
         "serve",
         f"{SERVING} {NETWORK} {SEARCH} --port 1 --api-host h --plain-http {RING} --no-layers --standby --strict "
-        "--max-sessions 3 --max-queue 5 --max-per-address 2 --max-per-key 2 --log-requests --api-name n --cors-origin http://o",
+        "--keep-sessions 64 --max-sessions 3 --max-queue 5 --max-per-address 2 --max-per-key 2 --log-requests "
+        "--api-name n --cors-origin http://o",
     ),
     (ChatCommand, "chat", f"m --system s --max-new-tokens 3 --temperature 1 --top-p 1 --seed 1 --no-history {SERVER}"),
     (TopCommand, "top", f"--every 3 --json {SERVER}"),

@@ -1,6 +1,7 @@
 """What `flowspec top` makes of what a server tells."""
 
 import asyncio
+import dataclasses
 import json
 import sys
 
@@ -45,6 +46,8 @@ def test_shares_are_of_the_time_between_two_looks(monkeypatch: pytest.MonkeyPatc
     assert stage_rows(first) == [("pi\\x1b", "[0, 4)", "-", "-", "5.0 ms")]
     assert stage_rows(second) == [("pi\\x1b", "[0, 4)", "#####.....  50%", "10", "5.0 ms")]
     assert board_rows(second) == [("pi", "h:1", "1024 MiB", "61 C", "ready")]
+    kept = dataclasses.replace(second, told={**second.told, "kept": {"num_sessions": 3, "num_bytes": 12 * 2**20}})
+    assert kept.summary.endswith("2 waiting, 3 kept in 12 MiB, 2 kB/s on the origin's links")
     assert second.summary == "1 of 16 texts written, 2 waiting, 2 kB/s on the origin's links"
 
 

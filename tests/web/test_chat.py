@@ -36,6 +36,7 @@ async def test_a_whole_answer() -> None:
     (choice,) = answer.choices
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "ab\n", "length")
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 2, 5)
+    assert answer.usage.prompt_tokens_details.cached_tokens == 1
     assert answer.flowspec == {**STATISTICS, "seed": 4, "chat_template": "the model's"}
     ((_, options),) = generator.asked
     assert prompt_of(generator) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"

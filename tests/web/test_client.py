@@ -45,7 +45,7 @@ async def test_a_message_is_streamed_with_what_was_thought_before_it() -> None:
         answer = client.chat([{"role": "system", "content": "be brief"}, {"role": "user", "content": "well?"}], seed=4)
         assert "".join([piece.text async for piece in answer]) == answer.text == "yes"
         assert (answer.reasoning, answer.token_ids, answer.finish_reason) == ("hm", [4, 5], "stop")
-        assert (answer.usage, answer.trips, answer.tool_calls) == (Usage(3, 2), 2, [])
+        assert (answer.usage, answer.trips, answer.tool_calls) == (Usage(3, 2, 1), 2, [])
         ((prompt, options),) = generator.asked
         assert "be brief" in str(prompt) and "well?" in str(prompt) and options.seed == 4
         assert (await client.reply("well?", max_new_tokens=7)).text == "yes"

@@ -24,7 +24,7 @@ from flowspec_edge.web import fields
 from flowspec_edge.web.app import MAX_REQUEST_BYTES, build_app
 
 JSON = {"Content-Type": "application/json"}
-STATISTICS = {"prompt_tokens": 3, "completion_tokens": 2, "trips": 2}
+STATISTICS = {"prompt_tokens": 3, "cached_tokens": 1, "completion_tokens": 2, "trips": 2}
 PIECES = [
     Piece(text="a", token_ids=[5]),
     Piece(text="b\n", token_ids=[6]),
@@ -89,7 +89,8 @@ async def test_a_whole_answer_in_openais_form() -> None:
     assert answer["choices"] == [
         {"index": 0, "text": "ab\n", "token_ids": [5, 6], "logprobs": None, "finish_reason": "length"}
     ]
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    counted = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert answer["usage"] == {**counted, "prompt_tokens_details": {"cached_tokens": 1}}
     assert answer["flowspec"] == {**STATISTICS, "seed": 4}
     ((prompt, options),) = generator.asked
     assert (prompt, options.max_new_tokens, options.temperature, options.stop, options.seed) == ("x", 2, 0.5, ("q",), 4)

@@ -181,6 +181,7 @@ async def test_one_key_has_so_many_texts_and_leaves_room_for_others() -> None:
                 generator.goes_on.set()
                 await asyncio.gather(other.read(), response.read())
         assert await ask(session, phone) == (200, "")
+        assert [options.owner for _, options in generator.asked] == ["phone", "laptop", "phone"]
 
 
 async def test_a_server_proves_that_it_knows_a_key_and_tells_others_nothing() -> None:

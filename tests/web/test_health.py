@@ -17,7 +17,7 @@ from flowspec_edge.core.rows import Passage
 from flowspec_edge.errors import StageFailedError
 from flowspec_edge.net.api_keys import ApiKeyBook, add_api_key
 from flowspec_edge.net.server import serve_app
-from flowspec_edge.origin.status import BoardWatch, ServiceStatus, StageStatus, StageWork
+from flowspec_edge.origin.status import BoardWatch, KeptStatus, ServiceStatus, StageStatus, StageWork
 from flowspec_edge.web import request_log
 from flowspec_edge.web.app import build_app
 from flowspec_edge.web.guard import Guard
@@ -33,7 +33,13 @@ def status_of(is_ready: bool = True, reason: str = "") -> ServiceStatus:
     work.add(Passage(3, 0.5, 2.0))
     stage = StageStatus(node="pi", address="h:1", start=0, stop=4, work=work)
     return ServiceStatus(
-        is_ready=is_ready, reason=reason, stages=[stage], boards=[BOARD], sent_bytes=7, received_bytes=9
+        is_ready=is_ready,
+        reason=reason,
+        stages=[stage],
+        boards=[BOARD],
+        sent_bytes=7,
+        received_bytes=9,
+        kept=KeptStatus(2, 4096),
     )
 
 
@@ -119,6 +125,7 @@ async def test_metrics_count_what_happens_to_texts() -> None:
         assert found["vllm:num_requests_running"] == found["vllm:num_requests_waiting"] == 0
         assert found["vllm:request_success_total,length"] == 2
         assert found["vllm:prompt_tokens_total"] == 6 and found["vllm:generation_tokens_total"] == 4
+        assert (found["vllm:prefix_cache_queries_total"], found["vllm:prefix_cache_hits_total"]) == (6, 2)
         of_each = ("request_queue_time", "time_to_first_token", "request_time_per_output_token", "e2e_request_latency")
         assert [found[f"vllm:{name}_seconds_count"] for name in of_each] == [2] * 4
         assert found["vllm:e2e_request_latency_seconds_sum"] >= found["vllm:time_to_first_token_seconds_sum"]
@@ -149,6 +156,7 @@ async def test_metrics_tell_of_stages_and_boards() -> None:
     assert (found["flowspec:stage_rows_total,pi"], found["flowspec:stage_layers,pi"]) == (3, 4)
     assert found["flowspec:board_temperature_celsius,pi"] == 61
     assert (found["flowspec:link_bytes_total,sent"], found["flowspec:link_bytes_total,received"]) == (7, 9)
+    assert (found["flowspec:kept_sessions"], found["flowspec:kept_session_bytes"]) == (2, 4096)
 
 
 def test_what_a_piece_costs_is_next_to_nothing() -> None:

@@ -42,7 +42,8 @@ async def test_a_whole_message() -> None:
     assert (message.type, message.role, message.model) == ("message", "assistant", "demo")
     assert [(block.type, block.text) for block in message.content] == [("text", "ab\n")]
     assert (message.stop_reason, message.stop_sequence) == ("max_tokens", None)
-    assert (message.usage.input_tokens, message.usage.output_tokens) == (3, 2)
+    usage = message.usage
+    assert (usage.input_tokens, usage.cache_read_input_tokens, usage.output_tokens) == (2, 1, 2)
     assert message.flowspec == {**STATISTICS, "seed": 4}
     ((_, options),) = generator.asked
     assert prompt_of(generator) == (

@@ -34,6 +34,7 @@ async def test_a_whole_response() -> None:
     assert [(item.type, item.role, item.status) for item in response.output] == [("message", "assistant", "incomplete")]
     assert (response.usage.input_tokens, response.usage.output_tokens, response.usage.total_tokens) == (3, 2, 5)
     assert (response.instructions, response.max_output_tokens, response.metadata) == ("Be brief.", 16, {"a": "b"})
+    assert response.usage.input_tokens_details.cached_tokens == 1
     assert response.flowspec == {**STATISTICS, "seed": 4}
     ((_, options),) = generator.asked
     assert (options.max_new_tokens, options.temperature, options.top_p, options.seed) == (16, 0.5, 0.9, 4)

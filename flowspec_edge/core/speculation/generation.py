@@ -98,8 +98,7 @@ class Generation:
         ranking = self._options if schedule.is_coupled else None, options.grammar
         is_on = has_drafter and schedule.uses_drafter
         self._draft_feed = DraftFeed(session, tree, len(prompt), taps, self._paths, *ranking, is_on=is_on)
-        self._computing_since = 0.0
-        self._num_trip_drafted = 0
+        self._computing_since, self._num_trip_drafted = 0.0, 0
         self._last: Advance | None = None  # the one that ends the text, which stages need not hear of
 
     # ------------------------------------------------------------------ a session before, and one behind
