@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +21,7 @@ from flowspec_edge.cli.main import main
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
-from flowspec_edge.core.rows import NO_PARENT, Chunk, Row
+from flowspec_edge.core.rows import NO_PARENT, Chunk, Row, SlotMove
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -67,6 +67,12 @@ class FakeRunner:
 
     def open_cache(self, session: int, capacity: int) -> None:
         pass
+
+    def keep_cache(self, session: int, moves: Sequence[SlotMove]) -> None:
+        pass
+
+    def take_over_cache(self, session: int, kept: int) -> bool:
+        return True
 
     def free_cache(self, session: int) -> None:
         pass

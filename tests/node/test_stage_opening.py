@@ -211,7 +211,8 @@ async def test_a_stage_is_loaded_connected_and_told_before_the_node_before_has_c
         assert (opened.ring, opened.memory_bytes, opened.fetched_bytes) == ("ring-1", memory_bytes, 0)
         assert node.memory.free_bytes == GIB - memory_bytes
         assert node.hellos == [("192.0.2.5", 7361, wire.DATA, "ring-1/2", "cellar")]
-    assert FakeRunner.made == [(2, 4, {"num_threads": 3, "precision": None, "has_half_cache": False})]
+    options = {"num_threads": 3, "precision": None, "has_half_cache": False, "kept": node.opener.caches}
+    assert FakeRunner.made == [(2, 4, options)]
     assert node.board.stages == [1]
     assert node.memory.free_bytes == GIB and node.after is not None and not node.after.is_open
 

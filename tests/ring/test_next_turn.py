@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,11 @@ AMPLE = 2**30
 
 
 @contextlib.asynccontextmanager
-async def keeping_ring(bundle: Bundle, *, has_half_cache: bool = False) -> AsyncIterator[Ring]:
+async def keeping_ring(
+    bundle: Bundle, names: Sequence[str] = ("attic", "cellar", "hall"), *, has_half_cache: bool = False
+) -> AsyncIterator[Ring]:
     async with (
-        nodes_of(bundle, has_half_cache=has_half_cache) as (nodes, origin),
+        nodes_of(bundle, names, has_half_cache=has_half_cache) as (nodes, origin),
         open_ring(origin, bundle, [node.announcement for node in nodes], kept_bytes=AMPLE) as ring,
     ):
         yield ring
@@ -35,7 +37,8 @@ def w8a8_bundle(demo_export: Callable[..., Path]) -> Bundle:
     return Bundle.load(demo_export("w8a8"))
 
 
-@pytest.mark.parametrize("precision", ["int8", pytest.param("w8a8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int8", "w8a8"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 async def test_a_dialogue_is_the_unsplit_models_token_for_token(
     precision: str, temperature: float, prompts: list[list[int]], request: pytest.FixtureRequest
@@ -61,6 +64,19 @@ async def test_a_dialogue_is_the_unsplit_models_token_for_token(
         assert ring.kept.num_sessions == 1 and 0 < ring.kept.num_bytes < AMPLE
 
 
+async def test_the_next_turn_is_the_unsplit_models_and_takes_over_the_last_one(
+    int8_bundle: Bundle, prompts: list[list[int]]
+) -> None:
+    options = GenerateOptions(max_new_tokens=6, temperature=0.8)
+    async with keeping_ring(int8_bundle, names=("attic",)) as ring:
+        prompt = prompts[0][:50]
+        prompt = [*prompt, *tokens_of(await answer_of(ring, prompt, options)), 5]
+        pieces = await answer_of(ring, prompt, options)
+    assert tokens_of(pieces) == unsplit_tokens(int8_bundle, prompt, options)
+    assert num_cached(pieces) == 50 + 6 - 2, "all but the last token, of which no row was computed, and one before it"
+
+
+@pytest.mark.slow
 async def test_boards_with_half_the_cache_keep_what_was_seen(int8_bundle: Bundle, prompts: list[list[int]]) -> None:
     options = GenerateOptions(max_new_tokens=16)
     prompt = (prompts[0] * 2)[:140]
@@ -73,6 +89,7 @@ async def test_boards_with_half_the_cache_keep_what_was_seen(int8_bundle: Bundle
     assert tokens_of(again) == tokens_of(anew)
 
 
+@pytest.mark.slow
 async def test_a_board_that_needed_the_memory_is_no_more_than_slower(
     int8_bundle: Bundle, prompts: list[list[int]]
 ) -> None:
@@ -93,6 +110,7 @@ async def test_a_board_that_needed_the_memory_is_no_more_than_slower(
         assert num_cached(await answer_of(ring, second, options)) == len(second) - 1, "that one is kept again"
 
 
+@pytest.mark.slow
 async def test_one_owners_texts_do_not_serve_another(int8_bundle: Bundle, prompts: list[list[int]]) -> None:
     prompt = (prompts[0] * 2)[:140]
     async with keeping_ring(int8_bundle) as ring:
@@ -103,6 +121,7 @@ async def test_one_owners_texts_do_not_serve_another(int8_bundle: Bundle, prompt
     assert found == [0, 0, len(prompt) - 1, 0]
 
 
+@pytest.mark.slow
 async def test_what_is_kept_ends_with_the_ring(int8_bundle: Bundle, prompts: list[list[int]]) -> None:
     async with nodes_of(int8_bundle) as (nodes, origin):
         found = [node.announcement for node in nodes]
