@@ -8,6 +8,7 @@ A session belongs to the owner of its text. Others' prompts do not learn of it, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,15 +93,15 @@ class KeptSessions:
         new = _Kept(owner, text, now + KEEP_S)
         if len(text.tokens) < MIN_ROWS or new.num_slots > self._max_slots:
             return [session]
-        tree = self._trees.setdefault(owner, RadixTree())
-        gone = [other for other, num in tree.common(text.tokens) if num == len(self._kept[other].text.tokens)]
+        alike = self._common(owner, text.tokens)
+        gone = [other for other, num_common in alike if num_common == len(self._kept[other].text.tokens)]
         for other in gone:
             self._remove(other)
         while len(self._kept) >= MAX_KEPT_SESSIONS or self.num_slots + new.num_slots > self._max_slots:
             gone.append(oldest := next(iter(self._kept)))
             self._remove(oldest)
         self._kept[session] = new
-        self._trees.setdefault(owner, tree).add(session, text.tokens)
+        self._trees.setdefault(owner, RadixTree()).add(session, text.tokens)
         return gone
 
     def take(self, owner: str, prompt: tuple[int, ...], *, has_drafts: bool) -> Reuse | None:
@@ -111,7 +112,7 @@ class KeptSessions:
         else it makes a pair of the drafter's with a token that the texts do not have in common.
         """
         best: Reuse | None = None
-        for session, num_common in self._trees[owner].common(prompt) if owner in self._trees else ():
+        for session, num_common in self._common(owner, prompt):
             text = self._kept[session].text
             num_rows = min(num_common - 1, text.num_pairs) if has_drafts else num_common - 1
             if num_rows >= max(MIN_ROWS, MIN_SHARE * len(text.tokens), best.num_rows + 1 if best else 0):
@@ -141,6 +142,10 @@ class KeptSessions:
             tree.check()
         assert sum(map(len, self._trees.values())) == len(self._kept) <= MAX_KEPT_SESSIONS
         assert self.num_slots <= self._max_slots
+
+    def _common(self, owner: str, tokens: tuple[int, ...]) -> Iterable[tuple[int, int]]:
+        """The owner's sessions; see ``RadixTree.common``."""
+        return self._trees[owner].common(tokens) if owner in self._trees else ()
 
     def _remove(self, session: int) -> None:
         owner = self._kept.pop(session).owner
