@@ -70,7 +70,8 @@ class SharedTime:
 class SideBySide(Watcher):
     """Clients on a ring of ``len(testbed.stages)`` stages that was idle before.
 
-    It runs until the first client has all of its texts, so that all are there at any time.
+    It runs until the first client has all of its texts, so that all are there at any time. The ring keeps ended
+    sessions in caches of ``max_kept_slots`` slots.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class SideBySide(Watcher):
         clients: Sequence[Sequence[AskedText]],
         drafter: Drafter | None,
         limits: TargetLimits,
+        max_kept_slots: int = 0,
     ) -> None:
         num_stages = len(testbed.stages)
         self._asked = [list(texts) for texts in clients]
@@ -89,7 +91,12 @@ class SideBySide(Watcher):
         self._clock = Clock()
         self._engine = TapeOrigin(self._played, drafter, noise_of(limits.vocab_size))
         self._ring = SimulatedRing(
-            Origin(num_stages=num_stages, limits=limits, has_drafter=drafter is not None),
+            Origin(
+                num_stages=num_stages,
+                limits=limits,
+                has_drafter=drafter is not None,
+                max_kept_slots=max_kept_slots,
+            ),
             self._engine,
             [TapeStage(self._played)] * num_stages,
             self._clock,

@@ -20,7 +20,8 @@ class PlayedTape:
 
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
-        self._places: dict[int, int] = {}  # per draft id: position plus one, 0 off the text
+        # Per draft id: position plus one, 0 off the text. Those of the prompt may be at the stages from before.
+        self._places: dict[int, int] = {id: id + 1 for id in range(len(tape.prompt))}
 
     def forward(self, rows: tuple[Row, ...]) -> ev.Floats:
         tokens = self._tape.tokens
