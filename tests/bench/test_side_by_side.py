@@ -96,7 +96,7 @@ def test_a_stream_keeps_its_pace_beside_a_long_prompt(name: str, pace: float) ->
 
 @pytest.mark.parametrize(("name", "most"), [("jetson4-7b-fp16-1gbit", 0.2), ("pi5x4-3b-int4", 0.05)])
 def test_the_next_turn_waits_for_little_more_than_one_trip(name: str, most: float) -> None:
-    """Where reading the weights once takes 0.06 s on each of four boards, a trip is 0.19 of the time for 1,500 tokens."""
+    """Where four boards read their weights in 0.06 s each, a trip is 0.19 of the time for 1,500 tokens."""
     testbed, num_said = load_testbed(name), 16
     tokens = np.random.default_rng(5).integers(0, VOCAB, 1500 + 3 * num_said).tolist()
     options = GenerateOptions(max_new_tokens=num_said)
