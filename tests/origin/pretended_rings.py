@@ -173,8 +173,9 @@ class World:
         is_urgent: bool,
         is_in_doubt: asyncio.Event | None,
         on_lossy: Callable[[Lossy], None],
+        kept_bytes: int | None,
     ) -> AsyncIterator[PretendedRing]:
-        assert node is NODE and bundle is BUNDLE
+        assert node is NODE and bundle is BUNDLE and kept_bytes == 0
         assert is_urgent == bool(self.rings) == (is_in_doubt is not None), "not the first ring of all"
         self.is_in_doubt = is_in_doubt
         self.cut.append(cut)
