@@ -166,9 +166,8 @@ class Link:
 
     async def answers(self, within_s: float) -> bool:
         """Whether the peer answers a question that it is asked now, behind what waits to be sent."""
-        self._num_asked += 1
+        self.probe()
         asked, loop = self._num_asked, asyncio.get_running_loop()
-        self._to_send.set()
         deadline = loop.time() + within_s
         while self._end is None and self._num_answered < asked:
             self._answered.clear()
@@ -180,6 +179,11 @@ class Link:
                     return False
                 deadline = loop.time() + LATE_S  # this process stood still, and the answer may be there
         return self._end is None
+
+    def probe(self) -> None:
+        """Ask the peer for an answer for which nobody waits: a packet either way, behind what waits to be sent."""
+        self._num_asked += 1
+        self._to_send.set()
 
     def take_packets(self) -> Packets:
         """How many packets the system has sent since the last call, and how many of these were lost, where it tells."""

@@ -21,11 +21,11 @@ import numpy as np
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
-from flowspec_edge.core.planning.packet_loss import COUNT_S
 from flowspec_edge.core.rows import SlotMove
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import CacheFullError, ProtocolError
 from flowspec_edge.net.connection import Link
+from flowspec_edge.net.packet_counter import PacketCounter
 from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.curves import StageRecorder
 from flowspec_edge.node.pacing import Board, Runner
@@ -168,9 +168,10 @@ class StageHost:
     async def _count_packets(self) -> None:
         """Tell the origin what is lost on the ways to the neighbours, which it cannot see."""
         await self._is_used.wait()
+        counter = PacketCounter(self._ahead, self._behind)
         while True:
-            await asyncio.sleep(COUNT_S)
-            packets = wire.PacketsSent(*self._ahead.take_packets(), *self._behind.take_packets())
+            ahead, behind = await counter.count()
+            packets = wire.PacketsSent(*ahead, *behind)
             if packets.num_ahead or packets.num_behind:
                 self._control.send(packets)
 

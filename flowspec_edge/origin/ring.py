@@ -24,7 +24,7 @@ from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.arithmetic import ComputedLayers
 from flowspec_edge.core.planning.losses import Part
-from flowspec_edge.core.planning.packet_loss import COUNT_S, Lossy, PacketLoss
+from flowspec_edge.core.planning.packet_loss import Lossy, PacketLoss
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome, hold_against
 from flowspec_edge.core.speculation.lanes import Lanes
@@ -44,6 +44,7 @@ from flowspec_edge.errors import (
 )
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
+from flowspec_edge.net.packet_counter import PacketCounter
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.blame import ANSWER_S, loss_of, next_silent, stage_loss
@@ -391,12 +392,12 @@ class Ring:
 
     async def _count_packets(self) -> None:
         """Count what is lost of what the origin itself sends; stages tell what they do."""
-        first, last = self.stages[0].plan.node, self.stages[-1].plan.node
-        ends = [*((link.peer, link) for link in self._controls), (first, self._ahead), (last, self._behind)]
+        names = [stage.plan.node for stage in self.stages]
+        ends = [*(link.peer for link in self._controls), names[0], names[-1]]
+        counter = PacketCounter(*self._controls, self._ahead, self._behind)
         while True:
-            await asyncio.sleep(COUNT_S)
-            for node, link in ends:
-                self._note_packets(self._origin, node, *link.take_packets())
+            for node, packets in zip(ends, await counter.count(), strict=True):
+                self._note_packets(self._origin, node, *packets)
 
     def _note_packets(self, near: str, far: str, num_sent: int, num_lost: int) -> None:
         if (found := self._packet_loss.count(near, far, num_sent, num_lost, time.monotonic())) is not None:

@@ -362,6 +362,22 @@ async def test_a_peer_answers_a_question_until_it_stops(purpose: str) -> None:
         assert await pair.near.answers(5), "the answer to an earlier question is none to this one"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell nothing")
+@pytest.mark.parametrize("purpose", [wire.CONTROL, wire.DATA])
+async def test_each_probe_is_a_packet_of_its_own_and_so_is_its_answer(purpose: str) -> None:
+    async with linked(purpose, LinkTimeouts(heartbeat_s=0)) as pair, asyncio.timeout(5):
+        for end in (pair.near, pair.far):
+            end.take_packets()
+        for _ in range(5):
+            pair.near.probe()
+            num_answered = 0
+            while not num_answered:
+                await asyncio.sleep(0.001)
+                num_answered = pair.far.take_packets().num_sent
+            assert num_answered == 1
+        assert pair.near.take_packets() == (5, 0)
+
+
 async def test_a_link_that_ends_is_no_answer() -> None:
     async with linked() as pair:
         pair.far._transport.pause_reading()

@@ -22,8 +22,8 @@ from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec,
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import CacheFullError, FlowspecError, LinkLostError, ProtocolError, StageFailedError
+from flowspec_edge.net import packet_counter
 from flowspec_edge.net.sent_packets import Packets
-from flowspec_edge.node import stage_host
 from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.stage_host import StageHost, StageLinks
@@ -199,7 +199,7 @@ async def test_chunks_and_tapped_rows_leave_as_they_are_and_chunks_are_numbered(
 async def test_what_its_data_links_lose_is_told_to_the_origin_once_there_is_a_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stage_host, "COUNT_S", 0.0)
+    monkeypatch.setattr(packet_counter, "COUNT_S", 0.0)
     hosted = Hosted(ScriptedCore())
     links = hosted.links.ahead, hosted.links.behind
     links[0].packets, links[1].packets = Packets(100, 3), Packets(20, 1)  # type: ignore[attr-defined]

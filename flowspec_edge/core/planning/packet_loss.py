@@ -53,8 +53,10 @@ class Lossy:
 
 
 @dataclass(slots=True)
-class _Evidence:
-    """``odds`` is the logarithm of how much likelier a bad part is than a usual one, with every step; while it is above
+class Evidence:
+    """Of a part, or of one way in one direction, that it loses packets.
+
+    ``odds`` is the logarithm of how much likelier a bad part is than a usual one, with every step; while it is above
     zero, ``all_odds`` has them with steps as large as they were, and the counts are added up.
 
     From ``since`` on, for COUNT_S, ``odds`` may grow up to ``most``.
@@ -79,13 +81,23 @@ class _Evidence:
         self.num_sent += num_sent
         self.num_lost += num_lost
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether the part is to be named."""
+        return self.odds >= _ENOUGH
+
+    @property
+    def num_to_refute(self) -> int:
+        """How many packets would have to arrive, one after another, until nothing speaks against the part any more."""
+        return math.ceil(self.odds / -_FOR_AN_ARRIVAL)
+
 
 @dataclass(slots=True)
 class PacketLoss:
     """What is known of the ways of one ring. ``origin`` is the name of the origin's own node."""
 
     origin: str
-    _evidence: dict[Part, _Evidence] = field(default_factory=dict)
+    _evidence: dict[Part, Evidence] = field(default_factory=dict)
     _named: set[Part] = field(default_factory=set)
 
     def count(self, near: str, far: str, num_sent: int, num_lost: int, now: float) -> Lossy | None:
@@ -96,11 +108,11 @@ class PacketLoss:
             return None
         parts: tuple[Part, ...] = (way_between(near, far), near, far)
         for part in parts:
-            evidence = self._evidence.setdefault(part, _Evidence())
+            evidence = self._evidence.setdefault(part, Evidence())
             evidence.add(num_sent, min(num_lost, num_sent), now)
             if not evidence.odds:
                 self._named.discard(part)
-        if max(self._evidence[part].odds for part in parts) < _ENOUGH:
+        if not any(self._evidence[part].is_enough for part in parts):
             return None
         part = max(self._evidence, key=self._likelihood)
         if part in self._named:
