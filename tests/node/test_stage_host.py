@@ -210,6 +210,7 @@ async def test_what_its_data_links_lose_is_told_to_the_origin_once_there_is_a_se
         assert await hosted.origin.receive() == wire.PacketsSent(100, 3, 20, 1)
         await settle()
         assert hosted.origin.received() == [], "nothing was sent since"
+        assert links[1].num_probes > 0  # type: ignore[attr-defined]
 
 
 async def test_forwards_run_one_after_another_and_are_told_as_they_end() -> None:
