@@ -10,7 +10,7 @@ from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.losses import way_between
 from flowspec_edge.core.planning.packet_loss import MAX_SHARE, REPEAT_MS, Lossy, PacketLoss, slowed
 from flowspec_edge.core.planning.placement import Plan, PlannedStage
-from tests.core.planning.packets import EVERY_S, PacketFlow, of_node, of_way
+from tests.core.planning.packets import EVERY_S, PACKETS_PER_S, PacketFlow, of_node, of_way
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,12 @@ def test_a_node_behind_a_bad_link_is_named_within_two_seconds(
     assert parts.count("hall") >= 54
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.02])
-def test_a_usable_wifi_is_not_named_in_five_minutes(share: float) -> None:
-    assert list(PacketFlow(of_node("hall", share), 1).name_lossy(300.0)) == []
+@pytest.mark.parametrize(("share", "probes_per_s"), [(0.0, 0), (0.01, 15), (0.02, 45)])
+def test_a_usable_wifi_is_not_named_in_five_minutes_and_costs_few_probes(share: float, probes_per_s: int) -> None:
+    flow = PacketFlow(of_node("hall", share), 1)
+    assert list(flow.name_lossy(300.0)) == []
+    num_ends = sum("hall" in way for way in PACKETS_PER_S)
+    assert flow.num_probes <= 300 * probes_per_s * num_ends
     assert list(PacketFlow(lambda near, far: share / 2, 2).name_lossy(300.0)) == [], "all on one"
 
 

@@ -6,11 +6,10 @@ from hypothesis import strategies as st
 
 from flowspec_edge.core.planning.packet_loss import COUNT_S
 from flowspec_edge.core.planning.probing import MAX_AT_ONCE, MAX_PROBES, PROBES_PER_S, Probing
-from tests.core.planning.packets import PACKETS_PER_S, PacketFlow, of_node
 
 NUM_SENT = st.integers(0, 1000)
-COUNTS = st.lists(st.tuples(NUM_SENT, NUM_SENT, st.floats(0.0, 60.0)), min_size=1, max_size=60)
-"""How many packets were sent and lost, and seconds since the last count. A peer may claim anything."""
+COUNTS = st.lists(st.tuples(NUM_SENT, NUM_SENT, st.floats(0.0, 60.0)), max_size=30)
+"""How many packets were sent and lost, and seconds since the last count."""
 
 
 def test_a_first_loss_brings_as_many_probes_as_refute_it() -> None:
@@ -23,8 +22,7 @@ def test_a_first_loss_brings_as_many_probes_as_refute_it() -> None:
     assert probing.count(left, 0, 0.6) == 0
 
 
-def test_the_more_is_lost_the_more_probes_until_there_is_no_doubt() -> None:
-    """Those of the third count are as many as fit in, since the second; 30 % need no more than that."""
+def test_a_bad_link_gets_as_many_as_there_is_time_for_until_there_is_no_doubt() -> None:
     probing = Probing()
     nums = [probing.count(50, 15, at * COUNT_S) for at in range(5)]
     assert nums[0] == MAX_AT_ONCE == nums[1] and nums[-1] == 0
@@ -38,10 +36,10 @@ def test_what_was_lost_before_nothing_was_sent_is_not_forgotten() -> None:
     assert probing.count(0, 0, 0.2) == first > 0
 
 
-@given(NUM_SENT, st.integers(1, 100))
-def test_a_link_that_loses_nothing_is_never_probed(num_sent: int, num_counts: int) -> None:
+@given(st.lists(NUM_SENT, max_size=30))
+def test_a_link_that_loses_nothing_is_never_probed(counts: list[int]) -> None:
     probing = Probing()
-    assert not any(probing.count(num_sent, 0, at * COUNT_S) for at in range(num_counts))
+    assert not any(probing.count(num_sent, 0, at * COUNT_S) for at, num_sent in enumerate(counts))
 
 
 @given(COUNTS)
@@ -52,7 +50,7 @@ def test_no_end_sends_more_probes_than_it_may_whatever_is_counted(counts: list[t
         due = probing.count(num_sent, num_lost, now)
         num_probes += due
         assert 0 <= due <= MAX_AT_ONCE
-        assert num_probes <= MAX_PROBES + PROBES_PER_S * now
+        assert num_probes <= MAX_PROBES + PROBES_PER_S * now + 1e-6
 
 
 def test_a_link_that_is_suspected_again_and_again_takes_its_probes_as_they_grow_again() -> None:
@@ -61,11 +59,3 @@ def test_a_link_that_is_suspected_again_and_again_takes_its_probes_as_they_grow_
         num_probes += probing.count(100, 10, at * COUNT_S)
         assert probing.count(400, 0, (at + 1) * COUNT_S) == 0
     assert num_probes == pytest.approx(MAX_PROBES + PROBES_PER_S * 3000 * COUNT_S, rel=0.01)
-
-
-@pytest.mark.parametrize(("share", "per_s"), [(0.0, 0), (0.01, 15), (0.02, 45)])
-def test_a_usable_wifi_costs_few_probes(share: float, per_s: float) -> None:
-    """Of each end of each link that loses packets, and half of that where half is lost."""
-    flow = PacketFlow(of_node("hall", share), 3)
-    assert list(flow.name_lossy(200.0)) == []
-    assert flow.num_probes <= per_s * 200 * sum("hall" in way for way in PACKETS_PER_S)
