@@ -28,7 +28,7 @@ BAD_SHARE = 0.05
 """What is to be noticed."""
 MIN_ODDS = 1e5
 """How much likelier BAD_SHARE than USUAL_SHARE must be. In a simulation of 1670 hours a node that exchanged 600 packets
-per second besides its probes, and lost just 2 % of all, was taken for a bad one 38 times (149 times without probes:
+per second besides its probes, and lost just 2 % of all, was taken for a bad one 25 times (149 times without probes:
 what more of them can tell within COUNT_S is bounded by MAX_STEP), and one that lost 1.5 % never."""
 MAX_STEP = 30.0
 """By how much more that becomes likelier within COUNT_S. A queue that overflows drops a hundred packets at once, and a

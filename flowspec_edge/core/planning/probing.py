@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 from flowspec_edge.core.planning.packet_loss import COUNT_S, Evidence
 
-PROBE_EVERY_S = 0.004
+PROBE_EVERY_S = 0.002
 """How long after a probe the next one leaves. Packets that leave together are lost together, and a small congestion
 window makes one out of them. With its answer a probe takes some 200 bytes and 0.1 ms of each end's processor."""
 MAX_AT_ONCE = int(COUNT_S / PROBE_EVERY_S)
 """Probes from one count to the next."""
 MAX_PROBES = 500
-"""Probes of one end that has sent none for a while: 5 % are told with half of that."""
+"""Probes of one end that has sent none for a while: both ends of two links tell 5 % with half of that."""
 PROBES_PER_S = 50
 """Probes of one end in the long run, as of a link that goes on losing 3 %, which is neither good nor bad: 10 KB/s. In a
 ring of three boards that loses 1 % of its packets on all ways of one of them, an end sends 10 per second."""

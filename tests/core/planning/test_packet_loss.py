@@ -14,13 +14,21 @@ from tests.core.planning.packets import EVERY_S, PACKETS_PER_S, PacketFlow, of_n
 
 
 @pytest.mark.parametrize(
-    ("share", "busy", "usual_s", "worst_s"),
-    [(0.05, 1.0, 1.1, 1.9), (0.05, 0.3, 1.3, 2.1), (0.1, 1.0, 0.9, 1.3), (0.2, 1.0, 0.9, 1.0), (0.3, 1.0, 0.9, 0.9)],
+    ("share", "busy", "usual_s", "worst_s", "least"),
+    [
+        (0.05, 1.0, 1.1, 1.9, 57),
+        (0.05, 0.3, 1.3, 2.1, 48),
+        (0.1, 1.0, 0.9, 1.3, 57),
+        (0.2, 1.0, 0.9, 1.0, 57),
+        (0.3, 1.0, 0.9, 0.9, 57),
+    ],
 )
 def test_a_node_behind_a_bad_link_is_named_within_two_seconds(
-    share: float, busy: float, usual_s: float, worst_s: float
+    share: float, busy: float, usual_s: float, worst_s: float, least: int
 ) -> None:
-    """However little is sent besides the probes. Seldom one of its ways is named first."""
+    """However little is sent besides the probes. Seldom one of its ways is named first: where its other links had no
+    loss yet that would have brought probes.
+    """
     times, parts = [], []
     for seed in range(60):
         at_s, found = next(PacketFlow(of_node("hall", share), seed, busy).name_lossy(10.0))
@@ -29,7 +37,7 @@ def test_a_node_behind_a_bad_link_is_named_within_two_seconds(
         times.append(at_s)
         parts.append(found.part)
     assert statistics.median(times) <= usual_s and max(times) <= worst_s
-    assert parts.count("hall") >= 54
+    assert parts.count("hall") >= least
 
 
 @pytest.mark.parametrize(("share", "probes_per_s"), [(0.0, 0), (0.01, 15), (0.02, 45)])
