@@ -16,8 +16,9 @@ from flowspec_edge.cli.options import Commands, access_from, add_network, add_se
 from flowspec_edge.cli.plan import RingArguments, add_ring_options
 from flowspec_edge.cli.ring import open_service
 from flowspec_edge.cli.service_manager import ServiceManager
+from flowspec_edge.cli.text_limits import TextLimitArguments, add_text_limits, kept_bytes, turn_limits
 from flowspec_edge.core.cluster.api_url import API_PORT
-from flowspec_edge.errors import BundleError, RequestError, plain_text
+from flowspec_edge.errors import BundleError, plain_text
 from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.node.board import use_board
 from flowspec_edge.tasks import until_interrupted
@@ -36,26 +37,19 @@ if TYPE_CHECKING:
 
 RENEW_S = 60.0
 """How often to look whether this machine has other names or addresses."""
-MAX_TEXTS = 4096
-"""Of any kind that ``flowspec serve`` may take: each waiting one may hold a body of 4 MiB."""
 DEFAULT_SCHEDULE = "flowspec"
 """What ``flowspec serve`` plans for; each request may name another schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeCommand(ServingArguments, RingArguments):
+class ServeCommand(ServingArguments, RingArguments, TextLimitArguments):
     port: int
     api_host: str | None
     plain_http: bool
     no_layers: bool
-    max_sessions: int
-    max_queue: int
-    max_per_address: int
-    max_per_key: int
     api_name: list[str]
     cors_origin: list[str]
     standby: bool
-    keep_sessions: int | None
     strict: bool
     log_requests: bool
 
@@ -75,15 +69,8 @@ def add_serve(commands: Commands) -> None:
         help="while nobody writes, have boards with free memory fetch and load layers of others, and use them at once "
         "when a board is lost (flowspec plan --standby shows who; default: no)",
     )
-    serve.add_argument(
-        "--keep-sessions",
-        type=int,
-        metavar="MIB",
-        help="memory, on all boards together, for texts that have ended, so that the next turn need not be read from "
-        "its beginning (default: a quarter of what boards offer and do not need; 0: none)",
-    )
     serve.add_argument("--no-layers", action="store_true", help="serve no layers here: answer requests only")
-    _add_turn_limits(serve)
+    add_text_limits(serve)
     set_command(serve, ServeCommand, _serve)
 
 
@@ -116,37 +103,13 @@ def _add_api(serve: ArgumentParser) -> None:
     serve.add_argument("--log-requests", action="store_true", help="one line of JSON on stderr for each request")
 
 
-def _add_turn_limits(serve: ArgumentParser) -> None:
-    serve.add_argument(
-        "--max-sessions", type=int, default=16, metavar="N", help="write N texts at a time (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--max-queue",
-        type=int,
-        default=64,
-        metavar="N",
-        help="let N more wait for their turn; others are told to come back later (default: %(default)s)",
-    )
-    serve.add_argument(
-        "--max-per-address",
-        type=int,
-        default=32,
-        metavar="N",
-        help="of all these, N may be of one address; raise it where a proxy stands before the server "
-        "(default: %(default)s)",
-    )
-    serve.add_argument(
-        "--max-per-key", type=int, default=32, metavar="N", help="and N of one API key (default: %(default)s)"
-    )
-
-
 async def _serve(options: ServeCommand) -> int:
     from flowspec_edge.cli.advice import advice_of
     from flowspec_edge.cli.show_fetches import FetchDisplay
     from flowspec_edge.node.node import Node
 
     settle_process()
-    port, limits = check_port(options.port), _turn_limits(options)
+    port, limits, kept = check_port(options.port), turn_limits(options), kept_bytes(options)
     access = access_from(options)
     api = open_api_access(
         options.api_host or options.host or LOOPBACK,
@@ -168,7 +131,7 @@ async def _serve(options: ServeCommand) -> int:
             fetches,
             is_served=True,
             has_standbys=options.standby,
-            kept_bytes=_kept_bytes(options.keep_sessions),
+            kept_bytes=kept,
         ) as (service, directory):
 
             def advise() -> dict[str, Any]:
@@ -178,30 +141,6 @@ async def _serve(options: ServeCommand) -> int:
     finally:
         await node.close()
     return 0
-
-
-def _kept_bytes(keep_sessions: int | None) -> int | None:
-    """Raises RequestError where it is out of range."""
-    if keep_sessions is None:
-        return None
-    if keep_sessions < 0:
-        raise RequestError(f"--keep-sessions is {keep_sessions}; it must be 0 (none) or a number of MiB")
-    return keep_sessions * 2**20
-
-
-def _turn_limits(options: ServeCommand) -> TurnLimits:
-    """Raises RequestError where one is out of range."""
-    from flowspec_edge.web.turns import TurnLimits
-
-    for name, value, least in (
-        ("--max-sessions", options.max_sessions, 1),
-        ("--max-queue", options.max_queue, 0),
-        ("--max-per-address", options.max_per_address, 1),
-        ("--max-per-key", options.max_per_key, 1),
-    ):
-        if not least <= value <= MAX_TEXTS:
-            raise RequestError(f"{name} is {value}; it must lie between {least} and {MAX_TEXTS}")
-    return TurnLimits(options.max_sessions, options.max_queue, options.max_per_address, options.max_per_key)
 
 
 async def _serve_api(

@@ -27,6 +27,7 @@ from flowspec_edge.core.planning.losses import Part
 from flowspec_edge.core.planning.packet_loss import Lossy, PacketLoss
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome, hold_against
+from flowspec_edge.core.rows import SessionSpec
 from flowspec_edge.core.speculation.lanes import Lanes
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.pictures import RingPicture
@@ -475,18 +476,10 @@ class Ring:
                 case ev.RunHead() | ev.RunDraft():
                     self._jobs.put_nowait(action)
                 case ev.OpenSessions(spec):
-                    if (drafter := self._engine.drafter) is not None:
-                        drafter.open(spec.session, spec.capacity)
-                        if spec.num_kept:
-                            self._jobs.put_nowait(
-                                functools.partial(drafter.take_over, spec.session, spec.kept, spec.num_kept)
-                            )
+                    self._open_draft_cache(spec)
                     self._broadcast(wire.OpenSession(spec))
                 case ev.CloseSessions(session, is_kept, taken):
-                    if (drafter := self._engine.drafter) is not None and is_kept:  # behind all its passes
-                        self._jobs.put_nowait(functools.partial(drafter.keep, session, taken))
-                    elif drafter is not None:  # behind the pass that may run
-                        self._executor.submit(drafter.close, session)
+                    self._close_draft_cache(session, is_kept, taken)
                     self._broadcast(wire.CloseSession(session, is_kept))
                 case ev.EmitTokens(session) | ev.ReportTrip(session) | ev.FinishGeneration(session):
                     if isinstance(action, ev.FinishGeneration) and action.error is not None:
@@ -498,6 +491,20 @@ class Ring:
                         if unread.qsize() > MAX_UNREAD:  # the actions that are left come first
                             asyncio.get_running_loop().call_soon(self._let_stand, session)
         self._arm_timer()
+
+    def _open_draft_cache(self, spec: SessionSpec) -> None:
+        if (drafter := self._engine.drafter) is not None:
+            drafter.open(spec.session, spec.capacity)
+            if spec.num_kept:
+                self._jobs.put_nowait(functools.partial(drafter.take_over, spec.session, spec.kept, spec.num_kept))
+
+    def _close_draft_cache(self, session: int, is_kept: bool, taken: Sequence[int]) -> None:
+        if (drafter := self._engine.drafter) is None:
+            return
+        if is_kept:  # behind all its passes
+            self._jobs.put_nowait(functools.partial(drafter.keep, session, taken))
+        else:  # behind the pass that may run
+            self._executor.submit(drafter.close, session)
 
     def _let_stand(self, session: int) -> None:
         """End a session whose answer nobody reads. It holds no cache then, and takes no time of others."""
