@@ -23,7 +23,7 @@ from flowspec_edge.core import events as ev
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.limits import CREDITS_PER_HOP, RECENT_ROWS, TREE_MARGIN
 from flowspec_edge.core.rows import NO_PARENT, Before, Chunk, Row, SessionSpec, SlotMove
-from flowspec_edge.core.speculation.constraint import Constraint
+from flowspec_edge.core.speculation.constraint import Constraint, check_drafts
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.core.speculation.stage import Stage
@@ -247,6 +247,10 @@ class FakeOrigin:
 
     def keep(self, session: int, taken: Sequence[int]) -> None:
         self.drafter.keep(session, taken)
+
+    def check(self, job: ev.CheckDrafts) -> ev.DraftsChecked:
+        assert self.constraint is not None
+        return check_drafts(job, self.constraint)
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         if isinstance(job, ev.RunHead):

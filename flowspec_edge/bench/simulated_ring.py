@@ -101,6 +101,8 @@ class OriginEngine(Protocol):
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished: ...
 
+    def check(self, job: ev.CheckDrafts) -> ev.DraftsChecked: ...
+
 
 class Watcher:
     """Sees what a ring does, in simulated seconds. Each method does nothing until it is overridden."""
@@ -188,6 +190,8 @@ class SimulatedRing:
                 self._compute(action, self._times.head_ms)
             case ev.RunDraft(rows=rows):
                 self._compute(action, self._times.draft_ms(len(rows)))
+            case ev.CheckDrafts():  # takes microseconds, beside all else
+                self._scheduler.after(0, None, functools.partial(self.tell_origin, self._engine.check(action)))
             case ev.OpenSessions(spec):
                 self._engine.open(spec)
                 self._broadcast(ev.SessionRequested(spec))

@@ -10,7 +10,7 @@ import numpy as np
 from flowspec_edge.bench.tape import Tape
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.rows import NO_PARENT, Row, SessionSpec, SlotMove
-from flowspec_edge.core.speculation.constraint import Constraint
+from flowspec_edge.core.speculation.constraint import Constraint, check_drafts
 from flowspec_edge.core.speculation.verify import Noise, draw_tokens, rank_drafts
 from flowspec_edge.engine.drafters.drafter import Drafter
 
@@ -96,6 +96,10 @@ class TapeOrigin:
 
     def keep(self, session: int, taken: Sequence[int]) -> None:
         self.close(session)
+
+    def check(self, job: ev.CheckDrafts) -> ev.DraftsChecked:
+        assert self._constraint is not None, "only a grammar checks"
+        return check_drafts(job, self._constraint)
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         played = self._played[job.session]

@@ -237,6 +237,14 @@ class DraftFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftsChecked:
+    """How many rows of each chain of ``CheckDrafts`` the grammar allows: all before the first that it refuses."""
+
+    session: int
+    num_allowed: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationCancelled:
     """The user has left."""
 
@@ -262,6 +270,7 @@ OriginEvent = (
     | TappedArrived
     | HeadFinished
     | DraftFinished
+    | DraftsChecked
     | CreditArrived
     | GenerationCancelled
     | RingLost
@@ -338,6 +347,19 @@ class RunDraft:
     grammar: Grammar | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckDrafts:
+    """Tell how much of each of these ``chains`` of tokens the ``grammar`` allows behind the row of its path.
+
+    It takes no place on the compute lane: masks are not needed for it, and rows wait for it that may leave with a root.
+    """
+
+    session: int
+    grammar: Grammar
+    paths: Paths
+    chains: tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class EmitTokens:
     """These tokens are final. ``logprobs`` has an entry for each where the options ask for them."""
@@ -390,6 +412,7 @@ OriginAction = (
     | BroadcastTurn
     | RunHead
     | RunDraft
+    | CheckDrafts
     | EmitTokens
     | ReportTrip
     | FinishGeneration

@@ -125,6 +125,9 @@ class PlainWriter:
                     value.options and _without_tokens(value.options),
                 )
                 return dataclasses.replace(value, rows=rows, options=ranked_by, paths=None, grammar=None)
+            case ev.CheckDrafts():
+                chains = tuple((0,) * len(chain) for chain in value.chains)
+                return dataclasses.replace(value, grammar=None, paths=None, chains=chains)
             case ev.AdvanceArrived(session, at, to) | ev.BroadcastAdvance(session, at, to):
                 return dataclasses.replace(value, to=self._ordinal(session, at, to))
             case ev.PromptSubmitted():

@@ -116,6 +116,16 @@ class GrammarConstraint:
         bits = np.frombuffer(packed, np.uint8)
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").astype(np.bool_)
 
+    def num_allowed(self, written: NDArray[np.int64], tokens: Sequence[int]) -> int:
+        with self._lock:
+            if not self.ends.isdisjoint(written.tolist()) or (place := self._place_at(written)) is None:
+                return 0
+            allowed = itertools.takewhile(lambda token: token not in self.ends and place.try_on(token), tokens)
+            num_allowed = sum(1 for _ in allowed)
+            if place.matcher.is_error():
+                self._places.remove(place)
+            return num_allowed
+
     def _mask(self, written: NDArray[np.int64]) -> bytes:
         """As llguidance gives it. What is behind the end, or no text of the grammar's, can only end."""
         mask = np.zeros(self._vocab_size, np.bool_)
@@ -165,6 +175,14 @@ class _Place:
         new = written[len(self.tokens) :].tolist()
         self.tokens = written
         return not new or self.matcher.consume_tokens(new)
+
+    def try_on(self, token: int) -> bool:
+        """Whether the grammar allows the token, and no other one for the same bytes. Only then it is taken."""
+        forced = self.matcher.compute_ff_tokens()
+        if (forced and forced[0] != token) or not self.matcher.try_consume_tokens([token]):
+            return False
+        self.tokens = np.append(self.tokens, token)
+        return True
 
 
 class _Vocabulary:

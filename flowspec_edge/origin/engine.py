@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import Grammar
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.speculation.constraint import Constraint
+from flowspec_edge.core.speculation.constraint import Constraint, check_drafts
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.verify import Noise, draw_tokens, noise_of, rank_drafts
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
@@ -71,6 +71,10 @@ class OriginEngine:
         self.tokenizer = self._parts.tokenizer
         self.grammars = self._parts.grammars
         self.drafter = self._parts.drafter
+
+    def check(self, job: ev.CheckDrafts) -> ev.DraftsChecked:
+        """May run beside ``run``, on another thread. It may wait for a mask, so it is not for the event loop."""
+        return check_drafts(job, self.grammars.compile(job.grammar))
 
     def run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         """Takes time in proportion to the vocabulary, so it is not for the event loop.

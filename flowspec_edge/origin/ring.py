@@ -130,7 +130,9 @@ class Ring:
         self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
         self._sessions = itertools.count(1)
         self._jobs: asyncio.Queue[ev.RunHead | ev.RunDraft | Callable[[], None]] = asyncio.Queue()
+        self._checks: asyncio.Queue[ev.CheckDrafts] = asyncio.Queue()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="origin")
+        self._checking = ThreadPoolExecutor(1, thread_name_prefix="drafts")
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._lanes: Lanes | None = None  # while somebody looks
@@ -162,6 +164,7 @@ class Ring:
             self._timer.cancel()
         self._tokenising.shutdown(wait=False)
         self._compiling.shutdown(wait=False, cancel_futures=True)
+        self._checking.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)  # behind the last job
 
     @property
@@ -352,6 +355,7 @@ class Ring:
                 self._read_credits(),
                 self._read_chunks(),
                 self._compute(),
+                self._check(),
                 self._ask_when_in_doubt(),
                 self._count_packets(),
                 *(
@@ -455,6 +459,11 @@ class Ring:
             else:
                 await in_thread(self._executor, job)
 
+    async def _check(self) -> None:
+        while True:
+            job = await self._checks.get()
+            self._tell(await in_thread(self._checking, self._engine.check, job))
+
     def _tell(self, event: ev.OriginEvent, not_before: float = 0.0) -> None:
         now = max(time.monotonic(), not_before)
         actions = self._journal.handle(self._core, event, now)
@@ -475,6 +484,8 @@ class Ring:
                     self._broadcast(wire.BeginTurn(session, turn))
                 case ev.RunHead() | ev.RunDraft():
                     self._jobs.put_nowait(action)
+                case ev.CheckDrafts():
+                    self._checks.put_nowait(action)
                 case ev.OpenSessions(spec):
                     self._open_draft_cache(spec)
                     self._broadcast(wire.OpenSession(spec))

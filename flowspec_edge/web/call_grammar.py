@@ -2,7 +2,8 @@
 its arguments are what the tool's schema asks for.
 
 It is a Lark grammar as llguidance reads it. The rule of each tool's arguments stands in a line of its own, in their
-order, so that a fault of a line is one of a tool.
+order, and behind them that of the content, where a request says what that may be. So a fault of a line is one of a
+tool, or of the content.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from typing import Any, NamedTuple
 
 from flowspec_edge.config import Grammar
 from flowspec_edge.web.call_form import ID_LENGTH, PYTHON_TAG, CallForm
+from flowspec_edge.web.content_rule import content_rules, json_rule
 from flowspec_edge.web.reasoning import BEGIN, END
 
 Json = dict[str, Any]
 
-ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""JSON as Python writes it, and as templates do."""
 ANY = r"(.|\n)*"
 
 
@@ -38,6 +38,7 @@ def write_call_grammar(
     is_forced: bool,
     is_parallel: bool,
     is_reasoning: bool,
+    content: Grammar | None = None,
 ) -> Grammar:
     """What a message may be.
 
@@ -46,10 +47,16 @@ def write_call_grammar(
         is_forced: it is a call, or several. Otherwise it may be any text, and a call may come behind it.
         is_parallel: it may have several calls.
         is_reasoning: it begins within reasoning, in which nothing is a call.
+        content: what it may be where it has no call; any text where that is None.
+
+    Raises:
+        FieldError: the content is no schema, or cannot be told from calls.
     """
     literal = _Literals(special)
     numbers = range(len(tools))
-    lines = [f"arguments_{at}: %json {json.dumps({**tools[at].parameters, 'x-guidance': ONE_LINE})}" for at in numbers]
+    lines = [json_rule(f"arguments_{at}", tools[at].parameters) for at in numbers]
+    if content is not None:
+        lines += content_rules(form, content)
     lines += [f"call_{at}: {literal(tools[at].name + form.middle)} arguments_{at}" for at in numbers]
     id = rf'(", \"id\": \"" /[a-zA-Z0-9]{{{ID_LENGTH}}}/ "\"")?' if form.tells_ids else ""
     further = f"({literal(form.between)} call)*" if is_parallel and form.between is not None else ""
@@ -58,9 +65,12 @@ def write_call_grammar(
         f"calls: call {further} {literal(form.end)}",
         f"ANY: /{ANY}/",
     ]
-    lines += (
-        [f"start: {_begun(form, literal)} calls"] if is_forced else _or_text(form, literal, is_reasoning=is_reasoning)
-    )
+    if is_forced:
+        lines += [f"start: {_begun(form, literal)} calls"]
+    elif content is not None:
+        lines += _or_content(form, literal, is_reasoning=is_reasoning)
+    else:
+        lines += _or_text(form, literal, is_reasoning=is_reasoning)
     return Grammar("lark", "\n".join(lines))
 
 
@@ -91,6 +101,20 @@ def _begun(form: CallForm, literal: _Literals) -> str:
     """What stands before the first call's name."""
     begun = literal(form.begin)
     return f"({literal(PYTHON_TAG)}? {begun})" if not form.mark and PYTHON_TAG in literal.special else begun
+
+
+def _or_content(form: CallForm, literal: _Literals, *, is_reasoning: bool) -> list[str]:
+    """Rules of calls or the content, of which one comes at once, or behind reasoning and the space after it.
+
+    A terminal takes all that it can. So the space is a part of the reasoning, or a content that may begin with space
+    would take it before a call. Nothing has space at its beginning, which a small model would write for ever.
+    """
+    begin = "" if is_reasoning else json.dumps(BEGIN)
+    return [
+        rf"THOUGHT: {begin} (ANY & ~(ANY {json.dumps(END)} ANY)) {json.dumps(END)} /\s{{0,4}}/",
+        f"answer: {_begun(form, literal)} calls | content",
+        f"start: THOUGHT answer{'' if is_reasoning else ' | answer'}",
+    ]
 
 
 def _or_text(form: CallForm, literal: _Literals, *, is_reasoning: bool) -> list[str]:

@@ -75,17 +75,19 @@ class ChatFields(TextFields, kw_only=True):
 
 class ChatTexts(NamedTuple):
     """``is_reasoning`` where the prompt ends within reasoning, as templates of some models write it. ``calls`` is how
-    calls of tools are written, where there may be some.
+    calls of tools are written, where there may be some. A message ``is_either`` calls or what it is asked to be, where
+    it is asked to be anything.
     """
 
     texts: list[AskedText]
     is_reasoning: bool = False
     warnings: Sequence[str] = ()
     calls: CallForm | None = None
+    is_either: bool = False
 
     def split(self) -> MessageSplit:
         """For one of the texts."""
-        return MessageSplit(has_begun=self.is_reasoning, calls=self.calls)
+        return MessageSplit(has_begun=self.is_reasoning, calls=self.calls, is_either=self.is_either)
 
 
 async def write_chat(
@@ -103,23 +105,27 @@ async def write_chat(
     num, warnings = num_choices(fields), []
     named, grammar = grammar_of(fields)
     offered = offered_tools(fields.tools, fields.tool_choice, fields.parallel_tool_calls)
-    if offered is not None and grammar is not None:
-        raise FieldError(named, "is given beside tools, which the model may call instead; leave one of both out")
     options = replace(options_of(fields, default), num_logprobs=_num_logprobs(fields))
     if template.is_plain:
         options = replace(options, stop=(*options.stop, PLAIN_STOP))
         warnings = [PLAIN_NOTICE]
     prompt = await _write_prompt(template, fields, [] if offered is None else offered.told)
     is_reasoning = bool(prompt) and prompt[-1].text.rstrip().endswith(BEGIN)
-    if is_reasoning and (grammar is not None or (offered is not None and offered.is_forced)):
+    if is_reasoning and (offered.is_forced if offered is not None else grammar is not None):
         prompt, is_reasoning = [*prompt, TextPart(f"\n{END}\n\n")], False  # what is asked for has no room for thoughts
-    calls, lines = None, list[str]()
+    calls, lines, is_either = None, list[str](), False
     if offered is not None:
-        calls, named = await template.call_form(), "tools"
-        lines = [f"tools[{at}].function.parameters" for at in offered.callable]
-        options = _with_calls(options, calls, offered, template.special, is_reasoning=is_reasoning)
+        if offered.is_forced:
+            options = replace(options, grammar=None)  # there is no content
+        calls, is_either = await template.call_form(), options.grammar is not None
+        lines = [*(f"tools[{at}].function.parameters" for at in offered.callable), *([named] if is_either else [])]
+        try:
+            options = _with_calls(options, calls, offered, template.special, is_reasoning=is_reasoning)
+        except FieldError as cause:
+            raise cause.named(named if cause.name == "grammar" else cause.name) from None
+        named = "tools"
     texts = [AskedText(prompt, options_of_choice(options, at), named, lines) for at in range(num)]
-    return ChatTexts(texts, is_reasoning, warnings, calls)
+    return ChatTexts(texts, is_reasoning, warnings, calls, is_either)
 
 
 async def _write_prompt(template: ChatTemplate, fields: ChatFields, tools: list[Json]) -> list[TextPart]:
@@ -134,7 +140,11 @@ async def _write_prompt(template: ChatTemplate, fields: ChatFields, tools: list[
 def _with_calls(
     options: GenerateOptions, form: CallForm, offered: OfferedTools, special: Mapping[str, int], *, is_reasoning: bool
 ) -> GenerateOptions:
-    """The options of a text that may call tools. Raises FieldError where their schemas are too large together."""
+    """The options of a text that may call tools, or else be what the options' grammar says.
+
+    Raises:
+        FieldError: schemas are too large together, or the grammar cannot be told from calls.
+    """
     grammar = write_call_grammar(
         form,
         [CallableTool(offered.name(place), offered.schema(place)) for place in offered.callable],
@@ -142,6 +152,7 @@ def _with_calls(
         is_forced=offered.is_forced,
         is_parallel=offered.is_parallel,
         is_reasoning=is_reasoning,
+        content=options.grammar,
     )
     try:
         return replace(options, grammar=grammar, shown_token_ids=special_tokens_of(form, special))

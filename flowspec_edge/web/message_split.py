@@ -47,11 +47,12 @@ class MessageSplit:
     Args:
         has_begun: the prompt has ``<think>`` at its end, as templates of some models write it.
         calls: how calls are written, where there may be some.
+        is_either: what is said is calls alone, or has none.
     """
 
-    def __init__(self, *, has_begun: bool = False, calls: CallForm | None = None) -> None:
+    def __init__(self, *, has_begun: bool = False, calls: CallForm | None = None, is_either: bool = False) -> None:
         self._reasoning = ReasoningSplit(has_begun=has_begun)
-        self._calls = None if calls is None else CallSplit(calls)
+        self._calls = None if calls is None else CallSplit(calls, is_either=is_either)
 
     def feed(self, text: str, *, is_last: bool = False) -> Said:
         """What has become certain with this text."""
@@ -79,10 +80,13 @@ class CallSplit:
     """Finds calls in a text that follows the grammar of calls: from where one begins, all is as their form has it.
 
     A call that is cut off in its arguments is told up to there, and never as a whole one.
+
+    Where it ``is_either``, or calls have no mark, they begin with the text. Otherwise they begin with their mark.
     """
 
-    def __init__(self, form: CallForm) -> None:
+    def __init__(self, form: CallForm, *, is_either: bool = False) -> None:
         self._form = form
+        self._mark = "" if is_either else form.mark
         self._held = ""
         self._state = "before"
         self._num_calls = 0
@@ -104,7 +108,7 @@ class CallSplit:
 
     def _say(self, *, is_last: bool) -> str:
         """What is no call."""
-        mark, begun = self._form.mark, self._held.lstrip()
+        mark, begun = self._mark, self._held.lstrip()
         if mark:
             content, found, rest = self._held.partition(mark)
             if found:
@@ -112,7 +116,8 @@ class CallSplit:
             certain = len(self._held) if is_last else _certain(self._held, mark)
             content, self._held = self._held[:certain], self._held[certain:]
             return content
-        begun = begun.removeprefix(PYTHON_TAG).lstrip()
+        if not self._form.mark:
+            begun = begun.removeprefix(PYTHON_TAG).lstrip()
         if self._state == "before" and begun.startswith(self._form.begin):
             return self._begin("", begun)
         may_begin = any(start.startswith(begun) for start in (self._form.begin, PYTHON_TAG))

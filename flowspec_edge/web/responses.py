@@ -41,6 +41,7 @@ CALLED = {
     "response_format": "text.format",
     "verbosity": "text.verbosity",
     ".function.": ".",
+    ".allowed_tools.": ".",
 }
 """How this dialect calls what the core calls otherwise."""
 ROLES = ("user", "assistant", "system", "developer")
@@ -77,11 +78,18 @@ class FunctionTool(msgspec.Struct, kw_only=True):
     strict: bool | None = None
 
 
+class FunctionName(msgspec.Struct, kw_only=True):
+    type: str = "function"
+    name: str | None = None
+
+
 class FunctionChoice(msgspec.Struct, kw_only=True):
-    """The tool that is to be called."""
+    """The tool that is to be called, or those that may be: ``mode`` says whether one has to."""
 
     type: str
     name: str | None = None
+    mode: str | None = None
+    tools: list[FunctionName] | None = None
 
 
 class TextSettings(msgspec.Struct, kw_only=True):
@@ -155,12 +163,18 @@ def _chat_tools(fields: ResponseFields) -> Json:
     """The fields of tools as chats have them."""
     return {
         "tools": None if fields.tools is None else [_in_chats(tool) for tool in fields.tools],
-        "tool_choice": _in_chats(choice) if isinstance(choice := fields.tool_choice, FunctionChoice) else choice,
+        "tool_choice": _chat_choice(choice) if isinstance(choice := fields.tool_choice, FunctionChoice) else choice,
         "parallel_tool_calls": fields.parallel_tool_calls,
     }
 
 
-def _in_chats(given: FunctionTool | FunctionChoice) -> Json:
+def _chat_choice(choice: FunctionChoice) -> Json:
+    if choice.type != "allowed_tools":
+        return _in_chats(FunctionName(type=choice.type, name=choice.name))
+    return {"type": choice.type, choice.type: {"mode": choice.mode, "tools": [*map(_in_chats, choice.tools or ())]}}
+
+
+def _in_chats(given: FunctionTool | FunctionName) -> Json:
     if given.type != "function":
         return {"type": given.type}
     function = {name: value for name, value in msgspec.structs.asdict(given).items() if name != "type"}

@@ -17,6 +17,7 @@ NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 """OpenAI's rule, and dots, as names of some servers of tools have them."""
 NAME_RULE = "must have 1 to 128 letters, digits, underscores, dashes and dots"
 CHOICES = ("none", "auto", "required")
+MODES = ("auto", "required")
 
 Json = dict[str, Any]
 
@@ -39,11 +40,24 @@ class NamedFunction(msgspec.Struct, kw_only=True):
     name: str
 
 
+class NamedTool(msgspec.Struct, kw_only=True):
+    type: str = "function"
+    function: NamedFunction | None = None
+
+
+class AllowedTools(msgspec.Struct, kw_only=True):
+    """Those that may be called, of all that the model is told of: ``mode`` says whether one has to."""
+
+    mode: str
+    tools: list[NamedTool]
+
+
 class ToolChoice(msgspec.Struct, kw_only=True):
-    """The tool that is to be called."""
+    """The tool that is to be called, or those that may be."""
 
     type: str
     function: NamedFunction | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 class OfferedTools(NamedTuple):
@@ -85,28 +99,47 @@ def offered_tools(
         places[name] = place
     if choice == "none" or (choice in (None, "auto") and not tools):
         return None
+    is_forced = choice not in (None, "auto")
     if isinstance(choice, ToolChoice):
-        wanted = [_named(choice, places)]
+        wanted, is_forced = _chosen(choice, places)
     elif choice not in (None, *CHOICES):
         raise FieldError("tool_choice", f"is {choice!r:.80}; it must be one of {', '.join(CHOICES)}, or name a tool")
     elif not tools:
         raise FieldError("tool_choice", "asks for a call, and there are no tools")
     else:
         wanted = [*places.values()]
-    is_forced = choice not in (None, "auto")
     return OfferedTools(tools, wanted, is_forced, is_parallel is not False)
 
 
-def _named(choice: ToolChoice, places: Mapping[str, int]) -> int:
-    """The place of the tool that is to be called."""
-    if choice.type != "function":
-        raise FieldError("tool_choice.type", f"is {choice.type!r:.80}; it may be 'function'", UNSUPPORTED)
-    if choice.function is None:
-        raise FieldError("tool_choice.function", "is missing", "missing_required_parameter")
-    if (name := choice.function.name) not in places:
+def _chosen(choice: ToolChoice, places: Mapping[str, int]) -> tuple[list[int], bool]:
+    """The places of the tools that may be called, and whether one has to be."""
+    match choice:
+        case ToolChoice(type="function"):
+            return [_place_of("tool_choice", choice, places)], True
+        case ToolChoice(type="allowed_tools", allowed_tools=AllowedTools(mode=mode, tools=tools)):
+            name = "tool_choice.allowed_tools"
+            if mode not in MODES:
+                raise FieldError(f"{name}.mode", f"is {mode!r:.80}; it must be one of {', '.join(MODES)}")
+            if not 1 <= len(tools) <= MAX_TOOLS:
+                raise FieldError(f"{name}.tools", f"has {len(tools)} tools; it must have 1 to {MAX_TOOLS}")
+            allowed = {_place_of(f"{name}.tools[{at}]", tool, places) for at, tool in enumerate(tools)}
+            return sorted(allowed), mode == "required"
+        case ToolChoice(type="allowed_tools"):
+            raise FieldError("tool_choice.allowed_tools", "is missing", "missing_required_parameter")
+    fault = f"is {choice.type!r:.80}; it may be 'function' or 'allowed_tools'"
+    raise FieldError("tool_choice.type", fault, UNSUPPORTED)
+
+
+def _place_of(name: str, named: ToolChoice | NamedTool, places: Mapping[str, int]) -> int:
+    """The place of a tool that the caller names there."""
+    if named.type != "function":
+        raise FieldError(f"{name}.type", f"is {named.type!r:.80}; it may be 'function'", UNSUPPORTED)
+    if named.function is None:
+        raise FieldError(f"{name}.function", "is missing", "missing_required_parameter")
+    if (tool := named.function.name) not in places:
         known = ", ".join(places) or "none"
-        raise FieldError("tool_choice.function.name", f"is {name!r:.80}, which is none of the tools ({known:.200})")
-    return places[name]
+        raise FieldError(f"{name}.function.name", f"is {tool!r:.80}, which is none of the tools ({known:.200})")
+    return places[tool]
 
 
 def _told(name: str, tool: Tool) -> Json:

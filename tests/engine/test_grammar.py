@@ -125,6 +125,25 @@ def texts_in_any_order(seed: int) -> Iterator[list[int]]:
         yield [*text, *rng.integers(0, VOCAB, rng.integers(2)).tolist()]
 
 
+def test_chains_may_come_as_far_as_each_of_their_tokens_may() -> None:
+    """Right ones and beyond their end, with a wrong token in the midst, and in other tokens for the same text."""
+    rng, lengths = np.random.default_rng(1), list[int]()
+    for seed in range(12):
+        schema = json.dumps(SCHEMAS[seed % 3])
+        text = drawn(constraint_of("json", schema), seed, VOCAB, END, 40)
+        first = int(rng.integers(len(text)))
+        chain = [*text[first:], *text[:3]]
+        at = int(rng.integers(len(chain)))
+        letters = [token for letter in TOKENIZER.decode(chain[at:]) for token in TOKENIZER.encode_within(letter)]
+        for tokens in (chain, [*chain[:at], int(rng.integers(VOCAB)), *chain[at:]], [*chain[:at], *letters]):
+            constraint = constraint_of("json", schema)
+            lengths.append(constraint.num_allowed(np.array(text[:first], np.int64), tokens))
+            allowed = (constraint.allowed(np.array([*text[:first], *tokens[:at]])) for at in range(len(tokens)))
+            refused = (at for at, token in enumerate(tokens) if not next(allowed)[token] or token == END)
+            assert lengths[-1] == next(refused, len(tokens)), (seed, tokens)
+    assert len(set(lengths)) > 6
+
+
 def test_what_is_allowed_follows_from_the_tokens_alone() -> None:
     used = constraint_of("json", json.dumps(PERSON))
     for text in texts_in_any_order(1):

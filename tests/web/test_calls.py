@@ -1,8 +1,10 @@
 """Calls of tools, drawn under their grammar from logits as wild as can be: each is what its tool's schema asks for."""
 
+import contextlib
 import itertools
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from flowspec_edge.core.speculation.verify import Sampler, noise_of
 from flowspec_edge.engine.grammar import GrammarConstraint, Grammars
 from flowspec_edge.engine.text_stream import TextStream
 from flowspec_edge.engine.tokenizer import Tokenizer
+from flowspec_edge.errors import FieldError
 from flowspec_edge.web.call_form import PLAIN_CALLS, PYTHON_TAG, CallForm
 from flowspec_edge.web.call_grammar import CallableTool, special_tokens_of, write_call_grammar
+from flowspec_edge.web.content_rule import content_rules
 from flowspec_edge.web.message_split import CallPart, MessageSplit, Said
 from tests.web.test_call_form import FORMS
 
@@ -87,7 +91,7 @@ class Model:
         self.noise = noise_of(self.vocab_size)
         self.grammars = Grammars(self.tokenizer, self.vocab_size, [END])
 
-    def constraint(self, form: CallForm, tools: Sequence[CallableTool] = TOOLS, **options: bool) -> GrammarConstraint:
+    def constraint(self, form: CallForm, tools: Sequence[CallableTool] = TOOLS, **options: Any) -> GrammarConstraint:
         defaults = {"is_forced": True, "is_parallel": True, "is_reasoning": False}
         return self.grammars.compile(write_call_grammar(form, tools, self.special, **{**defaults, **options}))
 
@@ -115,7 +119,7 @@ class Model:
         tokens = [*self.tokens(text), END]
         return all(constraint.allowed(np.array(tokens[:at], np.int64))[token] for at, token in enumerate(tokens))
 
-    def read(self, form: CallForm, tokens: Sequence[int], seed: int, *, has_begun: bool = False) -> Said:
+    def read(self, form: CallForm, tokens: Sequence[int], seed: int, **options: bool) -> Said:
         """What comes of a message that is written in pieces: all that was said, and each call in one part."""
         stream = TextStream(self.tokenizer, shown=special_tokens_of(form, self.special))
         rng, pieces, left = random.Random(seed), list[str](), list(tokens)
@@ -123,11 +127,11 @@ class Model:
             num = rng.randint(1, 6)
             pieces.append(stream.feed(tuple(left[:num])))
             left = left[num:]
-        return read([*pieces, stream.finish()], form, has_begun=has_begun)
+        return read([*pieces, stream.finish()], form, **options)
 
 
-def read(pieces: Sequence[str], form: CallForm, *, has_begun: bool = False) -> Said:
-    split = MessageSplit(has_begun=has_begun, calls=form)
+def read(pieces: Sequence[str], form: CallForm, **options: bool) -> Said:
+    split = MessageSplit(calls=form, **options)
     said = [split.feed(piece, is_last=at == len(pieces) - 1) for at, piece in enumerate(pieces)]
     calls: dict[int, CallPart] = {}
     for part in itertools.chain.from_iterable(one.calls for one in said):
@@ -276,6 +280,102 @@ def test_names_and_schemas_stand_in_the_grammar_as_they_are(model: Model) -> Non
         (call,) = model.read(form, tokens, 1).calls
         jsonschema.validate(json.loads(call.arguments), odd.parameters)
         assert call.name == odd.name and call.is_whole
+
+
+REPLY = {
+    "type": "object",
+    "properties": {"reply": {"type": "string", "maxLength": 8}, "name": {"enum": ["<tool_call>", "[TOOL_CALLS]"]}},
+    "required": ["reply", "name"],
+    "additionalProperties": False,
+}
+CONTENTS = {
+    "json": Grammar("json", json.dumps(REPLY)),
+    "regex": Grammar("regex", r"(.|\n){0,99}[a-f]{2}/\.\\"),
+    "choice": Grammar("choice", json.dumps(["yes", "a <tool_call>", '"no"', *(form.begin for form in KINDS.values())])),
+}
+
+
+def fits(content: str, asked: Grammar) -> bool:
+    match asked.kind:
+        case "json":
+            jsonschema.validate(json.loads(content), REPLY)
+            return True
+        case "regex":
+            return re.fullmatch(asked.text, content) is not None
+    return content in json.loads(asked.text)[:3]  # what begins as calls do is none
+
+
+@pytest.mark.parametrize("kind", ["plain", "with names between special tokens", "Llama 3.1", "Mistral 0.3"])
+@pytest.mark.parametrize("content", CONTENTS)
+def test_a_message_is_a_call_or_what_it_is_asked_to_be(model: Model, kind: str, content: str) -> None:
+    form, asked = KINDS[kind], CONTENTS[content]
+    constraint = model.constraint(form, is_forced=False, content=asked)
+    thought = "<think>\n{<tool_call>[\n</think>\n\n"
+    for seed, (begun, is_call) in enumerate(((form.begin, True), (thought + form.begin, True), (thought, False))):
+        tokens = model.draw(constraint, seed, begun)
+        said = model.read(form, tokens, seed, is_either=True)
+        assert tokens[-1] == END and bool(said.reasoning) is begun.startswith(thought)
+        check(said.calls)
+        assert not said.content if said.calls else not is_call and fits(said.content, asked)
+
+
+def test_what_a_message_may_not_be_beside_tools(model: Model) -> None:
+    constraint = model.constraint(PLAIN_CALLS, is_forced=False, content=CONTENTS["regex"])
+    for text, may_come in (
+        ("ab/.\\", True),
+        ("<tool/ab/.\\", True),
+        ("ab//\\", False),
+        (' <tool_call>\n{"name": "/ab/.\\', False),
+        ("<think> ab/.\\", False),
+        ("<think></think>ab/.\\", True),
+        (CALL, True),
+        (f"ab/.\\ {CALL}", False),
+    ):
+        assert model.allows(constraint, text) is may_come, text
+
+
+def test_within_reasoning_that_the_prompt_began_nothing_is_what_is_asked_for(model: Model) -> None:
+    constraint = model.constraint(PLAIN_CALLS, is_forced=False, is_reasoning=True, content=CONTENTS["choice"])
+    for text in ("yes</think>\n\nyes", f"hm </think>{CALL}", "</think>a <tool_call>"):
+        assert model.allows(constraint, text), text
+    for text in ("yes", CALL, "hm</think>yes</think>yes", "</think>\n<tool_call>"):
+        assert not model.allows(constraint, text), text
+
+
+def object_of(*required: str, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"town": {}, "name": {}}, "required": [*required], **more}
+
+
+TOLD_APART: list[tuple[str, Grammar, bool]] = [
+    ("Llama 3.1", Grammar("json", json.dumps(object_of("town"))), True),
+    ("Llama 3.1", Grammar("json", json.dumps(object_of("name"))), False),
+    ("Llama 3.1", Grammar("json", json.dumps(object_of("town", properties={}))), False),
+    ("Llama 3.1", Grammar("json", json.dumps(object_of("name", properties={"name": {}}))), False),
+    ("Llama 3.1", Grammar("json", json.dumps(object_of("town", anyOf=[{}]))), False),
+    ("Llama 3.1", Grammar("json", '{"type": "object"}'), False),
+    ("Llama 3.1", Grammar("json", '{"type": "array"}'), True),
+    ("Llama 3.1", Grammar("json", "{}"), False),
+    ("Llama 3.1", Grammar("regex", ".*"), True),
+    ("Llama 3.1", Grammar("lark", 'start: "a"'), False),
+    ("Mistral 0.3", Grammar("json", "{}"), True),
+    ("Qwen 3", Grammar("json", '{"type": "object"}'), True),
+    ("Qwen 3", Grammar("lark", 'start: "a"'), False),
+]
+
+
+@pytest.mark.parametrize(("family", "content", "is_told_apart"), TOLD_APART)
+def test_where_calls_cannot_be_told_from_what_is_asked_for(family: str, content: Grammar, is_told_apart: bool) -> None:
+    with contextlib.nullcontext() if is_told_apart else pytest.raises(FieldError, match="cannot be told from"):
+        content_rules(FORMS[family], content)
+
+
+def test_schemas_are_followed_in_the_order_in_which_calls_are_told_from_them(model: Model) -> None:
+    """What is refused where calls begin as JSON does relies on that: the first property comes first, if it must."""
+    text = '{"name": 1, "town": 2}'
+    for required, may_come in ((["town"], False), (["name"], True), ([], True)):
+        content = Grammar("json", json.dumps(object_of(*required)))
+        assert model.allows(model.constraint(PLAIN_CALLS, is_forced=False, content=content), text) is False
+        assert model.allows(model.constraint(PLAIN_CALLS, is_forced=False, content=content), '{"name": 1}') is may_come
 
 
 def test_special_tokens_are_told_where_calls_have_them() -> None:

@@ -89,6 +89,58 @@ async def test_openais_chats() -> None:
     assert len(deltas) > 4, "arguments come as they are written"
 
 
+REPLY: Json = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "reply",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {"said": {"type": "string"}},
+            "required": ["said"],
+            "additionalProperties": False,
+        },
+    },
+}
+SAID = '{"said": "<tool_call> is a mark"}'
+
+
+@pytest.mark.parametrize("text", [SAID, TEXT.removeprefix("I look.\n")], ids=["content", "calls"])
+async def test_openais_client_is_told_calls_or_what_it_asked_for(text: str) -> None:
+    openai = pytest.importorskip("openai", reason="OpenAI's client: pip install '.[dev]'")
+    pydantic = pytest.importorskip("pydantic")
+    kind = pydantic.create_model("Reply", said=str)
+    weather = {**TOOL, "function": {**TOOL["function"], "strict": True}}
+    flat = {"type": "function", **weather["function"]}
+    chats = {"model": "demo", "messages": HELLO, "tools": [weather, TIME], "tool_choice": allowed("auto", "weather")}
+    responses = {
+        "model": "demo",
+        "input": "hello",
+        "tools": [flat],
+        "tool_choice": allowed_in_responses("auto", "weather"),
+    }
+    async with (
+        serving(script_of(text)) as served,
+        openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="x") as client,
+    ):
+        (whole,) = (await client.chat.completions.create(**chats, response_format=REPLY)).choices
+        parsed = (await client.chat.completions.parse(**chats | {"tools": [weather]}, response_format=kind)).choices
+        async with client.chat.completions.stream(**chats | {"tools": [weather]}, response_format=kind) as stream:
+            async for _ in stream:
+                pass
+            streamed = (await stream.get_final_completion()).choices
+        response = await client.responses.parse(**responses, text_format=kind)
+        grammars = [options.grammar.text for _, options in served.generator.asked]
+    for choice in (whole, *parsed, *streamed):
+        calls = [(call.function.name, json.loads(call.function.arguments)) for call in choice.message.tool_calls or ()]
+        assert (choice.message.content or "", calls) == ((SAID, []) if text == SAID else ("", CALLS))
+        assert choice.finish_reason == ("stop" if text == SAID else "tool_calls")
+    for said in (parsed[0].message.parsed, streamed[0].message.parsed, response.output_parsed):
+        assert said == (kind(said="<tool_call> is a mark") if text == SAID else None)
+    assert [item.type for item in response.output] == (["message"] if text == SAID else ["function_call"] * 2)
+    assert all('"said"' in grammar and "\nANY" in grammar and "time" not in grammar for grammar in grammars)
+
+
 async def test_openais_responses() -> None:
     openai = pytest.importorskip("openai", reason="OpenAI's client: pip install '.[dev]'")
     tools = [{"type": "function", **tool["function"]} for tool in (TOOL, TIME)]
@@ -222,15 +274,36 @@ def chat(**fields: Any) -> Json:
     return {"messages": HELLO, "tools": [TOOL, TIME], **fields}
 
 
+def named(name: str) -> Json:
+    return {"type": "function", "function": {"name": name}}
+
+
+def allowed(mode: str, *names: str, **changed: Any) -> Json:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [*map(named, names)], **changed}}
+
+
+def allowed_in_responses(mode: str, *names: str) -> Json:
+    return {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": name} for name in names]}
+
+
 FORCED = 'start: "<tool_call>\\n{\\"name\\": \\"" calls'
 CHOICES: list[tuple[str, Json, list[str], bool]] = [
     ("/v1/chat/completions", chat(), ["weather", "time"], False),
     ("/v1/chat/completions", chat(tool_choice="auto"), ["weather", "time"], False),
     ("/v1/chat/completions", chat(tool_choice="required"), ["weather", "time"], True),
     ("/v1/chat/completions", chat(tool_choice={"type": "function", "function": {"name": "time"}}), ["time"], True),
+    ("/v1/chat/completions", chat(tool_choice=allowed("auto", "time")), ["time"], False),
+    (
+        "/v1/chat/completions",
+        chat(tool_choice=allowed("required", "time", "weather", "time")),
+        ["weather", "time"],
+        True,
+    ),
     ("/v1/chat/completions", chat(tool_choice="none"), [], False),
     ("/v1/responses", {"tool_choice": "required"}, ["weather", "time"], True),
     ("/v1/responses", {"tool_choice": {"type": "function", "name": "weather"}}, ["weather"], True),
+    ("/v1/responses", {"tool_choice": allowed_in_responses("required", "time")}, ["time"], True),
+    ("/v1/responses", {"tool_choice": allowed_in_responses("auto", "time", "weather")}, ["weather", "time"], False),
     ("/v1/responses", {"tool_choice": "none"}, [], False),
     ("/v1/messages", {"tool_choice": {"type": "auto"}}, ["weather", "time"], False),
     ("/v1/messages", {"tool_choice": {"type": "any"}}, ["weather", "time"], True),
@@ -281,10 +354,6 @@ def chats(**fields: Any) -> tuple[str, Json]:
     return "/v1/chat/completions", chat(**fields)
 
 
-def named(name: str) -> Json:
-    return {"type": "function", "function": {"name": name}}
-
-
 BAD: list[tuple[tuple[str, Json], str, str]] = [
     (chats(tools=[TOOL, TIME, TOOL]), "tools[2].function.name", "is 'weather', and so is that of tool 0"),
     (chats(tools=[{"type": "web_search"}]), "tools[0].type", "may be 'function'"),
@@ -306,12 +375,26 @@ BAD: list[tuple[tuple[str, Json], str, str]] = [
     ),
     (chats(tool_choice=named("clock")), "tool_choice.function.name", "none of the tools (weather, time)"),
     (chats(tool_choice={"type": "function"}), "tool_choice.function", "is missing"),
-    (chats(tool_choice={"type": "allowed_tools"}), "tool_choice.type", "may be 'function'"),
+    (chats(tool_choice={"type": "custom"}), "tool_choice.type", "may be 'function' or 'allowed_tools'"),
+    (chats(tool_choice={"type": "allowed_tools"}), "tool_choice.allowed_tools", "is missing"),
+    (chats(tool_choice=allowed("none", "time")), "tool_choice.allowed_tools.mode", "must be one of auto, required"),
+    (chats(tool_choice=allowed("auto")), "tool_choice.allowed_tools.tools", "has 0 tools"),
+    (
+        chats(tool_choice=allowed("auto", "time", "clock")),
+        "tool_choice.allowed_tools.tools[1].function.name",
+        "none of the tools (weather, time)",
+    ),
+    (
+        chats(tool_choice=allowed("auto", tools=[{"type": "mcp"}])),
+        "tool_choice.allowed_tools.tools[0].type",
+        "may be 'function'",
+    ),
     (chats(tool_choice="always"), "tool_choice", "must be one of none, auto, required"),
     (chats(tool_choice="required", tools=[]), "tool_choice", "there are no tools"),
     (chats(tool_choice=named("clock"), tools=None), "tool_choice.function.name", "none of the tools (none)"),
-    (chats(response_format={"type": "json_object"}), "response_format", "beside tools"),
-    (chats(guided_regex="a"), "guided_regex", "beside tools"),
+    (chats(guided_grammar='start: "a"'), "guided_grammar", "beside tools"),
+    (chats(guided_json="{"), "guided_json", "cannot be followed"),
+    (chats(guided_json="true"), "guided_json", "must be an object"),
     (chats(ignore_eos=True), "ignore_eos", "beside a grammar or tools"),
     (chats(functions=[TIME["function"]]), "functions", "not supported"),
     (("/v1/responses", {"tools": [FLAT[0], FLAT[0]]}), "tools[1].name", "that of tool 0"),
@@ -323,7 +406,13 @@ BAD: list[tuple[tuple[str, Json], str, str]] = [
         "none of the tools",
     ),
     (("/v1/responses", {"tool_choice": {"type": "file_search"}}), "tool_choice.type", "may be 'function'"),
-    (("/v1/responses", {"text": {"format": {"type": "json_object"}}}), "text.format", "beside tools"),
+    (
+        ("/v1/responses", {"tool_choice": allowed_in_responses("auto", "time", "clock")}),
+        "tool_choice.tools[1].name",
+        "none of the tools",
+    ),
+    (("/v1/responses", {"tool_choice": {"type": "allowed_tools"}}), "tool_choice.mode", "must be of type str"),
+    (("/v1/responses", {"tool_choice": allowed_in_responses("auto")}), "tool_choice.tools", "has 0 tools"),
 ]
 
 
@@ -347,7 +436,6 @@ async def test_what_cannot_be_called_is_refused_by_name(asked: tuple[str, Json],
         ("/v1/messages", {"tool_choice": {"type": "tool"}}, "tool_choice.name is missing"),
         ("/v1/messages", {"tool_choice": {"type": "required"}}, "tool_choice.type is 'required'"),
         ("/api/chat", {"tools": [TOOL, TOOL]}, "tools[1].function.name is 'weather'"),
-        ("/api/chat", {"format": "json"}, "format is given beside tools"),
     ],
 )
 async def test_and_so_in_dialects_whose_errors_have_no_name(path: str, given: Json, text: str) -> None:
@@ -356,6 +444,29 @@ async def test_and_so_in_dialects_whose_errors_have_no_name(path: str, given: Js
         assert not served.generator.asked
     error = answer["error"]
     assert status == 400 and (error if path == "/api/chat" else error["message"]).startswith(text)
+
+
+async def test_what_a_family_cannot_tell_from_its_calls_is_refused() -> None:
+    """Calls of Llama 3.1 are JSON from their first character on."""
+    async with serving(family="Llama 3.1") as served:
+        for path, name, given in (
+            ("/v1/chat/completions", "response_format", {"response_format": {"type": "json_object"}}),
+            ("/v1/responses", "text.format", {"text": {"format": {"type": "json_object"}}}),
+        ):
+            status, answer = await served.post(path, chat(**given) if "chat" in path else BASES[path] | given)
+            assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, name, "unsupported_parameter")
+            assert (
+                'calls of this model, {"name": "NAME", "parameters": {...}}, cannot be told'
+                in answer["error"]["message"]
+            )
+        status, answer = await served.post("/api/chat", BASES["/api/chat"] | {"format": "json"})
+        assert status == 400 and answer["error"].startswith("format is given beside tools")
+        assert not served.generator.asked
+        for given in (
+            {"response_format": REPLY},
+            {"response_format": {"type": "json_object"}, "tool_choice": "required"},
+        ):
+            assert (await served.post("/v1/chat/completions", chat(**given)))[0] == 200
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flowspec_edge.core.events import DraftFinished
+from flowspec_edge.core.events import CheckDrafts, DraftFinished, DraftsChecked
 from flowspec_edge.core.rows import Before, Floats
 from flowspec_edge.errors import GrammarError
 
@@ -34,6 +34,11 @@ class Constraint(Protocol):
             GrammarError: the text has become too complex for the grammar.
         """
 
+    def num_allowed(self, written: NDArray[np.int64], tokens: Sequence[int]) -> int:
+        """How many of the ``tokens`` may come behind ``written``, one after the other, before the text's end. That is
+        what ``allowed`` says of each, for less time. It is over where that would raise.
+        """
+
 
 def forced_behind(written: NDArray[np.int64], constraint: Constraint) -> tuple[int, ...]:
     """The tokens behind ``written``, up to MAX_FORCED, as long as one alone is allowed, and does not end the text."""
@@ -47,6 +52,14 @@ def forced_behind(written: NDArray[np.int64], constraint: Constraint) -> tuple[i
             break
         forced.append(int(allowed[0]))
     return tuple(forced)
+
+
+def check_drafts(job: CheckDrafts, constraint: Constraint) -> DraftsChecked:
+    """How much of each chain of drafts may come."""
+    num_allowed = [
+        constraint.num_allowed(job.paths.before(place).written, chain) for place, chain in enumerate(job.chains)
+    ]
+    return DraftsChecked(job.session, tuple(num_allowed))
 
 
 def only_allowed(logits: Floats, before: Before, constraint: Constraint) -> Floats:

@@ -20,6 +20,7 @@ from flowspec_edge.core.speculation.draft_table import DraftTable, LikelyDrafts,
 from flowspec_edge.core.speculation.lookup import Lookup
 from flowspec_edge.core.speculation.lookup_drafts import LookupDrafts
 from flowspec_edge.core.speculation.tree import Tree, TreeRow
+from flowspec_edge.core.speculation.unchecked import Unchecked
 
 LOOKUP_SEEDS = 8
 """How many of the likeliest rows are looked up anew when the root moves."""
@@ -45,7 +46,8 @@ class Drafting:
     """Scores of one session's drafted rows, and which of them the drafter has run.
 
     Without ``acceptance`` the draft's own probabilities are taken for the chances of acceptance. Without ``lookup``
-    nothing is drafted from the text itself. Nothing may be drafted before ``move_root`` has said below which row.
+    nothing is drafted from the text itself. Where lookups are to be checked, what it proposes becomes ``unchecked``,
+    and rows once it has been. Nothing may be drafted before ``move_root`` has said below which row.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Drafting:
         *,
         acceptance: Acceptance | None = None,
         lookup: Lookup | None = None,
+        checks_lookups: bool = False,
     ) -> None:
         self._tree = tree
         self._acceptance = acceptance
@@ -67,6 +70,7 @@ class Drafting:
         if lookup is not None:
             assert acceptance is not None, "only calibrated drafts are looked up"
             self._from_text = LookupDrafts(tree, self._table, lookup, acceptance)
+        self.unchecked = Unchecked() if checks_lookups and lookup is not None else None
 
     def __len__(self) -> int:
         """The number of drafted rows."""
@@ -105,7 +109,18 @@ class Drafting:
             return []
         self._from_text.extend(text)
         seeds = np.argsort(-self._table.scores, kind="stable")[: LOOKUP_SEEDS + 1]  # the root comes first
-        return self._from_text.add(seeds, next_id)
+        proposed = self._from_text.propose(seeds)
+        if self.unchecked is not None:
+            self.unchecked.begin(proposed)
+            return []
+        return self._from_text.add(proposed, next_id)
+
+    def add_checked(self, num_allowed: Sequence[int], next_id: int) -> list[TreeRow]:
+        """So many rows of each unchecked chain that was asked about may come. Returns the new rows, with draft ids from
+        ``next_id`` on.
+        """
+        assert self._from_text is not None and self.unchecked is not None, "nothing was to be checked"
+        return self._from_text.add(self.unchecked.take_checked(num_allowed), next_id)
 
     def add_forced(self, tokens: Sequence[int], next_id: int) -> list[TreeRow]:
         """Only these tokens can come behind the root. Returns the new rows, with draft ids from ``next_id`` on.
@@ -187,7 +202,11 @@ class Drafting:
         added = self._add_likeliest(places, tokens, log_probs, matched, num_added, next_id)
         if self._from_text is not None:
             last = len(self._table.ids)
-            added += self._from_text.add(np.arange(last - len(added), last), next_id + len(added))
+            proposed = self._from_text.propose(np.arange(last - len(added), last))
+            if self.unchecked is not None:
+                self.unchecked.add(proposed)
+            else:
+                added += self._from_text.add(proposed, next_id + len(added))
         return added
 
     def check(self) -> None:

@@ -17,6 +17,7 @@ from flowspec_edge.config import GenerateOptions, TokenLogprobs
 from flowspec_edge.core.events import (
     BroadcastAdvance,
     BroadcastTurn,
+    CheckDrafts,
     DraftFinished,
     EmitTokens,
     FinishGeneration,
@@ -89,11 +90,13 @@ class Generation:
         self.root = len(prompt) - 1
         self.sent: set[int] = set()  # the prompt leaves without the schedule
         self.pipeline = Pipeline(traffic)
-        lookup = Lookup() if schedule.uses_lookup and options.grammar is None else None  # it knows no grammar
+        lookup = Lookup() if schedule.uses_lookup else None
         self._paths = TextPaths(tree, prompt, num_written, self._num_left) if options.looks_back else None
         self._prompt_feed = PromptFeed(prompt, tree, lookup)
         observed = acceptance if schedule.is_calibrated else None
-        self.drafting = Drafting(tree, shape, acceptance=observed, lookup=lookup)
+        self.drafting = Drafting(
+            tree, shape, acceptance=observed, lookup=lookup, checks_lookups=options.grammar is not None
+        )
         self._head_feed = HeadFeed(tree)
         ranking = self._options if schedule.is_coupled else None, options.grammar
         is_on = has_drafter and schedule.uses_drafter
@@ -206,6 +209,10 @@ class Generation:
         self._next_id += len(added)
         self._num_trip_drafted += len(added)
 
+    def take_checked(self, num_allowed: tuple[int, ...]) -> None:
+        """The grammar has been asked about chains of drafts, and allows so many rows of each."""
+        self._next_id += len(self.drafting.add_checked(num_allowed, self._next_id))
+
     # ------------------------------------------------------------------ what the origin may do next
 
     def next_turn(self, *, has_credit: bool) -> BroadcastTurn | None:
@@ -261,6 +268,14 @@ class Generation:
         self._computing_since = now
         self.statistics.num_draft_passes += 1
         return self._draft_feed.next_pass(self.root, drafted)
+
+    def next_check(self) -> CheckDrafts | None:
+        """The chains of drafts about which the grammar is to be asked now, or None."""
+        if self.drafting.unchecked is None or not (chains := self.drafting.unchecked.next_chains()):
+            return None
+        assert self._options.grammar is not None and self._paths is not None, "only a grammar checks"
+        paths = self._paths.to(chains, self.root)
+        return CheckDrafts(self.session, self._options.grammar, paths, tuple(chains.values()))
 
     @property
     def cancels(self) -> bool:

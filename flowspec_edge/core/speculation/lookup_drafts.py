@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,15 @@ LOOKUP_MIN_SCORE = math.log(0.01)
 NO_MATCHES: Mapping[int, int] = MappingProxyType({})
 
 
+class LookupRow(NamedTuple):
+    """A row that is proposed: the next one of the chain below the row ``seed`` of the tree, each of which has one."""
+
+    seed: int
+    token: int
+    match: int
+    log_chance: float
+
+
 class LookupDrafts:
     """What the text of one session proposes after the rows of its ``table``, which are those of its ``tree``."""
 
@@ -38,32 +48,57 @@ class LookupDrafts:
         self._lookup.extend(text)
         self._matched.clear()
 
-    def add(self, places: Ints, next_id: int) -> list[TreeRow]:
-        """Add what lookup proposes below the rows at these places and below the added ones, the likeliest first."""
+    def propose(self, places: Ints) -> list[LookupRow]:
+        """What lookup proposes below the rows at these places and below what it proposes, the likeliest first."""
         table = self._table
         places = places[table.scores[places] >= LOOKUP_MIN_SCORE]
         places = places[self._may_match(places)]
-        ready = list(zip((-table.scores[places]).tolist(), table.ids[places].tolist(), places.tolist(), strict=True))
+        ids = table.ids[places].tolist()
+        ready = list(zip((-table.scores[places]).tolist(), ids, ids, strict=True))
         heapq.heapify(ready)
-        added: list[TreeRow] = []
-        drafts: list[tuple[float, ...]] = []
-        while ready and len(added) < LOOKUP_ROWS:
-            negative_score, id, place = heapq.heappop(ready)
-            row = self._tree[id]
-            token, match = next(iter(self._matches(row).items()), (0, 0))
-            if not match or token in row.children:
+        paths: dict[int, list[int]] = {}  # to the last row of each seed's chain
+        proposed: list[LookupRow] = []
+        while ready and len(proposed) < LOOKUP_ROWS:
+            negative_score, _, seed = heapq.heappop(ready)
+            row, path = self._tree[seed], paths.get(seed)
+            matches = self._matches(row) if path is None else self._lookup.proposals(path)
+            token, match = next(iter(matches.items()), (0, 0))
+            if not match or (path is None and token in row.children):
                 continue
             log_chance = self._acceptance.log_chance_of_match(match)
             score = log_chance - negative_score
             if score >= LOOKUP_MIN_SCORE:
-                added += self._tree.grow([next_id + len(added)], [id], [token])
-                heapq.heappush(ready, (-score, added[-1].id, len(table.ids) + len(drafts)))
-                drafts.append((added[-1].id, place, token, row.depth + 1, match, log_chance, score))
+                paths.setdefault(seed, self._path_to(row)).append(token)
+                proposed.append(LookupRow(seed, token, match, log_chance))
+                heapq.heappush(ready, (-score, int(table.ids[-1]) + len(proposed), seed))
+        return proposed
+
+    def add(self, proposed: Sequence[LookupRow], next_id: int) -> list[TreeRow]:
+        """Take in what was proposed, with draft ids from ``next_id`` on. Rows that have come since then stay as they
+        are, and nothing is added below those that have gone.
+        """
+        table, tips = self._table, dict[int, int]()  # the last row of each seed's chain
+        added: dict[int, tuple[float, ...]] = {}
+        for seed, token, match, log_chance in proposed:
+            above = tips.get(seed, seed)
+            if above in added:
+                place, (*_, score) = len(table.ids) + above - next_id, added[above]
+            elif (place := int(table.places([above])[0])) >= 0:
+                score = float(table.scores[place])
+            else:
+                continue
+            row = self._tree[above]
+            if (known := row.children.get(token)) is not None:
+                tips[seed] = known
+                continue
+            tips[seed] = id = next_id + len(added)
+            self._tree.grow([id], [above], [token])
+            added[id] = (place, token, row.depth + 1, match, log_chance, score + log_chance)
         if added:
-            ids, above, tokens, depths, matches, log_chances, scores = zip(*drafts, strict=True)
+            above_each, tokens, depths, matches, log_chances, scores = zip(*added.values(), strict=True)
             table.append(
-                ids=ids,
-                parents=above,
+                ids=[*added],
+                parents=above_each,
                 tokens=tokens,
                 depths=depths,
                 matches=matches,
@@ -71,7 +106,7 @@ class LookupDrafts:
                 log_chances=log_chances,
                 scores=scores,
             )
-        return added
+        return [self._tree[id] for id in added]
 
     def after(self, places: Ints) -> list[Mapping[int, int]]:
         """What the text proposes after each of these places: token -> length of the match, the longest first."""
@@ -93,13 +128,14 @@ class LookupDrafts:
         return found
 
     def _find_matches(self, row: TreeRow) -> Mapping[int, int]:
-        if row.parent == NO_PARENT:
+        if row.parent == NO_PARENT or not self._lookup.has(self._tree[row.parent].token, row.token):
             return NO_MATCHES
-        above = self._tree[row.parent]
-        if not self._lookup.has(above.token, row.token):
-            return NO_MATCHES
-        path = [row.token, above.token]
-        while len(path) < MAX_MATCH and above.parent != NO_PARENT:
-            above = self._tree[above.parent]
-            path.append(above.token)
-        return self._lookup.proposals(path[::-1])
+        return self._lookup.proposals(self._path_to(row))
+
+    def _path_to(self, row: TreeRow) -> list[int]:
+        """The last MAX_MATCH tokens up to a row."""
+        path = [row.token]
+        while len(path) < MAX_MATCH and row.parent != NO_PARENT:
+            row = self._tree[row.parent]
+            path.append(row.token)
+        return path[::-1]

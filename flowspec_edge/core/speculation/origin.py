@@ -18,6 +18,7 @@ from flowspec_edge.core.events import (
     CreditArrived,
     DeadlinePassed,
     DraftFinished,
+    DraftsChecked,
     FinishGeneration,
     GenerationCancelled,
     GrantCredit,
@@ -122,6 +123,9 @@ class Origin:
             case DraftFinished():
                 if (generation := self._computed()) is not None:
                     generation.take_draft(event, now)
+            case DraftsChecked(session, num_allowed):
+                if session in self._running:
+                    self._running[session].generation.take_checked(num_allowed)
             case CreditArrived(num_chunks):
                 self._credits = add_credits(self._credits, num_chunks)
             case GenerationCancelled(session):
@@ -277,6 +281,8 @@ class Origin:
         self._begin_turns(actions)
         self._send_chunks(now, actions)
         self._begin_turns(actions)  # a turn does not wait for a chunk that has no credit now
+        checks = [running.generation.next_check() for running in self._running.values()]
+        actions += [check for check in checks if check is not None]
         self._compute(now, actions)
 
     def _begin_turns(self, actions: list[OriginAction]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from tests.fakes import EOS, VOCAB, FakeRing, unsplit
 GRAMMAR = Grammar("lark", "toy")
 """Words of one to five letters, each followed by the two tokens of a full stop, and the end after a full stop."""
 STOP = (11, 12)
+OPTIONS = GenerateOptions(max_new_tokens=60, temperature=1.0, seed=2, grammar=GRAMMAR)
 
 
 class Words:
@@ -30,6 +34,15 @@ class Words:
 
     def __init__(self, breaks_at: int | None = None) -> None:
         self.breaks_at = breaks_at
+
+    def num_allowed(self, written: NDArray[np.int64], tokens: Sequence[int]) -> int:
+        text = written.tolist()
+        with contextlib.suppress(GrammarError):
+            for at, token in enumerate(tokens):
+                if token in self.ends or not self.allowed(np.array([*text, *tokens[:at]], np.int64))[token]:
+                    return at
+            return len(tokens)
+        return 0
 
     def allowed(self, written: NDArray[np.int64]) -> NDArray[np.bool_]:
         if self.breaks_at is not None and len(written) >= self.breaks_at:
@@ -108,6 +121,22 @@ def test_what_must_come_leaves_with_the_token_before_it_and_without_a_pass() -> 
     num_stops = answer.tokens.count(STOP[1])
     num_verifications = sum(trip.num_accepted > 0 for trip in answer.trips)
     assert num_stops > 3 and num_verifications < len(answer.tokens) - num_stops / 2
+
+
+def test_the_text_drafts_of_itself_what_its_grammar_allows() -> None:
+    """Without a drafter a text that repeats its prompt takes fewer trips, and no row is sent that may not come."""
+    prompt = (4, 5, *unsplit((4, 5), OPTIONS, constraint=Words()), 4, 5)
+    num_trips = {}
+    for schedule in ("flowspec", "flowspec-without-lookup"):
+        ring = FakeRing(2, random.Random(3), constraint=Words())
+        ring.origin._has_drafter = False
+        options = dataclasses.replace(OPTIONS, schedule=schedule)
+        answer = ring.submit(1, prompt, options)
+        ring.run()
+        assert answer.tokens == unsplit(prompt, options, constraint=Words())
+        assert all(is_allowed(path[len(prompt) :]) for path in ring.sent_paths(1))
+        num_trips[schedule] = sum(trip.num_accepted > 0 for trip in answer.trips)
+    assert num_trips["flowspec"] < num_trips["flowspec-without-lookup"]
 
 
 def test_a_grammar_that_becomes_too_complex_ends_its_own_text_alone() -> None:

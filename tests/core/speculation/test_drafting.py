@@ -13,6 +13,7 @@ from flowspec_edge.core.speculation.drafting import Drafting, DraftShape
 from flowspec_edge.core.speculation.lookup import Lookup
 from flowspec_edge.core.speculation.lookup_drafts import LOOKUP_ROWS
 from flowspec_edge.core.speculation.tree import Tree, TreeRow
+from tests.narrowing import present
 
 FAR = 1000
 """A depth that nothing reaches."""
@@ -172,6 +173,41 @@ def test_the_text_itself_proposes_what_followed_before() -> None:
     assert [(row.parent, row.token) for row in added][:3] == [(6, 3), (20, 4), (21, 5)]
     assert 3 <= len(added) <= LOOKUP_ROWS
     assert drafting.scores[20] > drafting.scores[21]
+
+
+def lookup_to_check() -> tuple[Tree, Drafting]:
+    text = [1, 2, 3, 4, 5, 1, 2]
+    tree = Tree([Row(id, id - 1 if id else NO_PARENT, token) for id, token in enumerate(text)])
+    drafting = Drafting(tree, DraftShape(), acceptance=Acceptance(), lookup=Lookup(text[:-1]), checks_lookups=True)
+    assert drafting.move_root(6, [2], 20) == []
+    return tree, drafting
+
+
+def test_where_lookups_are_checked_only_what_may_come_becomes_rows() -> None:
+    _, drafting = lookup_to_check()
+    unchecked = present(drafting.unchecked)
+    chains = unchecked.next_chains()
+    assert chains[6][:3] == (3, 4, 5) and list(chains) == [6]
+    merge(drafting, {6: [(3, 0.5), (9, 0.3)]}, 20)
+    assert unchecked.next_chains() == {}, "one question at a time"
+    added = drafting.add_checked([2], 30)
+    assert [(row.id, row.parent, row.token) for row in added] == [(30, 20, 4)], "3 is a row already, 5 may not come"
+    assert drafting.scores[30] < drafting.scores[20]
+    assert list(unchecked.next_chains()) == [20], "what was proposed meanwhile is asked now"
+    assert drafting.add_checked([0], 40) == []
+    drafting.check()
+
+
+def test_what_was_checked_below_rows_that_have_gone_is_forgotten() -> None:
+    tree, drafting = lookup_to_check()
+    unchecked = present(drafting.unchecked)
+    (chain,) = unchecked.next_chains().values()
+    tree.advance(Advance(6, 9))
+    tree.add(Row(50, 6, 9))
+    drafting.move_root(50, [9], 51)
+    assert drafting.add_checked([len(chain)], 60) == []
+    assert len(drafting) == 0 and unchecked.next_chains() == {}
+    drafting.check()
 
 
 def test_dead_rows_are_forgotten() -> None:
