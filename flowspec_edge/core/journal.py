@@ -17,9 +17,9 @@ import msgpack
 import msgspec
 import numpy as np
 
-from flowspec_edge.config import GenerateOptions
+from flowspec_edge.config import GenerateOptions, Grammar
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.rows import Row
+from flowspec_edge.core.rows import Paths, Row
 from flowspec_edge.errors import FlowspecError
 
 MAX_BYTES = 64 * 2**20
@@ -38,6 +38,7 @@ class Core(Protocol[_E, _A]):
 
 _WITH_TEXT = (ev.DraftFinished,)
 """Events whose arrays reveal the text."""
+_NO_PATHS = Paths(0, np.zeros(0, np.int64), ())
 
 
 class Journal:
@@ -127,7 +128,7 @@ class PlainWriter:
                 return dataclasses.replace(value, rows=rows, options=ranked_by, paths=None, grammar=None)
             case ev.CheckDrafts():
                 chains = tuple((0,) * len(chain) for chain in value.chains)
-                return dataclasses.replace(value, grammar=None, paths=None, chains=chains)
+                return dataclasses.replace(value, grammar=Grammar("", ""), paths=_NO_PATHS, chains=chains)
             case ev.AdvanceArrived(session, at, to) | ev.BroadcastAdvance(session, at, to):
                 return dataclasses.replace(value, to=self._ordinal(session, at, to))
             case ev.PromptSubmitted():

@@ -19,6 +19,7 @@ from flowspec_edge.errors import FieldError
 from flowspec_edge.web.asked import AskedText, TextGenerator
 from flowspec_edge.web.call_form import CallForm
 from flowspec_edge.web.call_grammar import CallableTool, special_tokens_of, write_call_grammar
+from flowspec_edge.web.call_ids import with_ids
 from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.fields import MAX_FIELD_BYTES, UNSUPPORTED, Json, Whole, whole
 from flowspec_edge.web.grammar_fields import grammar_of
@@ -131,9 +132,12 @@ async def write_chat(
 async def _write_prompt(template: ChatTemplate, fields: ChatFields, tools: list[Json]) -> list[TextPart]:
     messages = await asyncio.to_thread(_messages, fields.messages)
     has_calls = tools or any(message.tool_calls or message.role == "tool" for message in fields.messages)
-    if has_calls and (await template.call_form()).is_plain:
-        has_system = await template.has_system()
-        messages, tools = await asyncio.to_thread(as_plain_messages, messages, tools, has_system=has_system), []
+    if has_calls:
+        form = await template.call_form()
+        messages = with_ids(messages, form)
+        if form.is_plain:
+            has_system = await template.has_system()
+            messages, tools = await asyncio.to_thread(as_plain_messages, messages, tools, has_system=has_system), []
     return await template.render(messages, tools=tools or None, variables=fields.chat_template_kwargs)
 
 

@@ -12,6 +12,7 @@ from flowspec_edge.config import Grammar
 from flowspec_edge.errors import FieldError
 from flowspec_edge.web.drawing_fields import Drawing
 from flowspec_edge.web.fields import UNSUPPORTED
+from flowspec_edge.web.json_schema import with_known_formats
 
 ANY_OBJECT = '{"type": "object"}'
 MAX_CHOICES = 4096
@@ -116,5 +117,10 @@ def _named(name: str, kind: str, given: str | Sequence[str] | None) -> list[tupl
 
 
 def _schema_of(given: Schema | None) -> str | None:
-    """A schema as text."""
-    return given if given is None or isinstance(given, str) else msgspec.json.encode(given).decode()
+    """A schema as text. One that is none is left for a ring to find so."""
+    if isinstance(given, str):
+        try:
+            given = msgspec.json.decode(given, type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError):
+            return given
+    return None if given is None else msgspec.json.encode(with_known_formats(given)).decode()

@@ -10,6 +10,7 @@ import msgspec
 
 from flowspec_edge.errors import FieldError
 from flowspec_edge.web.fields import UNSUPPORTED
+from flowspec_edge.web.json_schema import with_known_formats
 
 MAX_TOOLS = 128
 """OpenAI's limit."""
@@ -78,7 +79,7 @@ class OfferedTools(NamedTuple):
         given = self.told[place]["function"].get("parameters")
         if given is None:
             return {"type": "object", "properties": {}, "additionalProperties": False}
-        return {**given, "type": "object"}
+        return {**with_known_formats(given), "type": "object"}
 
 
 def offered_tools(

@@ -236,6 +236,8 @@ class Generation:
             return self._send(offer.ids, now)
         rows = self._prompt_feed.next_rows(offer.num_rows)
         self.sent.update(row.id for row in rows)
+        if self._prompt_feed.is_done:
+            self.pipeline.begin_writing()
         num_wanted = len(rows) if self._draft_feed.wants_returned else int(self._prompt_feed.is_done)
         self.pipeline.send(Flight({row.id for row in rows}, now, comes_back=num_wanted > 0))
         return Chunk(self.session, rows, num_wanted)

@@ -107,6 +107,8 @@ class Traffic:
         self.flights: list[Flight] = []
         """In the order in which they left."""
         self.num_sessions = 0
+        self.num_writing = 0
+        """Of the sessions: those whose prompt has left."""
         self._free_at = [0.0] * len(costs.stages)
 
     def send(self, flight: Flight) -> None:
@@ -131,7 +133,12 @@ class Traffic:
     @property
     def slot_at(self) -> float:
         """When the next chunk should leave, whichever session's: of the usual size, and in time to be ready."""
-        return self.send_at(self.costs.stages[0].mean_size) - LEAD_S
+        return self.send_at(self.usual_rows) - LEAD_S
+
+    @property
+    def usual_rows(self) -> float:
+        """How many rows a chunk has on average."""
+        return self.costs.stages[0].mean_size
 
     def send_at(self, num_rows: float) -> float:
         """The latest time at which a chunk may leave the origin without a bubble at the stage that paces the ring."""
@@ -175,12 +182,23 @@ class Pipeline:
         self.costs = traffic.costs
         self.flights: list[Flight] = []
         self._traffic = traffic
+        self._is_writing = False
         traffic.num_sessions += 1
+
+    def begin_writing(self) -> None:
+        """All of the prompt has left."""
+        self._is_writing = True
+        self._traffic.num_writing += 1
 
     @property
     def num_others(self) -> int:
         """How many other sessions share the ring."""
         return self._traffic.num_sessions - 1
+
+    @property
+    def num_other_writers(self) -> int:
+        """How many of them write."""
+        return self._traffic.num_writing - self._is_writing
 
     @property
     def most_prompt_rows(self) -> int:
@@ -218,11 +236,17 @@ class Pipeline:
             flight.living.clear()
         self.flights.clear()
         self._traffic.num_sessions -= 1
+        self._traffic.num_writing -= self._is_writing
         self._traffic.follow_living(now)
 
     def send_at(self, num_rows: int) -> float:
-        """The latest time at which a chunk may leave the origin without a bubble at the stage that paces the ring."""
-        return self._traffic.send_at(num_rows)
+        """When a chunk should leave the origin.
+
+        That is the latest time at which it may without a bubble at the stage that paces the ring. Where others share
+        the ring, somebody's chunk leaves when one of the usual size should. A smaller one that waited for its own time
+        would always find its place taken.
+        """
+        return self._traffic.send_at(max(num_rows, self._traffic.usual_rows) if self.num_others else num_rows)
 
     def returns_at(self) -> float | None:
         """When the next chunk is expected back."""

@@ -135,8 +135,8 @@ class PipelineView(Protocol):
     """The chunks of the session under way, and when the stages will be done with all chunks."""
 
     @property
-    def num_others(self) -> int:
-        """How many other sessions share the ring."""
+    def num_other_writers(self) -> int:
+        """How many other sessions of the ring write: those whose prompt is still being read lose no token's time."""
 
     @property
     def costs(self) -> CostsView:
@@ -147,7 +147,9 @@ class PipelineView(Protocol):
         """The session's chunks that have not come back, in the order in which they left."""
 
     def send_at(self, num_rows: int, /) -> float:
-        """The latest time at which a chunk may leave the origin without a bubble at the stage that paces the ring."""
+        """When a chunk should leave the origin: as late as it may without a bubble at the stage that paces the ring,
+        but not later than chunks of other sessions, which would take its place.
+        """
 
     def returns_at(self) -> float | None:
         """When the next chunk is expected back; None where none is under way or nothing was measured yet."""
