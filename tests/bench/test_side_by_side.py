@@ -78,19 +78,19 @@ def test_clients_together_get_more_than_one_and_each_its_share() -> None:
     assert rates[4] >= 2.6 * rates[1]
 
 
-@pytest.mark.parametrize(("name", "pace"), [("jetson4-7b-fp16-1gbit", 0.5), ("pi5x4-3b-int4", 0.25)])
+@pytest.mark.parametrize(("name", "pace"), [("jetson4-7b-fp16-1gbit", 0.65), ("pi5x4-3b-int4", 0.6)])
 def test_a_stream_keeps_its_pace_beside_a_long_prompt(name: str, pace: float) -> None:
-    """Half of the pace that it has alone, or that of plain decoding where every row costs; and at each stage it waits
-    for one piece of the prompt at most.
+    """Six tenths of the pace that it has alone, also where every row costs; and at each stage it waits for one piece of
+    the prompt at most.
     """
     testbed = load_testbed(name)
     stream, prompt = make_text(1, num_tokens=200), make_text(2, num_prompt=2000, num_tokens=1, after_s=8.0)
     ((alone,),) = run(testbed, stream).texts
     (beside,), (reading,) = run(testbed, stream, prompt).texts
     times = np.array(beside.token_times_s)
-    during = times[(times >= reading.asked_s) & (times < reading.asked_s + 2)]
+    during = times[(times >= reading.asked_s) & (times < reading.asked_s + 4)]
     piece_s = max(testbed.forward_ms(stage, 1) for stage in range(4)) * PIECE_CHUNKS / 1000
-    assert len(during) / 2 >= pace * alone.tokens_per_s
+    assert len(during) / 4 >= pace * alone.tokens_per_s
     assert np.diff(during).max() <= alone.longest_pause_s + 4 * piece_s
 
 

@@ -24,6 +24,12 @@ PIECE_CHUNKS = 1.6
 """Where a text is written beside it, a piece of a prompt takes at most as long as so many chunks of one row, or a text
 would wait for it at each stage. Larger pieces are read in less time, but where rows cost much, texts fall behind.
 """
+READING = 0.25
+"""How much a row delays a session that reads its prompt, where one that writes counts 1: of the former the first token
+comes later, of the latter each. On testbeds where rows cost little 0 to 1 give the same within 4 %; where they cost
+much a text beside a prompt has a tenth less with 0.5, and a third less with 1."""
+COSTLY_ROW = 0.1
+"""A row costs much where it takes more than this share of the time of a chunk of one row."""
 SLOWING = 1.02
 """By this factor the remembered time of the quickest single-row trip grows at each slower one: boards get hot."""
 
@@ -196,9 +202,14 @@ class Pipeline:
         return self._traffic.num_sessions - 1
 
     @property
-    def num_other_writers(self) -> int:
-        """How many of them write."""
-        return self._traffic.num_writing - self._is_writing
+    def num_others_reading(self) -> int:
+        """How many of them read their prompts."""
+        return self.num_others - (self._traffic.num_writing - self._is_writing)
+
+    @property
+    def num_delayed(self) -> float:
+        """How many other sessions a row delays."""
+        return self.num_others - (1 - READING) * self.num_others_reading
 
     @property
     def most_prompt_rows(self) -> int:
@@ -239,14 +250,17 @@ class Pipeline:
         self._traffic.num_writing -= self._is_writing
         self._traffic.follow_living(now)
 
-    def send_at(self, num_rows: int) -> float:
+    def send_at(self, num_rows: float) -> float:
         """When a chunk should leave the origin.
 
-        That is the latest time at which it may without a bubble at the stage that paces the ring. Where others share
-        the ring, somebody's chunk leaves when one of the usual size should. A smaller one that waited for its own time
-        would always find its place taken.
+        That is the latest time at which it may without a bubble at the stage that paces the ring. But a prompt's piece
+        leaves as soon as one of the usual size may. Where rows cost much, a text has few of them in a chunk and needs
+        several chunks on a trip: one that waited for its own time, which is later, would find each place taken.
         """
-        return self._traffic.send_at(max(num_rows, self._traffic.usual_rows) if self.num_others else num_rows)
+        costs = self.costs
+        if self.num_others_reading and costs.row_s > COSTLY_ROW * costs.interval_s(1):
+            num_rows = max(num_rows, self._traffic.usual_rows)
+        return self._traffic.send_at(num_rows)
 
     def returns_at(self) -> float | None:
         """When the next chunk is expected back."""

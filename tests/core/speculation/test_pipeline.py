@@ -209,6 +209,26 @@ def test_what_does_not_come_back_counts_until_it_has_passed() -> None:
     assert len(pipeline._traffic.flights) == 1
 
 
+@pytest.mark.parametrize(("row_s", "is_early"), [(0.010, True), (0.002, False)])
+def test_a_small_chunk_keeps_its_place_before_the_pieces_of_another_ones_prompt(row_s: float, is_early: bool) -> None:
+    """Where rows cost much, it leaves when a chunk of the usual size would, as long as the other session reads."""
+    costs = RingCosts(2)
+    for num_rows in (1, 9):
+        costs.add_trip(1.0, [Passage(num_rows, 0.0, 0.040 + row_s * num_rows)] * 2)
+    traffic = Traffic(costs)
+    writing, reading = Pipeline(traffic), Pipeline(traffic)
+    writing.begin_writing()
+    reading.send(Flight({1, 2, 3, 4}, 0.0))
+    assert (writing.num_others_reading, reading.num_others_reading) == (1, 0)
+    assert 0 < writing.num_delayed < reading.num_delayed == 1
+    usual, own = traffic.send_at(traffic.usual_rows), traffic.send_at(1)
+    assert usual < own and writing.send_at(1) == (usual if is_early else own)
+    reading.begin_writing()
+    assert writing.send_at(1) == own and writing.num_delayed == 1
+    reading.leave(0.0)
+    assert writing.num_others_reading == writing.num_delayed == 0
+
+
 def test_a_piece_of_a_prompt_is_as_large_as_others_can_wait_for() -> None:
     """At 10 + 2 n ms 1.6 chunks of one row take as long as 4.6 rows."""
     for stage, most in (((0.010, 0.002), 4), ((0.100, 0.0001), PREFILL_ROWS), ((0.0, 0.010), 1)):

@@ -149,9 +149,9 @@ def test_flowspec_counts_what_a_row_costs_the_other_sessions() -> None:
     """Row 3 wins 0.18 s times 0.12. Nobody loses by it but each other session, by 0.02 s."""
     costs = CostsStub(stage=Line(0.1, 0.02))
     tree = {1: (ROOT, 0.3), 3: (1, 0.12)}
-    view = make_view(tree, sent=frozenset({ROOT}), pipeline=PipelineStub(costs, num_other_writers=1))
+    view = make_view(tree, sent=frozenset({ROOT}), pipeline=PipelineStub(costs, num_delayed=1))
     assert Flowspec(2).choose_rows(view, 0.0) == [1, 3]
-    crowded = changed(view, pipeline=PipelineStub(costs, num_other_writers=2))
+    crowded = changed(view, pipeline=PipelineStub(costs, num_delayed=2))
     assert Flowspec(2).choose_rows(crowded, 0.0) == [1]
 
 

@@ -58,7 +58,7 @@ class PipelineStub:
     flights: tuple[FlightStub, ...] = ()
     leaves_at: float = 0.0
     back_at: float | None = None
-    num_other_writers: int = 0
+    num_delayed: float = 0
 
     def send_at(self, num_rows: int, /) -> float:
         return self.leaves_at

@@ -135,8 +135,8 @@ class PipelineView(Protocol):
     """The chunks of the session under way, and when the stages will be done with all chunks."""
 
     @property
-    def num_other_writers(self) -> int:
-        """How many other sessions of the ring write: those whose prompt is still being read lose no token's time."""
+    def num_delayed(self) -> float:
+        """How many other sessions a row of this one delays; one that reads its prompt counts as less than one."""
 
     @property
     def costs(self) -> CostsView:

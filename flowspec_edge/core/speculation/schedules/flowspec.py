@@ -5,9 +5,9 @@ Three questions, each answered by the time that is expected to be won or lost:
 * Which rows? The likeliest ones, as long as one more row wins more time than it costs. A row that is left out waits for
   the next chunk, or longer where likelier rows push ahead again. If the text goes through that row, it comes later by
   an interval of the slowest stage, or by several. A row that is taken delays its whole chunk by what a row costs on a
-  trip. That matters if the text enters the chunk at all. And it delays the next chunk of each other session that
-  writes by what a row costs the slowest stage. So chunks are wide where rows cost little, single rows of a chain where
-  each row costs much, and narrower where more sessions write.
+  trip. That matters if the text enters the chunk at all. And it delays each other session's next chunk by what
+  a row costs the slowest stage, which counts a quarter where that is a piece of a prompt. So chunks are wide where rows
+  cost little, single rows of a chain where each row costs much, and narrower where more sessions share the ring.
 * When? As late as the ring allows without a bubble: rows that are chosen later are chosen with more known. A new root
   leaves at once, with the children that it has by then.
 * Now, or after the next chunk is back? That one may show that the text goes elsewhere, and then a chunk that left just
@@ -109,11 +109,11 @@ class Flowspec(Schedule):
         """How many rows a chunk has at most, and what one more row is worth.
 
         The row wins a time if the text goes on through it, and loses another if the text enters the chunk. The last
-        number is what the other sessions that write lose together.
+        number is what the other sessions lose together.
         """
-        costs, num_others = view.pipeline.costs, view.pipeline.num_other_writers
+        costs, num_delayed = view.pipeline.costs, view.pipeline.num_delayed
         won_s = INTERVALS_LATE * costs.interval_s(1)
-        return WIDEST_CHUNK_ROWS, won_s, costs.seconds_per_row, num_others * costs.row_s
+        return WIDEST_CHUNK_ROWS, won_s, costs.seconds_per_row, num_delayed * costs.row_s
 
     def _leaves_at(self, view: GenerationView, rows: list[int], entry: float, now: float) -> float:
         """When the chunk should leave, or be chosen anew; infinity if something else must happen first."""
