@@ -47,7 +47,7 @@ def write_call_grammar(
         is_forced: it is a call, or several. Otherwise it may be any text, and a call may come behind it.
         is_parallel: it may have several calls.
         is_reasoning: it begins within reasoning, in which nothing is a call.
-        content: what it may be where it has no call; any text where that is None.
+        content: what it is instead where it has no call; any text where that is None.
 
     Raises:
         FieldError: the content is no schema, or cannot be told from calls.
@@ -67,10 +67,8 @@ def write_call_grammar(
     ]
     if is_forced:
         lines += [f"start: {_begun(form, literal)} calls"]
-    elif content is not None:
-        lines += _or_content(form, literal, is_reasoning=is_reasoning)
     else:
-        lines += _or_text(form, literal, is_reasoning=is_reasoning)
+        lines += (_or_text if content is None else _or_content)(form, literal, is_reasoning=is_reasoning)
     return Grammar("lark", "\n".join(lines))
 
 

@@ -118,9 +118,10 @@ def _named(name: str, kind: str, given: str | Sequence[str] | None) -> list[tupl
 
 def _schema_of(given: Schema | None) -> str | None:
     """A schema as text. One that is none is left for a ring to find so."""
-    if isinstance(given, str):
-        try:
-            given = msgspec.json.decode(given, type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError):
-            return given
-    return None if given is None else msgspec.json.encode(with_known_formats(given)).decode()
+    if given is None:
+        return None
+    try:
+        schema = given if isinstance(given, dict) else msgspec.json.decode(given, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        return str(given)
+    return msgspec.json.encode(with_known_formats(schema)).decode()

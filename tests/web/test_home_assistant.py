@@ -100,7 +100,7 @@ async def test_its_openai_integration() -> None:
     ]
     called = {"type": "function_call", "name": "HassTurnOn", "arguments": '{"name": "lamp"}', "call_id": "call_1"}
     result = {"type": "function_call_output", "call_id": "call_1", "output": '{"success": ["lamp"]}'}
-    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": None}
+    thought: Json = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": None}
     strict = {**TASK, "strict": True, "additionalProperties": False}
     form = {"format": {"type": "json_schema", "name": "task", "schema": strict}}
     async with serving_dialects(script_of(CALL), api_key="secret") as (generator, url):

@@ -130,7 +130,7 @@ async def test_openais_client_is_told_calls_or_what_it_asked_for(text: str) -> N
                 pass
             streamed = (await stream.get_final_completion()).choices
         response = await client.responses.parse(**responses, text_format=kind)
-        grammars = [options.grammar.text for _, options in served.generator.asked]
+        grammars = [options.grammar.text for _, options in served.generator.asked if options.grammar]
     for choice in (whole, *parsed, *streamed):
         calls = [(call.function.name, json.loads(call.function.arguments)) for call in choice.message.tool_calls or ()]
         assert (choice.message.content or "", calls) == ((SAID, []) if text == SAID else ("", CALLS))
@@ -462,11 +462,12 @@ async def test_what_a_family_cannot_tell_from_its_calls_is_refused() -> None:
         status, answer = await served.post("/api/chat", BASES["/api/chat"] | {"format": "json"})
         assert status == 400 and answer["error"].startswith("format is given beside tools")
         assert not served.generator.asked
-        for given in (
-            {"response_format": REPLY},
-            {"response_format": {"type": "json_object"}, "tool_choice": "required"},
+        for taken in (
+            chat(response_format=REPLY),
+            chat(guided_regex=".*"),
+            chat(tool_choice="required", guided_json={}),
         ):
-            assert (await served.post("/v1/chat/completions", chat(**given)))[0] == 200
+            assert (await served.post("/v1/chat/completions", taken))[0] == 200
 
 
 @pytest.mark.parametrize(

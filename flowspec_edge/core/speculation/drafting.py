@@ -46,8 +46,8 @@ class Drafting:
     """Scores of one session's drafted rows, and which of them the drafter has run.
 
     Without ``acceptance`` the draft's own probabilities are taken for the chances of acceptance. Without ``lookup``
-    nothing is drafted from the text itself. Where lookups are to be checked, what it proposes becomes ``unchecked``,
-    and rows once it has been. Nothing may be drafted before ``move_root`` has said below which row.
+    nothing is drafted from the text itself. Where it ``is_checked``, what it proposes becomes ``unchecked``, and rows
+    once it has been. Nothing may be drafted before ``move_root`` has said below which row.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Drafting:
         *,
         acceptance: Acceptance | None = None,
         lookup: Lookup | None = None,
-        checks_lookups: bool = False,
+        is_checked: bool = False,
     ) -> None:
         self._tree = tree
         self._acceptance = acceptance
@@ -70,7 +70,7 @@ class Drafting:
         if lookup is not None:
             assert acceptance is not None, "only calibrated drafts are looked up"
             self._from_text = LookupDrafts(tree, self._table, lookup, acceptance)
-        self.unchecked = Unchecked() if checks_lookups and lookup is not None else None
+        self.unchecked = Unchecked() if is_checked and lookup is not None else None
 
     def __len__(self) -> int:
         """The number of drafted rows."""
@@ -108,17 +108,15 @@ class Drafting:
         if self._from_text is None:
             return []
         self._from_text.extend(text)
-        seeds = np.argsort(-self._table.scores, kind="stable")[: LOOKUP_SEEDS + 1]  # the root comes first
-        proposed = self._from_text.propose(seeds)
+        seeds = np.argsort(-self._table.scores, kind="stable")  # the root comes first
+        proposed = self._from_text.propose(seeds[: LOOKUP_SEEDS + 1])
         if self.unchecked is not None:
             self.unchecked.begin(proposed)
             return []
         return self._from_text.add(proposed, next_id)
 
     def add_checked(self, num_allowed: Sequence[int], next_id: int) -> list[TreeRow]:
-        """So many rows of each unchecked chain that was asked about may come. Returns the new rows, with draft ids from
-        ``next_id`` on.
-        """
+        """So many rows of each chain that was asked about may come. Returns the new rows, numbered from ``next_id``."""
         assert self._from_text is not None and self.unchecked is not None, "nothing was to be checked"
         return self._from_text.add(self.unchecked.take_checked(num_allowed), next_id)
 

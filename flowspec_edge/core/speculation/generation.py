@@ -95,7 +95,7 @@ class Generation:
         self._prompt_feed = PromptFeed(prompt, tree, lookup)
         observed = acceptance if schedule.is_calibrated else None
         self.drafting = Drafting(
-            tree, shape, acceptance=observed, lookup=lookup, checks_lookups=options.grammar is not None
+            tree, shape, acceptance=observed, lookup=lookup, is_checked=options.grammar is not None
         )
         self._head_feed = HeadFeed(tree)
         ranking = self._options if schedule.is_coupled else None, options.grammar

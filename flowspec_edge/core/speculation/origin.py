@@ -112,9 +112,8 @@ class Origin:
                 if chunk.session in self._running:
                     self._running[chunk.session].progress_at = now
                     self._running[chunk.session].generation.take_returned(chunk, now)
-            case TappedArrived(session, layer, ids, hidden):
-                if session in self._running:
-                    self._running[session].generation.take_tapped(layer, ids, hidden)
+            case TappedArrived(session, layer, ids, hidden) if session in self._running:
+                self._running[session].generation.take_tapped(layer, ids, hidden)
             case HeadFinished():
                 if (generation := self._computed()) is not None:
                     actions += generation.take_drawn(event, now)
@@ -123,9 +122,8 @@ class Origin:
             case DraftFinished():
                 if (generation := self._computed()) is not None:
                     generation.take_draft(event, now)
-            case DraftsChecked(session, num_allowed):
-                if session in self._running:
-                    self._running[session].generation.take_checked(num_allowed)
+            case DraftsChecked(session, num_allowed) if session in self._running:
+                self._running[session].generation.take_checked(num_allowed)
             case CreditArrived(num_chunks):
                 self._credits = add_credits(self._credits, num_chunks)
             case GenerationCancelled(session):

@@ -26,8 +26,8 @@ would wait for it at each stage. Larger pieces are read in less time, but where 
 """
 READING = 0.25
 """How much a row delays a session that reads its prompt, where one that writes counts 1: of the former the first token
-comes later, of the latter each. On testbeds where rows cost little 0 to 1 give the same within 4 %; where they cost
-much a text beside a prompt has a tenth less with 0.5, and a third less with 1."""
+comes later, of the latter each. Where rows cost much a text beside a prompt has a tenth less with 0.5, and a fifth less
+with 1. Where they do not it makes no difference, and all count 1."""
 COSTLY_ROW = 0.1
 """A row costs much where it takes more than this share of the time of a chunk of one row."""
 SLOWING = 1.02
@@ -202,14 +202,15 @@ class Pipeline:
         return self._traffic.num_sessions - 1
 
     @property
-    def num_others_reading(self) -> int:
-        """How many of them read their prompts."""
-        return self.num_others - (self._traffic.num_writing - self._is_writing)
+    def num_costly_readers(self) -> int:
+        """How many of them read their prompts, where rows cost much; 0 where they do not."""
+        num_reading = self.num_others - (self._traffic.num_writing - self._is_writing)
+        return num_reading if self.costs.row_s > COSTLY_ROW * self.costs.interval_s(1) else 0
 
     @property
     def num_delayed(self) -> float:
         """How many other sessions a row delays."""
-        return self.num_others - (1 - READING) * self.num_others_reading
+        return self.num_others - (1 - READING) * self.num_costly_readers
 
     @property
     def most_prompt_rows(self) -> int:
@@ -257,8 +258,7 @@ class Pipeline:
         leaves as soon as one of the usual size may. Where rows cost much, a text has few of them in a chunk and needs
         several chunks on a trip: one that waited for its own time, which is later, would find each place taken.
         """
-        costs = self.costs
-        if self.num_others_reading and costs.row_s > COSTLY_ROW * costs.interval_s(1):
+        if self.num_costly_readers:
             num_rows = max(num_rows, self._traffic.usual_rows)
         return self._traffic.send_at(num_rows)
 

@@ -178,7 +178,7 @@ def test_the_text_itself_proposes_what_followed_before() -> None:
 def lookup_to_check() -> tuple[Tree, Drafting]:
     text = [1, 2, 3, 4, 5, 1, 2]
     tree = Tree([Row(id, id - 1 if id else NO_PARENT, token) for id, token in enumerate(text)])
-    drafting = Drafting(tree, DraftShape(), acceptance=Acceptance(), lookup=Lookup(text[:-1]), checks_lookups=True)
+    drafting = Drafting(tree, DraftShape(), acceptance=Acceptance(), lookup=Lookup(text[:-1]), is_checked=True)
     assert drafting.move_root(6, [2], 20) == []
     return tree, drafting
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flowspec_edge.core.limits import PREFILL_ROWS
 from flowspec_edge.core.line import LineFit
 from flowspec_edge.core.rows import Passage
-from flowspec_edge.core.speculation.pipeline import Flight, Pipeline, RingCosts, Traffic
+from flowspec_edge.core.speculation.pipeline import READING, Flight, Pipeline, RingCosts, Traffic
 
 SECONDS = st.floats(0, 10)
 SIZES = st.integers(1, 128)
@@ -219,14 +219,14 @@ def test_a_small_chunk_keeps_its_place_before_the_pieces_of_another_ones_prompt(
     writing, reading = Pipeline(traffic), Pipeline(traffic)
     writing.begin_writing()
     reading.send(Flight({1, 2, 3, 4}, 0.0))
-    assert (writing.num_others_reading, reading.num_others_reading) == (1, 0)
-    assert 0 < writing.num_delayed < reading.num_delayed == 1
+    assert (writing.num_costly_readers, reading.num_costly_readers) == (is_early, 0)
+    assert writing.num_delayed == (READING if is_early else 1) and reading.num_delayed == 1
     usual, own = traffic.send_at(traffic.usual_rows), traffic.send_at(1)
     assert usual < own and writing.send_at(1) == (usual if is_early else own)
     reading.begin_writing()
     assert writing.send_at(1) == own and writing.num_delayed == 1
     reading.leave(0.0)
-    assert writing.num_others_reading == writing.num_delayed == 0
+    assert writing.num_costly_readers == writing.num_delayed == 0
 
 
 def test_a_piece_of_a_prompt_is_as_large_as_others_can_wait_for() -> None:
