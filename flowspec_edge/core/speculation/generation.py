@@ -76,11 +76,8 @@ class Generation:
         taps: tuple[int, ...] = (),
         num_written: int = 0,
     ) -> None:
-        self.session = session
-        self.statistics = GenerationStatistics()
-        self.is_finished = False
-        self._schedule = schedule
-        self._limits = limits
+        self.session, self.statistics, self.is_finished = session, GenerationStatistics(), False
+        self._schedule, self._limits = schedule, limits
         self._options = options.for_drawing(limits.eos_token_ids)
         self._ends = options.end_token_ids(limits.eos_token_ids)
         self._num_left = min(options.max_new_tokens, room_behind(prompt, limits.max_context, limits.vocab_size))
