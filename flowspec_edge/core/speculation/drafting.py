@@ -199,8 +199,7 @@ class Drafting:
         num_added = max(self.shape.rows_per_pass, 5 * len(parents) // 2)
         added = self._add_likeliest(places, tokens, log_probs, matched, num_added, next_id)
         if self._from_text is not None:
-            last = len(self._table.ids)
-            proposed = self._from_text.propose(np.arange(last - len(added), last))
+            proposed = self._from_text.propose(np.arange(len(self._table.ids))[len(self._table.ids) - len(added) :])
             if self.unchecked is not None:
                 self.unchecked.add(proposed)
             else:
