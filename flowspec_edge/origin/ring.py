@@ -131,10 +131,9 @@ class Ring:
         self._sessions = itertools.count(1)
         self._jobs: asyncio.Queue[ev.RunHead | ev.RunDraft | Callable[[], None]] = asyncio.Queue()
         self._checks: asyncio.Queue[ev.CheckDrafts] = asyncio.Queue()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="origin")
-        self._checking = ThreadPoolExecutor(1, thread_name_prefix="drafts")
-        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammar")
-        self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._executor, self._checking, self._compiling, self._tokenising = (
+            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("origin", "drafts", "grammar", "tokenizer")
+        )
         self._lanes: Lanes | None = None  # while somebody looks
         self._looked_at = 0.0
         self._timer: asyncio.TimerHandle | None = None

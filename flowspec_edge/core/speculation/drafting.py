@@ -120,8 +120,8 @@ class Drafting:
         return self._from_text.add(self.unchecked.take_checked(num_allowed), next_id)
 
     def add_forced(self, tokens: Sequence[int], next_id: int) -> list[TreeRow]:
-        """Only these tokens can come behind the root. They cost no pass, may leave with it, and count as if the draft were
-        sure of them. Returns the new rows, with draft ids from ``next_id`` on.
+        """Only these tokens can come behind the root. They cost no pass, may leave with it, and count as if the draft
+        were sure of them. Returns the new rows, with draft ids from ``next_id`` on.
         """
         row, num_known = self._tree[int(self._table.ids[0])], 0
         while num_known < len(tokens) and (child := row.children.get(tokens[num_known])) is not None:
