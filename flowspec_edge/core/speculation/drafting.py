@@ -161,6 +161,14 @@ class Drafting:
         """The rows that are most worth a pass, frontier and stale ones together."""
         return self._ids(self._runnable(max_depth, min_score)[:width])
 
+    def likeliest(self, most: int, since: int = 0) -> list[int]:
+        """The likeliest rows, sent or not, whose parents ran after pass number ``since``; at most ``most``."""
+        table = self._table
+        is_drafted = table.ran[table.parents] > since
+        is_drafted[:1] = False  # the root
+        places = is_drafted.nonzero()[0]
+        return self._ids(places[np.argsort(-table.scores[places], kind="stable")[:most]])
+
     def unsent(self, max_depth: int, min_score: float) -> Iterator[int]:
         """Drafted rows that may be sent, best first, parents before children; none below ``min_score``."""
         table = self._table

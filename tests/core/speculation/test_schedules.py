@@ -1,5 +1,7 @@
 """What each schedule answers, on views made by hand."""
 
+import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -16,6 +18,7 @@ from flowspec_edge.core.speculation.payoff import FIRST_PAUSE_TOKENS, TRIAL_TOKE
 from flowspec_edge.core.speculation.pipeline import LEAD_S
 from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names, find_schedule, register_schedule
 from flowspec_edge.core.speculation.schedules.ablations import CHUNK_ROWS
+from flowspec_edge.core.speculation.schedules.ablations import TREE_PASSES as ABLATED_PASSES
 from flowspec_edge.core.speculation.schedules.autoregressive import Autoregressive
 from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 from flowspec_edge.core.speculation.schedules.flowspec import (
@@ -27,11 +30,13 @@ from flowspec_edge.core.speculation.schedules.pipedec import LEVEL_ROWS, Pipedec
 from flowspec_edge.core.speculation.schedules.rounds import (
     EXPANSION_ROWS,
     FRONTIER_PASSES,
+    FRONTIER_ROWS,
     TREE_PASSES,
     TREE_ROWS,
     Chunked,
     Lockstep,
     Pruned,
+    Rounds,
 )
 from flowspec_edge.errors import RequestError
 from tests.core.speculation.views import (
@@ -250,57 +255,107 @@ def drafted_round(num_rows: int) -> View:
     return make_view(level(num_rows), ran={ROOT: 1}, num_passes=TREE_PASSES)
 
 
+def leaving(schedule: Schedule, view: View) -> list[int]:
+    """What leaves in the next turn, or at once where there are no turns."""
+    schedule.next_turn(view, True)
+    return sent_by(schedule, view)
+
+
 @pytest.mark.parametrize("kind", [Pruned, Chunked, Lockstep])
-def test_a_round_drafts_one_level_per_pass_before_anything_leaves(kind: type[Pruned]) -> None:
+def test_a_round_drafts_level_by_level_before_anything_leaves(kind: type[Rounds]) -> None:
+    """Row 2 is likelier than row 3, and is not run with it: its level has been run."""
     schedule = kind(3)
-    for num_passes in range(TREE_PASSES):
-        view = make_view(TREE, ran={ROOT: 1}, num_passes=num_passes)
-        assert schedule.choose_pass(view, 0.0) == [1, 2]
-        assert sent_by(schedule, view) == []
-    assert schedule.choose_pass(drafted_round(11), 0.0) is None
+    assert schedule.choose_pass(make_view(num_unextended=1), 0.0) == [], "the root first"
+    ran = {ROOT: 1}
+    for num_passes, rows in ((1, [1, 2]), (2, [3]), (3, [4])):
+        view = make_view(TREE, ran=ran, num_passes=num_passes, width=2)
+        assert schedule.choose_pass(view, 0.0) == rows
+        assert leaving(schedule, view) == []
+        ran[rows[0]] = num_passes + 1
+    view = make_view(TREE, ran=ran, num_passes=TREE_PASSES, num_unextended=1)
+    assert schedule.choose_pass(view, 0.0) is None
+    assert leaving(schedule, view) == [ROOT]
 
 
 def test_a_round_cuts_its_tree_into_one_chunk_more_than_there_are_stages() -> None:
-    schedule = Pruned(3)
-    view = drafted_round(11)
+    schedule = Chunked(3)
+    view = drafted_round(10)
     chunks = [sent_by(schedule, view) for _ in range(5)]
-    assert chunks == [[ROOT, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], []]
-    assert len([id for _ in range(4) for id in sent_by(Pruned(3), drafted_round(200))]) == TREE_ROWS
+    assert chunks == [[ROOT, 1], [2, 3, 4], [5, 6, 7], [8, 9, 10], []]
+    schedule, view = Chunked(4), drafted_round(200)
+    assert [len(sent_by(schedule, view)) for _ in range(6)] == [16, 16, 16, 16, 17, 0], f"{TREE_ROWS} rows"
+
+
+def test_a_round_has_only_what_its_own_passes_drafted() -> None:
+    """Row 3 hangs below a row that ran in an earlier round, and is likelier than row 2."""
+    schedule = Chunked(1)
+    schedule.take_verified(make_view(num_passes=5), 1, 0.0)
+    view = make_view(TREE, ran={ROOT: 6, 1: 5}, num_passes=5 + TREE_PASSES)
+    assert [sent_by(schedule, view) for _ in range(2)] == [[ROOT], [1, 2]]
 
 
 def test_a_round_waits_while_head_or_drafter_work() -> None:
-    assert sent_by(Pruned(3), changed(drafted_round(11), is_computing=True)) == []
+    assert leaving(Pruned(3), changed(drafted_round(11), is_computing=True)) == []
+
+
+def begin_pruned(num_stages: int, view: View) -> tuple[Pruned, View]:
+    """Turn 1 has begun, and its chunk has left."""
+    schedule = Pruned(num_stages)
+    assert schedule.next_turn(view, True) == 1
+    chunk = sent_by(schedule, view)
+    assert chunk and sent_by(schedule, view) == [], "one chunk a turn"
+    return schedule, changed(view, sent=frozenset(chunk), pipeline=PipelineStub(flights=(FlightStub(turn=1),)))
 
 
 def test_pruned_goes_on_with_what_lives_while_the_text_stays_in_the_tree() -> None:
-    schedule = Pruned(1)
-    view = make_view({1: (ROOT, 0.6), 2: (ROOT, 0.3), 3: (1, 0.5)}, ran={ROOT: 1}, num_passes=TREE_PASSES)
-    assert sent_by(schedule, view) == [ROOT, 1]
+    tree = {1: (ROOT, 0.6), 2: (ROOT, 0.3), 3: (1, 0.5)}
+    schedule, view = begin_pruned(1, make_view(tree, ran={ROOT: 1, 1: 2}, num_passes=TREE_PASSES))
+    assert view.sent == {ROOT, 1}
     taken = make_view({3: (1, 0.8)}, root=1, num_passes=TREE_PASSES, sent=frozenset({ROOT, 1}))
     schedule.take_verified(taken, 1, 0.0)
     assert schedule.choose_pass(taken, 0.0) is None, "nothing is drafted while the round goes on"
-    assert sent_by(schedule, taken) == [3], "row 2 is dead"
+    assert leaving(schedule, taken) == [3], "row 2 is dead"
 
 
 def test_a_chunk_whose_rows_have_all_died_is_passed_over() -> None:
-    schedule = Pruned(2)
-    assert sent_by(schedule, make_view(level(4), ran={ROOT: 1}, num_passes=TREE_PASSES)) == [ROOT, 1]
-    taken = make_view({4: (1, 0.8)}, root=1, sent=frozenset({ROOT, 1}), num_passes=TREE_PASSES)
-    schedule.take_verified(taken, 1, 0.0)  # of rows 2 and 3, and row 4, only the last lives
-    assert sent_by(schedule, taken) == [4]
+    schedule, _ = begin_pruned(2, drafted_round(5))
+    taken = make_view({5: (1, 0.8)}, root=1, sent=frozenset({ROOT, 1}), num_passes=TREE_PASSES)
+    schedule.take_verified(taken, 1, 0.0)  # of rows 2 and 3, and rows 4 and 5, only the last lives
+    assert leaving(schedule, taken) == [5]
 
 
 def test_pruned_drafts_a_tree_anew_when_the_text_has_left_it() -> None:
     """What ran in the last round does not count: row 1 is run again."""
-    schedule = Pruned(1)
-    sent_by(schedule, drafted_round(3))
-    missed = make_view({1: (9, 0.5)}, root=9, ran={9: 6, 1: 6}, num_passes=6, num_unextended=1)
+    schedule, _ = begin_pruned(1, drafted_round(3))
+    missed = make_view({1: (9, 0.5)}, root=9, ran={9: 7, 1: 7}, num_passes=7, num_unextended=1)
     schedule.take_verified(missed, 1, 0.0)
     assert schedule.choose_pass(missed, 0.0) == [], "the new root first"
-    assert sent_by(schedule, missed) == []
-    after = make_view({1: (9, 0.5)}, root=9, ran={9: 7, 1: 6}, num_passes=7)
+    assert leaving(schedule, missed) == []
+    after = make_view({1: (9, 0.5)}, root=9, ran={9: 8, 1: 7}, num_passes=8)
     assert schedule.choose_pass(after, 0.0) == [1]
-    assert schedule.choose_pass(changed(after, drafting=make_view(num_passes=12).drafting), 0.0) is None
+    assert schedule.choose_pass(changed(after, drafting=make_view(num_passes=14).drafting), 0.0) is None
+
+
+def test_a_turn_waits_for_the_chunk_that_must_be_back_and_verified() -> None:
+    """With two stages, what left in turn 1 has passed the ring when turn 3 begins."""
+    schedule, view = begin_pruned(2, drafted_round(8))
+    assert leaving(schedule, view), "nothing is due in turn 2"
+    assert schedule.next_turn(view, True) is None
+    back = changed(view, pipeline=PipelineStub(flights=(FlightStub(turn=2),)))
+    assert schedule.next_turn(changed(back, is_verifying=True), True) is None
+    assert schedule.next_turn(back, True) == 3
+
+
+def test_a_turn_lets_its_chunk_leave_before_the_next_begins() -> None:
+    schedule, view = begin_pruned(2, drafted_round(8))
+    assert schedule.next_turn(view, True) == 2
+    due = PipelineStub(flights=(FlightStub(turn=2),))
+    for has_credit in (True, False):
+        assert schedule.next_turn(changed(view, pipeline=due), has_credit) is None, "credit comes with the next forward"
+    assert schedule.next_turn(changed(view, pipeline=PipelineStub()), True) is None, "nothing else brings credit"
+    shared = changed(view, pipeline=PipelineStub(flights=(FlightStub(turn=2),), num_others=1))
+    assert schedule.next_turn(shared, True) is None
+    assert schedule.next_turn(shared, False) == 3, "another session has the credit, and may wait for this turn"
 
 
 def test_chunked_verifies_when_all_of_its_tree_is_back() -> None:
@@ -317,7 +372,7 @@ def test_chunked_verifies_when_all_of_its_tree_is_back() -> None:
 def test_chunked_begins_a_round_with_every_verification() -> None:
     schedule = Chunked(1)
     sent_by(schedule, drafted_round(3))
-    accepted = make_view({2: (1, 0.5)}, root=1, ran={1: 3}, num_passes=6, sent=frozenset({ROOT, 1}), num_unextended=1)
+    accepted = make_view({2: (1, 0.5)}, root=1, ran={1: 3}, num_passes=7, sent=frozenset({ROOT, 1}), num_unextended=1)
     schedule.take_verified(accepted, 2, 0.0)
     assert schedule.choose_pass(accepted, 0.0) == [], "it drafts again, though its root was a row of the tree"
 
@@ -325,84 +380,86 @@ def test_chunked_begins_a_round_with_every_verification() -> None:
 # ---------------------------------------------------------------------- lockstep
 
 
-def begin_lockstep(num_stages: int = 2) -> tuple[Lockstep, View]:
-    """Turn 1 has begun, and its chunk has left."""
-    schedule = Lockstep(num_stages)
-    view = drafted_round(8)
-    assert schedule.next_turn(view, True) == 1
-    assert sent_by(schedule, view) == [ROOT, 1, 2]
-    assert sent_by(schedule, view) == [], "one chunk a turn"
-    return schedule, changed(view, sent=frozenset({ROOT, 1, 2}), pipeline=PipelineStub(flights=(FlightStub(turn=1),)))
+NUM_DRAFTED = TREE_PASSES
+GROWN = level(200)
 
 
-def finish_passes(view: View, num_passes: int) -> View:
-    return changed(view, drafting=make_view(level(8), ran={ROOT: 1}, num_passes=num_passes).drafting)
-
-
-def test_a_lockstep_turn_begins_when_the_drafter_has_done_its_passes() -> None:
-    schedule, view = begin_lockstep()
-    for num_passes in range(TREE_PASSES, TREE_PASSES + FRONTIER_PASSES):
-        view = finish_passes(view, num_passes)
-        assert schedule.choose_pass(view, 0.0) is not None
-        assert schedule.next_turn(view, True) is None
-    view = finish_passes(view, TREE_PASSES + FRONTIER_PASSES)
-    assert schedule.next_turn(changed(view, is_computing=True), True) is None
-    assert schedule.next_turn(view, True) == 2
-    assert schedule.turn == 2
-    assert sent_by(schedule, view) == [3, 4, 5]
-
-
-def test_a_lockstep_turn_waits_for_the_chunk_that_must_be_back() -> None:
-    """With two stages, what left in turn 1 has passed the ring when turn 3 begins."""
-    schedule, view = begin_lockstep()
-    view = finish_passes(view, TREE_PASSES + FRONTIER_PASSES)
-    assert schedule.next_turn(view, True) == 2
-    sent_by(schedule, view)
-    view = finish_passes(view, TREE_PASSES + 2 * FRONTIER_PASSES)
-    assert schedule.next_turn(view, True) is None
-    back = changed(view, pipeline=PipelineStub(flights=(FlightStub(turn=2),)))
-    assert schedule.next_turn(back, True) == 3
-
-
-def test_a_lockstep_turn_lets_its_chunk_leave_before_the_next_begins() -> None:
-    schedule, view = begin_lockstep()
-    view = finish_passes(view, TREE_PASSES + FRONTIER_PASSES)
-    assert schedule.next_turn(view, True) == 2
-    view = finish_passes(view, TREE_PASSES + 2 * FRONTIER_PASSES)
-    later = changed(view, pipeline=PipelineStub(flights=(FlightStub(turn=2),)))
-    assert schedule.next_turn(later, True) is None, "there is credit for it"
-    assert schedule.next_turn(changed(later, pipeline=PipelineStub()), False) is None, "nothing else brings credit"
-    assert schedule.next_turn(later, False) == 3, "it gets none in time"
-
-
-def test_lockstep_expands_the_tree_longer_where_tokens_were_accepted() -> None:
-    schedule, view = begin_lockstep()
-    view = finish_passes(view, TREE_PASSES + FRONTIER_PASSES)
-    schedule.take_verified(view, 1, 0.0)
-    view = finish_passes(view, TREE_PASSES + 2 * FRONTIER_PASSES)
-    assert schedule.next_turn(view, True) == 2
-    sent_by(schedule, view)
-    first = TREE_PASSES + 2 * FRONTIER_PASSES
-    anew: dict[str, Any] = {"ran": {ROOT: first + 1, 1: first}}
-    counts = [
-        schedule.choose_pass(make_view(level(8), num_passes=first + passes, **anew), 0.0)
-        for passes in range(TREE_PASSES + 1)
-    ]
-    assert [rows is not None for rows in counts] == [True] * TREE_PASSES + [False]
-    assert counts[0] is not None
-    assert 1 in counts[0], "it ran before, and is drafted anew"
-
-
-def test_lockstep_sends_the_best_rows_of_the_new_tree_once_its_chunks_have_left() -> None:
+def begin_lockstep(tree: dict[int, tuple[int, float]]) -> tuple[Lockstep, View]:
+    """The first chunk is back, and row 1 accepted: it is the root. It leaves in turn 2, which has begun."""
     schedule = Lockstep(1)
     view = drafted_round(1)
-    schedule.next_turn(view, True)
-    assert sent_by(schedule, view) == [ROOT]
-    schedule.turn = 2
-    assert sent_by(schedule, changed(view, sent=frozenset({ROOT}))) == [1]
-    schedule.turn = 3
-    grown = make_view(level(100, start=2) | {1: (ROOT, 0.95)}, sent=frozenset({ROOT, 1}))
-    assert sent_by(schedule, grown) == list(range(2, EXPANSION_ROWS + 1))
+    assert leaving(schedule, view) == [ROOT]
+    assert schedule.choose_pass(changed(view, num_unextended=1), 0.0) is None, "nothing is expanded before that"
+    view = make_view(tree, root=1, ran={1: 1}, num_passes=NUM_DRAFTED, num_unextended=1)
+    schedule.take_verified(view, 1, 0.0)
+    assert leaving(schedule, view) == [1]
+    return schedule, changed(view, sent=frozenset({1}), pipeline=PipelineStub(flights=(FlightStub(turn=2),)))
+
+
+def below(tree: dict[int, tuple[int, float]]) -> dict[int, tuple[int, float]]:
+    """The same tree, one row deeper: below row 1."""
+    return {id + 1: (parent + 1, chance) for id, (parent, chance) in tree.items()}
+
+
+def after_passes(view: View, num_passes: int, ran: dict[int, int]) -> View:
+    """The drafter has finished so many passes since ``begin_lockstep``."""
+    return changed(view, num_unextended=0, drafting=dataclasses.replace(view.drafting, ran=ran, num_passes=num_passes))
+
+
+def test_lockstep_drafts_the_tree_anew_while_the_stages_run() -> None:
+    schedule, view = begin_lockstep(below(TREE))
+    assert schedule.choose_pass(view, 0.0) == [], "the new root with what is verified"
+    begun = after_passes(view, NUM_DRAFTED + 1, {1: NUM_DRAFTED + 1, 2: NUM_DRAFTED})
+    assert schedule.choose_pass(begun, 0.0) == [2, 3], "row 2 ran before, and is run again"
+    assert schedule.next_turn(begun, True) is None, "the turn is as long as the drafter needs"
+    done = after_passes(view, NUM_DRAFTED + TREE_PASSES, {1: NUM_DRAFTED + 1})
+    assert schedule.choose_pass(done, 0.0) is None
+    assert schedule.next_turn(changed(done, pipeline=PipelineStub()), True) == 3
+
+
+def test_lockstep_sends_all_new_rows_of_the_tree_and_none_of_older_ones() -> None:
+    """Row 4 hangs below row 2, which this tree has not run."""
+    schedule, view = begin_lockstep(below(TREE))
+    done = after_passes(view, NUM_DRAFTED + TREE_PASSES, {1: NUM_DRAFTED + 1, 2: NUM_DRAFTED})
+    assert leaving(schedule, changed(done, pipeline=PipelineStub())) == [2, 3]
+    schedule, view = begin_lockstep(below(GROWN))
+    done = after_passes(view, NUM_DRAFTED + TREE_PASSES, {1: NUM_DRAFTED + 1})
+    sent = frozenset({1, *range(2, 12)})
+    rows = leaving(schedule, changed(done, sent=sent, pipeline=PipelineStub()))
+    assert rows == list(range(12, EXPANSION_ROWS + 2)), "rows at the stages are of the tree, and stay where they are"
+
+
+def test_lockstep_grows_the_tree_where_nothing_was_accepted() -> None:
+    schedule, view = begin_lockstep(below(GROWN))
+    num_passes = NUM_DRAFTED + TREE_PASSES
+    view = after_passes(view, num_passes, {1: num_passes})
+    first = leaving(schedule, changed(view, pipeline=PipelineStub()))
+    view = changed(view, sent=frozenset({1, *first}), pipeline=PipelineStub(flights=(FlightStub(turn=3),)))
+    assert schedule.choose_pass(view, 0.0), "the last level is run"
+    view = after_passes(view, num_passes + FRONTIER_PASSES, {1: num_passes})
+    assert schedule.choose_pass(view, 0.0) is None
+    assert len(leaving(schedule, changed(view, pipeline=PipelineStub()))) == FRONTIER_ROWS
+
+
+def test_lockstep_goes_on_where_the_text_enters_what_is_about_to_leave() -> None:
+    schedule, view = begin_lockstep(below(TREE))
+    done = after_passes(view, NUM_DRAFTED + TREE_PASSES, {1: NUM_DRAFTED + 1, 2: NUM_DRAFTED + 2})
+    assert schedule.next_turn(changed(done, is_verifying=True), True) is None
+    stays, leaves = schedule, copy.deepcopy(schedule)
+    num_passes = done.drafting.num_passes
+    entered = make_view({4: (2, 0.5)}, root=2, num_passes=num_passes, num_unextended=1)
+    stays.take_verified(entered, 1, 0.0)
+    assert leaving(stays, entered) == [2, 4]
+    left = make_view(root=9, num_passes=num_passes, num_unextended=1)
+    leaves.take_verified(left, 1, 0.0)
+    assert leaving(leaves, left) == [], "a tree is drafted first"
+
+
+def test_lockstep_sends_no_more_than_the_stages_may_hold() -> None:
+    schedule, view = begin_lockstep(below(WIDE))
+    done = after_passes(view, NUM_DRAFTED + TREE_PASSES, {1: NUM_DRAFTED + 1})
+    sent = frozenset({1, *range(100, 100 + MAX_LIVING_ROWS - 3)})
+    assert leaving(schedule, changed(done, sent=sent, pipeline=PipelineStub())) == [2, 3, 4]
 
 
 # ---------------------------------------------------------------------- pipedec
@@ -494,7 +551,7 @@ def test_what_each_variant_leaves_out() -> None:
 def test_without_an_immediate_root_it_waits_for_its_tree() -> None:
     schedule = find_schedule("flowspec-without-immediate-root")(2)
     view = make_view(TREE, ran={ROOT: 1})
-    for _ in range(TREE_PASSES):
+    for _ in range(ABLATED_PASSES):
         assert schedule.choose_rows(view, 0.0) == []
         assert schedule.next_time() is None
         assert schedule.choose_pass(view, 0.0) == [1, 2]
@@ -506,15 +563,15 @@ def test_without_an_immediate_root_it_waits_for_its_tree() -> None:
 def test_without_expansion_a_tree_gets_its_passes_and_no_more() -> None:
     schedule = find_schedule("flowspec-without-expansion")(2)
     view = make_view(TREE, ran={ROOT: 1})
-    passes = [schedule.choose_pass(view, 0.0) for _ in range(TREE_PASSES + 1)]
-    assert passes == [[1, 2]] * TREE_PASSES + [None]
+    passes = [schedule.choose_pass(view, 0.0) for _ in range(ABLATED_PASSES + 1)]
+    assert passes == [[1, 2]] * ABLATED_PASSES + [None]
 
 
 def test_without_incremental_drafting_children_leave_with_the_whole_tree() -> None:
     schedule = find_schedule("flowspec-without-incremental-drafting")(2)
     view = make_view(TREE, ran={ROOT: 1}, sent=frozenset({ROOT}))
     assert schedule.choose_rows(view, 0.0) == []
-    for _ in range(TREE_PASSES):
+    for _ in range(ABLATED_PASSES):
         schedule.choose_pass(view, 0.0)
     assert schedule.choose_rows(view, 0.0) == [1, 3, 2, 4]
 
