@@ -150,7 +150,9 @@ def main() -> None:
     if options.json:
         print(json.dumps({"tokens_per_stage_time": found}))
     else:
-        print(format_table(["schedule", "tokens per stage time"], [[name, f"{rate:.3f}"] for name, rate in found.items()]))
+        print(
+            format_table(["schedule", "tokens per stage time"], [[name, f"{rate:.3f}"] for name, rate in found.items()])
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ target's token is not in the tree. The numbers are those of the published code.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 
 from flowspec_edge.core.limits import MAX_LIVING_ROWS
@@ -14,7 +15,7 @@ from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedu
 TREE_ROWS = 81
 """Rows of a round's tree: 80 drafts (FlowSpec, section 4.1) and the root."""
 TREE_PASSES = 7
-"""Passes of the drafter for a tree, one per level. Where a depth of 6 is published, the root's own pass comes on top."""
+"""Passes of the drafter for a tree, one per level: the published depth of 6 does not count the root's own pass."""
 EXPANSION_ROWS = 64
 """Rows below the root of the tree that is drafted anew after tokens were accepted (FlowSpec, section 3)."""
 FRONTIER_ROWS = 48
@@ -69,7 +70,7 @@ class Rounds(Schedule):
         rows = [view.root, *self._unsent(view, TREE_ROWS - 1)]
         num_chunks = self.num_stages + 1
         ends = [len(rows) * number // num_chunks for number in range(num_chunks + 1)]
-        chunks = [rows[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        chunks = [rows[start:end] for start, end in itertools.pairwise(ends)]
         self._chunks = deque(chunk for chunk in chunks if chunk)
         return True
 
@@ -115,16 +116,12 @@ class Pruned(Rounds):
         return self.turn
 
     def take_verified(self, view: GenerationView, num_tokens: int, now: float) -> None:
-        waiting = self._chunks or ()
-        if view.root not in view.sent and not any(view.root in chunk for chunk in waiting):
+        living = {view.root, *view.drafting.scores}
+        waiting = [[id for id in chunk if id in living] for chunk in self._chunks or ()]
+        if view.root in view.sent or any(view.root in chunk for chunk in waiting):
+            self._chunks = deque(chunk for chunk in waiting if chunk)
+        else:
             super().take_verified(view, num_tokens, now)
-        elif self._chunks:
-            living = [[id for id in chunk if self._is_open(view, id)] for chunk in self._chunks]
-            self._chunks = deque(chunk for chunk in living if chunk)
-
-    @staticmethod
-    def _is_open(view: GenerationView, id: int) -> bool:
-        return id == view.root or id in view.drafting.scores
 
 
 class Lockstep(Pruned):
