@@ -49,7 +49,7 @@ class AdvanceArrived:
 
 @dataclass(frozen=True, slots=True)
 class TurnBegan:
-    """The origin says that chunks of this turn may run. Only ``lockstep`` and ``pipedec`` have turns."""
+    """The origin says that chunks of this turn may run. Only ``pruned``, ``lockstep`` and ``pipedec`` have turns."""
 
     session: int
     turn: int
