@@ -77,7 +77,7 @@ def test_flowspec_leads_on_boards_where_rows_are_cheap(rates: Callable[[str], di
     rate = rates(testbed)
     assert rate["flowspec"] > 1.6 * rate["chunked"]
     assert rate["flowspec"] > max(rate["lockstep"], rate["pipedec"], rate["pruned"])
-    assert rate["lockstep"] > rate["chunked"] > rate["autoregressive"]
+    assert min(rate["lockstep"], rate["pruned"]) > rate["chunked"] > rate["autoregressive"]
     assert rate["flowspec"] > rate["flowspec-without-coupling"]
 
 
