@@ -161,7 +161,7 @@ class Drafting:
         """The rows that are most worth a pass, frontier and stale ones together."""
         return self._ids(self._runnable(max_depth, min_score)[:width])
 
-    def likeliest(self, most: int, since: int = 0) -> list[int]:
+    def best_rows(self, most: int, since: int = 0) -> list[int]:
         """The likeliest rows, sent or not, whose parents ran after pass number ``since``; at most ``most``."""
         table = self._table
         is_drafted = table.ran[table.parents] > since

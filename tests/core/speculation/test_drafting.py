@@ -125,15 +125,15 @@ def test_what_ran_before_since_is_to_be_drafted_anew() -> None:
     assert drafting.stale(9, FAR, since=2) == []
 
 
-def test_the_likeliest_rows_are_those_of_the_passes_that_count() -> None:
+def test_the_best_rows_are_those_of_the_passes_that_count() -> None:
     _, drafting = make_drafting()
     draft_two_levels(drafting)
     drafting.mark_sent([10])
-    assert drafting.likeliest(9) == [10, 11, 12, 13], "sent or not, a parent before its child"
-    assert drafting.likeliest(3, since=1) == [12, 13], "row 10 ran in pass 2, and the root before"
+    assert drafting.best_rows(9) == [10, 11, 12, 13], "sent or not, a parent before its child"
+    assert drafting.best_rows(3, since=1) == [12, 13], "row 10 ran in pass 2, and the root before"
     merge(drafting, {ROOT: [(5, 0.6), (6, 0.3)]}, 20)
-    assert drafting.likeliest(9, since=2) == [10, 11]
-    assert drafting.likeliest(1, since=2) == [10]
+    assert drafting.best_rows(9, since=2) == [10, 11]
+    assert drafting.best_rows(1, since=2) == [10]
 
 
 def test_when_the_root_moves_scores_count_from_it_and_drafts_stay() -> None:

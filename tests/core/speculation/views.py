@@ -95,7 +95,7 @@ class DraftingStub:
     def next_pass(self, width: int, max_depth: int, min_score: float) -> list[int]:
         return [id for id in self.frontier(FAR, max_depth) if self.scores[id] >= min_score][:width]
 
-    def likeliest(self, most: int, since: int = 0) -> list[int]:
+    def best_rows(self, most: int, since: int = 0) -> list[int]:
         return self._below_what_ran(FAR + 1, since)[:most]
 
     def _below_what_ran(self, max_depth: int, since: int) -> list[int]:

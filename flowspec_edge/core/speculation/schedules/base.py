@@ -75,7 +75,7 @@ class DraftingView(Protocol):
     def next_pass(self, width: int, max_depth: int, min_score: float) -> list[int]:
         """The rows that are most worth a pass, frontier and stale ones together, none below ``min_score``."""
 
-    def likeliest(self, most: int, since: int = 0) -> list[int]:
+    def best_rows(self, most: int, since: int = 0) -> list[int]:
         """The likeliest rows, sent or not, whose parents ran after pass number ``since``; at most ``most``."""
 
 

@@ -76,7 +76,7 @@ class Rounds(Schedule):
 
     def _unsent(self, view: GenerationView, num_rows: int) -> list[int]:
         """What is neither sent nor planned of the tree's ``num_rows`` likeliest rows."""
-        tree = set(view.drafting.likeliest(num_rows, self._drafted_since))
+        tree = set(view.drafting.best_rows(num_rows, self._drafted_since))
         tree.difference_update(*(self._chunks or ()))
         return [id for id in view.unsent() if id in tree]
 
