@@ -88,6 +88,11 @@ class DraftTable:
         children = (numbers >= 0).nonzero()[0]
         return children, numbers.take(children)
 
+    def best(self, is_chosen: NDArray[np.bool_]) -> list[int]:
+        """The ids of the drafts that are chosen, of all rows, best first and parents before children."""
+        places = is_chosen[1:].nonzero()[0] + 1  # never the root
+        return self.ids[places[np.argsort(-self.scores[places], kind="stable")]].tolist()  # type: ignore[no-any-return]
+
     def likeliest(self, num_rows: int) -> LikelyDrafts:
         """Of the drafts those that have left and then the likeliest, at most ``num_rows``."""
         order = np.lexsort((-self.scores[1:], -self.sent[1:]))[:num_rows] + 1  # stable, and parents have lower places

@@ -163,19 +163,12 @@ class Drafting:
 
     def best_rows(self, most: int, since: int = 0) -> list[int]:
         """The likeliest rows, sent or not, whose parents ran after pass number ``since``; at most ``most``."""
-        table = self._table
-        is_drafted = table.ran[table.parents] > since
-        is_drafted[:1] = False  # the root
-        places = is_drafted.nonzero()[0]
-        return self._ids(places[np.argsort(-table.scores[places], kind="stable")[:most]])
+        return self._table.best(self._table.ran[self._table.parents] > since)[:most]
 
     def unsent(self, max_depth: int, min_score: float) -> Iterator[int]:
         """Drafted rows that may be sent, best first, parents before children; none below ``min_score``."""
         table = self._table
-        may_leave = (table.scores >= min_score) & (table.sent == 0) & (table.depths <= max_depth)
-        may_leave[:1] = False  # the root
-        places = may_leave.nonzero()[0]
-        yield from self._ids(places[np.argsort(-table.scores[places], kind="stable")])
+        yield from table.best((table.scores >= min_score) & (table.sent == 0) & (table.depths <= max_depth))
 
     def likeliest(self, num_rows: int) -> LikelyDrafts:
         """Of the drafted rows those that have left and then the likeliest, at most ``num_rows``."""
@@ -261,8 +254,7 @@ class Drafting:
         matches = np.zeros((len(places), num_children), np.int64)
         for number, found in enumerate(matched):
             if found:
-                likely = tokens[number, :num_children].tolist()
-                matches[number] = [found.get(token, 0) for token in likely]
+                matches[number] = [found.get(token, 0) for token in tokens[number, :num_children].tolist()]
 
         children, numbers = table.children_of(places)
         is_it = tokens[numbers] == table.tokens[children, None]  # [existing children, k]

@@ -353,7 +353,7 @@ def test_a_turn_lets_its_chunk_leave_before_the_next_begins() -> None:
     for has_credit in (True, False):
         assert schedule.next_turn(changed(view, pipeline=due), has_credit) is None, "credit comes with the next forward"
     assert schedule.next_turn(changed(view, pipeline=PipelineStub()), True) is None, "nothing else brings credit"
-    shared = changed(view, pipeline=PipelineStub(flights=(FlightStub(turn=2),), num_others=1))
+    shared = changed(view, pipeline=PipelineStub(flights=(FlightStub(turn=2),), num_delayed=1))
     assert schedule.next_turn(shared, True) is None
     assert schedule.next_turn(shared, False) == 3, "another session has the credit, and may wait for this turn"
 

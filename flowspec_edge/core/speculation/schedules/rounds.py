@@ -109,7 +109,7 @@ class Pruned(Rounds):
         following, flights = self.turn + 1, view.pipeline.flights
         if view.is_verifying or any(flight.turn <= following - self.num_stages for flight in flights):
             return None
-        may_leave = has_credit or not view.pipeline.num_others
+        may_leave = has_credit or not view.pipeline.num_delayed
         if self._sent_in < self.turn and (not flights or (may_leave and self._chunks)):
             return None  # this turn's chunk is about to leave
         self.turn = following
