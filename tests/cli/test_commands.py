@@ -6,6 +6,7 @@ import json
 import secrets
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -71,6 +72,18 @@ async def test_the_demo_shows_every_trip_and_the_text() -> None:
     assert "accepted" in out and "pruned" in out and "drafted" in out
     assert "identical to the unsplit model: yes" in out
     assert "acceptance length" in out and "rows sent" in out
+
+
+async def test_the_demo_serves_a_chat_and_asks_it() -> None:
+    options = ("--nodes", "2", "--port", "0", "--max-new-tokens", "20", "--prompt", "def area(width, height):")
+    status, out, err = await run("demo", "--chat", *options)
+    assert (status, err) == (0, "")
+    assert "chat with it" in out and "def area(width, height):" in out and "= 20 tokens" in out
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        status, _, err = await run("demo", "--chat", "--nodes", "1", "--port", str(taken.getsockname()[1]))
+    assert status == 1 and "the server has ended; why stands above" in err and "in use" in err
 
 
 def children_of(pid: int) -> set[Path]:

@@ -153,6 +153,16 @@ async def test_the_demo_leaves_no_node_behind(ending: signal.Signals) -> None:
     assert not [child for child in children if child.exists()]
 
 
+async def test_the_demo_of_a_chat_leaves_nothing_behind() -> None:
+    async with started("demo", "--chat", "--nodes", "1", "--port", "0") as demo:
+        port = int((await line_with(demo, b"chat with it")).rstrip(b"/\n").rpartition(b":")[2])
+        children = children_of(demo.pid)
+        assert len(children) == 2
+        status, _ = await ended(demo, signal.SIGINT)
+    assert status == 0
+    assert not [child for child in children if child.exists()] and is_free(port)
+
+
 def test_whoever_cannot_end_in_order_is_ended_and_whoever_asks_twice_at_once() -> None:
     """A thread that runs on, as in a forward, would keep a process for as long as it likes."""
     code = """
