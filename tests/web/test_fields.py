@@ -183,7 +183,7 @@ def test_a_body_of_megabytes_holds_up_the_loop_for_no_tenth_of_a_second(body: Js
 @pytest.mark.parametrize(
     "grammar",
     [
-        Grammar("json", '{"type": "null"}'),
+        Grammar("json", '{"type":"null"}'),
         Grammar("regex", "a+"),
         Grammar("choice", '["yes", "n\\u00e9e"]'),
         Grammar("lark", 'start: "a"'),
