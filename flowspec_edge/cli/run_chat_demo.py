@@ -21,7 +21,7 @@ from flowspec_edge.tasks import run_until_first_ends, until_interrupted
 
 STOP_S = 15.0
 """How long the server may take to end: texts that are written are given some seconds."""
-_URL = re.compile(r"http://127\.0\.0\.1:\d+")
+_URL = re.compile(r"chat with it.* (http://127\.0\.0\.1:\d+)")
 
 
 async def run_chat_demo(
@@ -76,7 +76,7 @@ async def _url(lines: asyncio.StreamReader) -> str:
     async for line in lines:
         print(text := line.decode(), end="", flush=True)
         if (found := _URL.search(text)) is not None:
-            return found[0]
+            return found[1]
     raise _ended()
 
 
