@@ -105,13 +105,13 @@ def build_app(
     add_start(app.router, has_page=viewed is not None)
     openapi.add_to(app.router, needs_key=guard.keys is not None)
     app.on_shutdown.append(api.end)
-    app.on_cleanup.append(functools.partial(_close, chat))
+    if chat is not None:
+        app.on_cleanup.append(functools.partial(_close, chat))
     return app
 
 
-async def _close(chat: ChatTemplate | None, app: web.Application) -> None:
-    if chat is not None:
-        chat.close()
+async def _close(chat: ChatTemplate, app: web.Application) -> None:
+    chat.close()
 
 
 class _Api:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 FIRST_S, MOST_S = 0.25, 4.0
 """How long to wait when every server has been asked once, and at most; it doubles from one round to the next. A server
 that is started anew answers after some three seconds, on a Raspberry Pi after ten."""
-NOTHING_CAME = "it wrote nothing in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ class Reconnection:
                 self._not_before[self.server] = now + retry_after_s
                 self._reasons[self.server] = reason
             case NothingCame():
-                self._reasons.setdefault(self.server, NOTHING_CAME)
+                self._reasons.setdefault(self.server, "it wrote nothing in time")
         if self._lost_at is None:
             self._lost_at = now
         return [self._next(now, self._lost_at + self.within_s)]

@@ -97,6 +97,7 @@ class Drafting:
 
     def move_root(self, root: int, text: Sequence[int], next_id: int) -> list[TreeRow]:
         """The text has grown by the tokens ``text``: forget what is not below ``root``, and score the rest from there.
+
         Returns the rows that lookup has added, with draft ids from ``next_id`` on.
         """
         row = self._tree[root]
@@ -198,7 +199,8 @@ class Drafting:
         num_added = max(self.shape.rows_per_pass, 5 * len(parents) // 2)
         added = self._add_likeliest(places, tokens, log_probs, matched, num_added, next_id)
         if self._from_text is not None:
-            proposed = self._from_text.propose(np.arange(len(self._table.ids))[len(self._table.ids) - len(added) :])
+            last = len(self._table.ids)
+            proposed = self._from_text.propose(np.arange(last - len(added), last))
             if self.unchecked is not None:
                 self.unchecked.add(proposed)
             else:

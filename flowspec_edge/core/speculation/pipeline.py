@@ -10,20 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from flowspec_edge.core.limits import PREFILL_ROWS
 from flowspec_edge.core.line import LineFit
-
-if TYPE_CHECKING:
-    from flowspec_edge.core.rows import Passage
+from flowspec_edge.core.rows import Passage
 
 LEAD_S = 0.002
 """A chunk leaves this much before its time: timers are late, and choosing it takes a moment as well."""
 PIECE_CHUNKS = 1.6
 """Where a text is written beside it, a piece of a prompt takes at most as long as so many chunks of one row, or a text
-would wait for it at each stage. Larger pieces are read in less time, but where rows cost much, texts fall behind.
-"""
+would wait for it at each stage. Larger pieces are read in less time, but where rows cost much, texts fall behind."""
 READING = 0.25
 """How much a row delays a session that reads its prompt, where one that writes counts 1: of the former the first token
 comes later, of the latter each. Where rows cost much a text beside a prompt has a tenth less with 0.5, and a fifth less

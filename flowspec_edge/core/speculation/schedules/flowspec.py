@@ -5,9 +5,9 @@ Three questions, each answered by the time that is expected to be won or lost:
 * Which rows? The likeliest ones, as long as one more row wins more time than it costs. A row that is left out waits for
   the next chunk, or longer where likelier rows push ahead again. If the text goes through that row, it comes later by
   an interval of the slowest stage, or by several. A row that is taken delays its whole chunk by what a row costs on a
-  trip. That matters if the text enters the chunk at all. And it delays each other session's next chunk by what
-  a row costs the slowest stage, and less where that is but a piece of a prompt. So chunks are wide where rows
-  cost little, single rows of a chain where each row costs much, and narrower where more sessions share the ring.
+  trip. That matters if the text enters the chunk at all. And it delays each other session's next chunk by what a row
+  costs the slowest stage, and less where that is but a piece of a prompt. So chunks are wide where rows cost little,
+  single rows of a chain where each row costs much, and narrower where more sessions share the ring.
 * When? As late as the ring allows without a bubble: rows that are chosen later are chosen with more known. A new root
   leaves at once, with the children that it has by then.
 * Now, or after the next chunk is back? That one may show that the text goes elsewhere, and then a chunk that left just
