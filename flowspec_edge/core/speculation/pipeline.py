@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from flowspec_edge.core.limits import PREFILL_ROWS
 from flowspec_edge.core.line import LineFit
-from flowspec_edge.core.rows import Passage
+
+if TYPE_CHECKING:  # The command line names the schedules, which know this module, and loads no NumPy for --help.
+    from flowspec_edge.core.rows import Passage
 
 LEAD_S = 0.002
 """A chunk leaves this much before its time: timers are late, and choosing it takes a moment as well."""
