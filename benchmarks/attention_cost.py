@@ -3,9 +3,10 @@
     python -m benchmarks.attention_cost               layers of TinyLlama's shape in w8a8; the first run exports them
     python -m benchmarks.attention_cost --json
 
-The fused operator is what drafters have; here whole layers get it, as no bundle does. Both kinds take turns, so that
-other work on the machine slows both alike. A step is what a stage does for a chunk of a draft tree: slots, inputs,
-binding, the run. A prompt is written in chunks of 128 rows into an empty cache.
+The fused operator is what drafters have; here whole layers get it, as no bundle does, and all else in them is the same
+node for node. Both kinds take turns, so that other work on the machine slows both alike. A step is what a stage does
+for a chunk of a draft tree: slots, inputs, binding, the run. A prompt is written in chunks of 128 rows into an empty
+cache.
 """
 
 from __future__ import annotations
@@ -32,7 +33,25 @@ from flowspec_edge.engine.graphs import CachedGraph, HiddenRows
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.engine.stage_runner import StageRunner
-from flowspec_edge.manifest import FORMAT_VERSION, HIDDEN, Manifest, load_manifest
+from flowspec_edge.manifest import (
+    ATTENTION_BIAS,
+    ATTENTION_PADDING,
+    FORMAT_VERSION,
+    HIDDEN,
+    HIDDEN_OUT,
+    PAST_KEY,
+    PAST_VALUE,
+    POSITION_IDS,
+    PRESENT_KEY,
+    PRESENT_VALUE,
+    ROTARY_COS,
+    ROTARY_SIN,
+    SEQLENS_K,
+    TOTAL_LENGTH,
+    Geometry,
+    Manifest,
+    load_manifest,
+)
 
 PROJECT = Path(__file__).resolve().parents[1]
 PRECISION = "w8a8"
@@ -56,19 +75,13 @@ CONFIG = {
 
 def export_both(folder: Path) -> Path:
     """A bundle of random weights, and beside its blocks the same ones with the fused operator, as ``*.fused.onnx``."""
-    out = folder / f"attention-v{FORMAT_VERSION}"
+    out = folder / f"attention-pair-v{FORMAT_VERSION}"
     if (out / "done").exists():
         return out
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from exporter.bundle import ExportOptions, export_bundle
-    from exporter.model import load_checkpoint
-    from exporter.onnx_export import block_spec, export_graph
-    from exporter.precisions import PRECISIONS
-    from exporter.rewriting import rewrite_matrices
-    from exporter.stage_module import build_block
-    from exporter.torch_reference import as_tensors
 
     print("exporting random weights ...", file=sys.stderr, flush=True)
     source = folder / "attention.checkpoint"
@@ -76,17 +89,66 @@ def export_both(folder: Path) -> Path:
     AutoModelForCausalLM.from_config(LlamaConfig(**CONFIG)).half().save_pretrained(source)
     shutil.copy(PROJECT / "exporter/demo_model/target/tokenizer.json", source)
     manifest = export_bundle(ExportOptions(checkpoint=source, drafter=None, out=out, precision=PRECISION, force=True))
-    checkpoint = load_checkpoint(source)
     for entry in manifest.blocks:
-        weights = as_tensors(checkpoint.layers(entry.start, entry.stop))
-        block = build_block(checkpoint.layer_shape, entry.start, entry.stop, weights)
-        float32 = folder / "float32.onnx"
-        export_graph(block, block_spec(block), float32)
-        rewrite_matrices(float32, fused_file(out, entry.file), PRECISIONS[PRECISION])
-        float32.unlink()
+        fuse_attention(out / entry.file, fused_file(out, entry.file), entry.start, manifest.geometry)
     shutil.rmtree(source)
     (out / "done").touch()
     return out
+
+
+def fuse_attention(source: Path, path: Path, layer: int, geometry: Geometry) -> None:
+    """Write a block of one layer with the fused operator. All else is the same: its matrices, norms and their nodes."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    from exporter.onnx_file import RUNTIME_DOMAIN, Writer, floats, integers
+
+    graph = (model := onnx.load(source)).graph
+    is_attention = [node.name.split("/")[-2] == "self_attn" for node in graph.node]
+    first, stop = is_attention.index(True), len(is_attention) - is_attention[::-1].index(True)
+    assert all(is_attention[first:stop]), "attention is no longer one piece"
+    attended = graph.node[stop - 1].output[0]
+    to = Writer("/fused")
+    projected = (
+        next(node.output[0] for node in reversed(graph.node) if f"/self_attn.{name}/" in node.name)
+        for name in ("q_proj", "k_proj", "v_proj")
+    )
+    rows_axis = to.constant([1])
+    padded = [to.add("Pad", rows, ATTENTION_PADDING, to.constant(0.0), rows_axis) for rows in projected]
+    caches = f"{PAST_KEY}.{layer}", f"{PAST_VALUE}.{layer}"
+    presents = f"{PRESENT_KEY}.{layer}", f"{PRESENT_VALUE}.{layer}"
+    seen = SEQLENS_K, TOTAL_LENGTH, ROTARY_COS, ROTARY_SIN, POSITION_IDS, ATTENTION_BIAS
+    to.nodes.append(
+        helper.make_node(
+            "GroupQueryAttention",
+            [*padded, *caches, *seen],
+            ["/fused/attended", *presents],
+            domain=RUNTIME_DOMAIN,
+            num_heads=geometry.num_heads,
+            kv_num_heads=geometry.num_kv_heads,
+            do_rotary=1,
+        )
+    )
+    num_rows = to.size(HIDDEN, 1)
+    to.add("Slice", "/fused/attended", to.constant([0]), num_rows, rows_axis, outputs=(attended,))
+    nodes = [*graph.node[:first], *to.nodes, *graph.node[stop:]]
+    used = {name for node in nodes for name in node.input}
+    weights = [tensor for tensor in graph.initializer if tensor.name in used]
+    size, positions = (1, geometry.num_kv_heads, "capacity", geometry.head_dim), ("positions", geometry.head_dim // 2)
+    inputs = [
+        floats(HIDDEN, 1, "rows", geometry.hidden_size),
+        integers(ATTENTION_PADDING, 2),
+        floats(ROTARY_COS, *positions),
+        floats(ROTARY_SIN, *positions),
+        floats(ATTENTION_BIAS, 1, 1, "attention_rows", "total"),
+        integers(POSITION_IDS, 1, "attention_rows"),
+        helper.make_tensor_value_info(SEQLENS_K, TensorProto.INT32, [1]),
+        helper.make_tensor_value_info(TOTAL_LENGTH, TensorProto.INT32, []),
+        *(floats(name, *size) for name in caches),
+    ]
+    outputs = [floats(HIDDEN_OUT, 1, "rows", geometry.hidden_size), *(floats(name, *size) for name in presents)]
+    model.graph.CopyFrom(helper.make_graph(nodes, "graph", inputs, outputs, [*weights, *to.constants]))
+    onnx.save(model, path)
 
 
 def fused_file(bundle: Path, file: str) -> Path:

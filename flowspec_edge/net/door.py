@@ -226,9 +226,8 @@ class Door:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LEFT_S):
                         await visitor.has_asked.wait()
-        except OSError as cause:  # no handshake, or not in time: ssl's errors are OSErrors
+        except (OSError, asyncio.CancelledError) as cause:  # no handshake (ssl's errors are OSErrors), or turned away
             release_frames(cause)
-            return
         finally:
             del self._by_protocol[protocol]
             if transport is not None and not visitor.has_asked.is_set():
