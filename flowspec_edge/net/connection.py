@@ -44,7 +44,7 @@ UNSENT_BYTES = 131072
 """What the system may hold of a control link beyond what is on the wire. Heartbeats pass between the pieces of tapped
 rows, but not what the system has taken: on 10 Mbit/s with its usual megabytes a link was lost after 3 s, with this it
 carried 24 MB in 21 s (x86, Linux 6, tbf)."""
-UNTAKEN_MS = 1500
+UNTAKEN_MS = 1300
 """A data link of which the peer's system has taken nothing for so long is lost, and with it the way to that peer: 0.2 s
 later, after TCP's first repetition. Whether the peer itself still works is what its control link tells."""
 IDLE_S = 1

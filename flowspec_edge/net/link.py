@@ -43,7 +43,7 @@ class LinkTimeouts:
     """
 
     connect_s: float = 5.0
-    heartbeat_s: float = 0.5
+    heartbeat_s: float = 0.4
     answer_s: float = 1.25
 
 
