@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from flowspec_edge.bundle import Bundle
@@ -125,9 +125,12 @@ async def open_ring(
             closing.enter_context(node.arrivals.expect(f"{name}/{len(plans)}"))
             there = [peer.address for peer in peers.values()]
             requests = stage_requests(node.settings.name, node.port, bundle, name, plans, controls, there)
-            loading = asyncio.to_thread(load_engine, bundle, node.settings.num_threads, DraftShape())
-            engine, opened = await _both(loading, open_stages(plans, controls, requests, on_fetch))
-            closing.push_async_callback(asyncio.to_thread, engine.close)
+            loads = asyncio.to_thread(load_engine, bundle, node.settings.num_threads, DraftShape())
+            loading = asyncio.create_task(loads, name="loading head and drafter")
+            closing.push_async_callback(_close_when_loaded, loading)
+            opened = await open_stages(plans, controls, requests, on_fetch)
+            await asyncio.wait({loading})
+            engine = loading.result()
             stages = _ring_stages(plans, opened, there)
             if plan is not None:
                 await asyncio.to_thread(keep_placement, bundle.digest, plan)
@@ -210,21 +213,8 @@ async def _planned(
         return None
 
 
-async def _both(
-    loading: Coroutine[Any, Any, OriginEngine], opening: Coroutine[Any, Any, list[wire.StageOpened]]
-) -> tuple[OriginEngine, list[wire.StageOpened]]:
-    """At once. What is loaded on a thread is waited for even where stages could not be opened, and then closed."""
-    task = asyncio.create_task(loading, name="loading head and drafter")
-    try:
-        opened = await opening
-        await asyncio.wait({task})
-    except BaseException:
-        await asyncio.wait({asyncio.create_task(_close_when_loaded(task), name="closing head and drafter")})
-        raise
-    return task.result(), opened
-
-
 async def _close_when_loaded(loading: asyncio.Task[OriginEngine]) -> None:
+    """A thread that loads cannot be ended; what it loads is not left behind, even where the opening has failed."""
     await asyncio.wait({loading})
     if not loading.cancelled() and loading.exception() is None:
         await asyncio.to_thread(loading.result().close)

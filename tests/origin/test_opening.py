@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ from flowspec_edge.errors import (
     RingLostError,
     StageFailedError,
 )
+from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.origin import blame, dialogue, opening
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions, load_placement
@@ -300,18 +302,33 @@ async def test_a_stage_that_is_not_opened_ends_the_opening(
             pass
 
 
-async def test_a_node_that_is_lost_while_a_ring_opens_is_told_of(network: FakeNetwork) -> None:
+async def test_a_node_that_is_lost_while_a_ring_opens_is_told_of_before_the_engine_is_loaded(
+    network: FakeNetwork,
+) -> None:
+    are_told = threading.Event()
+
     async def vanish(node: FakeNode, message: wire.Message) -> list[wire.Message]:
         node.controls[0].cut()
         return []
 
+    def load(*arguments: Any) -> Any:
+        in_time.append(are_told.wait(LIMIT_S / 2))
+        return NoEngine(*arguments)
+
+    def tell(board: Announcement) -> None:
+        lost.append(board.node)
+        if len(lost) == 2:
+            are_told.set()
+
     lost: list[str] = []
+    in_time: list[bool] = []
     network.nodes["attic"].is_gone = True
     network.nodes["cellar"].answer = vanish
     with pytest.raises(LinkLostError, match="cellar"):
-        async with open_on(network, on_lost=lambda board: lost.append(board.node)):
+        async with open_ring(network, network.bundle, network.found, load, on_lost=tell):
             pass
     assert lost == ["attic", "cellar"]
+    assert in_time == [True]
 
 
 @pytest.mark.parametrize("is_cut", [True, False])
