@@ -50,7 +50,8 @@ arm-check: .venv/test
 	$(BIN)/python -m tests.arm.arm_check $(ARGS)
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("flowspec-edge needs Python 3.11 or newer; this is " + sys.version.split()[0])'
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("flowspec-edge needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". uv brings one: make PYTHON=$$(uv python find 3.12)")'
+	$(PYTHON) -c 'import sys; sys.maxsize > 2**32 or sys.exit("flowspec-edge needs a 64-bit system, for there are no wheels of ONNX Runtime for 32-bit ones; flash the 64-bit image")'
 	$(PYTHON) -m venv .venv
 
 .venv/run: .venv/bin/python pyproject.toml

@@ -114,13 +114,18 @@ def _mean(rows: Sequence[Row], schedule: str, temperature: float) -> Row:
     } | {"num_prompts": sum(row["num_prompts"] for row in chosen)}
 
 
+LEGEND = """\
+tau: tokens per verification. bound: the tokens/s if nothing ever waited, tau of a draft tree of all rows under way /
+the time of a trip through the idle ring. of bound: the share of that which was reached."""
+
+
 def format_report(report: Row) -> str:
-    """The tables of one testbed, one per temperature, as Markdown."""
+    """The tables of one testbed, one per temperature, as Markdown, and what their columns mean."""
     parts = [f"### {report['testbed']}: {report['summary']}"]
     rows = report["rows"]
     for temperature in sorted({row["temperature"] for row in rows}):
         parts.append(_format_table(report, [row for row in rows if row["temperature"] == temperature], temperature))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, LEGEND])
 
 
 def _format_table(report: Row, rows: Sequence[Row], temperature: float) -> str:

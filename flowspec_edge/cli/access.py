@@ -115,13 +115,27 @@ def neighbourhood(cluster: str, typed: Sequence[str], access: Access) -> Neighbo
 
 def join_line(key: str, cluster: str) -> str:
     """What to run on another board."""
-    label = "" if cluster == DEFAULT_CLUSTER else f" --cluster {cluster}"
-    return f"flowspec key set {key} && flowspec node{label}"
+    return f"flowspec key set {key} && flowspec node{_label(cluster)}"
 
 
-def welcome_text(key: str, cluster: str) -> str:
-    """What a node says when it has made the cluster's key."""
-    return (
-        f"This cluster has a new key. On every other board, run:\n\n    {join_line(key, cluster)}\n\n"
-        f"Whoever has the key is in; it is kept in {key_path()}, and `flowspec key show` prints it again.\n"
-    )
+def open_join_line(cluster: str) -> str:
+    """The same where neither key nor encryption is wanted."""
+    return f"flowspec node --insecure --host {EVERY_INTERFACE}{_label(cluster)}"
+
+
+def _label(cluster: str) -> str:
+    return "" if cluster == DEFAULT_CLUSTER else f" --cluster {cluster}"
+
+
+def joining_text(access: Access, cluster: str, *, shows_key: bool) -> str:
+    """How other boards join, for the start of a node. A new key is shown in any case, since nobody knows it yet."""
+    if access.credentials is not None:
+        secret = load_key() if shows_key or access.new_key is not None else None
+        if secret is None:
+            return "other boards join by the line that `flowspec key show` prints here"
+        head, line = ", which `flowspec key show` prints again", join_line(format_key(secret), cluster)
+    elif access.is_insecure and not access.is_loopback:
+        head, line = "", open_join_line(cluster)
+    else:
+        return "for this machine alone; other boards can join where --host is left out"
+    return f"every other board joins with this line{head}:\n    {line}"

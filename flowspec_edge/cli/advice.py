@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from flowspec_edge.bundle import Bundle
-from flowspec_edge.cli.access import DEFAULT_CLUSTER, Access
+from flowspec_edge.cli.access import DEFAULT_CLUSTER, Access, open_join_line
 from flowspec_edge.cli.run_doctor import look_around
 from flowspec_edge.core.cluster.diagnosis import diagnose
 from flowspec_edge.core.planning.placement import stage_memory_bytes
@@ -30,11 +30,11 @@ def advice_of(directory: Directory, bundle: Bundle, access: Access, cluster: str
 
 def join_advice(access: Access, cluster: str) -> dict[str, str]:
     """How another board joins, without the cluster's key: whoever may ask the API may not do all that boards may."""
-    label = "" if cluster == DEFAULT_CLUSTER else f" --cluster {cluster}"
     if access.credentials is not None:
         text = "Run this where the server runs. It prints the line for the new board, with the cluster's key in it."
-        return {"text": f"{text} Add{label} to that line." if label else text, "command": "flowspec key show"}
+        label = "" if cluster == DEFAULT_CLUSTER else f" Add --cluster {cluster} to that line."
+        return {"text": text + label, "command": "flowspec key show"}
     if access.is_insecure and not access.is_loopback:
-        return {"text": "Run this on the new board.", "command": f"flowspec node --insecure --host 0.0.0.0{label}"}
+        return {"text": "Run this on the new board.", "command": open_join_line(cluster)}
     text = "This server uses this machine alone. With a cluster key, and started again, it takes in other boards."
     return {"text": text, "command": "flowspec key new"}

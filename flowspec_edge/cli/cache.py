@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from flowspec_edge.cli.layout import table_lines
 from flowspec_edge.cli.options import Commands, limit_bytes, set_command
 from flowspec_edge.core.weights.cache_room import CachedFile
 from flowspec_edge.files import cache_directory
@@ -70,14 +73,28 @@ async def _list(options: ListCommand) -> int:
     if options.json:
         print(json.dumps({"directory": str(cache.directory), "num_bytes": total, "files": files}))
         return 0
-    if files:
-        print(f"{'BUNDLE':28} {'FILE':32} {'SIZE':>10} {'LAST USED':>12}  STATE")
-    for file in files:
-        bundle = ", ".join(file["bundles"]) or "-"
-        age = _age(time.time() - file["last_used"])
-        print(f"{bundle:28.28} {file['file']:32} {file['num_bytes'] / 1e6:7.1f} MB {age:>12}  {file['state']}")
-    print(f"{cache.directory}: {len(files)} files, {total / 1e6:.1f} MB")
+    print(*_file_lines(files), f"{cache.directory}: {len(files)} files, {total / 1e6:.1f} MB", sep="\n")
     return 0
+
+
+def _file_lines(files: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A table of files, with the bundles that they belong to above those of each."""
+    if not files:
+        return
+    rows = [
+        (
+            f"  {file['file']}",
+            f"{file['num_bytes'] / 1e6:.1f} MB",
+            _age(time.time() - file["last_used"]),
+            file["state"],
+        )
+        for file in files
+    ]
+    head, *lines = table_lines(("BUNDLE and files", "SIZE", "LAST USED", "STATE"), rows, ("SIZE", "LAST USED"))
+    yield head
+    for bundles, group in groupby(zip(files, lines, strict=True), lambda pair: pair[0]["bundles"]):
+        yield ", ".join(bundles) or "no bundle that is known here"
+        yield from (line for _, line in group)
 
 
 async def _prune(options: PruneCommand) -> int:

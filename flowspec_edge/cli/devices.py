@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from flowspec_edge.cli.layout import fitted, table_lines, terminal_width
 from flowspec_edge.cli.options import (
     Commands,
     SearchArguments,
@@ -14,6 +17,9 @@ from flowspec_edge.cli.options import (
     search,
     set_command,
 )
+from flowspec_edge.cli.show_search import SearchDisplay
+
+READY = "ready"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +36,33 @@ def add_devices(commands: Commands) -> None:
 
 
 async def _devices(options: DevicesCommand) -> int:
-    from flowspec_edge.node.node import ask_nodes
+    with SearchDisplay(options.cluster, is_quiet=options.json) as display:
+        from flowspec_edge.node.node import ask_nodes
 
-    access = access_from(options)
-    devices = await ask_nodes(await search(options, access), options.cluster, access.credentials)
+        access = access_from(options)
+        found = await search(options, access, display=display)
+    devices = await ask_nodes(found, options.cluster, access.credentials)
     if options.json:
         print(json.dumps(devices))
         return 0
-    print(f"{'NODE':32} {'ADDRESS':22} {'VERSION':8} {'FREE':>10}  STATE")
-    for device in devices:
-        free = device["free_memory_bytes"]
-        free_text = "-" if free is None else f"{free / 2**20:.0f} MiB"
-        print(f"{device['node']:32} {device['address']:22} {device['version']:8} {free_text:>10}  {device['state']}")
+    print(*device_lines(devices), sep="\n")
     return 0
+
+
+def device_lines(devices: Sequence[dict[str, Any]]) -> list[str]:
+    """A table of what nodes said of themselves, and below it why some did not answer."""
+    rows = [
+        (
+            device["node"],
+            device["address"],
+            device["version"],
+            "-" if device["free_memory_bytes"] is None else f"{device['free_memory_bytes'] / 2**20:.0f} MiB",
+            device["state"] if device["state"] == READY else "silent",
+        )
+        for device in devices
+    ]
+    reasons = [f"{device['node']}: {device['state']}" for device in devices if device["state"] != READY]
+    width = terminal_width()
+    return table_lines(("NODE", "ADDRESS", "VERSION", "FREE", "STATE"), rows, ("FREE",)) + [
+        fitted(reason, width) for reason in reasons
+    ]

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flowspec_edge.cli.access import welcome_text
+from flowspec_edge.cli.access import Access, joining_text
 from flowspec_edge.cli.node_settings import ServingArguments, add_serving, serving_settings, settle_process
 from flowspec_edge.cli.options import (
     Commands,
@@ -20,6 +20,7 @@ from flowspec_edge.cli.options import (
 )
 from flowspec_edge.cli.service_manager import ServiceManager
 from flowspec_edge.core.cluster.address import Address
+from flowspec_edge.net.addresses import addresses_to_announce
 from flowspec_edge.node.board import board_report, describe_board, use_board
 from flowspec_edge.tasks import until_interrupted
 
@@ -61,9 +62,6 @@ async def _node(options: NodeCommand) -> int:
     settle_process()
     board = _board_of(options)
     access = access_from(options, makes_key=True)
-    if access.new_key is not None:
-        welcome = welcome_text(access.new_key, options.cluster)
-        print(welcome, file=sys.stderr if options.json else sys.stdout, flush=True)
     profile, facts = use_board(
         options.board,
         num_threads=options.threads,
@@ -77,7 +75,7 @@ async def _node(options: NodeCommand) -> int:
     node.on_fetch = FetchDisplay().show_own
     try:
         async with ServiceManager().serving(f"{settings.name} serves on port {node.port}"):
-            _print_start(node, profile, facts, is_json=options.json)
+            _print_start(node, access, profile, facts, is_json=options.json)
             if options.until_stdin_closes:
                 await _until_stdin_closes()
             else:
@@ -106,16 +104,23 @@ def _board_of(options: NodeCommand) -> Board:
     return EmulatedBoard(load_testbed(options.emulate), print_lateness)
 
 
-def _print_start(node: Node, profile: BoardSettings, facts: BoardFacts, *, is_json: bool) -> None:
+def _print_start(node: Node, access: Access, profile: BoardSettings, facts: BoardFacts, *, is_json: bool) -> None:
+    """What the node is, what it offers, and how others join. A script is told of a new key on standard error."""
     settings = node.settings
+    joining = joining_text(access, settings.cluster, shows_key=sys.stdout.isatty())
     if is_json:
+        if access.new_key is not None:
+            print(joining, file=sys.stderr, flush=True)
         report = {"node": settings.name, "host": settings.host, "port": node.port}
         print(json.dumps({**report, **board_report(profile)}), flush=True)
         return
+    address = Address(addresses_to_announce(settings.host)[0], node.port)
+    bundles = " and ".join(bundle.manifest.name for bundle in settings.bundles)
     print(
-        f"node {settings.name} serves on {Address(settings.host, node.port)}, cluster {settings.cluster}, "
-        f"{settings.memory_bytes / 2**20:.0f} MiB for layers. Ctrl-C ends it.",
+        f"node {settings.name} serves on {address}, cluster {settings.cluster}. Ctrl-C ends it.",
         describe_board(profile, facts),
+        f"offers layers of {f'{bundles} alone' if settings.cache is None else 'any model; it fetches what it lacks'}",
+        joining,
         sep="\n",
         flush=True,
     )

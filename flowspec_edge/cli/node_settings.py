@@ -21,7 +21,7 @@ from flowspec_edge.cli.options import (
 )
 from flowspec_edge.core.device.boards import BoardSettings
 from flowspec_edge.net.addresses import NODE_PORT
-from flowspec_edge.node.board import thermometer_of
+from flowspec_edge.node.board import cores_of, thermometer_of
 
 if TYPE_CHECKING:
     from flowspec_edge.node.resources import NodeSettings
@@ -36,7 +36,7 @@ def origin_settings(options: OriginArguments, access: Access) -> NodeSettings:
     """Settings of a node that nobody finds: it only takes in what returns from its own rings."""
     from flowspec_edge.node.resources import NodeSettings, available_memory_bytes, unique_name
 
-    where = neighbourhood_from(options, access)
+    where, num_threads = neighbourhood_from(options, access), len(os.sched_getaffinity(0))
     return NodeSettings(
         name=unique_name(),
         cluster=options.cluster,
@@ -47,8 +47,9 @@ def origin_settings(options: OriginArguments, access: Access) -> NodeSettings:
         remembers=where.remembers,
         bundles=(bundle_from(options),),
         memory_bytes=available_memory_bytes(),
-        num_threads=len(os.sched_getaffinity(0)),
+        num_threads=num_threads,
         is_announced=False,
+        cores=cores_of(num_threads),
     )
 
 
@@ -117,6 +118,7 @@ def serving_settings(
         precision=options.precision,
         has_half_cache=options.kv_cache == "float16",
         thermometer=thermometer_of(board),
+        cores=cores_of(board.num_threads),
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from flowspec_edge.cli.access import DEFAULT_CLUSTER, NO_KEY_HINT, Access, neighbourhood, open_access
+from flowspec_edge.cli.show_search import SearchDisplay
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.errors import NodeUnavailableError, RequestError
 from flowspec_edge.files import cache_directory
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
     from flowspec_edge.net.discovery import Announcement
     from flowspec_edge.net.neighbourhood import Neighbourhood
 
-SEARCH_S = 5.0
-"""How long to look for nodes. All of a LAN answer within 1.5 s of the last start (zeroconf 0.154)."""
+SEARCH_S, LOCAL_SEARCH_S = 5.0, 2.5
+"""How long to look for nodes on a network, and on this machine alone, where no query is lost. All of a LAN answer
+within 1.5 s of the last start (zeroconf 0.154).
+"""
 SETTLE_S = 1.5
 """How long to go on looking after the first node, where it is not said how many there are."""
 GIB = 2**30
@@ -189,18 +192,27 @@ class SearchArguments(NetworkArguments):
     """Of commands that look for nodes; their parsers take the options of the network too."""
 
     nodes: int | None
-    wait: float
+    wait: float | None
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, metavar="N", help="go on as soon as N nodes are found")
     parser.add_argument(
-        "--wait", type=float, default=SEARCH_S, metavar="S", help="look this long (default: %(default)s)"
+        "--wait",
+        type=float,
+        metavar="S",
+        help=f"look this long for the first node (default: {SEARCH_S}, on this machine alone {LOCAL_SEARCH_S})",
     )
 
 
-async def search(options: SearchArguments, access: Access, directory: Directory | None = None) -> list[Announcement]:
-    """The nodes of the cluster, as a directory that is open knows them, or one that is opened for this search.
+async def search(
+    options: SearchArguments,
+    access: Access,
+    directory: Directory | None = None,
+    display: SearchDisplay | None = None,
+) -> list[Announcement]:
+    """The nodes of the cluster, as a directory that is open knows them, or one that is opened for this search. The
+    ``display`` shows who was found so far, and is cleared in the end.
 
     Raises:
         NodeUnavailableError: there is none, or fewer than asked for.
@@ -208,22 +220,25 @@ async def search(options: SearchArguments, access: Access, directory: Directory 
     from flowspec_edge.net.directory import find_peers, search_peers
     from flowspec_edge.node.resources import unique_name
 
-    num_nodes, timeout_s = options.nodes, options.wait
+    usual_s = LOCAL_SEARCH_S if access.is_loopback and options.nodes is None else SEARCH_S
+    how: dict[str, Any] = {
+        "num_nodes": options.nodes,
+        "timeout_s": usual_s if options.wait is None else options.wait,
+        "settle_s": SETTLE_S,
+        "on_found": (display or SearchDisplay(is_quiet=True)).show,
+    }
     try:
         if directory is not None:
-            return await search_peers(directory, num_nodes=num_nodes, timeout_s=timeout_s, settle_s=SETTLE_S)
-        return await find_peers(
-            neighbourhood_from(options, access),
-            node=unique_name(),
-            version=__version__,
-            num_nodes=num_nodes,
-            timeout_s=timeout_s,
-            settle_s=SETTLE_S,
-        )
+            return await search_peers(directory, **how)
+        where = neighbourhood_from(options, access)
+        return await find_peers(where, node=unique_name(), version=__version__, **how)
     except NodeUnavailableError as cause:
         if options.host is None and access.is_loopback:
             raise NodeUnavailableError(f"{cause}; {NO_KEY_HINT}") from cause
         raise
+    finally:
+        if display is not None:
+            display.clear()
 
 
 # ------------------------------------------------------------------------- generation

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowspec_edge.cli.layout import fitted, terminal_width
 from flowspec_edge.cli.node_settings import OriginArguments, origin_settings
 from flowspec_edge.cli.options import (
     BUNDLE_HELP,
@@ -20,6 +21,7 @@ from flowspec_edge.cli.options import (
     search,
     set_command,
 )
+from flowspec_edge.cli.show_search import SearchDisplay
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.errors import RequestError
 
@@ -164,13 +166,14 @@ def _check_context(options: ContextArguments) -> None:
 async def _plan(options: PlanCommand) -> int:
     if options.testbed is not None:
         return run_testbed_plan(options.testbed, options.schedule, has_standbys=options.standby, is_json=options.json)
-    from flowspec_edge.node.node import Node
-    from flowspec_edge.origin.opening import plan_layers
+    with SearchDisplay(options.cluster, is_quiet=options.json) as display:
+        from flowspec_edge.node.node import Node
+        from flowspec_edge.origin.opening import plan_layers
 
-    access = access_from(options)
-    settings = origin_settings(options, access)
-    plan_options = replace(plan_options_from(options, options.schedule), has_standbys=options.standby)
-    found = await search(options, access)
+        access = access_from(options)
+        settings = origin_settings(options, access)
+        plan_options = replace(plan_options_from(options, options.schedule), has_standbys=options.standby)
+        found = await search(options, access, display=display)
     node = await Node.start(settings)
     try:
         plan = await plan_layers(node, settings.bundles[0], found, plan_options)
@@ -201,6 +204,5 @@ def show_plan(plan: Plan, schedule: str, drafts: str | None = None, *, is_json: 
     if is_json:
         print(json.dumps({**plan_report(plan, schedule), "drafts": drafts}))
         return
-    print(format_plan(plan, schedule))
-    if drafts is not None:
-        print(f"drafts: {drafts}")
+    drafted = [] if drafts is None else [f"drafts: {drafts}"]
+    print(fitted("\n".join([format_plan(plan, schedule), *drafted]), terminal_width()))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from flowspec_edge.cli.node_settings import (
     origin_settings,
 )
 from flowspec_edge.cli.options import (
+    SEARCH_S,
     Commands,
     GenerationArguments,
     access_from,
@@ -29,7 +31,8 @@ from flowspec_edge.cli.options import (
     set_command,
 )
 from flowspec_edge.cli.plan import RingArguments, add_ring_options, ring_plan_options
-from flowspec_edge.errors import FlowspecError
+from flowspec_edge.cli.show_search import SearchDisplay
+from flowspec_edge.errors import FlowspecError, NodeUnavailableError
 from flowspec_edge.tasks import interruptible
 from flowspec_edge.version import __version__
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from flowspec_edge.cli.show_fetches import FetchDisplay
     from flowspec_edge.config import Piece
     from flowspec_edge.net.directory import Directory
+    from flowspec_edge.net.discovery import Announcement
     from flowspec_edge.node.node import Node
     from flowspec_edge.origin.ring import Ring
     from flowspec_edge.origin.service import GenerationService
@@ -61,20 +65,21 @@ def add_generate(commands: Commands) -> None:
 
 
 async def _generate(options: GenerateCommand) -> int:
-    from flowspec_edge.cli.show_fetches import FetchDisplay
-    from flowspec_edge.node.node import Node
-
     prompt = options.prompt
     if prompt == "-":
         with interruptible():
             prompt = sys.stdin.read()
-    wanted, access = generate_options_from(options), access_from(options)
-    settings = origin_settings(options, access)
     async with contextlib.AsyncExitStack() as closing:
+        display = closing.enter_context(SearchDisplay(options.cluster, is_quiet=options.json))
+        from flowspec_edge.cli.show_fetches import FetchDisplay
+        from flowspec_edge.node.node import Node
+
+        wanted, access = generate_options_from(options), access_from(options)
+        settings = origin_settings(options, access)
         node = await Node.start(settings)
         closing.push_async_callback(node.close)
         service, _ = await closing.enter_async_context(
-            open_service(options, options.schedule, access, node, FetchDisplay(), is_served=False)
+            open_service(options, options.schedule, access, node, FetchDisplay(), is_served=False, display=display)
         )
         pieces: list[Piece] = []
         drafts = settings.bundles[0].manifest.drafts
@@ -112,6 +117,7 @@ def _report(prompt: str, pieces: list[Piece], ring: Ring | None, drafts: str) ->
 
 
 def _print_figures(last: Piece) -> None:
+    from flowspec_edge.cli.layout import fitted, terminal_width
     from flowspec_edge.cli.show_plan import format_outcome
     from flowspec_edge.cli.show_ring import print_statistics
 
@@ -119,7 +125,7 @@ def _print_figures(last: Piece) -> None:
     print()
     print_statistics(last.statistics, file=sys.stderr)
     if last.statistics["prediction"] is not None:
-        print(format_outcome(last.statistics["prediction"]), file=sys.stderr)
+        print(fitted(format_outcome(last.statistics["prediction"]), terminal_width()), file=sys.stderr)
 
 
 @contextlib.asynccontextmanager
@@ -131,23 +137,35 @@ async def open_service(
     fetches: FetchDisplay,
     *,
     is_served: bool,
+    display: SearchDisplay | None = None,
     has_standbys: bool = False,
     kept_bytes: int | None = 0,
 ) -> AsyncIterator[tuple[GenerationService, Directory]]:
     """Generations over the nodes found, and the directory of these; where they are served to others, the ring follows
-    the nodes that come later.
+    the nodes that come later. Where none is found, and no number of them was asked for, ``node`` serves all layers.
     """
     from flowspec_edge.net.directory import Directory
     from flowspec_edge.node.resources import unique_name
     from flowspec_edge.origin.service import GenerationService
 
-    where = neighbourhood_from(options, access)
+    where, own = neighbourhood_from(options, access), _own_address(node)
+
+    async def find() -> Sequence[Announcement]:
+        try:
+            return await search(options, access, directory, display)
+        except NodeUnavailableError as cause:
+            if is_served or options.nodes is not None:
+                raise
+            print(f"flowspec: {cause}. Until then this process serves all layers itself.", file=sys.stderr, flush=True)
+        directory.hear_of(own)
+        return await directory.wait_for(lambda found: own.node in {board.node for board in found}, SEARCH_S)
+
     async with (
         await Directory.start(where, node=unique_name(), version=__version__) as directory,
         GenerationService(
             node,
             node.settings.bundles[0],
-            lambda: search(options, access, directory),
+            find,
             on_fetch=fetches.show_stage,
             plan_options=ring_plan_options(options, schedule),
             boards=directory,
@@ -159,4 +177,13 @@ async def open_service(
             kept_bytes=kept_bytes,
         ) as service,
     ):
+        if node.settings.is_announced:
+            directory.hear_of(own)  # where mDNS is not to be had, it would not find itself
         yield service, directory
+
+
+def _own_address(node: Node) -> Announcement:
+    """Where other boards, too, reach the node of this process."""
+    from flowspec_edge.net.addresses import addresses_to_announce
+
+    return dataclasses.replace(node.announcement, host=addresses_to_announce(node.settings.host)[0])

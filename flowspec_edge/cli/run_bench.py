@@ -10,7 +10,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from flowspec_edge.bench.testbed import Testbed, describe_testbed, load_testbed
 from flowspec_edge.bench.timeline import Timeline, draw_timeline
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.cli.json_report import PartlyDoneError
+from flowspec_edge.cli.layout import fitted, terminal_width
 from flowspec_edge.cli.show_progress import Progress
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.speculation.schedules import find_schedule
@@ -71,7 +72,7 @@ async def run_virtual(
     if is_json:
         print(json.dumps(reports[0] if len(reports) == 1 else reports))
     else:
-        print("\n\n".join(format_report(report) + (format_shares(report) if is_ablation else "") for report in reports))
+        _show(format_report(report) + (format_shares(report) if is_ablation else "") for report in reports)
     return 0
 
 
@@ -94,8 +95,12 @@ async def run_sessions(bundle: Bundle, request: Request, *, is_json: bool) -> in
     if is_json:
         print(json.dumps(reports[0] if len(reports) == 1 else reports))
     else:
-        print("\n\n".join(map(format_sessions, reports)))
+        _show(map(format_sessions, reports))
     return 0
+
+
+def _show(tables: Iterable[str]) -> None:
+    print(fitted("\n\n".join(tables), terminal_width()))
 
 
 def _draw(reports: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -132,7 +137,7 @@ async def run_emulated(bundle: Bundle, request: Request, *, is_json: bool) -> in
         ]
         print(json.dumps(found[0] if len(found) == 1 else found))
     else:
-        print("\n\n".join(format_comparison(testbed, rows) for testbed, rows in reports.items()))
+        _show(format_comparison(testbed, rows) for testbed, rows in reports.items())
     return 0
 
 

@@ -85,7 +85,7 @@ async def _report(
     tokens = written["token_ids"]
     statistics = pieces[-1].statistics
     assert statistics is not None, "the last piece of an answer has the statistics"
-    unsplit = await asyncio.to_thread(_unsplit_tokens, bundle, prompt, options)
+    unsplit = await asyncio.to_thread(unsplit_tokens, bundle, prompt, options)
     if options.stop:  # the unsplit model knows no stop strings
         unsplit = unsplit[: len(tokens)]
     is_identical = tokens == unsplit
@@ -137,7 +137,7 @@ async def _answer(ring: Ring, prompt: str, options: GenerateOptions, display: Tr
     return pieces
 
 
-def _unsplit_tokens(bundle: Bundle, prompt: str, options: GenerateOptions) -> list[int]:
+def unsplit_tokens(bundle: Bundle, prompt: str, options: GenerateOptions) -> list[int]:
     """What the plain model writes in one process, which the ring's text is compared with."""
     tokenizer = Tokenizer(bundle.directory / bundle.manifest.tokenizer.file)
     return list(UnsplitModel(bundle.directory, bundle.manifest).generate(tokenizer.encode(prompt), options))

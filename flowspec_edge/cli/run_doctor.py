@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flowspec_edge.bundle import Bundle
+from flowspec_edge.cli.layout import fitted, terminal_width
 from flowspec_edge.core.cluster.diagnosis import MULTICAST, REACHED, UNRESOLVED, Finding, Surroundings, diagnose
 from flowspec_edge.core.cluster.interfaces import Verdict
 from flowspec_edge.core.cluster.membership import Membership
@@ -105,6 +106,11 @@ def why_not_announced(verdict: Verdict, where: Neighbourhood) -> str:
     return "" if has_host else f"--host is {where.host}"
 
 
+def _say(*lines: str) -> None:
+    """Print these lines, as narrow as a terminal is."""
+    print(fitted("\n".join(lines), terminal_width()))
+
+
 def print_networks(where: Neighbourhood, verdicts: Sequence[Verdict]) -> None:
     """Which interfaces are announced, and why the others are not, of those that have an address or might have one."""
     announced, others = [], []
@@ -116,9 +122,9 @@ def print_networks(where: Neighbourhood, verdicts: Sequence[Verdict]) -> None:
         elif (interface.addresses or interface.is_hardware) and not interface.is_loopback:
             others.append(f"  not announced: {text} ({why_not})")
     nothing = "nothing, so other boards cannot reach this one; see that a cable is in, or Wi-Fi is joined"
-    print(f"  announced: {', '.join(announced) or nothing}", *others[:MAX_SHOWN], sep="\n")
+    _say(f"  announced: {', '.join(announced) or nothing}", *others[:MAX_SHOWN])
     if len(others) > MAX_SHOWN:
-        print(f"  ... and {len(others) - MAX_SHOWN} more that are not (flowspec doctor --json has all)")
+        _say(f"  ... and {len(others) - MAX_SHOWN} more that are not (flowspec doctor --json has all)")
 
 
 def _close(text: str) -> str:
@@ -131,28 +137,30 @@ def _close(text: str) -> str:
 def print_findings(where: Neighbourhood, mdns_error: str | None, findings: list[Finding]) -> None:
     """A line per node, and below it what is wrong and what mends it; of long lists the beginning."""
     key = f"key {where.fingerprint}" if where.fingerprint else f"no cluster key ({key_path()})"
-    print(f"this board: {socket.gethostname()}; cluster {where.cluster}, {key}")
+    _say(f"this board: {socket.gethostname()}; cluster {where.cluster}, {key}")
     print_networks(where, read_verdicts())
     if mdns_error is not None:
-        print(f"  mDNS: {mdns_error}")
+        _say(f"  mDNS: {mdns_error}")
     for is_usable in (True, False):
         alike = [finding for finding in findings if finding.is_usable is is_usable]
         for finding in alike[:MAX_SHOWN]:
             sources = " and ".join(finding.heard_by)
-            print(f"\n{_close(finding.node) or '(unknown)'} at {finding.address}, by {sources}: {finding.reason}")
+            _say("", f"{_close(finding.node) or '(unknown)'} at {finding.address}, by {sources}: {finding.reason}")
             if finding.remedy:
-                print(f"  why:  {_close(finding.detail)}\n  mend: {_close(finding.remedy)}")
+                _say(f"  why:  {_close(finding.detail)}")
+                print(f"  mend: {_close(finding.remedy)}")  # a command is copied whole
         if len(alike) > MAX_SHOWN:
             what = "can be used" if is_usable else "cannot be used"
-            print(f"\n... and {len(alike) - MAX_SHOWN} more that {what} (flowspec doctor --json has all)")
+            _say("", f"... and {len(alike) - MAX_SHOWN} more that {what} (flowspec doctor --json has all)")
     if not findings:
-        print(
-            "\nNo other node was heard of. Either none runs (flowspec key show prints the line for the other boards), "
-            "or multicast is blocked:\nname one board to see: flowspec doctor --peer 192.168.1.20 (hostname -I there "
-            "tells its address). Boards on a guest Wi-Fi never see each other."
+        _say(
+            "",
+            "No other node was heard of. Either none runs (flowspec key show prints the line for the other boards), or "
+            "multicast is blocked: name one board to see: flowspec doctor --peer 192.168.1.20 (hostname -I there tells "
+            "its address). Boards on a guest Wi-Fi never see each other.",
         )
     elif any(finding.reason == MULTICAST for finding in findings):
-        print(
-            "\nMulticast is blocked between this board and those above; peers remembered and named by --peer still "
-            "form."
+        _say(
+            "",
+            "Multicast is blocked between this board and those above; peers remembered and named by --peer still form.",
         )

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from flowspec_edge.cli.layout import table_lines
 from flowspec_edge.core.planning.placement import Instead, Plan, Standby, mib
 
+STAGE_COLUMNS = ("LAYERS", "PRECISION", "USED", "FREE", "STAGE")
 KNOWN_BYTES = 2**49
 """A testbed that does not tell a board's memory is taken for more than this, which no board has."""
+SAME = 0.005
+"""A share that rounds to no per cent."""
 
 
 def plan_report(plan: Plan, schedule: str) -> dict[str, Any]:
@@ -34,6 +38,7 @@ def plan_report(plan: Plan, schedule: str) -> dict[str, Any]:
         ],
         "one_board_alone": _instead(plan.alone),
         "one_more": _instead(plan.one_more),
+        "sharing": [list(nodes) for nodes in plan.sharing],
         "left_out": [{"node": out.node, "reason": out.reason} for out in plan.left_out],
         "is_kept": plan.is_kept,
         "standbys": [_standby_report(standby) for standby in plan.standbys],
@@ -61,33 +66,43 @@ def _standby_report(standby: Standby) -> dict[str, Any]:
 
 def format_plan(plan: Plan, schedule: str) -> str:
     """A table of the ring, what it should bring, and what other choices would bring."""
-    width = max(24, *(len(stage.node) for stage in plan.stages))
-    lines = [f"{'NODE':{width}} {'LAYERS':>10} {'PRECISION':>12} {'USED':>10} {'FREE':>10} {'STAGE':>10}"]
-    for stage in plan.stages:
-        is_known = stage.left_bytes < KNOWN_BYTES
-        lines.append(
-            f"{stage.node:{width}} {f'[{stage.start}, {stage.stop})':>10} {stage.precision:>12} "
-            f"{mib(stage.memory_bytes) if is_known else '-':>10} {mib(stage.left_bytes) if is_known else '-':>10} "
-            f"{stage.time.at(plan.num_rows):>7.1f} ms"
+    rows = [
+        (
+            stage.node,
+            f"[{stage.start}, {stage.stop})",
+            stage.precision,
+            *(
+                mib(num_bytes) if stage.left_bytes < KNOWN_BYTES else "-"
+                for num_bytes in (stage.memory_bytes, stage.left_bytes)
+            ),
+            f"{stage.time.at(plan.num_rows):.1f} ms",
         )
-    rows = f"{plan.num_rows} row{'s' if plan.num_rows > 1 else ''}"
-    lines += [
-        "",
-        f"predicted: {plan.tokens_per_s:.2f} tokens/s with schedule {schedule} (chunks of {rows}, one every "
-        f"{plan.interval_ms:.0f} ms, {plan.trip_ms:.0f} ms for a trip)",
-        _alone_line(plan),
+        for stage in plan.stages
     ]
+    lines = table_lines(("NODE", *STAGE_COLUMNS), rows, STAGE_COLUMNS)
+    lines += ["", *_prediction_lines(plan, schedule), _alone_line(plan)]
     if plan.one_more is not None:
         lines.append(f"one more like {plan.one_more.node}: {plan.one_more.tokens_per_s:.2f} tokens/s")
     if plan.is_kept:
         lines.append("the layers stay where they were last: nothing else is clearly better")
+    lines += [f"{', '.join(nodes)} share the cores of one machine, which count once" for nodes in plan.sharing]
     lines += [
         f"{stage.node} takes {stage.slowdown:.1f} times what it once measured: it is hot, or busy with something else"
         for stage in plan.stages
         if stage.slowdown > 1
     ]
     lines += [f"left out: {out.node}: {out.reason}" for out in plan.left_out]
-    return "\n".join([*lines, *_standby_lines(plan.standbys, width)])
+    return "\n".join([*lines, *_standby_lines(plan.standbys, max(24, *(len(stage.node) for stage in plan.stages)))])
+
+
+def _prediction_lines(plan: Plan, schedule: str) -> list[str]:
+    """What is predicted, and from what."""
+    rows = f"{plan.num_rows} row{'s' if plan.num_rows > 1 else ''}"
+    return [
+        f"predicted: {plan.tokens_per_s:.2f} tokens/s with schedule {schedule}",
+        f"  a chunk of {rows} is back from its trip through all stages in {plan.trip_ms:.0f} ms;",
+        f"  a chunk can leave every {plan.interval_ms:.0f} ms, as long as the slowest part takes for one",
+    ]
 
 
 def _standby_lines(standbys: Sequence[Standby], width: int) -> list[str]:
@@ -123,5 +138,7 @@ def _instead(instead: Instead | None) -> dict[str, Any] | None:
 
 def format_outcome(report: dict[str, Any]) -> str:
     """How a prediction held, in one line; ``report`` is what ``Outcome.to_report`` gives."""
-    line = f"predicted {report['predicted_tokens_per_s']:.1f} tokens/s, {report['difference']:+.0%}"
+    predicted, difference = report["predicted_tokens_per_s"], report["difference"]
+    how = "as many" if abs(difference) < SAME else f"{abs(difference):.0%} {'more' if difference > 0 else 'fewer'}"
+    line = f"the plan predicted {predicted:.1f} tokens/s, and {how} came"
     return f"{line}: {report['cause']}" if report["cause"] else line

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from flowspec_edge.cli.layout import table_lines
 from flowspec_edge.errors import plain_text
 
 if TYPE_CHECKING:
@@ -117,9 +118,7 @@ def print_plain(snapshot: Snapshot, url: str) -> None:
         print(snapshot.trouble)
     for columns, rows in ((STAGE_COLUMNS, stage_rows(snapshot)), (BOARD_COLUMNS, board_rows(snapshot))):
         if rows:
-            widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-            for row in (columns, *rows):
-                print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            print(*table_lines(columns, rows), sep="\n")
 
 
 @contextlib.contextmanager

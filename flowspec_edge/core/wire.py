@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from flowspec_edge.core.rows import Chunk, Count, Floats, SessionSpec
 from flowspec_edge.errors import UNPRINTABLE, ProtocolError, plain_text
 
-PROTOCOL_VERSION = 11
+PROTOCOL_VERSION = 12
 
 MAX_TEXT = 4096
 """Characters of one text."""
@@ -26,6 +26,8 @@ CONTROL, DATA = "control", "data"
 
 MAX_BUNDLES = 512
 """Bundles that one node may have; their digests fill half a message."""
+MAX_CORES = 1024
+"""Cores of a machine that a node may name, as many as Linux counts in a mask by default (CPU_SETSIZE)."""
 MAX_SOURCES = 64
 """Nodes that may be named as sources of weights: four times the largest ring, and 64 names of 60 bytes fit into a
 message."""
@@ -244,11 +246,15 @@ class LayersMeasured(PlainMessage, frozen=True):
     """Node to origin: a curve per precision (``core/planning/measured.py``), none where it has no layers to measure.
 
     A board that is hot, or slower than its curve for another reason, takes ``slowdown_permille`` thousandths of the
-    time that its curve says.
+    time that its curve says. Stages run with ``num_threads`` on these ``cores``; nodes that share them tell the same
+    ``machine``, and a node that shares them with none may leave that empty.
     """
 
     curves: list[Text]
     slowdown_permille: Count = 1000
+    machine: Text = ""
+    cores: Annotated[list[Count], Meta(max_length=MAX_CORES)] = []
+    num_threads: Annotated[int, Meta(ge=1, le=MAX_CORES)] = 1
 
 
 class MeasureLink(PlainMessage, frozen=True):

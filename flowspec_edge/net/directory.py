@@ -48,6 +48,8 @@ _KINDS = {
 _log = logging.getLogger(__name__)
 
 Report = Callable[[ms.MembershipAction], None]
+OnFound = Callable[[Sequence[Announcement]], None]
+"""Told, while nodes are looked for, of those that were found so far."""
 
 
 class Directory:
@@ -143,6 +145,17 @@ class Directory:
                     await self._changed.wait()
         except TimeoutError:
             pass
+        return self.found
+
+    async def wait_settled(self, timeout_s: float, on_change: OnFound) -> list[Announcement]:
+        """Wait until nobody else is expected, at most ``timeout_s``. Returns the peers that are there then."""
+        until = time.monotonic() + timeout_s
+        while (left := min(self.membership.settles_at(), until) - time.monotonic()) > 0:
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
+            on_change(self.found)
         return self.found
 
     def tell(self, event: ms.MembershipEvent) -> None:
@@ -297,26 +310,40 @@ async def find_peers(
     num_nodes: int | None = None,
     timeout_s: float,
     settle_s: float = 0.0,
+    on_found: OnFound = lambda nodes: None,
 ) -> list[Announcement]:
     """:func:`search_peers` with a directory for this one search."""
     async with await Directory.start(where, node=node, version=version) as directory:
-        return await search_peers(directory, num_nodes=num_nodes, timeout_s=timeout_s, settle_s=settle_s)
+        return await search_peers(
+            directory, num_nodes=num_nodes, timeout_s=timeout_s, settle_s=settle_s, on_found=on_found
+        )
 
 
 async def search_peers(
-    directory: Directory, *, num_nodes: int | None = None, timeout_s: float, settle_s: float = 0.0
+    directory: Directory,
+    *,
+    num_nodes: int | None = None,
+    timeout_s: float,
+    settle_s: float = 0.0,
+    on_found: OnFound = lambda nodes: None,
 ) -> list[Announcement]:
     """Look for the nodes of a cluster until ``num_nodes`` have answered.
 
-    Where ``num_nodes`` is None, the search ends ``settle_s`` after the first node has answered.
+    Where ``num_nodes`` is None, the search ends when all are known that those tell that have answered, and at the
+    latest ``settle_s`` after the first one. ``on_found`` is told who was found so far.
 
     Raises:
         NodeUnavailableError: after ``timeout_s`` no node or fewer than ``num_nodes`` have answered. The text names
             those that were heard of but cannot be used.
     """
-    found = await directory.wait_for(lambda nodes: len(nodes) >= (num_nodes or 1), timeout_s)
+
+    def is_enough(nodes: list[Announcement]) -> bool:
+        on_found(nodes)
+        return len(nodes) >= (num_nodes or 1)
+
+    found = await directory.wait_for(is_enough, timeout_s)
     if found and num_nodes is None:
-        found = await directory.wait_for(lambda nodes: False, settle_s - directory.company_s)
+        found = await directory.wait_settled(settle_s - directory.company_s, on_found)
     where, others = directory.where, _others(directory)
     place = "on this machine" if where.is_local else "on this network"
     if not found:

@@ -23,6 +23,7 @@ from flowspec_edge.core.device.boards import (
     settings_for,
 )
 from flowspec_edge.core.device.throttling import ThermalReport
+from flowspec_edge.core.planning.shared_cores import Cores
 from flowspec_edge.errors import BoardError, system_words
 
 Thermometer = Callable[[], ThermalReport | None]
@@ -104,6 +105,12 @@ def describe_board(settings: BoardSettings, facts: BoardFacts) -> str:
     if profile is None or temperature is None:
         return describe(settings, facts)
     return f"{describe(settings, facts)}, {temperature:.0f} of {profile.limit_c:.0f} degrees C"
+
+
+def cores_of(num_threads: int, proc: Path = PROC) -> Cores:
+    """What this process may run on, and the machine: containers on it have other names, and the same kernel."""
+    machine = _read(proc / "sys/kernel/random/boot_id").strip()
+    return Cores(machine, frozenset(os.sched_getaffinity(0)), num_threads)
 
 
 def board_report(settings: BoardSettings) -> dict[str, Any]:

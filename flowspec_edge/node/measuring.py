@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flowspec_edge.bundle import Bundle
@@ -85,21 +85,27 @@ class Measuring:
     async def _layers(self, digest: str, *, is_any_precision: bool) -> wire.LayersMeasured:
         if not self.is_measured:
             return wire.LayersMeasured([], 1000)
+        told = self.settings.cores
+
+        def measured(curves: Mapping[str, Line]) -> wire.LayersMeasured:
+            texts = curves_to_text(curves)
+            return wire.LayersMeasured(texts, slowdown, told.machine, sorted(told.cores), told.num_threads)
+
         slowdown = round(await self.measurements.slowdown() * 1000)
         bundle, manifest = self.supply.known(digest)
         if manifest is None:
-            return wire.LayersMeasured([], slowdown)
+            return measured({})
         own = self.precisions.of(digest) or manifest.precision
         if not is_any_precision or self.precisions.by_hand is not None:  # its user wants no other one
             manifest.blocks_of(0, manifest.geometry.num_layers, own)  # raises where the bundle has no such precision
-            return wire.LayersMeasured(curves_to_text(await self._curves(bundle, manifest, [own])), slowdown)
+            return measured(await self._curves(bundle, manifest, [own]))
         found: dict[str, Line] = {}
         for precision in manifest.precisions:
             try:
                 found |= await self._curves(bundle, manifest, [precision])
             except FlowspecError as cause:  # as w8a8 on processors that cannot add bytes up exactly
                 _log.info("layers in %s are not offered: %s", precision, cause)
-        return wire.LayersMeasured(curves_to_text(found), slowdown)
+        return measured(found)
 
     async def _curves(self, bundle: Bundle | None, manifest: Manifest, precisions: Sequence[str]) -> dict[str, Line]:
         """Of these precisions; kept ones, and the others measured where the layers are here."""

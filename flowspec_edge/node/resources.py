@@ -7,12 +7,13 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.cluster.address import Address
+from flowspec_edge.core.planning.shared_cores import Cores
 from flowspec_edge.errors import StageFailedError
 from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.connection import Link
@@ -37,7 +38,7 @@ class NodeSettings:
     where that is free, else any. ``peers`` were typed; a node that ``remembers`` peers looks for those of its earlier
     runs as well. Its stages run in ``precision``; where that is None, in what was chosen for their bundle by
     measurement, or in the bundle's own. One that ``has_half_cache`` keeps keys and values in float16. ``thermometer``
-    tells of the board's heat, where it can.
+    tells of the board's heat, where it can. ``cores`` are what it shares with other nodes of its machine.
     """
 
     name: str
@@ -57,6 +58,7 @@ class NodeSettings:
     precision: str | None = None
     has_half_cache: bool = False
     thermometer: Thermometer | None = None
+    cores: Cores = field(default_factory=Cores)
 
     @property
     def neighbourhood(self) -> Neighbourhood:

@@ -18,6 +18,7 @@ from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.measured import curves_from_text, rounded
 from flowspec_edge.core.planning.placement import Device, Hop, LeftOut, Links, LoadedLayers, ModelNeeds, Plan
 from flowspec_edge.core.planning.planner import plan_ring
+from flowspec_edge.core.planning.shared_cores import Cores, core_shares, crowding
 from flowspec_edge.core.planning.standby import with_standbys
 from flowspec_edge.core.planning.throughput import NO_DRAFTS, TYPICAL_DRAFTS, Throughput
 from flowspec_edge.errors import NotMeasuredError, StateError
@@ -113,12 +114,12 @@ async def survey(
     plan_options.report(f"asking {len(peers)} nodes what a layer takes them; the first time they measure it ...")
     answers = await asyncio.gather(*(_layers(name, peer, bundle, plan_options) for name, peer in peers.items()))
     refused = [*refused, *(answer for answer in answers if isinstance(answer, LeftOut))]
-    measured = {n: answer for n, answer in zip(peers, answers, strict=True) if not isinstance(answer, LeftOut)}
-    peers = {name: peers[name] for name in measured}
+    told = {n: answer for n, answer in zip(peers, answers, strict=True) if not isinstance(answer, LeftOut)}
+    peers = {name: peers[name] for name in told}
     links = await _links(settings, peers, plan_options.report, cut, measures=measures_links)
     loaded = loaded or load_placement(bundle.digest)
     sure = manifest.precision if plan_options.is_any_precision else None
-    devices = _devices(settings.name, peers, measured, loaded, head_ms + draft_ms, sure)
+    devices = _devices(settings, peers, told, loaded, head_ms + draft_ms, sure)
     model, throughput = _needs(bundle, plan_options, head_ms), _throughput(bundle, plan_options, draft_ms)
     return Known(devices, links, model, throughput, refused)
 
@@ -184,12 +185,19 @@ def _as_measured(settings: NodeSettings, peers: Mapping[str, Peer], cut: Collect
     return frozenset(way_as_measured(settings, peers, way) for way in cut)
 
 
-async def _layers(
-    name: str, peer: Peer, bundle: Bundle, plan_options: PlanOptions
-) -> tuple[dict[str, Line], float] | LeftOut:
-    """The node's curves by precision, none where it has nothing to measure with, and how slow it is at present; or why
-    it could not measure.
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a node says: its curves by precision, none where it has nothing to measure with, how slow it is at present,
+    and what it runs on.
     """
+
+    curves: dict[str, Line]
+    slowdown: float
+    cores: Cores
+
+
+async def _layers(name: str, peer: Peer, bundle: Bundle, plan_options: PlanOptions) -> _Told | LeftOut:
+    """What a node says of its layers, or why it could not measure them."""
     try:
         async with asyncio.timeout(MEASURE_S):
             peer.link.send(wire.MeasureLayers(bundle.digest, plan_options.is_any_precision))
@@ -200,21 +208,27 @@ async def _layers(
     if isinstance(answer, wire.StageFailure):
         return LeftOut(name, f"could not measure its layers: {answer.reason}")
     measured = wire.expect(answer, wire.LayersMeasured, name)
-    return curves_from_text(measured.curves, name), max(rounded(measured.slowdown_permille / 1000), 1.0)
+    return _Told(
+        curves_from_text(measured.curves, name),
+        max(rounded(measured.slowdown_permille / 1000), 1.0),
+        Cores(measured.machine, frozenset(measured.cores), measured.num_threads),
+    )
 
 
 def _devices(
-    origin: str,
+    settings: NodeSettings,
     peers: Mapping[str, Peer],
-    measured: Mapping[str, tuple[dict[str, Line], float]],
+    told: Mapping[str, _Told],
     loaded: Mapping[str, LoadedLayers],
     origin_ms: float,
     sure: str | None,
 ) -> list[Device]:
     """A node without a curve is taken for an average one, in the precision ``sure`` if there is one that every node can
-    run; it learns its own from the first forwards that it runs. ``origin`` is the name of the origin's own node.
+    run; it learns its own from the first forwards that it runs. ``settings`` are those of the origin's own node, whose
+    work is counted on all nodes of its machine. What nodes of one machine may have slowed each other by is no slowdown,
+    for it is planned with.
     """
-    known = [curves for curves, _ in measured.values() if curves]
+    known = [answer.curves for answer in told.values() if answer.curves]
     if not known:
         raise NotMeasuredError(
             f"none of the {len(peers)} nodes that answered has measured a layer of this model yet; they do with their "
@@ -227,7 +241,9 @@ def _devices(
     }
     if sure in usual:
         usual = {sure: usual[sure]}
-    layers = {name: measured[name][0] or usual for name in peers}
+    layers = {name: told[name].curves or usual for name in peers}
+    cores, here = {name: answer.cores for name, answer in told.items()}, settings.cores.machine
+    shares, crowds = core_shares(cores), crowding(cores)
     return [
         Device(
             node=name,
@@ -235,9 +251,11 @@ def _devices(
             has_half_cache=peer.has_half_cache,
             layer=layers[name],
             stage_ms=STAGE_MS,
-            beside_ms=origin_ms if name == origin else 0.0,
-            slowdown=measured[name][1],
+            beside_ms=origin_ms if name == settings.name or cores[name].machine == here != "" else 0.0,
+            slowdown=max(told[name].slowdown / crowds[name], 1.0),
             loaded=_in_its_precision(loaded.get(name), layers[name], sure),
+            machine=cores[name].machine,
+            core_share=shares[name],
         )
         for name, peer in peers.items()
     ]

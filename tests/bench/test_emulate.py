@@ -238,7 +238,7 @@ def test_wrong_options_are_one_sentence(
 
 
 FAST = """
-summary = "eight quick boards"
+summary = "quick boards"
 
 [model]
 hidden_size = 512
@@ -257,9 +257,9 @@ draft_row_ms = 0.1
 source = "for a test"
 
 [[stages]]
-count = 8
+count = 2
 device = "a board"
-num_layers = 1
+num_layers = 4
 fixed_ms = 10.0
 row_ms = 0.1
 source = "for a test"
@@ -268,13 +268,13 @@ source = "for a test"
 
 @pytest.mark.slow
 def test_the_command_runs_processes_and_prints_both_clocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    testbed = tmp_path / "eight.toml"
+    testbed = tmp_path / "two.toml"
     testbed.write_text(FAST)
     arguments = ["--testbed", str(testbed), "--schedules", "chunked,flowspec", "--prompts", "tables", "--json"]
     assert main(["bench", "--emulate", *arguments, "--num-prompts", "1", "--max-new-tokens", "8"]) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
-    assert (report["testbed"], [row["schedule"] for row in report["rows"]]) == ("eight", ["chunked", "flowspec"])
+    assert (report["testbed"], [row["schedule"] for row in report["rows"]]) == ("two", ["chunked", "flowspec"])
     for row in report["rows"]:
         assert row["num_prompts"] == 1 and row["late"] >= 0
         assert row["tokens_per_s"] > 0 and row["virtual_tokens_per_s"] > 0

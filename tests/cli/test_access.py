@@ -9,6 +9,7 @@ from flowspec_edge.cli.access import (
     INSECURE_WARNING,
     Access,
     check_name,
+    joining_text,
     neighbourhood,
     open_access,
 )
@@ -52,6 +53,21 @@ def test_insecure_says_each_time_what_it_means(capsys: pytest.CaptureFixture[str
         access = open_access("0.0.0.0", is_insecure=True, makes_key=True)
         assert (access.credentials, access.is_insecure) == (None, True)
         assert INSECURE_WARNING in capsys.readouterr().err
+
+
+def test_a_node_says_how_others_join() -> None:
+    first = open_access(None, is_insecure=False, makes_key=True)
+    line = f"\n    flowspec key set {first.new_key} && flowspec node"
+    assert joining_text(first, "flowspec", shows_key=False).endswith(line), "nobody knows a new key yet"
+    again = open_access(None, is_insecure=False, makes_key=True)
+    assert joining_text(again, "home", shows_key=True).endswith(f"{line} --cluster home")
+    assert str(first.new_key) not in (text := joining_text(again, "flowspec", shows_key=False))
+    assert "`flowspec key show`" in text
+    local = open_access("127.0.0.1", is_insecure=False)
+    assert "this machine alone" in joining_text(local, "flowspec", shows_key=True)
+    unprotected = open_access("0.0.0.0", is_insecure=True)
+    told = joining_text(unprotected, "home", shows_key=False)
+    assert told.endswith("\n    flowspec node --insecure --host 0.0.0.0 --cluster home")
 
 
 async def test_a_node_refuses_the_network_without_a_key() -> None:

@@ -188,7 +188,8 @@ async def test_the_plan_of_a_bundle_without_a_head_says_so(tmp_path: Path) -> No
 
 
 async def test_no_nodes_and_too_few() -> None:
-    assert_refused(await run("generate", "x", "--cluster", "nobody", "--wait", "0.5"), "no node", "flowspec node")
+    nobody = ("--cluster", "nobody", "--wait", "0.5")
+    assert_refused(await run("generate", "x", *nobody, "--nodes", "1"), "no node", "flowspec node")
     async with node_processes(1, DEMO_BUNDLE) as (cluster, _):
         result = await run("generate", "x", "--cluster", cluster, "--nodes", "2", "--wait", "4")
         assert_refused(result, "1 of 2 nodes", "--nodes")

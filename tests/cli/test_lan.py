@@ -69,7 +69,7 @@ async def test_a_second_board_joins_by_the_line_that_the_first_one_prints(tmp_pa
         first, second = ({"FLOWSPEC_HOME": str(tmp_path / name)} for name in ("first", "second"))
         node = await lan.start(0, "node", "--name", "pi-0", "--threads", "1", env=first)
         said = ""
-        while "serves on" not in said:
+        while "&& flowspec node" not in said:
             line = (await present(node.stdout).readline()).decode()
             assert line, (await present(node.stderr).read()).decode()
             said += line

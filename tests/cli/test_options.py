@@ -61,7 +61,7 @@ COMMANDS = [
         "plan",
         f"b --testbed t --schedule s --any-precision --context 9 --standby --json {NETWORK} {SEARCH}",
     ),
-    (DemoCommand, "demo", f"--nodes 3 --prompt p --chat --port 8009 {TEXT} {BUNDLE} --json"),
+    (DemoCommand, "demo", f"--nodes 3 --boards t --prompt p --chat --port 8009 {TEXT} {BUNDLE} --json"),
     (KeyCommand, "key show", "--json"),
     (SetKeyCommand, "key set", "k --json"),
     (AddApiKeyCommand, "key api add n", "k --qr --json"),

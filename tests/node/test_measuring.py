@@ -14,6 +14,7 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.measured import curves_from_text
+from flowspec_edge.core.planning.shared_cores import Cores
 from flowspec_edge.errors import FlowspecError, LinkLostError, NodeUnavailableError, ProtocolError, StageFailedError
 from flowspec_edge.manifest import Manifest
 from flowspec_edge.net.connection import Link
@@ -29,6 +30,7 @@ from tests.fake_links import LIMIT_S, FakeLink, fake_pair
 LINE = Line(4.0, 0.5)
 GIB = 2**30
 DIGEST = "d" * 64
+CORES = Cores("boot", frozenset({2, 0}), 2)
 OPEN = wire.OpenStage("ring-1", 0, DIGEST, 0, 8, "origin", "192.0.2.1", 1)
 
 
@@ -81,7 +83,7 @@ class Asked:
         self.told: list[wire.Peers] = []
         self.measuring = dataclasses.replace(
             Measuring(
-                settings=NodeSettings(name="hall", cluster="test"),
+                settings=NodeSettings(name="hall", cluster="test", cores=CORES),
                 precisions=PrecisionChoice(),
                 memory=MemoryAccount(GIB),
                 kept=self.kept,
@@ -121,7 +123,7 @@ async def test_a_curve_that_is_known_is_told_at_once(bundle: Bundle) -> None:
     asked.measurements.known["int8"] = Line(9.0, 1.0)
     asked.measurements.times = 1.9
     (answer,) = await asked.answer(wire.MeasureLayers(DIGEST))
-    assert answer == wire.LayersMeasured(["int8 9000000 1000000"], 1900)
+    assert answer == wire.LayersMeasured(["int8 9000000 1000000"], 1900, "boot", [0, 2], 2)
     assert not asked.measurements.asked and not asked.kept.num_drops
 
 
@@ -136,7 +138,7 @@ async def test_what_is_free_is_what_it_may_be_measured_in(bundle: Bundle) -> Non
 async def test_a_node_without_the_layers_tells_none_and_how_slow_it_is(bundle: Bundle, has_manifest: bool) -> None:
     asked = Asked(None, bundle.manifest if has_manifest else None)
     asked.measurements.times = 1.25
-    assert await asked.answer(wire.MeasureLayers(DIGEST)) == [wire.LayersMeasured([], 1250)]
+    assert await asked.answer(wire.MeasureLayers(DIGEST)) == [wire.LayersMeasured([], 1250, "boot", [0, 2], 2)]
 
 
 async def test_an_emulated_board_tells_nothing_of_this_machine(bundle: Bundle) -> None:

@@ -12,6 +12,7 @@ from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.config import GenerateOptions, Piece
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.line import Line
+from flowspec_edge.core.planning.shared_cores import Cores
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node import curves
@@ -108,6 +109,7 @@ async def nodes_of(
     memory_bytes: int = GIB,
     board: Callable[[], Board] | None = None,
     has_half_cache: bool = False,
+    cores: Cores | None = None,
 ) -> AsyncIterator[tuple[list[Node], Node]]:
     """Serving nodes in this process, and an origin."""
     nodes: list[Node] = []
@@ -120,6 +122,7 @@ async def nodes_of(
                 memory_bytes=memory_bytes,
                 is_announced=False,
                 has_half_cache=has_half_cache,
+                cores=cores or Cores(),
             )
             nodes.append(await Node.start(settings, board() if board else None))
         yield nodes[:-1], nodes[-1]

@@ -19,6 +19,7 @@ from flowspec_edge.core.limits import TREE_MARGIN
 from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.placement import LoadedLayers, Plan, kv_cache_bytes
 from flowspec_edge.core.planning.prediction import Outcome
+from flowspec_edge.core.planning.shared_cores import Cores
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, NotMeasuredError
 from flowspec_edge.files import state_directory
@@ -80,6 +81,15 @@ async def test_what_is_known_is_not_measured_again(
         again = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
     assert again == first and not quick_curve
     assert len(first.stages) == 3, "slow layers want all boards"
+
+
+async def test_nodes_that_run_on_the_same_machine_share_its_cores(int8_bundle: Bundle, quick_curve: list[str]) -> None:
+    here = Cores("boot", frozenset({0, 1}), 2)
+    async with nodes_of(int8_bundle, ("attic", "cellar"), cores=here) as (serving, origin):
+        plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
+    assert [stage.node for stage in plan.stages] == ["attic"], "slow layers would want both, were they apart"
+    assert [out.node for out in plan.left_out] == ["cellar"] and "attic has its cores" in plan.left_out[0].reason
+    assert plan.interval_ms > plan.stages[0].time.at(plan.num_rows) + plan.head_ms, "the origin runs there, too"
 
 
 async def test_a_ring_serves_what_was_planned_and_writes_the_unsplit_models_text(

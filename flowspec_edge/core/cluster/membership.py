@@ -26,6 +26,10 @@ REFRESH_S = 15.0
 """How often a peer is greeted again. A greeting is 2 ms of work, and a board without power is noticed soon enough."""
 GOSSIP_S = 0.2
 """How soon a peer is told of another one that it may not know, together with those that are found meanwhile."""
+QUIET_S = 0.5
+"""How long after the latest peer has joined nobody else is expected: each tells whom it knows, and a query is answered
+within a quarter of a second (RFC 6762, 6), so only a board that starts just then is still to come.
+"""
 GOODBYE_S = 2.0
 """How soon to greet a node that said goodbye. Until then it may still be listening."""
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 10.0)
@@ -212,6 +216,7 @@ class Membership:
     hints: dict[Address, Hint] = field(default_factory=dict)
     records: dict[str, RecordHeard] = field(default_factory=dict)
     _has_company: bool = False
+    _joined_at: float = -math.inf
 
     def handle(self, event: MembershipEvent, now: float) -> list[MembershipAction]:
         match event:
@@ -243,6 +248,15 @@ class Membership:
             times.append(self.began + ALONE_S)
         deadline = min(times, default=math.inf)
         return None if deadline == math.inf else deadline
+
+    def settles_at(self) -> float:
+        """When all peers are known, if no other one joins before: never as long as there is none, or an address is
+        greeted for the first time.
+        """
+        is_asking = any(
+            hint.next_try == math.inf and not hint.node and not hint.failure for hint in self.hints.values()
+        )
+        return math.inf if is_asking or not self.peers else self._joined_at + QUIET_S
 
     @property
     def known(self) -> tuple[Address, ...]:
@@ -347,7 +361,7 @@ class Membership:
         if before is not None and has_moved:
             actions += [ReportMoved(peer, before.address), RememberPeers(self.known)]
         if before is None:
-            self._has_company = True
+            self._has_company, self._joined_at = True, now
             actions += [ReportJoined(peer), RememberPeers(self.known)]
             for other_peer in self.peers.values():
                 if address not in self.hints[other_peer.address].told:

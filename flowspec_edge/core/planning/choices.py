@@ -11,6 +11,7 @@ import numpy as np
 from flowspec_edge.core.planning.placement import Device, Links, ModelNeeds
 from flowspec_edge.core.planning.ring_order import Numbers
 from flowspec_edge.core.planning.ring_problem import RingProblem
+from flowspec_edge.core.planning.shared_cores import groups_of
 from flowspec_edge.core.planning.throughput import Throughput
 from flowspec_edge.core.wire import ROW_BYTES
 
@@ -30,6 +31,10 @@ class Choices:
         self.devices = list(devices)
         self.links, self.model, self.throughput = links, model, throughput
         self.fits = [fits_of(device, model) for device in devices]
+
+    def are_mates(self, i: int, j: int) -> bool:
+        """Whether two devices share the cores of one machine."""
+        return self.devices[i].machine == self.devices[j].machine != ""
 
     def precision(self, i: int, num_blocks: int, num_rows: int) -> str:
         """The quickest precision in which device ``i`` can take ``num_blocks``."""
@@ -69,6 +74,10 @@ class Choices:
             row=row,
             head=self.model.head_ms,
             rate=rate,
+            crowds=tuple(
+                {i: self.devices[i].core_share for i in group}
+                for group in groups_of(device.machine for device in self.devices)
+            ),
         )
 
     def _stage_ms(self, num_rows: int) -> Numbers:

@@ -67,10 +67,13 @@ class Device:
         layer: the time of a forward through one layer, by precision.
         last: the time that the last stage takes beyond its layers.
         stage_ms: what any stage on it takes per chunk besides computing.
-        beside_ms: other work of its processor in each interval: on the origin, the head and a pass of the drafter.
+        beside_ms: other work of its processor in each interval: where the origin runs, the head and a pass of the
+            drafter.
         slowdown: how many times as long as measured a hot board takes.
         loaded: layers that it has in memory.
         has_half_cache: whether it keeps keys and values in float16.
+        machine: the same for all nodes that share the cores of one machine; empty where it has its own.
+        core_share: the share of these cores that a stage on it keeps busy while it runs.
     """
 
     node: str
@@ -82,6 +85,8 @@ class Device:
     slowdown: float = 1.0
     loaded: LoadedLayers | None = None
     has_half_cache: bool = False
+    machine: str = ""
+    core_share: float = 1.0
 
     def stage(self, precision: str, num_layers: int, *, is_last: bool = False) -> Line:
         """The time of a stage of ``num_layers`` on this device."""
@@ -274,6 +279,8 @@ class Plan:
     one_more: Instead | None = None
     standbys: tuple[Standby, ...] = ()
     """One for each stage, in their order, where standbys were asked for."""
+    sharing: tuple[tuple[str, ...], ...] = ()
+    """The nodes of stages that share the cores of one machine, for each machine that has several."""
     is_kept: bool = False
     """Whether the plan keeps what is already loaded, because no other ring is clearly better."""
 

@@ -23,6 +23,7 @@ from flowspec_edge.core.planning.placement import (
 from flowspec_edge.core.planning.ring_problem import FoundRing, rate_of
 from flowspec_edge.core.planning.ring_search import RingSearch
 from flowspec_edge.core.planning.settling import Loaded
+from flowspec_edge.core.planning.shared_cores import groups_of
 from flowspec_edge.core.planning.throughput import Throughput
 from flowspec_edge.errors import PlacementError
 
@@ -77,6 +78,7 @@ def plan_of(choices: Choices, ring: FoundRing) -> Plan:
         tokens_per_s=ring.tokens_per_s,
         head_ms=choices.model.head_ms,
         hops=_hops(choices, ring),
+        sharing=_sharing(choices, ring),
     )
 
 
@@ -125,6 +127,12 @@ def _hops(choices: Choices, ring: FoundRing) -> tuple[PlannedHop, ...]:
     )
 
 
+def _sharing(choices: Choices, ring: FoundRing) -> tuple[tuple[str, ...], ...]:
+    serving = [choices.devices[i] for i in ring.order]
+    groups = groups_of(device.machine for device in serving)
+    return tuple(tuple(serving[at].node for at in group) for group in groups)
+
+
 def _best_alone(choices: Choices, search: RingSearch) -> Instead | None:
     """The best device that can hold the whole model; None where there is none."""
     rings = [(search.best_of([i]), device.node) for i, device in enumerate(choices.devices)]
@@ -145,7 +153,7 @@ def _one_more(choices: Choices, node: str, ring: FoundRing) -> Instead:
     for end in ends:
         if end != node:
             measured[name, end], measured[end, name] = links.between(node, end), links.between(end, node)
-    another = replace(like, node=name, beside_ms=0.0, loaded=None)
+    another = replace(like, node=name, beside_ms=0.0, loaded=None, machine="")
     more = Choices([*near_ones, another], replace(links, measured=measured), choices.model, choices.throughput)
     return Instead(node, max(rate_of(RingSearch(more.problem()).best()), ring.tokens_per_s))
 
@@ -173,6 +181,8 @@ def _left_out(choices: Choices, search: RingSearch, ring: FoundRing) -> list[Lef
             reason = (
                 f"would slow the ring: {with_it.tokens_per_s:.2f} tokens/s with it, {ring.tokens_per_s:.2f} without"
             )
+            if mates := [choices.devices[k].node for k in ring.order if choices.are_mates(i, k)]:
+                reason += f"; {mates[0]} has its cores"
         found.append(LeftOut(device.node, reason))
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,9 @@ class RingProblem:
         row: a chunk of ``n`` rows occupies the link for ``n * row[i, j]``.
         head: the origin's own work on each chunk.
         rate: the tokens/s that follow from these times.
+        crowds: for each machine on which several devices run, their shares of its cores: a stage that takes ``t`` keeps
+            the machine busy for its share of ``t``, and in each interval the machine has to do all of that, and what
+            its devices have ``beside``.
     """
 
     stage: dict[int, Numbers]
@@ -43,6 +46,7 @@ class RingProblem:
     row: Numbers
     head: float
     rate: Rate
+    crowds: tuple[Mapping[int, float], ...] = ()
 
     @property
     def num_devices(self) -> int:
@@ -73,9 +77,16 @@ def measure_ring(problem: RingProblem, order: Sequence[int], num_blocks: Sequenc
     wires = [float(problem.row[a, b]) * num_rows for a, b in path]
     trip = sum(times) + sum(wires) + sum(float(problem.latency[a, b]) for a, b in path) + problem.head
     busy = [time + float(problem.beside[i]) for i, time in zip(order, times, strict=True)]
+    busy += [_crowd_ms(problem, crowd, dict(zip(order, times, strict=True))) for crowd in problem.crowds]
     interval = max(*busy, problem.head, *wires)
     rate = float(problem.rate(num_rows, trip, interval, len(order)))
     return FoundRing(tuple(order), tuple(num_blocks), num_rows, trip, interval, rate)
+
+
+def _crowd_ms(problem: RingProblem, crowd: Mapping[int, float], times: Mapping[int, float]) -> float:
+    """How long a machine is busy with a chunk, whose stages take these ``times`` on its devices."""
+    own = sum(share * times.get(i, 0.0) for i, share in crowd.items())
+    return own + max(float(problem.beside[i]) for i in crowd) if own else 0.0
 
 
 def rate_of(found: FoundRing | None) -> float:

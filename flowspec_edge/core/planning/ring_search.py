@@ -1,4 +1,6 @@
-"""Searches for the best ring: which devices, in which order, with how many blocks of layers each. The result is exact.
+"""Searches for the best ring: which devices, in which order, with how many blocks of layers each. The result is exact,
+unless several of its devices share the cores of one machine: then it is the best of the rings that would be the best
+ones within some limit on the interval if each device had cores of its own.
 
 Three programs are nested. Given a subset of devices, a chunk size and a limit on the interval, each device can run a
 certain number of blocks, and a small dynamic program finds the cheapest way to place them all
@@ -86,11 +88,18 @@ class RingSearch:
     def _is_no_worse(self, i: int, j: int) -> bool:
         """Whether no ring gets worse when ``i`` takes the place of ``j``."""
         problem = self.problem
+        if not self._crowds_no_more(i, j):
+            return False
         others = [k for k in range(problem.num_devices + 1) if k not in (i, j)]
         pairs = [(self._own[i], self._own[j])]
         for matrix in (problem.latency, problem.row):
             pairs += [(matrix[others, i], matrix[others, j]), (matrix[i, others], matrix[j, others])]
         return all(bool(np.all(a <= b)) for a, b in pairs)
+
+    def _crowds_no_more(self, i: int, j: int) -> bool:
+        """Whether no machine is busier when ``i`` takes the place of ``j``."""
+        crowd = next((crowd for crowd in self.problem.crowds if i in crowd), None)
+        return crowd is None or (j in crowd and crowd[i] <= crowd[j])
 
 
 @dataclass(slots=True, eq=False)

@@ -57,6 +57,24 @@ def joined(members: Membership, node: str, address: Address, now: float = 0.0) -
     members.handle(answered(node, address), now)
 
 
+def test_nobody_else_is_expected_when_all_have_answered_of_whom_was_told(members: Membership) -> None:
+    assert members.settles_at() == math.inf
+    members.handle(AddressLearned(HALL, ms.TYPED), 1.0)
+    assert members.settles_at() == math.inf, "it is being asked"
+    members.handle(answered("pi-hall", HALL, ATTIC), 1.1)
+    assert members.settles_at() == math.inf, "it has told of another one"
+    members.handle(answered("pi-attic", ATTIC), 1.3)
+    assert members.settles_at() == 1.3 + ms.QUIET_S
+    assert GreetPeer(HALL) in members.handle(TimePassed(), 20.0)
+    assert members.settles_at() == 1.3 + ms.QUIET_S, "who is known is only asked whether it is still there"
+    members.handle(AddressLearned(ATTIC_WIFI, ms.REMEMBERED), 20.1)
+    assert members.settles_at() == math.inf
+    members.handle(PeerFailed(ATTIC_WIFI, GONE), 20.2)
+    assert members.settles_at() == 1.3 + ms.QUIET_S
+    members.handle(TimePassed(), 25.0)
+    assert members.settles_at() == 1.3 + ms.QUIET_S, "who was silent before may be so again"
+
+
 def test_a_record_is_greeted_and_who_answers_is_in(members: Membership) -> None:
     assert members.handle(record("hall", HALL), 0) == [GreetPeer(HALL)]
     assert members.handle(record("hall", HALL), 0) == []

@@ -1,5 +1,6 @@
 """The search finds what trying every ring finds."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -58,7 +59,7 @@ def problems(draw: st.DrawFn) -> RingProblem:
     )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problems())
 def test_no_ring_is_better_than_the_one_found(problem: RingProblem) -> None:
     best = max((ring.tokens_per_s for ring in every_ring(problem)), default=None)
@@ -80,3 +81,21 @@ def test_the_best_ring_of_given_devices(problem: RingProblem) -> None:
     assert (found is None) == (best is None)
     if found is not None:
         assert found.tokens_per_s == pytest.approx(best, rel=1e-7) and set(found.order) == devices
+
+
+@settings(max_examples=20, deadline=None)
+@given(problems(), st.sets(st.integers(0, 3), min_size=2), st.sampled_from([0.25, 0.5, 1.0]))
+def test_rings_on_shared_cores_are_no_worse_than_those_with_one_device_of_a_machine(
+    problem: RingProblem, members: set[int], share: float
+) -> None:
+    crowd = {i: share for i in members if i < problem.num_devices}
+    beside = np.where(np.isin(np.arange(problem.num_devices), list(crowd)), 1.0, problem.beside)
+    crowded = dataclasses.replace(problem, beside=beside, crowds=(crowd,))
+    rings = list(every_ring(crowded))
+    found = RingSearch(crowded).best()
+    assert (found is None) == (not rings)
+    if found is not None:
+        assert measure_ring(crowded, found.order, found.num_blocks, found.num_rows) == found
+        rates = [ring.tokens_per_s for ring in rings if len(crowd.keys() & set(ring.order)) < 2]
+        assert max(rates, default=0.0) <= found.tokens_per_s * (1 + 1e-7)
+        assert found.tokens_per_s <= max(ring.tokens_per_s for ring in rings) * (1 + 1e-7)
