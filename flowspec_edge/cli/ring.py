@@ -148,7 +148,7 @@ async def open_service(
     from flowspec_edge.node.resources import unique_name
     from flowspec_edge.origin.service import GenerationService
 
-    where, own = neighbourhood_from(options, access), _own_address(node)
+    where = neighbourhood_from(options, access)
 
     async def find() -> Sequence[Announcement]:
         try:
@@ -156,9 +156,8 @@ async def open_service(
         except NodeUnavailableError as cause:
             if is_served or options.nodes is not None:
                 raise
-            print(f"flowspec: {cause}. Until then this process serves all layers itself.", file=sys.stderr, flush=True)
-        directory.hear_of(own)
-        return await directory.wait_for(lambda found: own.node in {board.node for board in found}, SEARCH_S)
+            print(f"flowspec: this process serves all layers itself: {cause}", file=sys.stderr, flush=True)
+            return await _find_own(node, directory)
 
     async with (
         await Directory.start(where, node=unique_name(), version=__version__) as directory,
@@ -178,12 +177,19 @@ async def open_service(
         ) as service,
     ):
         if node.settings.is_announced:
-            directory.hear_of(own)  # where mDNS is not to be had, it would not find itself
+            directory.hear_of(_reachable(node))  # where there is no mDNS, it would not be found
         yield service, directory
 
 
-def _own_address(node: Node) -> Announcement:
-    """Where other boards, too, reach the node of this process."""
+async def _find_own(node: Node, directory: Directory) -> Sequence[Announcement]:
+    """The nodes found once that of this process, which is not announced, is among them."""
+    directory.hear_of(_reachable(node))
+    name = node.settings.name
+    return await directory.wait_for(lambda found: name in {board.node for board in found}, SEARCH_S)
+
+
+def _reachable(node: Node) -> Announcement:
+    """The node of this process with an address that leads to it from other boards, too."""
     from flowspec_edge.net.addresses import addresses_to_announce
 
     return dataclasses.replace(node.announcement, host=addresses_to_announce(node.settings.host)[0])

@@ -25,12 +25,14 @@ from flowspec_edge.errors import StateError
 from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.manifest import Manifest
 from flowspec_edge.node.board import Thermometer
+from flowspec_edge.weights.file_locks import EXCLUSIVE, locked
 
 MAX_BLOCKS = 4
 """So many blocks are measured together: a single one of a small model drowns in what a run costs by itself."""
 LAYER_SIZES = (1, 4, 16, 64)
 SIZE_LIMIT_S = 1.5
 """Time for each size: a slow board runs fewer repeats."""
+TURN_NAME = "measuring.lock"
 LEARN_FORWARDS = 20
 """Forwards from which a curve can be learned; chunks of several sizes are among them."""
 
@@ -67,8 +69,7 @@ class Measurements:
         async with self._busy:
             line = self.kept(bundle.manifest, precision)
             if line is None:
-                line = await asyncio.to_thread(self._measure, bundle, precision, free_bytes)
-                await asyncio.to_thread(self.keep, bundle.manifest, precision, line, "measured")
+                line = await asyncio.to_thread(self._measure_in_turn, bundle, precision, free_bytes)
         return line
 
     def keep(self, manifest: Manifest, precision: str, line: Line, how: str) -> None:
@@ -86,6 +87,21 @@ class Measurements:
         line = self.kept(manifest, precision)
         self._watch = StepWatch()
         return StageRecorder(self, manifest, precision, num_layers, line, self._watch)
+
+    def _measure_in_turn(self, bundle: Bundle, precision: str, free_bytes: int) -> Line:
+        """Measure while no other node of this machine does, which would take its share of the cores. Who has waited for
+        another one finds what that has measured.
+        """
+        with contextlib.ExitStack() as turn:
+            with contextlib.suppress(OSError, StateError):  # a full disk is no reason not to go on
+                path = state_directory() / TURN_NAME
+                path.touch(mode=0o600)
+                turn.enter_context(locked(path, EXCLUSIVE, waits=True))
+            line = self.kept(bundle.manifest, precision)
+            if line is None:
+                line = self._measure(bundle, precision, free_bytes)
+                self.keep(bundle.manifest, precision, line, "measured")
+        return line
 
     def _measure(self, bundle: Bundle, precision: str, free_bytes: int) -> Line:
         blocks = bundle.manifest.blocks_of(0, bundle.manifest.geometry.num_layers, precision)[:MAX_BLOCKS]

@@ -65,7 +65,7 @@ async def known_links(
         if not (pair in kept and 0 <= now - kept[pair][2] < LINKS_KEPT_S)
     ]
     if missing and measures:
-        report(f"measuring {len(missing)} links between {len(names)} nodes ...")
+        report(f"measuring {len(missing)} link{'s' if len(missing) > 1 else ''} between {len(names)} nodes ...")
         kept |= await _unless_lost(peers, measure_pairs(settings, peers, missing))
     return {pair: _hop_of(kept[pair]) for pair in itertools.combinations(names, 2) if pair in kept}
 

@@ -111,7 +111,8 @@ async def survey(
     manifest = bundle.manifest
     # One after another: an origin that serves would measure its head and its layers at once, and links beside both.
     head_ms, draft_ms = await asyncio.to_thread(origin_costs, bundle, settings.num_threads)
-    plan_options.report(f"asking {len(peers)} nodes what a layer takes them; the first time they measure it ...")
+    whom = "one node what a layer takes it" if len(peers) == 1 else f"{len(peers)} nodes what a layer takes them"
+    plan_options.report(f"asking {whom}, which is measured the first time ...")
     answers = await asyncio.gather(*(_layers(name, peer, bundle, plan_options) for name, peer in peers.items()))
     refused = [*refused, *(answer for answer in answers if isinstance(answer, LeftOut))]
     told = {n: answer for n, answer in zip(peers, answers, strict=True) if not isinstance(answer, LeftOut)}

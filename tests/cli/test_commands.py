@@ -190,6 +190,10 @@ async def test_the_plan_of_a_bundle_without_a_head_says_so(tmp_path: Path) -> No
 async def test_no_nodes_and_too_few() -> None:
     nobody = ("--cluster", "nobody", "--wait", "0.5")
     assert_refused(await run("generate", "x", *nobody, "--nodes", "1"), "no node", "flowspec node")
+    status, out, err = await run("generate", "def main(", *nobody, "--max-new-tokens", "8", "--equal-split", "--json")
+    report = json.loads(out)
+    assert status == 0 and "this process serves all layers itself: no node of cluster nobody found" in err
+    assert [(stage["start"], stage["stop"]) for stage in report["ring"]] == [(0, 8)] and len(report["token_ids"]) == 8
     async with node_processes(1, DEMO_BUNDLE) as (cluster, _):
         result = await run("generate", "x", "--cluster", cluster, "--nodes", "2", "--wait", "4")
         assert_refused(result, "1 of 2 nodes", "--nodes")
@@ -251,13 +255,6 @@ async def test_an_unknown_schedule_is_refused_with_the_known_ones() -> None:
     async with node_processes(1, DEMO_BUNDLE) as (cluster, _):
         result = await run("generate", "x", "--cluster", cluster, "--nodes", "1", "--schedule", "fastest")
         assert_refused(result, ", ".join(SCHEDULES))
-
-
-@pytest.mark.parametrize("command", [(), ("node",), ("generate",), ("devices",), ("plan",), ("serve",), ("demo",)])
-async def test_help_teaches(command: tuple[str, ...]) -> None:
-    status, out, _ = await run(*command, "--help")
-    assert status == 0
-    assert "usage: flowspec" in out
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,7 +17,8 @@ from flowspec_edge.core.device.throttling import ThermalReport
 from flowspec_edge.core.line import Line
 from flowspec_edge.errors import StateError
 from flowspec_edge.node import curves
-from flowspec_edge.node.curves import LEARN_FORWARDS, Measurements
+from flowspec_edge.node.curves import LEARN_FORWARDS, TURN_NAME, Measurements
+from flowspec_edge.weights.file_locks import is_locked
 
 LINE = Line(4.0, 0.5)
 GIB = 2**30
@@ -49,6 +52,29 @@ async def test_whoever_asks_while_it_is_measured_waits_for_that(bundle: Bundle, 
     measurements = Measurements(1)
     found = await asyncio.gather(*(measurements.curve(bundle, "int8", GIB) for _ in range(3)))
     assert found == [LINE] * 3 and measured == ["int8"]
+
+
+async def test_nodes_of_one_machine_take_turns_and_measure_once(
+    bundle: Bundle, measured: list[str], state: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Measurements._measure
+
+    def measure(self: Measurements, bundle: Bundle, precision: str, free_bytes: int) -> Line:
+        assert is_locked(state / TURN_NAME)
+        return real(self, bundle, precision, free_bytes)
+
+    monkeypatch.setattr(Measurements, "_measure", measure)
+    line = await Measurements(1).curve(bundle, "int8", GIB)
+    assert len(measured) == 1 and not is_locked(state / TURN_NAME)
+
+    @contextlib.contextmanager
+    def other_had_the_turn(path: pathlib.Path, kind: int, *, waits: bool) -> Iterator[bool]:
+        Measurements(2).keep(bundle.manifest, "int8", Line(7.0, 1.0), "measured")
+        yield waits
+
+    monkeypatch.setattr(curves, "locked", other_had_the_turn)
+    assert await Measurements(2).curve(bundle, "int8", GIB) == Line(7.0, 1.0) != line
+    assert len(measured) == 1
 
 
 async def test_other_threads_precisions_and_shapes_have_curves_of_their_own(bundle: Bundle) -> None:
