@@ -149,22 +149,12 @@ async def open_service(
     from flowspec_edge.origin.service import GenerationService
 
     where = neighbourhood_from(options, access)
-
-    async def find() -> Sequence[Announcement]:
-        try:
-            return await search(options, access, directory, display)
-        except NodeUnavailableError as cause:
-            if is_served or options.nodes is not None:
-                raise
-            print(f"flowspec: this process serves all layers itself: {cause}", file=sys.stderr, flush=True)
-            return await _find_own(node, directory)
-
     async with (
         await Directory.start(where, node=unique_name(), version=__version__) as directory,
         GenerationService(
             node,
             node.settings.bundles[0],
-            find,
+            lambda: _nodes_for(options, access, directory, display, None if is_served else node),
             on_fetch=fetches.show_stage,
             plan_options=ring_plan_options(options, schedule),
             boards=directory,
@@ -181,10 +171,23 @@ async def open_service(
         yield service, directory
 
 
-async def _find_own(node: Node, directory: Directory) -> Sequence[Announcement]:
-    """The nodes found once that of this process, which is not announced, is among them."""
-    directory.hear_of(_reachable(node))
-    name = node.settings.name
+async def _nodes_for(
+    options: RingArguments, access: Access, directory: Directory, display: SearchDisplay | None, spare: Node | None
+) -> Sequence[Announcement]:
+    """The nodes found to open a ring with. Where there is none, it is ``spare``, a node of this process that is not
+    announced.
+
+    Raises:
+        NodeUnavailableError: there is none, or fewer than asked for.
+    """
+    try:
+        return await search(options, access, directory, display)
+    except NodeUnavailableError as cause:
+        if spare is None or options.nodes is not None:
+            raise
+        print(f"flowspec: this process serves all layers itself: {cause}", file=sys.stderr, flush=True)
+    name = spare.settings.name
+    directory.hear_of(_reachable(spare))
     return await directory.wait_for(lambda found: name in {board.node for board in found}, SEARCH_S)
 
 

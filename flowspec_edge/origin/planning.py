@@ -235,13 +235,7 @@ def _devices(
             f"none of the {len(peers)} nodes that answered has measured a layer of this model yet; they do with their "
             "first session (flowspec generate --equal-split), or at once where they have the whole bundle"
         )
-    usual = {
-        precision: Line(fmean(line.fixed for line in lines), fmean(line.per_row for line in lines))
-        for precision in {name for curves in known for name in curves}
-        for lines in [[curves[precision] for curves in known if precision in curves]]
-    }
-    if sure in usual:
-        usual = {sure: usual[sure]}
+    usual = _average(known, sure)
     layers = {name: told[name].curves or usual for name in peers}
     cores, here = {name: answer.cores for name, answer in told.items()}, settings.cores.machine
     shares, crowds = core_shares(cores), crowding(cores)
@@ -260,6 +254,16 @@ def _devices(
         )
         for name, peer in peers.items()
     ]
+
+
+def _average(known: Sequence[Mapping[str, Line]], sure: str | None) -> dict[str, Line]:
+    """The mean curve of each precision, of the precision ``sure`` alone where that is among them."""
+    usual = {
+        precision: Line(fmean(line.fixed for line in lines), fmean(line.per_row for line in lines))
+        for precision in {name for curves in known for name in curves}
+        for lines in [[curves[precision] for curves in known if precision in curves]]
+    }
+    return {sure: usual[sure]} if sure in usual else usual
 
 
 def _in_its_precision(loaded: LoadedLayers | None, curves: Mapping[str, Line], sure: str | None) -> LoadedLayers | None:
