@@ -17,8 +17,8 @@ from pathlib import Path
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = ("aarch64", "x86_64")
-GLIBC = ("2_28", "2_27", "2_26", "2_24", "2_17")
-"""The C libraries that wheels may ask for: Debian 11, Ubuntu 20.04 and whatever is newer have 2.31 or later."""
+GLIBC = ("2_31", "2_28", "2_27", "2_26", "2_24", "2_17")
+"""The C libraries that wheels may ask for: Debian 11 and Ubuntu 20.04 have 2.31, whatever is newer has a later one."""
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 

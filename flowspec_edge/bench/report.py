@@ -115,8 +115,9 @@ def _mean(rows: Sequence[Row], schedule: str, temperature: float) -> Row:
 
 
 LEGEND = """\
-tau: tokens per verification. bound: the tokens/s if nothing ever waited, tau of a draft tree of all rows under way /
-the time of a trip through the idle ring. of bound: the share of that which was reached."""
+tau: tokens per verification
+bound: tokens/s if nothing ever waited: tau of a draft tree of all rows under way / time of a trip through the idle ring
+of bound: the share of that which was reached"""
 
 
 def format_report(report: Row) -> str:
