@@ -40,6 +40,7 @@ whoever asks streams a tree of draft tokens around the ring, so that one request
 EPILOG = """\
 examples:
   flowspec demo                               four nodes on this machine answer a prompt
+  flowspec demo --boards pi5x4-3b-int4        the same at the pace of boards, without drafts and with them
   flowspec node                               serve layers of the demo model; the first prints the line for the \
 other boards
   flowspec generate 'def main(argv):'         spread the model over the nodes found and stream the text
