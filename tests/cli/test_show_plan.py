@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flowspec_edge.cli.main import main
-from flowspec_edge.cli.show_plan import format_plan, plan_report
+from flowspec_edge.cli.show_plan import format_outcome, format_plan, plan_report
 from flowspec_edge.core.planning.placement import Plan
 from flowspec_edge.core.planning.planner import plan_ring
 from flowspec_edge.core.planning.standby import with_standbys
@@ -34,7 +34,30 @@ def test_a_table_says_who_stands_by_within_eighty_columns() -> None:
         f"pi5-hall-04bb9c           {then[2]}  pi5-attic-3f09a1 [4, 6), 210 MiB",
         "                                       pi5-cellar-77d0e2 [8, 12), 420 MiB",
     ]
-    assert max(map(len, lines[at:])) <= 80
+    assert max(map(len, lines)) <= 80
+    (prediction,) = [number for number, line in enumerate(lines) if line.startswith("predicted: ")]
+    assert "is back from its trip" in lines[prediction + 1] and "can leave every" in lines[prediction + 2]
+
+
+def test_nodes_that_share_cores_are_named() -> None:
+    shared = [make_device(name, free=700 * MIB, machine="boot") for name in NAMES]
+    plan = plan_ring(shared, LAN, make_model(12), FLOWSPEC)
+    told = f"{', '.join(NAMES)} share the cores of one machine, which count once"
+    assert told in format_plan(plan, "flowspec").splitlines()
+    assert plan_report(plan, "flowspec")["sharing"] == [list(NAMES)]
+
+
+@pytest.mark.parametrize(
+    ("difference", "cause", "said"),
+    [
+        (-0.72, "pi5 was hot", "72% fewer came: pi5 was hot"),
+        (0.25, None, "25% more came"),
+        (-0.004, None, "as many came"),
+    ],
+)
+def test_what_came_is_held_against_what_was_predicted(difference: float, cause: str | None, said: str) -> None:
+    report = {"predicted_tokens_per_s": 224.0, "difference": difference, "cause": cause}
+    assert format_outcome(report) == f"the plan predicted 224.0 tokens/s, and {said}"
 
 
 def test_where_there_is_no_room_it_says_so() -> None:
