@@ -88,8 +88,8 @@ class Measuring:
         told = self.settings.cores
 
         def measured(curves: Mapping[str, Line]) -> wire.LayersMeasured:
-            texts = curves_to_text(curves)
-            return wire.LayersMeasured(texts, slowdown, told.machine, sorted(told.cores), told.num_threads)
+            texts, cores = curves_to_text(curves), sorted(told.cores)[: wire.MAX_CORES]
+            return wire.LayersMeasured(texts, slowdown, told.machine, cores, told.num_threads)
 
         slowdown = round(await self.measurements.slowdown() * 1000)
         bundle, manifest = self.supply.known(digest)

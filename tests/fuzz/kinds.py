@@ -61,7 +61,7 @@ MESSAGES: tuple[wire.Message, ...] = (
     wire.StageFailure("out of memory"),
     wire.PacketsSent(100, 3, 20, 0),
     wire.MeasureLayers(DIGEST),
-    wire.LayersMeasured(["int8 1.0 2.0"], 1250),
+    wire.LayersMeasured(["int8 1.0 2.0"], 1250, "boot", [0, 1], 2),
     wire.MeasureLink("pi", "127.0.0.1", 1),
     wire.LinkMeasured(1000, 10**9),
     wire.Probe(b"12345", True),

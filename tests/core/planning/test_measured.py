@@ -41,7 +41,7 @@ def test_a_hop_from_what_a_node_sent() -> None:
     "message",
     [
         wire.MeasureLayers("0" * 64),
-        wire.LayersMeasured(["int8 1 2"], 1500),
+        wire.LayersMeasured(["int8 1 2"], 1500, "boot", [0, 2], 4),
         wire.MeasureLink("pi", "192.0.2.7", 7000),
         wire.LinkMeasured(1000, 10**9),
         wire.Probe(bytes(wire.MAX_PROBE_BYTES), True),
