@@ -39,7 +39,7 @@ class Sample:
     num_descriptors: int
     num_threads: int
     num_tasks: int
-    num_objects: int
+    num_blocks: int
     num_layers: int
     num_stages: int
 
@@ -104,7 +104,7 @@ def _growth(samples: Sequence[Sample]) -> dict[str, Any]:
         if is_memory:
             is_grown = last > first * (1 + MAX_GROWTH) and last > first + MIN_GROWN_MB
         else:
-            is_grown = name != "num_objects" and last > first + MAX_MORE
+            is_grown = name != "num_blocks" and last > first + MAX_MORE
         if is_grown:
             grown.append(name)
     return {**figures, "grown": grown}

@@ -42,6 +42,8 @@ NUM_TOKENS = {"demo": 160, "135m": 40}
 """Of each text."""
 PORT = 8008
 LOSS_EVERY_S = 60.0
+KEPT_MIB = 8
+"""Memory of all nodes for sessions that are kept: filled at once, so that it does not grow between losses."""
 AWAY_S = 10.0
 """How long a board is away."""
 SETTLED_S = 20.0
@@ -101,7 +103,8 @@ class Soak:
 
     async def start_server(self) -> None:
         options = ("--no-layers", "--equal-split", "--port", str(PORT), "--bundle", str(self.bundle.directory))
-        await self.start(NUM_NODES, "server", "serve", *options, ready=b"model")
+        kept = ("--keep-sessions", str(KEPT_MIB))
+        await self.start(NUM_NODES, "server", "serve", *options, *kept, ready=b"model")
 
     async def _run(self, host: int, module: str, *arguments: str, home: Path | None = None) -> Process:
         where = ("ip", "netns", "exec", self.lan.host(host))

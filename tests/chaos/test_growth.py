@@ -25,7 +25,7 @@ FLAT = Sample(0.0, 50.0, 80.0, 40.0, 20, 5, 12, 9000, 3, 1)
         ("num_tasks", 0.4, True),
         ("num_descriptors", 0.4, True),
         ("num_threads", 0.4, True),
-        ("num_objects", 100.0, False),
+        ("num_blocks", 100.0, False),
     ],
 )
 def test_growth_is_more_at_the_end_than_in_the_beginning(name: str, step: float, is_grown: bool) -> None:
@@ -60,7 +60,7 @@ async def test_a_node_tells_its_counts(tmp_path: Path) -> None:
             assert await present(process.stdout).readline()
         watched = Watched("node", process.pid, tmp_path / "counts")
         sample = present(await watched.sample(time.monotonic()))
-        assert sample.num_tasks > 1 and sample.num_descriptors > 3 and sample.num_objects > 10_000
+        assert sample.num_tasks > 1 and sample.num_descriptors > 3 and sample.num_blocks > 10_000
         assert sample.rss_mb > sample.anonymous_mb > 10
     finally:
         with contextlib.suppress(ProcessLookupError):
