@@ -32,7 +32,7 @@ def remember_runners() -> None:
         RUNNERS.add(runner)
         make(runner, *arguments, **options)
 
-    StageRunner.__init__ = make_and_remember  # type: ignore[method-assign]  # for this process alone
+    StageRunner.__init__ = make_and_remember  # type: ignore[method-assign, assignment]  # for this process alone
 
 
 def count(path: Path) -> None:
