@@ -18,7 +18,7 @@ directory that `flowspec node` serves. The bundle is cut by layers, so that each
 
 Every exported file is compared with the same arithmetic in numpy, on real text, before the bundle appears; the
 differences are kept in its manifest.json. A bundle that differs by more than the stated tolerance is not written. GGUF
-files need no torch.
+files need no torch, draft heads do.
 """
 
 EPILOG = """\
@@ -60,10 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="of the whole bundle. own (default of GGUF files): every weight exactly as the file has it. w8a8 (default "
-        "of checkpoints): 8-bit weights and activations of 8 bits per token, the fastest for chunks. q8: both in "
-        "blocks of 32, nearer to the model and slower. int4: 4-bit weights, the smallest. int8: 8-bit weights in the "
-        "files, unpacked to float32 when loaded. fp16: matrices of 16 bits. fp32: the checkpoint's weights as they are",
+        help="of the whole bundle. own (default of GGUF files, and of GPTQ and AWQ checkpoints): every weight exactly "
+        "as the file has it. w8a8 (default of other checkpoints): 8-bit weights and activations of 8 bits per token, "
+        "the fastest for chunks. q8: both in blocks of 32, nearer to the model and slower. int4: 4-bit weights, the "
+        "smallest. int8: 8-bit weights in the files, unpacked to float32 when loaded. fp16: matrices of 16 bits. fp32: "
+        "the checkpoint's weights as they are",
     )
     parser.add_argument(
         "--also",
@@ -78,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="UTF-8 text to tell each precision's quality on: error, greedy agreement, perplexity (its first 2048 "
-        "tokens; default: built-in prose and code, and nothing for a GGUF file's own precision)",
+        "tokens; default: built-in prose and code, and nothing for a model's own precision alone)",
     )
     parser.add_argument(
         "--max-loss",

@@ -15,8 +15,6 @@ from exporter.rounding import INTEGER_ACTIVATIONS, round_activations
 
 BLOCK_SIZE = 32
 """Weights along the input axis that share a scale where this project rounds them itself."""
-_MIDDLE = {4: 8, 8: 16}
-"""Of levels that begin at 0: those of 4 bits, and those of 5 bits, which are kept in 8."""
 
 
 class BlockMatrix(ABC):
@@ -85,10 +83,11 @@ class Blocks(BlockMatrix):
     """Such a matrix in memory.
 
     Attributes:
-        levels: int8 [num_out, num_blocks, block_size]. With offsets from 0, else around 0.
+        levels: int8 [num_out, num_blocks, block_size].
         scales: float32 [num_out, num_blocks].
         offsets: float32 [num_out, num_blocks], or None where all are zero.
         num_padding: levels at the end of each row that stand for no weight.
+        middle: the level that a graph counts from: levels around it are half as large as those that begin at 0.
     """
 
     bits: int
@@ -96,6 +95,7 @@ class Blocks(BlockMatrix):
     scales: np.ndarray
     offsets: np.ndarray | None = None
     num_padding: int = 0
+    middle: int = 0
 
     @classmethod
     def rounded(cls, weights: np.ndarray, bits: int) -> Blocks:
@@ -134,7 +134,7 @@ class Blocks(BlockMatrix):
 
     def packed(self) -> np.ndarray:
         """The levels around the middle one as MatMulNBits has them: uint8 [num_out, num_blocks, bytes of a block]."""
-        shift = np.uint8(2 ** (self.bits - 1) - self._middle)
+        shift = np.uint8(2 ** (self.bits - 1) - self.middle)
         levels = (self.levels.view(np.uint8) + shift).reshape(self.levels.shape)
         return levels if self.bits == 8 else levels[..., ::2] | levels[..., 1::2] << 4
 
@@ -144,7 +144,7 @@ class Blocks(BlockMatrix):
         Such levels are half as large as those from 0, and so is what rounded activations lose by them.
         """
         assert self.offsets is not None
-        offsets: np.ndarray = self.offsets + self.scales * np.float32(self._middle)
+        offsets: np.ndarray = self.offsets + self.scales * np.float32(self.middle)
         return offsets
 
     def product(self, rows: np.ndarray) -> np.ndarray:
@@ -152,16 +152,12 @@ class Blocks(BlockMatrix):
         padded = np.pad(rows, ((0, 0), (0, self.num_padding)))
         block_size = self.levels.shape[2]
         levels = self.levels.astype(np.float32)
-        levels -= np.float32(self._middle)
+        levels -= np.float32(self.middle)
         levels *= self.scales[..., None]
         product: np.ndarray = round_activations(padded, self.bits, block_size) @ levels.reshape(len(levels), -1).T
         if self.offsets is not None:
             product += padded.reshape(len(rows), -1, block_size).sum(axis=2) @ self.centred_offsets().T
         return product
-
-    @property
-    def _middle(self) -> int:
-        return 0 if self.offsets is None else _MIDDLE[self.bits]
 
 
 @dataclass(frozen=True)

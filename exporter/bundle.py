@@ -32,11 +32,11 @@ class ExportOptions:
         checkpoint: directory of the target model, or a GGUF file.
         drafter: directory of its draft head; None where there is none.
         out: directory to write.
-        precision: the bundle's own precision, of blocks, head and drafter; see :mod:`exporter.precisions`. None: w8a8
-            of a checkpoint, and of a GGUF file its own.
+        precision: the bundle's own precision, of blocks, head and drafter; see :mod:`exporter.precisions`. None: the
+            model's own where it is quantised already, as in a GGUF file, and else w8a8.
         also: further precisions of the blocks, among which devices may choose.
         eval_text: file with the text on which each precision's quality is measured. None: built-in prose and code, or
-            nothing for a GGUF file in its own precision.
+            nothing for a model in its own precision alone.
         max_loss: a precision whose perplexity is larger than float32's by a greater share than this is left out.
         block_size: layers per ONNX file; a device serves whole files.
         name: what users see; the checkpoint directory's name when None.
@@ -58,15 +58,6 @@ class ExportOptions:
     allow_pickle: bool = False
     force: bool = False
 
-    @property
-    def is_gguf(self) -> bool:
-        return self.checkpoint.is_file()
-
-    @property
-    def precisions(self) -> list[str]:
-        """All of them, the bundle's own first."""
-        return list(dict.fromkeys((self.precision or (OWN if self.is_gguf else "w8a8"), *self.also)))
-
 
 def export_bundle(options: ExportOptions, report: Report = lambda line: None) -> Manifest:
     """Export a checkpoint and its drafter as a bundle at ``options.out``.
@@ -78,13 +69,14 @@ def export_bundle(options: ExportOptions, report: Report = lambda line: None) ->
     """
     began = time.monotonic()
     _check_out(options)
-    evaluation = _evaluation(options)
     source, draft = _open_source(options)
+    precisions = _precisions(options, source)
+    evaluation = _evaluation(options, precisions)
     for note in source.notes():
         report(note)
-    _check_room(options, source)
+    _check_room(options, source, precisions)
     with _written_aside(options) as directory:
-        assembly = Assembly(source, directory, options.precisions, evaluation, report)
+        assembly = Assembly(source, directory, precisions, evaluation, report)
         name = options.name or options.checkpoint.resolve().name.removesuffix(".gguf")
         manifest = assembly.assemble(name, options.block_size, draft)
         manifest.write(directory)
@@ -96,32 +88,45 @@ def export_bundle(options: ExportOptions, report: Report = lambda line: None) ->
 
 def _open_source(options: ExportOptions) -> tuple[Source, Draft | None]:
     """The model, and its draft head. What is read by torch is imported only where there is such a thing."""
-    if options.is_gguf:
+    source: Source
+    if options.checkpoint.is_file():
         from exporter.gguf.model import open_gguf
 
-        if options.drafter is not None:
-            raise CheckpointError(
-                f"{options.checkpoint}: draft heads are exported with the checkpoint that they were trained for; give "
-                "that instead of a GGUF file, or leave --drafter out"
-            )
-        return open_gguf(options.checkpoint, options.max_context), None
-    from exporter.model import load_checkpoint
+        source = open_gguf(options.checkpoint, options.max_context)
+    else:
+        from exporter.model import load_checkpoint
 
-    checkpoint = load_checkpoint(options.checkpoint, options.max_context, allow_pickle=options.allow_pickle)
-    if options.drafter is None:
-        return checkpoint, None
-    from exporter.draft_export import DraftExport
-    from exporter.drafter import load_draft_head
-
-    head = load_draft_head(options.drafter, checkpoint.geometry, allow_pickle=options.allow_pickle)
-    return checkpoint, DraftExport(head)
+        source = load_checkpoint(options.checkpoint, options.max_context, allow_pickle=options.allow_pickle)
+    return source, None if options.drafter is None else _open_draft(options, options.drafter, source)
 
 
-def _evaluation(options: ExportOptions) -> Evaluation | None:
+def _open_draft(options: ExportOptions, directory: Path, source: Source) -> Draft:
+    try:
+        from exporter.draft_export import DraftExport
+        from exporter.drafter import load_draft_head
+    except ImportError as cause:
+        raise CheckpointError(
+            f"{directory}: draft heads are exported by torch, but {cause.name} is not installed; run "
+            "pip install 'flowspec-edge[export]', or leave --drafter out"
+        ) from cause
+    return DraftExport(load_draft_head(directory, source.geometry, allow_pickle=options.allow_pickle))
+
+
+def _precisions(options: ExportOptions, source: Source) -> list[str]:
+    """Those that the bundle is to have, its own first."""
+    precisions = list(dict.fromkeys((options.precision or (OWN if source.own_bytes else "w8a8"), *options.also)))
+    if OWN in precisions and not source.own_bytes:
+        raise BundleError(
+            f"precision {OWN} is that of quantised models, as of GGUF files; {options.checkpoint} is none: choose fp32"
+        )
+    return precisions
+
+
+def _evaluation(options: ExportOptions, precisions: list[str]) -> Evaluation | None:
     """What qualities are measured on, if they are."""
     path = options.eval_text
     if path is None:
-        if options.precisions == [OWN]:
+        if precisions == [OWN]:
             return None
         return Evaluation(built_in.NAME, built_in.measured_texts(), options.max_loss)
     try:
@@ -134,11 +139,9 @@ def _check_out(options: ExportOptions) -> None:
     out = options.out
     if options.block_size < 1:
         raise BundleError(f"--block-size is {options.block_size}; at least 1 layer goes into a file")
-    for precision in options.precisions:
-        if precision not in PRECISIONS:
+    for precision in (options.precision, *options.also):
+        if precision is not None and precision not in PRECISIONS:
             raise BundleError(f"precision {precision!r} is not known; choose among {', '.join(PRECISIONS)}")
-        if precision == OWN and not options.is_gguf:
-            raise BundleError(f"precision {OWN} is that of GGUF files; {options.checkpoint} is none: choose fp32")
     if not out.parent.is_dir():
         raise BundleError(f"{out}: the directory {out.parent} does not exist; create it first")
     if not out.exists():
@@ -151,9 +154,9 @@ def _check_out(options: ExportOptions) -> None:
         )
 
 
-def _check_room(options: ExportOptions, source: Source) -> None:
+def _check_room(options: ExportOptions, source: Source, precisions: list[str]) -> None:
     """Raise BundleError where it is plain before that the disk is too small."""
-    if options.precisions[0] != OWN:
+    if precisions[0] != OWN:
         return
     free = shutil.disk_usage(options.out.parent).free
     if free < source.own_bytes:

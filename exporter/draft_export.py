@@ -15,7 +15,7 @@ from exporter.drafter import DraftHead
 from exporter.eagle3 import Eagle3Head
 from exporter.onnx_export import GraphSpec, block_spec, export_graph, fuse_spec, top_spec
 from exporter.parity import ChainCheck
-from exporter.precisions import Precision
+from exporter.precisions import OWN, PRECISIONS, Precision
 from exporter.rewriting import rewrite_matrices
 from exporter.torch_reference import TorchLayers
 from flowspec_edge.manifest import HIDDEN_OUT, TOP_LOG_PROBS, DrafterEntry, FileEntry, describe_file
@@ -39,9 +39,12 @@ class DraftExport:
     def write(self, directory: Path, precision: Precision, check: ChainCheck) -> tuple[DrafterEntry, float]:
         """Write the files of the head to a bundle's ``directory``; return their entry, and the largest error.
 
+        Beside a model in its own precision the head, which is of floats, is rounded to 8 bits.
+
         Raises:
             ParityError: a graph differs from torch by more than the precision's tolerance for drafters.
         """
+        precision = PRECISIONS["q8"] if precision.name == OWN else precision
         return _write(self._head, _Export(directory, precision), check)
 
 

@@ -79,7 +79,6 @@ def read_family(path: Path, config: Config) -> tuple[str, Config]:
     if architecture not in FAMILIES:
         supported = ", ".join([*FAMILIES, *WITH_IMAGES])
         raise CheckpointError(f"{path}: architecture {architecture} is not supported; supported: {supported}")
-    _refuse_quantised(path, config)
     _refuse_unknown(path, config, architecture)
     return architecture, {**FAMILIES[architecture].defaults, **config}
 
@@ -101,14 +100,3 @@ def _refuse_unknown(path: Path, config: Config, architecture: str) -> None:
             f"{path}: {name} is {value!r:.80}, a field that is not known with {architecture}, so the text might not be "
             "the model's; where it changes nothing, take it out of the file"
         )
-
-
-def _refuse_quantised(path: Path, config: Config) -> None:
-    quantised = config.get("quantization_config")
-    if not quantised:
-        return
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-    raise CheckpointError(
-        f"{path}: the checkpoint is already quantised (quantization_config, {method or 'no method named'}); export the "
-        "original weights with --precision int8 or int4, or a GGUF file, whose weights are kept as they are"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from exporter.blocks import Blocks
 from exporter.config import LayerShape, geometry_of, read_layer_shape
 from exporter.families import FAMILIES
 from exporter.fields import positive_int
 from exporter.known_fields import TEXT_PREFIX, read_family
 from exporter.layer_graph import Weights
 from exporter.matrices import FloatMatrix, Matrix
+from exporter.quantised import Quantisation, read_quantisation
 from exporter.source import Report
 from exporter.tensors import TensorFiles, read_json
 from exporter.tokenizer import CONFIG, check_vocabulary, contradictions, find_tokenizer, write_tokenizer
@@ -30,7 +33,10 @@ FINAL_NORM = "model.norm.weight"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A target model on disk. Tensors are read when asked for, so that one block is in memory at a time."""
+    """A target model on disk. Tensors are read when asked for, so that one block is in memory at a time.
+
+    ``quantisation`` is how its matrices are rounded, those that are not stored as floats; None: none of them are.
+    """
 
     directory: Path
     architecture: str
@@ -43,8 +49,8 @@ class Checkpoint:
     chat_template: str | None
     tokenizer_path: Path
     tensors: TensorFiles
+    quantisation: Quantisation | None = None
 
-    own_bytes: ClassVar[int] = 0
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "safetensors")
 
     @property
@@ -55,7 +61,17 @@ class Checkpoint:
     def geometry(self) -> Geometry:
         return geometry_of(self.layer_shape, self.num_layers, self.vocab_size)
 
+    @property
+    def own_bytes(self) -> int:
+        if self.quantisation is None:
+            return 0
+        tables = 2 * 4 * self.vocab_size * self.layer_shape.hidden_size
+        in_layer = sum(math.prod(size) for size in self.layer_shape.stored_shapes().values() if len(size) == 2)
+        return tables + int(self.num_layers * in_layer * self.quantisation.bytes_per_weight)
+
     def notes(self) -> Iterator[str]:
+        if self.quantisation is not None:
+            yield f"matrices as the checkpoint has them: {self.quantisation}"
         yield from self.layer_shape.remarks
 
     def write_tokenizer(self, path: Path, report: Report) -> Tokenizer:
@@ -74,7 +90,7 @@ class Checkpoint:
     def lm_head(self) -> Matrix:
         if self.is_tied:
             return FloatMatrix(self._embedding().numpy())
-        return FloatMatrix(self.tensors.read(LM_HEAD, (self.vocab_size, self.layer_shape.hidden_size)).float().numpy())
+        return self._matrix(LM_HEAD, (self.vocab_size, self.layer_shape.hidden_size))
 
     def final_norm(self) -> np.ndarray:
         weight: np.ndarray = self.tensors.read(FINAL_NORM, (self.layer_shape.hidden_size,)).float().numpy()
@@ -86,13 +102,21 @@ class Checkpoint:
         for layer in range(start, stop):
             for name in self.layer_shape.tensor_shapes():
                 stored, rows = self.layer_shape.stored_part(name)
-                found = self.tensors.read(f"model.layers.{layer}.{stored}", shapes[stored]).float().numpy()
+                full, size, own = f"model.layers.{layer}.{stored}", shapes[stored], f"layers.{layer - start}.{name}"
+                if len(size) == 2:
+                    matrix = self._matrix(full, size)
+                    weights[own] = matrix if rows is None else matrix.take(rows)
+                    continue
+                found = self.tensors.read(full, size).float().numpy()
                 if rows is not None:
                     found = found[rows]
-                if "norm" in name:
-                    found = found + np.float32(self.layer_shape.norm_offset)
-                weights[f"layers.{layer - start}.{name}"] = FloatMatrix(found) if found.ndim == 2 else found
+                weights[own] = found + np.float32(self.layer_shape.norm_offset) if "norm" in name else found
         return weights
+
+    def _matrix(self, name: str, shape: tuple[int, ...]) -> FloatMatrix | Blocks:
+        if self.quantisation is not None and name not in self.tensors:
+            return self.quantisation.read(self.tensors, name.removesuffix(".weight"), shape)
+        return FloatMatrix(self.tensors.read(name, shape).float().numpy())
 
     def _embedding(self) -> torch.Tensor:
         return self.tensors.read(EMBEDDING, (self.vocab_size, self.layer_shape.hidden_size)).float()
@@ -115,14 +139,15 @@ def load_checkpoint(directory: Path, max_context: int | None = None, *, allow_pi
     architecture, config = read_family(path, given)
     shape = read_layer_shape(path, config, FAMILIES[architecture], max_context)
     tensors = TensorFiles(directory, TEXT_PREFIX if "text_config" in given else "", allow_pickle=allow_pickle)
+    quantisation = read_quantisation(path, config)
     is_tied = bool(config.get("tie_word_embeddings", False))
-    if not is_tied and LM_HEAD not in tensors:
+    if not is_tied and LM_HEAD not in tensors and quantisation is None:
         raise CheckpointError(
             f"{directory}: tensor {LM_HEAD} is missing and config.json does not set tie_word_embeddings"
         )
     num_layers = positive_int(path, config, "num_hidden_layers")
     vocab_size = positive_int(path, config, "vocab_size")
-    _check_tensors(tensors, shape, num_layers, vocab_size, is_tied)
+    _check_tensors(tensors, shape, num_layers, vocab_size, is_tied, quantisation)
     bos_token_id, eos_token_ids = _read_special_tokens(directory, config)
     return Checkpoint(
         directory=directory,
@@ -136,10 +161,18 @@ def load_checkpoint(directory: Path, max_context: int | None = None, *, allow_pi
         chat_template=_read_chat_template(directory),
         tokenizer_path=find_tokenizer(directory),
         tensors=tensors,
+        quantisation=quantisation,
     )
 
 
-def _check_tensors(tensors: TensorFiles, shape: LayerShape, num_layers: int, vocab_size: int, is_tied: bool) -> None:
+def _check_tensors(
+    tensors: TensorFiles,
+    shape: LayerShape,
+    num_layers: int,
+    vocab_size: int,
+    is_tied: bool,
+    quantisation: Quantisation | None,
+) -> None:
     """Check, before the first graph is written, that every tensor needed is there and that no other one is.
 
     A tensor that no graph would use means that the config belongs to another model.
@@ -149,15 +182,25 @@ def _check_tensors(tensors: TensorFiles, shape: LayerShape, num_layers: int, voc
         expected[LM_HEAD] = expected[EMBEDDING]
     for layer in range(num_layers):
         expected.update({f"model.layers.{layer}.{name}": size for name, size in shape.stored_shapes().items()})
+    rounded: set[str] = set()
     for name, size in expected.items():
-        tensors.check(name, size)
+        if quantisation is not None and len(size) == 2 and name != EMBEDDING and name not in tensors:
+            rounded.update(quantisation.check(tensors, name.removesuffix(".weight"), size))
+        else:
+            tensors.check(name, size)
+    known = {*expected, *rounded, LM_HEAD}  # some files store the head although it is tied
     for name in tensors.names():
-        # Some files store the head although it is tied, and old ones keep rotary frequencies beside the weights.
-        if name not in expected and name != LM_HEAD and not name.endswith("rotary_emb.inv_freq"):
+        is_harmless = name.endswith("rotary_emb.inv_freq") or (rounded and _is_zero_bias(tensors, name))
+        if name not in known and not is_harmless:
             raise CheckpointError(
                 f"{tensors.directory}: tensor {name} has no place in the model that config.json describes; are config "
                 "and weights of the same model?"
             )
+
+
+def _is_zero_bias(tensors: TensorFiles, name: str) -> bool:
+    """Whether a tensor is a bias of zeros, which the first versions of AutoGPTQ stored with every matrix."""
+    return name.endswith(".bias") and not tensors.read(name, tensors.shape(name)).any()
 
 
 def _read_special_tokens(directory: Path, config: Mapping[str, Any]) -> tuple[int | None, list[int]]:

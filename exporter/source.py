@@ -48,7 +48,7 @@ class Source(Protocol):
 
     @property
     def own_bytes(self) -> int:
-        """About how many bytes a bundle in its own precision takes; 0 where there is no such thing."""
+        """About how many bytes a bundle in its own precision takes; 0 where it has none, since it is not quantised."""
         ...
 
     def notes(self) -> Iterator[str]:

@@ -39,12 +39,16 @@ class TensorFiles:
     def names(self) -> list[str]:
         return sorted(self._file_of)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor that is there."""
+        return self._shapes[self._prefix + name]
+
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise CheckpointError where the tensor is missing or of another shape. No values are read."""
         path = self._file_of.get(name)
         if path is None:
             raise CheckpointError(f"{self.directory}: tensor {name} is missing, expected shape {list(shape)}")
-        found = self._shapes[self._prefix + name]
+        found = self.shape(name)
         if found != shape:
             raise CheckpointError(
                 f"{path}: tensor {name} has shape {list(found)}, expected {list(shape)} from config.json"

@@ -19,6 +19,8 @@ from exporter.matrices import FloatMatrix, Matrix
 from flowspec_edge.errors import CheckpointError
 
 FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_MIDDLE = {4: 8, 8: 16}
+"""Of levels that begin at 0: those of 4 bits, and those of 5 bits, which are kept in 8."""
 _SUPER = 256
 """Weights of a block of the K types, which has 8 or 16 blocks with scales of their own in it."""
 
@@ -44,6 +46,7 @@ def read_matrix(tensor: GgufTensor, start: int = 0, stop: int | None = None) -> 
         levels.reshape(num_out, num_blocks, -1),
         scales.reshape(num_out, num_blocks),
         None if offsets is None else offsets.reshape(num_out, num_blocks),
+        middle=0 if offsets is None else _MIDDLE[bits],
     )
 
 

@@ -327,8 +327,6 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "use_qk_norm is True, a field that is not known": {"use_qk_norm": True},
     "sliding_window is 4096, a field that is not known": {"sliding_window": 4096},
     "is_causal is False, which is not supported": {"is_causal": False},
-    "quantization_config, gptq": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-    "quantization_config, no method named": {"quantization_config": {"bits": 4}},
 }
 
 

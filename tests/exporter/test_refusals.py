@@ -71,8 +71,8 @@ BROKEN: dict[str, Callable[[Path], object]] = {
         target, architectures=["GPT2LMHeadModel"]
     ),
     "hidden_act 'gelu' is not supported": lambda target: edit_config(target, hidden_act="gelu"),
-    "already quantised (quantization_config, awq)": lambda target: edit_config(
-        target, quantization_config={"quant_method": "awq"}
+    "already quantised (quantization_config, fp8)": lambda target: edit_config(
+        target, quantization_config={"quant_method": "fp8"}
     ),
     "num_experts is 8, a field that is not known with LlamaForCausalLM": lambda target: edit_config(
         target, num_experts=8
@@ -198,6 +198,8 @@ def test_a_full_disk_leaves_nothing_behind(target: Path, tmp_path: Path, limit_b
 
 
 def test_where_it_writes(target: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="precision own is that of quantised models, as of GGUF files"):
+        export(tmp_path, precision="own")
     (tmp_path / "out").mkdir()
     with pytest.raises(BundleError, match="exists already"):
         export(tmp_path)

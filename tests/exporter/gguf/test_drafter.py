@@ -1,0 +1,72 @@
+"""A draft head beside a GGUF file: exported with it where torch is there, and no token depends on it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="exporting draft heads needs torch: pip install '.[export]'")
+
+from exporter.bundle import ExportOptions, export_bundle
+from flowspec_edge.bundle import Bundle
+from flowspec_edge.config import GenerateOptions
+from flowspec_edge.engine.unsplit import UnsplitModel
+from flowspec_edge.errors import CheckpointError
+from tests.exporter.checkpoints import save_eagle
+from tests.exporter.gguf.conftest import write_gguf
+from tests.exporter.gguf.models import SHAPE, VOCAB, fields, random_tensors
+from tests.exporter.gguf.test_model import BLOCKED
+from tests.narrowing import present
+from tests.ring.conftest import answer_of, ring_of, tokens_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_gguf(tmp_path / "small.gguf", fields(SHAPE, 2), random_tensors(SHAPE, ["Q4_0", "Q4_1"]))
+
+
+async def test_a_ring_drafts_by_it_and_stays_lossless(model: Path, tmp_path: Path) -> None:
+    save_eagle(tmp_path / "head", hidden_size=SHAPE.hidden_size)
+    manifest = export_bundle(ExportOptions(checkpoint=model, drafter=tmp_path / "head", out=tmp_path / "out"))
+    assert (manifest.precision, present(manifest.drafter).kind) == ("own", "eagle1")
+    assert {"gguf", "torch"} <= set(manifest.made_with)
+    weights = SHAPE.hidden_size * (2 * SHAPE.hidden_size + 3 * SHAPE.hidden_size + 3 * 96)
+    assert present(manifest.drafter).num_bytes < 1.5 * weights, "8 bits"
+    bundle, unsplit = Bundle.load(tmp_path / "out"), UnsplitModel(tmp_path / "out", manifest)
+    prompt = np.random.default_rng(2).integers(2, VOCAB, 20).tolist()
+    async with ring_of(2, bundle) as ring:
+        for temperature in (0.0, 1.0):
+            options = GenerateOptions(max_new_tokens=16, temperature=temperature, seed=5, schedule="flowspec")
+            assert tokens_of(await answer_of(ring, prompt, options)) == list(unsplit.generate(prompt, options))
+        assert ring._engine.drafter is not None
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "the drafter's hidden_size is 128, the target's is 256": {"hidden_size": 128},
+    "the drafter's vocab_size is 1024, the target's is 2048": {"hidden_size": 256, "vocab_size": 1024},
+}
+
+
+def test_a_head_for_another_model_is_refused(model: Path, tmp_path: Path) -> None:
+    for place, (text, changes) in enumerate(HEADS.items()):
+        head = tmp_path / f"head-{place}"
+        save_eagle(head, **changes)
+        with pytest.raises(CheckpointError) as caught:
+            export_bundle(ExportOptions(checkpoint=model, drafter=head, out=tmp_path / "out"))
+        assert str(caught.value).startswith(f"{head}/config.json: {text}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_torch_the_error_says_what_to_install(model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BLOCKED, str(model), "--drafter", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"flowspec-export: {tmp_path}: draft heads are exported by torch, but torch is not installed; run pip install "
+        "'flowspec-edge[export]', or leave --drafter out"
+    )
