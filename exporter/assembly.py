@@ -19,7 +19,7 @@ from exporter.embedding import write_embedding
 from exporter.layer_graph import Weights, write_block, write_final_norm, write_head
 from exporter.matrices import Matrix
 from exporter.parity import ChainCheck
-from exporter.precisions import PRECISIONS, Precision
+from exporter.precisions import OWN, PRECISIONS, Precision
 from exporter.quality import Evaluation, QualityCheck, in_windows
 from exporter.reference import FollowedProducts, NumpyLayers, finished_logits, rms_norm
 from exporter.source import Report, Source
@@ -88,11 +88,13 @@ class Assembly:
             self._quality = QualityCheck.of(evaluation, tokenizer, max_context, self.embedding, names)
         self._max_loss = evaluation.max_loss if evaluation is not None else math.inf
         self._calibration: Calibration | None = None
-        if any(precision.is_calibrated for precision in self.precisions):
+        num_tokens = max(precision.num_calibration_tokens for precision in self.precisions)
+        if num_tokens:
             self._calibration = Calibration(
-                in_windows(tokenizer, calibration_texts(), max_context),
+                in_windows(tokenizer, calibration_texts(), max_context, num_tokens),
                 self.embedding,
                 has_squares=any(precision.feeds_back for precision in self.precisions),
+                dtype=np.float64 if OWN in names else np.float32,  # each board may make a GGUF file's bundle
             )
 
     def assemble(self, name: str, block_size: int, draft: Draft | None) -> Manifest:
@@ -161,7 +163,7 @@ class Assembly:
         suffix = "" if precision is self.precisions[0] else f".{precision.name}"
         path = self.directory / f"blocks/layers-{start:03d}-{stop:03d}{suffix}.onnx"
         source, shape, check = self.source, self.source.layer_shape, self.checks[precision.name]
-        seen = self._calibration.seen if self._calibration is not None and precision.is_calibrated else {}
+        seen = self._calibration.seen if self._calibration is not None and precision.num_calibration_tokens else {}
         formed = {
             name: self._formed(weight, precision, f"{path.name}: {name}", seen.get(name.removesuffix(".weight")))
             for name, weight in weights.items()
@@ -242,7 +244,11 @@ class Assembly:
         return own, head, error, kept
 
     def _write_head(self, matrix: Matrix, precision: Precision) -> tuple[FileEntry, float]:
-        seen = self._calibration.entering_head() if self._calibration is not None and precision.is_calibrated else None
+        seen = (
+            self._calibration.entering_head()
+            if self._calibration is not None and precision.num_calibration_tokens
+            else None
+        )
         path = self.directory / HEAD
         formed = self._formed(matrix, precision, f"{path.name}: the head", seen)
         assert not isinstance(formed, np.ndarray)

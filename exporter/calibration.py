@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,16 +45,26 @@ class Activations:
 
 
 class Calibration:
-    """Takes the rows of texts through the layers in float32, and says what entered each matrix.
+    """Takes the rows of texts through the layers in ``dtype``, and says what entered each matrix.
+
+    In float64 the inputs with the largest values are the same ones on every processor: in float32, in which each adds
+    up in an order of its own, two of them that are nearly as large may change places.
 
     Attributes:
         seen: of the last block, by the names of its matrices without ``.weight``.
     """
 
-    def __init__(self, texts: Sequence[Sequence[int]], embedding: np.ndarray, *, has_squares: bool) -> None:
-        self._has_squares = has_squares
+    def __init__(
+        self,
+        texts: Sequence[Sequence[int]],
+        embedding: np.ndarray,
+        *,
+        has_squares: bool,
+        dtype: type[np.floating[Any]] = np.float32,
+    ) -> None:
+        self._has_squares, self._dtype = has_squares, dtype
         self._steps: list[Step] = text_steps(texts)
-        self._rows = [embedding[step.tokens].astype(np.float32)[None] for step in self._steps]
+        self._rows = [embedding[step.tokens].astype(dtype)[None] for step in self._steps]
         self.seen: dict[str, Activations] = {}
         self._entered: np.ndarray | None = None
 
@@ -61,7 +72,7 @@ class Calibration:
         """Take the rows through a block."""
         self.seen.clear()
         capacity = max(step.num_slots for step in self._steps)
-        reference = NumpyLayers(shape, layers, weights, capacity, self._multiply)
+        reference = NumpyLayers(shape, layers, weights, capacity, self._multiply, self._dtype)
         self._rows = [reference.run({HIDDEN: rows}, step) for rows, step in zip(self._rows, self._steps, strict=True)]
 
     def run_final_norm(self, norm: Expected) -> None:

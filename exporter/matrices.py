@@ -202,7 +202,7 @@ class SplitMatrix:
     of the others.
 
     Attributes:
-        rest: the matrix with zeros in place of these columns.
+        rest: the matrix, which these columns' inputs enter as zeros.
         columns: which inputs they multiply, int64 [kept], in ascending order.
         kept: the columns, [num_out, kept].
     """

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exporter.blocks import Blocks, UnpackedBlocks
+from exporter.blocks import BlockMatrix, Blocks, UnpackedBlocks
 from exporter.calibration import Activations
 from exporter.error_feedback import rounded_with_feedback
-from exporter.matrices import FloatMatrix, HalfMatrix, Matrix, PerTokenMatrix, SplitMatrix
+from exporter.matrices import FloatMatrix, HalfMatrix, Matrix, PerTokenMatrix, SplitMatrix, parts_of
 
 OWN = "own"
 """Of a GGUF file: every matrix as the file has it."""
@@ -27,8 +27,8 @@ MakeForm = Callable[[Matrix, Activations | None], Matrix]
 class Precision:
     """One precision.
 
-    ``make`` gives a matrix the form that it has in this precision, and is told what enters the matrix on a text, where
-    that was seen: of the layers and the head of a precision that ``is_calibrated``.
+    ``make`` gives a matrix the form that it has in this precision, and is told what enters the matrix on
+    ``num_calibration_tokens`` of text, where there are any: of the layers and the head.
 
     ``tolerance`` is the largest error of one block, relative to the rows' RMS (see manifest.Parity). Products of floats
     are compared with float32, where nothing but the order of sums differs: the demo model's whole chain has an error of
@@ -46,7 +46,7 @@ class Precision:
     reference: str
     explained: str
     rounds_activations: bool = False
-    is_calibrated: bool = False
+    num_calibration_tokens: int = 0
     feeds_back: bool = False
 
     def form(self, matrix: Matrix, activations: Activations | None = None) -> Matrix:
@@ -78,6 +78,15 @@ def _beside_columns(form: Callable[[np.ndarray], Matrix]) -> MakeForm:
         return SplitMatrix.of(weights, activations.largest_inputs(KEPT_SHARE), form)
 
     return make
+
+
+def _as_it_is(matrix: Matrix, activations: Activations | None) -> Matrix:
+    """The matrix, beside which such columns are multiplied in float32 where its product rounds activations."""
+    if activations is None or not isinstance(matrix, BlockMatrix):
+        return matrix
+    columns = activations.largest_inputs(KEPT_SHARE)
+    kept = [matrix.unpacked(start, stop)[:, columns] for start, stop in parts_of(matrix)]
+    return SplitMatrix(matrix, columns, FloatMatrix(np.concatenate(kept)))
 
 
 def _fed_back(bits: int) -> MakeForm:
@@ -127,7 +136,7 @@ PRECISIONS = {
             "the same products of bytes in numpy",
             "8-bit weights, and activations of 8 bits, both in blocks of 32: nearer to the model than w8a8, and slower",
             rounds_activations=True,
-            is_calibrated=True,
+            num_calibration_tokens=2048,
         ),
         Precision(
             "w8a8",
@@ -137,7 +146,7 @@ PRECISIONS = {
             "the same products of bytes in numpy",
             "8-bit weights, and activations of 8 bits per token: the fastest for chunks on most processors",
             rounds_activations=True,
-            is_calibrated=True,
+            num_calibration_tokens=2048,
         ),
         Precision(
             "int4",
@@ -147,17 +156,19 @@ PRECISIONS = {
             "the same products of bytes in numpy",
             "4-bit weights, activations of 8 bits: the smallest",
             rounds_activations=True,
-            is_calibrated=True,
+            num_calibration_tokens=2048,
             feeds_back=True,
         ),
         Precision(
             OWN,
-            lambda matrix, activations: matrix,
+            _as_it_is,
             1e-3,
             1.0,
             "the same arithmetic in numpy, on the file's own weights",
-            "the weights of a GGUF file exactly as it has them; activations of 8 bits where weights are in blocks",
+            "the weights of a quantised model exactly as its file has them, GGUF, GPTQ or AWQ; activations of 8 bits "
+            "where weights are in blocks",
             rounds_activations=True,
+            num_calibration_tokens=256,
         ),
     )
 }

@@ -38,10 +38,12 @@ class Evaluation:
     max_loss: float
 
 
-def in_windows(tokenizer: Tokenizer, texts: Sequence[str], max_context: int) -> list[list[int]]:
-    """MAX_TOKENS tokens of all texts together, in pieces that fit into the context and WINDOW_TOKENS."""
+def in_windows(
+    tokenizer: Tokenizer, texts: Sequence[str], max_context: int, num_tokens: int = MAX_TOKENS
+) -> list[list[int]]:
+    """``num_tokens`` tokens of all texts together, in pieces that fit into the context and WINDOW_TOKENS."""
     size = min(WINDOW_TOKENS, max_context)
-    found = [tokenizer.encode(text)[: MAX_TOKENS // len(texts)] for text in texts]
+    found = [tokenizer.encode(text)[: num_tokens // len(texts)] for text in texts]
     return [tokens[start : start + size] for tokens in found for start in range(0, len(tokens), size)]
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from exporter.blocks import Blocks
 from exporter.families import Config
+from exporter.precisions import KEPT_SHARE
 from flowspec_edge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class Quantisation:
 
     @property
     def bytes_per_weight(self) -> float:
-        """In a graph, scales and offsets included."""
-        return self.bits / 8 + 8 / BLOCK_SIZES[0]
+        """In a graph; scales, offsets, and columns kept in float32 included."""
+        return self.bits / 8 + 8 / BLOCK_SIZES[0] + 4 * KEPT_SHARE
 
     def tensors_of(self, module: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """The tensors of a matrix, [num_out, num_in], and their shapes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -81,14 +81,23 @@ class Reference(Protocol):
 
 
 class NumpyLayers:
-    """Some layers with a cache of their own, one chunk of rows after the other."""
+    """Some layers with a cache of their own, one chunk of rows after the other.
+
+    They compute in ``dtype``, float32 or float64, which rows and what ``multiply`` returns are of.
+    """
 
     def __init__(
-        self, shape: LayerShape, layers: range, weights: Weights, num_slots: int, multiply: Multiply = in_float32
+        self,
+        shape: LayerShape,
+        layers: range,
+        weights: Weights,
+        num_slots: int,
+        multiply: Multiply = in_float32,
+        dtype: type[np.floating[Any]] = np.float32,
     ) -> None:
-        self.shape, self._layers, self._weights, self._multiply = shape, layers, weights, multiply
+        self.shape, self._layers, self._weights, self._multiply, self._dtype = shape, layers, weights, multiply, dtype
         size = num_slots, shape.num_kv_heads, shape.head_dim
-        self._caches = [(np.zeros(size, np.float32), np.zeros(size, np.float32)) for _ in layers]
+        self._caches = [(np.zeros(size, dtype), np.zeros(size, dtype)) for _ in layers]
 
     def run(self, rows: Mapping[str, np.ndarray], step: Step) -> np.ndarray:
         hidden = rows[HIDDEN][0]
@@ -157,7 +166,7 @@ class NumpyLayers:
         if layer in self.shape.unrotated_layers:
             return rows
         frequencies = self.shape.ropes[-1 if layer in self.shape.sliding_layers else 0]
-        angles = np.outer(positions.astype(np.float32), np.array(frequencies, np.float32))
+        angles = np.outer(positions.astype(self._dtype), np.array(frequencies, np.float32))
         cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
         first, second = np.split(rows, 2, axis=-1)
         return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)

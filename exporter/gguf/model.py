@@ -29,6 +29,7 @@ from exporter.gguf.tokenizer import GgufTokenizer, build_tokenizer
 from exporter.known_fields import read_family
 from exporter.layer_graph import Weights
 from exporter.matrices import Matrix
+from exporter.precisions import KEPT_SHARE
 from exporter.source import Report
 from exporter.tokenizer import check_vocabulary
 from flowspec_edge.engine.tokenizer import Tokenizer
@@ -40,11 +41,15 @@ LM_HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
 _AT_ONCE = 2**22
 """Values of the embedding that are unpacked at once: 16 MB."""
-BYTES = {
-    **{"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 1.125, "Q4_0": 0.625, "Q4_1": 0.75, "Q4_K": 0.75},
+_BLOCK_BYTES = {
+    **{"Q8_0": 1.125, "Q4_0": 0.625, "Q4_1": 0.75, "Q4_K": 0.75},
     **{"Q5_0": 1.125, "Q5_1": 1.25, "Q5_K": 1.25, "Q6_K": 1.25},
 }
-"""That a weight of each type takes in a graph, scales and offsets included."""
+BYTES = {
+    **{"F32": 4.0, "F16": 2.0, "BF16": 2.0},
+    **{kind: num_bytes + 4 * KEPT_SHARE for kind, num_bytes in _BLOCK_BYTES.items()},
+}
+"""That a weight of each type takes in a graph; scales, offsets, and columns kept in float32 included."""
 _WIDENED = ("Q5_0", "Q5_1", "Q5_K", "Q6_K")
 """Types whose levels of 5 and 6 bits are kept in 8, for which ONNX Runtime has kernels."""
 

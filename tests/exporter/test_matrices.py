@@ -16,6 +16,7 @@ from exporter.error_feedback import rounded_with_feedback
 from exporter.layer_graph import write_head
 from exporter.matrices import FloatMatrix, HalfMatrix, Matrix, PerTokenMatrix, SplitMatrix, float_product
 from exporter.parity import open_session
+from exporter.precisions import PRECISIONS
 from exporter.reference import relative_error
 from exporter.rounding import leave, round_activations, round_by_block, round_by_scale
 from flowspec_edge.errors import CheckpointError
@@ -26,6 +27,7 @@ RANDOM = np.random.default_rng(0)
 WEIGHTS = RANDOM.normal(0, 0.1, (NUM_OUT, NUM_IN)).astype(np.float32)
 WEIGHTS[5] = 0.0
 COLUMNS = np.array([3, 41])
+OWN = PRECISIONS["own"]
 ROWS = RANDOM.standard_normal((200, 10), np.float32) @ RANDOM.standard_normal((10, NUM_IN), np.float32)
 """Rows whose values depend on each other, as those of a model do; one value is much larger than the others."""
 ROWS[:, 41] *= 100
@@ -49,6 +51,7 @@ FORMS: dict[str, Callable[[np.ndarray], Matrix]] = {
     "bytes": PerTokenMatrix.rounded,
     "bytes beside columns": lambda weights: SplitMatrix.of(weights, COLUMNS, PerTokenMatrix.rounded),
     "8 bits beside columns": lambda weights: SplitMatrix.of(weights, COLUMNS, lambda rest: Blocks.rounded(rest, 8)),
+    "4 bits as they are, beside columns": lambda weights: OWN.form(Blocks.rounded(weights, 4), seen(ROWS)),
     "4 bits, fed back": lambda weights: rounded_with_feedback(weights, 4, COLUMNS, seen(ROWS)),
 }
 
@@ -77,6 +80,7 @@ LOSES = {
     "float32 of float16": 2e-3,
     "float16": 2e-3,
     "4 bits": 0.4,
+    "4 bits as they are, beside columns": 0.4,
     "4 bits, fed back": 2.0,
 }
 """The largest error of a weight, relative to their RMS; 0.02 where there are 8 bits."""
@@ -133,6 +137,17 @@ def test_large_inputs_do_not_spoil_the_others_where_their_columns_are_kept() -> 
     assert activations.largest_inputs(0.05).tolist() == sorted(np.argsort(-np.abs(ROWS).max(axis=0))[:4])
     split = SplitMatrix.of(WEIGHTS, np.array([41]), PerTokenMatrix.rounded)
     assert product_error(split, ROWS) < 0.1 * product_error(PerTokenMatrix.rounded(WEIGHTS), ROWS)
+
+
+def test_a_quantised_matrix_keeps_its_weights_where_its_columns_are_kept() -> None:
+    matrix, activations = Blocks.rounded(WEIGHTS, 4), seen(ROWS)
+    split = OWN.form(matrix, activations)
+    np.testing.assert_array_equal(split.unpacked(), matrix.unpacked())
+    exact = float_product(matrix, ROWS)
+    assert np.abs(split.times(ROWS) - exact).max() < 0.1 * np.abs(matrix.times(ROWS) - exact).max()
+    floats = FloatMatrix(WEIGHTS)
+    assert OWN.form(floats, activations) is floats, "nothing is rounded there"
+    assert OWN.form(matrix) is matrix
 
 
 @pytest.mark.parametrize("window", [32, NUM_IN])

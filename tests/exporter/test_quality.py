@@ -1,5 +1,7 @@
 """What is measured of texts: chunks, parts of a vocabulary and windows change nothing."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,20 @@ def test_what_entered_a_matrix_is_seen() -> None:
     first = query.largest.copy()
     calibration.run(SHAPE, range(1), WEIGHTS)
     assert not np.array_equal(calibration.seen["layers.0.self_attn.q_proj"].largest, first), "the next layer's rows"
+
+
+def test_in_float64_the_order_of_sums_changes_nothing_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So every processor finds the same inputs to be the largest."""
+
+    def second_layer(dtype: type[np.floating[Any]], rows: int) -> np.ndarray:
+        monkeypatch.setattr("exporter.steps.TEXT_ROWS", rows)
+        calibration = Calibration(TEXTS, EMBEDDING, has_squares=False, dtype=dtype)
+        for _ in range(2):
+            calibration.run(SHAPE, range(1), WEIGHTS)
+        return calibration.seen["layers.0.mlp.down_proj"].largest
+
+    np.testing.assert_array_equal(second_layer(np.float64, 512), second_layer(np.float64, 100))
+    assert not np.array_equal(second_layer(np.float32, 512), second_layer(np.float32, 100))
 
 
 @pytest.mark.parametrize("size", [1, 7, VOCAB])
