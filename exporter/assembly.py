@@ -94,7 +94,7 @@ class Assembly:
                 in_windows(tokenizer, calibration_texts(), max_context, num_tokens),
                 self.embedding,
                 has_squares=any(precision.feeds_back for precision in self.precisions),
-                dtype=np.float64 if OWN in names else np.float32,  # each board may make a GGUF file's bundle
+                dtype=np.float64 if names == [OWN] else np.float32,  # boards make that of a GGUF file, each by itself
             )
 
     def assemble(self, name: str, block_size: int, draft: Draft | None) -> Manifest:
@@ -163,9 +163,8 @@ class Assembly:
         suffix = "" if precision is self.precisions[0] else f".{precision.name}"
         path = self.directory / f"blocks/layers-{start:03d}-{stop:03d}{suffix}.onnx"
         source, shape, check = self.source, self.source.layer_shape, self.checks[precision.name]
-        seen = self._calibration.seen if self._calibration is not None and precision.num_calibration_tokens else {}
         formed = {
-            name: self._formed(weight, precision, f"{path.name}: {name}", seen.get(name.removesuffix(".weight")))
+            name: self._formed(weight, precision, f"{path.name}: {name}", self._seen(name, precision))
             for name, weight in weights.items()
         }
         shown = path.with_suffix(".shown") if precision.rounds_activations else None
@@ -185,6 +184,11 @@ class Assembly:
         memory_bytes = sum(w.nbytes if isinstance(w, np.ndarray) else w.memory_bytes for w in formed.values())
         entry = describe_file(self.directory, f"blocks/{path.name}")
         return BlockEntry(**entry, start=start, stop=stop, memory_bytes=memory_bytes)
+
+    def _seen(self, name: str, precision: Precision) -> Activations | None:
+        """What has entered a matrix of the last block, where that counts."""
+        module = name.removesuffix(".weight")
+        return self._calibration.seen.get(module) if self._calibration and precision.looks_at(module) else None
 
     def _formed(
         self, weight: Matrix | np.ndarray, precision: Precision, what: str, activations: Activations | None
@@ -244,11 +248,9 @@ class Assembly:
         return own, head, error, kept
 
     def _write_head(self, matrix: Matrix, precision: Precision) -> tuple[FileEntry, float]:
-        seen = (
-            self._calibration.entering_head()
-            if self._calibration is not None and precision.num_calibration_tokens
-            else None
-        )
+        seen = None
+        if self._calibration is not None and precision.looks_at("lm_head"):
+            seen = self._calibration.entering_head()
         path = self.directory / HEAD
         formed = self._formed(matrix, precision, f"{path.name}: the head", seen)
         assert not isinstance(formed, np.ndarray)

@@ -28,7 +28,8 @@ class Precision:
     """One precision.
 
     ``make`` gives a matrix the form that it has in this precision, and is told what enters the matrix on
-    ``num_calibration_tokens`` of text, where there are any: of the layers and the head.
+    ``num_calibration_tokens`` of text, where there are any: of the layers and the head, but for matrices whose names
+    end in one of ``passed_over``.
 
     ``tolerance`` is the largest error of one block, relative to the rows' RMS (see manifest.Parity). Products of floats
     are compared with float32, where nothing but the order of sums differs: the demo model's whole chain has an error of
@@ -47,6 +48,7 @@ class Precision:
     explained: str
     rounds_activations: bool = False
     num_calibration_tokens: int = 0
+    passed_over: tuple[str, ...] = ()
     feeds_back: bool = False
 
     def form(self, matrix: Matrix, activations: Activations | None = None) -> Matrix:
@@ -56,6 +58,10 @@ class Precision:
             CheckpointError: it cannot have that form.
         """
         return self.make(matrix, activations)
+
+    def looks_at(self, name: str) -> bool:
+        """Whether what enters a matrix counts, whose name is given without ``.weight``."""
+        return self.num_calibration_tokens > 0 and not name.endswith(self.passed_over)
 
     @property
     def chain_tolerance(self) -> float:
@@ -168,7 +174,8 @@ PRECISIONS = {
             "the weights of a quantised model exactly as its file has them, GGUF, GPTQ or AWQ; activations of 8 bits "
             "where weights are in blocks",
             rounds_activations=True,
-            num_calibration_tokens=256,
+            num_calibration_tokens=128,
+            passed_over=("self_attn.o_proj", "mlp.down_proj"),  # in blocks, where few columns bring nothing there
         ),
     )
 }

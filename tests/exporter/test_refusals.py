@@ -206,7 +206,9 @@ def test_where_it_writes(target: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is not a bundle"):
         export(tmp_path, force=True)
     (tmp_path / "out").rmdir()
-    export(tmp_path)
+    (tmp_path / "prose.txt").write_text("It was the best of times, it was the worst of times.\n" * 9)
+    options: dict[str, Any] = {"precision": "fp32", "eval_text": tmp_path / "prose.txt"}
+    export(tmp_path, **options)
     before = (tmp_path / "out/manifest.json").read_text()
-    export(tmp_path, force=True, name="another")
+    export(tmp_path, force=True, name="another", **options)
     assert (tmp_path / "out/manifest.json").read_text() != before
