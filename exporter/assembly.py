@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from exporter.built_in import calibration_texts
-from exporter.calibration import Activations, Calibration
+from exporter.calibration import LM_HEAD, Activations, Calibration
 from exporter.embedding import write_embedding
 from exporter.layer_graph import Weights, write_block, write_final_norm, write_head
 from exporter.matrices import Matrix
@@ -88,8 +88,7 @@ class Assembly:
             self._quality = QualityCheck.of(evaluation, tokenizer, max_context, self.embedding, names)
         self._max_loss = evaluation.max_loss if evaluation is not None else math.inf
         self._calibration: Calibration | None = None
-        num_tokens = max(precision.num_calibration_tokens for precision in self.precisions)
-        if num_tokens:
+        if num_tokens := max(precision.num_calibration_tokens for precision in self.precisions):
             self._calibration = Calibration(
                 in_windows(tokenizer, calibration_texts(), max_context, num_tokens),
                 self.embedding,
@@ -186,7 +185,7 @@ class Assembly:
         return BlockEntry(**entry, start=start, stop=stop, memory_bytes=memory_bytes)
 
     def _seen(self, name: str, precision: Precision) -> Activations | None:
-        """What has entered a matrix of the last block, where that counts."""
+        """What has entered a matrix of the last block, or the head, where that counts."""
         module = name.removesuffix(".weight")
         return self._calibration.seen.get(module) if self._calibration and precision.looks_at(module) else None
 
@@ -248,11 +247,8 @@ class Assembly:
         return own, head, error, kept
 
     def _write_head(self, matrix: Matrix, precision: Precision) -> tuple[FileEntry, float]:
-        seen = None
-        if self._calibration is not None and precision.looks_at("lm_head"):
-            seen = self._calibration.entering_head()
         path = self.directory / HEAD
-        formed = self._formed(matrix, precision, f"{path.name}: the head", seen)
+        formed = self._formed(matrix, precision, f"{path.name}: the head", self._seen(LM_HEAD, precision))
         assert not isinstance(formed, np.ndarray)
         shape = self.source.layer_shape
         write_head(formed, path, shape.logit_divisor, shape.logit_cap)

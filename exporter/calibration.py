@@ -14,6 +14,7 @@ from exporter.reference import Expected, NumpyLayers
 from exporter.steps import Step, text_steps
 from flowspec_edge.manifest import HIDDEN
 
+LM_HEAD = "lm_head"
 WINDOW = 2048
 """Inputs whose products are taken with each other: those of 14,336 inputs would be 800 MB."""
 
@@ -51,7 +52,7 @@ class Calibration:
     up in an order of its own, two of them that are nearly as large may change places.
 
     Attributes:
-        seen: of the last block, by the names of its matrices without ``.weight``.
+        seen: of the last block, by the names of its matrices without ``.weight``; behind the final norm, of LM_HEAD.
     """
 
     def __init__(
@@ -76,15 +77,12 @@ class Calibration:
         self._rows = [reference.run({HIDDEN: rows}, step) for rows, step in zip(self._rows, self._steps, strict=True)]
 
     def run_final_norm(self, norm: Expected) -> None:
-        """Take the rows through the final norm, so that they are those that enter the head."""
+        """Take the rows through the final norm, and look at them as those that enter the head."""
         self._rows = [norm(rows) for rows in self._rows]
-
-    def entering_head(self) -> Activations:
-        """What enters the head."""
-        found = Activations(self._rows[0].shape[-1], has_squares=self._has_squares)
+        entering = Activations(self._rows[0].shape[-1], has_squares=self._has_squares)
         for rows in self._rows:
-            found.add(rows[0])
-        return found
+            entering.add(rows[0])
+        self.seen = {LM_HEAD: entering}
 
     def _multiply(self, name: str, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
         if rows is not self._entered:  # queries, keys and values are of the same rows, and so are gate and up

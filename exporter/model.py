@@ -145,8 +145,7 @@ def load_checkpoint(directory: Path, max_context: int | None = None, *, allow_pi
         raise CheckpointError(
             f"{directory}: tensor {LM_HEAD} is missing and config.json does not set tie_word_embeddings"
         )
-    num_layers = positive_int(path, config, "num_hidden_layers")
-    vocab_size = positive_int(path, config, "vocab_size")
+    num_layers, vocab_size = (positive_int(path, config, field) for field in ("num_hidden_layers", "vocab_size"))
     _check_tensors(tensors, shape, num_layers, vocab_size, is_tied, quantisation)
     bos_token_id, eos_token_ids = _read_special_tokens(directory, config)
     return Checkpoint(
