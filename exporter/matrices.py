@@ -80,6 +80,10 @@ class FloatMatrix:
     def memory_bytes(self) -> int:
         return 4 * self.weights.size
 
+    def take(self, rows: np.ndarray) -> FloatMatrix:
+        """The matrix of these rows in this order."""
+        return FloatMatrix(self.weights[rows])
+
     def write(self, to: Writer, rows: str, outputs: tuple[str, ...] = ()) -> str:
         stored, kind = narrowest(self.weights)
         weights = to.tensor("weights", stored.T, kind)

@@ -30,11 +30,11 @@ Tensors = dict[str, torch.Tensor]
 def pack(levels: torch.Tensor, bits: int, axis: int, order: tuple[int, ...] | None = None) -> torch.Tensor:
     """Levels side by side along an axis in words of int32, the first in the lowest bits: one loop, as the tools do."""
     per_word = 32 // bits
-    levels = levels.movedim(axis, 0).numpy().astype(np.uint32)
-    words = np.zeros((len(levels) // per_word, *levels.shape[1:]), np.uint32)
+    given = levels.movedim(axis, 0).numpy().astype(np.uint32)
+    words = np.zeros((len(given) // per_word, *given.shape[1:]), np.uint32)
     for word in range(len(words)):
         for place in range(per_word):
-            words[word] |= levels[word * per_word + (order or range(per_word))[place]] << np.uint32(bits * place)
+            words[word] |= given[word * per_word + (order or range(per_word))[place]] << np.uint32(bits * place)
     return torch.from_numpy(words.view(np.int32)).movedim(0, axis).contiguous()
 
 
@@ -104,10 +104,11 @@ def test_weights_have_the_bits_that_the_published_formula_gives(layout: str, tmp
 
 
 def test_fused_matrices_are_taken_apart(tmp_path: Path) -> None:
-    expected = save_quantised(tmp_path, AWQ, Phi3Config, pad_token_id=0)["model.layers.0.mlp.gate_up_proj.weight"]
+    expected = save_quantised(tmp_path, AWQ, Phi3Config, pad_token_id=0)
     found = load_checkpoint(tmp_path).layers(0, 1)["layers.0.mlp.up_proj.weight"]
     assert not isinstance(found, np.ndarray)
-    np.testing.assert_array_equal(found.unpacked(), expected[INNER:].numpy())
+    fused = expected["model.layers.0.mlp.gate_up_proj.weight"]
+    np.testing.assert_array_equal(found.unpacked(), fused[INNER:].numpy())
 
 
 @pytest.mark.slow
