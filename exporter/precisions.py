@@ -20,6 +20,8 @@ KEPT_SHARE = 0.01
 """Of a matrix's columns, that are multiplied in float32 where activations are rounded (docs/performance.md, "What
 precisions cost").
 """
+CALIBRATION_TOKENS = 2048
+"""Of text, where rounding follows it."""
 MakeForm = Callable[[Matrix, Activations | None], Matrix]
 
 
@@ -142,7 +144,7 @@ PRECISIONS = {
             "the same products of bytes in numpy",
             "8-bit weights, and activations of 8 bits, both in blocks of 32: nearer to the model than w8a8, and slower",
             rounds_activations=True,
-            num_calibration_tokens=2048,
+            num_calibration_tokens=CALIBRATION_TOKENS,
         ),
         Precision(
             "w8a8",
@@ -152,7 +154,7 @@ PRECISIONS = {
             "the same products of bytes in numpy",
             "8-bit weights, and activations of 8 bits per token: the fastest for chunks on most processors",
             rounds_activations=True,
-            num_calibration_tokens=2048,
+            num_calibration_tokens=CALIBRATION_TOKENS,
         ),
         Precision(
             "int4",
@@ -162,7 +164,7 @@ PRECISIONS = {
             "the same products of bytes in numpy",
             "4-bit weights, activations of 8 bits: the smallest",
             rounds_activations=True,
-            num_calibration_tokens=2048,
+            num_calibration_tokens=CALIBRATION_TOKENS,
             feeds_back=True,
         ),
         Precision(

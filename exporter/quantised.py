@@ -15,17 +15,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from exporter.blocks import Blocks
 from exporter.families import Config
 from exporter.precisions import KEPT_SHARE
+from exporter.tensors import TensorFiles
 from flowspec_edge.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from exporter.tensors import TensorFiles  # which needs torch; GGUF files' fields are read without it
 
 BLOCK_SIZES = (32, 16)
 """That a group is cut into: the first one that divides it. In larger blocks, which MatMulNBits has too, a row's bits
