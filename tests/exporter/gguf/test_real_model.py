@@ -40,8 +40,9 @@ def make_bundle(root: Path) -> None:
 
 
 def test_the_likeliest_texts_are_llama_cpps(made_once: MadeOnce) -> None:
-    """Both round activations to 8 bits in blocks of the same size, but llama.cpp their sums too, so near ties fall
-    otherwise. Of these 285 tokens 272 are float32's own in llama.cpp, 278 here, and 275 are the same in both.
+    """Both round activations to 8 bits in blocks of the same size, but llama.cpp the largest inputs and sums of them
+    too, so near ties fall otherwise. Of these 285 tokens 272 are float32's own in llama.cpp, 280 here, and 269 are the
+    same in both.
     """
     expected = llama_cpp_texts(smollm2(), PROMPTS, NUM_TOKENS)
     directory = made_once("smollm2", make_bundle) / "out"
@@ -58,5 +59,5 @@ def test_the_likeliest_texts_are_llama_cpps(made_once: MadeOnce) -> None:
         for row, token in zip(logits[differs], np.array(text)[differs], strict=True):
             gaps.append(float(row.max() - row[token]))
     assert tokenizer.decode(expected[0]).startswith(" Paris")
-    assert num_equal >= 5, f"{num_equal} of {len(PROMPTS)} texts are the same; {gaps}"
-    assert len(gaps) <= 0.05 * num_tokens and max(gaps, default=0) < 1.0, gaps
+    assert num_equal >= 3, f"{num_equal} of {len(PROMPTS)} texts are the same; {gaps}"
+    assert len(gaps) <= 0.08 * num_tokens and max(gaps, default=0) < 0.6, gaps
