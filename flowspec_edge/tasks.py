@@ -1,5 +1,5 @@
 """Ways for tasks to end: together with the first of several, by an error of a thread that they wait for, or by Ctrl-C,
-also while they block the event loop.
+also while they block the event loop. And functions on a thread that no task waits for.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any, TypeVar
 
 from flowspec_edge.errors import release_frames
@@ -64,6 +65,41 @@ async def in_thread(executor: Executor, function: Callable[..., _T], *arguments:
     except Exception as error:
         release_frames(error)
         raise
+
+
+class Jobs:
+    """Functions on an executor, each of which is told of on the loop as it ends: one turn of the loop later, where a
+    task that waits for it takes three.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor, self._loop = executor, asyncio.get_running_loop()
+        self._has_failed = asyncio.Event()
+        self._failure: Exception | None = None
+
+    def submit(self, then: Callable[[Future[_T]], None], function: Callable[..., _T], *arguments: object) -> None:
+        """Run the function; ``then`` gets what became of it."""
+        self._executor.submit(function, *arguments).add_done_callback(partial(self._end, then))
+
+    def _end(self, then: Callable[[Future[_T]], None], ended: Future[_T]) -> None:
+        """On the thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has been closed, and nobody is to be told
+            self._loop.call_soon_threadsafe(self._tell, then, ended)
+
+    def _tell(self, then: Callable[[Future[_T]], None], ended: Future[_T]) -> None:
+        try:
+            then(ended)
+        except Exception as error:
+            release_frames(error)
+            self._failure = self._failure or error
+            self._has_failed.set()
+
+    async def wait_failed(self) -> None:
+        """Until a function has failed, or what was to be done then; raises its error."""
+        await self._has_failed.wait()
+        failure, self._failure = self._failure, None
+        assert failure is not None, "it is set before the event, and raised once"
+        raise failure
 
 
 async def until_interrupted() -> None:

@@ -6,7 +6,9 @@ raw little-endian float32, sent behind the header in pieces (see ``net/connectio
 
 from __future__ import annotations
 
+import struct
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -32,7 +34,7 @@ MAX_TAIL_BYTES = 16 * 2**20
 """512 rows of 8192 float32: the largest chunk of the widest model we know."""
 MAX_QUOTED = 200
 """Characters of an error that quotes a message."""
-_U32 = np.dtype("<u4")
+_U32 = struct.Struct("<I")
 _F32 = np.dtype("<f4")
 
 
@@ -57,8 +59,9 @@ class _ChunkHeader(PlainMessage, frozen=True, tag="Chunk"):
     def complete(self, hidden: Floats | None) -> ChunkMessage:
         if self.num_wanted > self.num_rows:
             raise ProtocolError(f"a chunk of {self.num_rows} rows, of which {self.num_wanted} are wanted back")
-        ids, parents, tokens = np.frombuffer(self.table, _U32).reshape(3, self.num_rows).tolist()
-        rows = tuple(Row(*row) for row in zip(ids, parents, tokens, strict=True))
+        values, num_rows = _values_of(self.table), self.num_rows
+        columns = (values[start : start + num_rows] for start in range(0, len(values), num_rows))
+        rows = tuple(map(Row._make, zip(*columns, strict=True)))
         return ChunkMessage(self.number, Chunk(self.session, rows, self.num_wanted, hidden, self.turn, self.passages))
 
 
@@ -67,16 +70,16 @@ class _TappedHeader(PlainMessage, frozen=True, tag="Tapped"):
 
     session: Count
     layer: Count
-    table: Annotated[bytes, Meta(min_length=_U32.itemsize, max_length=_U32.itemsize * MAX_CHUNK_ROWS)]
+    table: Annotated[bytes, Meta(min_length=_U32.size, max_length=_U32.size * MAX_CHUNK_ROWS)]
     width: Annotated[int, Meta(ge=1)]
 
     @property
     def num_rows(self) -> int:
-        return _num_rows(self.table, _U32.itemsize)
+        return _num_rows(self.table, _U32.size)
 
     def complete(self, hidden: Floats | None) -> TappedRows:
         assert hidden is not None, "their width is at least 1"
-        return TappedRows(self.session, self.layer, tuple(np.frombuffer(self.table, _U32).tolist()), hidden)
+        return TappedRows(self.session, self.layer, _values_of(self.table), hidden)
 
 
 def _num_rows(table: bytes, row_bytes: int) -> int:
@@ -86,27 +89,39 @@ def _num_rows(table: bytes, row_bytes: int) -> int:
     return num_rows
 
 
-_Header = Plain | _ChunkHeader | _TappedHeader
+Header = Plain | _ChunkHeader | _TappedHeader
+"""What stands before a tail, or is the whole message."""
+Tail = bytes | bytearray | memoryview
 _encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[_Header] = msgspec.msgpack.Decoder(_Header)
+_decoder: msgspec.msgpack.Decoder[Header] = msgspec.msgpack.Decoder(Header)
 
 
 def encode(message: Message) -> tuple[bytes, memoryview | None]:
     """The header's bytes, and the tail as a flat view of bytes where the message has one."""
     match message:
         case ChunkMessage(number, chunk):
-            table = np.array(chunk.rows, _U32).reshape(-1, 3).T.tobytes()
+            table = _table_of(*zip(*chunk.rows, strict=True))
             width = 0 if chunk.hidden is None else chunk.hidden.shape[1]
             chunk_header = _ChunkHeader(
                 number, chunk.session, chunk.num_wanted, table, width, chunk.turn, chunk.passages
             )
             return _encoder.encode(chunk_header), None if chunk.hidden is None else _tail_of(chunk.hidden)
         case TappedRows(session, layer, ids, hidden):
-            tapped_header = _TappedHeader(session, layer, np.array(ids, _U32).tobytes(), hidden.shape[1])
+            tapped_header = _TappedHeader(session, layer, _table_of(ids), hidden.shape[1])
             return _encoder.encode(tapped_header), _tail_of(hidden)
         case StageFailure():
             return _encoder.encode(message.plain), None
     return _encoder.encode(message), None
+
+
+def _table_of(*columns: Sequence[int]) -> bytes:
+    """Columns of u32, one behind the other."""
+    values = [value for column in columns for value in column]
+    return struct.pack(f"<{len(values)}I", *values)
+
+
+def _values_of(table: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(table) // _U32.size}I", table)
 
 
 def _tail_of(hidden: Floats) -> memoryview:
@@ -115,29 +130,29 @@ def _tail_of(hidden: Floats) -> memoryview:
     return hidden.data.cast("B")
 
 
-def num_tail_bytes(data: bytes) -> int:
-    """The size of the tail that belongs to this header. Raises ProtocolError where the header breaks a rule."""
-    return _num_tail_bytes(_read_header(data))
-
-
-def decode(data: bytes, tail: bytes | bytearray | memoryview | None = None) -> Message:
+def decode(data: bytes, tail: Tail | None = None) -> Message:
     """A checked message from its header and tail.
 
     Raises:
         ProtocolError: not msgpack, an unknown type, a field of the wrong kind, or a tail of the wrong length.
     """
-    header = _read_header(data)
+    return complete(read_header(data), tail)
+
+
+def complete(header: Header, tail: Tail | None = None) -> Message:
+    """The message of a header with its tail. Raises ProtocolError where the two do not belong together."""
     if not isinstance(header, _ChunkHeader | _TappedHeader):
         return header.plain if isinstance(header, StageFailure) else header
     found = 0 if tail is None else len(tail)
-    if found != _num_tail_bytes(header):
+    if found != num_tail_bytes(header):
         raise ProtocolError(f"{header.num_rows} rows of {header.width} floats with a tail of {found} bytes")
     if tail is None or not header.width:
         return header.complete(None)
     return header.complete(np.frombuffer(tail, _F32).reshape(header.num_rows, header.width))
 
 
-def _read_header(data: bytes) -> _Header:
+def read_header(data: bytes | memoryview) -> Header:
+    """A checked header, which is the message where it has no tail. Raises ProtocolError where it breaks a rule."""
     if len(data) > MAX_HEADER_BYTES:
         raise ProtocolError(
             f"a header of {len(data)} bytes exceeds the {MAX_HEADER_BYTES}-byte limit (MAX_HEADER_BYTES)"
@@ -149,7 +164,7 @@ def _read_header(data: bytes) -> _Header:
         raise ProtocolError(f"{_name_of(data)}: {said}; does the peer run another version?") from cause
 
 
-def _name_of(data: bytes) -> str:
+def _name_of(data: bytes | memoryview) -> str:
     """The type that an unreadable message claims to have, for the text of an error."""
     try:
         name = msgspec.msgpack.decode(data)[0]
@@ -158,7 +173,8 @@ def _name_of(data: bytes) -> str:
     return name if isinstance(name, str) and len(name) < 40 and name.isidentifier() else "not a message"
 
 
-def _num_tail_bytes(header: _Header) -> int:
+def num_tail_bytes(header: Header) -> int:
+    """The size of the tail that belongs to a header. Raises ProtocolError where it is larger than any may be."""
     if not isinstance(header, _ChunkHeader | _TappedHeader):
         return 0
     num_bytes = header.num_rows * header.width * _F32.itemsize

@@ -1,7 +1,9 @@
 """A link: one WebSocket, the same class at either end. ``link.py`` opens and accepts them.
 
-A message is one binary WebSocket message with its header; the tail of a chunk follows in further ones of at most
-FRAGMENT_BYTES, which the receiver puts together in one buffer. Between two nodes there are two kinds of link: control
+A message is one binary frame with its header; the tail of a chunk follows in further ones of at most FRAGMENT_BYTES,
+which the receiver puts together in one buffer. aiohttp makes the handshake; from then on the transport is the link's
+own, which writes to it at once where it takes anything, and reads each message as its last byte comes: no task and no
+queue lies between. Between two nodes there are two kinds of link: control
 (small messages both ways, with a heartbeat) and data (chunks forwards, credits backwards). A heartbeat behind a large
 chunk on a slow wire raises false alarms, so on data links the system watches that bytes are taken.
 
@@ -12,14 +14,14 @@ error that ``receive`` and ``send`` raise from then on. Reconnecting lives outsi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections import deque
-from typing import Any, cast
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-import aiohttp
 import numpy as np
-from aiohttp import WSMsgType, web
 
 from flowspec_edge.core import codec, wire
 from flowspec_edge.errors import (
@@ -28,18 +30,17 @@ from flowspec_edge.errors import (
     OtherVersionError,
     ProtocolError,
     plain_text,
-    release_frames,
     system_words,
 )
 from flowspec_edge.net.close_codes import CloseCode, close_code_of
+from flowspec_edge.net.frames import FrameReader, Opcode, head_of
+from flowspec_edge.net.heartbeat import LATE_S, Heartbeat
 from flowspec_edge.net.held_bytes import ALL_LINKS
 from flowspec_edge.net.sent_packets import Packets, SentPackets
 
 FRAGMENT_BYTES = 65536
 """Largest piece of a tail. 600 KB in one message took 1066 us on loopback, in pieces of 64-128 KB 280 us (x86, 2
 cores)."""
-MAX_FRAME_BYTES = 66560
-"""What the WebSocket layer lets in: a fragment or a header, and 1 KB for its way of counting."""
 UNSENT_BYTES = 131072
 """What the system may hold of a control link beyond what is on the wire. Heartbeats pass between the pieces of tapped
 rows, but not what the system has taken: on 10 Mbit/s with its usual megabytes a link was lost after 3 s, with this it
@@ -61,45 +62,58 @@ RECEIVE_QUEUE_BYTES = 32 * 2**20
 CLOSE_S = 0.8
 """For the last messages and the peer's goodbye; after a cut nothing comes, and the transport is aborted."""
 ABORT_S = 0.2
-"""For the two tasks to see an aborted transport; it takes one turn of the loop."""
-LATE_S = 0.25
-"""A timer that is later than this means that this process itself stood still. What came meanwhile is read first."""
+"""For an aborted transport to say that it has ended; it takes one turn of the loop."""
 MAX_REASON_BYTES = 120
 """A WebSocket close frame holds 123 bytes of text (RFC 6455, 5.5)."""
 
+_NOTHING = np.empty(0, np.uint8)
 _log = logging.getLogger(__name__)
-_WebSocket = aiohttp.ClientWebSocketResponse | web.WebSocketResponse
 
 
-class Link:
-    """One connection to a peer. Made by ``open_link`` and ``LinkServer``."""
+class Link(asyncio.BufferedProtocol):
+    """One connection to a peer, over a transport whose handshake is made by ``is_client``'s side. Made by ``open_link``
+    and ``LinkServer``.
+
+    ``let_go`` ends what has made the handshake, once the connection has ended.
+    """
 
     def __init__(
         self,
-        websocket: _WebSocket,
         transport: asyncio.Transport,
         purpose: str,
         peer: str,
+        *,
+        is_client: bool,
+        heartbeat: tuple[float, float] | None = None,
         hello: wire.Hello | None = None,
-        session: aiohttp.ClientSession | None = None,
+        let_go: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.peer = peer
         self.purpose = purpose
         self._hello = hello
-        self._websocket = websocket
-        self._transport, self._protocol = transport, cast(Any, transport.get_protocol())
-        self._session = session
-        self._outgoing: deque[tuple[bytes, memoryview | None]] = deque()
+        self._is_client = is_client
+        self._let_go = let_go
+        self._outgoing: deque[tuple[bytes, memoryview | None]] = deque()  # frames, each with the tail that follows
+        self._tail_left: memoryview | None = None  # of the message that is being written
+        self._is_paused = False  # the transport takes nothing
+        self._frames = FrameReader()
+        self._is_held_back = False  # the peer: nobody takes its messages
+        self._header: codec.Header | None = (
+            None  # of the message that is being read, its tail, and how much of that is here
+        )
+        self._tail, self._num_header_bytes, self._filled = _NOTHING, 0, 0
         self._incoming: deque[tuple[wire.Message, int]] = deque()  # with the bytes that each was
         self._num_queued_bytes = 0
         self.num_sent_bytes = self.num_received_bytes = 0
-        self._to_send, self._arrived, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._arrived = asyncio.Event()
         self._next_number = 0
         self._num_asked = self._num_answered = 0
         self._answered = asyncio.Event()
         self._end: FlowspecError | None = None
         self._is_clean = False
-        self._goodbye: bytes | None = None
+        self._goodbye: bytes | None = None  # until it is written
+        self._gone = asyncio.Event()  # the connection
+        self._closer: asyncio.Task[None] | None = None
         self.local_host = str(transport.get_extra_info("sockname")[0])
         """The address by which the peer at the other end knows this machine."""
         self.peer_host = str(transport.get_extra_info("peername")[0])
@@ -107,9 +121,11 @@ class Link:
         connection = transport.get_extra_info("socket")
         _set_up(connection, purpose)
         self._sent_packets = SentPackets(connection)
-        self._reader = asyncio.create_task(self._read(), name=f"link reader {peer}")
-        self._writer = asyncio.create_task(self._write(), name=f"link writer {peer}")
-        self._closer: asyncio.Task[None] | None = None
+        self._transport = transport
+        self._before: asyncio.BaseProtocol | None = transport.get_protocol()
+        transport.set_write_buffer_limits(high=FRAGMENT_BYTES)
+        transport.set_protocol(self)
+        self._heartbeat = Heartbeat(*heartbeat, self._ask_peer, self._lose_silent) if heartbeat else None
 
     @property
     def hello(self) -> wire.Hello:
@@ -126,7 +142,8 @@ class Link:
         return self._end is None
 
     def send(self, message: wire.Message) -> None:
-        """Queue a message; never waits. The array of a chunk must not be changed afterwards.
+        """Hand a message to the system, or queue it where that takes nothing now; never waits. The array of a chunk
+        must not be changed afterwards.
 
         Raises:
             LinkLostError: the link has ended, or the peer took nothing for so long that the queue is full.
@@ -142,8 +159,9 @@ class Link:
             )
             self._lose(full)
             raise full.again()
-        self._outgoing.append(codec.encode(message))
-        self._to_send.set()
+        header, tail = codec.encode(message)
+        self.num_sent_bytes += len(header) + (len(tail) if tail is not None else 0)
+        self._queue(self._frame(Opcode.BINARY, header), tail)
 
     async def receive(self) -> wire.Message:
         """The next message; those that came before the end are still handed out.
@@ -158,10 +176,11 @@ class Link:
                 raise self._end.again()
             self._arrived.clear()
             await self._arrived.wait()
-        self._room.set()
         message, num_bytes = self._incoming.popleft()
         self._num_queued_bytes -= num_bytes
         ALL_LINKS.release(self, num_bytes)
+        if self._is_held_back and not self._is_full:
+            self._go_on_reading()
         return message
 
     async def answers(self, within_s: float) -> bool:
@@ -183,7 +202,7 @@ class Link:
     def probe(self) -> None:
         """Ask the peer for an answer for which nobody waits: a packet either way, behind what waits to be sent."""
         self._num_asked += 1
-        self._to_send.set()
+        self._queue(self._frame(Opcode.PING, self._num_asked.to_bytes(8, "big")))
 
     def take_packets(self) -> Packets:
         """How many packets the system has sent since the last call, and how many of these were lost, where it tells."""
@@ -213,7 +232,7 @@ class Link:
 
     async def wait_closed(self) -> None:
         """Until the link has ended, here or there."""
-        await asyncio.wait({self._reader})
+        await self._gone.wait()
 
     def give_way(self, num_bytes: int, limit_bytes: int) -> None:
         """End, since all links together hold too much and this one has stood still the longest; see ``HeldBytes``."""
@@ -226,17 +245,22 @@ class Link:
             )
         )
 
+    # ------------------------------------------------------------------ the end
+
     def _finish(self, end: FlowspecError) -> None:
         """The first end counts; everyone who waits sees it."""
         if self._end is None and isinstance(end, LinkLostError) and self.purpose == wire.DATA:
             end.neighbour = self.peer
         self._end = self._end or end
-        for event in (self._to_send, self._arrived, self._room, self._answered):
+        for event in (self._arrived, self._answered):
             event.set()
 
     def _lose(self, end: FlowspecError) -> None:
         self._finish(end)
         self._transport.abort()
+
+    def _lose_silent(self, why: str) -> None:
+        self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link was lost ({why})"))
 
     def _start_closing(self, end: FlowspecError) -> None:
         if self._closer is not None:
@@ -245,128 +269,156 @@ class Link:
             code = close_code_of(end)
             self._is_clean = code is CloseCode.DONE
             reason = b"" if self._is_clean else str(end).encode()[:MAX_REASON_BYTES]
-            self._goodbye = code.to_bytes(2, "big") + reason.decode(errors="ignore").encode()
+            said = code.to_bytes(2, "big") + reason.decode(errors="ignore").encode()
+            self._goodbye = self._frame(Opcode.CLOSE, said)
             self._finish(end)
+            self._write()
         self._closer = asyncio.create_task(self._shut(), name=f"link closer {self.peer}")
 
     async def _shut(self) -> None:
-        """The reader goes on until the peer's goodbye: a socket closed over unread bytes would reset the connection and
-        take our last messages with it. Nothing here cancels a send, which would break aiohttp's shared drain."""
-        await asyncio.wait({self._reader, self._writer}, timeout=CLOSE_S)
-        self._transport.abort()
-        _, pending = await asyncio.wait({self._reader, self._writer}, timeout=ABORT_S)
-        for task in pending:
-            task.cancel()
-        if self._session is not None:
-            await self._session.close()
-        if not pending:
-            self._let_go()
+        """The link reads on until the peer's goodbye: a socket closed over unread bytes would reset the connection and
+        take our last messages with it."""
+        for limit_s in (CLOSE_S, ABORT_S):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await self._gone.wait()
+            self._transport.abort()
+        if self._let_go is not None:
+            await self._let_go()
 
-    def _let_go(self) -> None:
-        """Break the reference cycles that a closed connection lies in, or 300 KB of TLS stay until Python looks for
-        such cycles, and that is seldom."""
-        if (error := self._websocket.exception()) is not None:
-            release_frames(error)
-        self._transport.close()  # of one that is closed already: asyncio's transport leaves its protocol
-        # aiohttp gives no public way to end what it began for its heartbeats.
-        self._protocol._data_received_cb = None
+    def connection_lost(self, exc: Exception | None) -> None:
+        why = "connection ended" if exc is None else system_words(exc) if isinstance(exc, OSError) else _described(exc)
+        self._finish(LinkLostError(f"peer {self.peer}: the {self.purpose} link was lost ({why})"))
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        ALL_LINKS.drop(self)
+        self._outgoing.clear()
+        self._tail_left = None
+        self._gone.set()
+        before, self._before = self._before, None
+        if before is not None:
+            before.connection_lost(exc)
 
-    async def _write(self) -> None:
-        num_asked = 0
+    # ------------------------------------------------------------------ writing
+
+    def _frame(self, opcode: Opcode, payload: bytes) -> bytes:
+        return head_of(opcode, len(payload), is_client=self._is_client) + payload
+
+    def _queue(self, frame: bytes, tail: memoryview | None = None) -> None:
+        self._outgoing.append((frame, tail))
+        self._write()
+
+    def _ask_peer(self) -> None:
+        self._transport.write(self._frame(Opcode.PING, b""))
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._write()
+
+    def _write(self) -> None:
+        """Hand to the transport what waits, as long as it takes it. Between two pieces of a tail heartbeats pass."""
         try:
-            while True:
-                while self._outgoing and (self._end is None or self._goodbye is not None):
-                    header, tail = self._outgoing.popleft()
-                    await self._websocket.send_bytes(header)
-                    self.num_sent_bytes += len(header) + (len(tail) if tail is not None else 0)
-                    for start in range(0, len(tail) if tail is not None else 0, FRAGMENT_BYTES):
-                        assert tail is not None
-                        # aiohttp masks a copy or hands the view on, so it takes any buffer although it names bytes.
-                        await self._websocket.send_bytes(tail[start : start + FRAGMENT_BYTES])  # type: ignore[arg-type]
-                if self._end is not None:
-                    break
-                if num_asked < self._num_asked:
-                    num_asked = self._num_asked
-                    await self._websocket.ping(num_asked.to_bytes(8, "big"))
-                    continue
-                self._to_send.clear()
-                await self._to_send.wait()
-            if self._goodbye is not None:
-                await self._websocket.send_frame(self._goodbye, WSMsgType.CLOSE)
-        except (OSError, aiohttp.ClientError) as cause:
-            self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link broke ({system_words(cause)})"))
+            while not (self._is_paused or self._transport.is_closing()) and (piece := self._next_piece()):
+                self._transport.write(piece)
         except Exception as cause:  # a bug; a link that nobody writes to must not stay open
             _log.exception("peer %s: its link cannot be written to", self.peer)
             self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link broke ({_described(cause)})"))
 
-    async def _read(self) -> None:
+    def _next_piece(self) -> bytes:
+        """A frame, with the first fragment of its tail, or one of the further ones; at last the goodbye."""
+        frame = b""
+        if self._tail_left is None:
+            if not self._outgoing:
+                goodbye, self._goodbye = self._goodbye, None
+                return goodbye or b""
+            frame, self._tail_left = self._outgoing.popleft()
+            if self._tail_left is None:
+                return frame
+        fragment, left = self._tail_left[:FRAGMENT_BYTES], self._tail_left[FRAGMENT_BYTES:]
+        self._tail_left = left if len(left) else None
+        return b"".join((frame, head_of(Opcode.BINARY, len(fragment), is_client=self._is_client), fragment))
+
+    # ------------------------------------------------------------------ reading
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._frames.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._frames.fill(nbytes)
+        if self._heartbeat is not None:
+            self._heartbeat.hear()
+        self._read()
+
+    def _read(self) -> None:
+        """Take the frames that are here, until nobody takes the messages any more."""
         try:
-            await self._read_messages()
+            while not (self._is_held_back or self._transport.is_closing()) and (frame := self._frames.take()):
+                self._take(*frame)
+                if self._is_full and self._end is None:
+                    self._is_held_back = True
+                    self._transport.pause_reading()
+        except ProtocolError as cause:
+            self._start_closing(ProtocolError(f"peer {self.peer}: {cause}"))
         except Exception as cause:  # whatever was sent: a link that nobody reads must not stay open
             _log.exception("peer %s: what it has sent cannot be read", self.peer)
             self._start_closing(ProtocolError(f"peer {self.peer}: its message cannot be read ({_described(cause)})"))
-        finally:
-            ALL_LINKS.drop(self)
 
-    async def _read_messages(self) -> None:
-        header: bytes | None = None
-        tail, filled = np.empty(0, np.uint8), 0
-        while (frame := await self._next_frame()) is not None:
-            if self._end is not None:
-                continue  # what comes between our goodbye and the peer's
-            try:
-                if header is None:
-                    header, filled = frame, 0
-                    tail = _aligned_buffer(codec.num_tail_bytes(header))
-                elif not frame or filled + len(frame) > len(tail):
-                    raise ProtocolError(
-                        f"a fragment of {len(frame)} bytes came where at most {len(tail) - filled} were expected"
-                    )
-                else:
-                    tail[filled : filled + len(frame)] = np.frombuffer(frame, np.uint8)
-                    filled += len(frame)
-                ALL_LINKS.add(self, len(frame))
-                if filled == len(tail) and self._end is None:
-                    message = self._checked(codec.decode(header, tail.data if len(tail) else None))
-                    num_bytes = len(header) + filled
-                    self.num_received_bytes += num_bytes
-                    header, tail, filled = None, np.empty(0, np.uint8), 0
-                    await self._deliver(message, num_bytes)
-            except ProtocolError as cause:
-                self._start_closing(ProtocolError(f"peer {self.peer}: {cause}"))
+    def _go_on_reading(self) -> None:
+        self._is_held_back = False
+        self._read()
+        if not (self._is_held_back or self._transport.is_closing()):
+            self._transport.resume_reading()
 
-    async def _next_frame(self) -> bytes | None:
-        """The next binary message, or None when there will be no more. Questions whether we are there are answered."""
-        message: aiohttp.WSMessage = await self._websocket.receive()
-        while message.type in (WSMsgType.PING, WSMsgType.PONG):
-            if message.type is WSMsgType.PING:
-                try:
-                    await self._websocket.pong(message.data)
-                except (OSError, aiohttp.ClientError) as error:  # the answer cannot leave any more
-                    self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link was lost ({error})"))
-                    return None
-            elif message.data:  # those of a heartbeat are empty
-                self._num_answered = int.from_bytes(message.data, "big")
-                self._answered.set()
-            message = await self._websocket.receive()
-        if message.type is WSMsgType.BINARY:
-            return bytes(message.data)
-        if message.type is WSMsgType.TEXT:
-            self._start_closing(ProtocolError(f"peer {self.peer}: a text message; links carry binary ones"))
-            return b""
-        if message.type is WSMsgType.CLOSE:
-            self._is_clean = self._is_clean or (self._end is None and message.data == CloseCode.DONE)
-            text = f"peer {self.peer} closed the link" + (f": {plain_text(message.extra)}" if message.extra else "")
-            self._lose(OtherVersionError(text) if message.data == CloseCode.OTHER_VERSION else LinkLostError(text))
-            return None
-        cause = message.data if message.type is WSMsgType.ERROR else self._websocket.exception()
-        if isinstance(cause, aiohttp.WebSocketError):
-            self._lose(ProtocolError(f"peer {self.peer}: {cause} (limit of a frame: {MAX_FRAME_BYTES} bytes)"))
-        else:
-            self._lose(
-                LinkLostError(f"peer {self.peer}: the {self.purpose} link was lost ({cause or 'connection ended'})")
+    def _take(self, opcode: Opcode, payload: memoryview) -> None:
+        match opcode:
+            case Opcode.CLOSE:
+                self._take_goodbye(int.from_bytes(payload[:2], "big"), bytes(payload[2:]))
+            case Opcode.PING:
+                if not self._is_paused:  # whoever asks and takes no answers gets none
+                    self._transport.write(self._frame(Opcode.PONG, bytes(payload)))
+            case Opcode.PONG:
+                if payload:  # those of a heartbeat are empty
+                    self._num_answered = int.from_bytes(payload, "big")
+                    self._answered.set()
+            case _ if self._end is not None:
+                pass  # what comes between our goodbye and the peer's
+            case Opcode.TEXT:
+                raise ProtocolError("a text message; links carry binary ones")
+            case _:
+                self._take_part(payload)
+
+    def _take_goodbye(self, code: int, reason: bytes) -> None:
+        self._is_clean = self._is_clean or (self._end is None and code == CloseCode.DONE)
+        said = plain_text(reason.decode(errors="replace"))
+        text = f"peer {self.peer} closed the link" + (f": {said}" if said else "")
+        if self._end is None:  # or ours has been said already
+            self._transport.write(self._frame(Opcode.CLOSE, code.to_bytes(2, "big") if code else b""))
+        self._lose(OtherVersionError(text) if code == CloseCode.OTHER_VERSION else LinkLostError(text))
+
+    def _take_part(self, part: memoryview) -> None:
+        """A header, or a fragment of the tail behind it."""
+        if self._header is None:
+            self._header, self._num_header_bytes, self._filled = codec.read_header(part), len(part), 0
+            self._tail = _aligned_buffer(codec.num_tail_bytes(self._header))
+        elif not part or self._filled + len(part) > len(self._tail):
+            raise ProtocolError(
+                f"a fragment of {len(part)} bytes came where at most {len(self._tail) - self._filled} were expected"
             )
-        return None
+        else:
+            self._tail[self._filled : self._filled + len(part)] = np.frombuffer(part, np.uint8)
+            self._filled += len(part)
+        ALL_LINKS.add(self, len(part))
+        if self._filled == len(self._tail) and self._end is None:
+            header, tail, self._header, self._tail = self._header, self._tail, None, _NOTHING
+            message = self._checked(codec.complete(header, tail.data if len(tail) else None))
+            num_bytes = self._num_header_bytes + len(tail)
+            self.num_received_bytes += num_bytes
+            self._incoming.append((message, num_bytes))
+            self._num_queued_bytes += num_bytes
+            self._arrived.set()
 
     def _checked(self, message: wire.Message) -> wire.Message:
         if isinstance(message, wire.ChunkMessage):
@@ -376,14 +428,6 @@ class Link:
                 raise ProtocolError(f"chunk {message.number} came where {self._next_number} was expected")
             self._next_number += 1
         return message
-
-    async def _deliver(self, message: wire.Message, num_bytes: int) -> None:
-        while self._is_full and self._end is None:
-            self._room.clear()
-            await self._room.wait()
-        self._incoming.append((message, num_bytes))
-        self._num_queued_bytes += num_bytes
-        self._arrived.set()
 
     @property
     def _is_full(self) -> bool:

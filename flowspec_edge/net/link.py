@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ from flowspec_edge.errors import (
 )
 from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.net.auth import Credentials
-from flowspec_edge.net.connection import CLOSE_S, LATE_S, MAX_FRAME_BYTES, Link
+from flowspec_edge.net.connection import Link
 from flowspec_edge.net.server import ServedApp, serve_app
 
 _log = logging.getLogger(__name__)
@@ -159,43 +158,25 @@ async def _connect(
     websocket = await session.ws_connect(
         f"{'https' if credentials else 'http'}://{address}/link/{hello.purpose}",
         ssl=credentials.client if credentials else True,
-        heartbeat=_heartbeat_s(hello.purpose, timeouts),
-        autoping=False,
         compress=0,
-        max_msg_size=MAX_FRAME_BYTES,
-        timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
     )
-    # aiohttp gives a client no public way to its transport, and only an abort ends a link whose cable was cut.
+
+    async def let_go() -> None:
+        """End aiohttp's part: what it would say is said, and it does not wait where the transport has ended."""
+        await websocket.close()
+        if (error := websocket.exception()) is not None:
+            release_frames(error)
+        await session.close()
+
+    # aiohttp gives a client no public way to its transport.
     transport = websocket._writer.transport
-    _set_patience(websocket, timeouts)
-    return Link(websocket, transport, hello.purpose, peer, hello, session)
+    heartbeat = _heartbeat(hello.purpose, timeouts)
+    return Link(transport, hello.purpose, peer, is_client=True, heartbeat=heartbeat, hello=hello, let_go=let_go)
 
 
-def _heartbeat_s(purpose: str, timeouts: LinkTimeouts) -> float | None:
-    return timeouts.heartbeat_s or None if purpose == wire.CONTROL else None
-
-
-def _set_patience(websocket: aiohttp.ClientWebSocketResponse | web.WebSocketResponse, timeouts: LinkTimeouts) -> None:
-    """Wait ``answer_s`` for the answer to a heartbeat, and longer where this process stood still meanwhile.
-
-    aiohttp waits for half of the heartbeat's interval, and gives no public way to choose. Its timer is also served
-    before what lies in the socket, so that whoever was stopped for a while would take all peers for lost.
-    """
-    loop, watched = asyncio.get_running_loop(), weakref.ref(websocket)  # which holds the function below
-
-    def on_silence() -> None:
-        websocket = watched()
-        if websocket is None:
-            return
-        timer = websocket._pong_response_cb
-        if timer is not None and loop.time() - timer.when() > LATE_S:
-            websocket._pong_response_cb = loop.call_later(LATE_S, websocket._pong_not_received)
-        else:
-            del websocket._pong_not_received  # aiohttp's own is behind it
-            websocket._pong_not_received()
-
-    websocket._pong_heartbeat = timeouts.answer_s
-    websocket._pong_not_received = on_silence  # type: ignore[method-assign]
+def _heartbeat(purpose: str, timeouts: LinkTimeouts) -> tuple[float, float] | None:
+    """After how much silence a peer is asked, and how long it may take to answer."""
+    return (timeouts.heartbeat_s, timeouts.answer_s) if purpose == wire.CONTROL and timeouts.heartbeat_s else None
 
 
 class LinkServer:
@@ -249,22 +230,17 @@ class LinkServer:
         assert self._served is not None
         await self._served.close()
 
-    async def _accept(self, request: web.Request) -> web.WebSocketResponse:
+    async def _accept(self, request: web.Request) -> web.StreamResponse:
         purpose = request.path.rpartition("/")[2]
-        websocket = web.WebSocketResponse(
-            heartbeat=_heartbeat_s(purpose, self._timeouts),
-            autoping=False,
-            compress=False,
-            max_msg_size=MAX_FRAME_BYTES,
-            timeout=CLOSE_S,
-        )
-        transport = request.transport
-        await websocket.prepare(request)
-        _set_patience(websocket, self._timeouts)
-        assert transport is not None, "prepare raises where the client has left"
-        link = Link(websocket, transport, purpose, f"at {request.remote}")
+        websocket, transport = web.WebSocketResponse(compress=False), request.transport
+        if transport is None or not websocket.can_prepare(request).ok:
+            return web.Response(status=400, text="a link begins with the handshake of a WebSocket\n")
+        # The link reads from before the handshake's answer on, so that no byte behind it goes to aiohttp.
+        heartbeat = _heartbeat(purpose, self._timeouts)
+        link = Link(transport, purpose, f"at {request.remote}", is_client=False, heartbeat=heartbeat)
         self._links.add(link)
         try:
+            await websocket.prepare(request)
             await self._greet(link)
             await self._on_link(link)
         except (ProtocolError, OtherVersionError) as cause:

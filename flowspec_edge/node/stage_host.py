@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -21,7 +22,6 @@ import numpy as np
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
-from flowspec_edge.core.rows import SlotMove
 from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import CacheFullError, ProtocolError
 from flowspec_edge.net.connection import Link
@@ -29,7 +29,7 @@ from flowspec_edge.net.packet_counter import PacketCounter
 from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.curves import StageRecorder
 from flowspec_edge.node.pacing import Board, Runner
-from flowspec_edge.tasks import in_thread, run_until_first_ends
+from flowspec_edge.tasks import Jobs, run_until_first_ends
 
 _log = logging.getLogger(__name__)
 
@@ -68,11 +68,10 @@ class StageHost:
         self._runner = runner
         self._control, self._behind, self._ahead = links.control, links.behind, links.ahead
         self._board = board
-        self._executor = executor
+        self._jobs = Jobs(executor)
         self._max_capacity = max_capacity
         self._activity = activity
         self._recorder = recorder
-        self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()  # done one after the other
         self._cancelled = threading.Event()  # of the newest forward; each has its own
         self._num_sent = 0
         self._is_used = asyncio.Event()  # by a session: the ring is open
@@ -117,7 +116,7 @@ class StageHost:
             self._blaming(self._control, self._read_control()),
             self._blaming(self._behind, self._read_chunks()),
             self._blaming(self._ahead, self._read_credits()),
-            self._do_jobs(),
+            self._jobs.wait_failed(),
             self._count_packets(),
         )
 
@@ -175,15 +174,27 @@ class StageHost:
             if packets.num_ahead or packets.num_behind:
                 self._control.send(packets)
 
-    async def _do_jobs(self) -> None:
-        while True:
-            await (await self._jobs.get())()
+    def _run(self, forward: ev.RunForward) -> None:
+        """Run a forward, behind what else has to be done."""
+        cancelled = self._cancelled = threading.Event()
+        busy = contextlib.ExitStack()
+        busy.enter_context(self._activity.busy())
+        then = partial(self._take_result, forward, cancelled, time.monotonic(), busy)
+        self._jobs.submit(then, self._runner.run, forward, cancelled.is_set)
 
-    async def _run(self, forward: ev.RunForward, cancelled: threading.Event) -> None:
-        began = time.monotonic()
+    def _take_result(
+        self,
+        forward: ev.RunForward,
+        cancelled: threading.Event,
+        began: float,
+        busy: contextlib.ExitStack,
+        ended: Future[ev.ForwardFinished],
+    ) -> None:
+        busy.close()
+        if self._working is None:  # nobody waits for it any more
+            return
         try:
-            with self._activity.busy():
-                finished = await in_thread(self._executor, self._runner.run, forward, cancelled.is_set)
+            finished = ended.result()
         except CacheFullError as cause:
             self._end_session(forward, cause)
             return
@@ -191,12 +202,9 @@ class StageHost:
             self._recorder.add(len(forward.rows), time.monotonic() - began)
         self._tell(finished)
 
-    async def _keep(self, session: int, moves: Sequence[SlotMove]) -> None:
-        await in_thread(self._executor, self._runner.keep_cache, session, moves)
-
-    async def _take_over(self, session: int, kept: int, num_kept: int) -> None:
-        is_there = await in_thread(self._executor, self._runner.take_over_cache, session, kept)
-        self._board.send(self._control, wire.SessionOpened(session, num_kept if is_there else 0))
+    def _say_opened(self, session: int, num_kept: int, ended: Future[bool]) -> None:
+        if self._working is not None:
+            self._board.send(self._control, wire.SessionOpened(session, num_kept if ended.result() else 0))
 
     def _end_session(self, forward: ev.RunForward, cause: CacheFullError) -> None:
         """End the session that a forward is of, and tell the origin. No row of the forward lives any more."""
@@ -206,21 +214,23 @@ class StageHost:
         self._tell(ev.ForwardFinished(np.zeros((len(forward.rows), 0), np.float32)))
 
     def _tell(self, event: ev.StageEvent) -> None:
-        for action in self._journal.handle(self._core, event, time.monotonic()):
+        actions = self._journal.handle(self._core, event, time.monotonic())
+        actions.sort(key=_can_wait)
+        for action in actions:
             match action:
                 case ev.OpenCache(session, capacity, kept, num_kept):
                     self._runner.open_cache(session, capacity)
                     if num_kept:
-                        self._jobs.put_nowait(partial(self._take_over, session, kept, num_kept))
+                        then = partial(self._say_opened, session, num_kept)
+                        self._jobs.submit(then, self._runner.take_over_cache, session, kept)
                     else:
                         self._board.send(self._control, wire.SessionOpened(session))
                 case ev.KeepCache(session, moves):
-                    self._jobs.put_nowait(partial(self._keep, session, moves))
+                    self._jobs.submit(_done, self._runner.keep_cache, session, moves)
                 case ev.FreeCache(session):  # behind the forward that may run; to free a gigabyte takes a while
-                    self._executor.submit(self._runner.free_cache, session)
+                    self._jobs.submit(_done, self._runner.free_cache, session)
                 case ev.RunForward():
-                    self._cancelled = threading.Event()
-                    self._jobs.put_nowait(partial(self._run, action, self._cancelled))
+                    self._run(action)
                 case ev.CancelForward():
                     self._cancelled.set()
                 case ev.SendChunk(chunk):
@@ -230,3 +240,14 @@ class StageHost:
                     self._board.send(self._behind, wire.Credit(num_chunks))
                 case ev.SendTapped(session, layer, ids, hidden):
                     self._board.send(self._control, wire.TappedRows(session, layer, ids, hidden))
+
+
+def _can_wait(action: ev.StageAction) -> bool:
+    """Whether an action comes behind the others: to send takes a while, and a credit is early by the whole forward."""
+    return isinstance(action, ev.GrantCredit)
+
+
+def _done(ended: Future[None]) -> None:
+    """Where it has failed, so has the stage."""
+    if not ended.cancelled():
+        ended.result()

@@ -60,7 +60,7 @@ def test_chunks_come_back_equal(
     hidden = np.arange(len(rows) * width, dtype=np.float32).reshape(len(rows), width)
     sent = Chunk(7, tuple(Row(*row) for row in rows), 1, hidden, turn, passages)
     header, tail = encoded(wire.ChunkMessage(5, sent))
-    assert codec.num_tail_bytes(header) == len(tail) == hidden.nbytes
+    assert codec.num_tail_bytes(codec.read_header(header)) == len(tail) == hidden.nbytes
     message = instance(codec.decode(header, bytes(tail)), wire.ChunkMessage)
     got = message.chunk
     assert (message.number, got.session, got.rows, got.num_wanted) == (5, 7, sent.rows, 1)
@@ -73,7 +73,7 @@ def test_chunks_come_back_equal(
 def test_tapped_rows_come_back_equal(ids: Sequence[int], width: int, layer: int) -> None:
     hidden = np.arange(len(ids) * width, dtype=np.float32).reshape(len(ids), width)
     header, tail = encoded(wire.TappedRows(7, layer, tuple(ids), hidden))
-    assert codec.num_tail_bytes(header) == len(tail) == hidden.nbytes
+    assert codec.num_tail_bytes(codec.read_header(header)) == len(tail) == hidden.nbytes
     got = instance(codec.decode(header, bytes(tail)), wire.TappedRows)
     assert (got.session, got.layer, got.ids) == (7, layer, tuple(ids))
     np.testing.assert_array_equal(got.hidden, hidden)
@@ -94,7 +94,7 @@ def test_tapped_rows_come_back_equal(ids: Sequence[int], width: int, layer: int)
 )
 def test_tapped_rows_that_break_a_rule_are_refused(values: Sequence[bytes | int | str]) -> None:
     with pytest.raises(ProtocolError):
-        codec.num_tail_bytes(msgpack.packb(values))
+        codec.num_tail_bytes(codec.read_header(msgpack.packb(values)))
 
 
 def test_tapped_rows_without_their_tail_are_refused() -> None:
@@ -172,13 +172,13 @@ def test_what_a_peer_may_send_wrong(header: bytes, tail: bytes | None, text: str
 def test_an_oversized_tail_is_refused_before_it_comes() -> None:
     rows = np.zeros((limits.MAX_CHUNK_ROWS, 3), "<u4").tobytes()
     with pytest.raises(ProtocolError, match="MAX_TAIL_BYTES"):
-        codec.num_tail_bytes(msgpack.packb([*CHUNK[:4], rows, 2**20, *CHUNK[6:]]))
+        codec.num_tail_bytes(codec.read_header(msgpack.packb([*CHUNK[:4], rows, 2**20, *CHUNK[6:]])))
 
 
 @given(st.binary(max_size=200), st.binary(max_size=64))
 def test_noise_never_raises_anything_else(header: bytes, tail: bytes) -> None:
     try:
-        codec.num_tail_bytes(header)
+        codec.num_tail_bytes(codec.read_header(header))
         codec.decode(header, tail)
     except ProtocolError:
         pass

@@ -101,7 +101,7 @@ def shown(error: FlowspecError) -> str:
 def try_frame(rng: random.Random) -> str:
     header, tail = frame(rng)
     try:
-        num_bytes = codec.num_tail_bytes(header)
+        num_bytes = codec.num_tail_bytes(codec.read_header(header))
         assert num_bytes <= codec.MAX_TAIL_BYTES
         message = codec.decode(header, tail or None)
     except ProtocolError as refused:

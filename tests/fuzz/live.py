@@ -31,6 +31,7 @@ from flowspec_edge.web.app import build_app
 from tests.fuzz.http_bodies import BODY, CONTENT_TYPES, Echo, body
 from tests.fuzz.inputs import NASTY_TEXTS
 from tests.fuzz.kinds import frame
+from tests.net.conftest import send_raw
 
 LIMIT_S = 20.0
 """For one input and its answer: whatever takes this long hangs."""
@@ -113,7 +114,7 @@ async def _outsider(at: Scene, rng: random.Random, number: int, next_hop: int) -
         if purpose == wire.CONTROL and number % 25 == 5:
             return await _break_a_stage(at, rng, number, link, next_hop)
         for _ in range(rng.choice((1, 1, 3, 10))):
-            await _send_raw(link, *frame(rng))
+            _send(link, *frame(rng))
         return await _fate(link)
     except (FlowspecError, OSError, aiohttp.ClientError):
         return "refused"
@@ -173,11 +174,10 @@ async def _next_hop() -> AsyncIterator[int]:
         await server.close()
 
 
-async def _send_raw(link: Link, header: bytes, tail: bytes) -> None:
-    """Past our own end's checks."""
-    await link._websocket.send_bytes(header)
+def _send(link: Link, header: bytes, tail: bytes) -> None:
+    send_raw(link, header)
     for start in range(0, len(tail), 1000):
-        await link._websocket.send_bytes(tail[start : start + 1000])
+        send_raw(link, tail[start : start + 1000])
 
 
 async def _fate(link: Link) -> str:

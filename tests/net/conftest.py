@@ -9,6 +9,7 @@ import pytest
 
 from flowspec_edge.core import wire
 from flowspec_edge.net.connection import Link
+from flowspec_edge.net.frames import Opcode
 from flowspec_edge.net.link import LinkServer, LinkTimeouts, open_link
 
 
@@ -18,6 +19,11 @@ def make_hello(purpose: str = wire.CONTROL, protocol: int = wire.PROTOCOL_VERSIO
 
 def make_welcome() -> wire.Welcome:
     return wire.Welcome("pi-kitchen", "0.1.0", 2**30, ["0" * 64])
+
+
+def send_raw(link: Link, payload: bytes, opcode: Opcode = Opcode.BINARY) -> None:
+    """Past our own end's checks."""
+    link._queue(link._frame(opcode, payload))
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from flowspec_edge.errors import LinkLostError, ProtocolError
 from flowspec_edge.net import connection
 from flowspec_edge.net.held_bytes import HeldBytes
 from tests.narrowing import present
-from tests.net.conftest import linked
+from tests.net.conftest import linked, send_raw
 
 
 class Holder:
@@ -50,8 +50,8 @@ async def test_an_unfinished_tail_gives_way_and_a_link_that_goes_on_does_not(mon
     monkeypatch.setattr(connection, "ALL_LINKS", account)
     header, tail = codec.encode(wire.ChunkMessage(0, Chunk(1, (Row(0, 1, 2),), 1, np.zeros((1, 20_000), np.float32))))
     async with linked(wire.DATA) as stalled, linked(wire.DATA) as honest:
-        await stalled.near._websocket.send_bytes(header)
-        await stalled.near._websocket.send_bytes(bytes(present(tail)[:60_000]))
+        send_raw(stalled.near, header)
+        send_raw(stalled.near, bytes(present(tail)[:60_000]))
         while account.num_bytes < 60_000:
             await asyncio.sleep(0.001)
         for number in range(3):
@@ -84,10 +84,10 @@ async def test_whatever_a_reader_trips_over_ends_its_link_at_both_ends(
 ) -> None:
     async with linked() as pair, linked() as other:
 
-        def fail(header: bytes, tail: object) -> wire.Message:
+        def fail(header: codec.Header, tail: object) -> wire.Message:
             raise error
 
-        monkeypatch.setattr(codec, "decode", fail)
+        monkeypatch.setattr(codec, "complete", fail)
         pair.near.send(wire.CloseSession(1))
         with pytest.raises(ProtocolError, match=f"peer pi-hall: its message cannot be read .{type(error).__name__}"):
             await pair.far.receive()
@@ -102,10 +102,10 @@ async def test_whatever_a_reader_trips_over_ends_its_link_at_both_ends(
 async def test_whatever_a_writer_trips_over_ends_its_link(monkeypatch: pytest.MonkeyPatch) -> None:
     async with linked() as pair:
 
-        async def fail(data: bytes) -> None:
+        def fail(data: bytes) -> None:
             raise KeyError("x")
 
-        monkeypatch.setattr(pair.near._websocket, "send_bytes", fail)
+        monkeypatch.setattr(pair.near._transport, "write", fail)
         pair.near.send(wire.CloseSession(1))
         with pytest.raises(LinkLostError, match="broke .KeyError"):
             await pair.near.receive()

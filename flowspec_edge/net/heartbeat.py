@@ -1,0 +1,49 @@
+"""Finds out whether a peer that says nothing is still there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+LATE_S = 0.25
+"""A timer that is later than this means that this process itself stood still. What came meanwhile is read first."""
+
+
+class Heartbeat:
+    """A peer from which nothing came for ``quiet_s`` is asked, and one that says nothing for ``answer_s`` after that is
+    lost; later where this process stood still meanwhile.
+    """
+
+    def __init__(self, quiet_s: float, answer_s: float, ask: Callable[[], None], lose: Callable[[str], None]) -> None:
+        self._quiet_s, self._answer_s = quiet_s, answer_s
+        self._ask, self._lose = ask, lose
+        self._loop = asyncio.get_running_loop()
+        self._heard_at = self._loop.time()
+        self._asked_at: float | None = None  # where nothing came since
+        self._timer = self._loop.call_later(quiet_s, self._look)
+
+    def hear(self) -> None:
+        """Something has come."""
+        self._heard_at, self._asked_at = self._loop.time(), None
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        self._ask = self._lose = _nothing  # they lead back to the link
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        is_late = now - self._timer.when() > LATE_S
+        if self._asked_at is None and now >= self._heard_at + self._quiet_s:
+            self._asked_at = now
+            self._ask()
+        due = self._heard_at + self._quiet_s if self._asked_at is None else self._asked_at + self._answer_s
+        if due <= now:
+            if not is_late:
+                self._lose(f"No PONG received after {self._answer_s:g} seconds")
+                return
+            due = now + LATE_S
+        self._timer = self._loop.call_at(due, self._look)
+
+
+def _nothing(*_: object) -> None:
+    pass
