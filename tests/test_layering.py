@@ -30,11 +30,7 @@ DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields", "_make"}
 """Names of the standard library that are public in spite of their underscore."""
 OF_LIBRARIES = {
     "exporter.tokenizer: (...)._tokenizer",
-    "flowspec_edge.net.connection: self._protocol._data_received_cb",
     "flowspec_edge.net.link: websocket._writer",
-    "flowspec_edge.net.link: websocket._pong_heartbeat",
-    "flowspec_edge.net.link: websocket._pong_not_received",
-    "flowspec_edge.net.link: websocket._pong_response_cb",
 }
 """Where a library has no public way to what is needed; the line itself says why."""
 PROGRAMS = {"flowspec_edge.bench.replay"}

@@ -283,6 +283,8 @@ class Link(asyncio.BufferedProtocol):
                 async with asyncio.timeout(limit_s):
                     await self._gone.wait()
             self._transport.abort()
+        if self._gone.is_set():
+            self._transport.close()  # of one that is closed already: asyncio's transport leaves its protocol
         if self._let_go is not None:
             await self._let_go()
 

@@ -162,16 +162,21 @@ async def _connect(
     )
 
     async def let_go() -> None:
-        """End aiohttp's part: what it would say is said, and it does not wait where the transport has ended."""
-        await websocket.close()
-        if (error := websocket.exception()) is not None:
-            release_frames(error)
+        await _let_go(websocket)
         await session.close()
 
     # aiohttp gives a client no public way to its transport.
     transport = websocket._writer.transport
     heartbeat = _heartbeat(hello.purpose, timeouts)
     return Link(transport, hello.purpose, peer, is_client=True, heartbeat=heartbeat, hello=hello, let_go=let_go)
+
+
+async def _let_go(websocket: aiohttp.ClientWebSocketResponse | web.WebSocketResponse) -> None:
+    """End aiohttp's part of a link whose connection has ended: all has been said, and it only finds that out. The error
+    that it finds would lie in a reference cycle with it."""
+    await websocket.close()
+    if (error := websocket.exception()) is not None:
+        release_frames(error)
 
 
 def _heartbeat(purpose: str, timeouts: LinkTimeouts) -> tuple[float, float] | None:
@@ -256,6 +261,8 @@ class LinkServer:
         finally:
             await link.close()
             self._links.discard(link)
+            if websocket.prepared:
+                await _let_go(websocket)
         return websocket
 
     async def _greet(self, link: Link) -> None:

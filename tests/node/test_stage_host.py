@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ class FakeRunner:
     """Notes what it has to do; its forwards add one to each row."""
 
     def __init__(self) -> None:
-        self.done: list[object] = []
+        self.done: list[tuple[Any, ...]] = []
         self.run_as: Callable[[ev.RunForward, Callable[[], bool]], None] = lambda forward, is_cancelled: None
 
     def open_cache(self, session: int, capacity: int) -> None:
@@ -379,9 +380,7 @@ async def test_a_cache_is_kept_and_taken_over_behind_the_forward_that_runs() -> 
         hosted.after.send(wire.Credit(1))
         opened = [await hosted.origin.receive() for _ in range(2)]
     assert opened == [wire.SessionOpened(2, 5), wire.SessionOpened(3, 0)]
-    assert hosted.runner.done == [
-        ("open", 2, 100),
-        ("open", 3, 100),
+    assert [done for done in hosted.runner.done if done[0] != "open"] == [
         ("ran", 1, False),
         ("keep", 1, MOVES),
         ("take over", 2, 1),
