@@ -166,6 +166,12 @@ class NoLayers:
         return finished
 
 
+def keep_to_core(number: int) -> None:
+    """Each process has a core of its own, as each board has its own: on one they would wait for each other."""
+    if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > number:
+        os.sched_setaffinity(0, {number})
+
+
 def hello(purpose: str) -> wire.Hello:
     return wire.Hello("pi-hall", "0", wire.PROTOCOL_VERSION, purpose, "hop")
 
@@ -195,6 +201,7 @@ async def listening(
 
 async def serve_stage(host: str, back_host: str, back_port: int, *, is_plain: bool, is_watched: bool) -> None:
     """The other process: a stage between the link that comes and the one that it opens, until the origin leaves."""
+    keep_to_core(1)
     credentials = None if is_plain else derive_credentials(SECRET)
     moments = Moments(Spent() if is_watched else None)
     async with listening(host, 0, credentials, (wire.CONTROL, wire.DATA)) as (server, came):
@@ -319,6 +326,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         port, raw_port = map(int, (await stage.stdout.readline()).split())
         control, _ = await open_link(options.stage_address, port, hello(wire.CONTROL), credentials=credentials)
         ahead, _ = await open_link(options.stage_address, port, hello(wire.DATA), credentials=credentials)
+        keep_to_core(0)
         origin = Origin(control, ahead, await came[wire.DATA], options.rows, options.bytes)
         await origin.open(WARM_LAPS + 2 * options.laps)
         await one_at_a_time(origin, moments, WARM_LAPS + options.laps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
 
 from flowspec_edge.core import wire
 from flowspec_edge.errors import FlowspecError, LinkLostError
@@ -48,6 +49,10 @@ class FakeLink(Link):
                 self._changed.clear()
                 await self._changed.wait()
         return self._came.popleft()
+
+    async def deliver(self, take: Callable[[wire.Message], None]) -> None:
+        while True:
+            take(await self.receive())
 
     def received(self) -> list[wire.Message]:
         """All that has come and was not taken yet."""

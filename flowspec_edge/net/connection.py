@@ -19,9 +19,6 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
-
-import numpy as np
 
 from flowspec_edge.core import codec, wire
 from flowspec_edge.errors import (
@@ -30,8 +27,10 @@ from flowspec_edge.errors import (
     OtherVersionError,
     ProtocolError,
     plain_text,
+    release_frames,
     system_words,
 )
+from flowspec_edge.net.assembly import Assembly
 from flowspec_edge.net.close_codes import CloseCode, close_code_of
 from flowspec_edge.net.frames import FrameReader, Opcode, head_of
 from flowspec_edge.net.heartbeat import LATE_S, Heartbeat
@@ -50,8 +49,6 @@ UNTAKEN_MS = 1300
 later, after TCP's first repetition. Whether the peer itself still works is what its control link tells."""
 IDLE_S = 1
 """A data link on which nothing came for so long is probed by the system, and lost when the second probe is due."""
-TAIL_ALIGNMENT_BYTES = 64
-"""A cache line, and the widest vector load of today's CPUs."""
 SEND_QUEUE_MESSAGES = {wire.CONTROL: 1024, wire.DATA: 64}
 """More than a live peer ever leaves waiting: an origin sends a few hundred control messages per second, and credits
 keep a data link at one or two chunks."""
@@ -66,7 +63,6 @@ ABORT_S = 0.2
 MAX_REASON_BYTES = 120
 """A WebSocket close frame holds 123 bytes of text (RFC 6455, 5.5)."""
 
-_NOTHING = np.empty(0, np.uint8)
 _log = logging.getLogger(__name__)
 
 
@@ -98,15 +94,12 @@ class Link(asyncio.BufferedProtocol):
         self._is_paused = False  # the transport takes nothing
         self._frames = FrameReader()
         self._is_held_back = False  # the peer: nobody takes its messages
-        self._header: codec.Header | None = (
-            None  # of the message that is being read, its tail, and how much of that is here
-        )
-        self._tail, self._num_header_bytes, self._filled = _NOTHING, 0, 0
+        self._assembly = Assembly(purpose)
         self._incoming: deque[tuple[wire.Message, int]] = deque()  # with the bytes that each was
         self._num_queued_bytes = 0
         self.num_sent_bytes = self.num_received_bytes = 0
         self._arrived = asyncio.Event()
-        self._next_number = 0
+        self._deliver_to: tuple[Callable[[wire.Message], None], asyncio.Future[None]] | None = None
         self._num_asked = self._num_answered = 0
         self._answered = asyncio.Event()
         self._end: FlowspecError | None = None
@@ -183,6 +176,24 @@ class Link(asyncio.BufferedProtocol):
             self._go_on_reading()
         return message
 
+    async def deliver(self, take: Callable[[wire.Message], None]) -> None:
+        """Hand each message to ``take`` in the turn of the loop in which its last byte comes. Never returns.
+
+        Raises:
+            LinkLostError, ProtocolError, OtherVersionError: the link has ended, as ``receive`` tells it.
+            Exception: what ``take`` has raised.
+        """
+        while self._incoming:
+            take(await self.receive())
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._deliver_to = take, ended
+        try:
+            if self._end is not None:
+                raise self._end.again()
+            await ended
+        finally:
+            self._deliver_to = None
+
     async def answers(self, within_s: float) -> bool:
         """Whether the peer answers a question that it is asked now, behind what waits to be sent."""
         self.probe()
@@ -254,6 +265,8 @@ class Link(asyncio.BufferedProtocol):
         self._end = self._end or end
         for event in (self._arrived, self._answered):
             event.set()
+        if self._deliver_to is not None:
+            self._stop_delivering(self._end.again())
 
     def _lose(self, end: FlowspecError) -> None:
         self._finish(end)
@@ -401,35 +414,33 @@ class Link(asyncio.BufferedProtocol):
         self._lose(OtherVersionError(text) if code == CloseCode.OTHER_VERSION else LinkLostError(text))
 
     def _take_part(self, part: memoryview) -> None:
-        """A header, or a fragment of the tail behind it."""
-        if self._header is None:
-            self._header, self._num_header_bytes, self._filled = codec.read_header(part), len(part), 0
-            self._tail = _aligned_buffer(codec.num_tail_bytes(self._header))
-        elif not part or self._filled + len(part) > len(self._tail):
-            raise ProtocolError(
-                f"a fragment of {len(part)} bytes came where at most {len(self._tail) - self._filled} were expected"
-            )
-        else:
-            self._tail[self._filled : self._filled + len(part)] = np.frombuffer(part, np.uint8)
-            self._filled += len(part)
+        """A part of a message."""
         ALL_LINKS.add(self, len(part))
-        if self._filled == len(self._tail) and self._end is None:
-            header, tail, self._header, self._tail = self._header, self._tail, None, _NOTHING
-            message = self._checked(codec.complete(header, tail.data if len(tail) else None))
-            num_bytes = self._num_header_bytes + len(tail)
-            self.num_received_bytes += num_bytes
-            self._incoming.append((message, num_bytes))
+        if self._end is not None or (whole := self._assembly.take(part)) is None:
+            return
+        message, num_bytes = whole
+        self.num_received_bytes += num_bytes
+        if self._deliver_to is not None:
+            ALL_LINKS.release(self, num_bytes)
+            self._deliver(message, self._deliver_to[0])
+        else:
+            self._incoming.append(whole)
             self._num_queued_bytes += num_bytes
             self._arrived.set()
 
-    def _checked(self, message: wire.Message) -> wire.Message:
-        if isinstance(message, wire.ChunkMessage):
-            if self.purpose != wire.DATA:
-                raise ProtocolError("a chunk on a control link")
-            if message.number != self._next_number:
-                raise ProtocolError(f"chunk {message.number} came where {self._next_number} was expected")
-            self._next_number += 1
-        return message
+    def _deliver(self, message: wire.Message, take: Callable[[wire.Message], None]) -> None:
+        try:
+            take(message)
+        except Exception as error:
+            release_frames(error)
+            self._stop_delivering(error)
+
+    def _stop_delivering(self, error: Exception) -> None:
+        """What comes from now on waits for whoever receives it."""
+        if self._deliver_to is not None:
+            (_, ended), self._deliver_to = self._deliver_to, None
+            if not ended.done():
+                ended.set_exception(error)
 
     @property
     def _is_full(self) -> bool:
@@ -453,10 +464,3 @@ def _set_up(connection: socket.socket, purpose: str) -> None:
 def _described(cause: Exception) -> str:
     """An error that nobody foresaw, for a text that the peer may get."""
     return plain_text(f"{type(cause).__name__}: {cause}"[:MAX_REASON_BYTES])
-
-
-def _aligned_buffer(num_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """An uninitialised buffer whose first byte lies on a multiple of TAIL_ALIGNMENT_BYTES."""
-    room = np.empty(num_bytes + TAIL_ALIGNMENT_BYTES, np.uint8)  # [bytes]
-    offset = -room.ctypes.data % TAIL_ALIGNMENT_BYTES
-    return room[offset : offset + num_bytes]

@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -41,6 +40,20 @@ class StageLinks:
     control: Link
     behind: Link
     ahead: Link
+
+
+@dataclass(slots=True)
+class _Running:
+    """A forward, from its start to its end. ``busy`` is how long the node is."""
+
+    forward: ev.RunForward
+    began_at: float
+    busy: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    is_cancelled: bool = False
+
+    def asks(self) -> bool:
+        """Between its layers, on its thread, whether it has been cancelled."""
+        return self.is_cancelled
 
 
 class StageHost:
@@ -72,7 +85,7 @@ class StageHost:
         self._max_capacity = max_capacity
         self._activity = activity
         self._recorder = recorder
-        self._cancelled = threading.Event()  # of the newest forward; each has its own
+        self._running: _Running | None = None  # the newest forward
         self._num_sent = 0
         self._is_used = asyncio.Event()  # by a session: the ring is open
         self._working: asyncio.Task[None] | None = None
@@ -88,7 +101,7 @@ class StageHost:
         """What runs is given up; its thread may be busy a little longer."""
         working, self._working = self._working, None  # its error holds this object
         assert working is not None, "entered before"
-        self._cancelled.set()
+        self._cancel()
         working.cancel()
         await asyncio.wait({working})
         if not working.cancelled():
@@ -114,8 +127,8 @@ class StageHost:
     async def _work(self) -> None:
         await run_until_first_ends(
             self._blaming(self._control, self._read_control()),
-            self._blaming(self._behind, self._read_chunks()),
-            self._blaming(self._ahead, self._read_credits()),
+            self._blaming(self._behind, self._behind.deliver(self._take_chunk)),
+            self._blaming(self._ahead, self._ahead.deliver(self._take_credit)),
             self._jobs.wait_failed(),
             self._count_packets(),
         )
@@ -150,19 +163,13 @@ class StageHost:
                 case _:
                     raise ProtocolError(f"peer {self._control.peer}: {type(message).__name__} came on a control link")
 
-    async def _read_chunks(self) -> None:
-        while True:
-            message = await self._behind.receive()
-            if not isinstance(message, wire.ChunkMessage):
-                raise ProtocolError(
-                    f"peer {self._behind.peer}: {type(message).__name__} came where a chunk was expected"
-                )
-            self._tell(ev.ChunkArrived(message.chunk))
+    def _take_chunk(self, message: wire.Message) -> None:
+        if not isinstance(message, wire.ChunkMessage):
+            raise ProtocolError(f"peer {self._behind.peer}: {type(message).__name__} came where a chunk was expected")
+        self._tell(ev.ChunkArrived(message.chunk))
 
-    async def _read_credits(self) -> None:
-        while True:
-            credit = wire.expect(await self._ahead.receive(), wire.Credit, self._ahead.peer)
-            self._tell(ev.CreditArrived(credit.num_chunks))
+    def _take_credit(self, message: wire.Message) -> None:
+        self._tell(ev.CreditArrived(wire.expect(message, wire.Credit, self._ahead.peer).num_chunks))
 
     async def _count_packets(self) -> None:
         """Tell the origin what is lost on the ways to the neighbours, which it cannot see."""
@@ -176,31 +183,26 @@ class StageHost:
 
     def _run(self, forward: ev.RunForward) -> None:
         """Run a forward, behind what else has to be done."""
-        cancelled = self._cancelled = threading.Event()
-        busy = contextlib.ExitStack()
-        busy.enter_context(self._activity.busy())
-        then = partial(self._take_result, forward, cancelled, time.monotonic(), busy)
-        self._jobs.submit(then, self._runner.run, forward, cancelled.is_set)
+        running = self._running = _Running(forward, time.monotonic())
+        running.busy.enter_context(self._activity.busy())
+        self._jobs.submit(partial(self._take_result, running), self._runner.run, forward, running.asks)
 
-    def _take_result(
-        self,
-        forward: ev.RunForward,
-        cancelled: threading.Event,
-        began: float,
-        busy: contextlib.ExitStack,
-        ended: Future[ev.ForwardFinished],
-    ) -> None:
-        busy.close()
+    def _take_result(self, running: _Running, ended: Future[ev.ForwardFinished]) -> None:
+        running.busy.close()
         if self._working is None:  # nobody waits for it any more
             return
         try:
             finished = ended.result()
         except CacheFullError as cause:
-            self._end_session(forward, cause)
+            self._end_session(running.forward, cause)
             return
-        if self._recorder is not None and not cancelled.is_set():
-            self._recorder.add(len(forward.rows), time.monotonic() - began)
+        if self._recorder is not None and not running.is_cancelled:
+            self._recorder.add(len(running.forward.rows), time.monotonic() - running.began_at)
         self._tell(finished)
+
+    def _cancel(self) -> None:
+        if self._running is not None:
+            self._running.is_cancelled = True
 
     def _say_opened(self, session: int, num_kept: int, ended: Future[bool]) -> None:
         if self._working is not None:
@@ -232,7 +234,7 @@ class StageHost:
                 case ev.RunForward():
                     self._run(action)
                 case ev.CancelForward():
-                    self._cancelled.set()
+                    self._cancel()
                 case ev.SendChunk(chunk):
                     self._board.send(self._ahead, wire.ChunkMessage(self._num_sent, chunk))
                     self._num_sent += 1

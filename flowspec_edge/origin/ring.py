@@ -351,8 +351,8 @@ class Ring:
         """Perform until something in the ring is lost; the reason then ends every generation."""
         try:
             await run_until_first_ends(
-                self._read_credits(),
-                self._read_chunks(),
+                self._ahead.deliver(self._take_credit),
+                self._behind.deliver(self._take_chunk),
                 self._compute(),
                 self._check(),
                 self._ask_when_in_doubt(),
@@ -434,21 +434,15 @@ class Ring:
                         f"peer {control.peer}: {type(message).__name__} came on a control link", failed=stage.plan.node
                     )
 
-    async def _read_credits(self) -> None:
-        while True:
-            credit = wire.expect(await self._ahead.receive(), wire.Credit, self._ahead.peer)
-            self._tell(ev.CreditArrived(credit.num_chunks))
+    def _take_credit(self, message: wire.Message) -> None:
+        self._tell(ev.CreditArrived(wire.expect(message, wire.Credit, self._ahead.peer).num_chunks))
 
-    async def _read_chunks(self) -> None:
-        while True:
-            message = await self._behind.receive()
-            if not isinstance(message, wire.ChunkMessage) or message.chunk.hidden is None:
-                raise ProtocolError(
-                    f"peer {self._behind.peer}: hidden rows were expected, not {type(message).__name__}"
-                )
-            for work, passage in zip(self._work_of, message.chunk.passages, strict=False):
-                work.add(passage)
-            self._tell(ev.ChunkReturned(message.chunk))
+    def _take_chunk(self, message: wire.Message) -> None:
+        if not isinstance(message, wire.ChunkMessage) or message.chunk.hidden is None:
+            raise ProtocolError(f"peer {self._behind.peer}: hidden rows were expected, not {type(message).__name__}")
+        for work, passage in zip(self._work_of, message.chunk.passages, strict=False):
+            work.add(passage)
+        self._tell(ev.ChunkReturned(message.chunk))
 
     async def _compute(self) -> None:
         while True:

@@ -16,9 +16,10 @@ from flowspec_edge.core import codec, wire
 from flowspec_edge.core.rows import Chunk, Row
 from flowspec_edge.errors import LinkLostError, NodeUnavailableError, OtherVersionError, ProtocolError, is_plain
 from flowspec_edge.net import connection
+from flowspec_edge.net.assembly import TAIL_ALIGNMENT_BYTES
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.close_codes import CloseCode
-from flowspec_edge.net.connection import TAIL_ALIGNMENT_BYTES, Link
+from flowspec_edge.net.connection import Link
 from flowspec_edge.net.frames import Opcode
 from flowspec_edge.net.link import LinkServer, LinkTimeouts, open_link
 from flowspec_edge.net.server import serve_app
