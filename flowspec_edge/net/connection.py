@@ -1,11 +1,13 @@
 """A link: one WebSocket, the same class at either end. ``link.py`` opens and accepts them.
 
-A message is one binary frame with its header; the tail of a chunk follows in further ones of at most FRAGMENT_BYTES,
-which the receiver puts together in one buffer. aiohttp makes the handshake; from then on the transport is the link's
-own, which writes to it at once where it takes anything, and reads each message as its last byte comes: no task and no
-queue lies between. Between two nodes there are two kinds of link: control
-(small messages both ways, with a heartbeat) and data (chunks forwards, credits backwards). A heartbeat behind a large
-chunk on a slow wire raises false alarms, so on data links the system watches that bytes are taken.
+A message is one binary frame with its header; the tail of a chunk follows in further ones (``outbox.py``), which the
+receiver puts together in one buffer (``assembly.py``). aiohttp makes the handshake; from then on the transport is the
+link's own: what is sent goes to it at once where it takes anything, and what comes is read in the turn of the loop in
+which it comes. No task and no queue lies between.
+
+Between two nodes there are two kinds of link: control (small messages both ways, with a heartbeat) and data (chunks
+forwards, credits backwards). A heartbeat behind a large chunk on a slow wire raises false alarms, so on data links the
+system watches that bytes are taken.
 
 A link is used once. It ends by ``close`` here, by the peer, by a cut, or by a broken rule; the first of these is the
 error that ``receive`` and ``send`` raise from then on. Reconnecting lives outside.
@@ -32,14 +34,12 @@ from flowspec_edge.errors import (
 )
 from flowspec_edge.net.assembly import Assembly
 from flowspec_edge.net.close_codes import CloseCode, close_code_of
-from flowspec_edge.net.frames import FrameReader, Opcode, head_of
+from flowspec_edge.net.frames import FrameReader, Opcode
 from flowspec_edge.net.heartbeat import LATE_S, Heartbeat
 from flowspec_edge.net.held_bytes import ALL_LINKS
+from flowspec_edge.net.outbox import Outbox
 from flowspec_edge.net.sent_packets import Packets, SentPackets
 
-FRAGMENT_BYTES = 65536
-"""Largest piece of a tail. 600 KB in one message took 1066 us on loopback, in pieces of 64-128 KB 280 us (x86, 2
-cores)."""
 UNSENT_BYTES = 131072
 """What the system may hold of a control link beyond what is on the wire. Heartbeats pass between the pieces of tapped
 rows, but not what the system has taken: on 10 Mbit/s with its usual megabytes a link was lost after 3 s, with this it
@@ -84,14 +84,9 @@ class Link(asyncio.BufferedProtocol):
         hello: wire.Hello | None = None,
         let_go: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self.peer = peer
-        self.purpose = purpose
-        self._hello = hello
-        self._is_client = is_client
-        self._let_go = let_go
-        self._outgoing: deque[tuple[bytes, memoryview | None]] = deque()  # frames, each with the tail that follows
-        self._tail_left: memoryview | None = None  # of the message that is being written
-        self._is_paused = False  # the transport takes nothing
+        self.peer, self.purpose = peer, purpose
+        self._hello, self._let_go = hello, let_go
+        self._outbox = Outbox(transport, is_client=is_client)
         self._frames = FrameReader()
         self._is_held_back = False  # the peer: nobody takes its messages
         self._assembly = Assembly(purpose)
@@ -103,9 +98,7 @@ class Link(asyncio.BufferedProtocol):
         self._num_asked = self._num_answered = 0
         self._answered = asyncio.Event()
         self._end: FlowspecError | None = None
-        self._is_clean = False
-        self._goodbye: bytes | None = None  # until it is written
-        self._gone = asyncio.Event()  # the connection
+        self._is_clean, self._gone = False, asyncio.Event()  # the connection
         self._closer: asyncio.Task[None] | None = None
         self.local_host = str(transport.get_extra_info("sockname")[0])
         """The address by which the peer at the other end knows this machine."""
@@ -116,7 +109,6 @@ class Link(asyncio.BufferedProtocol):
         self._sent_packets = SentPackets(connection)
         self._transport = transport
         self._before: asyncio.BaseProtocol | None = transport.get_protocol()
-        transport.set_write_buffer_limits(high=FRAGMENT_BYTES)
         transport.set_protocol(self)
         self._heartbeat = Heartbeat(*heartbeat, self._ask_peer, self._lose_silent) if heartbeat else None
 
@@ -145,7 +137,7 @@ class Link(asyncio.BufferedProtocol):
         if self._end is not None:
             raise self._end.again()
         limit = SEND_QUEUE_MESSAGES[self.purpose]
-        if len(self._outgoing) >= limit:
+        if len(self._outbox) >= limit:
             full = LinkLostError(
                 f"peer {self.peer}: {limit} messages wait on the {self.purpose} link, the limit (SEND_QUEUE_MESSAGES); "
                 "the peer has stopped reading"
@@ -154,7 +146,7 @@ class Link(asyncio.BufferedProtocol):
             raise full.again()
         header, tail = codec.encode(message)
         self.num_sent_bytes += len(header) + (len(tail) if tail is not None else 0)
-        self._queue(self._frame(Opcode.BINARY, header), tail)
+        self._write(self._outbox.put, Opcode.BINARY, header, tail)
 
     async def receive(self) -> wire.Message:
         """The next message; those that came before the end are still handed out.
@@ -213,7 +205,7 @@ class Link(asyncio.BufferedProtocol):
     def probe(self) -> None:
         """Ask the peer for an answer for which nobody waits: a packet either way, behind what waits to be sent."""
         self._num_asked += 1
-        self._queue(self._frame(Opcode.PING, self._num_asked.to_bytes(8, "big")))
+        self._write(self._outbox.put, Opcode.PING, self._num_asked.to_bytes(8, "big"))
 
     def take_packets(self) -> Packets:
         """How many packets the system has sent since the last call, and how many of these were lost, where it tells."""
@@ -283,9 +275,8 @@ class Link(asyncio.BufferedProtocol):
             self._is_clean = code is CloseCode.DONE
             reason = b"" if self._is_clean else str(end).encode()[:MAX_REASON_BYTES]
             said = code.to_bytes(2, "big") + reason.decode(errors="ignore").encode()
-            self._goodbye = self._frame(Opcode.CLOSE, said)
             self._finish(end)
-            self._write()
+            self._write(self._outbox.put_last, Opcode.CLOSE, said)
         self._closer = asyncio.create_task(self._shut(), name=f"link closer {self.peer}")
 
     async def _shut(self) -> None:
@@ -307,8 +298,7 @@ class Link(asyncio.BufferedProtocol):
         if self._heartbeat is not None:
             self._heartbeat.stop()
         ALL_LINKS.drop(self)
-        self._outgoing.clear()
-        self._tail_left = None
+        self._outbox.clear()
         self._gone.set()
         before, self._before = self._before, None
         if before is not None:
@@ -316,45 +306,22 @@ class Link(asyncio.BufferedProtocol):
 
     # ------------------------------------------------------------------ writing
 
-    def _frame(self, opcode: Opcode, payload: bytes) -> bytes:
-        return head_of(opcode, len(payload), is_client=self._is_client) + payload
-
-    def _queue(self, frame: bytes, tail: memoryview | None = None) -> None:
-        self._outgoing.append((frame, tail))
-        self._write()
-
-    def _ask_peer(self) -> None:
-        self._transport.write(self._frame(Opcode.PING, b""))
-
-    def pause_writing(self) -> None:
-        self._is_paused = True
-
-    def resume_writing(self) -> None:
-        self._is_paused = False
-        self._write()
-
-    def _write(self) -> None:
-        """Hand to the transport what waits, as long as it takes it. Between two pieces of a tail heartbeats pass."""
+    def _write(self, write: Callable[..., None], *arguments: object) -> None:
         try:
-            while not (self._is_paused or self._transport.is_closing()) and (piece := self._next_piece()):
-                self._transport.write(piece)
+            write(*arguments)
         except Exception as cause:  # a bug; a link that nobody writes to must not stay open
             _log.exception("peer %s: its link cannot be written to", self.peer)
             self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link broke ({_described(cause)})"))
 
-    def _next_piece(self) -> bytes:
-        """A frame, with the first fragment of its tail, or one of the further ones; at last the goodbye."""
-        frame = b""
-        if self._tail_left is None:
-            if not self._outgoing:
-                goodbye, self._goodbye = self._goodbye, None
-                return goodbye or b""
-            frame, self._tail_left = self._outgoing.popleft()
-            if self._tail_left is None:
-                return frame
-        fragment, left = self._tail_left[:FRAGMENT_BYTES], self._tail_left[FRAGMENT_BYTES:]
-        self._tail_left = left if len(left) else None
-        return b"".join((frame, head_of(Opcode.BINARY, len(fragment), is_client=self._is_client), fragment))
+    def _ask_peer(self) -> None:
+        self._outbox.put_now(Opcode.PING, b"")
+
+    def pause_writing(self) -> None:
+        self._outbox.is_paused = True
+
+    def resume_writing(self) -> None:
+        self._outbox.is_paused = False
+        self._write(self._outbox.flush)
 
     # ------------------------------------------------------------------ reading
 
@@ -392,8 +359,8 @@ class Link(asyncio.BufferedProtocol):
             case Opcode.CLOSE:
                 self._take_goodbye(int.from_bytes(payload[:2], "big"), bytes(payload[2:]))
             case Opcode.PING:
-                if not self._is_paused:  # whoever asks and takes no answers gets none
-                    self._transport.write(self._frame(Opcode.PONG, bytes(payload)))
+                if not self._outbox.is_paused:  # whoever asks and takes no answers gets none
+                    self._outbox.put_now(Opcode.PONG, bytes(payload))
             case Opcode.PONG:
                 if payload:  # those of a heartbeat are empty
                     self._num_answered = int.from_bytes(payload, "big")
@@ -410,7 +377,7 @@ class Link(asyncio.BufferedProtocol):
         said = plain_text(reason.decode(errors="replace"))
         text = f"peer {self.peer} closed the link" + (f": {said}" if said else "")
         if self._end is None:  # or ours has been said already
-            self._transport.write(self._frame(Opcode.CLOSE, code.to_bytes(2, "big") if code else b""))
+            self._outbox.put_now(Opcode.CLOSE, code.to_bytes(2, "big") if code else b"")
         self._lose(OtherVersionError(text) if code == CloseCode.OTHER_VERSION else LinkLostError(text))
 
     def _take_part(self, part: memoryview) -> None:

@@ -23,7 +23,7 @@ def make_welcome() -> wire.Welcome:
 
 def send_raw(link: Link, payload: bytes, opcode: Opcode = Opcode.BINARY) -> None:
     """Past our own end's checks."""
-    link._queue(link._frame(opcode, payload))
+    link._outbox.put(opcode, payload)
 
 
 @pytest.fixture(autouse=True)
