@@ -326,7 +326,6 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         port, raw_port = map(int, (await stage.stdout.readline()).split())
         control, _ = await open_link(options.stage_address, port, hello(wire.CONTROL), credentials=credentials)
         ahead, _ = await open_link(options.stage_address, port, hello(wire.DATA), credentials=credentials)
-        keep_to_core(0)
         origin = Origin(control, ahead, await came[wire.DATA], options.rows, options.bytes)
         await origin.open(WARM_LAPS + 2 * options.laps)
         await one_at_a_time(origin, moments, WARM_LAPS + options.laps)
@@ -375,6 +374,7 @@ def format_summary(summary: dict[str, Any]) -> str:
 async def main(options: argparse.Namespace) -> int:
     if options.rate and not options.stage_host:
         return await main_on_wire(options)
+    keep_to_core(0)
     measured = await run(options)
     options.watched = True
     summary = {**summarise(measured, await run(options)), **setting(options)}

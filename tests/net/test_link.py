@@ -75,6 +75,45 @@ async def test_a_large_tail_arrives_whole_aligned_and_comes_back() -> None:
         np.testing.assert_array_equal(present(back.chunk.hidden), present(sent.chunk.hidden))
 
 
+async def test_messages_are_delivered_in_order_those_that_waited_first() -> None:
+    async with linked() as pair:
+        taken: list[wire.Message] = []
+        has_all = asyncio.Event()
+
+        def take(message: wire.Message) -> None:
+            taken.append(message)
+            if len(taken) == 4:
+                has_all.set()
+
+        for session in (1, 2):
+            pair.near.send(wire.CloseSession(session))
+        while len(pair.far._incoming) < 2:
+            await asyncio.sleep(0)
+        delivering = asyncio.create_task(pair.far.deliver(take))
+        for session in (3, 4):
+            pair.near.send(wire.CloseSession(session))
+        await has_all.wait()
+        assert taken == [wire.CloseSession(session) for session in (1, 2, 3, 4)]
+        await pair.near.close()
+        with pytest.raises(LinkLostError, match="pi-hall closed the link"):
+            await delivering
+        with pytest.raises(LinkLostError, match="pi-hall closed the link"):
+            await pair.far.deliver(take)
+
+
+async def test_whoever_cannot_take_a_message_is_delivered_no_more_and_the_rest_waits() -> None:
+    def refuse(message: wire.Message) -> None:
+        raise ProtocolError("session 1 was never opened")
+
+    async with linked() as pair:
+        delivering = asyncio.create_task(pair.far.deliver(refuse))
+        for session in (1, 2):
+            pair.near.send(wire.CloseSession(session))
+        with pytest.raises(ProtocolError, match="session 1 was never opened"):
+            await delivering
+        assert await pair.far.receive() == wire.CloseSession(2)
+
+
 async def test_many_messages_keep_their_order_both_ways() -> None:
     async with linked() as pair:
         for i in range(1000):
@@ -335,7 +374,7 @@ async def test_a_heartbeat_finds_a_peer_that_stopped() -> None:
 
 async def test_whoever_stood_still_itself_reads_the_answer_before_it_gives_up() -> None:
     async with linked(timeouts=LinkTimeouts(heartbeat_s=0.02, answer_s=0.1)) as pair:
-        for _ in range(5):
+        for _ in range(2):
             await asyncio.sleep(0.03)  # the question is on its way
             time.sleep(0.5)  # noqa: ASYNC251  it is the loop that stands still
             await asyncio.sleep(0.05)
