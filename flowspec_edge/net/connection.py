@@ -185,6 +185,8 @@ class Link(asyncio.BufferedProtocol):
             await ended
         finally:
             self._deliver_to = None
+            if ended.done() and not ended.cancelled():
+                ended.exception()  # where this task was cancelled in the same turn, nobody else asks for it
 
     async def answers(self, within_s: float) -> bool:
         """Whether the peer answers a question that it is asked now, behind what waits to be sent."""
@@ -277,6 +279,8 @@ class Link(asyncio.BufferedProtocol):
             said = code.to_bytes(2, "big") + reason.decode(errors="ignore").encode()
             self._finish(end)
             self._write(self._outbox.put_last, Opcode.CLOSE, said)
+            if self._is_held_back:
+                self._go_on_reading()
         self._closer = asyncio.create_task(self._shut(), name=f"link closer {self.peer}")
 
     async def _shut(self) -> None:
@@ -343,10 +347,10 @@ class Link(asyncio.BufferedProtocol):
                     self._is_held_back = True
                     self._transport.pause_reading()
         except ProtocolError as cause:
-            self._start_closing(ProtocolError(f"peer {self.peer}: {cause}"))
-        except Exception as cause:  # whatever was sent: a link that nobody reads must not stay open
-            _log.exception("peer %s: what it has sent cannot be read", self.peer)
-            self._start_closing(ProtocolError(f"peer {self.peer}: its message cannot be read ({_described(cause)})"))
+            self._refuse(cause)
+
+    def _refuse(self, cause: ProtocolError) -> None:
+        self._start_closing(ProtocolError(f"peer {self.peer}: {cause}"))
 
     def _go_on_reading(self) -> None:
         self._is_held_back = False
@@ -368,7 +372,7 @@ class Link(asyncio.BufferedProtocol):
             case _ if self._end is not None:
                 pass  # what comes between our goodbye and the peer's
             case Opcode.TEXT:
-                raise ProtocolError("a text message; links carry binary ones")
+                self._refuse(ProtocolError("a text message; links carry binary ones"))
             case _:
                 self._take_part(payload)
 
@@ -381,17 +385,26 @@ class Link(asyncio.BufferedProtocol):
         self._lose(OtherVersionError(text) if code == CloseCode.OTHER_VERSION else LinkLostError(text))
 
     def _take_part(self, part: memoryview) -> None:
-        """A part of a message."""
+        """A part of a message. Behind one that cannot be read the peer's goodbye may follow, so reading goes on."""
         ALL_LINKS.add(self, len(part))
-        if self._end is not None or (whole := self._assembly.take(part)) is None:
-            return
-        message, num_bytes = whole
+        try:
+            whole = self._assembly.take(part) if self._end is None else None
+        except ProtocolError as cause:
+            self._refuse(cause)
+        except Exception as cause:  # whatever was sent: a link that nobody reads must not stay open
+            _log.exception("peer %s: what it has sent cannot be read", self.peer)
+            self._refuse(ProtocolError(f"its message cannot be read ({_described(cause)})"))
+        else:
+            if whole is not None:
+                self._hand_out(*whole)
+
+    def _hand_out(self, message: wire.Message, num_bytes: int) -> None:
         self.num_received_bytes += num_bytes
         if self._deliver_to is not None:
             ALL_LINKS.release(self, num_bytes)
             self._deliver(message, self._deliver_to[0])
         else:
-            self._incoming.append(whole)
+            self._incoming.append((message, num_bytes))
             self._num_queued_bytes += num_bytes
             self._arrived.set()
 

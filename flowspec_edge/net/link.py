@@ -253,6 +253,8 @@ class LinkServer:
             await link.close(cause)
         except FlowspecError as cause:
             _log.info("%s", cause)
+        except ConnectionResetError:  # the client has left before the answer to its handshake
+            raise
         except Exception as cause:  # a bug; the peer is to hear of it, and others go on
             _log.exception("peer %s: its link has failed", link.peer)
             await link.close(

@@ -5,6 +5,7 @@ import fcntl
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 import aiohttp
 import msgpack
@@ -14,7 +15,14 @@ from aiohttp import web
 
 from flowspec_edge.core import codec, wire
 from flowspec_edge.core.rows import Chunk, Row
-from flowspec_edge.errors import LinkLostError, NodeUnavailableError, OtherVersionError, ProtocolError, is_plain
+from flowspec_edge.errors import (
+    FlowspecError,
+    LinkLostError,
+    NodeUnavailableError,
+    OtherVersionError,
+    ProtocolError,
+    is_plain,
+)
 from flowspec_edge.net import connection
 from flowspec_edge.net.assembly import TAIL_ALIGNMENT_BYTES
 from flowspec_edge.net.auth import derive_credentials
@@ -225,6 +233,30 @@ async def test_a_slow_receiver_holds_the_sender_back(monkeypatch: pytest.MonkeyP
         assert first.number == 0
         assert len(pair.far._incoming) == 2
         assert [(await chunk_from(pair.far)).number for _ in range(39)] == list(range(1, 40))
+
+
+async def test_a_link_that_holds_its_peer_back_still_hears_its_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connection.RECEIVE_QUEUE_MESSAGES, wire.CONTROL, 2)
+    async with linked() as pair:
+        for session in range(9):
+            pair.near.send(wire.CloseSession(session))
+        while not pair.far._is_held_back:
+            await asyncio.sleep(0)
+        monkeypatch.setattr(pair.far, "_lose", heard := Heard(pair.far._lose))
+        await pair.far.close()
+        assert heard.ends == ["peer pi-hall closed the link"], "it has not waited for its limit"
+
+
+class Heard:
+    """Notes for which reasons a link is lost."""
+
+    def __init__(self, lose: Callable[[FlowspecError], None]) -> None:
+        self.lose = lose
+        self.ends: list[str] = []
+
+    def __call__(self, end: FlowspecError) -> None:
+        self.ends.append(str(end))
+        self.lose(end)
 
 
 async def test_a_gap_in_the_chunk_numbers_is_named_at_both_ends() -> None:
