@@ -85,7 +85,7 @@ class StageHost:
         self._max_capacity = max_capacity
         self._activity = activity
         self._recorder = recorder
-        self._running: _Running | None = None  # the newest forward
+        self._running: _Running | None = None  # the newest forward, until it has ended
         self._num_sent = 0
         self._is_used = asyncio.Event()  # by a session: the ring is open
         self._working: asyncio.Task[None] | None = None
@@ -189,6 +189,8 @@ class StageHost:
 
     def _take_result(self, running: _Running, ended: Future[ev.ForwardFinished]) -> None:
         running.busy.close()
+        if self._running is running:
+            self._running = None
         if self._working is None:  # nobody waits for it any more
             return
         try:
