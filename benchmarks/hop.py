@@ -65,7 +65,8 @@ STEPS = (
 )
 FUNCTIONS: dict[str, tuple[Any, str]] = {
     "encode": (codec, "encode"),
-    "decode": (codec, "decode"),
+    "read the header": (codec, "read_header"),
+    "decode": (codec, "complete"),
     "TLS write": (ssl.SSLObject, "write"),
     "TLS read": (ssl.SSLObject, "read"),
     "system: send": (socket.socket, "send"),
@@ -327,9 +328,11 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         control, _ = await open_link(options.stage_address, port, hello(wire.CONTROL), credentials=credentials)
         ahead, _ = await open_link(options.stage_address, port, hello(wire.DATA), credentials=credentials)
         origin = Origin(control, ahead, await came[wire.DATA], options.rows, options.bytes)
+        reading = asyncio.create_task(ahead.deliver(lambda credit: None))
         await origin.open(WARM_LAPS + 2 * options.laps)
         await one_at_a_time(origin, moments, WARM_LAPS + options.laps)
         rate = await bytes_per_s(origin, options.laps, options.bytes)
+        reading.cancel()
         raw_rate = await raw_bytes_per_s(options.stage_address, raw_port, options.laps * options.bytes)
         await control.close()
         told = json.loads(await stage.stdout.readline())

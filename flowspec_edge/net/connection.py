@@ -264,7 +264,8 @@ class Link(asyncio.BufferedProtocol):
 
     def _lose(self, end: FlowspecError) -> None:
         self._finish(end)
-        self._transport.abort()
+        # Not at once: asyncio's TLS breaks where it is aborted while it hands on what it has read behind the end.
+        asyncio.get_running_loop().call_soon(self._transport.abort)
 
     def _lose_silent(self, why: str) -> None:
         self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link was lost ({why})"))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from flowspec_edge.core import wire
+from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.frames import Opcode
 from flowspec_edge.net.link import LinkServer, LinkTimeouts, open_link
@@ -47,9 +48,13 @@ class Pair:
 
 @contextlib.asynccontextmanager
 async def listening(
-    on_link: Callable[[Link], Awaitable[None]], timeouts: LinkTimeouts | None = None
+    on_link: Callable[[Link], Awaitable[None]],
+    timeouts: LinkTimeouts | None = None,
+    credentials: Credentials | None = None,
 ) -> AsyncIterator[LinkServer]:
-    server = await LinkServer.start("127.0.0.1", 0, make_welcome, on_link, timeouts=timeouts or LinkTimeouts())
+    server = await LinkServer.start(
+        "127.0.0.1", 0, make_welcome, on_link, timeouts=timeouts or LinkTimeouts(), credentials=credentials
+    )
     try:
         yield server
     finally:
@@ -58,7 +63,9 @@ async def listening(
 
 
 @contextlib.asynccontextmanager
-async def linked(purpose: str = wire.CONTROL, timeouts: LinkTimeouts | None = None) -> AsyncIterator[Pair]:
+async def linked(
+    purpose: str = wire.CONTROL, timeouts: LinkTimeouts | None = None, credentials: Credentials | None = None
+) -> AsyncIterator[Pair]:
     far: asyncio.Future[Link] = asyncio.Future()
     is_done = asyncio.Event()
 
@@ -66,8 +73,10 @@ async def linked(purpose: str = wire.CONTROL, timeouts: LinkTimeouts | None = No
         far.set_result(link)
         await is_done.wait()
 
-    async with listening(on_link, timeouts) as server, asyncio.timeout(30):
-        near, welcome = await open_link("127.0.0.1", server.port, make_hello(purpose), node="pi-kitchen")
+    async with listening(on_link, timeouts, credentials) as server, asyncio.timeout(30):
+        near, welcome = await open_link(
+            "127.0.0.1", server.port, make_hello(purpose), node="pi-kitchen", credentials=credentials
+        )
         try:
             yield Pair(near, await far, welcome, server)
         finally:

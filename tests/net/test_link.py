@@ -247,6 +247,28 @@ async def test_a_link_that_holds_its_peer_back_still_hears_its_goodbye(monkeypat
         assert heard.ends == ["peer pi-hall closed the link"], "it has not waited for its limit"
 
 
+async def test_a_goodbye_and_an_end_that_waited_unread_end_an_encrypted_link_quietly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """asyncio's TLS breaks where it is aborted while it hands on what it has read behind the end."""
+    monkeypatch.setitem(connection.RECEIVE_QUEUE_MESSAGES, wire.CONTROL, 2)
+    broken: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: broken.append(context))
+    async with linked(credentials=derive_credentials(bytes(range(20)))) as pair:
+        for session in range(9):
+            pair.near.send(wire.CloseSession(session))
+        while not pair.far._is_held_back:
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(pair.near.close())
+        await asyncio.sleep(0)
+        pair.near._transport.abort()
+        tls = pair.far._transport._ssl_protocol  # type: ignore[attr-defined]
+        while not tls._eof_received:
+            await asyncio.sleep(0)
+        await asyncio.gather(closing, pair.far.close())
+    assert not broken
+
+
 class Heard:
     """Notes for which reasons a link is lost."""
 
