@@ -109,7 +109,7 @@ def _open_draft(options: ExportOptions, directory: Path, source: Source) -> Draf
             f"{directory}: draft heads are exported by torch, but {cause.name} is not installed; run "
             "pip install 'flowspec-edge[export]', or leave --drafter out"
         ) from cause
-    return DraftExport(load_draft_head(directory, source.geometry, allow_pickle=options.allow_pickle))
+    return DraftExport(load_draft_head(directory, source, allow_pickle=options.allow_pickle), source)
 
 
 def _precisions(options: ExportOptions, source: Source) -> list[str]:

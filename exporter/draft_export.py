@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,11 +13,12 @@ import torch
 from torch import nn
 
 from exporter.drafter import DraftHead
-from exporter.eagle3 import Eagle3Head
+from exporter.eagle3 import DraftTop, Eagle3Head
 from exporter.onnx_export import GraphSpec, block_spec, export_graph, fuse_spec, top_spec
 from exporter.parity import ChainCheck
 from exporter.precisions import OWN, PRECISIONS, Precision
 from exporter.rewriting import rewrite_matrices
+from exporter.source import Source
 from exporter.torch_reference import TorchLayers
 from flowspec_edge.manifest import HIDDEN_OUT, TOP_LOG_PROBS, DrafterEntry, FileEntry, describe_file
 
@@ -25,12 +27,12 @@ SCRATCH = "scratch"
 
 
 class DraftExport:
-    """A draft head read from disk, and how it is written."""
+    """A draft head read from disk, the target that it is for, and how it is written."""
 
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "optimum", "optimum-onnx")
 
-    def __init__(self, head: DraftHead | Eagle3Head) -> None:
-        self._head = head
+    def __init__(self, head: DraftHead | Eagle3Head, target: Source) -> None:
+        self._head, self._target = head, target
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -45,32 +47,32 @@ class DraftExport:
             ParityError: a graph differs from torch by more than the precision's tolerance for drafters.
         """
         precision = PRECISIONS["q8"] if precision.name == OWN else precision
-        return _write(self._head, _Export(directory, precision), check)
+        return _write(self._head, self._target, _Export(directory, precision), check)
 
 
-def _write(draft_head: DraftHead | Eagle3Head, export: _Export, check: ChainCheck) -> tuple[DrafterEntry, float]:
+def _write(
+    draft_head: DraftHead | Eagle3Head, target: Source, export: _Export, check: ChainCheck
+) -> tuple[DrafterEntry, float]:
     drafter = draft_head.build()
     path = export.write(drafter, block_spec(drafter), "drafter.onnx")
-    error = check.check_drafter(TorchLayers(drafter, check.capacity), drafter.shape, path)
-    parts: dict[str, FileEntry] = {}
+    errors = [check.check_drafter(TorchLayers(drafter, check.capacity), drafter.shape, path)]
+    fuse_entry, top_entry = None, None
     if isinstance(draft_head, Eagle3Head):
-        fuse, top = draft_head.build_fuse(), draft_head.build_top()
+        fuse = draft_head.build_fuse()
         fuse_path = export.write(fuse, fuse_spec(fuse), "fuse.onnx")
-        top_path = export.write(top, top_spec(top), "draft_top.onnx")
 
         def fused(rows: np.ndarray) -> np.ndarray:
             with torch.no_grad():
                 result: np.ndarray = fuse(torch.from_numpy(rows))[HIDDEN_OUT].numpy()
             return result
 
-        def log_probs_of(rows: np.ndarray, k: int) -> np.ndarray:
-            with torch.no_grad():
-                result: np.ndarray = top(torch.from_numpy(rows), torch.tensor([k]))[TOP_LOG_PROBS].numpy()
-            return result
-
-        fuse_error = check.check_fuse(fused, fuse_path, len(draft_head.taps))
-        error = max(error, fuse_error, check.check_top(log_probs_of, top_path, top.lm_head.out_features))
-        parts = {"fuse": export.entry(fuse_path), "top": export.entry(top_path)}
+        errors.append(check.check_fuse(fused, fuse_path, len(draft_head.taps)))
+        fuse_entry = export.entry(fuse_path)
+    top = draft_head.build_top() if isinstance(draft_head, Eagle3Head) else draft_head.build_top(target)
+    if top is not None:
+        top_path = export.write(top, top_spec(top), "draft_top.onnx")
+        errors.append(check.check_top(partial(_log_probs_of, top), top_path, top.lm_head.out_features))
+        top_entry = export.entry(top_path)
     shape = draft_head.shape
     entry = DrafterEntry(
         **dataclasses.asdict(export.entry(path)),
@@ -80,10 +82,16 @@ def _write(draft_head: DraftHead | Eagle3Head, export: _Export, check: ChainChec
         head_dim=shape.head_dim,
         rope_frequencies=list(shape.rope_frequencies),
         taps=list(draft_head.taps),
-        fuse=parts.get("fuse"),
-        top=parts.get("top"),
+        fuse=fuse_entry,
+        top=top_entry,
     )
-    return entry, error
+    return entry, max(errors)
+
+
+def _log_probs_of(top: DraftTop, rows: np.ndarray, k: int) -> np.ndarray:
+    with torch.no_grad():
+        result: np.ndarray = top(torch.from_numpy(rows), torch.tensor([k]))[TOP_LOG_PROBS].numpy()
+    return result
 
 
 class _Export:

@@ -1,4 +1,5 @@
-"""The EAGLE-1 draft head: fc(concat(embedding, feature)), one decoder layer without input norm, the target's head.
+"""The EAGLE-1 draft head: fc(concat(embedding, feature)), one decoder layer without input norm, the target's head, or
+the rows of it that a vocabulary of the head's own names.
 
 Source: Li et al., "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty", section 3.
 """
@@ -10,14 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from exporter.config import LayerShape, read_layer_shape
-from exporter.eagle3 import Eagle3Head, is_eagle3, read_eagle3
+from exporter.eagle3 import D2T, DraftTop, Eagle3Head, is_eagle3, read_eagle3, read_target_tokens
 from exporter.families import FAMILIES
 from exporter.fields import positive_int
+from exporter.matrices import parts_of
+from exporter.source import Source
 from exporter.stage_module import FusedBlock, with_weights
+from exporter.target_digest import refuse_other_target
 from exporter.tensors import TensorFiles, read_json
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import Geometry
@@ -27,11 +32,15 @@ EMBEDDING = "embed_tokens.weight"
 
 @dataclass(frozen=True)
 class DraftHead:
-    """An EAGLE-1 head read from disk."""
+    """An EAGLE-1 head read from disk.
+
+    ``target_tokens`` is the target's id of each draft token, [draft_vocab_size]; None where it drafts them all.
+    """
 
     directory: Path
     shape: LayerShape
     weights: dict[str, torch.Tensor]
+    target_tokens: torch.Tensor | None = None
 
     kind: ClassVar[str] = "eagle1"
     taps: ClassVar[tuple[int, ...]] = ()
@@ -41,6 +50,21 @@ class DraftHead:
             drafter = EagleDrafter(self.shape, has_bias="fc.bias" in self.weights)
         with_weights(drafter, self.weights)
         return drafter
+
+    def build_top(self, source: Source) -> DraftTop | None:
+        """The target's output matrix for what is drafted, where that is not all."""
+        if self.target_tokens is None:
+            return None
+        target, matrix, tokens = source.layer_shape, source.lm_head(), self.target_tokens.numpy()
+        rows = np.empty((len(tokens), target.hidden_size), np.float32)
+        for start, stop in parts_of(matrix):
+            is_inside = (tokens >= start) & (tokens < stop)
+            rows[is_inside] = matrix.unpacked(start, stop)[tokens[is_inside] - start]
+        with torch.device("meta"):
+            top = DraftTop(target, len(rows), has_norm=False, cap=target.logit_cap)
+        weight = torch.from_numpy(rows) / target.logit_divisor
+        with_weights(top, {"lm_head.weight": weight, "target_tokens": self.target_tokens})
+        return top
 
 
 class EagleDrafter(FusedBlock):
@@ -79,15 +103,15 @@ class EagleDrafter(FusedBlock):
         )
 
 
-def load_draft_head(directory: Path, target: Geometry, *, allow_pickle: bool = False) -> DraftHead | Eagle3Head:
+def load_draft_head(directory: Path, source: Source, *, allow_pickle: bool = False) -> DraftHead | Eagle3Head:
     """Read an EAGLE-1 or EAGLE-3 head in its published layout. The head's own copy of the embedding is not read.
 
     Raises:
-        CheckpointError: neither of them, or made for a target of another hidden size or vocabulary.
+        CheckpointError: neither of them, or made for another target than ``source``.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such drafter directory")
-    path = directory / "config.json"
+    path, target = directory / "config.json", source.geometry
     config = read_json(path)
     if isinstance(layer := config.get("transformer_layer_config"), dict):  # as vLLM's tools have it
         config = {**layer, **config}
@@ -98,7 +122,8 @@ def load_draft_head(directory: Path, target: Geometry, *, allow_pickle: bool = F
         raise CheckpointError(
             f"{path}: a rope that scales attention, or rotates a part of each head, is not supported in draft heads"
         )
-    _refuse_other_target(path, config, shape, target)
+    _refuse_other_sizes(path, config, shape, target)
+    refuse_other_target(path, config, source)
     if is_eagle3(tensors):
         return read_eagle3(path, config, tensors, replace(shape, attention_inputs=2), target)
     hidden = shape.hidden_size
@@ -106,7 +131,7 @@ def load_draft_head(directory: Path, target: Geometry, *, allow_pickle: bool = F
     sizes |= {f"layers.0.{name}": size for name, size in shape.tensor_shapes().items()}
     del sizes["layers.0.input_layernorm.weight"]
     for name in tensors.names():
-        if name not in sizes:
+        if name not in sizes and name != D2T:
             raise CheckpointError(
                 f"{directory}: has {name}, so it is neither an EAGLE-1 head (one layer, no input norm) "
                 "nor an EAGLE-3 head (with a hidden_norm)"
@@ -116,10 +141,14 @@ def load_draft_head(directory: Path, target: Geometry, *, allow_pickle: bool = F
             del sizes[name]
     weights = {name: tensors.read(name, size) for name, size in sizes.items()}
     weights.pop(EMBEDDING, None)
-    return DraftHead(directory, shape, {name: weight.float() for name, weight in weights.items()})
+    floats = {name: weight.float() for name, weight in weights.items()}
+    num_tokens = positive_int(path, config, "draft_vocab_size", target.vocab_size)
+    drafts_all = num_tokens == target.vocab_size and D2T not in tensors
+    tokens = None if drafts_all else read_target_tokens(tensors, num_tokens, target)
+    return DraftHead(directory, shape, floats, tokens)
 
 
-def _refuse_other_target(path: Path, config: dict[str, Any], shape: LayerShape, target: Geometry) -> None:
+def _refuse_other_sizes(path: Path, config: dict[str, Any], shape: LayerShape, target: Geometry) -> None:
     if shape.hidden_size != target.hidden_size:
         raise CheckpointError(
             f"{path}: the drafter's hidden_size is {shape.hidden_size}, the target's is {target.hidden_size}; "

@@ -33,6 +33,8 @@ from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import HIDDEN_OUT, PRESENT_KEY, PRESENT_VALUE, TOP_LOG_PROBS, TOP_TOKENS, Geometry
 
 EMBEDDING = "embed_tokens.weight"
+D2T = "d2t"
+"""The tensor that says which tokens a head drafts: see :func:`read_target_tokens`."""
 LAYER_NAMES = ("midlayer.", "layers.0.")
 
 
@@ -169,20 +171,23 @@ class Fuse(nn.Module):
 
 class DraftTop(nn.Module):
     """Maps features to the ``k`` likeliest draft tokens, as ids of the target's vocabulary, and their
-    log-probabilities.
+    log-probabilities. Logits stay below ``cap``, as ``cap * tanh(x / cap)``, where there is one.
     """
 
     target_tokens: torch.Tensor
 
-    def __init__(self, shape: LayerShape, num_tokens: int, *, has_norm: bool) -> None:
+    def __init__(self, shape: LayerShape, num_tokens: int, *, has_norm: bool, cap: float | None = None) -> None:
         super().__init__()
         self.config = PretrainedConfig()
+        self.cap = cap
         self.norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps) if has_norm else nn.Identity()
         self.lm_head = nn.Linear(shape.hidden_size, num_tokens, bias=False)
         self.register_buffer("target_tokens", torch.empty(num_tokens, dtype=torch.int64))
 
     def forward(self, hidden: torch.Tensor, k: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = self.lm_head(self.norm(hidden))
+        if self.cap is not None:
+            logits = self.cap * torch.tanh(logits / self.cap)
         log_probs, draft_tokens = TopLogProbs.apply(logits, k)  # type: ignore[no-untyped-call]  # torch has no types for it
         return {TOP_LOG_PROBS: log_probs, TOP_TOKENS: self.target_tokens[draft_tokens]}
 
@@ -203,7 +208,7 @@ def read_eagle3(
     taps = _choose_taps(path, config, target)
     layer = next(layer for layer in LAYER_NAMES if f"{layer}hidden_norm.weight" in tensors)
     sizes = _sizes(config, shape, layer, num_tokens, len(taps))
-    known = {EMBEDDING, "d2t", "t2d", *sizes}
+    known = {EMBEDDING, D2T, "t2d", *sizes}
     for name in tensors.names():
         if name not in known:
             raise CheckpointError(f"{tensors.directory}: tensor {name} has no place in an EAGLE-3 head of one layer")
@@ -211,7 +216,7 @@ def read_eagle3(
     return Eagle3Head(
         shape,
         weights,
-        _read_target_tokens(tensors, num_tokens, target),
+        read_target_tokens(tensors, num_tokens, target),
         taps,
         adds_normed=bool(_feature(config, "norm_before_residual")),
         returns_normed=bool(_feature(config, "norm_output")),
@@ -238,16 +243,16 @@ def _feature(config: dict[str, Any], name: str) -> Any:
     return config.get(name, (config.get("eagle_config") or {}).get(name))
 
 
-def _read_target_tokens(tensors: TensorFiles, num_tokens: int, target: Geometry) -> torch.Tensor:
+def read_target_tokens(tensors: TensorFiles, num_tokens: int, target: Geometry) -> torch.Tensor:
     """The target's id of each draft token, [num_tokens].
 
     The tensor ``d2t`` has, for each draft token, the difference between the target's id and the draft's own; ``t2d``
     says of each id of the target whether it is drafted.
     """
     tokens = torch.arange(num_tokens)
-    if num_tokens == target.vocab_size and "d2t" not in tensors:
+    if num_tokens == target.vocab_size and D2T not in tensors:
         return tokens
-    tokens = tokens + tensors.read_integers("d2t", (num_tokens,))
+    tokens = tokens + tensors.read_integers(D2T, (num_tokens,))
     if int(tokens.min()) < 0 or int(tokens.max()) >= target.vocab_size or len(tokens.unique()) != num_tokens:
         raise CheckpointError(
             f"{tensors.directory}: d2t leads to tokens {int(tokens.min())} to {int(tokens.max())}, or to one twice; "

@@ -33,6 +33,11 @@ class Source(Protocol):
     def geometry(self) -> Geometry: ...
 
     @property
+    def is_tied(self) -> bool:
+        """Whether the output matrix is the embedding."""
+        ...
+
+    @property
     def bos_token_id(self) -> int | None: ...
 
     @property

@@ -9,7 +9,8 @@ A bundle is a directory::
     blocks/*.onnx       consecutive layer blocks, one file each
     final_norm.onnx     hidden -> normed, run by the last stage
     head.onnx           normed -> logits and the k likeliest tokens with their log-probabilities
-    drafter.onnx        optional: the draft head; of EAGLE-3 also fuse.onnx (tapped rows -> feature) and draft_top.onnx
+    drafter.onnx        optional: the draft head; draft_top.onnx (feature -> tokens) where it drafts some tokens alone, and
+                        fuse.onnx (tapped rows -> feature) of EAGLE-3
 
 Graph inputs and outputs are named by the constants below, so that exporter and engine agree by import.
 """
@@ -146,9 +147,10 @@ class BlockEntry(FileEntry):
 class DrafterEntry(FileEntry):
     """The draft head.
 
-    ``eagle1`` is fc(concat(embedding, feature)), one decoder layer, and the target's head. ``eagle3`` is one decoder
-    layer over embedding and feature, and a head of its own that returns the target's token ids. Its features of
-    verified rows are fused (``fuse``) from the hidden rows that enter the layers ``taps``.
+    ``eagle1`` is fc(concat(embedding, feature)), one decoder layer, and the target's head, or the rows of it for the
+    tokens that are drafted (``top``), which returns the target's token ids. ``eagle3`` is one decoder layer over
+    embedding and feature, and a ``top`` of its own. Its features of verified rows are fused (``fuse``) from the hidden
+    rows that enter the layers ``taps``.
     """
 
     kind: str

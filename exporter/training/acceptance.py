@@ -7,19 +7,19 @@ each. Of all passes, the nodes with the largest product of probabilities are ver
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional
 
-from exporter.training.network import DraftHead, Layer, Target
+from exporter.training.cached import CachedLayers
+from exporter.training.network import Drafting
 from exporter.training.sampling import draw
 
 WIDTH = 10
 DEPTH = 6
-NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 20, 100, 128
+NEW_TOKENS = 128
 RUN_TOKENS, LEAST_DISTINCT = 8, 0.7  # a text loops when under 70 % of its runs of 8 tokens are distinct
 
 
@@ -41,40 +41,6 @@ class Written:
         return len(set(runs)) < LEAST_DISTINCT * len(runs)
 
 
-class Rows:
-    """A stack of layers with its cache. Committed rows stay in the cache; rows of a tree stay only when accepted."""
-
-    def __init__(self, layers: Iterable[nn.Module], target: Target) -> None:
-        self.layers = list(layers)
-        self.cos, self.sin = target.cos, target.sin
-        heads, head_dim = target.shape.num_heads, target.shape.head_dim
-        self.keys = [torch.zeros(1, heads, 0, head_dim) for _ in self.layers]
-        self.values = [torch.zeros(1, heads, 0, head_dim) for _ in self.layers]
-
-    def run(self, x: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """Run ``x`` [1, rows, hidden_size] through the layers.
-
-        ``seen`` [rows, kept + rows] says which rows a row sees.
-        """
-        cos, sin = self.cos[positions], self.sin[positions]
-        for i, layer in enumerate(self.layers):
-            assert isinstance(layer, Layer)
-            q, k, v = layer.self_attn.project(layer.input_layernorm(x) if layer.has_input_norm else x, cos, sin)
-            self.keys[i] = torch.cat((self.keys[i], k), dim=2)
-            self.values[i] = torch.cat((self.values[i], v), dim=2)
-            attended = functional.scaled_dot_product_attention(q, self.keys[i], self.values[i], attn_mask=seen)
-            x = x + layer.self_attn.merge(attended)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
-        return x
-
-    def keep(self, slots: list[int]) -> None:
-        self.keys = [key[:, :, slots] for key in self.keys]
-        self.values = [value[:, :, slots] for value in self.values]
-
-    def __len__(self) -> int:
-        return int(self.keys[0].shape[2])
-
-
 @dataclass
 class Node:
     """A drafted token. In every list of nodes parents come before their children."""
@@ -86,13 +52,14 @@ class Node:
 
 
 class Speculation:
-    """One text written by draft trees of ``num_nodes`` nodes."""
+    """One text written by draft trees of ``num_nodes`` nodes, up to one of the tokens ``ends``."""
 
-    def __init__(self, target: Target, head: DraftHead, num_nodes: int, temperature: float, seed: int) -> None:
-        self.target, self.head, self.num_nodes = target, head, num_nodes
-        self.temperature, self.seed = torch.tensor([temperature]), seed
-        self.verified = Rows(target.layers, target)
-        self.drafted = Rows(head.layers, target)
+    def __init__(
+        self, drafting: Drafting, num_nodes: int, temperature: float, seed: int, ends: Collection[int] = (0,)
+    ) -> None:
+        self.drafting, self.target, self.num_nodes = drafting, drafting.target, num_nodes
+        self.temperature, self.seed, self.ends = torch.tensor([temperature]), seed, ends
+        self.verified, self.drafted = CachedLayers(drafting.target), CachedLayers(drafting.head)
 
     @torch.no_grad()
     def write(self, prompt: list[int], num_new: int) -> Written:
@@ -100,19 +67,19 @@ class Speculation:
         features = self._verify(tokens, [])
         new = [self._draw(features[-1], len(tokens))]
         num_verifications = 0
-        while len(new) < num_new and new[-1] != 0:
+        while len(new) < num_new and new[-1] not in self.ends:
             nodes = self._draft([*prompt, *new], features)
             rows = self._verify([new[-1]], nodes)
             num_verifications += 1
             path = [0]
-            while len(new) < num_new and new[-1] != 0:
+            while len(new) < num_new and new[-1] not in self.ends:
                 new.append(self._draw(rows[path[-1]], len(prompt) + len(new)))
                 child = next((i for i, n in enumerate(nodes) if n.parent == path[-1] - 1 and n.token == new[-1]), None)
                 if child is None:
                     break
                 path.append(child + 1)
             first = len(self.verified) - len(rows)
-            self.verified.keep([*range(first), *(first + i for i in path)])
+            self.verified.keep_slots([*range(first), *(first + i for i in path)])
             features = rows[path]
         return Written(new, num_verifications)
 
@@ -122,12 +89,12 @@ class Speculation:
         It depends on nothing but row, seed and position, so trees do not change the text.
         """
         generator = torch.Generator().manual_seed(self.seed * 100_003 + position)
-        return int(draw(self.target.logits(feature)[None], self.temperature, generator))
+        return int(draw(self.target.logits(feature)[None].cpu(), self.temperature, generator))
 
     def _verify(self, chain: list[int], nodes: list[Node]) -> torch.Tensor:
         """The target's normed rows of a chain and of the tree that hangs from its end: [rows, hidden_size]."""
         kept, length = len(self.verified), len(chain)
-        tokens = torch.tensor([[*chain, *(node.token for node in nodes)]])
+        tokens = self._tensor([[*chain, *(node.token for node in nodes)]])
         positions = [*range(kept, kept + length), *(kept + length - 1 + node.depth for node in nodes)]
         seen = torch.ones(length + len(nodes), kept + length + len(nodes), dtype=torch.bool).tril(kept)
         for row, node in enumerate(nodes):
@@ -135,7 +102,7 @@ class Speculation:
             if node.parent >= 0:
                 seen[length + row] = seen[length + node.parent]
             seen[length + row, kept + length + row] = True
-        rows = self.verified.run(self.target.embed_tokens(tokens), torch.tensor(positions), seen)
+        rows = self.verified.run(self.target.embed(tokens), self._tensor(positions), seen.to(tokens.device))
         normed: torch.Tensor = self.target.norm(rows)[0]
         return normed
 
@@ -144,7 +111,7 @@ class Speculation:
         kept, length = len(self.drafted), len(features)
         fed = tokens[kept + 1 : kept + 1 + length]
         seen = torch.ones(length, kept + length, dtype=torch.bool).tril(kept)
-        rows = self._head(torch.tensor(fed), features, torch.arange(kept, kept + length), seen)
+        rows = self._head(self._tensor(fed), features, torch.arange(kept, kept + length), seen)
         committed = kept + length
         nodes: list[Node] = []
         said: dict[int, torch.Tensor] = {}
@@ -162,22 +129,23 @@ class Speculation:
                 seen[row, slots[leaf]] = True
             parents = torch.stack([said.get(nodes[leaf].parent, rows[-1]) for leaf in leaves])
             place = torch.full((len(leaves),), committed - 1 + depth)
-            out = self._head(torch.tensor([nodes[leaf].token for leaf in leaves]), parents, place, seen)
+            out = self._head(self._tensor([nodes[leaf].token for leaf in leaves]), parents, place, seen)
             said.update(zip(leaves, out, strict=True))
             self._grow(nodes, dict(zip(leaves, out, strict=True)))
-        self.drafted.keep(list(range(committed)))
+        self.drafted.keep_slots(list(range(committed)))
         return self._best(nodes)
 
     def _head(
         self, tokens: torch.Tensor, features: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor
     ) -> torch.Tensor:
-        x = self.head.fc(torch.cat((self.target.embed_tokens(tokens), features), dim=-1))[None]
-        return self.drafted.run(x, positions, seen)[0]
+        x = self.drafting.fuse(tokens, features)[None]
+        return self.drafted.run(x, positions.to(x.device), seen.to(x.device))[0]
 
     def _grow(self, nodes: list[Node], rows: dict[int, torch.Tensor]) -> None:
         """Add the ``WIDTH`` likeliest children of each node in ``rows`` to ``nodes``."""
-        top = self.target.logits(torch.stack(list(rows.values()))).log_softmax(dim=-1).topk(WIDTH)
-        for parent, scores, children in zip(rows, top.values.tolist(), top.indices.tolist(), strict=True):
+        top = self.drafting.log_probs(torch.stack(list(rows.values()))).topk(WIDTH)
+        tokens = self.drafting.tokens[top.indices]
+        for parent, scores, children in zip(rows, top.values.tolist(), tokens.tolist(), strict=True):
             above, depth = (nodes[parent].score, nodes[parent].depth) if parent >= 0 else (0.0, 0)
             nodes.extend(Node(t, parent, depth + 1, above + s) for t, s in zip(children, scores, strict=True))
 
@@ -190,9 +158,49 @@ class Speculation:
         place = {-1: -1} | {i: new for new, i in enumerate(chosen)}
         return [Node(nodes[i].token, place[nodes[i].parent], nodes[i].depth, nodes[i].score) for i in chosen]
 
+    def _tensor(self, values: list[Any]) -> torch.Tensor:
+        return torch.tensor(values, device=self.target.device)
 
-def held_out_prompts(tokens: list[int]) -> Iterator[list[int]]:
-    """Prompts of 100 tokens, spread evenly over the held-out stream."""
-    step = len(tokens) // NUM_PROMPTS
-    for start in range(0, step * NUM_PROMPTS, step):
-        yield tokens[start : start + PROMPT_TOKENS]
+
+@dataclass(frozen=True)
+class TreeFigures:
+    """Figures of the trees of one size.
+
+    ``acceptance_length`` = tokens / verifications, bonus included, mean of the prompts.
+    """
+
+    num_nodes: int
+    temperature: float
+    acceptance_length: float
+    not_looping: float
+    num_not_looping: int
+    num_prompts: int
+
+    @classmethod
+    def of(
+        cls,
+        drafting: Drafting,
+        prompts: list[list[int]],
+        num_nodes: int,
+        temperature: float,
+        ends: Collection[int] = (0,),
+    ) -> TreeFigures:
+        texts = [
+            Speculation(drafting, num_nodes, temperature, seed, ends).write(prompt, NEW_TOKENS)
+            for seed, prompt in enumerate(prompts)
+        ]
+        varied = [text for text in texts if not text.is_looping]
+        return cls(num_nodes, temperature, _mean_length(texts), _mean_length(varied), len(varied), len(texts))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_nodes} nodes, T={self.temperature:g}: acceptance length {self.acceptance_length:.2f} on "
+            f"{self.num_prompts} prompts, {self.not_looping:.2f} on the {self.num_not_looping} that do not loop"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _mean_length(texts: list[Written]) -> float:
+    return sum(text.acceptance_length for text in texts) / max(1, len(texts))

@@ -13,72 +13,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from pickle import UnpicklingError
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from exporter.training.optimizer import MuonAdamW, Rates
+from exporter.training.workers import Worker
 from flowspec_edge.errors import TrainingError
 
 CHECKPOINT_EVERY_S = 180.0  # a kill costs at most this much work
-LOST_WORKER_S = 900.0  # a step takes seconds; on a busy machine a minute
 PROGRESS_EVERY = 10  # steps
+FIRST_ESTIMATE = 3  # steps after which a run says how long it will take
 EVALUATIONS = 8  # over a run
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One of the processes that share a step. The worker with ``number`` 0 writes files and progress."""
-
-    number: int = 0
-    num_workers: int = 1
-
-    def exchange(self, tensor: torch.Tensor) -> None:
-        """Replace ``tensor`` by its sum over all workers.
-
-        Raises:
-            TrainingError: another worker is gone.
-        """
-        if self.num_workers == 1:
-            return
-        try:
-            distributed.all_reduce(tensor)
-        except RuntimeError as cause:
-            raise TrainingError(
-                f"worker {self.number} of {self.num_workers}: another worker is gone ({str(cause).splitlines()[0]}); "
-                "start again with the same --run directory to go on from the last checkpoint"
-            ) from cause
-
-    def join(self, meeting: Path) -> None:
-        """Meet the other workers through the file ``meeting``, which must not exist before.
-
-        Raises:
-            TrainingError: another worker did not come.
-        """
-        if self.num_workers == 1:
-            return
-        try:
-            distributed.init_process_group(
-                "gloo",
-                init_method=f"file://{meeting}",
-                rank=self.number,
-                world_size=self.num_workers,
-                timeout=timedelta(seconds=LOST_WORKER_S),
-            )
-        except RuntimeError as cause:
-            raise TrainingError(
-                f"worker {self.number} of {self.num_workers}: not all workers came within {LOST_WORKER_S:.0f} s "
-                f"({str(cause).splitlines()[0]}); try --workers 1"
-            ) from cause
-
-    def leave(self) -> None:
-        if self.num_workers > 1:
-            distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -94,7 +44,7 @@ class Plan:
 
 
 LossOf = Callable[[int], torch.Tensor]  # the loss of a micro batch by its number over all steps and workers
-Measure = Callable[[], float]
+Measure = Callable[[], dict[str, float]]  # figures of the held-out text by name, "held_out" (nats) among them
 
 
 class Training:
@@ -127,9 +77,9 @@ class Training:
             while self.step < end and not self._is_stopping:
                 started, cpu_before = time.monotonic(), time.process_time()
                 loss = self._one_step(loss_of)
-                held_out = measure() if self.step % every == 0 or self.step == self.plan.num_steps else None
+                measured = measure() if self.step % every == 0 or self.step == self.plan.num_steps else {}
                 self._account(time.monotonic() - started, time.process_time() - cpu_before)
-                self._record(loss, held_out)
+                self._record(loss, measured)
                 if time.monotonic() - saved > CHECKPOINT_EVERY_S:
                     self.save()
                     saved = time.monotonic()
@@ -161,7 +111,8 @@ class Training:
         Returns the sum of the losses.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor([loss, float(self._is_stopping)])])
+        others = torch.tensor([loss, float(self._is_stopping)], device=gradients[0].device)
+        flat = torch.cat([*(g.flatten() for g in gradients), others])
         self.worker.exchange(flat)
         body = flat[:-2]
         body.mul_(1.0 / max(1.0, float(body.norm())))
@@ -176,17 +127,14 @@ class Training:
         self.cpu_s += float(spent)
         self.wall_s += wall_s
 
-    def _record(self, loss: float, held_out: float | None) -> None:
-        point = {"step": self.step, "loss": loss, "cpu_s": self.cpu_s, "wall_s": self.wall_s}
-        if held_out is not None:
-            point["held_out"] = held_out
-        self.curve.append(point)
-        if self.step % PROGRESS_EVERY == 0 or held_out is not None:
+    def _record(self, loss: float, measured: dict[str, float]) -> None:
+        self.curve.append({"step": self.step, "loss": loss, "cpu_s": self.cpu_s, "wall_s": self.wall_s, **measured})
+        if self.step % PROGRESS_EVERY == 0 or self.step == FIRST_ESTIMATE or measured:
             recent = [p["loss"] for p in self.curve[-PROGRESS_EVERY:]]
             left_s = (self.plan.num_steps - self.step) * self.wall_s / self.step
             self.report(
                 f"{self.plan.name}: step {self.step} of {self.plan.num_steps}, loss {sum(recent) / len(recent):.3f}"
-                + ("" if held_out is None else f", held out {held_out:.4f}")
+                + "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in measured.items())
                 + f", {self.step * self.plan.tokens_per_step / self.wall_s:.0f} tokens/s"
                 + f", {self.cpu_s / 3600:.2f} CPU h, {left_s / 60:.0f} min left"
             )

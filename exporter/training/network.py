@@ -1,136 +1,237 @@
-"""The demo target and its EAGLE-1 head as torch modules that can be trained, under their published tensor names.
+"""Targets of every supported family, and EAGLE-1 heads, as torch modules that run over whole batches.
 
-The same mathematics as ``exporter.stage_module``, over whole batches and without caches.
+They compute what ``layer_graph.py`` and ``stage_module.py`` write, and their tensors have the published names.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import cast
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from flowspec_edge.errors import TrainingError
+from exporter.config import LayerShape
 
-PAD_TOKEN = 1
+Rotations = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""Cosines and sines of the rows, [..., rows, head_dim / 2], of layers that see all rows, and of those with a window."""
+Attend = Callable[["Attention", torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""What rows attend to, from scaled queries [batch, heads, rows, head_dim], keys and values [batch, kv_heads, ...]."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Geometry of the demo target. The head has one layer of this geometry."""
+def llama_shape(
+    hidden_size: int,
+    intermediate_size: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    *,
+    max_context: int = 1024,
+    rms_norm_eps: float = 1e-5,
+    rope_theta: float = 10000.0,
+) -> LayerShape:
+    """The shape of a plain Llama's layers."""
+    return LayerShape(
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=rms_norm_eps,
+        rope_frequencies=tuple(rope_theta ** (-2 * pair / head_dim) for pair in range(head_dim // 2)),
+        max_context=max_context,
+    )
 
-    vocab_size: int = 2048
-    hidden_size: int = 256
-    intermediate_size: int = 704
-    num_layers: int = 8
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    head_dim: int = 64
-    max_context: int = 1024
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
+
+def theta_of(shape: LayerShape) -> float:
+    """The base of a plain rope whose slowest frequency is that of ``shape``."""
+    rotated = [frequency for frequency in shape.rope_frequencies if frequency > 0]
+    return float(f"{(rotated[0] / rotated[-1]) ** (len(rotated) / max(1, len(rotated) - 1)):.6g}")
 
 
 class Norm(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, size: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(shape.hidden_size))
-        self.eps = shape.rms_norm_eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
 
-class Attention(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+class Rope(nn.Module):
+    frequencies: torch.Tensor
+
+    def __init__(self, frequencies: Sequence[float]) -> None:
         super().__init__()
-        self.shape = shape
+        self.register_buffer("frequencies", torch.from_numpy(np.array(frequencies, np.float32)), persistent=False)
+
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = positions[..., None] * self.frequencies
+        return angles.cos(), angles.sin()
+
+
+class Attention(nn.Module):
+    query_scales: torch.Tensor
+
+    def __init__(self, shape: LayerShape, layer: int) -> None:
+        super().__init__()
         q_size, kv_size = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-        self.q_proj = nn.Linear(shape.hidden_size, q_size, bias=False)
-        self.k_proj = nn.Linear(shape.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(shape.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(q_size, shape.hidden_size, bias=False)
+        self.q_proj = nn.Linear(shape.hidden_size, q_size, bias=shape.qkv_bias)
+        self.k_proj = nn.Linear(shape.hidden_size, kv_size, bias=shape.qkv_bias)
+        self.v_proj = nn.Linear(shape.hidden_size, kv_size, bias=shape.qkv_bias)
+        self.o_proj = nn.Linear(q_size, shape.hidden_size, bias=shape.output_bias)
+        self.qk_norm, self.head_dim, self.score_cap = shape.qk_norm, shape.head_dim, shape.score_cap
+        if shape.qk_norm != "none":
+            by_head = shape.qk_norm == "head"
+            self.q_norm = Norm(shape.head_dim if by_head else q_size, shape.rms_norm_eps)
+            self.k_norm = Norm(shape.head_dim if by_head else kv_size, shape.rms_norm_eps)
+        is_sliding = layer in shape.sliding_layers
+        self.window = shape.window if is_sliding else None
+        self.rope_kind = None if layer in shape.unrotated_layers else int(is_sliding)
+        self.register_buffer("query_scales", torch.from_numpy(shape.query_scales(layer)), persistent=False)
 
-    def project(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Rotated queries, rotated keys and values of ``x``: each [batch, heads, rows, head_dim]."""
-        batch, rows, _ = x.shape
-        q, k, v = (
-            projection(x).view(batch, rows, -1, self.shape.head_dim).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        group = self.shape.num_heads // self.shape.num_kv_heads
-        return rotate(q, cos, sin), share(rotate(k, cos, sin), group), share(v, group)
+    def project(self, x: torch.Tensor, rotations: Rotations) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, rotated and scaled, rotated keys, and values: each [batch, its heads, rows, head_dim]."""
+        query, key = self.q_proj(x), self.k_proj(x)
+        if self.qk_norm == "projection":
+            query, key = self.q_norm(query), self.k_norm(key)
+        q, k, v = (self._by_head(rows) for rows in (query, key, self.v_proj(x)))
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope_kind is not None:
+            q, k = rotate(q, *rotations[self.rope_kind]), rotate(k, *rotations[self.rope_kind])
+        return q * self.query_scales, k, v
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.project(x, cos, sin)
-        return self.merge(functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Attention of rows to those that they have ``seen``, [..., rows, rows of keys]; None: to those before them."""
+        batch, heads, rows, head_dim = q.shape
+        num_keys = k.shape[2]
+        if seen is None and (self.score_cap is not None or (self.window is not None and num_keys > self.window)):
+            seen = torch.ones(rows, num_keys, dtype=torch.bool, device=q.device).tril(num_keys - rows)
+        if seen is None:
+            k, v = (share(x, heads // k.shape[1]) for x in (k, v))
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+        if self.window is not None:
+            seen = seen & (seen.flip(-1).cumsum(-1).flip(-1) <= self.window)
+        group = heads // k.shape[1]  # the queries that share a key are rows of its own attention
+        seen = seen.repeat(*[1] * (seen.dim() - 2), group, 1)
+        q = q.reshape(batch, -1, group * rows, head_dim)
+        if self.score_cap is None:
+            out = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
+        else:
+            scores = self.score_cap * torch.tanh(q @ k.transpose(2, 3) / self.score_cap)
+            out = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1) @ v
+        return out.reshape(batch, heads, rows, head_dim)
 
     def merge(self, attended: torch.Tensor) -> torch.Tensor:
         batch, _, rows, _ = attended.shape
         out: torch.Tensor = self.o_proj(attended.transpose(1, 2).reshape(batch, rows, -1))
         return out
 
+    def _by_head(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
 
 class FeedForward(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LayerShape) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=shape.mlp_bias)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=shape.mlp_bias)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=shape.mlp_bias)
+        self.activation = shape.activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate = self.gate_proj(x)
+        gate = functional.silu(gate) if self.activation == "silu" else functional.gelu(gate, approximate="tanh")
+        out: torch.Tensor = self.down_proj(gate * self.up_proj(x))
         return out
 
 
 class Layer(nn.Module):
-    """One Llama layer. The layer of an EAGLE head has no input norm."""
+    """One decoder layer. That of an EAGLE head has no input norm."""
 
-    def __init__(self, shape: Shape, *, has_input_norm: bool = True) -> None:
+    def __init__(self, shape: LayerShape, number: int = 0, *, has_input_norm: bool = True) -> None:
         super().__init__()
-        if has_input_norm:
-            self.input_layernorm = Norm(shape)
-        self.has_input_norm = has_input_norm
-        self.self_attn = Attention(shape)
-        self.post_attention_layernorm = Norm(shape)
+        self.norms, self.residual_scale = shape.norms, shape.residual_scale
+        for name in shape.norms.names:
+            is_there = has_input_norm or name != shape.norms.before_attention
+            self.add_module(name, Norm(shape.hidden_size, shape.rms_norm_eps) if is_there else nn.Identity())
+        self.self_attn = Attention(shape, number)
         self.mlp = FeedForward(shape)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x) if self.has_input_norm else x, cos, sin)
-        out: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+    def forward(self, x: torch.Tensor, rotations: Rotations, attend: Attend = Attention.attend) -> torch.Tensor:
+        q, k, v = self.self_attn.project(self._norm(self.norms.before_attention, x), rotations)
+        attended = self.self_attn.merge(attend(self.self_attn, q, k, v))
+        x = x + self._norm(self.norms.after_attention, attended) * self.residual_scale
+        inner = self.mlp(self._norm(self.norms.before_mlp, x))
+        return x + self._norm(self.norms.after_mlp, inner) * self.residual_scale
+
+    def _norm(self, name: str | None, x: torch.Tensor) -> torch.Tensor:
+        return x if name is None else cast(torch.Tensor, self.get_submodule(name)(x))
 
 
-class Target(nn.Module):
-    """A Llama with tied embeddings. Its tensors are named as in ``LlamaForCausalLM``, without the prefix ``model.``."""
+class LayerStack(nn.Module):
+    """Layers with the rotary embeddings that they need."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LayerShape, layers: Sequence[Layer]) -> None:
         super().__init__()
         self.shape = shape
-        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_layers))
-        self.norm = Norm(shape)
-        self.cos, self.sin = rotary(shape)
+        self.layers = nn.ModuleList(layers)
+        self.ropes = nn.ModuleList(Rope(frequencies) for frequencies in shape.ropes)
+
+    @property
+    def stack(self) -> list[Layer]:
+        return cast(list[Layer], list(self.layers))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def rotations(self, positions: torch.Tensor) -> Rotations:
+        """For the rows at ``positions``, [rows] or [batch, 1, rows]."""
+        return [rope(positions) for rope in self.ropes]
+
+
+class Target(LayerStack):
+    """A model of a supported family. Its tensors have the names of a checkpoint without the prefix ``model.``."""
+
+    def __init__(self, shape: LayerShape, num_layers: int, vocab_size: int, *, is_tied: bool = True) -> None:
+        super().__init__(shape, [Layer(shape, number) for number in range(num_layers)])
+        self.embed_tokens = nn.Embedding(vocab_size, shape.hidden_size)
+        self.norm = Norm(shape.hidden_size, shape.rms_norm_eps)
+        self.lm_head = None if is_tied else nn.Linear(shape.hidden_size, vocab_size, bias=False)
+
+    @property
+    def output_matrix(self) -> torch.Tensor:
+        """[vocab_size, hidden_size]"""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The rows that enter the first layer."""
+        rows: torch.Tensor = self.embed_tokens(tokens)
+        return rows if self.shape.embedding_scale == 1.0 else rows * self.shape.embedding_scale
 
     def features(self, tokens: torch.Tensor) -> torch.Tensor:
         """Rows after the final norm, [batch, rows, hidden_size], from which the head drafts."""
-        rows = tokens.shape[1]
-        cos, sin = self.cos[:rows], self.sin[:rows]
-        x = self.embed_tokens(tokens)
+        rotations = self.rotations(torch.arange(tokens.shape[1], device=tokens.device))
+        x = self.embed(tokens)
         for layer in self.layers:
-            x = layer(x, cos, sin)
+            x = layer(x, rotations)
         normed: torch.Tensor = self.norm(x)
         return normed
 
-    def logits(self, features: torch.Tensor) -> torch.Tensor:
-        return functional.linear(features, self.embed_tokens.weight)
+    def logits(self, features: torch.Tensor, matrix: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of all tokens, or of those whose rows of the output matrix are given."""
+        logits = functional.linear(features, self.output_matrix if matrix is None else matrix)
+        if self.shape.logit_divisor != 1.0:
+            logits = logits / self.shape.logit_divisor
+        cap = self.shape.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy in nats of ``labels`` [batch, rows], each of which is the token after the one in
@@ -140,22 +241,40 @@ class Target(nn.Module):
         return functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
-class DraftHead(nn.Module):
-    """An EAGLE-1 head: ``fc`` over embedding and feature, and one layer without input norm."""
+class DraftHead(LayerStack):
+    """An EAGLE-1 head: ``fc`` over embedding and feature, and one layer without input norm.
 
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.shape = shape
+    It drafts the ``tokens``, [drafted] in ascending order, or all that the target has.
+    """
+
+    def __init__(self, shape: LayerShape, tokens: torch.Tensor | None = None) -> None:
+        super().__init__(shape, [Layer(shape, has_input_norm=False)])
         self.fc = nn.Linear(2 * shape.hidden_size, shape.hidden_size)
-        self.layers = nn.ModuleList([Layer(shape, has_input_norm=False)])
-        self.cos, self.sin = rotary(shape)
+        self.tokens = tokens
 
 
-def rotary(shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines by position, [max_context, head_dim / 2] each."""
-    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-    angles = torch.outer(torch.arange(shape.max_context, dtype=torch.float32), 1.0 / shape.rope_theta**exponents)
-    return angles.cos(), angles.sin()
+class Drafting:
+    """A head, and what it shares with its target: the embedding, and the output matrix of the tokens that it drafts."""
+
+    def __init__(self, target: Target, head: DraftHead) -> None:
+        self.target, self.head = target, head
+        tokens = torch.arange(len(target.output_matrix)) if head.tokens is None else head.tokens
+        self.tokens = tokens.to(target.device)
+        self.matrix = target.output_matrix.detach()
+        if head.tokens is not None:
+            self.matrix = self.matrix[self.tokens]
+        self.is_drafted = torch.zeros(len(target.output_matrix), dtype=torch.bool, device=target.device)
+        self.is_drafted[self.tokens] = True
+
+    def fuse(self, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """What enters the head's layer, from features and the tokens after them."""
+        embedded = self.target.embed_tokens(tokens).detach()
+        fused: torch.Tensor = self.head.fc(torch.cat((embedded, features), dim=-1))
+        return fused
+
+    def log_probs(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of the tokens that are drafted: [..., drafted]."""
+        return self.target.logits(rows, self.matrix).log_softmax(dim=-1)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -168,112 +287,6 @@ def share(x: torch.Tensor, group: int) -> torch.Tensor:
     """``x`` with each key-value head repeated for the ``group`` query heads that read it."""
     batch, heads, rows, head_dim = x.shape
     return x[:, :, None].expand(batch, heads, group, rows, head_dim).reshape(batch, heads * group, rows, head_dim)
-
-
-def save_target(target: Target, directory: Path, tokenizer: Path) -> None:
-    """Write a ``LlamaForCausalLM`` directory: float16 safetensors, config, tokenizer."""
-    directory.mkdir(parents=True, exist_ok=True)
-    config = configuration(target.shape, architectures=["LlamaForCausalLM"])
-    (directory / "config.json").write_text(json.dumps(config, indent=1))
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        if (tokenizer.parent / name).exists():
-            shutil.copyfile(tokenizer.parent / name, directory / name)
-    save_file(halved(target, "model."), directory / "model.safetensors", metadata={"format": "pt"})
-
-
-def save_head(head: DraftHead, directory: Path) -> None:
-    """Write an EAGLE-1 directory in the published layout: float16 safetensors and config."""
-    directory.mkdir(parents=True, exist_ok=True)
-    config = configuration(
-        head.shape,
-        architectures=["EagleLlamaForCausalLM"],
-        num_hidden_layers=1,
-        bias=True,
-        eagle={
-            "version": 1,
-            "fc_input": "concat(embed(token_{i+1}), hidden_i post-final-norm)",
-            "rope_position": "i",
-            "layer0_input_layernorm": False,
-            "final_norm": False,
-            "embed": "target embed_tokens",
-            "lm_head": "target lm_head (tied)",
-        },
-    )
-    (directory / "config.json").write_text(json.dumps(config, indent=1))
-    save_file(halved(head), directory / "model.safetensors", metadata={"format": "pt"})
-
-
-def configuration(shape: Shape, **more: Any) -> dict[str, Any]:
-    """``shape`` as the fields of a Hugging Face ``config.json``, with further fields ``more``."""
-    return {
-        "model_type": "llama",
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "head_dim": shape.head_dim,
-        "max_position_embeddings": shape.max_context,
-        "rms_norm_eps": shape.rms_norm_eps,
-        "rope_theta": shape.rope_theta,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": True,
-        "torch_dtype": "float16",
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": PAD_TOKEN,
-        **more,
-    }
-
-
-def halved(module: nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
-    return {prefix + name: value.detach().half().contiguous() for name, value in module.state_dict().items()}
-
-
-def load_target(directory: Path) -> Target:
-    """A target saved by ``save_target``, in float32.
-
-    Raises:
-        TrainingError: the directory holds something else.
-    """
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        shape = Shape(
-            config["vocab_size"],
-            config["hidden_size"],
-            config["intermediate_size"],
-            config["num_hidden_layers"],
-            config["num_attention_heads"],
-            config["num_key_value_heads"],
-            config["head_dim"],
-            config["max_position_embeddings"],
-            config["rms_norm_eps"],
-            config["rope_theta"],
-        )
-    except (OSError, ValueError, KeyError) as cause:
-        raise TrainingError(f"{path}: not the configuration of a demo target ({cause!r})") from cause
-    target = Target(shape)
-    fill(target, directory / "model.safetensors", "model.")
-    return target
-
-
-def load_head(directory: Path, shape: Shape) -> DraftHead:
-    """A head saved by ``save_head`` for a target of this shape, in float32."""
-    head = DraftHead(shape)
-    fill(head, directory / "model.safetensors")
-    return head
-
-
-def fill(module: nn.Module, path: Path, prefix: str = "") -> None:
-    try:
-        tensors = load_file(path)
-        module.load_state_dict({name.removeprefix(prefix): value.float() for name, value in tensors.items()})
-    except (OSError, SafetensorError, RuntimeError) as cause:  # RuntimeError: a tensor is missing or misshapen
-        raise TrainingError(f"{path}: does not hold the weights of this model ({cause})") from cause
 
 
 def initialize(module: nn.Module, seed: int) -> None:

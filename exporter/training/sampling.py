@@ -2,53 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import torch
 
-from exporter.training.network import Layer, Target
+from exporter.training.cached import CachedLayers
+from exporter.training.network import Target
 
 
 @torch.no_grad()
 def continue_texts(
-    target: Target, prompts: torch.Tensor, num_new: int, temperature: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """``prompts`` [batch, rows], each continued by ``num_new`` tokens.
+    target: Target,
+    prompts: Sequence[Sequence[int]],
+    most: int,
+    temperature: torch.Tensor,
+    generator: torch.Generator,
+    ends: Collection[int] = (),
+) -> list[list[int]]:
+    """``prompts``, each continued to ``most`` tokens, or to the first of the tokens ``ends``.
 
-    ``temperature`` [batch]: 0 takes the likeliest token.
+    ``temperature`` [texts]: 0 takes the likeliest token.
     """
-    caches = [Cache(target, prompts.shape, num_new) for _ in target.layers]
-    tokens, fed = prompts, prompts
-    for _ in range(num_new):
-        logits = target.logits(last_rows(target, fed, tokens.shape[1] - fed.shape[1], caches))
-        fed = draw(logits, temperature, generator)[:, None]
-        tokens = torch.cat((tokens, fed), dim=1)
-    return tokens
+    texts = [list(prompt) for prompt in prompts]
+    longest, device = max(map(len, prompts)), target.device
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)  # before each prompt
+    fed = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    cached, alive = CachedLayers(target, len(texts)), list(range(len(texts)))
+    while True:
+        rows = last_rows(target, cached, fed, padding)
+        drawn = draw(target.logits(rows).cpu(), temperature[alive], generator)
+        for text, token in zip(alive, drawn.tolist(), strict=True):
+            texts[text].append(token)
+        going = [at for at, text in enumerate(alive) if len(texts[text]) < most and texts[text][-1] not in ends]
+        if not going:
+            return texts
+        if len(going) < len(alive):
+            cached.keep_texts(going)
+            alive, padding, drawn = [alive[at] for at in going], padding[going], drawn[going]
+        fed = drawn[:, None].to(device)
 
 
-class Cache:
-    """Keys and values of one layer, repeated for every query head."""
-
-    def __init__(self, target: Target, prompt_shape: torch.Size, num_new: int) -> None:
-        shape = target.shape
-        size = (prompt_shape[0], shape.num_heads, prompt_shape[1] + num_new, shape.head_dim)
-        self.keys, self.values = torch.zeros(size), torch.zeros(size)
-
-
-def last_rows(target: Target, fed: torch.Tensor, start: int, caches: list[Cache]) -> torch.Tensor:
-    """The normed row of the last of the tokens ``fed`` [batch, rows], whose positions begin at ``start``."""
-    stop = start + fed.shape[1]
-    cos, sin = target.cos[start:stop], target.sin[start:stop]
-    x = target.embed_tokens(fed)
-    for layer, cache in zip(target.layers, caches, strict=True):
-        assert isinstance(layer, Layer)
-        q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
-        cache.keys[:, :, start:stop], cache.values[:, :, start:stop] = k, v
-        attended = torch.nn.functional.scaled_dot_product_attention(
-            q, cache.keys[:, :, :stop], cache.values[:, :, :stop], is_causal=start == 0
-        )
-        x = x + layer.self_attn.merge(attended)
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
-    out: torch.Tensor = target.norm(x[:, -1])
-    return out
+def last_rows(target: Target, cached: CachedLayers, fed: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+    """The normed rows of the last of the tokens ``fed`` [texts, rows], of texts with ``padding`` before them."""
+    start, stop = len(cached), len(cached) + fed.shape[1]
+    rows, slots = torch.arange(start, stop, device=fed.device), torch.arange(stop, device=fed.device)
+    is_text = slots >= padding[:, None, None]  # [texts, 1, slots]
+    seen = (is_text & (slots <= rows[:, None])) | (slots == rows[:, None])  # padding sees itself, or it were NaN
+    positions = (rows - padding[:, None]).clamp(min=0)
+    out = cached.run(target.embed(fed), positions[:, None], seen[:, None])
+    normed: torch.Tensor = target.norm(out[:, -1])
+    return normed
 
 
 def draw(logits: torch.Tensor, temperature: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import re
 import sys
 import sysconfig
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from exporter.training.kept_files import write_array
 from flowspec_edge.errors import TrainingError
 
 PACKAGE = Path(__file__).parents[2]
@@ -42,6 +42,7 @@ RST_ROLE = re.compile(r":[\w:+-]+:`[~!]?([^`<]+?)(?:\s*<[^`]*>)?`")
 RST_LITERAL = re.compile(r"``([^`\n]+)``")
 OWN_LIBRARY = "stdlib"  # of the Python that runs the trainer
 NGRAM = 13  # words that two texts must share in a row to count as copies, as in the GPT-3 paper's appendix C
+PLACE_FACTORS = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, NGRAM + 1, dtype=np.uint64)  # odd: no word is lost
 MAX_FILE_BYTES = 200_000  # larger sources are mostly generated
 MIN_FILE_BYTES = 200
 TOPIC_COPIES = 3  # how often pydoc's topics are repeated: they are a small part, and would be forgotten
@@ -114,11 +115,14 @@ def prompt_texts() -> list[str]:
     return [prompt["text"] for prompts in json.loads(PROMPTS.read_text()).values() for prompt in prompts]
 
 
-def ngrams(text: str) -> Iterator[int]:
+def ngrams(text: str) -> list[int]:
     """A hash per run of ``NGRAM`` words."""
-    words = WORD.findall(text)
-    for i in range(len(words) - NGRAM + 1):
-        yield hash(tuple(words[i : i + NGRAM]))
+    words = np.array([hash(word) for word in WORD.findall(text)], np.int64).view(np.uint64)
+    if len(words) < NGRAM:
+        return []
+    runs = np.lib.stride_tricks.sliding_window_view(words, NGRAM)
+    found: list[int] = (runs * PLACE_FACTORS).sum(axis=1, dtype=np.uint64).tolist()  # modulo 2**64
+    return found
 
 
 class Cleaner:
@@ -133,7 +137,7 @@ class Cleaner:
         text = text.replace("\r\n", "\n").replace("\t", "    ").strip("\n") + "\n"
         if max(map(len, text.split("\n"))) > MAX_LINE_CHARS or not is_prose_or_code(text):
             return None
-        runs = list(ngrams(text))
+        runs = ngrams(text)
         if sum(run in self._held_out for run in runs) > MAX_HELD_OUT * len(runs):
             return None
         kept, copied, tail = [], 0, ""
@@ -285,17 +289,6 @@ def gather(
     report(f"text: {len(taken)} files, {sum(map(len, streams)) / 1e6:.2f} M tokens")
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write to another file, then rename it, so that ``path`` exists only when it is whole."""
-    aside = path.with_suffix(".part")
-    try:
-        with aside.open("wb") as file:
-            np.save(file, array)
-        os.replace(aside, path)
-    except OSError as cause:
-        raise TrainingError(f"{path}: cannot be written: {cause}") from cause
-
-
 def held_out_tokens(tokenizer: Tokenizer) -> np.ndarray:
     """The held-out texts as one stream, an end-of-text token before each."""
     ids = [i for text in held_out_texts().values() for i in (END_OF_TEXT, *tokenizer.encode(text).ids)]
@@ -307,7 +300,8 @@ def held_out_repeats(tokenizer: Tokenizer) -> np.ndarray:
     has elsewhere too.
     """
     library = library_texts(OWN_LIBRARY, Path(sysconfig.get_path("stdlib")))
-    known = {ngram for candidate in library for ngram in ngrams(candidate.text)}
+    held_out = {ngram for text in held_out_texts().values() for ngram in ngrams(text)}
+    known = {ngram for candidate in library for ngram in held_out.intersection(ngrams(candidate.text))}
     repeats: list[bool] = []
     for text in held_out_texts().values():
         spans = [match.span() for match in WORD.finditer(text)]

@@ -10,6 +10,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Self
 
 import jinja2
@@ -61,16 +62,27 @@ class ChatTemplate:
             BundleError: the tokenizer cannot be read.
         """
         manifest, path = bundle.manifest, bundle.directory / bundle.manifest.tokenizer.file
+        return cls.of_tokenizer(manifest.chat_template, path, manifest.bos_token_id, manifest.eos_token_ids)
+
+    @classmethod
+    def of_tokenizer(
+        cls, source: str | None, path: Path, bos_token_id: int | None, eos_token_ids: Sequence[int]
+    ) -> Self:
+        """A template with the special tokens of the ``tokenizer.json`` at ``path``.
+
+        Raises:
+            BundleError: the tokenizer cannot be read.
+        """
         try:
             added = msgspec.json.decode(path.read_bytes(), type=_Tokenizer).added_tokens or []
         except (OSError, msgspec.DecodeError) as cause:
             raise BundleError(f"{path}: not a tokenizer ({cause}); export the bundle again") from cause
         texts = {token.id: token.content for token in added}
-        ids = {"bos_token": manifest.bos_token_id, "eos_token": next(iter(manifest.eos_token_ids), None)}
+        ids = {"bos_token": bos_token_id, "eos_token": next(iter(eos_token_ids), None)}
         names = {name: texts[token] for name, token in ids.items() if token in texts}
         special = {token.content: token.id for token in added if token.special and token.content}
-        ends = [texts[token] for token in manifest.eos_token_ids if token in texts]
-        return cls(manifest.chat_template, names, special, ends)
+        ends = [texts[token] for token in eos_token_ids if token in texts]
+        return cls(source, names, special, ends)
 
     async def render(
         self,

@@ -21,12 +21,12 @@ from flowspec_edge.core.rows import Floats, Row
 from flowspec_edge.core.speculation.draft_slots import DraftSlots
 from flowspec_edge.engine.drafters.fused_cache import FusedCache, StepInputs
 from flowspec_edge.engine.embedding import Embedding
-from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, as_ort_value, pad_rows
+from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, as_ort_value, load_graph, pad_rows
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables, Tables
 from flowspec_edge.errors import BundleError
-from flowspec_edge.manifest import FEATURE, TOKEN_EMBEDDING, Manifest
+from flowspec_edge.manifest import FEATURE, HIDDEN, TOKEN_EMBEDDING, TOP_K, TOP_LOG_PROBS, TOP_TOKENS, Manifest
 
 PASS_ROWS = 256
 """Rows per run of the graph at most, so that a long prompt does not need a mask of its length squared."""
@@ -75,7 +75,9 @@ class _DraftSession:
 
 
 class Eagle1Drafter:
-    """The draft head of a bundle. It shares the target's embedding and head."""
+    """The draft head of a bundle. It shares the target's embedding and, unless it has a top of its own for the tokens
+    that it drafts, the target's head.
+    """
 
     kind = "eagle1"
 
@@ -88,6 +90,8 @@ class Eagle1Drafter:
         self._rotary = RotaryTables([self._entry.rope_frequencies])
         self._embedding = Embedding(directory / manifest.embedding.file)
         self._head = head
+        top = self._entry.top
+        self._top = None if top is None else load_graph(directory / top.file, num_threads)
         self._k = k
         self._sessions: dict[int, _DraftSession] = {}
         self._kept: dict[int, Floats] = {}  # keys and values of ended sessions' pairs, in the order of the text
@@ -147,8 +151,12 @@ class Eagle1Drafter:
         return ended
 
     def _propose(self, features: Floats) -> tuple[NDArray[np.int64], Floats]:
-        """The likeliest tokens after each feature and their log-probabilities, both [rows, k]."""
-        return self._head.top(features, self._k)
+        """The likeliest tokens after each feature, by the target's ids, and their log-probabilities: both [rows, k]."""
+        if self._top is None:
+            return self._head.top(features, self._k)
+        inputs = {HIDDEN: pad_rows(features, self._min_rows)[0], TOP_K: np.array([self._k], np.int64)}
+        tokens, log_probs = self._top.run([TOP_TOKENS, TOP_LOG_PROBS], inputs)
+        return tokens[: len(features)], log_probs[: len(features)]
 
     def _features_of(self, hidden: Floats) -> Floats:
         """Features of verified rows, [rows, hidden_size], made from the hidden rows that ``RunDraft`` brings."""

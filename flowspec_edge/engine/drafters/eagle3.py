@@ -10,39 +10,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flowspec_edge.core.rows import Floats
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.graphs import load_graph, pad_rows
 from flowspec_edge.engine.head import Head
 from flowspec_edge.errors import BundleError
-from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, TOP_K, TOP_LOG_PROBS, TOP_TOKENS, Manifest
+from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, Manifest
 
 
 class Eagle3Drafter(Eagle1Drafter):
-    """The draft head of a bundle. It shares the target's embedding, but has a head of its own."""
+    """The draft head of a bundle. It shares the target's embedding, but has a top of its own."""
 
     kind = "eagle3"
 
     def __init__(self, directory: Path, manifest: Manifest, head: Head, *, k: int, num_threads: int = 1) -> None:
         super().__init__(directory, manifest, head, k=k, num_threads=num_threads)
-        if self._entry.fuse is None or self._entry.top is None:
+        if self._entry.fuse is None or self._top is None:
             raise BundleError(f"{directory}: the EAGLE-3 head lacks its fuse or its top; export the bundle again")
         self._fuse = load_graph(directory / self._entry.fuse.file, num_threads)
-        self._top = load_graph(directory / self._entry.top.file, num_threads)
 
     def _features_of(self, hidden: Floats) -> Floats:
         if not len(hidden):
             return hidden
         (features,) = self._fuse.run([HIDDEN_OUT], {HIDDEN: pad_rows(hidden, self._min_rows)})
         return features[0, : len(hidden)]  # type: ignore[no-any-return]
-
-    def _propose(self, features: Floats) -> tuple[NDArray[np.int64], Floats]:
-        inputs = {HIDDEN: pad_rows(features, self._min_rows)[0], TOP_K: np.array([self._k], np.int64)}
-        tokens, log_probs = self._top.run([TOP_TOKENS, TOP_LOG_PROBS], inputs)
-        return tokens[: len(features)], log_probs[: len(features)]
 
 
 def load_drafter(directory: Path, manifest: Manifest, head: Head, *, k: int, num_threads: int = 1) -> Eagle1Drafter:
