@@ -33,7 +33,7 @@ class Texts:
         """Windows of ``rows + 1`` tokens, without the tokens that fill none. Each overlaps the next by one, so that a
         token is a label once.
         """
-        num_windows = (len(tokens) - 1) // rows
+        num_windows = max(0, len(tokens) - 1) // rows
         return cls(
             tokens, np.arange(num_windows) * rows, np.full(num_windows, rows + 1), np.zeros(num_windows, np.int64)
         )

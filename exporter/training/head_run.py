@@ -61,7 +61,6 @@ class HeadRun:
         draft_vocab: tokens that the head drafts; None: a quarter of the model's, LEAST_DRAFTED at least.
         start_from: a head to begin with.
         device: as torch names it.
-        most_prompts: of the prompts, the first so many.
     """
 
     model: Path
@@ -77,7 +76,6 @@ class HeadRun:
     num_workers: int = 1
     device: str = "cpu"
     answers_at_once: int = 64
-    most_prompts: int | None = None
     head: HeadSettings = field(default_factory=HeadSettings)
 
     def fixed(self) -> dict[str, Any]:
@@ -175,9 +173,8 @@ def _prepare(run: HeadRun, source: Source, report: Report) -> None:
 
 
 def _fitting(run: HeadRun, chats: Chats, prompts: Sequence[str]) -> list[list[int]]:
-    """The tokens of those prompts that leave room for an answer, the first of them where not all are asked for."""
-    tokens = [chats.tokens_of(prompt) for prompt in prompts[: run.most_prompts]]
-    return [prompt for prompt in tokens if len(prompt) < run.rows // 2]
+    """The tokens of those prompts that leave room for an answer."""
+    return [tokens for tokens in map(chats.tokens_of, prompts) if 2 * len(tokens) < run.rows]
 
 
 def _read_text(path: Path) -> str:

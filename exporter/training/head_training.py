@@ -78,7 +78,7 @@ class HeadTraining:
         self._held_out_features = self._features(self._held_out, "held-out", True)
 
     def run(self, report: Report, num_steps: int | None = None) -> bool:
-        """Train to the plan's end, or for ``num_steps`` steps. True when the plan is done, False when it was stopped."""
+        """Train to the plan's end, or for ``num_steps`` steps. False when it was stopped before its end."""
         training = Training(self.drafting.head, self.plan, self.directory, self.worker, report)
         return training.run(self.loss_of, self.measure, num_steps)
 
