@@ -126,6 +126,12 @@ def load_draft_head(directory: Path, source: Source, *, allow_pickle: bool = Fal
     refuse_other_target(path, config, source)
     if is_eagle3(tensors):
         return read_eagle3(path, config, tensors, replace(shape, attention_inputs=2), target)
+    return _read_eagle1(path, config, tensors, shape, target)
+
+
+def _read_eagle1(
+    path: Path, config: dict[str, Any], tensors: TensorFiles, shape: LayerShape, target: Geometry
+) -> DraftHead:
     hidden = shape.hidden_size
     sizes = {"fc.weight": (hidden, 2 * hidden), "fc.bias": (hidden,), EMBEDDING: (target.vocab_size, hidden)}
     sizes |= {f"layers.0.{name}": size for name, size in shape.tensor_shapes().items()}
@@ -133,7 +139,7 @@ def load_draft_head(directory: Path, source: Source, *, allow_pickle: bool = Fal
     for name in tensors.names():
         if name not in sizes and name != D2T:
             raise CheckpointError(
-                f"{directory}: has {name}, so it is neither an EAGLE-1 head (one layer, no input norm) "
+                f"{tensors.directory}: has {name}, so it is neither an EAGLE-1 head (one layer, no input norm) "
                 "nor an EAGLE-3 head (with a hidden_norm)"
             )
     for name in ("fc.bias", EMBEDDING):  # some heads lack them
@@ -145,7 +151,7 @@ def load_draft_head(directory: Path, source: Source, *, allow_pickle: bool = Fal
     num_tokens = positive_int(path, config, "draft_vocab_size", target.vocab_size)
     drafts_all = num_tokens == target.vocab_size and D2T not in tensors
     tokens = None if drafts_all else read_target_tokens(tensors, num_tokens, target)
-    return DraftHead(directory, shape, floats, tokens)
+    return DraftHead(tensors.directory, shape, floats, tokens)
 
 
 def _refuse_other_sizes(path: Path, config: dict[str, Any], shape: LayerShape, target: Geometry) -> None:

@@ -23,8 +23,8 @@ def target_digest(source: Source) -> str:
     trained further has another.
     """
     geometry = source.geometry
-    sizes = geometry.num_layers, geometry.hidden_size, geometry.intermediate_size, geometry.num_heads
-    sizes += geometry.num_kv_heads, geometry.head_dim, geometry.vocab_size
+    names = "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size"
+    sizes = [getattr(geometry, name) for name in names]
     norm = np.ascontiguousarray(source.final_norm(), "<f4")
     return hashlib.sha256(np.array(sizes, "<i8").tobytes() + norm.tobytes()).hexdigest()
 

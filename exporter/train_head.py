@@ -9,8 +9,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowspec_edge.errors import CheckpointError, FlowspecError, system_words
+
+if TYPE_CHECKING:
+    from exporter.training.head_run import HeadRun
 
 DESCRIPTION = """\
 Train a draft head for a model as it is: the small network that guesses the model's next tokens, so that a ring of
@@ -32,8 +36,8 @@ examples:
   flowspec-train-head ./my-model --evaluate ./my-head
   flowspec-export ./my-model --drafter ./my-head --out ./my-bundle
 
-Hours: on two cores, a model of 135 million parameters takes about one for 4000 answers and two to learn from them; time
-grows with the model's size. A GPU is used where torch sees one.
+Hours: for a model of 135 million parameters, two cores take about half of one for 4000 answers and one to learn from
+them; time grows with the model's size. A GPU is used where torch sees one.
 
 exit status: 0 done, 1 refused (the last line says why), 2 wrong arguments, 130 stopped with a checkpoint.
 """
@@ -90,13 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except FlowspecError as error:
-        print(f"flowspec-train-head: {error}", file=sys.stderr)
+        report(f"flowspec-train-head: {error}")
         return 1
     except ImportError as cause:
-        print(
+        report(
             f"flowspec-train-head: training needs {cause.name}, which is not installed; run pip install "
-            "'flowspec-edge[train]'",
-            file=sys.stderr,
+            "'flowspec-edge[train]'"
         )
         return 1
     except KeyboardInterrupt:
@@ -105,17 +108,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    run = _head_run(options)
+    from exporter.training.head_run import evaluate_head, train_head  # torch takes seconds to import, --help should not
+
+    if options.evaluate:
+        figures = evaluate_head(run, options.evaluate, options.prompts_evaluated, report)
+        if options.json:
+            print(json.dumps(figures, indent=1))
+        return 0
+    if options.out.exists():
+        raise CheckpointError(f"{options.out}: exists already; choose another --out, or remove it yourself")
+    if not train_head(run, report):
+        _say_how_to_go_on()
+        return STOPPED
+    try:
+        shutil.copytree(run.head_directory(), options.out)
+    except OSError as cause:
+        raise CheckpointError(f"{options.out}: could not be written ({system_words(cause)})") from cause
+    report(f"{options.out}: done; now flowspec-export {options.model} --drafter {options.out} --out BUNDLE")
+    return 0
+
+
+def _head_run(options: argparse.Namespace) -> HeadRun:
     import torch
 
     from exporter.hub import find_model
-    from exporter.training.head_run import HeadRun, evaluate_head, train_head
+    from exporter.training.head_run import HeadRun
     from exporter.training.head_training import HeadSettings
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu":
         torch.set_float32_matmul_precision("high")
     head = options.out or options.evaluate
-    run = HeadRun(
+    return HeadRun(
         model=find_model(options.model),
         directory=options.run or head.with_name(f"{head.name}.run"),
         name=Path(options.model.rpartition(":")[2]).name.removesuffix(".gguf"),
@@ -130,30 +155,14 @@ def _run(options: argparse.Namespace) -> int:
         device=device,
         head=HeadSettings(peak=options.peak, draft_steps=options.draft_steps, seed=options.seed, most_measured=48),
     )
-    if options.evaluate:
-        figures = evaluate_head(run, options.evaluate, options.prompts_evaluated, _report)
-        if options.json:
-            print(json.dumps(figures, indent=1))
-        return 0
-    if options.out.exists():
-        raise CheckpointError(f"{options.out}: exists already; choose another --out, or remove it yourself")
-    if not train_head(run, _report):
-        _say_how_to_go_on()
-        return STOPPED
-    try:
-        shutil.copytree(run.head_directory(), options.out)
-    except OSError as cause:
-        raise CheckpointError(f"{options.out}: could not be written ({system_words(cause)})") from cause
-    _report(f"{options.out}: done; now flowspec-export {options.model} --drafter {options.out} --out BUNDLE")
-    return 0
 
 
-def _report(line: str) -> None:
+def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def _say_how_to_go_on() -> None:
-    print("flowspec-train-head: stopped; the same command goes on from here", file=sys.stderr)
+    report("flowspec-train-head: stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

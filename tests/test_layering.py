@@ -22,6 +22,7 @@ DOCUMENTS = [
     "docs/reliability.md",
     "docs/arm.md",
     "docs/demo-model.md",
+    "docs/draft-heads.md",
 ]
 OURS = {"flowspec_edge", "exporter", "tests", "docs", "examples", "benchmarks"}
 OURS |= {path.name for path in (ROOT / "flowspec_edge").iterdir() if path.is_dir()}
@@ -107,6 +108,7 @@ def test_the_exporter_needs_only_what_graphs_and_tokenizers_are_driven_by_and_er
                 "flowspec_edge.engine.token_texts",
                 "flowspec_edge.engine.tokenizer",
                 "flowspec_edge.errors",
+                "flowspec_edge.web.chat_template",
             )
 
 

@@ -184,9 +184,10 @@ class TreeFigures:
         num_nodes: int,
         temperature: float,
         ends: Collection[int] = (0,),
+        num_new: int = NEW_TOKENS,
     ) -> TreeFigures:
         texts = [
-            Speculation(drafting, num_nodes, temperature, seed, ends).write(prompt, NEW_TOKENS)
+            Speculation(drafting, num_nodes, temperature, seed, ends).write(prompt, num_new)
             for seed, prompt in enumerate(prompts)
         ]
         varied = [text for text in texts if not text.is_looping]

@@ -15,7 +15,8 @@ from torch import nn
 
 from exporter.config import LayerShape
 from exporter.source import Source
-from exporter.training.network import DraftHead, Target, llama_shape, theta_of
+from exporter.training.network import DraftHead, Target
+from exporter.training.shapes import theta_of
 from flowspec_edge.errors import TrainingError
 
 PAD_TOKEN = 1
@@ -51,20 +52,6 @@ def read_target(source: Source) -> Target:
             weights[name.replace("layers.0", f"layers.{layer}", 1)] = torch.from_numpy(floats)
     target.load_state_dict(weights, assign=True)
     return target.requires_grad_(False)
-
-
-def head_shape(target: LayerShape) -> LayerShape:
-    """The shape of the one layer of a head for such a target: that of a plain Llama of the same sizes."""
-    return llama_shape(
-        target.hidden_size,
-        target.intermediate_size,
-        target.num_heads,
-        target.num_kv_heads,
-        target.head_dim,
-        max_context=target.max_context,
-        rms_norm_eps=target.rms_norm_eps,
-        rope_theta=theta_of(target),
-    )
 
 
 def save_target(target: Target, directory: Path, tokenizer: Path) -> None:

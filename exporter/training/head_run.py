@@ -21,16 +21,17 @@ import torch
 from exporter.source import Source
 from exporter.target_digest import refuse_other_target, target_field
 from exporter.tensors import read_json
-from exporter.training.acceptance import TreeFigures
+from exporter.training.acceptance import NEW_TOKENS, TreeFigures
 from exporter.training.batches import Texts
 from exporter.training.draft_loss import draft_loss
-from exporter.training.files import head_shape, load_head, open_source, read_target, save_head
+from exporter.training.files import load_head, open_source, read_target, save_head
 from exporter.training.head_training import HeadSettings, HeadTraining
 from exporter.training.kept_files import check_same_run, write_array, write_json
 from exporter.training.network import DraftHead, Drafting, Target, initialize
 from exporter.training.own_texts import Beginning, OwnTexts
 from exporter.training.prompts import Chats, trained_and_held_out
 from exporter.training.sampling import continue_texts
+from exporter.training.shapes import head_shape
 from exporter.training.workers import Report, Worker, run_workers
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import TrainingError
@@ -121,8 +122,10 @@ def train_head(run: HeadRun, report: Report, num_steps: int | None = None) -> bo
     return run_workers(partial(_work, run, target, num_steps), run.num_workers, run.directory, report)
 
 
-def evaluate_head(run: HeadRun, directory: Path, num_prompts: int, report: Report) -> list[dict[str, Any]]:
-    """Measure the trees of the head in ``directory`` on held-out prompts.
+def evaluate_head(
+    run: HeadRun, directory: Path, num_prompts: int, report: Report, *, num_new: int = NEW_TOKENS
+) -> list[dict[str, Any]]:
+    """Measure the trees of the head in ``directory`` on held-out prompts, of which texts of ``num_new`` tokens come.
 
     Raises:
         CheckpointError: the model cannot be read, or the head is another model's.
@@ -139,7 +142,8 @@ def evaluate_head(run: HeadRun, directory: Path, num_prompts: int, report: Repor
     prompts = [chats.tokens_of(prompt) for prompt in trained_and_held_out(run.prompts)[1][:num_prompts]]
     found = []
     for temperature in TREE_TEMPERATURES:
-        figures = TreeFigures.of(Drafting(target, head), prompts, TREE_NODES, temperature, source.eos_token_ids)
+        drafting, ends = Drafting(target, head), source.eos_token_ids
+        figures = TreeFigures.of(drafting, prompts, TREE_NODES, temperature, ends, num_new)
         report(str(figures))
         found.append(figures.as_json())
     return found

@@ -21,36 +21,6 @@ Attend = Callable[["Attention", torch.Tensor, torch.Tensor, torch.Tensor], torch
 """What rows attend to, from scaled queries [batch, heads, rows, head_dim], keys and values [batch, kv_heads, ...]."""
 
 
-def llama_shape(
-    hidden_size: int,
-    intermediate_size: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    *,
-    max_context: int = 1024,
-    rms_norm_eps: float = 1e-5,
-    rope_theta: float = 10000.0,
-) -> LayerShape:
-    """The shape of a plain Llama's layers."""
-    return LayerShape(
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        rms_norm_eps=rms_norm_eps,
-        rope_frequencies=tuple(rope_theta ** (-2 * pair / head_dim) for pair in range(head_dim // 2)),
-        max_context=max_context,
-    )
-
-
-def theta_of(shape: LayerShape) -> float:
-    """The base of a plain rope whose slowest frequency is that of ``shape``."""
-    rotated = [frequency for frequency in shape.rope_frequencies if frequency > 0]
-    return float(f"{(rotated[0] / rotated[-1]) ** (len(rotated) / max(1, len(rotated) - 1)):.6g}")
-
-
 class Norm(nn.Module):
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -121,6 +91,7 @@ class Attention(nn.Module):
         group = heads // k.shape[1]  # the queries that share a key are rows of its own attention
         seen = seen.repeat(*[1] * (seen.dim() - 2), group, 1)
         q = q.reshape(batch, -1, group * rows, head_dim)
+        out: torch.Tensor
         if self.score_cap is None:
             out = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
         else:

@@ -20,9 +20,10 @@ from exporter.training.files import load_head, open_source, read_target, save_he
 from exporter.training.head_training import WARMUP_STEPS, HeadSettings, HeadTraining
 from exporter.training.kept_files import check_same_run
 from exporter.training.loop import Plan, Training
-from exporter.training.network import DraftHead, Drafting, Target, initialize, llama_shape
+from exporter.training.network import DraftHead, Drafting, Target, initialize
 from exporter.training.optimizer import Rates
 from exporter.training.own_texts import Beginning, OwnTexts
+from exporter.training.shapes import llama_shape
 from exporter.training.text import DEMO_MODEL, Limits, candidates, gather, held_out_tokens
 from exporter.training.workers import Report, Worker, run_workers
 from flowspec_edge.errors import TrainingError

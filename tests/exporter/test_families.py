@@ -2,7 +2,7 @@
 
 import itertools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,9 @@ from transformers.models.smollm3 import SmolLM3Config
 from exporter.bundle import ExportOptions, export_bundle
 from exporter.matrices import Matrix
 from exporter.model import load_checkpoint
+from exporter.training.cached import CachedLayers
+from exporter.training.files import read_target
+from exporter.training.network import Target
 from flowspec_edge.core.rows import Row
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -146,7 +149,25 @@ def test_the_logits_are_transformers(family: str, exported: Callable[[str], Path
     session, head, chain = Session(*stages), Head(root / "out", manifest), make_chain(tokens[:num_chain])
     chunks = chain[:37], chain[37:], tree[:5], tree[5:]
     found = np.concatenate([head.logits(session.run(rows)) for rows in chunks])
-    np.testing.assert_allclose(found, np.stack(expected), atol=2e-4 * np.abs(expected).max())
+    tolerance = 2e-4 * np.abs(expected).max()
+    np.testing.assert_allclose(found, np.stack(expected), atol=tolerance)
+    checkpoint = load_checkpoint(root / "target", FAMILIES[family].max_context)
+    for rows in _trainers_logits(read_target(checkpoint), tokens[:num_chain]):
+        np.testing.assert_allclose(rows, expected[:num_chain], atol=tolerance)
+
+
+def _trainers_logits(target: Target, tokens: list[int]) -> Iterator[np.ndarray]:
+    """What heads are trained on: of a whole text, and of one that is written in two pieces."""
+    cached, seen = CachedLayers(target), torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
+    with torch.no_grad():
+        yield target.logits(target.features(torch.tensor([tokens])))[0].numpy()
+        pieces = [
+            cached.run(
+                target.embed(torch.tensor([tokens[part]])), torch.arange(len(tokens))[part], seen[part, : part.stop]
+            )
+            for part in (slice(0, 37), slice(37, len(tokens)))
+        ]
+        yield target.logits(target.norm(torch.cat(pieces, dim=1)))[0].numpy()
 
 
 def test_the_text_model_of_one_that_sees_images_is_read(exported: Callable[[str], Path], tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from exporter.training.batches import Texts
 from exporter.training.cached import CachedLayers
 from exporter.training.draft_loss import draft_loss, draft_rows
 from exporter.training.files import load_head, open_source, read_target, save_target
-from exporter.training.network import DraftHead, Drafting, Target, initialize, llama_shape
+from exporter.training.network import DraftHead, Drafting, Target, initialize
 from exporter.training.optimizer import orthogonalize
 from exporter.training.run import TOKENIZER, Settings, train
 from exporter.training.sampling import continue_texts
+from exporter.training.shapes import llama_shape
 from exporter.training.text import (
     TOPIC_COPIES,
     Candidate,
@@ -39,6 +40,7 @@ from exporter.training.text import (
     prompt_texts,
 )
 from flowspec_edge.errors import TrainingError
+from tests.bundles import MadeOnce
 
 pytestmark = pytest.mark.slow
 STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -149,8 +151,8 @@ def settings(directory: Path, text: Path, **changes: Any) -> Settings:
     directory.mkdir()
     (directory / "tokens.npy").symlink_to(text)
     sizes = {
-        "target_tokens": 24 * 512,
-        "head_tokens": 24 * 512,
+        "target_tokens": 16 * 512,
+        "head_tokens": 16 * 512,
         "own_tokens": 96,
         "target_peak": 0.03,
         "head_peak": 0.03,
@@ -179,10 +181,12 @@ def weights(options: Settings) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Settings:
-    options = settings(tmp_path_factory.mktemp("runs") / "whole", text)
-    assert run(options)
-    return options
+def whole_run(made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory, text: Path) -> Settings:
+    def train_all(root: Path) -> None:
+        assert run(settings(root / "run", text))
+
+    unused = settings(tmp_path_factory.mktemp("runs") / "unused", text)
+    return replace(unused, directory=made_once("demo training", train_all) / "run")
 
 
 def test_losses_fall(whole_run: Settings) -> None:
@@ -196,7 +200,7 @@ def test_losses_fall(whole_run: Settings) -> None:
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, text: Path, whole_run: Settings) -> None:
     options = settings(tmp_path / "stopped", text)
     num_calls = 1
-    while not run(options, num_steps=7):  # several stops in the target, several in the head
+    while not run(options, num_steps=5):  # several stops in the target, several in the head
         num_calls += 1
     assert num_calls > 4
     for part, wanted in weights(whole_run).items():

@@ -28,7 +28,9 @@ from transformers.models.smollm3 import SmolLM3Config
 
 from exporter.bundle import ExportOptions, export_bundle
 from exporter.gguf.config import LONGROPE_FACTORS
+from exporter.gguf.model import open_gguf
 from exporter.model import load_checkpoint
+from exporter.target_digest import target_digest
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.engine.tokenizer import Tokenizer
@@ -173,6 +175,7 @@ def test_a_gguf_file_gives_the_graphs_of_its_checkpoint(family: str, kind: str, 
     )
     assert (ours.window, ours.head_dim) == (theirs.window, theirs.head_dim)
     assert (found.architecture == expected.architecture) == (family != "Mistral"), "whose files say llama"
+    assert target_digest(open_gguf(path)) == target_digest(load_checkpoint(tmp_path / "target")), "a head fits both"
 
 
 @pytest.mark.parametrize(
