@@ -81,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--start-from", type=Path, metavar="HEAD", help="begin with the weights of this head")
     parser.add_argument("--peak", type=float, default=3e-3, metavar="RATE", help="highest learning rate")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes of one thread; default: one per core")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes of one thread; default: one per core, and one with a GPU"
+    )
     parser.add_argument("--device", metavar="NAME", help="as torch has it; default: cuda where there is one, or cpu")
     parser.add_argument("--prompts-evaluated", type=int, default=60, metavar="N", help="of --evaluate; default: 60")
     parser.add_argument("--seed", type=int, default=0)
@@ -151,7 +153,7 @@ def _head_run(options: argparse.Namespace) -> HeadRun:
         epochs=options.epochs,
         draft_vocab=options.draft_vocab,
         start_from=options.start_from,
-        num_workers=options.workers or (len(os.sched_getaffinity(0)) if device == "cpu" else 1),
+        num_workers=(options.workers or len(os.sched_getaffinity(0))) if device == "cpu" else 1,
         device=device,
         head=HeadSettings(peak=options.peak, draft_steps=options.draft_steps, seed=options.seed, most_measured=48),
     )

@@ -23,13 +23,13 @@ from exporter.target_digest import refuse_other_target, target_field
 from exporter.tensors import read_json
 from exporter.training.acceptance import NEW_TOKENS, TreeFigures
 from exporter.training.batches import Texts
+from exporter.training.chat_prompts import Chats, trained_and_held_out
 from exporter.training.draft_loss import draft_loss
 from exporter.training.files import load_head, open_source, read_target, save_head
 from exporter.training.head_training import HeadSettings, HeadTraining
 from exporter.training.kept_files import check_same_run, write_array, write_json
 from exporter.training.network import DraftHead, Drafting, Target, initialize
 from exporter.training.own_texts import Beginning, OwnTexts
-from exporter.training.prompts import Chats, trained_and_held_out
 from exporter.training.sampling import continue_texts
 from exporter.training.shapes import head_shape
 from exporter.training.workers import Report, Worker, run_workers

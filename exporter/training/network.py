@@ -105,7 +105,8 @@ class Attention(nn.Module):
         return out
 
     def _by_head(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        by_head: torch.Tensor = rows.unflatten(-1, (-1, self.head_dim))
+        return by_head.transpose(1, 2)
 
 
 class FeedForward(nn.Module):

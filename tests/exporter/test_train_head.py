@@ -20,11 +20,11 @@ from exporter.bundle import ExportOptions, export_bundle
 from exporter.drafter import load_draft_head
 from exporter.train_head import STOPPED, main
 from exporter.training.cached import CachedLayers
+from exporter.training.chat_prompts import HELD_OUT, KINDS, read_prompts, trained_and_held_out
 from exporter.training.files import load_head, open_source, read_target
 from exporter.training.head_run import HeadRun, evaluate_head, train_head
 from exporter.training.head_training import HeadSettings
 from exporter.training.network import Drafting
-from exporter.training.prompts import HELD_OUT, KINDS, read_prompts, trained_and_held_out
 from exporter.training.shapes import head_shape
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
