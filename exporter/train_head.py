@@ -124,7 +124,7 @@ def _run(options: argparse.Namespace) -> int:
         _say_how_to_go_on()
         return STOPPED
     try:
-        shutil.copytree(run.head_directory(), options.out)
+        shutil.copytree(run.head_directory, options.out)
     except OSError as cause:
         raise CheckpointError(f"{options.out}: could not be written ({system_words(cause)})") from cause
     report(f"{options.out}: done; now flowspec-export {options.model} --drafter {options.out} --out BUNDLE")

@@ -94,12 +94,13 @@ class HeadRun:
             "seed": self.head.seed,
         }
 
+    @property
     def head_directory(self) -> Path:
         return self.directory / "head"
 
 
 def train_head(run: HeadRun, report: Report, num_steps: int | None = None) -> bool:
-    """Begin or continue a run. True when the head is in ``run.head_directory()``, False when it was stopped.
+    """Begin or continue a run. True when the head is in ``run.head_directory``, False when it was stopped.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -206,7 +207,7 @@ def _work(run: HeadRun, target: Target, num_steps: int | None, worker: Worker, r
     done = training.run(report, num_steps)
     if done and worker.number == 0:
         more = {"bos_token_id": source.bos_token_id, "eos_token_id": source.eos_token_ids}
-        save_head(head, run.head_directory(), source.geometry.vocab_size, **more, **target_field(source, run.name))
+        save_head(head, run.head_directory, source.geometry.vocab_size, **more, **target_field(source, run.name))
     return done
 
 

@@ -14,11 +14,9 @@ from exporter.training.draft_loss import draft_loss
 from exporter.training.features import Features
 from exporter.training.loop import Plan, Training
 from exporter.training.network import Drafting
-from exporter.training.optimizer import Rates
 from exporter.training.recall import measure_recall
 from exporter.training.workers import Report, Worker
 
-WARMUP_STEPS = 40
 MEASURED = 8
 """Texts that are measured together."""
 
@@ -46,9 +44,7 @@ class HeadSettings:
         """Of a training on ``num_tokens`` tokens."""
         mean = sum(float(texts.lengths.mean()) - 1 for texts in lessons) / len(lessons)
         tokens_per_step = max(1, round(mean * self.batch_size * self.micro_batches * num_workers))
-        num_steps = max(1, int(num_tokens // tokens_per_step))
-        rates = Rates(self.peak, min(WARMUP_STEPS, num_steps // 5))
-        return Plan("head", num_steps, tokens_per_step, self.micro_batches, rates)
+        return Plan.for_tokens("head", num_tokens, tokens_per_step, self.micro_batches, self.peak)
 
 
 class HeadTraining:

@@ -29,6 +29,7 @@ CHECKPOINT_EVERY_S = 180.0  # a kill costs at most this much work
 PROGRESS_EVERY = 10  # steps
 FIRST_ESTIMATE = 3  # steps after which a run says how long it will take
 EVALUATIONS = 8  # over a run
+WARMUP_STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Plan:
     micro_batches: int  # per step and worker
     rates: Rates
     weight_decay: float = 0.1
+
+    @classmethod
+    def for_tokens(cls, name: str, num_tokens: float, tokens_per_step: int, micro_batches: int, peak: float) -> Plan:
+        """Learn from so many tokens, at a rate that rises to ``peak``."""
+        num_steps = max(1, int(num_tokens // tokens_per_step))
+        return cls(name, num_steps, tokens_per_step, micro_batches, Rates(peak, min(WARMUP_STEPS, num_steps // 5)))
 
 
 LossOf = Callable[[int], torch.Tensor]  # the loss of a micro batch by its number over all steps and workers

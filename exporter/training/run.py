@@ -17,11 +17,10 @@ from tokenizers import Tokenizer
 from exporter.config import LayerShape
 from exporter.training.batches import Order, Texts
 from exporter.training.files import load_head, open_source, read_target, save_head, save_target
-from exporter.training.head_training import WARMUP_STEPS, HeadSettings, HeadTraining
+from exporter.training.head_training import HeadSettings, HeadTraining
 from exporter.training.kept_files import check_same_run
 from exporter.training.loop import Plan, Training
 from exporter.training.network import DraftHead, Drafting, Target, initialize
-from exporter.training.optimizer import Rates
 from exporter.training.own_texts import Beginning, OwnTexts
 from exporter.training.shapes import llama_shape
 from exporter.training.text import DEMO_MODEL, Limits, candidates, gather, held_out_tokens
@@ -87,9 +86,7 @@ class Settings:
 
     def target_plan(self) -> Plan:
         tokens_per_step = self.windows * self.rows * self.micro_batches * self.num_workers
-        num_steps = max(1, self.target_tokens // tokens_per_step)
-        rates = Rates(self.target_peak, min(WARMUP_STEPS, num_steps // 5))
-        return Plan("target", num_steps, tokens_per_step, self.micro_batches, rates)
+        return Plan.for_tokens("target", self.target_tokens, tokens_per_step, self.micro_batches, self.target_peak)
 
 
 def train(settings: Settings, report: Report, num_steps: int | None = None) -> bool:

@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(trained: Path, tmp_path: Path) -
     shutil.rmtree(run.directory / "held-out-answers")
     (run.directory / "head.pt").unlink()
     while not train_head(run, lines.append, num_steps=STEPS_AT_ONCE):
-        assert not run.head_directory().exists()
+        assert not run.head_directory.exists()
     assert sum("going on from step" in line for line in lines) >= 2
     one, other = (load_file(root / "run/head/model.safetensors") for root in (trained, tmp_path))
     assert one.keys() == other.keys()
