@@ -113,6 +113,8 @@ def train_head(run: HeadRun, report: Report, num_steps: int | None = None) -> bo
     run.directory.mkdir(parents=True, exist_ok=True)
     check_same_run(run.directory, run.fixed())
     source = open_source(run.model)
+    if run.rows >= source.geometry.max_context:
+        raise TrainingError(f"--rows {run.rows}: the model's context is {source.geometry.max_context} tokens")
     _prepare(run, source, report)
     torch.set_num_threads(1 if run.device == "cpu" else torch.get_num_threads())
     target = read_target(source).to(run.device)
@@ -160,6 +162,8 @@ def _prepare(run: HeadRun, source: Source, report: Report) -> None:
     trained, held_out = trained_and_held_out(run.prompts) if run.num_answers else ([], [])
     rng, chats = np.random.default_rng(run.head.seed), Chats(source, path)
     asked, kept = (_fitting(run, chats, prompts) for prompts in (trained, held_out))
+    if run.num_answers and not (asked and kept):
+        raise TrainingError(f"--rows {run.rows}: too few prompts leave room for an answer, which takes half of them")
     asked = [asked[int(place)] for place in rng.permutation(len(asked))]
     num_answers = run.answers_at_once * math.ceil(run.num_answers / run.answers_at_once)  # whole batches
     beginnings = [

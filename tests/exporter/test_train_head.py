@@ -172,6 +172,10 @@ def test_what_cannot_be_trained_is_refused_before_it_begins(
         train_head(replace(run, num_answers=0, text=()), lambda line: None)
     with pytest.raises(TrainingError, match="--draft-vocab 5: a head drafts 64"):
         train_head(replace(run, draft_vocab=5), lambda line: None)
+    with pytest.raises(TrainingError, match="--rows 96: the model's context is 96 tokens"):
+        train_head(replace(run, rows=96, directory=tmp_path / "wide"), lambda line: None)
+    with pytest.raises(TrainingError, match="--rows 4: too few prompts leave room"):
+        train_head(replace(run, rows=4, directory=tmp_path / "narrow"), lambda line: None)
     short = tmp_path / "short.txt"
     short.write_text("too little")
     with pytest.raises(TrainingError, match="has fewer than 81 tokens"):
