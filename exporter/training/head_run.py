@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,14 +23,14 @@ from exporter.tensors import read_json
 from exporter.training.acceptance import NEW_TOKENS, TreeFigures
 from exporter.training.batches import Texts
 from exporter.training.chat_prompts import Chats, trained_and_held_out
-from exporter.training.draft_loss import draft_loss
+from exporter.training.draft_vocabulary import TokenCounts, num_drafted
 from exporter.training.files import load_head, open_source, read_target, save_head
 from exporter.training.head_training import HeadSettings, HeadTraining
 from exporter.training.kept_files import check_same_run, write_array, write_json
 from exporter.training.network import DraftHead, Drafting, Target, initialize
 from exporter.training.own_texts import Beginning, OwnTexts
-from exporter.training.sampling import continue_texts
 from exporter.training.shapes import head_shape
+from exporter.training.text_costs import measure_text_costs
 from exporter.training.workers import Report, Worker, run_workers
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import TrainingError
@@ -41,8 +40,6 @@ TEMPERATURES, AGAIN = (0.7, 0.0, 0.7, 1.0), (0.7, 1.0)
 HELD_OUT_TEMPERATURES = (0.0, 0.7)
 HELD_OUT_SHARE = 0.05
 """Of given text, its end."""
-LEAST_DRAFTED = 8192
-"""Tokens that a head drafts at least, where the model has as many."""
 LEAST_DRAFT_VOCAB = 64
 TREE_NODES, TREE_TEMPERATURES = 60, (0.0, 0.7)
 
@@ -59,7 +56,7 @@ class HeadRun:
         num_answers: how many of its own answers the model writes, at least.
         rows: tokens of a text at most, its prompt included.
         epochs: how often each text is learned from.
-        draft_vocab: tokens that the head drafts; None: a quarter of the model's, LEAST_DRAFTED at least.
+        draft_vocab: tokens that the head drafts; None: a quarter of the model's, 8192 at least.
         start_from: a head to begin with.
         device: as torch names it.
     """
@@ -197,14 +194,7 @@ def _work(run: HeadRun, target: Target, num_steps: int | None, worker: Worker, r
     """Do all parts of the run as one of its workers."""
     source = open_source(run.model)
     lessons, held_out = _lessons(run, target, source, worker, report)
-    tokens = _drafted_tokens(run, lessons, target)
-    if worker.number == 0 and tokens is not None:
-        report(_coverage(lessons, tokens, target))
-    head = DraftHead(head_shape(target.shape), tokens)
-    initialize(head, run.head.seed)
-    if run.start_from is not None:
-        head.load_state_dict(load_head(run.start_from, head.shape).state_dict())
-    head.to(run.device)
+    head = _new_head(run, lessons, target, report)
     num_tokens = run.epochs * sum(float(texts.lengths.sum()) for texts in lessons)
     plan = run.head.plan(num_tokens, lessons, run.num_workers)
     training = HeadTraining(Drafting(target, head), lessons, held_out, plan, run.head, run.directory, worker)
@@ -213,6 +203,20 @@ def _work(run: HeadRun, target: Target, num_steps: int | None, worker: Worker, r
         more = {"bos_token_id": source.bos_token_id, "eos_token_id": source.eos_token_ids}
         save_head(head, run.head_directory, source.geometry.vocab_size, **more, **target_field(source, run.name))
     return done
+
+
+def _new_head(run: HeadRun, lessons: Sequence[Texts], target: Target, report: Report) -> DraftHead:
+    vocab_size = len(target.output_matrix)
+    number, tokens = num_drafted(run.draft_vocab, vocab_size), None
+    if number < vocab_size:
+        counts = TokenCounts(lessons, vocab_size)
+        tokens = counts.most_frequent(number)
+        report(f"drafts {number} of {vocab_size} tokens, {counts.share(tokens):.2%} of what it learns from")
+    head = DraftHead(head_shape(target.shape), tokens)
+    initialize(head, run.head.seed)
+    if run.start_from is not None:
+        head.load_state_dict(load_head(run.start_from, head.shape).state_dict())
+    return head.to(run.device)
 
 
 def _lessons(run: HeadRun, target: Target, source: Source, worker: Worker, report: Report) -> tuple[list[Texts], Texts]:
@@ -235,67 +239,18 @@ def _lessons(run: HeadRun, target: Target, source: Source, worker: Worker, repor
     return lessons, held_out[-1]
 
 
-def _drafted_tokens(run: HeadRun, lessons: Sequence[Texts], target: Target) -> torch.Tensor | None:
-    """The most frequent tokens of the lessons, in ascending order; None where all are drafted."""
-    wanted, vocab_size = _num_drafted(run, target), len(target.output_matrix)
-    if wanted == vocab_size:
-        return None
-    counts = _counts(lessons, vocab_size)
-    return torch.from_numpy(np.sort(np.argsort(-counts, kind="stable")[:wanted]))
-
-
-def _num_drafted(run: HeadRun, target: Target) -> int:
-    vocab_size = len(target.output_matrix)
-    return min(run.draft_vocab or max(LEAST_DRAFTED, vocab_size // 4), vocab_size)
-
-
-def _counts(lessons: Sequence[Texts], vocab_size: int) -> np.ndarray:
-    counts = np.zeros(vocab_size, np.int64)
-    for texts in lessons:
-        for number in range(len(texts)):
-            counts += np.bincount(texts[number][int(texts.trained_from[number]) :], minlength=vocab_size)
-    return counts
-
-
-def _coverage(lessons: Sequence[Texts], tokens: torch.Tensor, target: Target) -> str:
-    counts = _counts(lessons, len(target.output_matrix))
-    share = counts[tokens.numpy()].sum() / max(1, counts.sum())
-    return f"drafts {len(tokens)} of {len(counts)} tokens, {share:.2%} of what it learns from"
-
-
 def _tell_time(run: HeadRun, target: Target, report: Report) -> None:
-    """Measure a few tokens of answers and a step on this machine, and say how long all of them will take."""
+    """Measure this machine, and say how long the whole run will take."""
     num_given = len(np.load(run.directory / "given.npy", mmap_mode="r")) // run.rows
     asked = [len(json.loads((run.directory / f"{name}.json").read_text())) for name in ("answers", "held-out-answers")]
-    drafted = torch.arange(_num_drafted(run, target))
+    drafted = torch.arange(num_drafted(run.draft_vocab, len(target.output_matrix)))
     drafting = Drafting(target, DraftHead(head_shape(target.shape), drafted).to(run.device))
-    batch = Texts.of_lists([[1] * (run.rows + 1)] * run.head.batch_size, [0] * run.head.batch_size).batch([0])
-    features = target.features(batch.tokens.to(run.device))
-    prompts, begun = [[1]] * run.answers_at_once, run.rows // 2  # half of the rows are there, on the mean
-
-    def answer() -> None:
-        temperature = torch.ones(run.answers_at_once)
-        continue_texts(target, [prompt * begun for prompt in prompts], begun + 8, temperature, torch.Generator())
-
-    def learn() -> None:
-        target.features(batch.tokens.to(run.device))
-        draft_loss(drafting, batch, features, run.head.draft_steps).backward()
-
-    answers_s = _seconds_of(answer) / 8 * run.rows * sum(asked) / run.answers_at_once / run.num_workers
-    texts = run.epochs * (num_given + asked[0])
-    learning_s = _seconds_of(learn) * texts / run.num_workers
+    costs = measure_text_costs(drafting, run.rows, run.answers_at_once, run.head.draft_steps)
+    num_texts = num_given + asked[0]
+    writing_h = costs.writing_s * sum(asked) / run.num_workers / 3600
+    learning_h = (costs.running_s + run.epochs * costs.learning_s) * num_texts / run.num_workers / 3600
     report(
-        f"about {(answers_s + learning_s) / 3600:.1f} hours at most, with {run.num_workers} on {run.device}: "
-        f"{answers_s / 3600:.1f} for {sum(asked)} answers, {learning_s / 3600:.1f} to learn from {texts:.0f} texts; "
-        "Ctrl-C when you like, and the same command goes on"
+        f"about {writing_h + learning_h:.1f} hours at most, with {run.num_workers} on {run.device}: "
+        f"{writing_h:.1f} for {sum(asked)} answers, {learning_h:.1f} to learn from {num_texts} texts "
+        f"{run.epochs:g} times; Ctrl-C when you like, and the same command goes on"
     )
-
-
-def _seconds_of(action: Callable[[], None]) -> float:
-    """Of the faster of two times."""
-    spent = []
-    for _ in range(2):
-        began = time.monotonic()
-        action()
-        spent.append(time.monotonic() - began)
-    return min(spent)
