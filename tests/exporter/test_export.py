@@ -96,7 +96,6 @@ def _logits(model: PreTrainedModel, tokens: Sequence[int]) -> np.ndarray:
 
 
 HEADS: dict[str, dict[str, Any]] = {
-    "with a bias": {},
     "without a bias, pickled": {"has_bias": False, "pickled": True},
     "for Qwen2": {"qkv_bias": True, "architectures": ["Qwen2ForCausalLM"]},
 }
