@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -186,14 +187,19 @@ def test_what_cannot_be_trained_is_refused_before_it_begins(
     assert "exists already" in capsys.readouterr().err
 
 
-def test_a_stop_says_how_to_go_on(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_says_how_to_go_on(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(run: HeadRun, report: object) -> bool:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGTERM)
+        return True
 
     monkeypatch.setattr("exporter.training.head_run.train_head", stop)
     lines: list[str] = []
     monkeypatch.setattr("exporter.train_head.report", lines.append)
-    assert main([str(trained / "target"), "--out", str(tmp_path / "head")]) == STOPPED
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main([str(trained / "target"), "--out", str(tmp_path / "head")]) == STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert lines == ["flowspec-train-head: stopped; the same command goes on from here"]
 
 
