@@ -9,8 +9,8 @@ A bundle is a directory::
     blocks/*.onnx       consecutive layer blocks, one file each
     final_norm.onnx     hidden -> normed, run by the last stage
     head.onnx           normed -> logits and the k likeliest tokens with their log-probabilities
-    drafter.onnx        optional: the draft head; draft_top.onnx (feature -> tokens) where it drafts some tokens alone, and
-                        fuse.onnx (tapped rows -> feature) of EAGLE-3
+    drafter.onnx        optional: the draft head; of EAGLE-3 also fuse.onnx (tapped rows -> feature)
+    draft_top.onnx      optional: feature -> tokens, where the head drafts a part of the vocabulary
 
 Graph inputs and outputs are named by the constants below, so that exporter and engine agree by import.
 """
