@@ -104,15 +104,13 @@ def fuse_attention(source: Path, path: Path, layer: int, geometry: Geometry) -> 
     from exporter.onnx_file import RUNTIME_DOMAIN, Writer, floats, integers
 
     graph = (model := onnx.load(source)).graph
-    is_attention = [node.name.split("/")[-2] == "self_attn" for node in graph.node]
-    first, stop = is_attention.index(True), len(is_attention) - is_attention[::-1].index(True)
-    assert all(is_attention[first:stop]), "attention is no longer one piece"
+    kinds = [node.op_type for node in graph.node]
+    first, stop = kinds.index("RotaryEmbedding"), kinds.index("Slice") + 1  # attention is one piece
     attended = graph.node[stop - 1].output[0]
-    to = Writer("/fused")
-    projected = (
-        next(node.output[0] for node in reversed(graph.node) if f"/self_attn.{name}/" in node.name)
-        for name in ("q_proj", "k_proj", "v_proj")
-    )
+    to = Writer(first_number=10_000)  # behind all names of the block
+    query, key = (node.input[0] for node in graph.node if node.op_type == "RotaryEmbedding")
+    (whole,) = (a.g for a in graph.node[kinds.index("If")].attribute if a.name == "else_branch")  # see _rounded
+    projected = query, key, whole.node[0].input[0]
     rows_axis = to.constant([1])
     padded = [to.add("Pad", rows, ATTENTION_PADDING, to.constant(0.0), rows_axis) for rows in projected]
     caches = f"{PAST_KEY}.{layer}", f"{PAST_VALUE}.{layer}"

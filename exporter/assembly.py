@@ -7,7 +7,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
@@ -16,21 +15,29 @@ import numpy as np
 from exporter.built_in import calibration_texts
 from exporter.calibration import LM_HEAD, Activations, Calibration
 from exporter.embedding import write_embedding
-from exporter.layer_graph import Weights, write_block, write_final_norm, write_head
+from exporter.layer_graph import Weights, loaded_bytes, write_block, write_final_norm, write_head
 from exporter.matrices import Matrix
 from exporter.parity import ChainCheck
 from exporter.precisions import OWN, PRECISIONS, Precision
 from exporter.quality import Evaluation, QualityCheck, in_windows
 from exporter.reference import FollowedProducts, NumpyLayers, finished_logits, rms_norm
-from exporter.source import Report, Source
+from exporter.source import Report, Source, versions_of
 from exporter.steps import PROBE_TEXT, probe_steps
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import CheckpointError, QualityError
-from flowspec_edge.manifest import BlockEntry, DrafterEntry, FileEntry, Manifest, Parity, Quality, describe_file
+from flowspec_edge.manifest import (
+    BlockEntry,
+    DrafterEntry,
+    FileEntry,
+    Manifest,
+    OriginEntry,
+    Parity,
+    Quality,
+    describe_file,
+)
 
 HEAD = "head.onnx"
-LIBRARIES = ("flowspec-edge", "onnx", "onnxruntime")
 
 
 class Draft(Protocol):
@@ -131,7 +138,7 @@ class Assembly:
             head=head,
             drafter=drafter,
             parity=parity,
-            made_with=_versions([*LIBRARIES, *source.libraries, *(draft.libraries if draft else ())]),
+            made_with=versions_of([*source.libraries, *(draft.libraries if draft else ())]),
             alternatives=blocks,
             quality=quality,
         )
@@ -180,9 +187,8 @@ class Assembly:
             self._quality.run(precision.name, path, shape)
         num_layers = source.geometry.num_layers
         self.report(f"layers {layers} of {num_layers}, {precision.name}: error {check.block_errors[-1]:.1e}")
-        memory_bytes = sum(w.nbytes if isinstance(w, np.ndarray) else w.memory_bytes for w in formed.values())
         entry = describe_file(self.directory, f"blocks/{path.name}")
-        return BlockEntry(**entry, start=start, stop=stop, memory_bytes=memory_bytes)
+        return BlockEntry(**entry, start=start, stop=stop, memory_bytes=loaded_bytes(formed, products))
 
     def _seen(self, name: str, precision: Precision) -> Activations | None:
         """What has entered a matrix of the last block, or the head, where that counts."""
@@ -220,7 +226,7 @@ class Assembly:
             self.report(f"chain of all blocks and final norm, {name}: error {error:.1e}")
         return self._entry(path.name), errors
 
-    def _head(self, blocks: dict[str, list[BlockEntry]]) -> tuple[Precision, FileEntry, float, list[Quality]]:
+    def _head(self, blocks: dict[str, list[BlockEntry]]) -> tuple[Precision, OriginEntry, float, list[Quality]]:
         """Write the head in the first precision that loses little enough with it, and remove the ``blocks`` of those
         that do not.
 
@@ -246,15 +252,15 @@ class Assembly:
                 (self.directory / block.file).unlink()
         return own, head, error, kept
 
-    def _write_head(self, matrix: Matrix, precision: Precision) -> tuple[FileEntry, float]:
+    def _write_head(self, matrix: Matrix, precision: Precision) -> tuple[OriginEntry, float]:
         path = self.directory / HEAD
         formed = self._formed(matrix, precision, f"{path.name}: the head", self._seen(LM_HEAD, precision))
         assert not isinstance(formed, np.ndarray)
         shape = self.source.layer_shape
-        write_head(formed, path, shape.logit_divisor, shape.logit_cap)
+        memory_bytes = write_head(formed, path, shape.logit_divisor, shape.logit_cap)
         error = self.checks[precision.name].check_head(lambda rows: self._finished(formed.times(rows)), path)
         self.report(f"head: error {error:.1e}")
-        return self._entry(path.name), error
+        return OriginEntry(**describe_file(self.directory, path.name), memory_bytes=memory_bytes), error
 
     def _measured(self, precision: Precision) -> list[Quality]:
         """The quality of a precision where it is measured. It is reported, and the precision refused where it loses too
@@ -288,13 +294,3 @@ def _encode(tokenizer: Tokenizer, text: str, source: Source) -> list[int]:
     if not token_ids:
         raise CheckpointError(f"{source.path}: its tokenizer makes no tokens of plain text")
     return token_ids
-
-
-def _versions(libraries: Sequence[str]) -> dict[str, str]:
-    versions: dict[str, str] = {}
-    for name in libraries:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from a source tree
-            continue
-    return versions

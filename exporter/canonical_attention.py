@@ -79,13 +79,13 @@ def _rounded(to: Writer, rows: str) -> str:
     """
 
     def branch(name: str, *kinds: int) -> onnx.GraphProto:
-        inner = Writer(f"{to.name}/{name}_{len(to.nodes)}")
+        inner = to.subgraph()
         found = rows
         for kind in kinds:
             found = inner.add("Cast", found, to=kind)
         result = found if kinds else inner.add("Identity", found)
         return helper.make_graph(
-            inner.nodes, inner.name, [], [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)]
+            inner.nodes, name, [], [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)]
         )
 
     branches = {
@@ -108,10 +108,8 @@ def _group_body(around: Writer, caches: tuple[str, str], shape: LayerShape, scor
     num_slots = around.size(keys, 2)
     score_sizes = around.sizes(num_kv_heads, parts, -1, heads, num_slots)
     weight_sizes = around.sizes(num_kv_heads, parts, -1, num_slots)
-    to = Writer(f"{around.name}/group")
-    query, bias, mask, recent_slots, recent_bias = (
-        f"{to.name}/{name}" for name in ("query", OLDER_BIAS, OLDER_MASK, RECENT_SLOTS, RECENT_BIAS)
-    )
+    to = around.subgraph()
+    query, bias, mask, recent_slots, recent_bias = (to.new_name() for _ in range(5))
     by_head = to.add("Transpose", to.reshape(query, -1, num_kv_heads, parts, heads, head_dim), perm=[1, 2, 0, 3, 4])
     flat = to.reshape(by_head, num_kv_heads, parts, -1, head_dim)
     cap = shape.score_cap or 1.0
@@ -127,7 +125,7 @@ def _group_body(around: Writer, caches: tuple[str, str], shape: LayerShape, scor
     older_sums = to.reshape(older_sums, num_kv_heads, parts, -1, heads, head_dim + 1)
     recent_sums = to.add("MatMul", recent_weights, to.add("Gather", values, recent_slots, axis=2))
     sums = to.add("Transpose", to.add("Add", older_sums, recent_sums), perm=[2, 0, 1, 3, 4])
-    weighted, total = f"{to.name}/weighted", f"{to.name}/total"
+    weighted, total = to.new_name(), to.new_name()
     to.add("Split", sums, to.constant([head_dim, 1]), outputs=(weighted, total), axis=4)
     attended = to.reshape(to.add("Div", weighted, total), -1, num_heads * head_dim)
     return _as_graph(to, attended, num_heads * head_dim, (query, bias, mask, recent_slots, recent_bias))
@@ -145,7 +143,7 @@ def _as_graph(to: Writer, attended: str, width: int, inputs: tuple[str, ...]) ->
     kinds = {recent_slots: TensorProto.INT64}
     return helper.make_graph(
         to.nodes,
-        to.name,
+        "group",
         [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), size) for name, size in sizes.items()],
         [helper.make_tensor_value_info(attended, TensorProto.FLOAT, sizes[query])],
         to.constants,

@@ -76,6 +76,7 @@ def _write(
     shape = draft_head.shape
     entry = DrafterEntry(
         **dataclasses.asdict(export.entry(path)),
+        memory_bytes=export.memory_bytes,
         kind=draft_head.kind,
         num_heads=shape.num_heads,
         num_kv_heads=shape.num_kv_heads,
@@ -97,6 +98,8 @@ def _log_probs_of(top: DraftTop, rows: np.ndarray, k: int) -> np.ndarray:
 class _Export:
     def __init__(self, directory: Path, precision: Precision) -> None:
         self._directory, self._precision = directory, precision
+        self.memory_bytes = 0
+        """What all files take that were written, once they are loaded."""
 
     def write(self, module: nn.Module, spec: GraphSpec, name: str) -> Path:
         """Export a graph, and give ``module`` the weights that the file now stands for.
@@ -107,7 +110,8 @@ class _Export:
         scratch.mkdir(exist_ok=True)
         float32, path = scratch / name, self._directory / name
         export_graph(module, spec, float32)
-        weights = rewrite_matrices(float32, path, self._precision)
+        weights, memory_bytes = rewrite_matrices(float32, path, self._precision)
+        self.memory_bytes += memory_bytes
         shutil.rmtree(scratch)
         found = {name: torch.from_numpy(weight) for name, weight in weights.items()}
         unexpected = module.load_state_dict(found, strict=False, assign=True).unexpected_keys

@@ -6,7 +6,7 @@ its matrices. What it must compute is said once more, in numpy (``reference.py``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from onnx import ValueInfoProto, numpy_helper
 
 from exporter.canonical_attention import write_attention
 from exporter.config import LayerShape
+from exporter.joining import joined
 from exporter.matrices import Matrix
-from exporter.onnx_file import Size, Writer, floats, integers
+from exporter.onnx_file import OPERATOR_BYTES, Size, Writer, floats, integers
 from flowspec_edge.manifest import (
     ATTENTION_PADDING,
     CACHE_SLOTS,
@@ -47,12 +48,16 @@ Weights = Mapping[str, Matrix | np.ndarray]
 
 @dataclass(frozen=True)
 class Product:
-    """The rows that a matrix multiplies in a graph, and what comes out before any bias, by name and width."""
+    """The rows that a matrix multiplies in a graph, and what comes out before any bias, by name and width.
+
+    ``num_operators`` are written for it; what several products share counts for the first one.
+    """
 
     rows: str
     num_in: int
     output: str
     num_out: int
+    num_operators: int
 
     @property
     def names(self) -> tuple[str, str]:
@@ -95,6 +100,12 @@ def write_block(
     return products
 
 
+def loaded_bytes(weights: Weights, products: Mapping[str, Product]) -> int:
+    """What the weights of a block take in a session, and the operators of their products beyond one each."""
+    matrices = sum(w.nbytes if isinstance(w, np.ndarray) else w.memory_bytes for w in weights.values())
+    return matrices + OPERATOR_BYTES * sum(product.num_operators - 1 for product in products.values())
+
+
 def _rows_in(shape: LayerShape) -> list[ValueInfoProto]:
     """The inputs of a block beside its caches, as manifest.py describes them."""
     scores: tuple[Size, ...] = ("groups", 1, 1, "group_rows", 1)
@@ -130,11 +141,14 @@ def write_final_norm(weight: np.ndarray, eps: float, path: Path) -> None:
     to.save(path, [floats(HIDDEN, 1, "rows", len(weight))], [floats(HIDDEN_OUT, 1, "rows", len(weight))])
 
 
-def write_head(matrix: Matrix, path: Path, divisor: float = 1.0, cap: float | None = None) -> None:
+def write_head(matrix: Matrix, path: Path, divisor: float = 1.0, cap: float | None = None) -> int:
     """Maps normed rows to logits, and to the ``k`` likeliest tokens with their log-probabilities.
 
     What the matrix gives is divided by ``divisor``, and kept below ``cap``, as ``cap * tanh(x / cap)``, where there is
     one.
+
+    Returns:
+        The bytes that a session takes once it has loaded the file.
 
     Raises:
         CheckpointError: the matrix does not fit into one file.
@@ -156,6 +170,7 @@ def write_head(matrix: Matrix, path: Path, divisor: float = 1.0, cap: float | No
         [floats(HIDDEN, "rows", hidden_size), integers(TOP_K, 1)],
         [*outputs, integers(TOP_TOKENS, "rows", "top")],
     )
+    return matrix.memory_bytes + to.loaded_bytes()
 
 
 class _Layer:
@@ -169,25 +184,43 @@ class _Layer:
     def write(self, rows: str, layer: int, outputs: tuple[str, ...]) -> str:
         norms = self.shape.norms
         normed = self._norm(norms.before_attention, rows)
-        query = self._head_norm("self_attn.q_norm", self._product("self_attn.q_proj", normed))
-        key = self._head_norm("self_attn.k_norm", self._product("self_attn.k_proj", normed))
-        value = self._product("self_attn.v_proj", normed)
+        query, key, value = self._products(normed, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        query, key = self._head_norm("self_attn.q_norm", query), self._head_norm("self_attn.k_norm", key)
         attended = write_attention(self.to.within("self_attn"), query, key, value, layer, self.shape)
-        attended = self._norm(norms.after_attention, self._product("self_attn.o_proj", attended))
+        attended = self._norm(norms.after_attention, *self._products(attended, "self_attn.o_proj"))
         rows = self.to.add("Add", rows, self._scaled(attended))
         normed = self._norm(norms.before_mlp, rows)
-        gated = self._activated(self._product("mlp.gate_proj", normed))
-        inner = self.to.add("Mul", gated, self._product("mlp.up_proj", normed))
-        inner = self._norm(norms.after_mlp, self._product("mlp.down_proj", inner))
+        gate, up = self._products(normed, "mlp.gate_proj", "mlp.up_proj")
+        inner = self.to.add("Mul", self._activated(gate), up)
+        inner = self._norm(norms.after_mlp, *self._products(inner, "mlp.down_proj"))
         return self.to.add("Add", rows, self._scaled(inner), outputs=outputs)
 
-    def _product(self, name: str, rows: str) -> str:
-        matrix, bias = self.weights[f"{self.prefix}.{name}.weight"], self._floats(f"{name}.bias")
+    def _products(self, rows: str, *names: str) -> list[str]:
+        """What these matrices make of the same rows, biases added. They are multiplied as one where they can be one."""
+        matrices, found = [self._matrix(name) for name in names], list[str]()
+        whole = joined(matrices) if len(names) > 1 else None
+        first = len(self.to.nodes)
+        parts = [] if whole is None else self._split(whole.write(self.to.within("+".join(names)), rows), matrices)
+        for name, matrix in zip(names, matrices, strict=True):
+            inner, bias = self.to.within(name), self._floats(f"{name}.bias")
+            output, (num_out, num_in) = parts.pop(0) if parts else matrix.write(inner, rows), matrix.shape
+            product = Product(rows, num_in, output, num_out, self.to.num_operators(first))
+            self.products[f"{self.prefix}.{name}"] = product
+            found.append(output if bias is None else inner.add("Add", output, inner.tensor("bias", bias)))
+            first = len(self.to.nodes)
+        return found
+
+    def _split(self, rows: str, matrices: Sequence[Matrix]) -> list[str]:
+        """The outputs of each matrix in those of all."""
+        parts = [self.to.new_name() for _ in matrices]
+        sizes = self.to.constant([matrix.shape[0] for matrix in matrices])
+        self.to.add("Split", rows, sizes, outputs=tuple(parts), axis=-1)
+        return parts
+
+    def _matrix(self, name: str) -> Matrix:
+        matrix = self.weights[f"{self.prefix}.{name}.weight"]
         assert not isinstance(matrix, np.ndarray), name
-        inner = self.to.within(name)
-        output, (num_out, num_in) = matrix.write(inner, rows), matrix.shape
-        self.products[f"{self.prefix}.{name}"] = Product(rows, num_in, output, num_out)
-        return output if bias is None else inner.add("Add", output, inner.tensor("bias", bias))
+        return matrix
 
     def _activated(self, rows: str) -> str:
         if self.shape.activation == "gelu_tanh":

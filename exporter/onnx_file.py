@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ MAX_FILE_BYTES = 2**31 - 2**24
 
 A larger graph needs further files for its weights, which a bundle does not describe.
 """
+SESSION_BYTES = 70_000
+"""What a session takes that runs a single operator (x86, onnxruntime 1.32; ``python -m benchmarks.memory``)."""
+OPERATOR_BYTES = 5_000
+"""What a session takes for each operator that it runs, however small; measured likewise."""
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
 """Numbers of fields in onnx.proto."""
 
@@ -43,29 +48,50 @@ class Tensor:
 
 
 class Writer:
-    """Nodes, small constants and large tensors so far. All names begin with ``name``."""
+    """Nodes, small constants and large tensors so far. The names of tensors begin with ``name``.
 
-    def __init__(self, name: str = "") -> None:
+    All others are numbers from ``first_number`` on. ONNX Runtime keeps about ten copies of a name, and of one with more
+    than 15 characters each takes memory of its own: names that tell a place in the model made a loaded layer 80 KB
+    larger.
+    """
+
+    def __init__(self, name: str = "", first_number: int = 0) -> None:
         self.name = name
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.tensors: dict[str, Tensor] = {}
         self._prepared: dict[tuple[str, str], str] = {}
+        self._named: dict[bytes, str] = {}  # constants by what they are
+        self._numbers = itertools.count(first_number)
 
     def within(self, name: str) -> Writer:
         """A writer of the same graph whose names begin with ``name`` below this one's."""
         inner = Writer(f"{self.name}/{name}")
         inner.nodes, inner.constants, inner.tensors = self.nodes, self.constants, self.tensors
-        inner._prepared = self._prepared
+        inner._prepared, inner._named, inner._numbers = self._prepared, self._named, self._numbers
         return inner
 
+    def subgraph(self) -> Writer:
+        """A writer of a graph inside this one, which may use this one's values."""
+        inner = Writer()
+        inner._numbers = self._numbers
+        return inner
+
+    def new_name(self) -> str:
+        return f"_{next(self._numbers)}"
+
     def constant(self, value: Any, dtype: Any = None) -> str:
-        """The name of a constant: of ``dtype``, else int64, or float32 where it has a decimal point."""
+        """The name of a constant, the same for equal ones.
+
+        It is of ``dtype``, else int64, or float32 where it has a decimal point.
+        """
         array = np.asarray(value)
         array = array.astype(dtype or (np.float32 if array.dtype.kind == "f" else np.int64))
-        name = f"{self.name}/constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(array, name))
-        return name
+        what = numpy_helper.from_array(array).SerializeToString()
+        if what not in self._named:
+            self._named[what] = self.new_name()
+            self.constants.append(numpy_helper.from_array(array, self._named[what]))
+        return self._named[what]
 
     def tensor(self, name: str, array: np.ndarray, kind: int | None = None) -> str:
         """The name of weights. ``kind`` is their type in ONNX where numpy has no such type."""
@@ -86,10 +112,18 @@ class Writer:
 
     def add(self, op_type: str, *inputs: str, outputs: tuple[str, ...] = (), **attributes: Any) -> str:
         """Add a node, and return its first output's name."""
-        name = f"{self.name}/{op_type}_{len(self.nodes)}"
+        name = self.new_name()
         domain = RUNTIME_DOMAIN if op_type in RUNTIME_OPERATORS else ""
         self.nodes.append(helper.make_node(op_type, inputs, outputs or (name,), name=name, domain=domain, **attributes))
         return outputs[0] if outputs else name
+
+    def num_operators(self, first: int = 0) -> int:
+        """The nodes from number ``first`` on that run with each forward: what is of tensors alone runs at loading."""
+        return sum(1 for node in self.nodes[first:] if not self.tensors.keys() >= set(node.input))
+
+    def loaded_bytes(self) -> int:
+        """What a session takes beside the tensors once it has loaded the graph."""
+        return SESSION_BYTES + self.num_operators() * OPERATOR_BYTES
 
     def prepared(self, what: str, rows: str, prepare: Callable[[], str]) -> str:
         """What ``prepare`` adds and names for the rows ``rows``; it is asked once, however many products need it."""

@@ -14,11 +14,12 @@ from exporter.precisions import Precision
 from flowspec_edge.errors import CheckpointError
 
 
-def rewrite_matrices(source: Path, path: Path, precision: Precision) -> dict[str, np.ndarray]:
+def rewrite_matrices(source: Path, path: Path, precision: Precision) -> tuple[dict[str, np.ndarray], int]:
     """Write the float32 file ``source`` to ``path`` in a precision.
 
     Returns:
-        What the matrices stand for, by torch parameter name: float32 [out_features, in_features].
+        What the matrices stand for, by torch parameter name: float32 [out_features, in_features]; and the bytes that a
+        session takes once it has loaded the file.
 
     Raises:
         CheckpointError: a matrix cannot have that form, or the weights do not fit into one file.
@@ -27,7 +28,7 @@ def rewrite_matrices(source: Path, path: Path, precision: Precision) -> dict[str
     graph = model.graph
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     weights: dict[str, np.ndarray] = {}
-    to = Writer()
+    memory_bytes, to = 0, Writer()
     for node in graph.node:
         if node.op_type == "Gemm" or (node.op_type == "MatMul" and node.input[1] not in initializers):
             raise CheckpointError(f"{path.name}: {node.name} could not be quantised; export with --precision fp32")
@@ -38,6 +39,7 @@ def rewrite_matrices(source: Path, path: Path, precision: Precision) -> dict[str
         form = precision.form(FloatMatrix(np.ascontiguousarray(matrix.T)))
         form.write(to.within(node.name.strip("/")), node.input[0], outputs=tuple(node.output))
         weights[parameter_name(node)] = form.unpacked()
+        memory_bytes += form.memory_bytes
     kept = {name for node in to.nodes for name in node.input}
     constants = [*(tensor for tensor in graph.initializer if tensor.name in kept), *to.constants]
     del graph.node[:], graph.initializer[:]
@@ -51,7 +53,7 @@ def rewrite_matrices(source: Path, path: Path, precision: Precision) -> dict[str
         model.opset_import.append(helper.make_opsetid(domain, version))
     model.ir_version = IR_VERSION
     save_model(model, to.tensors, path)
-    return weights
+    return weights, memory_bytes + to.loaded_bytes()
 
 
 def parameter_name(node: onnx.NodeProto) -> str:

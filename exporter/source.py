@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,8 @@ from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.manifest import Geometry
 
 Report = Callable[[str], None]
+LIBRARIES = ("flowspec-edge", "onnx", "onnxruntime")
+"""What every export is made with."""
 
 
 class Source(Protocol):
@@ -77,3 +80,14 @@ class Source(Protocol):
     def lm_head(self) -> Matrix:
         """The output matrix, [vocab_size, hidden_size]; the embedding where the two are tied."""
         ...
+
+
+def versions_of(libraries: Iterable[str]) -> dict[str, str]:
+    """The versions of LIBRARIES and of further ones."""
+    versions: dict[str, str] = {}
+    for name in (*LIBRARIES, *libraries):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a source tree
+            continue
+    return versions

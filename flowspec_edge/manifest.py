@@ -136,7 +136,11 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockEntry(FileEntry):
-    """The layers ``[start, stop)`` in one ONNX file. Their matrices take ``memory_bytes`` once they are loaded."""
+    """The layers ``[start, stop)`` in one ONNX file.
+
+    Once they are loaded, their matrices take ``memory_bytes``, with what the operators of their products take beyond
+    those of plain ones.
+    """
 
     start: int
     stop: int
@@ -144,7 +148,17 @@ class BlockEntry(FileEntry):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrafterEntry(FileEntry):
+class OriginEntry(FileEntry):
+    """What the origin loads. All its files take ``memory_bytes`` then; bundles that were made earlier say 0."""
+
+    memory_bytes: int = 0
+
+    def files(self) -> list[FileEntry]:
+        return [self]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterEntry(OriginEntry):
     """The draft head.
 
     ``eagle1`` is fc(concat(embedding, feature)), one decoder layer, and the target's head, or the rows of it for the
@@ -254,7 +268,7 @@ class Manifest:
     embedding: FileEntry
     blocks: list[BlockEntry]
     final_norm: FileEntry
-    head: FileEntry
+    head: OriginEntry
     drafter: DrafterEntry | None
     parity: Parity
     made_with: dict[str, str]
@@ -268,6 +282,11 @@ class Manifest:
         parts: list[FileEntry] = [self.tokenizer, self.embedding, *self.blocks, self.final_norm, self.head]
         parts += [block for blocks in self.alternatives.values() for block in blocks]
         return [*parts, *self.drafter.files()] if self.drafter else parts
+
+    @property
+    def origin_entries(self) -> list[OriginEntry]:
+        """The head, and the draft head where there is one."""
+        return [self.head] if self.drafter is None else [self.head, self.drafter]
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -308,8 +327,11 @@ class Manifest:
         return f"{self.drafter.kind} head, repetitions of the text"
 
     def to_json(self) -> str:
-        """Without what is said of windows where a model has none."""
+        """Without what is said of windows where a model has none, and of memory where it is not known."""
         data = dataclasses.asdict(self)
+        for entry in (data["head"], data["drafter"] or {}):
+            if not entry.get("memory_bytes"):
+                entry.pop("memory_bytes", None)
         if self.geometry.window is None:
             del data["geometry"]["window"], data["geometry"]["sliding_rope_frequencies"]
         return json.dumps(data, indent=1) + "\n"
@@ -468,8 +490,9 @@ def _from_dict(path: Path, data: dict[str, Any]) -> Manifest:
         fields = dict(data)
         fields["geometry"] = Geometry(**data["geometry"])
         fields["parity"] = Parity(**data["parity"])
-        for name in ("tokenizer", "embedding", "final_norm", "head"):
+        for name in ("tokenizer", "embedding", "final_norm"):
             fields[name] = FileEntry(**data[name])
+        fields["head"] = OriginEntry(**data["head"])
         fields["blocks"] = [BlockEntry(**block) for block in data["blocks"]]
         fields["alternatives"] = {
             precision: [BlockEntry(**block) for block in blocks]
@@ -505,7 +528,9 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
     if geometry.window is not None:
         numbers.append(("window", geometry.window, MAX_SIZES["max_context"]))
     blocks = [block for blocks in (manifest.blocks, *manifest.alternatives.values()) for block in blocks]
-    numbers += [("memory_bytes", block.memory_bytes, MAX_FILE_BYTES) for block in blocks]
+    taken = [block.memory_bytes for block in blocks]
+    taken += [entry.memory_bytes for entry in manifest.origin_entries if entry.memory_bytes]
+    numbers += [("memory_bytes", num_bytes, MAX_FILE_BYTES) for num_bytes in taken]
     for name, value, limit in numbers:
         if not 0 < value <= limit:
             raise BundleError(f"{path}: {name} is {value!r:.40}; it must lie between 1 and {limit}")

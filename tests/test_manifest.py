@@ -29,6 +29,7 @@ WRONG: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("drafter", "taps"), [[1]], "Expected `int`, got `array`"),
     (("drafter",), [], "field missing or unknown"),
     (("blocks", 0, "memory_bytes"), -5, "memory_bytes is -5"),
+    (("drafter", "memory_bytes"), 2**50, "memory_bytes is"),
     (("head", "num_bytes"), 2**50, "expected 1 to 1099511627776"),
     (("blocks",), {"a": 1}, "field missing or unknown"),
     (("alternatives",), [], "field missing or unknown"),

@@ -36,6 +36,9 @@ def load_graph(path: Path, num_threads: int, *, rounds_cache: bool = False) -> o
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # A session's own arena would keep what its largest chunk needed, once for each layer: the C library's heap serves
+    # one layer after the other. And of each shape of inputs it would keep a plan, 4 KB for each pair of rows and slots.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     # Spinning threads of one stage would take the cores from its neighbours on the same device.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for setting in SESSION_SETTINGS:

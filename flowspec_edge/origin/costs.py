@@ -1,18 +1,22 @@
-"""How long the head and the draft head take at the origin; measured once and kept."""
+"""What the head and the draft head cost the origin: time, which is measured once and kept, and memory."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.planning.measured import rounded
+from flowspec_edge.core.planning.placement import Device, origin_memory_bytes
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.timing import RUNTIME, time_draft_ms, time_head_ms
 from flowspec_edge.errors import StateError
 from flowspec_edge.files import read_private, state_directory, write_private
+from flowspec_edge.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 
@@ -42,3 +46,9 @@ def origin_costs(bundle: Bundle, num_threads: int) -> tuple[float, float]:
     except StateError as cause:
         _log.warning("times of head and drafter are not kept: %s", cause)
     return head_ms, draft_ms
+
+
+def with_origin_memory(devices: Sequence[Device], origin: str, manifest: Manifest) -> list[Device]:
+    """The devices, of which the node ``origin`` needs memory for head and drafter beside any stage."""
+    num_bytes = origin_memory_bytes(manifest)
+    return [replace(device, beside_bytes=num_bytes if device.node == origin else 0) for device in devices]

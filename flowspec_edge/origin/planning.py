@@ -24,7 +24,7 @@ from flowspec_edge.core.planning.throughput import NO_DRAFTS, TYPICAL_DRAFTS, Th
 from flowspec_edge.errors import NotMeasuredError, StateError
 from flowspec_edge.files import read_private, state_directory, write_private
 from flowspec_edge.node.resources import NodeSettings
-from flowspec_edge.origin.costs import origin_costs
+from flowspec_edge.origin.costs import origin_costs, with_origin_memory
 from flowspec_edge.origin.measured_links import Peer, Report, known_links, origin_name, way_as_measured
 from flowspec_edge.origin.ring import RingStage
 
@@ -121,6 +121,7 @@ async def survey(
     loaded = loaded or load_placement(bundle.digest)
     sure = manifest.precision if plan_options.is_any_precision else None
     devices = _devices(settings, peers, told, loaded, head_ms + draft_ms, sure)
+    devices = with_origin_memory(devices, settings.name, manifest)
     model, throughput = _needs(bundle, plan_options, head_ms), _throughput(bundle, plan_options, draft_ms)
     return Known(devices, links, model, throughput, refused)
 
@@ -134,16 +135,12 @@ def assume_equal(
 ) -> Known:
     """What is taken for granted where nothing is measured: equal boards, and links that need no time."""
     layer = {bundle.manifest.precision: Line(1.0)}
+    devices = [
+        Device(node=name, free_memory_bytes=peer.free_memory_bytes, has_half_cache=peer.has_half_cache, layer=layer)
+        for name, peer in peers.items()
+    ]
     return Known(
-        [
-            Device(
-                node=name,
-                free_memory_bytes=peer.free_memory_bytes,
-                has_half_cache=peer.has_half_cache,
-                layer=layer,
-            )
-            for name, peer in peers.items()
-        ],
+        with_origin_memory(devices, settings.name, bundle.manifest),
         Links(origin=origin_name(settings, peers), usual=Hop(0.0), cut=_as_measured(settings, peers, cut)),
         _needs(bundle, plan_options, head_ms=0.0),
         _throughput(bundle, plan_options, draft_ms=0.0),

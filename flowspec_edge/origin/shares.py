@@ -10,7 +10,15 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.planning.detours import around_cut_ways
 from flowspec_edge.core.planning.kept_room import KeptRoom, Spare
 from flowspec_edge.core.planning.losses import Way
-from flowspec_edge.core.planning.placement import LeftOut, NodeOffer, Plan, PlannedStage, StagePlan, spread_layers
+from flowspec_edge.core.planning.placement import (
+    LeftOut,
+    NodeOffer,
+    Plan,
+    PlannedStage,
+    StagePlan,
+    origin_memory_bytes,
+    spread_layers,
+)
 from flowspec_edge.errors import NodeUnavailableError, PlacementError
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.resources import NodeSettings
@@ -21,8 +29,12 @@ from flowspec_edge.origin.ring import RingStage
 
 
 def equal_shares(bundle: Bundle, peers: Mapping[str, Peer], cut: frozenset[Way], origin: str) -> list[StagePlan]:
-    """The layers in equal shares, in an order that goes around the ways that are ``cut``."""
-    offers = [NodeOffer(name, peer.free_memory_bytes) for name, peer in peers.items()]
+    """The layers in equal shares, in an order that goes around the ways that are ``cut``.
+
+    The node ``origin`` needs some of its memory for head and drafter.
+    """
+    beside = {origin: origin_memory_bytes(bundle.manifest)}
+    offers = [NodeOffer(name, peer.free_memory_bytes - beside.get(name, 0)) for name, peer in peers.items()]
     while True:
         there = around_cut_ways(offers, cut, origin)
         if offers and not there:

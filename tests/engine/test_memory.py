@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from flowspec_edge.bundle import DEMO_BUNDLE
+from flowspec_edge.engine.graphs import load_graph
+
 START = """
 import json, sys, threading
 from pathlib import Path
@@ -38,7 +41,7 @@ def serve():
     stage = StageUnderTest(bundle.directory, bundle.manifest, 0, 8, 1)
 
 figures = []
-for _ in range(4):
+for _ in range(3):
     on_a_thread(serve)
     loaded = taken()
     on_a_thread(stage.close)
@@ -51,7 +54,7 @@ def serve():
     engine = OriginEngine(bundle, 1, DraftShape())
 
 figures = []
-for _ in range(8):
+for _ in range(3):
     on_a_thread(serve)
     loaded = taken()
     on_a_thread(engine.close)
@@ -81,6 +84,11 @@ def test_what_was_loaded_goes_back_to_the_system(code: str) -> None:
     (_, idle), *later = figures_of(code)  # what the first one leaves are libraries
     for loaded, closed in later:
         assert closed - idle < 0.1 * (loaded - idle) + 2, later  # Python itself takes a MB more or less
+
+
+def test_a_session_of_the_runtime_keeps_neither_rows_nor_a_plan_for_each_number_of_them() -> None:
+    options = load_graph(DEMO_BUNDLE / "final_norm.onnx", num_threads=1).get_session_options()
+    assert not options.enable_cpu_mem_arena and not options.enable_mem_pattern
 
 
 def test_a_session_takes_memory_as_it_grows() -> None:

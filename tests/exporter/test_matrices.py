@@ -13,6 +13,7 @@ from exporter import calibration, error_feedback
 from exporter.blocks import Blocks, UnpackedBlocks
 from exporter.calibration import Activations
 from exporter.error_feedback import rounded_with_feedback
+from exporter.joining import joined
 from exporter.layer_graph import write_head
 from exporter.matrices import FloatMatrix, HalfMatrix, Matrix, PerTokenMatrix, SplitMatrix, float_product
 from exporter.parity import open_session
@@ -21,6 +22,7 @@ from exporter.reference import relative_error
 from exporter.rounding import leave, round_activations, round_by_block, round_by_scale
 from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import HIDDEN, LOGITS, TOP_K, TOP_LOG_PROBS, TOP_TOKENS
+from tests.narrowing import present
 
 NUM_OUT, NUM_IN = 48, 80  # two blocks and a half
 RANDOM = np.random.default_rng(0)
@@ -72,6 +74,33 @@ def test_a_graph_computes_what_its_form_says(form: str, num_rows: int, tmp_path:
     np.testing.assert_allclose(expected, float_product(matrix, rows), rtol=0, atol=0.1 * scale)
     np.testing.assert_array_equal(tokens[-1], np.argsort(-logits[-1], kind="stable")[:3])
     assert (np.diff(log_probs[-1]) <= 0).all()
+
+
+PARTS = ((0, 32), (32, 37), (37, NUM_OUT))
+
+
+@pytest.mark.parametrize("form", ["bytes", "bytes beside columns"])
+def test_joined_matrices_give_each_row_the_bits_that_it_has_from_each(form: str, tmp_path: Path) -> None:
+    path, rows = tmp_path / "head.onnx", RANDOM.standard_normal((17, NUM_IN), np.float32)
+
+    def logits_of(matrix: Matrix, num_rows: int) -> np.ndarray:
+        write_head(matrix, path)
+        (logits,) = open_session(path).run([LOGITS], {HIDDEN: rows[:num_rows], TOP_K: np.array([1])})
+        return np.asarray(logits)
+
+    matrices = [FORMS[form](WEIGHTS[start:stop]) for start, stop in PARTS]
+    whole = present(joined(matrices))
+    for num_rows in (1, 2, 17):
+        apart = [logits_of(matrix, num_rows) for matrix in matrices]
+        np.testing.assert_array_equal(logits_of(whole, num_rows), np.concatenate(apart, axis=1))
+
+
+def test_other_matrices_stay_apart() -> None:
+    byte, blocks, split = (FORMS[form](WEIGHTS) for form in ("bytes", "8 bits", "bytes beside columns"))
+    other_columns = SplitMatrix.of(WEIGHTS, COLUMNS[:1], PerTokenMatrix.rounded)
+    of_blocks = SplitMatrix.of(WEIGHTS, COLUMNS, lambda rest: Blocks.rounded(rest, 8))
+    for pair in ([byte, blocks], [byte, split], [blocks, blocks], [split, other_columns], [of_blocks, of_blocks]):
+        assert joined(pair) is None
 
 
 LOSES = {

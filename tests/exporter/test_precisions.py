@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from flowspec_edge.bench.calibrate import calibrate, format_precisions
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.cli.main import main
 from flowspec_edge.config import GenerateOptions
+from flowspec_edge.core.planning.placement import standby_memory_bytes
 from flowspec_edge.engine import stage_runner
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -36,6 +39,7 @@ from tests.ring.conftest import answer_of, tokens_of
 
 pytestmark = pytest.mark.slow
 
+PROJECT = Path(__file__).parents[2]
 NUM_LAYERS = 2
 PRECISIONS = tuple(name for name in precisions.PRECISIONS if name != precisions.OWN)
 """Those of checkpoints."""
@@ -166,6 +170,35 @@ def test_smaller_precisions_have_smaller_files(manifest: Manifest) -> None:
     assert sizes["fp16"] < 0.6 * sizes["fp32"]
     memory = {precision: manifest.blocks_of(0, 1, precision)[0].memory_bytes for precision in manifest.precisions}
     assert memory["int8"] == memory["fp32"] > 3 * memory["w8a8"] > 3 * memory["int4"]
+
+
+LOADED = """
+import json, sys
+from pathlib import Path
+from benchmarks.precisions import anonymous_bytes
+from flowspec_edge.engine.stage_runner import StageRunner
+from flowspec_edge.manifest import load_manifest
+
+directory = Path(sys.argv[1])
+manifest = load_manifest(directory)
+load = lambda precision: StageRunner(directory, manifest, 0, 2, precision=precision)
+taken, kept = {}, [load(precision) for precision in manifest.precisions]
+for precision in manifest.precisions:
+    before = anonymous_bytes()
+    kept += [load(precision) for _ in range(2)]
+    taken[precision] = (anonymous_bytes() - before) / 2
+print(json.dumps(taken))
+"""
+
+
+def test_layers_take_what_is_planned(directory: Path, manifest: Manifest) -> None:
+    """Small ones, which are little more than their operators."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, str(directory)], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    for precision, taken in json.loads(done.stdout).items():
+        planned = standby_memory_bytes(manifest.blocks_of(0, NUM_LAYERS, precision))
+        assert taken == pytest.approx(planned, rel=0.25), precision
 
 
 def test_a_stage_gets_the_files_of_its_precision_alone(manifest: Manifest) -> None:

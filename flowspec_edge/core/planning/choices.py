@@ -95,8 +95,8 @@ def fits_of(device: Device, model: ModelNeeds) -> list[Fit]:
     """The most blocks for which a device has room, in each precision in which it has room for any."""
     fits = []
     for precision in device.layer:
-        num_blocks, half = len(model.blocks), device.has_half_cache
-        while num_blocks and model.memory_bytes(precision, num_blocks, has_half_cache=half) > device.free_memory_bytes:
+        num_blocks = len(model.blocks)
+        while num_blocks and model.memory_bytes_on(device, precision, num_blocks) > device.free_memory_bytes:
             num_blocks -= 1
         if num_blocks:
             fits.append(Fit(precision, num_blocks))

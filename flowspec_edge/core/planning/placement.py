@@ -14,8 +14,10 @@ from flowspec_edge.core.planning.losses import Way, way_between
 from flowspec_edge.errors import PlacementError
 from flowspec_edge.manifest import BlockEntry, Geometry, Manifest
 
-LAYER_BYTES = 650_000
-"""What a session keeps of a layer's operators, beside its weights: some 6 KB of each (x86, onnxruntime 1.32)."""
+LAYER_BYTES = 450_000
+"""What a session keeps of a layer beside its matrices and what these need more than plain products: of itself, and of
+each operator (x86, onnxruntime 1.32).
+"""
 WEIGHT_FACTOR = 1.05
 """What a stage takes of what its blocks do: the last one is in memory twice while it is packed (x86, onnxruntime
 1.32). ``python -m benchmarks.precisions`` shows what layers take beside what is planned.
@@ -69,6 +71,7 @@ class Device:
         stage_ms: what any stage on it takes per chunk besides computing.
         beside_ms: other work of its processor in each interval: where the origin runs, the head and a pass of the
             drafter.
+        beside_bytes: what it needs beside any stage: on the origin, for the head and the drafter.
         slowdown: how many times as long as measured a hot board takes.
         loaded: layers that it has in memory.
         has_half_cache: whether it keeps keys and values in float16.
@@ -82,6 +85,7 @@ class Device:
     last: Line = Line()
     stage_ms: float = 0.0
     beside_ms: float = 0.0
+    beside_bytes: int = 0
     slowdown: float = 1.0
     loaded: LoadedLayers | None = None
     has_half_cache: bool = False
@@ -165,6 +169,11 @@ class ModelNeeds:
     @property
     def layers_per_block(self) -> int:
         return max(stop - start for start, stop in self.blocks)
+
+    def memory_bytes_on(self, device: Device, precision: str, num_blocks: int) -> int:
+        """The memory that ``device`` needs with a stage of ``num_blocks``, and beside it."""
+        needed = self.memory_bytes(precision, num_blocks, has_half_cache=device.has_half_cache)
+        return needed + device.beside_bytes
 
     def memory_bytes(self, precision: str, num_blocks: int, *, has_half_cache: bool = False) -> int:
         """The memory that a stage of ``num_blocks`` needs on its node.
@@ -332,6 +341,11 @@ def standby_memory_bytes(blocks: Sequence[BlockEntry]) -> int:
 def loaded_bytes(block: BlockEntry) -> int:
     """The memory that a block takes once it is loaded."""
     return block.memory_bytes + (block.stop - block.start) * LAYER_BYTES
+
+
+def origin_memory_bytes(manifest: Manifest) -> int:
+    """The memory that head and drafter take at the origin; as much as their files where a bundle does not tell."""
+    return sum(entry.memory_bytes or sum(file.num_bytes for file in entry.files()) for entry in manifest.origin_entries)
 
 
 def mib(num_bytes: int) -> str:

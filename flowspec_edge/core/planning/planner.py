@@ -101,7 +101,7 @@ def _stages(choices: Choices, ring: FoundRing) -> tuple[PlannedStage, ...]:
         device, blocks = choices.devices[i], choices.model.blocks[first : first + count]
         first += count
         precision = choices.precision(i, count, ring.num_rows)
-        memory_bytes = choices.model.memory_bytes(precision, count, has_half_cache=device.has_half_cache)
+        memory_bytes = choices.model.memory_bytes_on(device, precision, count)
         start, stop = blocks[0][0], blocks[-1][1]
         stages.append(
             PlannedStage(
@@ -153,7 +153,7 @@ def _one_more(choices: Choices, node: str, ring: FoundRing) -> Instead:
     for end in ends:
         if end != node:
             measured[name, end], measured[end, name] = links.between(node, end), links.between(end, node)
-    another = replace(like, node=name, beside_ms=0.0, loaded=None, machine="")
+    another = replace(like, node=name, beside_ms=0.0, beside_bytes=0, loaded=None, machine="")
     more = Choices([*near_ones, another], replace(links, measured=measured), choices.model, choices.throughput)
     return Instead(node, max(rate_of(RingSearch(more.problem()).best()), ring.tokens_per_s))
 
@@ -170,8 +170,7 @@ def _left_out(choices: Choices, search: RingSearch, ring: FoundRing) -> list[Lef
         if choices.fits[i]:
             with_it = search.best_of([*ring.order, i], ring.num_rows if same_size else None)
         if not choices.fits[i]:
-            half = device.has_half_cache
-            least = min(model.memory_bytes(precision, 1, has_half_cache=half) for precision in device.layer)
+            least = min(model.memory_bytes_on(device, precision, 1) for precision in device.layer)
             reason = f"{mib(device.free_memory_bytes)} free; a stage of the fewest layers needs {mib(least)}"
         elif with_it is not None and any(hop.link is CUT for hop in _hops(choices, with_it)):
             reason = "cannot reach the nodes that would be its neighbours"

@@ -203,9 +203,9 @@ class _Search:
         """How many blocks may stand by on a device beside its stage. An idle one is to have room for their caches."""
         own, model, precision = len(self._own[i]), self._model, self._precisions[i]
         device = self._choices.devices[i]
-        limit, half = device.free_memory_bytes * (1 - RESERVE_SHARE), device.has_half_cache
+        limit = device.free_memory_bytes * (1 - RESERVE_SHARE)
         for count in range(self._num_blocks - own, 0, -1):
-            needed = model.memory_bytes(precision, own or count, has_half_cache=half)
+            needed = model.memory_bytes_on(device, precision, own or count)
             needed += self._held_bytes(i, count) if own else 0
             if needed <= limit:
                 return count

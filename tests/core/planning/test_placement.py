@@ -1,12 +1,23 @@
 """Equal shares, memory limits, and what is said when the model does not fit."""
 
+import dataclasses
+import json
 from collections.abc import Sequence
 
 import pytest
 
-from flowspec_edge.core.planning.placement import RUNTIME_BYTES, NodeOffer, StagePlan, spread_layers, stage_memory_bytes
+from flowspec_edge.bundle import DEMO_BUNDLE
+from flowspec_edge.core.planning.placement import (
+    RUNTIME_BYTES,
+    NodeOffer,
+    StagePlan,
+    origin_memory_bytes,
+    spread_layers,
+    stage_memory_bytes,
+)
 from flowspec_edge.errors import PlacementError
-from flowspec_edge.manifest import BlockEntry
+from flowspec_edge.manifest import BlockEntry, load_manifest
+from tests.narrowing import present
 
 MIB = 2**20
 
@@ -16,6 +27,24 @@ def make_blocks(num_blocks: int, memory_bytes: int = 100 * MIB) -> list[BlockEnt
         BlockEntry(file=f"{i}", num_bytes=1, sha256="", start=i, stop=i + 1, memory_bytes=memory_bytes)
         for i in range(num_blocks)
     ]
+
+
+def test_what_the_origin_loads_counts_as_its_bundle_says_or_as_its_files() -> None:
+    manifest = load_manifest(DEMO_BUNDLE)
+    head, drafter = manifest.head, present(manifest.drafter)
+    told = dataclasses.replace(
+        manifest,
+        head=dataclasses.replace(head, memory_bytes=5 * MIB),
+        drafter=dataclasses.replace(drafter, memory_bytes=7 * MIB),
+    )
+    assert origin_memory_bytes(told) == 12 * MIB
+    older = dataclasses.replace(
+        manifest,
+        head=dataclasses.replace(head, memory_bytes=0),
+        drafter=dataclasses.replace(drafter, memory_bytes=0, top=head),
+    )
+    assert origin_memory_bytes(older) == 2 * head.num_bytes + drafter.num_bytes
+    assert "memory_bytes" not in json.loads(older.to_json())["head"], "a digest stays what it was"
 
 
 def ranges(plans: Sequence[StagePlan]) -> list[tuple[str, int, int]]:

@@ -90,6 +90,19 @@ def test_a_board_with_caches_in_float16_has_room_for_longer_contexts() -> None:
         plan_ring([make_device("whole", free=needed)], LAN, model, FLOWSPEC)
 
 
+def test_an_origin_that_serves_needs_memory_for_head_and_drafter_too() -> None:
+    model = make_model()
+    needed = model.memory_bytes("int8", 16) + 30 * MIB
+    plan = plan_ring([make_device("origin", free=needed, beside_bytes=30 * MIB)], LAN, model, FLOWSPEC)
+    assert (plan.stages[0].memory_bytes, plan.stages[0].left_bytes) == (needed, 0)
+    tight = [make_device("origin", free=needed - 1, beside_bytes=30 * MIB), make_device("pi", 50.0)]
+    start, stop = ranges(plan_ring(tight, LAN, model, FLOWSPEC))["origin"]
+    assert stop - start == 15
+    without_room = make_device("origin", free=model.memory_bytes("int8", 1), beside_bytes=30 * MIB)
+    (out,) = plan_ring([without_room, make_device("pi")], LAN, model, FLOWSPEC).left_out
+    assert out.reason == "175 MiB free; a stage of the fewest layers needs 205 MiB"
+
+
 def test_a_board_that_would_slow_the_ring_is_left_out_by_name() -> None:
     devices = [make_device("pi-a"), make_device("pi-b"), make_device("pi-zero", 400.0)]
     plan = plan_ring(devices, LAN, make_model(), FLOWSPEC)

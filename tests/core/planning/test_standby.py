@@ -108,6 +108,14 @@ def test_with_room_for_one_stage_the_one_that_is_fetched_the_slowest_gets_it() -
     assert found["a"].plan is None and found["c"].plan is None
 
 
+def test_what_an_origin_needs_for_head_and_drafter_is_no_room_for_layers() -> None:
+    model = make_model(12)
+    devices = [make_device(name, free=room_for(model, 4, 2)) for name in "abc"]
+    assert held(standbys_of(devices, model, ring=RING)["b"]) == {"a": (4, 6), "c": (6, 8)}
+    devices[0] = dataclasses.replace(devices[0], beside_bytes=MIB)
+    assert standbys_of(devices, model, ring=RING)["b"].plan is None
+
+
 def test_of_two_boards_the_emptier_one_takes_layers() -> None:
     model, ring = make_model(16), ring_of(a=(0, 4), b=(4, 8), c=(8, 12), d=(12, 16))
     devices = [make_device(name, free=room_for(model, 4, 0)) for name in "abcd"]

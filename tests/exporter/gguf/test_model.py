@@ -88,7 +88,10 @@ def weights_of(path: Path) -> dict[str, np.ndarray]:
     arrays = {tensor.name: tensor for tensor in graph.initializer}
     found: dict[str, np.ndarray] = {}
     for node in graph.node:
-        name = node.name.removeprefix("/layers.0/").rpartition("/")[0]
+        named = [name for name in node.input if name.endswith(("/levels", "/weights"))]
+        if not named:
+            continue
+        name = named[0].removeprefix("/layers.0/").rpartition("/")[0]
         if node.op_type == "MatMulNBits":
             attributes = {attribute.name: attribute.i for attribute in node.attribute}
             levels, scales = (numpy_helper.to_array(arrays[given]) for given in node.input[1:])
@@ -98,8 +101,8 @@ def weights_of(path: Path) -> dict[str, np.ndarray]:
             if (offsets := f"/layers.0/{name}/offsets") in arrays:
                 weights += numpy_helper.to_array(arrays[offsets]).T[..., None]
             found[name] = weights.reshape(attributes["N"], attributes["K"])
-        elif f"/layers.0/{name}/weights" in arrays:
-            found[name] = numpy_helper.to_array(arrays[f"/layers.0/{name}/weights"]).astype(np.float32).T
+        else:
+            found[name] = numpy_helper.to_array(arrays[named[0]]).astype(np.float32).T
     return found
 
 
