@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from flowspec_edge.allocator import give_back_freed, set_thresholds
 
-_LOADING_BYTES = 1 << 20
+_LOADING_BYTES = 1 << 17
 """Pieces of memory below this size are not weights."""
 _RUNNING_BYTES = 32 << 20
 """The limit below which glibc takes memory from the heap, as it sets it itself once large pieces have been freed."""
