@@ -89,7 +89,7 @@ class Answer:
         tool_calls: calls of tools, in the order in which they were written.
         logprobs: of each token, where they were asked for.
         finish_reason: ``stop``, ``length`` or ``tool_calls``, once it has ended.
-        statistics: figures of the generation, once it has ended (README, "What the figures mean"). Where it
+        statistics: figures of the generation, once it has ended (docs/clients.md, "What the figures mean"). Where it
             was resumed, ``completion_tokens`` counts all tokens, the last server was given the first
             ``resumed_tokens`` of them, and the other figures are of what it wrote itself.
     """

@@ -17,6 +17,9 @@ HOUSE = House.read()
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
+    "docs/boards.md",
+    "docs/models.md",
+    "docs/clients.md",
     "docs/design.md",
     "docs/performance.md",
     "docs/reliability.md",

@@ -121,7 +121,7 @@ class Answer:
         return Logprobs(tokens=logprobs, offsets=offsets, texts={token: self._bytes_of(token) for token in named})
 
     def _report(self) -> dict[str, Any]:
-        """The statistics of a finished generation, as users see them (README, "What the figures mean")."""
+        """The statistics of a finished generation, as users see them (docs/clients.md, "What the figures mean")."""
         decode_s = self._last - (self._first or self._last)
         counts = sum(self._counts, GenerationStatistics())
         return {
