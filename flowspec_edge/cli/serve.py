@@ -165,18 +165,19 @@ async def _serve_api(
     built = _build(service, api, node.settings.bundles[0], chat, limits, advise, is_strict=options.strict)
     app = await serve_app(built, api.host, port, tls=tls, cancels_on_disconnect=True, explains_tls=True)
     try:
-        url = api_url(api, app.port)
-        name, cluster = node.settings.name, node.settings.cluster
-        print(f"model {service.model} at {url}, node {name}, cluster {cluster}. Ctrl-C ends it.", flush=True)
-        await _print_tools(chat)
-        print(f"chat with it, and watch its boards: {url.removesuffix('v1')}", flush=True)
-        print_welcome(api, url)
-        async with (
-            announced(_record(service, api, name, app.port)) as announcer,
-            _kept_true(api, announcer),
-            ServiceManager().serving(f"{service.model} on port {app.port}"),
-        ):
-            await until_interrupted()
+        with contextlib.suppress(asyncio.CancelledError):  # it serves, and Ctrl-C is how that ends
+            url = api_url(api, app.port)
+            name, cluster = node.settings.name, node.settings.cluster
+            print(f"model {service.model} at {url}, node {name}, cluster {cluster}. Ctrl-C ends it.", flush=True)
+            await _print_tools(chat)
+            print(f"chat with it, and watch its boards: {url.removesuffix('v1')}", flush=True)
+            print_welcome(api, url)
+            async with (
+                announced(_record(service, api, name, app.port)) as announcer,
+                _kept_true(api, announcer),
+                ServiceManager().serving(f"{service.model} on port {app.port}"),
+            ):
+                await until_interrupted()
     finally:
         await app.close()
 

@@ -106,7 +106,7 @@ async def test_without_room_it_refuses_by_name(node: Opened) -> None:
         assert isinstance(await asked.prepare(0, 2), wire.LayersPrepared)
         refusal = await asked.prepare(2, 3)
         assert isinstance(refusal, wire.StageFailure)
-        assert refusal.reason == "layers [2, 3) cannot stand by: node hall has 2 MiB free, and they need 4 MiB"
+        assert refusal.reason == "layers [2, 3) cannot stand by: node hall has 2 MiB free, and they need 3 MiB"
     assert FakeRunner.loaded == [(0, 1), (1, 2)]
 
 

@@ -72,9 +72,10 @@ async def rest_of(answer: Answer) -> None:
         pass
 
 
-def num_resumed(answer: Answer) -> int:
-    """How many tokens its last server was given."""
-    return int(present(answer.statistics)["resumed_tokens"])
+def nums_resumed(answers: Sequence[Answer]) -> list[int]:
+    """How many tokens the last server of each was given, but for those that were whole when the first one was lost."""
+    given = [present(answer.statistics).get("resumed_tokens") for answer in answers]
+    return [num for num in given if num is not None]
 
 
 @pytest.mark.slow
@@ -100,7 +101,7 @@ async def test_the_text_goes_on_at_another_server_at_the_same_one_and_ends_named
             )
             await first.kill()
             await asyncio.gather(*map(rest_of, answers))
-            assert all(NUM_BEFORE <= num_resumed(answer) < 80 for answer in answers)
+            assert (nums := nums_resumed(answers)) and all(NUM_BEFORE <= num < 80 for num in nums)
             assert [answer.token_ids for answer in answers[:2]] == expected
             assert [answer.text for answer in answers] == [*map(tokenizer.decode, expected), whole[: whole.index(stop)]]
             assert [answer.finish_reason for answer in answers] == ["length", "length", "stop"]
@@ -110,7 +111,7 @@ async def test_the_text_goes_on_at_another_server_at_the_same_one_and_ends_named
             async with serve_process(*options, port=int(second.url.rpartition(":")[2])):
                 await asyncio.gather(*map(rest_of, answers))
             assert [answer.token_ids for answer in answers] == expected
-            assert all(NUM_BEFORE <= num_resumed(answer) < 80 for answer in answers)
+            assert (nums := nums_resumed(answers)) and all(NUM_BEFORE <= num < 80 for num in nums)
 
         async with serve_process(*options) as last, Client(last.url, resume=True, resume_within_s=3) as client:
             answer = await begun(client, prompt, OPTIONS[0])
