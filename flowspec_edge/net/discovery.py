@@ -7,14 +7,24 @@ A record is a hint and never a sign of life: the record of a killed node remains
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from zeroconf import (
+    DNSOutgoing,
+    DNSQuestion,
+    IPVersion,
+    RecordUpdate,
+    RecordUpdateListener,
+    ServiceStateChange,
+    Zeroconf,
+    current_time_millis,
+)
 from zeroconf import Error as ZeroconfError
-from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from flowspec_edge.core.cluster.address import Address
@@ -35,6 +45,15 @@ MAX_LABEL_BYTES = 55
 MAX_RECORD_ADDRESSES = 16
 """Addresses that are taken of one record: a board has a few, and whoever forges more must not fill the memory of all.
 """
+MAX_NAMES = 512
+"""Names of which records are kept, those of printers and the like included, which are heard as well. Anyone may
+announce any number of names, each of which costs a kilobyte for the 20 minutes at least that zeroconf keeps it."""
+FORGET_S = 5.0
+"""How long to keep the next ones at least, where there were more."""
+FAR_MS = 1000.0 * 2**32
+"""Beyond the life of any record."""
+QUERY, POINTER, INTERNET = 0, 12, 1
+"""A message, a type and a class (RFC 1035, 4.1.1 and 3.2)."""
 
 _log = logging.getLogger(__name__)
 
@@ -139,7 +158,7 @@ class Browser:
         Raises:
             NodeUnavailableError: no network interface can be used for mDNS.
         """
-        zeroconf = open_zeroconf(host)
+        zeroconf = open_zeroconf(host, browsed=SERVICE_TYPE)
         browser = cls(zeroconf, tell)
         browser._browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE_TYPE, handlers=[browser._take_change])
         return browser
@@ -160,8 +179,9 @@ class Browser:
         if state_change is ServiceStateChange.Removed:
             self._heard.discard(name)
             self._tell(RecordGone(name))
-        elif len(self._asking) < MAX_ASKING:
-            is_known = state_change is ServiceStateChange.Updated
+            return
+        is_known = state_change is ServiceStateChange.Updated
+        if (not self._take_from_cache(zeroconf, name) or is_known) and len(self._asking) < MAX_ASKING:
             asking = self._ask_twice(zeroconf, name) if is_known else self._ask(zeroconf, name)
             task = asyncio.get_running_loop().create_task(asking, name=f"mDNS record {name}")
             self._asking.add(task)
@@ -173,20 +193,37 @@ class Browser:
         await asyncio.sleep(FLUSH_S)
         await self._ask(zeroconf, name)
 
-    async def _ask(self, zeroconf: Zeroconf, name: str) -> None:
-        try:
+    def _take_from_cache(self, zeroconf: Zeroconf, name: str) -> bool:
+        """Whether the record has come with its name, as that of a node does."""
+        with _as_it_is_announced(name):
             info = AsyncServiceInfo(SERVICE_TYPE, name)
-            if not await info.async_request(zeroconf, RECORD_MS):
-                return
-        except ZeroconfError as cause:  # anyone may announce a name that is none
-            _log.debug("mDNS record %r cannot be asked for: %s", name, cause)
-            return
+            if info.load_from_cache(zeroconf):
+                self._take(info)
+                return True
+        return False
+
+    async def _ask(self, zeroconf: Zeroconf, name: str) -> None:
+        with _as_it_is_announced(name):
+            info = AsyncServiceInfo(SERVICE_TYPE, name)
+            if await info.async_request(zeroconf, RECORD_MS):
+                self._take(info)
+
+    def _take(self, info: AsyncServiceInfo) -> None:
         record = _record_from(info)
         if record is None:
-            _log.debug("mDNS record %r is not a node's", name)
+            _log.debug("mDNS record %r is not a node's", info.name)
         else:
-            self._heard.add(name)
+            self._heard.add(info.name)
             self._tell(record)
+
+
+@contextlib.contextmanager
+def _as_it_is_announced(name: str) -> Iterator[None]:
+    """Anyone may announce a name that is none, and zeroconf raises at it."""
+    try:
+        yield
+    except ZeroconfError as cause:
+        _log.debug("mDNS record %r cannot be asked for: %s", name, cause)
 
 
 def _packed(addresses: Sequence[str]) -> list[bytes]:
@@ -198,15 +235,57 @@ def _packed(addresses: Sequence[str]) -> list[bytes]:
         ) from cause
 
 
-def open_zeroconf(host: str) -> AsyncZeroconf:
-    """mDNS for a listener on ``host``. Raises NodeUnavailableError where it cannot be used."""
+class _Forgetter(RecordUpdateListener):
+    """Has zeroconf forget all records where it has more than MAX_NAMES, and asks for those of ``browsed`` again.
+
+    Who is there answers at once; what was forged has to be forged again.
+    """
+
+    def __init__(self, zeroconf: Zeroconf, browsed: str | None) -> None:
+        super().__init__()
+        self._zeroconf, self._browsed = zeroconf, browsed
+        self._forgetting: asyncio.TimerHandle | None = None
+        self._forgot_at = float("-inf")
+
+    def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
+        pass  # none is in the cache yet
+
+    def async_update_records_complete(self) -> None:
+        if len(self._zeroconf.cache.cache) > MAX_NAMES and self._forgetting is None:
+            loop = asyncio.get_running_loop()
+            self._forgetting = loop.call_at(max(loop.time(), self._forgot_at + FORGET_S), self._forget)
+
+    def _forget(self) -> None:
+        """As if the time of all records were over, so that a browser is told of each that it has heard."""
+        self._forgetting, self._forgot_at = None, asyncio.get_running_loop().time()
+        if self._zeroconf.done:
+            return
+        later, manager = current_time_millis() + FAR_MS, self._zeroconf.record_manager
+        expired = self._zeroconf.cache.async_expire(later)
+        manager.async_updates(later, [RecordUpdate(record, record) for record in expired])
+        manager.async_updates_complete(False)
+        _log.debug("more than %d names were announced by mDNS; all are forgotten and asked for again", MAX_NAMES)
+        if self._browsed is not None:
+            message = DNSOutgoing(QUERY)
+            message.add_question(DNSQuestion(self._browsed, POINTER, INTERNET))
+            self._zeroconf.async_send(message)
+
+
+def open_zeroconf(host: str, *, browsed: str | None = None) -> AsyncZeroconf:
+    """mDNS for a listener on ``host``, and for a browser of the service type ``browsed``.
+
+    Raises:
+        NodeUnavailableError: it cannot be used.
+    """
     try:
-        return AsyncZeroconf(interfaces=multicast_addresses(host), ip_version=IPVersion.V4Only)
+        zeroconf = AsyncZeroconf(interfaces=multicast_addresses(host), ip_version=IPVersion.V4Only)
     except (OSError, RuntimeError) as cause:  # RuntimeError: no interface has an address
         raise NodeUnavailableError(
             f"mDNS cannot be used here ({system_words(cause)}); see that a network interface is up and that this user "
             "may open UDP port 5353"
         ) from cause
+    zeroconf.zeroconf.async_add_listener(_Forgetter(zeroconf.zeroconf, browsed), None)
+    return zeroconf
 
 
 def _record_from(info: AsyncServiceInfo) -> RecordHeard | None:

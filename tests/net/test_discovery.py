@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from zeroconf import IPVersion, ServiceStateChange
+from zeroconf import DNSAddress, DNSOutgoing, DNSPointer, IPVersion, ServiceStateChange
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+from zeroconf.const import _FLAGS_AA, _FLAGS_QR_RESPONSE, _TYPE_A
 
 from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.membership import MembershipEvent, RecordGone, RecordHeard
@@ -135,6 +136,39 @@ async def test_a_name_that_is_none_is_ignored_without_a_word(caplog: pytest.LogC
     assert any(task.done() for task in tasks) and all(task.exception() is None for task in tasks if task.done())
     await browser.close()
     assert not heard and not caplog.records
+
+
+async def test_a_flood_of_names_is_forgotten_and_who_is_there_is_heard_again(
+    cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zeroconf keeps ten thousand records, those of forged names for 20 minutes at least."""
+    monkeypatch.setattr(discovery, "MAX_NAMES", 64)
+    ears, num_told = Ears(cluster), 0
+
+    def tell(event: MembershipEvent) -> None:
+        nonlocal num_told
+        num_told += isinstance(event, RecordHeard) and event.cluster == cluster
+        ears(event)
+
+    browser = await Browser.start(tell, host="127.0.0.1")
+    announcer = await Announcer.start(make_announcement(cluster))
+    await ears.until(lambda records: len(records) == 1)
+    forger = AsyncZeroconf(interfaces=["127.0.0.1"], ip_version=IPVersion.V4Only)
+    await forger.zeroconf.async_wait_for_start()
+    for number in range(80):
+        forged = DNSOutgoing(_FLAGS_QR_RESPONSE | _FLAGS_AA)
+        name = DNSPointer(SERVICE_TYPE, discovery.POINTER, discovery.INTERNET, 4500, f"{number}.{SERVICE_TYPE}")
+        address = DNSAddress(f"{number}.local.", _TYPE_A, discovery.INTERNET, 4500, socket.inet_aton("127.0.0.1"))
+        for record in (name, address):
+            forged.add_answer_at_time(record, 0)
+        forger.zeroconf.async_send(forged)
+    assert num_told == 1
+    await ears.until(lambda records: num_told == 2 and len(records) == 1)
+    for zeroconf in (browser._zeroconf, announcer._zeroconf):
+        assert len(zeroconf.zeroconf.cache.cache) <= 64
+    await forger.async_close()
+    await announcer.close()
+    await browser.close()
 
 
 async def test_a_record_holds_no_secret_and_stays_small(cluster: str) -> None:
