@@ -101,7 +101,7 @@ async def _answers(url: str, model: str | None) -> bool:
 @contextlib.asynccontextmanager
 async def _heard(found: asyncio.Queue[tuple[str, str, bool]]) -> AsyncIterator[None]:
     """URL, model and need of a key of each server that is heard meanwhile are put into the queue."""
-    zeroconf = open_zeroconf(EVERY_INTERFACE, browsed=SERVICE_TYPE)
+    zeroconf = open_zeroconf(EVERY_INTERFACE)
     asking: set[asyncio.Task[None]] = set()
 
     async def ask(name: str) -> None:

@@ -10,21 +10,13 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any
 
-from zeroconf import (
-    DNSOutgoing,
-    DNSQuestion,
-    IPVersion,
-    RecordUpdate,
-    RecordUpdateListener,
-    ServiceStateChange,
-    Zeroconf,
-    current_time_millis,
-)
 from zeroconf import Error as ZeroconfError
+from zeroconf import IPVersion, RecordUpdate, RecordUpdateListener, ServiceStateChange, Zeroconf, current_time_millis
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from flowspec_edge.core.cluster.address import Address
@@ -52,8 +44,6 @@ FORGET_S = 5.0
 """How long to keep the next ones at least, where there were more."""
 FAR_MS = 1000.0 * 2**32
 """Beyond the life of any record."""
-QUERY, POINTER, INTERNET = 0, 12, 1
-"""A message, a type and a class (RFC 1035, 4.1.1 and 3.2)."""
 
 _log = logging.getLogger(__name__)
 
@@ -142,12 +132,12 @@ class Announcer:
 class Browser:
     """Listens for nodes of any cluster. It is made by :meth:`start`."""
 
-    def __init__(self, zeroconf: AsyncZeroconf, tell: Callable[[RecordHeard | RecordGone], None]) -> None:
-        self._zeroconf = zeroconf
+    def __init__(self, tell: Callable[[RecordHeard | RecordGone], None], host: str) -> None:
         self._tell = tell
         self._asking: set[asyncio.Task[None]] = set()
         self._heard: set[str] = set()  # names of records that were told
-        self._browser: AsyncServiceBrowser | None = None
+        self._zeroconf = open_zeroconf(host, when_forgotten=self._browse_again)
+        self._browser = self._browse()
 
     @classmethod
     async def start(cls, tell: Callable[[RecordHeard | RecordGone], None], *, host: str) -> Browser:
@@ -158,15 +148,11 @@ class Browser:
         Raises:
             NodeUnavailableError: no network interface can be used for mDNS.
         """
-        zeroconf = open_zeroconf(host, browsed=SERVICE_TYPE)
-        browser = cls(zeroconf, tell)
-        browser._browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE_TYPE, handlers=[browser._take_change])
-        return browser
+        return cls(tell, host)
 
     async def close(self) -> None:
         """Stop listening. What was heard counts as withdrawn."""
-        if self._browser is not None:
-            await self._browser.async_cancel()
+        await self._browser.async_cancel()
         for task in self._asking:
             task.cancel()
         if self._asking:
@@ -175,6 +161,19 @@ class Browser:
         for name in self._heard:
             self._tell(RecordGone(name))
 
+    def _browse(self) -> AsyncServiceBrowser:
+        """Ask who is there, now and from time to time."""
+        return AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE_TYPE, handlers=[self._take_change])
+
+    def _browse_again(self) -> None:
+        self._run(self._browser.async_cancel(), "end of an mDNS browser")
+        self._browser = self._browse()
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
     def _take_change(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is ServiceStateChange.Removed:
             self._heard.discard(name)
@@ -182,10 +181,8 @@ class Browser:
             return
         is_known = state_change is ServiceStateChange.Updated
         if (not self._take_from_cache(zeroconf, name) or is_known) and len(self._asking) < MAX_ASKING:
-            asking = self._ask_twice(zeroconf, name) if is_known else self._ask(zeroconf, name)
-            task = asyncio.get_running_loop().create_task(asking, name=f"mDNS record {name}")
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+            ask = self._ask_twice if is_known else self._ask
+            self._run(ask(zeroconf, name), f"mDNS record {name}")
 
     async def _ask_twice(self, zeroconf: Zeroconf, name: str) -> None:
         """At once, when the addresses of before are still in it, and when they have gone."""
@@ -236,19 +233,19 @@ def _packed(addresses: Sequence[str]) -> list[bytes]:
 
 
 class _Forgetter(RecordUpdateListener):
-    """Has zeroconf forget all records where it has more than MAX_NAMES, and asks for those of ``browsed`` again.
+    """Has zeroconf forget all records where it has more than MAX_NAMES, as if the time of all were over.
 
-    Who is there answers at once; what was forged has to be forged again.
+    A browser is told so of each. Who is there answers the next question, and what was forged has to be forged again.
     """
 
-    def __init__(self, zeroconf: Zeroconf, browsed: str | None) -> None:
+    def __init__(self, zeroconf: Zeroconf, when_forgotten: Callable[[], None]) -> None:
         super().__init__()
-        self._zeroconf, self._browsed = zeroconf, browsed
+        self._zeroconf, self._when_forgotten = zeroconf, when_forgotten
         self._forgetting: asyncio.TimerHandle | None = None
         self._forgot_at = float("-inf")
 
     def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
-        pass  # none is in the cache yet
+        pass  # they are not in the cache yet
 
     def async_update_records_complete(self) -> None:
         if len(self._zeroconf.cache.cache) > MAX_NAMES and self._forgetting is None:
@@ -256,23 +253,19 @@ class _Forgetter(RecordUpdateListener):
             self._forgetting = loop.call_at(max(loop.time(), self._forgot_at + FORGET_S), self._forget)
 
     def _forget(self) -> None:
-        """As if the time of all records were over, so that a browser is told of each that it has heard."""
         self._forgetting, self._forgot_at = None, asyncio.get_running_loop().time()
         if self._zeroconf.done:
             return
+        _log.debug("more than %d names were announced by mDNS; all are forgotten", MAX_NAMES)
         later, manager = current_time_millis() + FAR_MS, self._zeroconf.record_manager
         expired = self._zeroconf.cache.async_expire(later)
         manager.async_updates(later, [RecordUpdate(record, record) for record in expired])
         manager.async_updates_complete(False)
-        _log.debug("more than %d names were announced by mDNS; all are forgotten and asked for again", MAX_NAMES)
-        if self._browsed is not None:
-            message = DNSOutgoing(QUERY)
-            message.add_question(DNSQuestion(self._browsed, POINTER, INTERNET))
-            self._zeroconf.async_send(message)
+        self._when_forgotten()
 
 
-def open_zeroconf(host: str, *, browsed: str | None = None) -> AsyncZeroconf:
-    """mDNS for a listener on ``host``, and for a browser of the service type ``browsed``.
+def open_zeroconf(host: str, *, when_forgotten: Callable[[], None] = lambda: None) -> AsyncZeroconf:
+    """mDNS for a listener on ``host``. It keeps records of MAX_NAMES names at most, and says when it has forgotten all.
 
     Raises:
         NodeUnavailableError: it cannot be used.
@@ -284,7 +277,7 @@ def open_zeroconf(host: str, *, browsed: str | None = None) -> AsyncZeroconf:
             f"mDNS cannot be used here ({system_words(cause)}); see that a network interface is up and that this user "
             "may open UDP port 5353"
         ) from cause
-    zeroconf.zeroconf.async_add_listener(_Forgetter(zeroconf.zeroconf, browsed), None)
+    zeroconf.zeroconf.async_add_listener(_Forgetter(zeroconf.zeroconf, when_forgotten), None)
     return zeroconf
 
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from zeroconf import DNSAddress, DNSOutgoing, DNSPointer, IPVersion, ServiceStateChange
+from zeroconf import IPVersion, ServiceStateChange
+from zeroconf._dns import DNSAddress, DNSPointer
+from zeroconf._protocol.outgoing import DNSOutgoing
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
-from zeroconf.const import _FLAGS_AA, _FLAGS_QR_RESPONSE, _TYPE_A
+from zeroconf.const import _CLASS_IN, _FLAGS_AA, _FLAGS_QR_RESPONSE, _TYPE_A, _TYPE_PTR
 
 from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.membership import MembershipEvent, RecordGone, RecordHeard
@@ -165,8 +167,8 @@ async def test_a_flood_of_names_is_forgotten_and_who_is_there_is_heard_again(
     await forger.zeroconf.async_wait_for_start()
     for number in range(80):
         forged = DNSOutgoing(_FLAGS_QR_RESPONSE | _FLAGS_AA)
-        name = DNSPointer(SERVICE_TYPE, discovery.POINTER, discovery.INTERNET, 4500, f"{number}.{SERVICE_TYPE}")
-        address = DNSAddress(f"{number}.local.", _TYPE_A, discovery.INTERNET, 4500, socket.inet_aton("127.0.0.1"))
+        name = DNSPointer(SERVICE_TYPE, _TYPE_PTR, _CLASS_IN, 4500, f"{number}.{SERVICE_TYPE}")
+        address = DNSAddress(f"{number}.local.", _TYPE_A, _CLASS_IN, 4500, socket.inet_aton("127.0.0.1"))
         for record in (name, address):
             forged.add_answer_at_time(record, 0)
         forger.zeroconf.async_send(forged)
