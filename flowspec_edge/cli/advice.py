@@ -7,6 +7,7 @@ from typing import Any
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.cli.access import DEFAULT_CLUSTER, Access, open_join_line
+from flowspec_edge.cli.api_access import code_rows
 from flowspec_edge.cli.run_doctor import look_around
 from flowspec_edge.core.cluster.diagnosis import diagnose
 from flowspec_edge.core.planning.placement import stage_memory_bytes
@@ -28,13 +29,17 @@ def advice_of(directory: Directory, bundle: Bundle, access: Access, cluster: str
     }
 
 
-def join_advice(access: Access, cluster: str) -> dict[str, str]:
-    """How another board joins, without the cluster's key: whoever may ask the API may not do all that boards may."""
+def join_advice(access: Access, cluster: str) -> dict[str, Any]:
+    """How another board joins, without the cluster's key: whoever may ask the API may not do all that boards may.
+
+    ``code``, of a line that is whole, is the line as a QR code: rows of characters, 1 where it is dark.
+    """
     if access.credentials is not None:
         text = "Run this where the server runs. It prints the line for the new board, with the cluster's key in it."
         label = "" if cluster == DEFAULT_CLUSTER else f" Add --cluster {cluster} to that line."
         return {"text": text + label, "command": "flowspec key show"}
     if access.is_insecure and not access.is_loopback:
-        return {"text": "Run this on the new board.", "command": open_join_line(cluster)}
+        line = open_join_line(cluster)
+        return {"text": "Run this on the new board.", "command": line, "code": code_rows(line)}
     text = "This server uses this machine alone. With a cluster key, and started again, it takes in other boards."
     return {"text": text, "command": "flowspec key new"}

@@ -14,6 +14,8 @@ from flowspec_edge.errors import RequestError, plain_text
 from flowspec_edge.net.addresses import is_loopback
 
 if TYPE_CHECKING:
+    import segno
+
     from flowspec_edge.net.certificates import ServingCertificate
     from flowspec_edge.web.guard import Guard
 
@@ -116,10 +118,19 @@ and a browser: Settings, Privacy and security, Certificates, Authorities, Import
 
 
 def print_code(text: str) -> None:
-    """A QR code of that text."""
+    """A QR code of that text, on the terminal."""
+    _code_of(text).terminal(sys.stdout, compact=True)
+
+
+def code_rows(text: str) -> list[str]:
+    """A QR code of that text, without its border: for each row its modules, ``1`` where one is dark."""
+    return ["".join(map(str, row)) for row in _code_of(text).matrix]
+
+
+def _code_of(text: str) -> segno.QRCode:
     import segno
 
-    segno.make(text, error="m", micro=False).terminal(sys.stdout, compact=True)
+    return segno.make(text, error="m", micro=False)
 
 
 def _checked_origin(origin: str) -> str:

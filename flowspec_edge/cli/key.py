@@ -30,8 +30,7 @@ examples:
 """
 API_DESCRIPTION = """\
 Beyond this machine `flowspec serve` answers only who sends a key. Each client may have one of its own, under a name. A
-key is shown when it is made; what is kept of it, in a file of mode 0600, does not tell it. A server that runs heeds \
-both
+key is shown when it is made; what is kept of it, in a file of mode 0600, does not tell it. A server that runs heeds
 new keys and revoked ones at once.
 
 examples:
@@ -45,6 +44,11 @@ examples:
 @dataclass(frozen=True, kw_only=True)
 class KeyCommand:
     json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowKeyCommand(KeyCommand):
+    qr: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +81,10 @@ def add_key(commands: Commands) -> None:
     taken.add_argument("key", nargs="?", metavar="KEY", help="without it, it is asked for; - reads standard input")
     for action in (show, new, taken):
         _add_json(action)
-    set_command(show, KeyCommand, show_key)
-    set_command(new, KeyCommand, make_new_key)
+    for action in (show, new):
+        action.add_argument("--qr", action="store_true", help="print the line as a QR code as well")
+    set_command(show, ShowKeyCommand, show_key)
+    set_command(new, ShowKeyCommand, make_new_key)
     set_command(taken, SetKeyCommand, take_key)
     api = actions.add_parser(
         "api",
@@ -111,7 +117,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 # ------------------------------------------------------------------------ the cluster's
 
 
-async def show_key(options: KeyCommand) -> int:
+async def show_key(options: ShowKeyCommand) -> int:
     """Print this machine's key. Raises ClusterKeyError where there is none."""
     known = load_key()
     if known is None:
@@ -123,7 +129,7 @@ async def show_key(options: KeyCommand) -> int:
     return 0
 
 
-async def make_new_key(options: KeyCommand) -> int:
+async def make_new_key(options: ShowKeyCommand) -> int:
     """Replace the key by a new one. Raises StateError where its file cannot be used."""
     secret, kept = replace_key()
     _print_key(secret, options)
@@ -155,8 +161,10 @@ def _print_key(secret: bytes, options: KeyCommand) -> None:
     if options.json:
         fingerprint = derive_credentials(secret).fingerprint
         print(json.dumps({"key": key, "fingerprint": fingerprint, "file": str(key_path()), "join": join}))
-    else:
-        print(f"{key}\n\nOn every other board, run:\n\n    {join}\n")
+        return
+    print(f"{key}\n\nOn every other board, run:\n\n    {join}\n")
+    if isinstance(options, ShowKeyCommand) and options.qr:
+        print_code(join)
 
 
 def _print_kept(kept: object) -> None:

@@ -13,7 +13,7 @@ from flowspec_edge.cli.access import (
     neighbourhood,
     open_access,
 )
-from flowspec_edge.cli.key import KeyCommand, SetKeyCommand, make_new_key, show_key, take_key
+from flowspec_edge.cli.key import SetKeyCommand, ShowKeyCommand, make_new_key, show_key, take_key
 from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.cluster.key_text import format_key, parse_key
 from flowspec_edge.errors import ClusterKeyError, KeyTextError, RequestError
@@ -77,11 +77,13 @@ async def test_a_node_refuses_the_network_without_a_key() -> None:
 
 async def test_key_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClusterKeyError, match="flowspec key new"):
-        await show_key(KeyCommand())
-    await make_new_key(KeyCommand())
+        await show_key(ShowKeyCommand())
+    await make_new_key(ShowKeyCommand())
     key = capsys.readouterr().out.splitlines()[0]
-    await show_key(KeyCommand())
-    assert f"flowspec key set {key} && flowspec node" in capsys.readouterr().out
+    await show_key(ShowKeyCommand(qr=True))
+    told = capsys.readouterr().out
+    assert f"flowspec key set {key} && flowspec node" in told
+    assert "\u2580" in told, "the line as a code to scan"
     other = format_key(bytes(20))
     reading, writing = os.pipe()
     os.write(writing, f"{other}\n".encode())
@@ -92,7 +94,7 @@ async def test_key_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     told = capsys.readouterr().out
     assert key not in told and other not in told
     assert "cluster.key.old" in told
-    await show_key(KeyCommand(json=True))
+    await show_key(ShowKeyCommand(json=True))
     report = json.loads(capsys.readouterr().out)
     assert (report["key"], report["file"]) == (other, str(key_path()))
     with pytest.raises(KeyTextError):

@@ -18,7 +18,7 @@ from flowspec_edge.cli.chat import ChatCommand
 from flowspec_edge.cli.demo import DemoCommand
 from flowspec_edge.cli.devices import DevicesCommand
 from flowspec_edge.cli.doctor import DoctorCommand
-from flowspec_edge.cli.key import AddApiKeyCommand, KeyCommand, RevokeApiKeyCommand, SetKeyCommand
+from flowspec_edge.cli.key import AddApiKeyCommand, KeyCommand, RevokeApiKeyCommand, SetKeyCommand, ShowKeyCommand
 from flowspec_edge.cli.main import build_parser
 from flowspec_edge.cli.node import NodeCommand
 from flowspec_edge.cli.plan import PlanCommand
@@ -62,7 +62,7 @@ COMMANDS = [
         f"b --testbed t --schedule s --any-precision --context 9 --standby --json {NETWORK} {SEARCH}",
     ),
     (DemoCommand, "demo", f"--nodes 3 --boards t --prompt p --chat --port 8009 {TEXT} {BUNDLE} --json"),
-    (KeyCommand, "key show", "--json"),
+    (ShowKeyCommand, "key show", "--qr --json"),
     (SetKeyCommand, "key set", "k --json"),
     (AddApiKeyCommand, "key api add n", "k --qr --json"),
     (RevokeApiKeyCommand, "key api revoke n", "--json"),

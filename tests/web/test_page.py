@@ -41,7 +41,7 @@ ADVICE = {
         }
     ],
     "mdns_error": None,
-    "join": {"text": "Run this.", "command": "flowspec key show"},
+    "join": {"text": "Run this.", "command": "flowspec key show", "code": ["101", "010"]},
 }
 DESKTOP: dict[str, Any] = {"width": 1280, "height": 900}
 PHONE: dict[str, Any] = {"width": 390, "height": 844, "is_phone": True}
@@ -169,6 +169,8 @@ async def test_what_the_network_says_is_text(page: Page) -> None:
     await page.until("document.querySelector('#advice-list .command')")
     assert await page.run("document.querySelector('#advice-list strong').textContent") == "<b>shed</b>: firewall"
     assert await page.run("document.querySelector('#advice-list b')") is None
+    dark = await page.run("document.querySelector('#advice-list .code path').getAttribute('d')")
+    assert dark == "M0 0h1v1h-1zM2 0h1v1h-1zM1 1h1v1h-1z"
     shown = await page.run("""import("/page/markdown.js").then(({ showMarkdown }) => {
         const node = document.createElement("div");
         showMarkdown(node, `# A *title*

@@ -3,6 +3,7 @@
 
 import { copy, makeButton } from "/page/chat.js";
 import { element } from "/page/markdown.js";
+import { svg } from "/page/ring.js";
 
 let shown = "";
 
@@ -17,10 +18,22 @@ export function showAdvice(advice) {
   if (advice.mdns_error) parts.push(element("p", `mDNS: ${advice.mdns_error}`));
   if (advice.join) {
     const head = element("strong", "Add a board. ");
-    parts.push(element("div", element("p", head, advice.join.text), commandOf(advice.join.command)));
+    const part = element("div", element("p", head, advice.join.text), commandOf(advice.join.command));
+    if (advice.join.code) part.append(codeOf(advice.join.code));
+    parts.push(part);
   }
   document.getElementById("advice").hidden = !parts.length;
   document.getElementById("advice-list").replaceChildren(...parts);
+}
+
+/** A QR code, of rows in which 1 is dark, with the border of four modules that scanners need. */
+function codeOf(rows) {
+  const code = svg("svg", { class: "code", role: "img", "aria-label": "The line as a QR code" });
+  const size = rows.length + 8;
+  code.setAttribute("viewBox", `-4 -4 ${size} ${size}`);
+  const dark = rows.flatMap((row, y) => [...row].flatMap((module, x) => (module === "1" ? `M${x} ${y}h1v1h-1z` : [])));
+  code.append(svg("path", { d: dark.join("") }));
+  return code;
 }
 
 function commandOf(command) {

@@ -119,10 +119,15 @@ function layOut(service, stages, width) {
 }
 
 function add(name, attributes, text = "") {
-  const node = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  const node = svg(name, attributes);
   node.textContent = text;
   picture.append(node);
+  return node;
+}
+
+export function svg(name, attributes) {
+  const node = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
   return node;
 }
 
