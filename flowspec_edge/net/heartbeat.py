@@ -24,10 +24,15 @@ class Heartbeat:
 
     def hear(self) -> None:
         """Something has come."""
-        self._heard_at, self._asked_at = self._loop.time(), None
+        self._heard_at = self._loop.time()
+        if self._asked_at is not None:  # the next question is due long before this one's answer was
+            self._asked_at = None
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._heard_at + self._quiet_s, self._look)
 
     def stop(self) -> None:
         self._timer.cancel()
+        self._asked_at = None
         self._ask = self._lose = _nothing  # they lead back to the link
 
     def _look(self) -> None:

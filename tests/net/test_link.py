@@ -29,6 +29,7 @@ from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.close_codes import CloseCode
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.frames import Opcode
+from flowspec_edge.net.heartbeat import Heartbeat
 from flowspec_edge.net.link import LinkServer, LinkTimeouts, open_link
 from flowspec_edge.net.server import serve_app
 from tests.narrowing import instance, present
@@ -415,6 +416,16 @@ async def test_a_port_in_use_is_named() -> None:
             NodeUnavailableError, match=f"^cannot listen on 127.0.0.1:{server.port}: address already in use; "
         ):
             await LinkServer.start("127.0.0.1", server.port, make_welcome, let_nobody_in)
+
+
+async def test_a_peer_that_has_answered_is_asked_again_as_soon_as_it_is_quiet() -> None:
+    asked: asyncio.Queue[bool] = asyncio.Queue()
+    heartbeat = Heartbeat(0.01, 60.0, lambda: asked.put_nowait(True), lambda why: None)
+    for _ in range(3):
+        async with asyncio.timeout(10):
+            await asked.get()
+        heartbeat.hear()
+    heartbeat.stop()
 
 
 async def test_a_heartbeat_finds_a_peer_that_stopped() -> None:
