@@ -265,7 +265,7 @@ class Link(asyncio.BufferedProtocol):
     def _lose(self, end: FlowspecError) -> None:
         self._finish(end)
         # Not at once: asyncio's TLS breaks where it is aborted while it hands on what it has read behind the end.
-        asyncio.get_running_loop().call_soon(self._transport.abort)
+        asyncio.get_running_loop().call_soon(self._abort_transport)
 
     def _lose_silent(self, why: str) -> None:
         self._lose(LinkLostError(f"peer {self.peer}: the {self.purpose} link was lost ({why})"))
@@ -284,6 +284,10 @@ class Link(asyncio.BufferedProtocol):
                 self._go_on_reading()
         self._closer = asyncio.create_task(self._shut(), name=f"link closer {self.peer}")
 
+    def _abort_transport(self) -> None:
+        if not self._gone.is_set():  # the TLS of Debian 12's Python, 3.11.2, breaks where it is aborted behind its end
+            self._transport.abort()
+
     async def _shut(self) -> None:
         """The link reads on until the peer's goodbye: a socket closed over unread bytes would reset the connection and
         take our last messages with it."""
@@ -291,7 +295,7 @@ class Link(asyncio.BufferedProtocol):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(limit_s):
                     await self._gone.wait()
-            self._transport.abort()
+            self._abort_transport()
         if self._gone.is_set():
             self._transport.close()  # of one that is closed already: asyncio's transport leaves its protocol
         if self._let_go is not None:

@@ -242,7 +242,7 @@ class Directory:
             self.tell(ms.PeerFailed(address, Failure(failure_kind(cause), text)))
             return
         peer = Peer(welcome.node, address, welcome.version, welcome.free_memory_bytes, tuple(welcome.bundles))
-        self.tell(ms.PeerAnswered(address, peer, known))
+        self.tell(ms.PeerAnswered(address, peer, known, link.peer_host))
 
     async def _remember(self, addresses: Sequence[Address]) -> None:
         try:

@@ -67,6 +67,11 @@ class Announcement:
         """``host:port``, as people write it."""
         return str(Address(self.host, self.port))
 
+    @property
+    def properties(self) -> dict[str, str]:
+        """What the record says beside the address (RFC 6763, 6)."""
+        return {"node": self.node, "cluster": self.cluster, "version": self.version, "key": self.fingerprint}
+
 
 class Announcer:
     """Keeps a record on the network, a node's for one. It is made by :meth:`start` or :meth:`start_record`."""
@@ -83,13 +88,8 @@ class Announcer:
         Raises:
             NodeUnavailableError: no network interface can be used for mDNS.
         """
-        properties = {
-            "node": announcement.node,
-            "cluster": announcement.cluster,
-            "version": announcement.version,
-            "key": announcement.fingerprint,
-        }
-        return await cls.start_record(SERVICE_TYPE, announcement.node, announcement.host, announcement.port, properties)
+        name, host, port = announcement.node, announcement.host, announcement.port
+        return await cls.start_record(SERVICE_TYPE, name, host, port, announcement.properties)
 
     @classmethod
     async def start_record(

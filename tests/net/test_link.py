@@ -5,7 +5,9 @@ import fcntl
 import socket
 import sys
 import time
+from asyncio import sslproto
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 import msgpack
@@ -268,6 +270,22 @@ async def test_a_goodbye_and_an_end_that_waited_unread_end_an_encrypted_link_qui
             await asyncio.sleep(0)
         await asyncio.gather(closing, pair.far.close())
     assert not broken
+
+
+async def test_an_encrypted_link_is_not_aborted_behind_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TLS of Debian 12's Python, 3.11.2, breaks there."""
+    was_there: list[bool] = []
+    abort = sslproto._SSLProtocolTransport.abort  # type: ignore[attr-defined]
+
+    def watched(transport: Any) -> None:
+        was_there.append(transport._ssl_protocol is not None)
+        abort(transport)
+
+    monkeypatch.setattr(sslproto._SSLProtocolTransport, "abort", watched)  # type: ignore[attr-defined]
+    async with linked(credentials=derive_credentials(bytes(range(20)))) as pair:
+        await pair.near.close()
+        await pair.far.close()
+    assert was_there and all(was_there)
 
 
 class Heard:

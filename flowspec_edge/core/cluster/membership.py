@@ -94,11 +94,14 @@ class AddressLearned:
 
 @dataclass(frozen=True, slots=True)
 class PeerAnswered:
-    """The node at ``address`` holds the key. ``known`` are the addresses that it told."""
+    """The node at ``address`` holds the key, and is on the machine that has the address ``host``. ``known`` are the
+    addresses that it told.
+    """
 
     address: Address
     peer: Peer
     known: tuple[Address, ...] = ()
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,8 @@ class Membership:
                 return self._drop_record(name, now)
             case AddressLearned(address, source):
                 return self._learn(address, source)
+            case PeerAnswered(address, peer, _, host) if peer.node == self.node:
+                return self._meet_namesake(address, host, now)
             case PeerAnswered(address, peer, known):
                 return self._join(address, peer, known, now)
             case PeerFailed(address, failure):
@@ -342,10 +347,6 @@ class Membership:
         hint = self.hints.get(address)
         if hint is None:
             return []
-        if peer.node == self.node:
-            why = f"the node at {address} has this node's own name, {peer.node}; give one of the two another --name"
-            is_news = hint.failure is None or hint.failure.kind != SAME_NAME
-            return ([ReportNamesake(why)] if is_news else []) + self._fail(address, Failure(SAME_NAME, why), now)
         actions: list[MembershipAction] = []
         if hint.node and hint.node != peer.node:
             actions += self._lose(address, f"{peer.node} answers at its address now")
@@ -371,6 +372,19 @@ class Membership:
         for other in known[:MAX_TOLD]:
             actions += self._learn(other, TOLD)
         return actions
+
+    def _meet_namesake(self, address: Address, host: str, now: float) -> list[MembershipAction]:
+        """Another node of this node's name, or this node itself, of which somebody has told by its host's name."""
+        hint = self.hints.get(address)
+        if hint is None:
+            return []
+        if Address(host, address.port) in self.own:
+            del self.hints[address]
+            self.own |= {address}
+            return []
+        why = f"the node at {address} has this node's own name, {self.node}; give one of the two another --name"
+        is_news = hint.failure is None or hint.failure.kind != SAME_NAME
+        return ([ReportNamesake(why)] if is_news else []) + self._fail(address, Failure(SAME_NAME, why), now)
 
     def _fail(self, address: Address, failure: Failure, now: float) -> list[MembershipAction]:
         hint = self.hints.get(address)

@@ -244,6 +244,14 @@ def test_a_namesake_is_no_peer_and_named(members: Membership) -> None:
     assert present(members.hints[HALL].failure).kind == ms.SAME_NAME
 
 
+def test_a_node_of_which_others_tell_by_the_name_of_its_host_knows_itself(members: Membership) -> None:
+    by_name = Address("pi-own.local", OWN.port)
+    assert members.handle(AddressLearned(by_name, ms.TOLD), 0) == [GreetPeer(by_name)]
+    assert members.handle(PeerAnswered(by_name, peer("pi-own", by_name), (), OWN.host), 0) == []
+    assert members.handle(AddressLearned(by_name, ms.TOLD), 1) == [], "it is not greeted again"
+    assert by_name not in members.hints
+
+
 def test_a_peer_is_told_of_a_later_one_soon_and_once(members: Membership) -> None:
     joined(members, "hall", HALL)
     joined(members, "attic", ATTIC, 1.0)
