@@ -11,36 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowspec_edge.core import codec, limits, wire
-from flowspec_edge.core.rows import Chunk, Passage, Row, SessionSpec
+from flowspec_edge.core.rows import Chunk, Passage, Row
 from flowspec_edge.errors import ProtocolError
 from tests.narrowing import instance, present
 
 U32 = st.integers(0, 2**32 - 1)
-PLAIN = [
-    wire.Hello("pi-kitchen", "0.1.0", 1, wire.CONTROL, ""),
-    wire.Welcome("pi-kitchen", "0.1.0", 2**33, ["ab" * 32]),
-    wire.OpenStage("r1", 0, "ab" * 32, 0, 4, "pi-hall", "127.0.0.1", 4711),
-    wire.StageOpened("r1", 1000, 20),
-    wire.OpenSession(SessionSpec(7, 512)),
-    wire.OpenSession(SessionSpec(7, 512, False, True, 20)),
-    wire.OpenSession(SessionSpec(7, 512, True, False, 20, 6, 19)),
-    wire.SessionOpened(7),
-    wire.SessionOpened(7, 19),
-    wire.AdvanceSession(7, 3, 42),
-    wire.BeginTurn(7, 12),
-    wire.CloseSession(7),
-    wire.CloseSession(7, True),
-    wire.StageFailure("out of memory"),
-    wire.PacketsSent(100, 3, 20, 0),
-    wire.Credit(2),
-]
-
-
-@pytest.mark.parametrize("message", PLAIN, ids=lambda message: type(message).__name__)
-def test_plain_messages_come_back_equal(message: wire.Plain) -> None:
-    header, tail = codec.encode(message)
-    assert tail is None
-    assert codec.decode(header) == message
 
 
 def encoded(message: wire.Message) -> tuple[bytes, memoryview]:
