@@ -7,16 +7,14 @@ import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from flowspec_edge import Client
 from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.node.process import node_processes
+from tests.docs.documents import python_snippet
 from tests.narrowing import present
-
-README = Path(__file__).parents[1] / "README.md"
 
 
 @contextlib.asynccontextmanager
@@ -84,7 +82,7 @@ async def test_nothing_is_kept_of_answers_that_nobody_holds() -> None:
 
 
 async def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    example = python_snippet("README.md", "From Python")
     cluster = ("--cluster", f"readme-example-{secrets.token_hex(4)}")
     async with serving("--port", "0", *cluster) as url:
         process = await asyncio.create_subprocess_exec(

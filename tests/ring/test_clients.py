@@ -5,12 +5,12 @@ import json
 import re
 import shutil
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from flowspec_edge import Client
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.engine.tokenizer import Tokenizer
@@ -20,11 +20,11 @@ from flowspec_edge.origin.service import GenerationService
 from flowspec_edge.web.app import build_app
 from flowspec_edge.web.chat_template import ChatTemplate
 from flowspec_edge.web.model_card import ModelCard
+from tests.docs.documents import Document, python_snippet
 from tests.ring.conftest import found_of, nodes_of, unsplit_tokens
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
-CLIENTS = Path(__file__).parents[2] / "docs" / "clients.md"
 NUM_TOKENS = 16
 SYSTEM, USER = "Write Python.", "import os\n\ndef main(argv):"
 MESSAGES = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
@@ -72,6 +72,30 @@ async def test_openai(api: Api) -> None:
     assert events[-1].type == "response.incomplete", "its length ended it"
     assert response.output_text == events[-1].response.output_text == "".join(deltas) == api.text
     assert response.usage.input_tokens == api.num_read
+
+
+async def test_openai_as_it_is_printed(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openai")
+    code = python_snippet("docs/clients.md", "Clients") + python_snippet("docs/clients.md", "Structured output")
+    here = code.replace("http://127.0.0.1:8008", api.url)
+    assert here != code
+    said: dict[str, Any] = {}
+    await asyncio.to_thread(exec, here, said)
+    said["client"].close()
+    assert capsys.readouterr().out.strip()
+    (choice,) = said["answer"].choices
+    assert choice.finish_reason == "length" or "name" in json.loads(choice.message.content)
+
+
+async def test_a_client_that_resumes_as_it_is_printed(api: Api) -> None:
+    code = python_snippet("docs/reliability.md", "The origin")
+    here = code.replace("http://pi-kitchen:8008", "http://127.0.0.1:1").replace("http://pi-attic:8008", api.url)
+    here = here.replace("max_new_tokens=400", f"max_new_tokens={NUM_TOKENS}")
+    lines = ["async def ask():", *(f"    {line}" for line in here.splitlines()), "    return answer"]
+    scope: dict[str, Any] = {"Client": Client}
+    exec("\n".join(lines), scope)
+    answer = await scope["ask"]()
+    assert len(answer.token_ids) == NUM_TOKENS and answer.text.strip()
 
 
 async def test_anthropic(api: Api) -> None:
@@ -159,7 +183,7 @@ async def test_litellm(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 async def test_curl_as_it_is_printed(api: Api) -> None:
-    commands = re.findall(r"^curl http://127(?:.*\\\n)*.*", CLIENTS.read_text(encoding="utf-8"), re.MULTILINE)
+    commands = re.findall(r"^curl http://127(?:.*\\\n)*.*", Document("docs/clients.md").text, re.MULTILINE)
     assert len(commands) >= 4
     for command in commands:
         here = command.replace("http://127.0.0.1:8008", api.url)

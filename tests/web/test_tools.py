@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import json
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -13,12 +11,12 @@ import pytest
 
 from flowspec_edge.config import MAX_GRAMMAR_CHARACTERS, GenerateOptions, Grammar, Piece, Prompt
 from flowspec_edge.errors import FieldError
+from tests.docs.documents import python_snippet
 from tests.narrowing import present
 from tests.web.served import HELLO, Json, prompt_of, serving_dialects
 from tests.web.templates import FAMILIES
 from tests.web.test_completions import STATISTICS, ScriptedGenerator
 
-CLIENTS = Path(__file__).parents[2] / "docs" / "clients.md"
 SCHEMA: Json = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
 TOOL: Json = {"type": "function", "function": {"name": "weather", "description": "The weather.", "parameters": SCHEMA}}
 TIME: Json = {"type": "function", "function": {"name": "time"}}
@@ -256,9 +254,7 @@ FIRST_CALL = '<tool_call>\n{"name": "weather", "arguments": {"town": "Cologne"}}
 
 
 async def test_our_own_client_as_the_documentation_has_it(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(
-        r"^## Tools\n\n```python\n(.*?)^```", CLIENTS.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
+    code = python_snippet("docs/clients.md", "Tools")
     async with serving_dialects([], generator=Caller([])) as (generator, url), asyncio.timeout(30):
         here = code.replace("http://127.0.0.1:8008", url)
         assert here != code
