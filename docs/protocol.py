@@ -49,8 +49,8 @@ def page_of(text: str, found: Json) -> str:
     """The text of the page with its parts of today."""
     parts = {
         "version": f"This is version **{wire.PROTOCOL_VERSION}**.",
-        "messages": "\n".join(_message_table(KINDS)),
-        "parts": "\n".join(_message_table(PARTS)),
+        "messages": "\n".join(map(_shown_kind, KINDS)),
+        "parts": "\n".join(map(_shown_kind, PARTS)),
         "limits": "\n".join(_limit_table()),
         "close codes": "\n".join(f"* {code.value}: `{code.name}`" for code in close_codes.CloseCode),
         "message vectors": "\n\n".join(map(_shown_message, found["messages"])),
@@ -69,11 +69,11 @@ def page_of(text: str, found: Json) -> str:
 # ---------------------------------------------------------------------------- from the code
 
 
-def _message_table(kinds: Sequence[type[Struct]]) -> Iterator[str]:
-    yield "| | fields, in their order | meaning |\n|---|---|---|"
-    for kind in kinds:
-        shown = "<br>".join(f"`{name}`: {what}" for name, what in fields_of_kind(kind))
-        yield f"| `{tag_of(kind)}` | {shown or 'none'} | {_sentences(inspect.getdoc(kind) or '')} |"
+def _shown_kind(kind: type[Struct]) -> str:
+    """An item of a list: what a message is for, and its fields in their order."""
+    shown = "; ".join(f"`{name}`: {what}" for name, what in fields_of_kind(kind))
+    text = f"* **{tag_of(kind)}**: {_sentences(inspect.getdoc(kind) or '')} Fields: {shown or 'none'}."
+    return textwrap.fill(text, 120, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def tag_of(kind: type[Struct]) -> str:
@@ -104,7 +104,7 @@ def _bounded(names: dict[str, Any], found: re.Match[str]) -> str:
 
 
 def _sentences(docstring: str) -> str:
-    """A docstring in one line of a table."""
+    """A docstring in one line."""
     return " ".join(docstring.replace("``", "`").replace("|", "\\|").split())
 
 

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeGuard
@@ -22,6 +23,7 @@ DOCUMENTS = [
     "docs/clients.md",
     "docs/design.md",
     "docs/performance.md",
+    "docs/protocol.md",
     "docs/reliability.md",
     "docs/arm.md",
     "docs/demo-model.md",
@@ -39,6 +41,9 @@ OF_LIBRARIES = {
 """Where a library has no public way to what is needed; the line itself says why."""
 PROGRAMS = {"flowspec_edge.bench.replay"}
 """What is run by ``python -m`` beside the command line."""
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOT_ASKED_FOR = {"opentelemetry", "_typeshed", "firmware_configs"}
+"""Used where a program has it; imported for types alone; ours."""
 PURE = {
     "flowspec_edge.core",
     "flowspec_edge.errors",
@@ -90,11 +95,15 @@ def test_packages_keep_to_themselves(package: str) -> None:
             assert not is_within(module, FORBIDDEN[package]), f"{path} imports {module}"
 
 
-def test_each_runtime_library_has_one_home() -> None:
+def test_each_library_is_one_that_a_wheel_asks_for_and_some_have_one_home() -> None:
     homes = {"onnxruntime": "engine", "zeroconf": "net"}
+    asked = set(re.findall(r"^[\w-]+", "\n".join(PROJECT["dependencies"]), re.MULTILINE))
     for path in modules("flowspec_edge"):
         for module in imports_of(path):
-            home = homes.get(module.split(".")[0])
+            library = module.split(".")[0]
+            if library not in sys.stdlib_module_names | OURS | NOT_ASKED_FOR:
+                assert library in asked, f"{path} imports {module}, which pyproject.toml does not ask for"
+            home = homes.get(library)
             assert home is None or path.parent.name == home or path.parent.parent.name == home, (
                 f"{path} imports {module}"
             )

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import itertools
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,9 @@ from tests.docs.documents import DOCUMENTS, Document
 
 PARSERS = {"flowspec": build_parser, "flowspec-export": export_parser, "flowspec-train-head": train_head_parser}
 OURS = {*PARSERS, "make", "python", "python3", "pip"}
-FOREIGN = {"cd", "certutil", "cp", "curl", "docker", "git", "head", "sudo", "update-ca-certificates"}
+AROUND = {"docker", "sudo"}
+"""Behind whose options another command may stand."""
+FOREIGN = {"cd", "certutil", "curl", "git", "head"}
 IMAGE = "flowspec-edge"
 LANGUAGES = {"", "python", "sh"}
 JOINTS = {"&&", "||", "|", ";", "&"}
@@ -46,12 +49,15 @@ def commands_in(code: str) -> Iterator[list[str]]:
 
 
 def own_part(command: Sequence[str]) -> list[str]:
-    """From where a command is ours: behind assignments, ``sudo`` and containers. Empty where it is somebody else's."""
-    if list(command[:2]) == ["docker", "run"]:
-        return ["flowspec", *command[command.index(IMAGE) + 1 :]]
-    names = [Path(token).name if "=" not in token else "" for token in command]
-    start = next((place for place, name in enumerate(names) if name in OURS), len(names))
-    return [*names[start : start + 1], *command[start + 1 :]]
+    """From where a command is ours: behind assignments, sudo and containers. Empty where it is somebody else's."""
+    words = list(itertools.dropwhile(lambda word: re.match(r"\w+=", word), command))
+    if words[:2] == ["docker", "run"]:
+        return ["flowspec", *words[words.index(IMAGE) + 1 :]]
+    names = [Path(word).name if "=" not in word else "" for word in words]
+    if names[0] in AROUND:
+        start = max((place for place, name in enumerate(names) if name in PARSERS), default=len(words))
+        return [*names[start : start + 1], *words[start + 1 :]]
+    return [names[0], *words[1:]] if names[0] in OURS else []
 
 
 @cache
@@ -127,8 +133,7 @@ def test_commands_and_their_options_exist(document: Document) -> None:
             if found := own_part(command):
                 tried(document, command, found, is_whole=True)
             else:
-                known = [token for token in command if "=" not in token.split("/")[0]]
-                assert known[0] in FOREIGN, f"{document.name}: {command}"
+                assert command[0] in AROUND | FOREIGN, f"{document.name}: {command}"
     for line in document.commands:
         if {Path(token).name for token in line.split()[:3]} & OURS and " " in line:
             for command in commands_in(line):

@@ -82,9 +82,9 @@ async def test_openai_as_it_is_printed(api: Api, capsys: pytest.CaptureFixture[s
     said: dict[str, Any] = {}
     await asyncio.to_thread(exec, here, said)
     said["client"].close()
-    assert capsys.readouterr().out.strip()
+    assert capsys.readouterr().out
     (choice,) = said["answer"].choices
-    assert choice.finish_reason == "length" or "name" in json.loads(choice.message.content)
+    assert choice.finish_reason == "length" or json.loads(choice.message.content)["name"] is not None
 
 
 async def test_a_client_that_resumes_as_it_is_printed(api: Api) -> None:
@@ -95,7 +95,7 @@ async def test_a_client_that_resumes_as_it_is_printed(api: Api) -> None:
     scope: dict[str, Any] = {"Client": Client}
     exec("\n".join(lines), scope)
     answer = await scope["ask"]()
-    assert len(answer.token_ids) == NUM_TOKENS and answer.text.strip()
+    assert 0 < len(answer.token_ids) <= NUM_TOKENS
 
 
 async def test_anthropic(api: Api) -> None:
@@ -185,7 +185,8 @@ async def test_litellm(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_curl_as_it_is_printed(api: Api) -> None:
     commands = re.findall(r"^curl http://127(?:.*\\\n)*.*", Document("docs/clients.md").text, re.MULTILINE)
     assert len(commands) >= 4
-    for command in commands:
+
+    async def run(command: str) -> None:
         here = command.replace("http://127.0.0.1:8008", api.url)
         assert here != command
         process = await asyncio.create_subprocess_shell(
@@ -195,3 +196,5 @@ async def test_curl_as_it_is_printed(api: Api) -> None:
         out, _ = await process.communicate()
         assert process.returncode == 0, (command, out)
         assert api.model in out.decode() or "tokens" in json.loads(out), command
+
+    await asyncio.gather(*map(run, commands))
