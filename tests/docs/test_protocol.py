@@ -5,7 +5,7 @@ import json
 
 import msgpack
 import pytest
-from zeroconf import ServiceInfo
+from zeroconf.asyncio import AsyncServiceInfo
 
 from docs.protocol import KINDS, PAGE, VECTORS, fields_of_kind, page_of, tag_of
 from docs.protocol_vectors import Json, fields_of, vectors
@@ -93,7 +93,7 @@ def test_the_key_makes_the_certificate_by_the_way_that_the_page_tells() -> None:
 
 def test_a_record_is_read_and_written_bit_for_bit() -> None:
     record, txt = KEPT["record"], bytes.fromhex(KEPT["record"]["txt"])
-    info = ServiceInfo(SERVICE_TYPE, record["name"], port=NODE_PORT, addresses=[bytes(4)], properties=txt)
+    info = AsyncServiceInfo(SERVICE_TYPE, record["name"], port=NODE_PORT, addresses=[bytes(4)], properties=txt)
     heard = present(_record_from(info))
     read = {"node": heard.node, "cluster": heard.cluster, "version": heard.version, "key": heard.fingerprint}
     assert read == record["properties"]

@@ -275,13 +275,13 @@ async def test_a_goodbye_and_an_end_that_waited_unread_end_an_encrypted_link_qui
 async def test_an_encrypted_link_is_not_aborted_behind_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The TLS of Debian 12's Python, 3.11.2, breaks there."""
     was_there: list[bool] = []
-    abort = sslproto._SSLProtocolTransport.abort  # type: ignore[attr-defined]
+    abort = sslproto._SSLProtocolTransport.abort
 
     def watched(transport: Any) -> None:
         was_there.append(transport._ssl_protocol is not None)
         abort(transport)
 
-    monkeypatch.setattr(sslproto._SSLProtocolTransport, "abort", watched)  # type: ignore[attr-defined]
+    monkeypatch.setattr(sslproto._SSLProtocolTransport, "abort", watched)
     async with linked(credentials=derive_credentials(bytes(range(20)))) as pair:
         await pair.near.close()
         await pair.far.close()
