@@ -40,12 +40,8 @@ def wheel(made_once: MadeOnce) -> Path:
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy2(ROOT / name, source)
         for package in PACKAGES:
-            shutil.copytree(
-                ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
-            )
-        subprocess.run(
-            [sys.executable, "-c", BUILD, directory], cwd=source, check=True, capture_output=True, timeout=60
-        )
+            shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+        subprocess.run([sys.executable, "-c", BUILD, directory], cwd=source, check=True, capture_output=True)
 
     (built,) = made_once("wheel", build).glob("*.whl")
     return built
