@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowspec_edge.cli.layout import fitted, table_lines, terminal_width
+from flowspec_edge.cli.layout import fitted, heat_and_power, table_lines, terminal_width
 from flowspec_edge.cli.options import (
     Commands,
     SearchArguments,
@@ -51,18 +51,19 @@ async def _devices(options: DevicesCommand) -> int:
 
 def device_lines(devices: Sequence[dict[str, Any]]) -> list[str]:
     """A table of what nodes said of themselves, and below it why some did not answer."""
+    is_sensed = any(heat_and_power(device) != "-" for device in devices)
     rows = [
         (
             device["node"],
             device["address"],
             device["version"],
             "-" if device["free_memory_bytes"] is None else f"{device['free_memory_bytes'] / 2**20:.0f} MiB",
+            *((heat_and_power(device),) if is_sensed else ()),
             device["state"] if device["state"] == READY else "silent",
         )
         for device in devices
     ]
     reasons = [f"{device['node']}: {device['state']}" for device in devices if device["state"] != READY]
     width = terminal_width()
-    return table_lines(("NODE", "ADDRESS", "VERSION", "FREE", "STATE"), rows, ("FREE",)) + [
-        fitted(reason, width) for reason in reasons
-    ]
+    columns = ("NODE", "ADDRESS", "VERSION", "FREE", *(("HEAT",) if is_sensed else ()), "STATE")
+    return table_lines(columns, rows, ("FREE",)) + [fitted(reason, width) for reason in reasons]

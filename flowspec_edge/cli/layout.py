@@ -1,12 +1,13 @@
-"""Tables of columns, and texts that fit a terminal."""
+"""Tables of columns, cells that several of them have, and texts that fit a terminal."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import textwrap
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 GAP = "  "
 
@@ -21,6 +22,13 @@ def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], to_right:
         GAP.join(put(cell, width) for put, cell, width in zip(adjust, row, widths, strict=True)).rstrip()
         for row in (columns, *rows)
     ]
+
+
+def heat_and_power(board: Mapping[str, Any]) -> str:
+    """How hot a board is, and what it takes, as far as it tells."""
+    heat, watts = board.get("temperature_c"), board.get("watts")
+    parts = ([] if heat is None else [f"{heat} C"]) + ([] if watts is None else [f"{watts:.1f} W"])
+    return " ".join(parts) or "-"
 
 
 def terminal_width() -> int | None:

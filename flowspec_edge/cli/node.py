@@ -68,7 +68,8 @@ async def _node(options: NodeCommand) -> int:
         memory_mib=options.memory,
         keeps_all_cores=options.emulate is not None,
     )
-    settings = serving_settings(options, access, profile, port=check_port(options.port))
+    is_emulated = options.emulate is not None
+    settings = serving_settings(options, access, profile, port=check_port(options.port), is_emulated=is_emulated)
     display = PeerDisplay(settings.neighbourhood, is_quiet=options.json)
     node = await Node.start(settings, board, display.show)
     display.port = node.port
@@ -119,6 +120,7 @@ def _print_start(node: Node, access: Access, profile: BoardSettings, facts: Boar
     print(
         f"node {settings.name} serves on {address}, cluster {settings.cluster}. Ctrl-C ends it.",
         describe_board(profile, facts),
+        *([f"rests so that the board stays under {settings.caps}"] if settings.caps else []),
         f"offers layers of {f'{bundles} alone' if settings.cache is None else 'any model; it fetches what it lacks'}",
         joining,
         sep="\n",

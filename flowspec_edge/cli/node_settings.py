@@ -20,8 +20,10 @@ from flowspec_edge.cli.options import (
     neighbourhood_from,
 )
 from flowspec_edge.core.device.boards import BoardSettings
+from flowspec_edge.core.device.caps import NO_CAPS, TEMPERATURE_BOUNDS_C, WATTS_BOUNDS, Caps
+from flowspec_edge.errors import RequestError
 from flowspec_edge.net.addresses import NODE_PORT
-from flowspec_edge.node.board import cores_of, thermometer_of
+from flowspec_edge.node.board import cores_of, find_profile, read_facts, thermometer_of
 
 if TYPE_CHECKING:
     from flowspec_edge.node.resources import NodeSettings
@@ -35,6 +37,7 @@ class OriginArguments(SearchArguments, BundleArguments):
 def origin_settings(options: OriginArguments, access: Access) -> NodeSettings:
     """Settings of a node that nobody finds: it only takes in what returns from its own rings."""
     from flowspec_edge.node.resources import NodeSettings, available_memory_bytes, unique_name
+    from flowspec_edge.node.sensors import power_of
 
     where, num_threads = neighbourhood_from(options, access), len(os.sched_getaffinity(0))
     return NodeSettings(
@@ -49,6 +52,7 @@ def origin_settings(options: OriginArguments, access: Access) -> NodeSettings:
         memory_bytes=available_memory_bytes(),
         num_threads=num_threads,
         is_announced=False,
+        power=power_of(find_profile(None, read_facts())),
         cores=cores_of(num_threads),
     )
 
@@ -63,6 +67,8 @@ class ServingArguments(NetworkArguments, BundleArguments, CacheArguments):
     board: str | None
     precision: str | None
     kv_cache: str
+    max_watts: float | None
+    max_temperature: float | None
 
 
 def add_serving(parser: argparse.ArgumentParser) -> None:
@@ -88,15 +94,66 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         help="how keys and values are kept (default: float32); in float16 contexts take half the memory, texts may be "
         "others, and are the same on nodes that all do so",
     )
+    parser.add_argument(
+        "--max-watts",
+        type=float,
+        metavar="W",
+        help="keep this board under so many watts, in the mean of half a minute, by rests between its layers; needs a "
+        "board that tells what it takes (default: the board profile's, else no cap)",
+    )
+    parser.add_argument(
+        "--max-temperature",
+        type=float,
+        metavar="C",
+        help="keep this board under so many degrees Celsius, likewise; plans take it for as slow as it then is "
+        "(default: the board profile's, else no cap)",
+    )
     add_cache_options(parser)
 
 
-def serving_settings(
-    options: ServingArguments, access: Access, board: BoardSettings, *, port: int = 0, is_announced: bool = True
-) -> NodeSettings:
-    """Settings of a node on ``board``; one that is not announced serves no layers, and fetches none."""
-    from flowspec_edge.node.resources import NodeSettings, unique_name
+def caps_from(options: ServingArguments, board: BoardSettings) -> Caps:
+    """What the user typed comes before what the profile says.
 
+    Raises:
+        RequestError: it is out of range.
+    """
+    typed = (
+        ("--max-watts", options.max_watts, WATTS_BOUNDS, "watts"),
+        ("--max-temperature", options.max_temperature, TEMPERATURE_BOUNDS_C, "degrees Celsius"),
+    )
+    for option, value, (low, high), unit in typed:
+        if value is not None and not low <= value <= high:
+            raise RequestError(f"{option} is {value:g}; it must be a number of {unit} from {low:g} to {high:g}")
+    known = NO_CAPS if board.profile is None else board.profile.caps
+    return Caps(
+        known.max_watts if options.max_watts is None else options.max_watts,
+        known.max_temperature_c if options.max_temperature is None else options.max_temperature,
+    )
+
+
+def serving_settings(
+    options: ServingArguments,
+    access: Access,
+    board: BoardSettings,
+    *,
+    port: int = 0,
+    is_announced: bool = True,
+    is_emulated: bool = False,
+) -> NodeSettings:
+    """Settings of a node on ``board``; one that is not announced serves no layers, and fetches none. A board that is
+    emulated has no sensors.
+
+    Raises:
+        RequestError: an option is out of range.
+        BoardError: the board is to keep under a cap, and has no sensor for it.
+    """
+    from flowspec_edge.node.resources import NodeSettings, unique_name
+    from flowspec_edge.node.sensor_watch import check_caps
+    from flowspec_edge.node.sensors import power_of
+
+    caps = caps_from(options, board)
+    power, thermometer = (None, None) if is_emulated else (power_of(board.profile), thermometer_of(board))
+    check_caps(caps, power, thermometer)
     where = neighbourhood_from(options, access)
     if options.name is not None:
         check_name("--name", options.name)
@@ -117,7 +174,9 @@ def serving_settings(
         cache=cache_from(options) if is_announced else None,
         precision=options.precision,
         has_half_cache=options.kv_cache == "float16",
-        thermometer=thermometer_of(board),
+        thermometer=thermometer,
+        power=power,
+        caps=caps,
         cores=cores_of(board.num_threads),
     )
 

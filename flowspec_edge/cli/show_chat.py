@@ -77,6 +77,8 @@ def figures_line(answer: Answer) -> str:
         parts.append(f"first after {found['first_token_s']:.1f} s")
     if found.get("acceptance_length"):
         parts.append(f"acceptance length {found['acceptance_length']:.2f}")
+    if found.get("joules_per_token") is not None:
+        parts.append(f"{found['joules_per_token']:.3g} J per token")
     if answer.finish_reason == "length":
         parts.append("cut off by --max-new-tokens or the context")
     return ", ".join(parts)

@@ -87,7 +87,8 @@ def format_plan(plan: Plan, schedule: str) -> str:
         lines.append("the layers stay where they were last: nothing else is clearly better")
     lines += [f"{', '.join(nodes)} share the cores of one machine, which count once" for nodes in plan.sharing]
     lines += [
-        f"{stage.node} takes {stage.slowdown:.1f} times what it once measured: it is hot, or busy with something else"
+        f"{stage.node} takes {stage.slowdown:.1f} times what it once measured: it is hot, kept under a cap, or "
+        "busy with something else"
         for stage in plan.stages
         if stage.slowdown > 1
     ]

@@ -59,8 +59,20 @@ def print_statistics(statistics: dict[str, Any], file: TextIO | None = None) -> 
             f"{change['after']}, before in {change['before']}: near ties may have turned"
             for change in statistics["arithmetic_changes"]
         ),
+        *_energy_lines(statistics),
     ]
     print("\n".join(lines), file=file, flush=True)
+
+
+def _energy_lines(statistics: dict[str, Any]) -> list[str]:
+    """What the boards took for the text, where there are any that tell."""
+    if statistics.get("joules_per_token") is None:
+        return []
+    silent = statistics["unmetered_nodes"]
+    without = f"; without {', '.join(silent)}, which cannot tell" if silent else ""
+    nodes = ", ".join(statistics["metered_nodes"])
+    joules, per_token = statistics["joules"], statistics["joules_per_token"]
+    return [f"{joules:.3g} J, {per_token:.3g} J per token: all that {nodes} took meanwhile{without}"]
 
 
 class TripDisplay:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flowspec_edge.cli.layout import table_lines
+from flowspec_edge.cli.layout import heat_and_power, table_lines
 from flowspec_edge.errors import plain_text
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Snapshot:
 
 
 STAGE_COLUMNS = ("STAGE", "LAYERS", "BUSY", "ROWS/S", "WAITED")
-BOARD_COLUMNS = ("BOARD", "ADDRESS", "FREE", "TEMP", "STATE")
+BOARD_COLUMNS = ("BOARD", "ADDRESS", "FREE", "HEAT", "STATE")
 
 
 def stage_rows(snapshot: Snapshot) -> list[tuple[str, ...]]:
@@ -93,13 +93,13 @@ def board_rows(snapshot: Snapshot) -> list[tuple[str, ...]]:
     """A row for each board that the server knows."""
     rows: list[tuple[str, ...]] = []
     for board in snapshot.told.get("boards", ()):
-        free, heat = board.get("free_memory_bytes"), board.get("temperature_c")
+        free = board.get("free_memory_bytes")
         rows.append(
             (
                 plain_text(str(board["node"])),
                 plain_text(str(board["address"])),
                 "-" if free is None else f"{free / 2**20:.0f} MiB",
-                "-" if heat is None else f"{heat} C",
+                heat_and_power(board),
                 plain_text(str(board["state"])),
             )
         )

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from flowspec_edge.core.rows import Chunk, Count, Floats, SessionSpec
 from flowspec_edge.errors import UNPRINTABLE, ProtocolError, plain_text
 
-PROTOCOL_VERSION = 12
+PROTOCOL_VERSION = 13
 
 MAX_TEXT = 4096
 """Characters of one text."""
@@ -41,6 +41,8 @@ Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Host = Annotated[str, Meta(max_length=255, pattern=rf"\A[^{UNPRINTABLE}\s/\\@?#\[\]]*\Z")]
 """A host's name or address. It becomes part of a URL."""
 Port = Annotated[int, Meta(ge=0, lt=2**16)]
+Quantity = Annotated[float, Meta(ge=0, le=1e15)]
+"""Watts, or the joules of a machine that serves for longer than any does. Infinity and NaN are none."""
 
 
 class PlainMessage(Struct, frozen=True, tag=True, array_like=True, forbid_unknown_fields=True):
@@ -59,7 +61,8 @@ class Hello(PlainMessage, frozen=True):
 
 class Welcome(PlainMessage, frozen=True):
     """The answer to Hello: the node's name and version, its free memory, the digests of its bundles, whether it can
-    fetch others, whether it keeps keys and values in float16, and how hot its board is, where it can tell.
+    fetch others, whether it keeps keys and values in float16, and, where its board can tell, how hot it is, what it
+    takes at present, and what it has taken since the node began.
     """
 
     node: Text
@@ -69,6 +72,8 @@ class Welcome(PlainMessage, frozen=True):
     can_fetch: bool = False
     has_half_cache: bool = False
     temperature_c: Annotated[int, Meta(ge=-100, le=1000)] | None = None
+    watts: Quantity | None = None
+    joules: Quantity | None = None
 
 
 class Peers(PlainMessage, frozen=True):
@@ -233,6 +238,16 @@ class PacketsSent(PlainMessage, frozen=True):
     num_lost_behind: Count
 
 
+class EnergyTaken(PlainMessage, frozen=True):
+    """Stage to origin, twice a second where its board can tell: what the board has taken since the node began, and
+    takes at present. Nodes of one machine tell the same ``machine``.
+    """
+
+    machine: Text
+    joules: Quantity
+    watts: Quantity
+
+
 class MeasureLayers(PlainMessage, frozen=True):
     """Origin to node, before a plan: asks for the time of a layer of this bundle, in the precision that the node would
     choose, or in each precision that it can run.
@@ -328,6 +343,7 @@ Plain = (
     | StageFailure
     | SessionFailure
     | PacketsSent
+    | EnergyTaken
     | MeasureLayers
     | LayersMeasured
     | MeasureLink

@@ -30,6 +30,10 @@ class Activity:
             if not self._num_running:
                 self._idle.set()
 
+    def ran_within(self, past_s: float) -> bool:
+        """Whether a forward runs, or one has ended since. Any thread may ask."""
+        return self._num_running > 0 or time.monotonic() - self._ended_at <= past_s
+
     async def wait_quiet(self, quiet_s: float) -> None:
         """Until no forward has run for so long."""
         while True:

@@ -13,11 +13,12 @@ import json
 import logging
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowspec_edge.bundle import Bundle
-from flowspec_edge.core.device.throttling import StepWatch
+from flowspec_edge.core.device.throttling import MAX_SLOWDOWN, StepWatch
 from flowspec_edge.core.line import Line, LineFit, fit_line
 from flowspec_edge.core.planning.placement import stage_memory_bytes
 from flowspec_edge.engine.timing import RUNTIME, StageUnderTest
@@ -40,18 +41,23 @@ _log = logging.getLogger(__name__)
 
 
 class Measurements:
-    """A node's curves, in its state directory, and how far its board is from them at present."""
+    """A node's curves, in its state directory, and how far its board is from them at present. ``rests`` tells how many
+    times as long it takes because it rests.
+    """
 
-    def __init__(self, num_threads: int, thermometer: Thermometer | None = None) -> None:
+    def __init__(
+        self, num_threads: int, thermometer: Thermometer | None = None, rests: Callable[[], float] = lambda: 1.0
+    ) -> None:
         self._num_threads = num_threads
-        self._thermometer = thermometer
+        self._thermometer, self._rests = thermometer, rests
         self._busy = asyncio.Lock()
         self._watch: StepWatch | None = None  # of the last stage that ran
 
     async def slowdown(self) -> float:
         """How many times its curve this board takes at present."""
         thermal = await asyncio.to_thread(self._thermometer) if self._thermometer is not None else None
-        return (self._watch or StepWatch()).slowdown(time.monotonic(), thermal)
+        slowdown = (self._watch or StepWatch()).slowdown(time.monotonic(), thermal) * self._rests()
+        return min(slowdown, MAX_SLOWDOWN)
 
     def kept(self, manifest: Manifest, precision: str) -> Line | None:
         """The curve of one layer of this model, where it is known. A file that cannot be read is as good as none."""
@@ -123,7 +129,9 @@ class Measurements:
 
 @dataclass(slots=True)
 class StageRecorder:
-    """One stage's forwards: held against the known curve, or learned from where there is none."""
+    """One stage's forwards: held against the known curve, or learned from where there is none. ``rested_s`` tells how
+    much of the last one was rest.
+    """
 
     measurements: Measurements
     manifest: Manifest
@@ -131,12 +139,14 @@ class StageRecorder:
     num_layers: int
     line: Line | None
     watch: StepWatch
+    rested_s: Callable[[], float] = lambda: 0.0
     _fit: LineFit = field(default_factory=LineFit)
     _sizes: set[int] = field(default_factory=set)
     _num_forwards: int = 0
 
     def add(self, num_rows: int, ran_s: float) -> None:
         """A forward that was not given up."""
+        ran_s = max(ran_s - self.rested_s(), 0.0)
         if self.line is not None:
             self.watch.observe(self.line.at(num_rows) * self.num_layers, ran_s * 1000, time.monotonic())
             return

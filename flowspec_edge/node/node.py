@@ -27,6 +27,7 @@ from flowspec_edge.node.measuring import Measuring
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.precision_choice import PrecisionChoice
 from flowspec_edge.node.resources import MemoryAccount, NodeSettings, OpenStages, unique_name
+from flowspec_edge.node.sensor_watch import SensorWatch
 from flowspec_edge.node.stage_opening import StageOpener
 from flowspec_edge.node.standing_by import stand_by
 from flowspec_edge.version import __version__
@@ -46,7 +47,9 @@ class Node:
         self.supply = WeightSupply(settings.bundles, settings.cache, self._files, tls)
         self.weights = WeightServer(self.supply.find)
         self.kept, self.caches = KeptLayers(), KeptCaches()
-        self.measurements = Measurements(settings.num_threads, settings.thermometer)
+        activity = Activity()
+        self._watch = SensorWatch(settings, activity)
+        self.measurements = Measurements(settings.num_threads, settings.thermometer, lambda: self._watch.slowdown)
         self.precisions = PrecisionChoice(settings.precision)
         self.memory = MemoryAccount(settings.memory_bytes)
         self.arrivals = Arrivals()
@@ -71,7 +74,8 @@ class Node:
             measurements=self.measurements,
             supply=self.supply,
             board=board,
-            activity=Activity(),
+            watch=self._watch,
+            activity=activity,
             on_fetch=self._report_fetch,
         )
         self._server: LinkServer | None = None
@@ -98,6 +102,7 @@ class Node:
             if settings.port or not settings.preferred_port:
                 raise
             node._server = await node._listen(0)  # another node of this machine has it
+        node._watch.start()
         if settings.is_announced:
             try:
                 node._directory = await Directory.start(
@@ -128,6 +133,7 @@ class Node:
         await self.kept.close()
         self.weights.close()
         self._files.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._watch.close)
         self.board.close()
 
     @property
@@ -147,8 +153,13 @@ class Node:
             fingerprint=settings.credentials.fingerprint if settings.credentials else "",
         )
 
+    def energy(self) -> wire.EnergyTaken | None:
+        """What this board has taken, where it can tell."""
+        return self._watch.energy()
+
     def _welcome(self) -> wire.Welcome:
         thermal = None if self.settings.thermometer is None else self.settings.thermometer()
+        energy = self.energy()
         return wire.Welcome(
             self.settings.name,
             __version__,
@@ -157,6 +168,8 @@ class Node:
             self.supply.can_fetch,
             self.settings.has_half_cache,
             None if thermal is None else round(thermal.temperature_c),
+            None if energy is None else energy.watts,
+            None if energy is None else energy.joules,
         )
 
     async def _exchange_peers(self, link: Link, told: wire.Peers) -> None:
@@ -188,7 +201,9 @@ class Node:
 async def ask_nodes(
     found: Sequence[Announcement], cluster: str, credentials: Credentials | None = None
 ) -> list[dict[str, Any]]:
-    """What each node found says of itself: JSON objects with name, address, version, memory, temperature and state."""
+    """What each node found says of itself: JSON objects with name, address, version, memory, temperature, watts, joules
+    since its start, bundles and state.
+    """
     hello = wire.Hello(unique_name(), __version__, wire.PROTOCOL_VERSION, wire.CONTROL, "")
 
     async def ask(peer: Announcement) -> dict[str, Any]:
@@ -196,12 +211,15 @@ async def ask_nodes(
         try:
             link, welcome = await open_link(peer.host, peer.port, hello, node=peer.node, credentials=credentials)
         except NodeUnavailableError as cause:
-            return {**device, "free_memory_bytes": None, "temperature_c": None, "bundles": [], "state": str(cause)}
+            nothing = dict.fromkeys(("free_memory_bytes", "temperature_c", "watts", "joules"))
+            return {**device, **nothing, "bundles": [], "state": str(cause)}
         await link.close()
         return {
             **device,
             "free_memory_bytes": welcome.free_memory_bytes,
             "temperature_c": welcome.temperature_c,
+            "watts": welcome.watts,
+            "joules": welcome.joules,
             "bundles": welcome.bundles,
             "state": "ready",
         }

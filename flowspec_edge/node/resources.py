@@ -13,12 +13,14 @@ from pathlib import Path
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
 from flowspec_edge.core.cluster.address import Address
+from flowspec_edge.core.device.caps import NO_CAPS, Caps
 from flowspec_edge.core.planning.shared_cores import Cores
 from flowspec_edge.errors import StageFailedError
 from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.neighbourhood import Neighbourhood
 from flowspec_edge.node.board import Thermometer
+from flowspec_edge.node.sensors import BoardPower
 from flowspec_edge.version import __version__
 from flowspec_edge.weights.cache import WeightCache
 
@@ -38,7 +40,8 @@ class NodeSettings:
     where that is free, else any. ``peers`` were typed; a node that ``remembers`` peers looks for those of its earlier
     runs as well. Its stages run in ``precision``; where that is None, in what was chosen for their bundle by
     measurement, or in the bundle's own. One that ``has_half_cache`` keeps keys and values in float16. ``thermometer``
-    tells of the board's heat, where it can. ``cores`` are what it shares with other nodes of its machine.
+    tells of the board's heat, where it can, and ``power`` what it takes. Its stages rest so that it stays under its
+    ``caps``. ``cores`` are what it shares with other nodes of its machine.
     """
 
     name: str
@@ -58,6 +61,8 @@ class NodeSettings:
     precision: str | None = None
     has_half_cache: bool = False
     thermometer: Thermometer | None = None
+    power: BoardPower | None = None
+    caps: Caps = NO_CAPS
     cores: Cores = field(default_factory=Cores)
 
     @property

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +29,9 @@ from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.curves import StageRecorder
 from flowspec_edge.node.pacing import Board, Runner
 from flowspec_edge.tasks import Jobs, run_until_first_ends
+
+TELL_ENERGY_S = 0.5
+"""How often an origin is told what a board takes: twice as long as sensors are read, and a tenth of a short text."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class StageHost:
 
     ``journal`` writes down what ``core`` is told, where that is wanted. ``runner`` runs on ``executor``, which has one
     thread. A session may have at most ``max_capacity`` rows. ``activity`` is told when forwards run, and ``recorder``
-    how long they took.
+    how long they took. The origin is told the ``energy`` that the board takes.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class StageHost:
         max_capacity: int,
         activity: Activity,
         recorder: StageRecorder | None = None,
+        energy: Callable[[], wire.EnergyTaken | None] = lambda: None,
     ) -> None:
         self._core, self._journal = core, journal
         self._runner = runner
@@ -84,7 +88,7 @@ class StageHost:
         self._jobs = Jobs(executor)
         self._max_capacity = max_capacity
         self._activity = activity
-        self._recorder = recorder
+        self._recorder, self._energy = recorder, energy
         self._running: _Running | None = None  # the newest forward, until it has ended
         self._num_sent = 0
         self._is_used = asyncio.Event()  # by a session: the ring is open
@@ -131,6 +135,7 @@ class StageHost:
             self._blaming(self._ahead, self._ahead.deliver(self._take_credit)),
             self._jobs.wait_failed(),
             self._count_packets(),
+            self._tell_energy(),
         )
 
     async def _blaming(self, link: Link, reading: Coroutine[Any, Any, None]) -> None:
@@ -180,6 +185,14 @@ class StageHost:
             packets = wire.PacketsSent(*ahead, *behind)
             if packets.num_ahead or packets.num_behind:
                 self._control.send(packets)
+
+    async def _tell_energy(self) -> None:
+        """Also while nothing is computed here: what the board takes then belongs to the texts that wait for others."""
+        await self._is_used.wait()
+        while True:
+            if (taken := self._energy()) is not None:
+                self._control.send(taken)
+            await asyncio.sleep(TELL_ENERGY_S)
 
     def _run(self, forward: ev.RunForward) -> None:
         """Run a forward, behind what else has to be done."""

@@ -42,6 +42,8 @@ from flowspec_edge.node.layer_loading import digests_of, load_runner, requested
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.precision_choice import PrecisionChoice
 from flowspec_edge.node.resources import MemoryAccount, NodeSettings, OpenStages
+from flowspec_edge.node.resting import RestingRunner
+from flowspec_edge.node.sensor_watch import SensorWatch
 from flowspec_edge.node.stage_host import StageHost, StageLinks
 from flowspec_edge.tasks import in_thread, run_until_first_ends
 from flowspec_edge.weights.supply import FetchProgress, OnFetch, StageRequest, WeightSupply
@@ -69,6 +71,7 @@ class StageOpener:
     measurements: Measurements
     supply: WeightSupply
     board: Board
+    watch: SensorWatch
     activity: Activity
     on_fetch: OnFetch
 
@@ -112,6 +115,10 @@ class _Opening:
         stage, load_ms, fetched_bytes = await self._load()
         manifest, runner = stage.bundle.manifest, board.pace(stage.runner, request.hop)
         recorder = self._recorder(stage)
+        if (watch := self.node.watch).caps:
+            runner = resting = RestingRunner(runner, lambda: watch.duty)
+            if recorder is not None:
+                recorder.rested_s = lambda: resting.rested_s
         ahead = await self._connect_ahead()
         arithmetic = arithmetic_of(self._precision or manifest.precision)
         self.control.send(wire.StageOpened(request.ring, stage.memory_bytes, load_ms, fetched_bytes, arithmetic))
@@ -133,6 +140,7 @@ class _Opening:
             max_capacity=geometry.max_context + TREE_MARGIN,
             activity=self.node.activity,
             recorder=recorder,
+            energy=watch.energy,
         )
         self.held.push_async_callback(host.refuse_offender)
         async with host:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowspec_edge.config import GenerateOptions, Logprobs, Piece, TokenLogprobs, UnfinishedText
+from flowspec_edge.core.device.energy_shares import TextEnergy
 from flowspec_edge.core.planning.arithmetic import ComputedLayers, changed_layers
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.engine.text_stream import TextStream
@@ -39,6 +40,7 @@ class Answer:
         self._of_prompt = GenerationStatistics()  # of the one that read the prompt and wrote the first token
         self._computed: Sequence[ComputedLayers] = ()  # by the ring that wrote last
         self._changes: list[dict[str, Any]] = []
+        self._energies: list[TextEnergy] = []  # one for each ring that wrote at it
         self._began = self._last = time.monotonic()
         self._first: float | None = None
         self._num_first = 0
@@ -87,14 +89,19 @@ class Answer:
         """The reason to finish an answer that has nothing left to write."""
         return "stop" if self.is_stopped else self._ending
 
-    def begin(self, counts: GenerationStatistics, computed: Sequence[ComputedLayers]) -> None:
-        """A ring begins to write at it, and keeps its figures in ``counts``. It computes the layers like that."""
+    def begin(
+        self, counts: GenerationStatistics, computed: Sequence[ComputedLayers], energy: TextEnergy | None = None
+    ) -> None:
+        """A ring begins to write at it, and keeps its figures in ``counts``, and what its boards take in ``energy``. It
+        computes the layers like that.
+        """
         if self._tokens and self._computed:  # else all are drawn from what this ring computes, or nothing is known
             self._changes += [
                 {"at_token": len(self._tokens), **dataclasses.asdict(changed)}
                 for changed in changed_layers(self._computed, computed)
             ]
         self._counts.append(counts)
+        self._energies += [energy] if energy is not None else []
         if not self._tokens:
             self._of_prompt = counts
         self._computed = computed
@@ -138,4 +145,19 @@ class Answer:
             "first_token_s": round((self._first or self._last) - self._began, 4),
             "decode_s": round(decode_s, 4),
             "tokens_per_s": round((len(self._tokens) - self._num_first) / decode_s, 2) if decode_s else 0.0,
+            **self._energy_report(),
+        }
+
+    def _energy_report(self) -> dict[str, Any]:
+        """Nothing where no board told what it took."""
+        telling = {node for energy in self._energies for node in energy.telling}
+        silent = {node for energy in self._energies for node in energy.silent} - telling
+        if not telling:
+            return {}
+        joules = max(sum(energy.joules for energy in self._energies), 0.0)
+        return {
+            "joules": round(joules, 3),
+            "joules_per_token": round(joules / len(self._tokens), 4) if self._tokens else None,
+            "metered_nodes": sorted(telling),
+            "unmetered_nodes": sorted(silent),
         }

@@ -76,6 +76,8 @@ class OriginNode(Protocol):
     @property
     def board(self) -> Board: ...
 
+    def energy(self) -> wire.EnergyTaken | None: ...
+
 
 @contextlib.asynccontextmanager
 async def open_ring(
@@ -137,7 +139,9 @@ async def open_ring(
             links = await _connect(node, name, stages, controls, closing)
         room = room_for_sessions(bundle, stages, peers, kept_bytes)
         core, journal = _core_of(bundle, len(stages), room, has_drafter=engine.drafter is not None)
-        async with Ring(core, journal, engine, stages, links, node.board, plan, on_lossy, room.slot_bytes) as ring:
+        async with Ring(
+            core, journal, engine, stages, links, node.board, plan, on_lossy, room.slot_bytes, node.energy
+        ) as ring:
             yield ring
 
 

@@ -21,6 +21,7 @@ from typing import Any, Self, cast
 from flowspec_edge.config import GenerateOptions, Grammar, Piece, Prompt, Text, TextPart, UnfinishedText
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.device.energy_shares import EnergyShares
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.arithmetic import ComputedLayers
 from flowspec_edge.core.planning.losses import Part
@@ -61,6 +62,8 @@ leaves that much unread reads nothing, and to read prompt and text once more cos
 COMPILING_S = 10.0
 """How long a text may wait until its grammar is compiled. Most take some milliseconds."""
 
+NOTE_ENERGY_S = 0.5
+"""How often it is noted what the origin's own board takes: as often as stages tell it of theirs."""
 LOOKED_S = 3.0
 """How long a ring goes on noting what it does for somebody who does not look any more."""
 
@@ -101,7 +104,7 @@ class Ring:
 
     ``journal`` writes down what ``core`` is told, where that is wanted. ``plan`` is what the planner expects of the
     ring, where it was planned. ``on_lossy`` is told which part of the ring loses packets. A slot of a session's cache
-    takes ``slot_bytes`` on all stages together.
+    takes ``slot_bytes`` on all stages together. ``energy`` is what the origin's own board takes.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Ring:
         plan: Plan | None = None,
         on_lossy: OnLossy = lambda found: None,
         slot_bytes: int = 0,
+        energy: Callable[[], wire.EnergyTaken | None] = lambda: None,
     ) -> None:
         self.stages = stages
         self.plan = plan
@@ -124,6 +128,7 @@ class Ring:
         self._controls, self._ahead, self._behind = links.controls, links.ahead, links.behind
         self._origin = links.ahead.hello.node
         self._work_of = [StageWork() for _ in stages]
+        self._energy, self._own_energy = EnergyShares({self._origin, *(stage.plan.node for stage in stages)}), energy
         self._is_in_doubt = asyncio.Event()  # whether all stages are there
         self._packet_loss, self._on_lossy = PacketLoss(self._origin), on_lossy
         self._board, self._slot_bytes = board, slot_bytes
@@ -304,7 +309,8 @@ class Ring:
         self._is_in_doubt.set()
         try:
             self._tell(ev.PromptSubmitted(session, answer.written, answer.options_left, answer.num_written))
-            answer.begin(self._core.statistics(session), self._computed)
+            energy = self._energy.begin(session, time.monotonic())
+            answer.begin(self._core.statistics(session), self._computed, energy)
             while True:
                 match await self._next_action(session, events):
                     case Piece() as notice:
@@ -312,7 +318,7 @@ class Ring:
                     case ev.EmitTokens(_, tokens, logprobs):
                         yield answer.take(tokens, logprobs)
                         if answer.is_stopped:
-                            yield answer.finish("stop")
+                            yield self._finish(answer, "stop")
                             return
                     case ev.ReportTrip() as trip if on_trip is not None:
                         on_trip(trip)
@@ -322,11 +328,17 @@ class Ring:
                         raise RequestError(error or "a stage ended the session")
                     case ev.FinishGeneration(_, reason):
                         if reason != "cancelled":
-                            yield answer.finish(reason)
+                            yield self._finish(answer, reason)
                         return
         finally:
             del self._answers[session]
+            self._energy.end(session, time.monotonic())
             self._tell(ev.GenerationCancelled(session))  # says nothing where it has ended by itself
+
+    def _finish(self, answer: Answer, reason: str) -> Piece:
+        """Its last piece, with all the energy that it took."""
+        self._energy.settle(time.monotonic())
+        return answer.finish(reason)
 
     async def _next_action(self, session: int, events: asyncio.Queue[ev.OriginAction]) -> ev.OriginAction | Piece:
         """What comes next for a session; a notice where nothing does for PROGRESS_S."""
@@ -357,6 +369,7 @@ class Ring:
                 self._check(),
                 self._ask_when_in_doubt(),
                 self._count_packets(),
+                self._note_own_energy(),
                 *(
                     self._read_control(number, stage, control)
                     for number, (stage, control) in enumerate(zip(self.stages, self._controls, strict=True))
@@ -407,6 +420,15 @@ class Ring:
         if (found := self._packet_loss.count(near, far, num_sent, num_lost, time.monotonic())) is not None:
             self._on_lossy(found)
 
+    async def _note_own_energy(self) -> None:
+        while True:
+            if (taken := self._own_energy()) is not None:
+                self._note_energy(self._origin, taken)
+            await asyncio.sleep(NOTE_ENERGY_S)
+
+    def _note_energy(self, node: str, taken: wire.EnergyTaken) -> None:
+        self._energy.take(node, taken.machine, taken.joules, taken.watts, time.monotonic())
+
     def _neighbours(self, number: int) -> tuple[str, str]:
         """The names of the nodes ahead of a stage and behind it."""
         nodes = [self._origin, *(stage.plan.node for stage in self.stages), self._origin]
@@ -423,6 +445,8 @@ class Ring:
                     ahead, behind = self._neighbours(number)
                     self._note_packets(stage.plan.node, ahead, num_ahead, num_lost_ahead)
                     self._note_packets(stage.plan.node, behind, num_behind, num_lost_behind)
+                case wire.EnergyTaken() as taken:
+                    self._note_energy(stage.plan.node, taken)
                 case wire.SessionFailure(session, reason):
                     if session in self._answers:
                         text = f"node {stage.plan.node}: {reason}"

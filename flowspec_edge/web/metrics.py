@@ -33,6 +33,8 @@ class Metrics:
     def __init__(self, model: str, turns: Turns, status: Status | None) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Read(model, turns, status))
+        self.energy = _Energy(model)
+        self._registry.register(self.energy)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             found = Histogram(name, text, ["model_name"], buckets=buckets, registry=self._registry)
@@ -108,6 +110,8 @@ class TextRecord:
             self._metrics.rows_sent.inc(found.get("rows_sent", 0))
             self._metrics.rows_useful.inc(found.get("rows_useful", 0))
             self._metrics.trips.inc(found.get("trips", 0))
+            if (joules := found.get("joules")) is not None:
+                self._metrics.energy.add(joules, found["completion_tokens"])
             if length := found.get("acceptance_length"):
                 self._metrics.acceptance.observe(length)
 
@@ -122,6 +126,28 @@ class TextRecord:
         if self._first is not None and (num_behind := self._num_tokens - self._num_first):
             metrics.token_s.observe((self._last - self._first) / num_behind)
         metrics.end(self._reason)
+
+
+class _Energy(Collector):
+    """What boards took for texts. Where none can tell, there are no such figures: none is not nothing."""
+
+    def __init__(self, model: str) -> None:
+        self._model, self._joules, self._num_tokens = model, 0.0, 0
+
+    def add(self, joules: float, num_tokens: int) -> None:
+        self._joules += joules
+        self._num_tokens += num_tokens
+
+    def collect(self) -> Iterator[Metric]:
+        if self._num_tokens:
+            labels = ["model_name"]
+            energy = CounterMetricFamily(
+                "flowspec:text_joules", "that boards which can tell took for texts", labels=labels
+            )
+            tokens = CounterMetricFamily("flowspec:metered_tokens", "tokens of these texts", labels=labels)
+            energy.add_metric([self._model], self._joules)
+            tokens.add_metric([self._model], self._num_tokens)
+            yield from (energy, tokens)
 
 
 class _Read(Collector):
@@ -170,9 +196,12 @@ class _Read(Collector):
     def _boards(self, status: ServiceStatus) -> Iterator[Metric]:
         hot = GaugeMetricFamily("flowspec:board_temperature_celsius", "of boards that can tell", labels=["node"])
         free = GaugeMetricFamily("flowspec:board_free_memory_bytes", "of what a node offers", labels=["node"])
+        power = GaugeMetricFamily("flowspec:board_watts", "of boards that can tell", labels=["node"])
+        energy = CounterMetricFamily("flowspec:board_joules", "since its node began", labels=["node"])
+        told: dict[str, GaugeMetricFamily | CounterMetricFamily]
+        told = {"temperature_c": hot, "free_memory_bytes": free, "watts": power, "joules": energy}
         for board in status.boards:
-            if board.get("temperature_c") is not None:
-                hot.add_metric([board["node"]], board["temperature_c"])
-            if board.get("free_memory_bytes") is not None:
-                free.add_metric([board["node"]], board["free_memory_bytes"])
-        yield from (hot, free)
+            for name, family in told.items():
+                if board.get(name) is not None:
+                    family.add_metric([board["node"]], board[name])
+        yield from told.values()

@@ -29,7 +29,14 @@ def told(busy_s: float, num_rows: int, num_bytes: int, reason: str = "") -> Heal
             "max_running": 16,
             "stages": [{"node": "pi\x1b", "address": "h:1", "start": 0, "stop": 4, "work": work}],
             "boards": [
-                {"node": "pi", "address": "h:1", "free_memory_bytes": 2**30, "temperature_c": 61, "state": "ready"}
+                {
+                    "node": "pi",
+                    "address": "h:1",
+                    "free_memory_bytes": 2**30,
+                    "temperature_c": 61,
+                    "watts": 7.46,
+                    "state": "ready",
+                }
             ],
             "link_bytes": {"sent": num_bytes, "received": 0},
         },
@@ -45,7 +52,7 @@ def test_shares_are_of_the_time_between_two_looks(monkeypatch: pytest.MonkeyPatc
     assert (dict(first.busy), dict(second.busy), second.bytes_per_s) == ({}, {"pi\x1b": 0.5}, 2000)
     assert stage_rows(first) == [("pi\\x1b", "[0, 4)", "-", "-", "5.0 ms")]
     assert stage_rows(second) == [("pi\\x1b", "[0, 4)", "#####.....  50%", "10", "5.0 ms")]
-    assert board_rows(second) == [("pi", "h:1", "1024 MiB", "61 C", "ready")]
+    assert board_rows(second) == [("pi", "h:1", "1024 MiB", "61 C 7.5 W", "ready")]
     kept = dataclasses.replace(second, told={**second.told, "kept": {"num_sessions": 3, "num_bytes": 12 * 2**20}})
     assert kept.summary.endswith("2 waiting, 3 kept in 12 MiB, 2 kB/s on the origin's links")
     assert second.summary == "1 of 16 texts written, 2 waiting, 2 kB/s on the origin's links"
@@ -64,8 +71,8 @@ def test_without_a_terminal_it_is_lines(capsys: pytest.CaptureFixture[str]) -> N
         "layers have no home",
         "STAGE   LAYERS  BUSY  ROWS/S  WAITED",
         "pi\\x1b  [0, 4)  -     -       5.0 ms",
-        "BOARD  ADDRESS  FREE      TEMP  STATE",
-        "pi     h:1      1024 MiB  61 C  ready",
+        "BOARD  ADDRESS  FREE      HEAT        STATE",
+        "pi     h:1      1024 MiB  61 C 7.5 W  ready",
     ]
 
 

@@ -44,7 +44,7 @@ DIGEST = "0" * 64
 HIDDEN = np.arange(8, dtype=np.float32).reshape(2, 4)
 MESSAGES: tuple[wire.Message, ...] = (
     wire.Hello("pi-hall", "0.1.0", wire.PROTOCOL_VERSION, wire.CONTROL, "ring-1"),
-    wire.Welcome("pi-hall", "0.1.0", 2**30, [DIGEST]),
+    wire.Welcome("pi-hall", "0.1.0", 2**30, [DIGEST], True, False, 61, 7.5, 1234.5),
     wire.Peers(7361, ["192.0.2.1:7361", "[2001:db8::1]:7361"]),
     wire.OpenStage("ring-1", 0, DIGEST, 0, 4, "pi", "127.0.0.1", 7361, ["127.0.0.1:7361/pi"]),
     wire.StageProgress("ring-1", 5, 10),
@@ -60,6 +60,7 @@ MESSAGES: tuple[wire.Message, ...] = (
     wire.CloseSession(7, True),
     wire.StageFailure("out of memory"),
     wire.PacketsSent(100, 3, 20, 0),
+    wire.EnergyTaken("boot", 1234.5, 7.5),
     wire.MeasureLayers(DIGEST),
     wire.LayersMeasured(["int8 1.0 2.0"], 1250, "boot", [0, 1], 2),
     wire.MeasureLink("pi", "127.0.0.1", 1),

@@ -31,6 +31,7 @@ from flowspec_edge.node.kept_layers import KeptLayers, LoadedStage
 from flowspec_edge.node.pacing import Board, Runner
 from flowspec_edge.node.precision_choice import PrecisionChoice
 from flowspec_edge.node.resources import MAX_STAGES_PER_PEER, MemoryAccount, NodeSettings, OpenStages
+from flowspec_edge.node.sensor_watch import SensorWatch
 from flowspec_edge.node.stage_opening import StageOpener, stage_in_use
 from flowspec_edge.weights.download import FetchReport
 from flowspec_edge.weights.supply import FetchProgress, OnFetch, StageRequest
@@ -140,8 +141,9 @@ class Opened:
         monkeypatch.setattr(FakeRunner, "fails", None, raising=False)
         monkeypatch.setattr(layer_loading, "StageRunner", FakeRunner)
         monkeypatch.setattr(stage_opening, "open_link", self._open_link)
+        settings = NodeSettings(name="hall", cluster="test", num_threads=3)
         self.opener = StageOpener(
-            settings=NodeSettings(name="hall", cluster="test", num_threads=3),
+            settings=settings,
             precisions=self.precisions,
             open_stages=OpenStages(),
             memory=self.memory,
@@ -151,6 +153,7 @@ class Opened:
             measurements=Measurements(1),
             supply=self.supply,  # type: ignore[arg-type]
             board=self.board,
+            watch=SensorWatch(settings, self.activity),
             activity=self.activity,
             on_fetch=self.fetched.append,
         )

@@ -73,6 +73,9 @@ class FakeNetwork:
         self.hellos: list[tuple[str, wire.Hello]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def energy(self) -> wire.EnergyTaken | None:
+        return None
+
     @property
     def found(self) -> list[Announcement]:
         return [node.announcement for node in self.nodes.values()]

@@ -19,6 +19,7 @@ from flowspec_edge.node import curves
 from flowspec_edge.node.node import Node
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.resources import NodeSettings
+from flowspec_edge.node.sensors import BoardPower
 from flowspec_edge.origin import planning
 from flowspec_edge.origin.opening import open_ring
 from flowspec_edge.origin.ring import Ring
@@ -69,19 +70,21 @@ def unsplit_tokens(bundle: Bundle, prompt: list[int], options: GenerateOptions) 
 
 
 @contextlib.asynccontextmanager
-async def ring_of(num_nodes: int, bundle: Bundle) -> AsyncIterator[Ring]:
-    """A ring over that many nodes in this process, found by address; discovery has tests of its own."""
+async def ring_of(num_nodes: int, bundle: Bundle, power: BoardPower | None = None) -> AsyncIterator[Ring]:
+    """A ring over that many nodes in this process, found by address; discovery has tests of its own. Those that serve
+    have such ``power`` sensors.
+    """
     nodes: list[Node] = []
 
-    async def start(name: str, *, memory_bytes: int = GIB) -> Node:
+    async def start(name: str, power: BoardPower | None = None) -> Node:
         settings = NodeSettings(
-            name=name, cluster="test", bundles=(bundle,), memory_bytes=memory_bytes, is_announced=False
+            name=name, cluster="test", bundles=(bundle,), memory_bytes=GIB, is_announced=False, power=power
         )
         nodes.append(await Node.start(settings))
         return nodes[-1]
 
     try:
-        serving = [await start(f"node-{number}") for number in range(num_nodes)]
+        serving = [await start(f"node-{number}", power) for number in range(num_nodes)]
         origin = await start("origin")
         async with open_ring(origin, bundle, [node.announcement for node in serving]) as ring:
             yield ring

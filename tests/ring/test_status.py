@@ -2,24 +2,27 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
-from flowspec_edge.core.device.throttling import ThermalReport
-from flowspec_edge.node.node import Node, ask_nodes
-from flowspec_edge.node.resources import NodeSettings
+from flowspec_edge.node.sensors import BoardPower
 from flowspec_edge.origin import ring as rings
 from flowspec_edge.origin.ring import Ring
+from tests.narrowing import present
+from tests.node.test_sensors import ORIN_NANO, tree
 from tests.ring.conftest import ring_of
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-async def ring(int8_bundle: Bundle) -> AsyncIterator[Ring]:
-    async with ring_of(2, int8_bundle) as found:
+async def ring(int8_bundle: Bundle, tmp_path: Path) -> AsyncIterator[Ring]:
+    """Of boards that tell what they take."""
+    async with ring_of(2, int8_bundle, BoardPower(["VDD_IN"], tree(tmp_path, ORIN_NANO))) as found:
         yield found
 
 
@@ -35,6 +38,17 @@ async def test_stages_count_what_they_do(ring: Ring) -> None:
     assert sent > 0
     assert received > 256 * 4 * 12, "hidden rows came back"
     assert pieces[-1].finish_reason == "length"
+
+
+async def test_a_text_tells_the_energy_of_the_boards_that_tell_it(ring: Ring) -> None:
+    found: dict[str, Any] = {}
+    while not found.get("joules"):  # sensors are read four times a second, and the first time tells nothing yet
+        pieces = [piece async for piece in ring.generate("def main(argv):", GenerateOptions(max_new_tokens=4))]
+        found = present(pieces[-1].statistics)
+    took_s = found["first_token_s"] + found["decode_s"]
+    assert 0 < found["joules"] <= 2 * 6.02 * (took_s + 0.5)
+    assert found["joules_per_token"] == pytest.approx(found["joules"] / 4, abs=1e-3)
+    assert (found["metered_nodes"], found["unmetered_nodes"]) == (["node-0", "node-1"], ["origin"])
 
 
 async def test_whoever_looks_is_shown_what_is_and_was_done_and_for_nobody_else_it_is_noted(
@@ -77,13 +91,3 @@ async def test_a_client_that_leaves_stops_its_work_within_a_trip(ring: Ring) -> 
     ]
     assert follower[-1].finish_reason == "length"
     assert ring.status[0].work.num_chunks <= chunks + 6, "what was under way, and the next text's own"
-
-
-async def test_a_board_tells_how_hot_it_is() -> None:
-    settings = NodeSettings(name="pi", cluster="x", thermometer=lambda: ThermalReport(61.4, 80.0))
-    node = await Node.start(settings)
-    try:
-        (board,) = await ask_nodes([node.announcement], "x")
-        assert (board["temperature_c"], board["state"]) == (61, "ready")
-    finally:
-        await node.close()

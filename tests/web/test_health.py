@@ -25,7 +25,8 @@ from flowspec_edge.web.metrics import Metrics
 from flowspec_edge.web.turns import TurnLimits, Turns
 from tests.web.test_completions import PIECES, ScriptedGenerator
 
-BOARD = {"node": "pi", "address": "h:1", "temperature_c": 61, "free_memory_bytes": 5, "state": "ready"}
+BOARD = {"node": "pi", "address": "h:1", "temperature_c": 61, "watts": 7.5, "joules": 900.0, "free_memory_bytes": 5}
+BOARD |= {"state": "ready"}
 
 
 def status_of(is_ready: bool = True, reason: str = "") -> ServiceStatus:
@@ -109,6 +110,7 @@ async def test_without_a_key_health_tells_no_more_than_that() -> None:
 
 async def test_metrics_count_what_happens_to_texts() -> None:
     statistics = {**(PIECES[-1].statistics or {}), "rows_sent": 8, "rows_useful": 2, "acceptance_length": 1.5}
+    statistics["joules"] = 2.5
     last = Piece(text="", token_ids=[], finish_reason="length", statistics=statistics)
     async with serving([PIECES[0], None, PIECES[1], last], status_of()) as (generator, session):
         body = {"prompt": "x", "stream": True}
@@ -132,6 +134,7 @@ async def test_metrics_count_what_happens_to_texts() -> None:
         assert found["flowspec:acceptance_length_sum"] == 3
         assert (found["flowspec:rows_sent_total"], found["flowspec:rows_useful_total"]) == (16, 4)
         assert found["flowspec:trips_total"] == 4
+        assert (found["flowspec:text_joules_total"], found["flowspec:metered_tokens_total"]) == (5, 4)
 
 
 async def test_texts_that_fail_or_are_left_are_counted_as_such() -> None:
@@ -155,6 +158,8 @@ async def test_metrics_tell_of_stages_and_boards() -> None:
     assert (found["flowspec:stage_busy_seconds_total,pi"], found["flowspec:stage_wait_seconds_total,pi"]) == (2, 0.5)
     assert (found["flowspec:stage_rows_total,pi"], found["flowspec:stage_layers,pi"]) == (3, 4)
     assert found["flowspec:board_temperature_celsius,pi"] == 61
+    assert (found["flowspec:board_watts,pi"], found["flowspec:board_joules_total,pi"]) == (7.5, 900)
+    assert "flowspec:text_joules_total" not in found, "no board told what it took for a text: that is not nothing"
     assert (found["flowspec:link_bytes_total,sent"], found["flowspec:link_bytes_total,received"]) == (7, 9)
     assert (found["flowspec:kept_sessions"], found["flowspec:kept_session_bytes"]) == (2, 4096)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+from flowspec_edge.core.device.caps import TEMPERATURE_BOUNDS_C, WATTS_BOUNDS, Caps
 from flowspec_edge.errors import BoardError
 
 PRECISIONS = ("fp32", "fp16", "int8", "q8", "w8a8", "int4")
@@ -94,7 +95,8 @@ class BoardProfile:
     """The contents of one file of ``firmware_configs``, whose README explains the keys.
 
     ``big_cores`` are the numbers of the big cores, empty where all are alike or where cpuinfo tells them. More threads
-    than ``num_threads`` do not make a stage faster.
+    than ``num_threads`` do not make a stage faster. ``power_sensors`` are sums of rails that are the board's input, of
+    which the first that is there counts.
     """
 
     name: str
@@ -113,6 +115,8 @@ class BoardProfile:
     thermal_zones: tuple[str, ...]
     limit_c: float
     limit_source: str
+    power_sensors: tuple[str, ...]
+    caps: Caps
     stages: tuple[StageTiming, ...]
     figures: tuple[Figure, ...]
     figures_note: str
@@ -198,6 +202,8 @@ def parse_profile(name: str, text: str) -> BoardProfile:
         thermal_zones=reader.texts("thermal", "zones"),
         limit_c=reader.number("thermal", "limit_c", 40, 110),
         limit_source=reader.text("thermal", "limit_source"),
+        power_sensors=reader.texts("power", "sensors") if reader.has("power", "sensors") else (),
+        caps=reader.caps(),
         stages=reader.stages(),
         figures=reader.figures(),
         figures_note=reader.text("", "figures_note"),
@@ -252,6 +258,17 @@ class _Reader:
         if type(value) is not bool:
             raise self._wrong(table, key, value, "true or false")
         return value
+
+    def has(self, table: str, key: str) -> bool:
+        """Whether a key that may be left out is there."""
+        return isinstance(found := self._data.get(table), dict) and key in found
+
+    def caps(self) -> Caps:
+        watts, heat = (
+            self.number("pacing", key, *bounds) if self.has("pacing", key) else None
+            for key, bounds in (("max_watts", WATTS_BOUNDS), ("max_temperature_c", TEMPERATURE_BOUNDS_C))
+        )
+        return Caps(watts, heat)
 
     def stages(self) -> tuple[StageTiming, ...]:
         stages = self._entries("stages", StageTiming)

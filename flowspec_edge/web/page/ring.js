@@ -69,9 +69,14 @@ function drawRing(service) {
     const share = busy.get(stage.node) ?? 0;
     picture.querySelector(`[data-load="${at}"]`).setAttribute("stroke-dasharray", `${share * 100} 100`);
     const board = service.boards.find((found) => found.node === stage.node);
-    const heat = board?.temperature_c == null ? "" : ` · ${board.temperature_c} °C`;
+    const heat = sensed(board).map((said) => ` · ${said}`).join("");
     picture.querySelector(`[data-facts="${at}"]`).textContent = `${stage.arithmetic.split(" ")[0]}${heat}`;
   });
+}
+
+function sensed(board) {
+  const heat = board?.temperature_c == null ? [] : [`${board.temperature_c} °C`];
+  return board?.watts == null ? heat : [...heat, `${board.watts.toFixed(1)} W`];
 }
 
 function ringWords(service, stages) {
@@ -203,7 +208,7 @@ function showTable(service) {
       stage.arithmetic.split(" ")[0],
       share === undefined ? "–" : `${Math.round(100 * share)} %`,
       work.num_chunks ? `${number((1000 * work.waited_s) / work.num_chunks)} ms` : "–",
-      board?.temperature_c == null ? "–" : `${board.temperature_c} °C`,
+      sensed(board).join(", ") || "–",
       board?.free_memory_bytes == null ? "–" : `${Math.round(board.free_memory_bytes / 2 ** 20)} MiB`,
     ];
   });
