@@ -80,6 +80,8 @@ async def _versions(network: Sequence[str]) -> str:
 
 
 async def _machine(network: Sequence[str]) -> str:
+    from flowspec_edge.node.sensors import find_sensors
+
     processor = [line for line in _text("/proc/cpuinfo").splitlines() if not line.startswith(("flags", "Serial"))]
     return "\n".join(
         [
@@ -87,6 +89,7 @@ async def _machine(network: Sequence[str]) -> str:
             f"processors that may be used: {len(os.sched_getaffinity(0))}",
             f"open files: {resource.getrlimit(resource.RLIMIT_NOFILE)}",
             *_temperatures(),
+            f"power sensors: {', '.join(sensor.name for sensor in find_sensors()) or '-'}",
             *_text("/proc/meminfo").splitlines()[:6],
             *processor[:40],
         ]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flowspec_edge.cli.access import Access, joining_text
@@ -68,8 +68,8 @@ async def _node(options: NodeCommand) -> int:
         memory_mib=options.memory,
         keeps_all_cores=options.emulate is not None,
     )
-    is_emulated = options.emulate is not None
-    settings = serving_settings(options, access, profile, port=check_port(options.port), is_emulated=is_emulated)
+    sensed = profile if options.emulate is None else replace(profile, profile=None)  # an emulated board has no sensors
+    settings = serving_settings(options, access, sensed, port=check_port(options.port))
     display = PeerDisplay(settings.neighbourhood, is_quiet=options.json)
     node = await Node.start(settings, board, display.show)
     display.port = node.port

@@ -132,27 +132,19 @@ def caps_from(options: ServingArguments, board: BoardSettings) -> Caps:
 
 
 def serving_settings(
-    options: ServingArguments,
-    access: Access,
-    board: BoardSettings,
-    *,
-    port: int = 0,
-    is_announced: bool = True,
-    is_emulated: bool = False,
+    options: ServingArguments, access: Access, board: BoardSettings, *, port: int = 0, is_announced: bool = True
 ) -> NodeSettings:
-    """Settings of a node on ``board``; one that is not announced serves no layers, and fetches none. A board that is
-    emulated has no sensors.
+    """Settings of a node on ``board``; one that is not announced serves no layers, and fetches none.
 
     Raises:
         RequestError: an option is out of range.
-        BoardError: the board is to keep under a cap, and has no sensor for it.
+        BoardError: the board is to be kept under what it does not show.
     """
     from flowspec_edge.node.resources import NodeSettings, unique_name
     from flowspec_edge.node.sensor_watch import check_caps
     from flowspec_edge.node.sensors import power_of
 
-    caps = caps_from(options, board)
-    power, thermometer = (None, None) if is_emulated else (power_of(board.profile), thermometer_of(board))
+    caps, power, thermometer = caps_from(options, board), power_of(board.profile), thermometer_of(board)
     check_caps(caps, power, thermometer)
     where = neighbourhood_from(options, access)
     if options.name is not None:

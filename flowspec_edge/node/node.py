@@ -46,13 +46,10 @@ class Node:
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
         self.supply = WeightSupply(settings.bundles, settings.cache, self._files, tls)
         self.weights = WeightServer(self.supply.find)
-        self.kept, self.caches = KeptLayers(), KeptCaches()
-        activity = Activity()
-        self._watch = SensorWatch(settings, activity)
+        self.kept, self.caches, self.arrivals = KeptLayers(), KeptCaches(), Arrivals()
+        self._watch = SensorWatch(settings, activity := Activity())
         self.measurements = Measurements(settings.num_threads, settings.thermometer, lambda: self._watch.slowdown)
-        self.precisions = PrecisionChoice(settings.precision)
-        self.memory = MemoryAccount(settings.memory_bytes)
-        self.arrivals = Arrivals()
+        self.precisions, self.memory = PrecisionChoice(settings.precision), MemoryAccount(settings.memory_bytes)
         self._measuring = Measuring(
             settings=settings,
             precisions=self.precisions,

@@ -38,14 +38,23 @@ class SensorWatch:
         self._power = power if power is not None and power.names else None
         self._thermometer = settings.thermometer if self.caps.max_temperature_c is not None else None
         self._meter, self._control = EnergyMeter(), DutyControl(self.caps)
-        self._told: tuple[float, float] | None = None  # joules since the start, and watts
+        self._found: tuple[float, float, float] | None = None  # joules since the start, watts, and when that was
+        self._told_j = 0.0
         self._is_warned = False
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
 
     def energy(self) -> wire.EnergyTaken | None:
         """What the board has taken since the start, and takes; None where that is not known."""
-        return None if self._told is None else wire.EnergyTaken(self._machine, *self._told)
+        return self.energy_at(time.monotonic())
+
+    def energy_at(self, now: float) -> wire.EnergyTaken | None:
+        """At a time behind the last read, with what it may have taken since."""
+        if (found := self._found) is None:
+            return None
+        joules, watts, read_at = found
+        self._told_j = max(self._told_j, joules + watts * min(now - read_at, READ_S))  # what is told never shrinks
+        return wire.EnergyTaken(self._machine, self._told_j, watts)
 
     @property
     def duty(self) -> float:
@@ -77,7 +86,7 @@ class SensorWatch:
         if self._power is not None:
             self._meter.add(self._power.read(), now)
             joules, watts = self._meter.joules, self._meter.watts
-            self._told = None if joules is None or watts is None else (joules, watts)
+            self._found = None if joules is None or watts is None else (joules, watts, now)
             if watts is not None:
                 self._control.take_watts(watts, now, is_busy=self._activity.ran_within(BURSTS_S))
         if self._thermometer is not None and (report := self._thermometer()) is not None:

@@ -41,6 +41,7 @@ class Answer:
         self._computed: Sequence[ComputedLayers] = ()  # by the ring that wrote last
         self._changes: list[dict[str, Any]] = []
         self._energies: list[TextEnergy] = []  # one for each ring that wrote at it
+        self._num_resumed = 0  # tokens that another origin wrote
         self._began = self._last = time.monotonic()
         self._first: float | None = None
         self._num_first = 0
@@ -55,6 +56,7 @@ class Answer:
         answer = cls(tokenizer, text.prompt, options)
         answer._text.take(text.tokens)
         answer._tokens += text.tokens
+        answer._num_resumed = len(text.tokens)
         answer._ending = ending
         answer._counts.append(GenerationStatistics())  # of the rings that wrote there, about which nothing is known
         return answer
@@ -155,9 +157,10 @@ class Answer:
         if not telling:
             return {}
         joules = max(sum(energy.joules for energy in self._energies), 0.0)
+        num_tokens = len(self._tokens) - self._num_resumed
         return {
             "joules": round(joules, 3),
-            "joules_per_token": round(joules / len(self._tokens), 4) if self._tokens else None,
+            "joules_per_token": round(joules / num_tokens, 4) if num_tokens else None,
             "metered_nodes": sorted(telling),
             "unmetered_nodes": sorted(silent),
         }

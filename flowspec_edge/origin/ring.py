@@ -120,11 +120,9 @@ class Ring:
         slot_bytes: int = 0,
         energy: Callable[[], wire.EnergyTaken | None] = lambda: None,
     ) -> None:
-        self.stages = stages
-        self.plan = plan
+        self.stages, self.plan = stages, plan
         self._computed = [ComputedLayers(stage.plan.start, stage.plan.stop, stage.arithmetic) for stage in stages]
-        self._core, self._journal = core, journal
-        self._engine = engine
+        self._core, self._journal, self._engine = core, journal, engine
         self._controls, self._ahead, self._behind = links.controls, links.ahead, links.behind
         self._origin = links.ahead.hello.node
         self._work_of = [StageWork() for _ in stages]

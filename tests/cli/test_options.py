@@ -5,6 +5,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ from flowspec_edge.cli.serve import ServeCommand
 from flowspec_edge.cli.support import SupportCommand
 from flowspec_edge.cli.top import TopCommand
 from flowspec_edge.core.device.boards import BoardSettings
+from flowspec_edge.core.device.caps import Caps
 from flowspec_edge.errors import RequestError
+from flowspec_edge.node.board import find_profile, read_facts
+from tests.narrowing import present
 
 COMMON = {"command", "verbose", "run", "json"}
 
@@ -169,9 +173,24 @@ def test_a_node_that_serves_is_announced_and_one_that_asks_is_not(parse: Parse, 
     assert asking.name != "attic"
 
 
+def test_a_cap_that_is_typed_comes_before_the_profiles(parse: Parse) -> None:
+    warm = replace(present(find_profile("rk3588", read_facts())), caps=Caps(9.0, 80.0))
+    board = BoardSettings(profile=warm, cores=(0,), num_threads=1, memory_bytes=7)
+    assert node_settings.caps_from(parse("node")[1], board) == Caps(9.0, 80.0)
+    assert node_settings.caps_from(parse("node --max-temperature 70")[1], board) == Caps(9.0, 70.0)
+
+
 def test_what_is_out_of_range_is_refused(parse: Parse) -> None:
     with pytest.raises(RequestError, match="--cache-limit is -1.0"):
         options.cache_from(parse("node --cache-limit -1")[1])
     assert options.cache_from(parse("node --no-cache --cache-limit -1")[1]) is None
+    board = BoardSettings(profile=None, cores=(0,), num_threads=1, memory_bytes=7)
+    for typed, text in (
+        ("--max-watts 0", "--max-watts is 0; it must be a number of watts from 0.5 to 1000"),
+        ("--max-watts nan", "--max-watts is nan"),
+        ("--max-temperature 700", "--max-temperature is 700; it must be a number of degrees Celsius from 30 to 110"),
+    ):
+        with pytest.raises(RequestError, match=text):
+            node_settings.caps_from(parse(f"node {typed}")[1], board)
     with pytest.raises(RequestError, match="top_p is 2.0"):
         options.generate_options_from(parse("generate p --top-p 2")[1])

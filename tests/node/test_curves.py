@@ -112,11 +112,12 @@ async def test_a_full_disk_is_no_reason_to_stop(
 
 
 async def learned(bundle: Bundle, sizes: list[int]) -> Line | None:
-    """What a stage of two layers that take LINE leaves behind after forwards of these sizes."""
+    """What a stage of two layers that take LINE, and rests, leaves behind after forwards of these sizes."""
     measurements = Measurements(1)
     recorder = measurements.recorder(bundle.manifest, None, 2)
+    recorder.rested_s = lambda: 0.5
     for size in sizes:
-        recorder.add(size, 2 * LINE.at(size) / 1000)
+        recorder.add(size, 2 * LINE.at(size) / 1000 + 0.5)
     await recorder.finish()
     return measurements.kept(bundle.manifest, bundle.manifest.precision)
 

@@ -44,21 +44,21 @@ def settings_of(**options: object) -> NodeSettings:
     return NodeSettings(name="pi", cluster="x", **options)  # type: ignore[arg-type]
 
 
-def test_energy_is_told_once_it_is_known_and_no_longer_than_that() -> None:
-    meter = Meter(Watts(5))
+def test_energy_is_told_once_it_is_known_up_to_now_and_never_less_than_before() -> None:
+    meter = Meter(Watts(8))
     watch = SensorWatch(settings_of(power=meter, cores=Cores("boot")), Activity())
     assert watch.energy() is None
     watch.read(10.0)
     watch.read(12.0)
-    assert watch.energy() == wire.EnergyTaken("boot", 10.0, 5.0)
+    assert watch.energy_at(12.125) == wire.EnergyTaken("boot", 17.0, 8.0)
+    assert watch.energy_at(99.0) == wire.EnergyTaken("boot", 18.0, 8.0), "as far as the next read, which is late"
+    meter.rails = [Watts(0)]
+    watch.read(12.25)
+    assert watch.energy_at(12.25) == wire.EnergyTaken("boot", 18.0, 0.0)
     meter.rails = ()
     watch.read(13.0)
     assert watch.energy() is None
     assert watch.duty == watch.slowdown == 1.0
-    alone = SensorWatch(settings_of(power=meter), Activity())
-    meter.rails = [Watts(5)]
-    alone.read(1.0)
-    assert alone.energy() == wire.EnergyTaken("pi", 0.0, 5.0), "a machine without a name is its node's"
 
 
 def test_a_cap_slows_a_board_that_works_and_one_that_cannot_be_kept_is_told(caplog: pytest.LogCaptureFixture) -> None:

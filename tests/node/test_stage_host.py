@@ -25,6 +25,7 @@ from flowspec_edge.core.speculation.stage import Stage
 from flowspec_edge.errors import CacheFullError, FlowspecError, LinkLostError, ProtocolError, StageFailedError
 from flowspec_edge.net import packet_counter
 from flowspec_edge.net.sent_packets import Packets
+from flowspec_edge.node import stage_host
 from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.stage_host import StageHost, StageLinks
@@ -104,6 +105,7 @@ class Hosted:
         self.before, behind = fake_pair("attic", "hall", wire.DATA, "ring-1/1")
         ahead, self.after = fake_pair("hall", "cellar", wire.DATA, "ring-1/2")
         self.links = StageLinks(control, behind, ahead)
+        self.energy: wire.EnergyTaken | None = None
 
     @contextlib.asynccontextmanager
     async def at_work(self) -> AsyncIterator[StageHost]:
@@ -118,6 +120,7 @@ class Hosted:
                 max_capacity=MAX_CAPACITY,
                 activity=Activity(),
                 recorder=self.recorder,  # type: ignore[arg-type]
+                energy=lambda: self.energy,
             )
             async with asyncio.timeout(LIMIT_S), host:
                 yield host
@@ -147,6 +150,19 @@ async def test_what_comes_is_told_to_the_core(sender: str, message: wire.Message
         getattr(hosted, sender).send(message)
         await settle()
     assert core.told == [event]
+
+
+async def test_what_the_board_takes_is_told_from_the_first_session_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_host, "TELL_ENERGY_S", 0.001)
+    hosted = Hosted(ScriptedCore())
+    hosted.energy = wire.EnergyTaken("boot", 12.0, 5.0)
+    async with hosted.at_work():
+        await settle()
+        hosted.origin.send(wire.OpenSession(SPEC))
+        assert await hosted.origin.receive() == hosted.energy
+        hosted.energy = wire.EnergyTaken("boot", 13.0, 5.0)
+        while await hosted.origin.receive() != hosted.energy:
+            pass
 
 
 async def test_a_chunk_is_told_as_it_came() -> None:

@@ -1,5 +1,6 @@
 """An answer that another origin began: not a character of it comes twice or is left out, wherever it is cut."""
 
+import io
 import itertools
 from types import SimpleNamespace
 
@@ -8,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
+from flowspec_edge.cli.show_ring import print_statistics
 from flowspec_edge.config import GenerateOptions, Logprob, Logprobs, Piece, TokenLogprobs, UnfinishedText
+from flowspec_edge.core.device.energy_shares import TextEnergy
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
+from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import RequestError
 from flowspec_edge.origin import answer as answering
@@ -60,6 +64,22 @@ def test_what_is_left_to_write_and_what_is_counted() -> None:
     assert piece.prompt_token_ids is None
     assert last.statistics is not None
     assert (last.statistics["prompt_tokens"], last.statistics["completion_tokens"]) == (3, 5)
+
+
+def test_the_energy_is_that_of_all_rings_and_of_the_tokens_that_they_wrote() -> None:
+    tokens = TOKENIZER.encode(TEXTS[0])
+    answer = Answer.resume(TOKENIZER, unfinished([1], tokens[:4]), GenerateOptions(max_new_tokens=10))
+    for energy in (TextEnergy({"hall"}, 3.0, {"attic"}), TextEnergy({"cellar"}, 1.5, {"hall"}), TextEnergy({"x"})):
+        answer.begin(GenerationStatistics(), [], energy)
+    found = present(write(answer, tokens[4:6])[-1].statistics)
+    assert (found["joules"], found["joules_per_token"]) == (4.5, 2.25)
+    assert (found["metered_nodes"], found["unmetered_nodes"]) == (["attic", "hall"], ["cellar", "x"])
+    print_statistics(found, shown := io.StringIO())
+    said = "4.5 J, 2.25 J per token: all that attic, hall took meanwhile; without cellar, x, which cannot tell"
+    assert shown.getvalue().splitlines()[-1] == said
+    blind = Answer(TOKENIZER, [1], GenerateOptions())
+    blind.begin(GenerationStatistics(), [], TextEnergy({"hall"}))
+    assert "joules" not in present(write(blind, tokens)[-1].statistics), "none is not nothing"
 
 
 def test_no_stop_string_ends_a_text_that_is_too_short() -> None:

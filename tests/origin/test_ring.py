@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.device import energy_shares
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.packet_loss import Lossy, PacketLoss
 from flowspec_edge.core.planning.placement import StagePlan
@@ -31,6 +33,7 @@ from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.sent_packets import Packets
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin import blame
+from flowspec_edge.origin import ring as rings
 from flowspec_edge.origin.ring import Ring, RingLinks, RingStage
 from tests.fake_links import LIMIT_S, FakeLink, fake_pair, settle
 from tests.narrowing import instance, present
@@ -220,6 +223,37 @@ async def test_what_breaks_it_is_told_once_and_no_request_is_taken_any_more(
     parts.first.send(wire.Credit(1))
     await settle()
     assert parts.core.told.empty(), "nobody reads any more"
+
+
+async def test_energy_of_stages_and_of_the_origin_is_that_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rings, "NOTE_ENERGY_S", 0.001)
+    monkeypatch.setattr(energy_shares, "SILENT_S", 3600.0)  # however slow this machine is
+    parts, taken_j = Opened(), itertools.count(100)
+    engine: Any = parts.engine
+    ring = Ring(
+        parts.core,
+        Journal("origin", {}),
+        engine,
+        parts.stages,
+        parts.links,
+        Board(),
+        energy=lambda: wire.EnergyTaken("desk", next(taken_j), 0.0),
+    )
+    async with asyncio.timeout(LIMIT_S), ring:
+        pieces = ring.generate([1, 2], OPTIONS)
+        parts.core.answers = [[ev.EmitTokens(1, (5, 6))]]
+        await anext(pieces)
+        for joules in (7.0, 9.5):
+            parts.controls[0].send(wire.EnergyTaken("pi", joules, 0.0))
+            await settle()
+        began = next(taken_j)
+        while next(taken_j) < began + 4:  # the origin's own is read
+            await asyncio.sleep(0.001)
+        parts.tell([ev.FinishGeneration(1, "length")])
+        found = present((await anext(pieces)).statistics)
+        assert (found["metered_nodes"], found["unmetered_nodes"]) == (["attic", "origin"], ["hall"])
+        assert found["joules"] > 2.5 and found["joules"] % 1 == 0.5
+        await pieces.aclose()
 
 
 async def test_packets_that_the_origin_and_its_stages_lose_are_counted_by_way(

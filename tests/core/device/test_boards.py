@@ -16,6 +16,7 @@ from flowspec_edge.core.device.boards import (
     recognise,
     settings_for,
 )
+from flowspec_edge.core.device.caps import Caps
 from flowspec_edge.errors import BoardError
 from flowspec_edge.node.board import load_profiles
 from tests.narrowing import present
@@ -227,6 +228,12 @@ def test_a_processor_of_no_known_kind_has_no_profile(profiles: list[BoardProfile
     assert "no known kind; 3 threads on cores 0-1,3" in describe(settings, facts)
 
 
+def test_a_profile_may_name_rails_and_caps() -> None:
+    more = 'power = { sensors = ["VDD_IN", "A + B"] }\npacing = { max_watts = 9.5, max_temperature_c = 70 }'
+    mine = parse_profile("mine", f"{more}\n{GOOD}")
+    assert (mine.power_sensors, mine.caps) == (("VDD_IN", "A + B"), Caps(9.5, 70.0))
+
+
 def test_every_profile_is_whole_and_within_its_units(profiles: list[BoardProfile]) -> None:
     assert {name for name, *_ in [*BOARDS, *X86]} == {profile.name for profile in profiles}
     for profile in profiles:
@@ -236,6 +243,7 @@ def test_every_profile_is_whole_and_within_its_units(profiles: list[BoardProfile
         assert profile.providers[-1] == "CPUExecutionProvider"
         assert 60 <= profile.limit_c <= 95 and len(profile.limit_source) > 20
         assert profile.thermal_zones and "--calibrate" in profile.figures_note
+        assert profile.power_sensors and not profile.caps, "it is its user's to say how warm a room may become"
         assert profile.is_generic or (profile.models and profile.compatible)
         assert not profile.allows_spinning, "the engine does not spin, whatever a profile says"
         assert profile.stages or profile.name == "generic-aarch64"
@@ -298,6 +306,15 @@ thermal = { zones = ["cpu-thermal"], limit_c = 80, limit_source = "its maker" }
         ('["fp32"]', '["fp31"]', "engine.precisions is 'fp31'; it must be one of fp32, fp16"),
         ('["CPUExecutionProvider"]', '["CUDAExecutionProvider"]', "CPUExecutionProvider must be named"),
         ("limit_c = 80", "limit_c = 800", "thermal.limit_c is 800; it must be a number from 40 to 110"),
+        ("title", "power = { sensors = [5] }\ntitle", "power.sensors is [5]; it must be a list of texts"),
+        ("title", "power = { rails = [] }\ntitle", "unknown key power.rails"),
+        ("title", "pacing = { max_watts = 0 }\ntitle", "pacing.max_watts is 0; it must be a number from 0.5 to 1000"),
+        (
+            "title",
+            "pacing = { max_temperature_c = 300 }\ntitle",
+            "pacing.max_temperature_c is 300; it must",
+        ),
+        ("title", "pacing = { max_heat = 70 }\ntitle", "unknown key pacing.max_heat"),
         ("allows_spinning = false", "allows_spinning = 0", "cpu.allows_spinning is 0; it must be true or false"),
         ("title", "title = =", "not readable as TOML"),
         (
@@ -326,6 +343,7 @@ thermal = { zones = ["cpu-thermal"], limit_c = 80, limit_source = "its maker" }
     ],
 )
 def test_a_profile_with_a_mistake_is_refused_by_file_and_key(old: str, new: str, text: str) -> None:
-    assert parse_profile("mine", GOOD).big_cores == (2, 3)
+    mine = parse_profile("mine", GOOD)
+    assert (mine.big_cores, mine.power_sensors, mine.caps) == ((2, 3), (), Caps())
     with pytest.raises(BoardError, match=re.escape(text)):
         parse_profile("mine", GOOD.replace(old, new, 1))
