@@ -100,6 +100,8 @@ async def test_a_node_reads_its_sensors_until_it_is_closed(monkeypatch: pytest.M
         (board,) = await ask_nodes([node.announcement], "x")
         assert (board["temperature_c"], board["watts"], board["state"]) == (61, 7.5, "ready")
         assert board["joules"] >= 0
+        monkeypatch.setattr(SensorWatch, "slowdown", property(lambda watch: 3.0))
+        assert await node.measurements.slowdown() == 3.0, "so plans know it"
     finally:
         await node.close()
     assert "sensors" not in {thread.name for thread in threading.enumerate()}

@@ -16,6 +16,7 @@ import pytest
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
+from flowspec_edge.core.device.caps import Caps
 from flowspec_edge.core.planning.placement import stage_memory_bytes
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Row, SessionSpec
 from flowspec_edge.engine.kept_caches import KeptCaches
@@ -141,7 +142,9 @@ class Opened:
         monkeypatch.setattr(FakeRunner, "fails", None, raising=False)
         monkeypatch.setattr(layer_loading, "StageRunner", FakeRunner)
         monkeypatch.setattr(stage_opening, "open_link", self._open_link)
-        settings = NodeSettings(name="hall", cluster="test", num_threads=3)
+        monkeypatch.setattr(SensorWatch, "duty", property(self._duty))
+        self.num_asked_for_rest = 0
+        settings = NodeSettings(name="hall", cluster="test", num_threads=3, caps=Caps(max_temperature_c=70.0))
         self.opener = StageOpener(
             settings=settings,
             precisions=self.precisions,
@@ -158,6 +161,10 @@ class Opened:
             on_fetch=self.fetched.append,
         )
         self.before, self.behind = fake_pair("attic", "hall", wire.DATA, "ring-1/1")
+
+    def _duty(self, watch: SensorWatch) -> float:
+        self.num_asked_for_rest += 1
+        return 1.0
 
     async def _open_link(self, host: str, port: int, hello: wire.Hello, **options: Any) -> tuple[Link, wire.Welcome]:
         self.hellos.append((host, port, hello.purpose, hello.ring, options["node"]))
@@ -227,6 +234,7 @@ async def test_it_works_between_its_links_and_stays_loaded_when_the_origin_has_l
         node.before.send(wire.ChunkMessage(0, CHUNK))
         assert node.after is not None
         assert isinstance(await node.after.receive(), wire.ChunkMessage)
+        assert node.num_asked_for_rest, "its board is to be kept under a cap"
         assert node.kept_runner is None, "it is in use"
     runner = node.kept_runner
     assert runner is not None and not runner.caches and not runner.is_closed
