@@ -111,11 +111,11 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     add_cache_options(parser)
 
 
-def caps_from(options: ServingArguments, board: BoardSettings) -> Caps:
+def caps_from(options: ServingArguments, board: BoardSettings, *, serves_layers: bool = True) -> Caps:
     """What the user typed comes before what the profile says.
 
     Raises:
-        RequestError: it is out of range.
+        RequestError: it is out of range, or there is nothing that could rest for it.
     """
     typed = (
         ("--max-watts", options.max_watts, WATTS_BOUNDS, "watts"),
@@ -124,6 +124,10 @@ def caps_from(options: ServingArguments, board: BoardSettings) -> Caps:
     for option, value, (low, high), unit in typed:
         if value is not None and not low <= value <= high:
             raise RequestError(f"{option} is {value:g}; it must be a number of {unit} from {low:g} to {high:g}")
+        if value is not None and not serves_layers:
+            raise RequestError(f"{option} has layers rest, and --no-layers serves none; leave out either of them")
+    if not serves_layers:
+        return NO_CAPS
     known = NO_CAPS if board.profile is None else board.profile.caps
     return Caps(
         known.max_watts if options.max_watts is None else options.max_watts,
@@ -144,7 +148,8 @@ def serving_settings(
     from flowspec_edge.node.sensor_watch import check_caps
     from flowspec_edge.node.sensors import power_of
 
-    caps, power, thermometer = caps_from(options, board), power_of(board.profile), thermometer_of(board)
+    caps = caps_from(options, board, serves_layers=is_announced)
+    power, thermometer = power_of(board.profile), thermometer_of(board)
     check_caps(caps, power, thermometer)
     where = neighbourhood_from(options, access)
     if options.name is not None:

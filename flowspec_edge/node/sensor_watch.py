@@ -54,7 +54,7 @@ class SensorWatch:
             return None
         joules, watts, read_at = found
         self._told_j = max(self._told_j, joules + watts * min(now - read_at, READ_S))  # what is told never shrinks
-        return wire.EnergyTaken(self._machine, self._told_j, watts)
+        return wire.EnergyTaken(self._machine, round(self._told_j, 3), round(watts, 3))
 
     @property
     def duty(self) -> float:

@@ -7,6 +7,7 @@ import io
 import pytest
 
 from flowspec_edge.bench.report import format_table
+from flowspec_edge.cli.devices import READY, device_lines
 from flowspec_edge.cli.layout import fitted, table_lines
 from flowspec_edge.cli.show_search import SearchDisplay
 from flowspec_edge.net.discovery import Announcement
@@ -20,6 +21,20 @@ def test_columns_are_as_narrow_as_their_cells() -> None:
         "pi                12000 MiB  silent",
     ]
     assert table_lines(("NODE", "STATE"), []) == ["NODE  STATE"]
+
+
+def test_what_boards_sense_has_a_column_where_any_does_and_fits_a_terminal() -> None:
+    board = {"node": "raspberrypi-4f21c9", "address": "192.168.100.120:7361", "version": "0.1.0", "state": READY}
+    board |= {"free_memory_bytes": 2**32, "temperature_c": None, "watts": None}
+    assert device_lines([board])[0].split() == ["NODE", "ADDRESS", "VERSION", "FREE", "STATE"]
+    lines = device_lines([board | {"temperature_c": 61, "watts": 7.46}, board | {"watts": 5.0}, board])
+    cells = [line.partition("MiB")[2].split("  ") for line in lines[1:]]
+    assert [[cell.strip() for cell in line if cell] for line in cells] == [
+        ["61 C 7.5 W", "ready"],
+        ["5.0 W", "ready"],
+        ["-", "ready"],
+    ]
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize("width", [30, 46, 80])

@@ -178,6 +178,7 @@ def test_a_cap_that_is_typed_comes_before_the_profiles(parse: Parse) -> None:
     board = BoardSettings(profile=warm, cores=(0,), num_threads=1, memory_bytes=7)
     assert node_settings.caps_from(parse("node")[1], board) == Caps(9.0, 80.0)
     assert node_settings.caps_from(parse("node --max-temperature 70")[1], board) == Caps(9.0, 70.0)
+    assert not node_settings.caps_from(parse("serve")[1], board, serves_layers=False)
 
 
 def test_what_is_out_of_range_is_refused(parse: Parse) -> None:
@@ -192,5 +193,7 @@ def test_what_is_out_of_range_is_refused(parse: Parse) -> None:
     ):
         with pytest.raises(RequestError, match=text):
             node_settings.caps_from(parse(f"node {typed}")[1], board)
+    with pytest.raises(RequestError, match="--max-watts has layers rest, and --no-layers serves none"):
+        node_settings.caps_from(parse("serve --max-watts 9")[1], board, serves_layers=False)
     with pytest.raises(RequestError, match="top_p is 2.0"):
         options.generate_options_from(parse("generate p --top-p 2")[1])
