@@ -68,7 +68,7 @@ class SensorWatch:
 
     def start(self) -> None:
         if self._power is not None or self._thermometer is not None:
-            self._thread = threading.Thread(target=self._run, name="sensors")
+            self._thread = threading.Thread(target=self._run, name="sensors", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
@@ -83,14 +83,15 @@ class SensorWatch:
 
     def read(self, now: float) -> None:
         """Once."""
+        watts = None
         if self._power is not None:
             self._meter.add(self._power.read(), now)
             joules, watts = self._meter.joules, self._meter.watts
             self._found = None if joules is None or watts is None else (joules, watts, now)
-            if watts is not None:
-                self._control.take_watts(watts, now, is_busy=self._activity.ran_within(BURSTS_S))
-        if self._thermometer is not None and (report := self._thermometer()) is not None:
-            self._control.take_temperature(report.temperature_c, now)
+        report = None if self._thermometer is None else self._thermometer()
+        temperature_c = None if report is None else report.temperature_c
+        is_busy = self._activity.ran_within(BURSTS_S)
+        self._control.take(now, temperature_c=temperature_c, watts=watts, is_busy=is_busy)
         if self.duty <= MIN_DUTY and not self._is_warned:
             _log.warning("the cap of %s cannot be kept: the board is above it at the slowest pace", self.caps)
         self._is_warned = self.duty <= MIN_DUTY

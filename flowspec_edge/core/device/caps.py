@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from flowspec_edge.core.device.throttling import COOLED_S, MAX_SLOWDOWN
+from flowspec_edge.core.device.throttling import COOLED_S, MAX_SLOWDOWN, SLOW, SLOW_S
 
 MIN_DUTY = 1 / MAX_SLOWDOWN
 """The least share of its time in which a stage computes. A board that is too hot even so goes on, and says so."""
@@ -101,38 +101,41 @@ class DutyControl:
             self._heat = _Loop(limit - UNDER_C, HEAT_GAIN, HEAT_RESET_S, HEAT_SMOOTHING_S)
         if (watts := caps.max_watts) is not None:
             self._power = _Loop(UNDER_WATTS * watts, WATTS_GAIN / watts, WATTS_RESET_S, WATTS_RESET_S)
-        self._held = 1.0
-        self._held_at = -math.inf
+        self._mean = 1.0  # of the duty, over SLOW_S of work
+        self._seen_at = 0.0
+        self._slowed_at = -math.inf
 
     @property
     def duty(self) -> float:
         return min((loop.duty for loop in (self._heat, self._power) if loop is not None), default=1.0)
 
-    def take_temperature(self, temperature_c: float, now: float) -> None:
-        """Of a board that computes or rests: it cools down as it does, and may then go on as fast as it can."""
-        if self._heat is not None:
-            self._heat.observe(temperature_c, now)
-            self._note(now)
+    def take(
+        self, now: float, *, temperature_c: float | None = None, watts: float | None = None, is_busy: bool
+    ) -> None:
+        """What the sensors show, of a board that ``is_busy`` with computing and with rests, or has nothing to do.
 
-    def take_watts(self, watts: float, now: float, *, is_busy: bool) -> None:
-        """Watts of a board that has nothing to compute say nothing about those that it takes when it has."""
-        if self._power is None:
-            return
+        It cools down in either case. But the watts of an idle board say nothing about those of a busy one.
+        """
+        if self._heat is not None and temperature_c is not None:
+            self._heat.observe(temperature_c, now)
+        if self._power is not None and watts is not None:
+            if is_busy:
+                self._power.observe(watts, now)
+            else:
+                self._power.skip(now)
         if is_busy:
-            self._power.observe(watts, now)
-            self._note(now)
-        else:
-            self._power.skip(now)
+            elapsed = min(now - self._seen_at, MAX_STEP_S)
+            self._mean += (self.duty - self._mean) * (1 - math.exp(-elapsed / SLOW_S))
+            self._slowed_at = now if self.duty < 1 else self._slowed_at
+        self._seen_at = now
 
     def slowdown(self, now: float) -> float:
-        """How many times as long as it could the board takes, for plans. A board that has cooled down counts as slow
-        for a while, since it would be as hot again at its full pace.
-        """
-        return 1 / self._held if now - self._held_at <= COOLED_S else 1.0
+        """How many times as long as it could the board takes when it works, for plans; 1 where that is little.
 
-    def _note(self, now: float) -> None:
-        if self.duty < 1:
-            self._held, self._held_at = self.duty, now
+        It counts for a while after the board was last slowed, since it would be as hot again at its full pace.
+        """
+        found = 1 / self._mean
+        return found if found >= SLOW and now - self._slowed_at <= COOLED_S else 1.0
 
 
 class RestDebt:

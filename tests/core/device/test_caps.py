@@ -76,7 +76,7 @@ def test_a_board_stays_under_its_temperature_settles_and_recovers(
     while now < 5 * case[1]:
         board.run(watts_of(control.duty), STEP_S)
         now += STEP_S
-        control.take_temperature(board.shown_c, now)
+        control.take(now, temperature_c=board.shown_c, is_busy=True)
         temperatures.append(board.temperature_c)
         duties.append(control.duty)
     assert max(temperatures) <= cap_c + 1
@@ -85,14 +85,20 @@ def test_a_board_stays_under_its_temperature_settles_and_recovers(
     assert max(duties[settled:]) - min(duties[settled:]) < 0.3
     turns = sum((b - a) * (c - b) < -1e-3 for (a, b), (_, c) in pairwise(pairwise(duties[settled:])))
     assert turns < 20, "it does not swing"
-    assert 1.2 < control.slowdown(now) < 5
+    slowdown = control.slowdown(now)
+    assert slowdown == pytest.approx(1 / control.duty, rel=0.2)
+    for _ in range(round(COOLED_S / 2 / STEP_S)):
+        board.run(IDLE_W, STEP_S)
+        now += STEP_S
+        control.take(now, temperature_c=board.shown_c, is_busy=False)
+    assert control.slowdown(now) == slowdown, "it would be as hot again"
+    assert control.slowdown(now + COOLED_S) == 1
     board.room_c -= 25  # a window is opened
     for _ in range(round(6 * case[1] / STEP_S)):
         board.run(watts_of(control.duty), STEP_S)
         now += STEP_S
-        control.take_temperature(board.shown_c, now)
-    assert control.duty == 1
-    assert control.slowdown(now + COOLED_S) == 1
+        control.take(now, temperature_c=board.shown_c, is_busy=True)
+    assert control.duty == control.slowdown(now) == 1
 
 
 @pytest.mark.parametrize("cap_w", [4.0, 5.5, 7.0])
@@ -101,7 +107,7 @@ def test_a_board_stays_under_its_watts_though_its_sensor_sees_bursts(cap_w: floa
     control, chance = DutyControl(Caps(max_watts=cap_w)), random.Random(5)
     taken, num_steps = [], 4000
     for number in range(num_steps):
-        control.take_watts(FULL_W if chance.random() < control.duty else IDLE_W, number * STEP_S, is_busy=True)
+        control.take(number * STEP_S, watts=FULL_W if chance.random() < control.duty else IDLE_W, is_busy=True)
         taken.append(watts_of(control.duty))
     mean = sum(taken[200:]) / len(taken[200:])
     assert cap_w * 0.85 < mean <= cap_w
@@ -112,22 +118,22 @@ def test_a_board_stays_under_its_watts_though_its_sensor_sees_bursts(cap_w: floa
 def test_a_counters_watts_are_kept_to_the_per_cent() -> None:
     control = DutyControl(Caps(max_watts=5.0))
     for number in range(200):
-        control.take_watts(watts_of(control.duty), number * STEP_S, is_busy=True)
+        control.take(number * STEP_S, watts=watts_of(control.duty), is_busy=True)
     assert watts_of(control.duty) == pytest.approx(4.85, abs=0.01)
     before = control.duty
     for number in range(200, 400):
-        control.take_watts(IDLE_W, number * STEP_S, is_busy=False)
+        control.take(number * STEP_S, watts=IDLE_W, is_busy=False)
     assert control.duty == before, "an idle board's watts say nothing about those of a busy one"
     for number in range(400, 800):
-        control.take_watts(watts_of(control.duty) / 2, number * STEP_S, is_busy=True)
+        control.take(number * STEP_S, watts=watts_of(control.duty) / 2, is_busy=True)
     assert control.duty == 1, "a smaller model takes less"
 
 
 def test_both_caps_are_kept_and_what_cannot_be_is_as_slow_as_can_be() -> None:
     control = DutyControl(Caps(max_watts=6.0, max_temperature_c=60.0))
     for number in range(2000):
-        control.take_watts(watts_of(control.duty), number * STEP_S, is_busy=True)
-        control.take_temperature(90.0, number * STEP_S)
+        control.take(number * STEP_S, watts=watts_of(control.duty), is_busy=True)
+        control.take(number * STEP_S, temperature_c=90.0, is_busy=True)
     assert control.duty == MIN_DUTY
     assert DutyControl(Caps(max_temperature_c=60.0)).duty == 1, "nothing has been shown yet"
 
@@ -135,17 +141,17 @@ def test_both_caps_are_kept_and_what_cannot_be_is_as_slow_as_can_be() -> None:
 def test_a_sensor_that_is_gone_changes_nothing_and_what_follows_does_not_jump() -> None:
     control = DutyControl(Caps(max_temperature_c=70.0))
     for number in range(100):
-        control.take_temperature(69.0 + number / 50, number * STEP_S)
+        control.take(number * STEP_S, temperature_c=69.0 + number / 50, is_busy=True)
     before = control.duty
     assert before < 1
-    control.take_temperature(70.9, 1000.0)
+    control.take(1000.0, temperature_c=70.9, is_busy=True)
     assert control.duty == pytest.approx(before, abs=0.1)
 
 
 def test_without_caps_a_board_is_at_its_full_pace() -> None:
     control = DutyControl(Caps())
-    control.take_temperature(200.0, 1.0)
-    control.take_watts(200.0, 1.0, is_busy=True)
+    control.take(1.0, temperature_c=200.0, is_busy=True)
+    control.take(1.0, watts=200.0, is_busy=True)
     assert (control.duty, control.slowdown(1.0), bool(control.caps)) == (1, 1, False)
     assert str(Caps(9.5, 70.0)) == "9.5 W and 70 degrees C"
 

@@ -33,7 +33,7 @@ def test_texts_at_the_same_time_share_and_nothing_is_lost() -> None:
     shares.end(1, 2.0)
     shares.take("pi", "m", 18, 6, 3.0)
     shares.end(2, 3.0)
-    assert (first.joules, second.joules) == (pytest.approx(9), pytest.approx(9))
+    assert first.joules == pytest.approx(9) and second.joules == pytest.approx(9)
 
 
 def test_all_texts_together_have_what_was_told_whatever_comes_when() -> None:

@@ -39,7 +39,7 @@ def test_a_counter_that_was_set_back_tells_nothing_of_that_interval(range_j: flo
 
 
 def test_rails_are_added_up_and_a_part_of_them_is_no_whole() -> None:
-    both = [Watts(3), Watts(2)]
+    both: list[Rail] = [Watts(3), Watts(2)]
     meter = metered((0, both), (1, both), (2, []), (3, both), (4, both))
     assert (meter.joules, meter.watts) == (10, 5), "nothing is known of the time around the gap"
     assert metered((0, both), (1, [])).watts is None
