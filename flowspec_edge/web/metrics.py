@@ -111,7 +111,7 @@ class TextRecord:
             self._metrics.rows_useful.inc(found.get("rows_useful", 0))
             self._metrics.trips.inc(found.get("trips", 0))
             if (joules := found.get("joules")) is not None:
-                self._metrics.energy.add(joules, found["completion_tokens"])
+                self._metrics.energy.add(joules, self._num_tokens)
             if length := found.get("acceptance_length"):
                 self._metrics.acceptance.observe(length)
 
@@ -144,7 +144,9 @@ class _Energy(Collector):
             energy = CounterMetricFamily(
                 "flowspec:text_joules", "that boards which can tell took for texts", labels=labels
             )
-            tokens = CounterMetricFamily("flowspec:metered_tokens", "tokens of these texts", labels=labels)
+            tokens = CounterMetricFamily(
+                "flowspec:metered_tokens", "tokens of these texts, written here", labels=labels
+            )
             energy.add_metric([self._model], self._joules)
             tokens.add_metric([self._model], self._num_tokens)
             yield from (energy, tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,12 @@ def test_columns_are_as_narrow_as_their_cells() -> None:
 
 
 def test_what_boards_sense_has_a_column_where_any_does_and_fits_a_terminal() -> None:
-    board = {"node": "raspberrypi-4f21c9", "address": "192.168.100.120:7361", "version": "0.1.0", "state": READY}
+    board: dict[str, Any] = {
+        "node": "raspberrypi-4f21c9",
+        "address": "192.168.100.120:7361",
+        "version": "0.1.0",
+        "state": READY,
+    }
     board |= {"free_memory_bytes": 2**32, "temperature_c": None, "watts": None}
     assert device_lines([board])[0].split() == ["NODE", "ADDRESS", "VERSION", "FREE", "STATE"]
     lines = device_lines([board | {"temperature_c": 61, "watts": 7.46}, board | {"watts": 5.0}, board])
