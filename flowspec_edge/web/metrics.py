@@ -144,9 +144,7 @@ class _Energy(Collector):
             energy = CounterMetricFamily(
                 "flowspec:text_joules", "that boards which can tell took for texts", labels=labels
             )
-            tokens = CounterMetricFamily(
-                "flowspec:metered_tokens", "tokens of these texts, written here", labels=labels
-            )
+            tokens = CounterMetricFamily("flowspec:metered_tokens", "of these texts, written here", labels=labels)
             energy.add_metric([self._model], self._joules)
             tokens.add_metric([self._model], self._num_tokens)
             yield from (energy, tokens)
