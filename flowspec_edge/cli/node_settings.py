@@ -141,8 +141,7 @@ def serving_settings(
     """Settings of a node on ``board``; one that is not announced serves no layers, and fetches none.
 
     Raises:
-        RequestError: an option is out of range.
-        BoardError: the board is to be kept under what it does not show.
+        RequestError, BoardError: an option is out of range; the board is to be kept under what it does not show.
     """
     from flowspec_edge.node.resources import NodeSettings, unique_name
     from flowspec_edge.node.sensor_watch import check_caps

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -228,32 +227,27 @@ async def test_what_breaks_it_is_told_once_and_no_request_is_taken_any_more(
 async def test_energy_of_stages_and_of_the_origin_is_that_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rings, "NOTE_ENERGY_S", 0.001)
     monkeypatch.setattr(energy_shares, "SILENT_S", 3600.0)  # however slow this machine is
-    parts, taken_j = Opened(), itertools.count(100)
+    parts, own = Opened(), list[wire.EnergyTaken]()
     engine: Any = parts.engine
-    ring = Ring(
-        parts.core,
-        Journal("origin", {}),
-        engine,
-        parts.stages,
-        parts.links,
-        Board(),
-        energy=lambda: wire.EnergyTaken("desk", next(taken_j), 0.0),
-    )
-    async with asyncio.timeout(LIMIT_S), ring:
-        pieces = ring.generate([1, 2], OPTIONS)
+
+    def own_energy() -> wire.EnergyTaken:
+        own.append(wire.EnergyTaken("desk", 100.0 + len(own), 0.0))
+        return own[-1]
+
+    ring = Ring(parts.core, Journal("origin", {}), engine, parts.stages, parts.links, Board(), energy=own_energy)
+    async with asyncio.timeout(LIMIT_S), ring, contextlib.aclosing(ring.generate([1, 2], OPTIONS)) as pieces:
         parts.core.answers = [[ev.EmitTokens(1, (5, 6))]]
         await anext(pieces)
         for joules in (7.0, 9.5):
             parts.controls[0].send(wire.EnergyTaken("pi", joules, 0.0))
             await settle()
-        began = next(taken_j)
-        while next(taken_j) < began + 4:  # the origin's own is read
+        num_read = len(own)
+        while len(own) < num_read + 2:
             await asyncio.sleep(0.001)
         parts.tell([ev.FinishGeneration(1, "length")])
         found = present((await anext(pieces)).statistics)
-        assert (found["metered_nodes"], found["unmetered_nodes"]) == (["attic", "origin"], ["hall"])
-        assert found["joules"] > 2.5 and found["joules"] % 1 == 0.5
-        await pieces.aclose()
+    assert (found["metered_nodes"], found["unmetered_nodes"]) == (["attic", "origin"], ["hall"])
+    assert found["joules"] > 2.5 and found["joules"] % 1 == 0.5
 
 
 async def test_packets_that_the_origin_and_its_stages_lose_are_counted_by_way(
