@@ -41,7 +41,7 @@ class Meter(BoardPower):
 
 
 def settings_of(**options: object) -> NodeSettings:
-    return NodeSettings(name="pi", cluster="x", **options)  # type: ignore[arg-type]
+    return NodeSettings(name="pi", cluster="x", is_announced=False, **options)  # type: ignore[arg-type]
 
 
 def test_energy_is_told_once_it_is_known_up_to_now_and_never_less_than_before() -> None:

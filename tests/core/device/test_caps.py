@@ -35,8 +35,8 @@ class Board:
 
     def run(self, watts: float, seconds: float) -> None:
         for number, (_, constant_s) in enumerate((self.die, self.case)):
-            for _ in range(10):
-                self.flows[number] += (watts - self.flows[number]) * seconds / 10 / constant_s
+            for _ in range(4):
+                self.flows[number] += (watts - self.flows[number]) * seconds / 4 / constant_s
 
     @property
     def temperature_c(self) -> float:
