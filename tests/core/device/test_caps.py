@@ -58,7 +58,6 @@ def watts_of(duty: float) -> float:
 
 BOARDS = [
     ((2, 4), (4, 300)),  # a Raspberry Pi 5 without a fan
-    ((5, 2), (3, 200)),
     ((5, 1), (1, 60)),  # small, with a fan
     ((0.5, 10), (6, 600)),  # a large case
     ((6, 0.5), (2, 100)),
@@ -73,7 +72,7 @@ def test_a_board_stays_under_its_temperature_settles_and_recovers(
     cap_c = board.full_c - 12
     control = DutyControl(Caps(max_temperature_c=cap_c))
     temperatures, duties, now = [], [], 0.0
-    while now < 5 * case[1]:
+    while now < 3 * case[1]:
         board.run(watts_of(control.duty), STEP_S)
         now += STEP_S
         control.take(now, temperature_c=board.shown_c, is_busy=True)
@@ -94,7 +93,7 @@ def test_a_board_stays_under_its_temperature_settles_and_recovers(
     assert control.slowdown(now) == slowdown, "it would be as hot again"
     assert control.slowdown(now + COOLED_S) == 1
     board.room_c -= 25  # a window is opened
-    for _ in range(round(6 * case[1] / STEP_S)):
+    for _ in range(round(3 * case[1] / STEP_S)):
         board.run(watts_of(control.duty), STEP_S)
         now += STEP_S
         control.take(now, temperature_c=board.shown_c, is_busy=True)
@@ -105,7 +104,7 @@ def test_a_board_stays_under_its_temperature_settles_and_recovers(
 def test_a_board_stays_under_its_watts_though_its_sensor_sees_bursts(cap_w: float) -> None:
     """A sensor shows what is taken at the moment: all, while a layer runs, or what an idle board takes."""
     control, chance = DutyControl(Caps(max_watts=cap_w)), random.Random(5)
-    taken, num_steps = [], 4000
+    taken, num_steps = [], 2000
     for number in range(num_steps):
         control.take(number * STEP_S, watts=FULL_W if chance.random() < control.duty else IDLE_W, is_busy=True)
         taken.append(watts_of(control.duty))
