@@ -30,7 +30,7 @@ ROWS = (Row(4, 3, 97), Row(5, 4, 110))
 MESSAGES: tuple[tuple[wire.Message, str], ...] = (
     (wire.Hello("pi-hall", "0.1.0", wire.PROTOCOL_VERSION, wire.CONTROL, ""), "on a control link"),
     (wire.Hello("pi-hall", "0.1.0", wire.PROTOCOL_VERSION, wire.DATA, "pi-hall-1f2e3d4c/1"), "on a data link"),
-    (wire.Welcome("pi-attic", "0.1.0", 2**32, [BUNDLE], True, False, 51), "a board with a thermometer"),
+    (wire.Welcome("pi-attic", "0.1.0", 2**32, [BUNDLE], True, False, 51, 7.25, 1234.5), "a board with sensors"),
     (wire.Welcome("mini-pc", "0.1.0", 2**34, []), "a board without one"),
     (wire.Peers(7361, ["192.0.2.7:7361", "[2001:db8::7]:7361"]), "of a node that serves"),
     (wire.MeasureLayers(BUNDLE, True), "in any precision"),
@@ -64,6 +64,7 @@ MESSAGES: tuple[tuple[wire.Message, str], ...] = (
     (wire.CloseSession(7, True), "and keep its rows"),
     (wire.SessionFailure(7, "its cache cannot grow"), "the others go on"),
     (wire.PacketsSent(1200, 3, 40, 0), "3 of 1200 were lost on the way ahead"),
+    (wire.EnergyTaken("boot-1", 1234.5, 7.25), "what the whole board took since it began to measure"),
     (wire.Credit(1), "one more chunk"),
     (
         wire.ChunkMessage(0, Chunk(7, (Row(0, NO_PARENT, 464), Row(1, 0, 97), Row(2, 1, 8)), 1)),
