@@ -69,6 +69,8 @@ class EnergyShares:
         for text in self._texts.values():
             text.hear(node)
         self.settle(now)
+        for other in [name for name, board in self._boards.items() if board.teller == node and name != machine]:
+            del self._boards[other]  # it is on another machine now, or says so each time
         board = self._boards.get(machine)
         if board is None or now - board.told_at > SILENT_S:  # nobody knows when it took what it took meanwhile
             self._boards[machine] = _Board(node, joules, watts, now, now)

@@ -88,3 +88,13 @@ def test_a_board_that_falls_silent_is_counted_on_for_a_moment_only() -> None:
     assert text.joules == pytest.approx(5 * SILENT_S)
     shares.take("pi", "m", 500, 5, 100.0)
     assert text.joules == pytest.approx(5 * SILENT_S), "nobody knows when"
+
+
+def test_a_node_that_names_another_machine_each_time_has_one() -> None:
+    shares = EnergyShares(["pi"])
+    text = shares.begin(1, 0.0)
+    for number in range(100):
+        shares.take("pi", f"m{number}", 7.0 * number, 5, number / 100)
+    assert len(shares._boards) == 1
+    shares.end(1, 1.0)
+    assert text.joules == pytest.approx(5 * 1.0)
