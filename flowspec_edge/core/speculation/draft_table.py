@@ -6,7 +6,7 @@ sent, which the drafter could run. numpy answers that in microseconds, about as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +63,6 @@ class DraftTable:
     def __init__(self) -> None:
         self._ints = np.zeros((NUM_INTS, ROOM), np.int64)
         self._reals = np.zeros((NUM_REALS, ROOM))
-        self._places: dict[int, int] = {}
         self._show(0)
 
     def __len__(self) -> int:
@@ -72,12 +71,10 @@ class DraftTable:
 
     def places(self, ids: Sequence[int]) -> Ints:
         """The place of each of these rows; -1 where it is not in the table."""
-        known = self._places
-        return np.array([known.get(id, -1) for id in ids], np.int64)
-
-    def score_of(self, id: int) -> float:
-        """The score of a drafted row. Raises KeyError where it is not in the table."""
-        return float(self.scores[self._places[id]])
+        wanted = np.array(ids, np.int64)
+        places = self.ids.searchsorted(wanted)  # they ascend
+        is_here = self.ids.take(places, mode="clip") == wanted
+        return places if is_here.all() else np.where(is_here, places, -1)
 
     def children_of(self, places: Ints) -> tuple[Ints, Ints]:
         """The places of all children of these rows, and for each which of the ``places`` is its parent's."""
@@ -88,10 +85,11 @@ class DraftTable:
         children = (numbers >= 0).nonzero()[0]
         return children, numbers.take(children)
 
-    def best(self, is_chosen: NDArray[np.bool_]) -> list[int]:
-        """The ids of the drafts that are chosen, of all rows, best first and parents before children."""
-        places = is_chosen[1:].nonzero()[0] + 1  # never the root
-        return self.ids[places[np.argsort(-self.scores[places], kind="stable")]].tolist()  # type: ignore[no-any-return]
+    def best(self, is_chosen: NDArray[np.bool_]) -> Ints:
+        """The places of the drafts that are chosen, of all rows, best first and parents before children."""
+        is_chosen[:1] = False  # never the root
+        places = is_chosen.nonzero()[0]
+        return places[(-self.scores[places]).argsort(kind="stable")]
 
     def likeliest(self, num_rows: int) -> LikelyDrafts:
         """Of the drafts those that have left and then the likeliest, at most ``num_rows``."""
@@ -107,39 +105,39 @@ class DraftTable:
 
     def append(
         self,
+        first_id: int,
         *,
-        ids: Sequence[int],
         parents: Many,
-        tokens: Many,
+        tokens: Ints | Sequence[int],
         depths: Many,
         matches: Many,
         log_probs: Many,
         log_chances: Many,
         scores: Many,
     ) -> None:
-        """Take in rows with higher draft ids than all that are here, whose parents are here or before them."""
-        first, last = len(self.ids), len(self.ids) + len(ids)
+        """Take in rows with draft ids from ``first_id`` on, which are higher than all that are here. Their parents are
+        here or before them.
+        """
+        first, last = len(self.ids), len(self.ids) + len(tokens)
         if last > self._ints.shape[1]:
             self._ints = np.concatenate([self._ints, np.zeros((NUM_INTS, last), np.int64)], axis=1)
             self._reals = np.concatenate([self._reals, np.zeros((NUM_REALS, last))], axis=1)
-        self._ints[:, first:last] = 0
         self._show(last)
         new = slice(first, last)
-        self.ids[new], self.parents[new], self.tokens[new], self.depths[new] = ids, parents, tokens, depths
-        self.matches[new], self.log_probs[new], self.log_chances[new] = matches, log_probs, log_chances
-        self.scores[new] = scores
-        self._places.update(zip(self.ids[new].tolist(), range(first, last), strict=True))
+        self.ids[new] = np.arange(first_id, first_id + len(tokens))
+        self.parents[new], self.tokens[new], self.depths[new], self.matches[new] = parents, tokens, depths, matches
+        self.ran[new] = self.sent[new] = 0
+        self.log_probs[new], self.log_chances[new], self.scores[new] = log_probs, log_chances, scores
 
     def move_root(self, root: int, token: int, depth: int) -> None:
         """Keep the row ``root`` and what is below it. ``token`` and ``depth`` are needed where it was not drafted."""
-        place = self._places.get(root)
-        if place is None:
+        (place,) = self.places([root]) if len(self.ids) else (-1,)
+        if place < 0:
             self._show(0)
-            self._places.clear()
             self.append(
-                ids=[root],
+                root,
                 parents=0,
-                tokens=token,
+                tokens=[token],
                 depths=depth,
                 matches=0,
                 log_probs=np.nan,
@@ -161,13 +159,13 @@ class DraftTable:
         self._show(len(kept))
         self.parents[:] = (is_kept.cumsum() - 1).take(self.parents)
         self.parents[0] = 0
-        self._places = dict(zip(self.ids.tolist(), range(len(kept)), strict=True))
 
     def score(self) -> None:
         """Set all scores: of each row the sum of the log-chances on its path below the root."""
         self.log_chances[:1] = 0.0
         sums, above = self.log_chances, self.parents
-        while above.any():  # each round doubles the part of the path that is summed
+        num_levels = int(self.depths.max() - self.depths[0]) if len(self) else 0
+        for _ in range(num_levels.bit_length()):  # each round doubles the part of the path that is summed
             sums = sums + sums.take(above)
             above = above.take(above)
         self.scores[:] = sums
@@ -177,7 +175,6 @@ class DraftTable:
         if not len(self.ids):
             return
         ids = self.ids.tolist()
-        assert self._places == {id: place for place, id in enumerate(ids)}
         assert ids == sorted([ids[0], *(row.id for row in tree.descendants(ids[0]))])
         columns = zip(ids, self.parents.tolist(), self.tokens.tolist(), self.depths.tolist(), strict=True)
         for id, place, token, depth in list(columns)[1:]:
@@ -190,19 +187,3 @@ class DraftTable:
         ints, reals = self._ints[:, :num_rows], self._reals[:, :num_rows]
         self.ids, self.parents, self.tokens, self.depths, self.matches, self.ran, self.sent = ints
         self.log_probs, self.log_chances, self.scores = reals
-
-
-class Scores(Mapping[int, float]):
-    """The scores in a table by draft id, without the root's."""
-
-    def __init__(self, table: DraftTable) -> None:
-        self._table = table
-
-    def __getitem__(self, id: int) -> float:
-        return self._table.score_of(id)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._table.ids[1:].tolist())
-
-    def __len__(self) -> int:
-        return len(self._table)

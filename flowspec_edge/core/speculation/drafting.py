@@ -9,14 +9,14 @@ and what was drafted below them: scores count from the new root, and the frontie
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowspec_edge.core.speculation.acceptance import Acceptance, Ints, Reals
-from flowspec_edge.core.speculation.draft_table import DraftTable, LikelyDrafts, Scores
+from flowspec_edge.core.speculation.draft_table import DraftTable, LikelyDrafts
 from flowspec_edge.core.speculation.lookup import Lookup
 from flowspec_edge.core.speculation.lookup_drafts import LookupDrafts
 from flowspec_edge.core.speculation.tree import Tree, TreeRow
@@ -65,7 +65,6 @@ class Drafting:
         self.num_passes = 0
         self.num_sent = 0  # of the drafted rows
         self._table = DraftTable()
-        self._scores = Scores(self._table)
         self._from_text: LookupDrafts | None = None
         if lookup is not None:
             assert acceptance is not None, "only calibrated drafts are looked up"
@@ -77,9 +76,13 @@ class Drafting:
         return len(self._table)
 
     @property
-    def scores(self) -> Mapping[int, float]:
+    def scores(self) -> dict[int, float]:
         """The log-chance of each drafted row, counted from the root."""
-        return self._scores
+        return self._scored(np.arange(1, len(self._table.ids)))
+
+    def scores_of(self, ids: Sequence[int]) -> list[float]:
+        """The scores of the root, which is 0, and of drafted rows."""
+        return self._table.scores[self._table.places(ids)].tolist()  # type: ignore[no-any-return]
 
     def observe(self, parent: int, token: int) -> None:
         """The target chose ``token`` after ``parent``: learn from the children that were drafted for it."""
@@ -133,7 +136,7 @@ class Drafting:
         first, ids, steps = len(table.ids), range(next_id, next_id + len(new)), np.arange(1, len(new) + 1)
         log_chance = self._log_chances(np.zeros(1), np.zeros(1, np.int64))
         table.append(
-            ids=ids,
+            next_id,
             parents=[int(place), *range(first, first + len(new) - 1)],
             tokens=new,
             depths=row.depth + steps,
@@ -164,12 +167,15 @@ class Drafting:
 
     def best_rows(self, most: int, since: int = 0) -> list[int]:
         """The likeliest rows, sent or not, whose parents ran after pass number ``since``; at most ``most``."""
-        return self._table.best(self._table.ran[self._table.parents] > since)[:most]
+        return self._ids(self._table.best(self._table.ran[self._table.parents] > since)[:most])
 
-    def unsent(self, max_depth: int, min_score: float) -> Iterator[int]:
-        """Drafted rows that may be sent, best first, parents before children; none below ``min_score``."""
+    def unsent(self, max_depth: int, min_score: float) -> dict[int, float]:
+        """The scores of drafted rows that may be sent, best first, parents before children; none below
+        ``min_score``.
+        """
         table = self._table
-        yield from table.best((table.scores >= min_score) & (table.sent == 0) & (table.depths <= max_depth))
+        may_leave = (table.scores >= min_score) & (table.sent == 0) & (table.depths <= max_depth)
+        return self._scored(table.best(may_leave))
 
     def likeliest(self, num_rows: int) -> LikelyDrafts:
         """Of the drafted rows those that have left and then the likeliest, at most ``num_rows``."""
@@ -225,23 +231,22 @@ class Drafting:
         """Of what a pass proposes below these places, add the ``num_added`` likeliest rows."""
         table = self._table
         matches, log_chances = self._propose(places, tokens, log_probs, matched)
-        scores = table.scores[places, None] + log_chances
-        best = np.argsort(-scores, axis=None, kind="stable")[:num_added]
-        best = best[: np.count_nonzero(scores.ravel()[best] > -np.inf)]
-        numbers, columns = np.divmod(best, scores.shape[1])
-        above, new_tokens = places[numbers], tokens[numbers, columns]
-        ids = range(next_id, next_id + len(best))
+        num_children = log_chances.shape[1]
+        scores = (table.scores[places, None] + log_chances).ravel()
+        best = (-scores).argsort(kind="stable")[:num_added]
+        best = best[: np.count_nonzero(scores[best] > -np.inf)]
+        above, new_tokens = places[best // num_children], tokens[:, :num_children].ravel()[best]
         table.append(
-            ids=ids,
+            next_id,
             parents=above,
             tokens=new_tokens,
             depths=table.depths[above] + 1,
-            matches=matches[numbers, columns],
-            log_probs=log_probs[numbers, columns],
-            log_chances=log_chances[numbers, columns],
-            scores=scores[numbers, columns],
+            matches=matches.ravel()[best],
+            log_probs=log_probs[:, :num_children].ravel()[best],
+            log_chances=log_chances.ravel()[best],
+            scores=scores[best],
         )
-        return self._tree.grow(ids, self._ids(above), new_tokens.tolist())
+        return self._tree.grow(range(next_id, next_id + len(best)), self._ids(above), new_tokens.tolist())
 
     def _propose(
         self, places: Ints, tokens: Ints, log_probs: NDArray[np.float32], matched: Sequence[Mapping[int, int]]
@@ -277,7 +282,7 @@ class Drafting:
             table.log_chances[children] = log_chances[: len(children)]
             table.score()
         log_chances = log_chances[len(children) :].reshape(matches.shape)
-        log_chances[np.isneginf(log_probs[:, :num_children])] = -np.inf
+        log_chances[log_probs[:, :num_children] == -np.inf] = -np.inf
         is_known = is_proposed & (columns < num_children)
         log_chances[numbers[is_known], columns[is_known]] = -np.inf
         return matches, log_chances
@@ -292,6 +297,10 @@ class Drafting:
         worth = table.scores[places] + np.where(ran[places] <= since, 0.0, REFRESH_SCORE)
         best = np.argsort(-worth, kind="stable")
         return places[best[: np.count_nonzero(worth >= min_score)]]
+
+    def _scored(self, places: Ints) -> dict[int, float]:
+        """The scores of these rows by draft id."""
+        return dict(zip(self._ids(places), self._table.scores[places].tolist(), strict=True))
 
     def _ids(self, places: Ints) -> list[int]:
         return self._table.ids[places].tolist()  # type: ignore[no-any-return]

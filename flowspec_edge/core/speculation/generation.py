@@ -10,7 +10,6 @@ free; verification comes first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flowspec_edge.config import GenerateOptions, TokenLogprobs
@@ -224,8 +223,7 @@ class Generation:
         chosen = self._schedule.choose_rows(self, now)
         if not chosen:
             return None
-        scores = self.drafting.scores
-        return Offer(len(chosen), tuple(chosen), sum([math.exp(scores.get(id, 0.0)) for id in chosen]))
+        return Offer(len(chosen), tuple(chosen), sum(map(math.exp, self.drafting.scores_of(chosen))))
 
     def send(self, offer: Offer, now: float) -> Chunk:
         """The chunk that was offered, which leaves now."""
@@ -324,8 +322,8 @@ class Generation:
         """Whether returned rows wait for the head or are with it."""
         return self._head_feed.is_busy
 
-    def unsent(self, min_score: float = float("-inf"), /) -> Iterator[int]:
-        """Drafted rows that may be sent, best first, parents before children.
+    def unsent(self, min_score: float = float("-inf"), /) -> dict[int, float]:
+        """The scores of drafted rows that may be sent, best first, parents before children.
 
         All but the last RECENT_ROWS of a row's path are verified and were sent before, so rows of one chunk have the
         same older ancestors. The root may be in the chunk.

@@ -97,7 +97,7 @@ class LookupDrafts:
         if added:
             above_each, tokens, depths, matches, log_chances, scores = zip(*added.values(), strict=True)
             table.append(
-                ids=[*added],
+                next_id,
                 parents=above_each,
                 tokens=tokens,
                 depths=depths,

@@ -18,21 +18,21 @@ TREE_PASSES = 6
 class WithoutScoreOrder(Flowspec):
     """Rows leave in the order in which they were drafted."""
 
-    def _candidates(self, view: GenerationView) -> Iterable[int]:
+    def _candidates(self, view: GenerationView) -> Iterable[tuple[int, float]]:
         return sorted(super()._candidates(view))
 
 
 class WithoutTree(Flowspec):
     """A chain: of each row's children only the likeliest one leaves."""
 
-    def _candidates(self, view: GenerationView) -> Iterable[int]:
+    def _candidates(self, view: GenerationView) -> Iterable[tuple[int, float]]:
         tree, scores = view.tree, view.drafting.scores
         chosen = {view.root, *view.sent}
-        for id in super()._candidates(view):
+        for id, score in super()._candidates(view):
             parent = tree[id].parent
             if parent in chosen and id == max(tree[parent].children.values(), key=scores.__getitem__):
                 chosen.add(id)
-                yield id
+                yield id, score
 
 
 class WithoutChunkControl(Flowspec):

@@ -83,20 +83,21 @@ class Flowspec(Schedule):
         rows = drafting.next_pass(width, view.max_depth, MIN_SCORE)
         return rows if rows or view.num_unextended else None
 
-    def _candidates(self, view: GenerationView) -> Iterable[int]:
-        return view.unsent(MIN_SCORE) if self._payoff.is_on else ()
+    def _candidates(self, view: GenerationView) -> Iterable[tuple[int, float]]:
+        """The rows that may leave, each with its score, in the order in which they are to leave."""
+        return view.unsent(MIN_SCORE).items() if self._payoff.is_on else ()
 
     def _rows_worth_sending(self, view: GenerationView) -> tuple[list[int], float]:
         """The next chunk, and the chance that the text enters it."""
-        tree, scores = view.tree, view.drafting.scores
+        tree = view.tree
         is_new_root = view.root not in view.sent
         rows = [view.root] if is_new_root else []
         chosen = set(rows)
         entry = 1.0 if is_new_root else 0.0
         most, won_s, lost_s, others_lost_s = self._worth_of_rows(view)
         most = min(most, MAX_LIVING_ROWS - view.num_living_sent)
-        for id in self._candidates(view):
-            chance = math.exp(scores[id])
+        for id, score in self._candidates(view):
+            chance = math.exp(score)
             if tree[id].parent not in chosen:
                 entry = min(entry + chance, 1.0)
             if len(rows) >= most or (rows and chance * won_s < entry * lost_s + others_lost_s):
