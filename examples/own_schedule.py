@@ -27,7 +27,7 @@ class Eager(Schedule):
             return [view.root]  # the one row that is surely part of the text
         if view.num_living_sent >= TREE_ROWS:
             return []
-        return list(islice(view.unsent(MIN_SCORE), CHUNK_ROWS))
+        return [id for id, _ in islice(view.unsent(MIN_SCORE), CHUNK_ROWS)]
 
     def choose_pass(self, view: GenerationView, now: float) -> list[int] | None:
         drafting = view.drafting

@@ -9,7 +9,7 @@ and what was drafted below them: scores count from the new root, and the frontie
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,7 @@ class Drafting:
     @property
     def scores(self) -> dict[int, float]:
         """The log-chance of each drafted row, counted from the root."""
-        return self._scored(np.arange(1, len(self._table.ids)))
+        return dict(self._scored(np.arange(1, len(self._table.ids))))
 
     def scores_of(self, ids: Sequence[int]) -> list[float]:
         """The scores of the root, which is 0, and of drafted rows."""
@@ -169,8 +169,8 @@ class Drafting:
         """The likeliest rows, sent or not, whose parents ran after pass number ``since``; at most ``most``."""
         return self._ids(self._table.best(self._table.ran[self._table.parents] > since)[:most])
 
-    def unsent(self, max_depth: int, min_score: float) -> dict[int, float]:
-        """The scores of drafted rows that may be sent, best first, parents before children; none below
+    def unsent(self, max_depth: int, min_score: float) -> Iterator[tuple[int, float]]:
+        """Drafted rows that may be sent and their scores, best first, parents before children; none below
         ``min_score``.
         """
         table = self._table
@@ -298,9 +298,9 @@ class Drafting:
         best = np.argsort(-worth, kind="stable")
         return places[best[: np.count_nonzero(worth >= min_score)]]
 
-    def _scored(self, places: Ints) -> dict[int, float]:
-        """The scores of these rows by draft id."""
-        return dict(zip(self._ids(places), self._table.scores[places].tolist(), strict=True))
+    def _scored(self, places: Ints) -> Iterator[tuple[int, float]]:
+        """The draft ids of these rows and their scores."""
+        return zip(self._ids(places), self._table.scores[places].tolist(), strict=True)
 
     def _ids(self, places: Ints) -> list[int]:
         return self._table.ids[places].tolist()  # type: ignore[no-any-return]

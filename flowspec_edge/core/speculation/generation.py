@@ -10,6 +10,7 @@ free; verification comes first.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flowspec_edge.config import GenerateOptions, TokenLogprobs
@@ -322,8 +323,8 @@ class Generation:
         """Whether returned rows wait for the head or are with it."""
         return self._head_feed.is_busy
 
-    def unsent(self, min_score: float = float("-inf"), /) -> dict[int, float]:
-        """The scores of drafted rows that may be sent, best first, parents before children.
+    def unsent(self, min_score: float = float("-inf"), /) -> Iterator[tuple[int, float]]:
+        """Drafted rows that may be sent and their scores, best first, parents before children.
 
         All but the last RECENT_ROWS of a row's path are verified and were sent before, so rows of one chunk have the
         same older ancestors. The root may be in the chunk.

@@ -8,7 +8,7 @@ have a chunk offer it, and ``sharing.py`` says whose leaves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flowspec_edge.config import GenerateOptions, UnfinishedText
@@ -276,27 +276,29 @@ class Origin:
 
     def _go_on(self, now: float, actions: list[OriginAction]) -> None:
         """Do all that can be done now."""
-        self._begin_turns(actions)
-        self._send_chunks(now, actions)
-        self._begin_turns(actions)  # a turn does not wait for a chunk that has no credit now
+        ready = self._ready_generations()
+        self._begin_turns(ready, actions)
+        ready = self._send_chunks(ready, now, actions)
+        self._begin_turns(ready, actions)  # a turn does not wait for a chunk that has no credit now
         checks = [running.generation.next_check() for running in self._running.values()]
         actions += [check for check in checks if check is not None]
-        self._compute(now, actions)
+        self._compute(ready, now, actions)
 
-    def _begin_turns(self, actions: list[OriginAction]) -> None:
-        for generation in self._ready_generations():
+    def _begin_turns(self, ready: Sequence[Generation], actions: list[OriginAction]) -> None:
+        for generation in ready:
             while (turn := generation.next_turn(has_credit=self._credits > 0)) is not None:
                 actions.append(turn)
 
-    def _send_chunks(self, now: float, actions: list[OriginAction]) -> None:
+    def _send_chunks(self, ready: list[Generation], now: float, actions: list[OriginAction]) -> list[Generation]:
+        """Returns those that are ready in the order that they have then."""
         self._slot_at = None
-        while self._credits and (ready := self._ready_generations()):
+        while self._credits and ready:
             if len(ready) > 1 and self._traffic.slot_at > now + TICK_S:
                 self._slot_at = self._traffic.slot_at
-                return
+                break
             offered = {one.session: offer for one in ready if (offer := one.offer(now)) is not None}
             if not offered:
-                return
+                break
             session = self._shares.choose(offered)
             running, offer = self._running[session], offered[session]
             if not offer.ids:
@@ -305,8 +307,10 @@ class Origin:
             self._shares.charge(session, len(chunk.rows))
             self._credits -= 1
             actions.append(SendChunk(chunk))
+            ready = self._ready_generations()
+        return ready
 
-    def _compute(self, now: float, actions: list[OriginAction]) -> None:
+    def _compute(self, ready: Sequence[Generation], now: float, actions: list[OriginAction]) -> None:
         if self._computing is not None:
             return
         jobs: tuple[Callable[[Generation], RunHead | RunDraft | None], ...] = (
@@ -314,7 +318,7 @@ class Origin:
             lambda generation: generation.next_draft(now),
         )
         for job in jobs:
-            for generation in self._ready_generations():
+            for generation in ready:
                 action = job(generation)
                 if action is not None:
                     self._computing = generation.session

@@ -58,6 +58,8 @@ class RingCosts:
         self.draft = LineFit()
         self.seconds_per_row = 0.0
         """What one more row adds to the trip of its chunk."""
+        self.row_s = 0.0
+        """How much longer the slowest stage is busy for one more row."""
         self._single_trip_s = 0.0  # a chunk of one row, when nothing kept it waiting; 0 where none was seen
 
     @property
@@ -75,11 +77,6 @@ class RingCosts:
     def interval_s(self, num_rows: float) -> float:
         """How long the slowest stage is busy with a chunk of ``num_rows``."""
         return max([stage.line.at(num_rows) for stage in self.stages])
-
-    @property
-    def row_s(self) -> float:
-        """How much longer the slowest stage is busy for one more row."""
-        return self.interval_s(2) - self.interval_s(1)
 
     def rows_within(self, limit_s: float, most: int) -> int:
         """How many rows the slowest stage takes within that time; 1 to ``most``."""
@@ -102,6 +99,7 @@ class RingCosts:
         on_the_way = trip_s - sum(passage.waited_s + passage.ran_s for passage in passages)
         self.hops.add(sum(passage.num_rows for passage in passages) / len(passages), max(on_the_way, 0.0))
         self.seconds_per_row = sum(stage.line.per_row for stage in self.stages) + self.hops.line.per_row
+        self.row_s = self.interval_s(2) - self.interval_s(1)
 
 
 class Traffic:
@@ -204,7 +202,8 @@ class Pipeline:
     def num_costly_readers(self) -> int:
         """How many of them read their prompts, where rows cost much; 0 where they do not."""
         num_reading = self.num_others - (self._traffic.num_writing - self._is_writing)
-        return num_reading if self.costs.row_s > COSTLY_ROW * self.costs.interval_s(1) else 0
+        is_costly = num_reading > 0 and self.costs.row_s > COSTLY_ROW * self.costs.interval_s(1)
+        return num_reading if is_costly else 0
 
     @property
     def num_delayed(self) -> float:

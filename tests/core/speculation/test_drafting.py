@@ -41,6 +41,12 @@ def chances(drafting: Drafting) -> dict[int, float]:
     return {id: round(math.exp(score), 4) for id, score in drafting.scores.items()}
 
 
+def unsent(drafting: Drafting, *, max_depth: int = FAR, min_score: float = -math.inf) -> list[int]:
+    found = dict(drafting.unsent(max_depth, min_score))
+    assert found == {id: drafting.scores[id] for id in found}
+    return list(found)
+
+
 def draft_two_levels(drafting: Drafting) -> None:
     """Below the root 10 (0.6) and 11 (0.3), below 10 the rows 12 (0.3) and 13 (0.12)."""
     merge(drafting, {ROOT: [(5, 0.6), (6, 0.3)]}, 10)
@@ -150,18 +156,18 @@ def test_unsent_rows_come_best_first_and_parents_before_children() -> None:
     _, drafting = make_drafting()
     draft_two_levels(drafting)
     drafting.mark_sent([ROOT])
-    assert list(drafting.unsent(FAR, -math.inf)) == [10, 11, 12, 13]
+    assert unsent(drafting) == [10, 11, 12, 13]
     assert drafting.num_sent == 0, "the root is no draft any more"
     drafting.mark_sent([10])
-    assert list(drafting.unsent(FAR, -math.inf)) == [11, 12, 13]
+    assert unsent(drafting) == [11, 12, 13]
     assert drafting.num_sent == 1
 
 
 def test_unsent_rows_end_at_the_last_depth_that_matters_and_at_the_least_chance() -> None:
     _, drafting = make_drafting()
     draft_two_levels(drafting)
-    assert list(drafting.unsent(2, -math.inf)) == [10, 11]
-    assert list(drafting.unsent(FAR, math.log(0.2))) == [10, 11, 12]
+    assert unsent(drafting, max_depth=2) == [10, 11]
+    assert unsent(drafting, min_score=math.log(0.2)) == [10, 11, 12]
 
 
 def test_the_target_teaches_what_drafts_are_worth() -> None:
@@ -241,7 +247,7 @@ def test_what_hangs_below_a_row_is_scored_anew_with_it() -> None:
     draft_two_levels(drafting)
     merge(drafting, {ROOT: [(5, 0.2), (6, 0.7)]}, 20)
     assert chances(drafting) == {10: 0.2, 11: 0.7, 12: 0.1, 13: 0.04}
-    assert list(drafting.unsent(FAR, -math.inf)) == [11, 10, 12, 13]
+    assert unsent(drafting) == [11, 10, 12, 13]
 
 
 def test_a_match_that_the_draft_proposes_as_well_counts_as_both() -> None:
@@ -288,7 +294,7 @@ def test_scores_and_choices_are_those_of_each_row_alone(
     best = sorted(drafting.scores, key=lambda id: (-drafting.scores[id], id))
     sent = data.draw(st.sets(st.sampled_from(best)))
     drafting.mark_sent(sorted(sent))
-    assert list(drafting.unsent(FAR, -math.inf)) == [id for id in best if id not in sent]
+    assert unsent(drafting) == [id for id in best if id not in sent]
     assert drafting.num_sent == len(sent)
     below = [id for id in best if tree[id].parent in ran]
     assert drafting.frontier(FAR, FAR) == [id for id in below if id not in ran]

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -583,7 +584,7 @@ class Mine(Schedule):
     """The root and its likeliest child."""
 
     def choose_rows(self, view: GenerationView, now: float) -> list[int]:
-        return [] if view.root in view.sent else [view.root, *list(view.unsent(math.log(0.5)))[:1]]
+        return [] if view.root in view.sent else [view.root, *(id for id, _ in islice(view.unsent(math.log(0.5)), 1))]
 
 
 def test_a_schedule_of_ones_own_is_found_by_its_name_and_run(monkeypatch: pytest.MonkeyPatch) -> None:

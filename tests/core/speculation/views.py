@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -122,15 +122,14 @@ class View:
     def num_living_sent(self) -> int:
         return len(self.sent & self.drafting.scores.keys())
 
-    def unsent(self, min_score: float = float("-inf"), /) -> dict[int, float]:
-        ready, found = {self.root, *self.sent}, dict[int, float]()
+    def unsent(self, min_score: float = float("-inf"), /) -> Iterator[tuple[int, float]]:
+        ready = {self.root, *self.sent}
         waiting = {id for id, score in self.drafting.scores.items() if id not in self.sent and score >= min_score}
         while free := [id for id in waiting if self.tree[id].parent in ready and self.tree[id].depth <= self.max_depth]:
             best = min(free, key=lambda id: (-self.drafting.scores[id], id))
             waiting.remove(best)
             ready.add(best)
-            found[best] = self.drafting.scores[best]
-        return found
+            yield best, self.drafting.scores[best]
 
 
 def make_view(

@@ -6,7 +6,7 @@ method that would. The generation does what the schedule answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import ClassVar, Protocol
 
@@ -205,8 +205,10 @@ class GenerationView(Protocol):
     def is_verifying(self) -> bool:
         """Whether returned rows wait for the head or are with it."""
 
-    def unsent(self, min_score: float = float("-inf"), /) -> Mapping[int, float]:
-        """The scores of drafted rows that may be sent, best first, parents before children, none below ``min_score``."""
+    def unsent(self, min_score: float = float("-inf"), /) -> Iterator[tuple[int, float]]:
+        """Drafted rows that may be sent and their scores, best first, parents before children, none below
+        ``min_score``.
+        """
 
 
 class Schedule:

@@ -85,7 +85,7 @@ class Flowspec(Schedule):
 
     def _candidates(self, view: GenerationView) -> Iterable[tuple[int, float]]:
         """The rows that may leave, each with its score, in the order in which they are to leave."""
-        return view.unsent(MIN_SCORE).items() if self._payoff.is_on else ()
+        return view.unsent(MIN_SCORE) if self._payoff.is_on else ()
 
     def _rows_worth_sending(self, view: GenerationView) -> tuple[list[int], float]:
         """The next chunk, and the chance that the text enters it."""

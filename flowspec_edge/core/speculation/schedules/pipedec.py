@@ -51,7 +51,7 @@ class Pipedec(Schedule):
         if view.root not in view.sent:
             return [view.root]
         tree = view.tree
-        unsent = [id for id in view.unsent() if tree[id].parent in view.sent]
+        unsent = [id for id, _ in view.unsent() if tree[id].parent in view.sent]
         deepest = max((tree[id].depth for id in view.drafting.scores if id in view.sent), default=0)
         deepest = max(deepest, tree[view.root].depth)
         return [id for id in unsent if tree[id].depth == deepest + 1][:LEVEL_ROWS]

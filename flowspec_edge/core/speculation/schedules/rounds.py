@@ -78,7 +78,7 @@ class Rounds(Schedule):
         """What is neither sent nor planned of the tree's ``num_rows`` likeliest rows."""
         tree = set(view.drafting.best_rows(num_rows, self._drafted_since))
         tree.difference_update(*(self._chunks or ()))
-        return [id for id in view.unsent() if id in tree]
+        return [id for id, _ in view.unsent() if id in tree]
 
 
 class Chunked(Rounds):
