@@ -39,16 +39,17 @@ class Lookup:
                 self._latest[pair] = place
             self._text.append(token)
 
-    def has(self, before: int, token: int) -> bool:
-        """Whether the text holds this pair: only then is there anything to propose after it."""
-        return _pair(before, token) in self._latest
+    @property
+    def end(self) -> tuple[int, ...]:
+        """The last ``MAX_MATCH`` tokens of the text, the last one first."""
+        return tuple(self._text[: -MAX_MATCH - 1 : -1])
 
     def has_each(self, before: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[bool]:
-        """``has`` for many pairs."""
+        """Whether the text holds each of these pairs: only then is there anything to propose after it."""
         return [pair in self._latest for pair in (before << 32 | tokens).tolist()]
 
     def proposals(self, path: Sequence[int]) -> dict[int, int]:
-        """The proposed next tokens after ``path``, each with the length of its match.
+        """The proposed next tokens after ``path``, whose last token comes first, each with the length of its match.
 
         The longest match comes first, of equally long ones the latest. The tokens of ``path`` need not be in the index,
         and its last ``MAX_MATCH`` tokens count.
@@ -57,7 +58,7 @@ class Lookup:
         if len(path) < MIN_MATCH:
             return found
         longest_path = min(MAX_MATCH, len(path))
-        place = self._latest.get(_pair(path[-2], path[-1]), 0)  # right behind the pair, the latest first
+        place = self._latest.get(_pair(path[1], path[0]), 0)  # right behind the pair, the latest first
         if place == len(text):
             place = self._earlier[place]
         for _ in range(MAX_PLACES):
@@ -65,7 +66,7 @@ class Lookup:
                 break
             longest = min(longest_path, place)
             length = MIN_MATCH
-            while length < longest and text[place - 1 - length] == path[-1 - length]:
+            while length < longest and text[place - 1 - length] == path[length]:
                 length += 1
             token = text[place]
             if length > found.get(token, 0):

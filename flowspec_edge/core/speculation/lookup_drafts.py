@@ -9,9 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flowspec_edge.core.rows import NO_PARENT
 from flowspec_edge.core.speculation.acceptance import Acceptance, Ints
 from flowspec_edge.core.speculation.draft_table import DraftTable
 from flowspec_edge.core.speculation.lookup import MAX_MATCH, Lookup
@@ -42,35 +40,36 @@ class LookupDrafts:
         self._lookup = lookup
         self._acceptance = acceptance
         self._matched: dict[int, Mapping[int, int]] = {}  # per row, what was looked up since the text has grown
+        self._paths: dict[int, tuple[int, ...]] = {}  # the last MAX_MATCH tokens up to a row, its own first
 
     def extend(self, text: Sequence[int]) -> None:
-        """The text goes on."""
+        """The text goes on, up to the table's root."""
         self._lookup.extend(text)
         self._matched.clear()
+        self._paths = {int(self._table.ids[0]): self._lookup.end}
 
     def propose(self, places: Ints) -> list[LookupRow]:
         """What lookup proposes below the rows at these places and below what it proposes, the likeliest first."""
         table = self._table
         places = places[table.scores[places] >= LOOKUP_MIN_SCORE]
-        places = places[self._may_match(places)]
         ids = table.ids[places].tolist()
-        ready = list(zip((-table.scores[places]).tolist(), ids, ids, strict=True))
+        known = zip((-table.scores[places]).tolist(), ids, self.after(places), strict=True)
+        ready = [(negative_score, id, id, matches) for negative_score, id, matches in known if matches]
         heapq.heapify(ready)
-        paths: dict[int, list[int]] = {}  # to the last row of each seed's chain
+        tips: dict[int, tuple[int, ...]] = {}  # the path to the last row of each seed's chain
         proposed: list[LookupRow] = []
         while ready and len(proposed) < LOOKUP_ROWS:
-            negative_score, _, seed = heapq.heappop(ready)
-            row, path = self._tree[seed], paths.get(seed)
-            matches = self._matches(row) if path is None else self._lookup.proposals(path)
-            token, match = next(iter(matches.items()), (0, 0))
-            if not match or (path is None and token in row.children):
+            negative_score, _, seed, matches = heapq.heappop(ready)
+            token, match = next(iter(matches.items()))
+            if seed not in tips and token in self._tree[seed].children:
                 continue
             log_chance = self._acceptance.log_chance_of_match(match)
             score = log_chance - negative_score
             if score >= LOOKUP_MIN_SCORE:
-                paths.setdefault(seed, self._path_to(row)).append(token)
                 proposed.append(LookupRow(seed, token, match, log_chance))
-                heapq.heappush(ready, (-score, int(table.ids[-1]) + len(proposed), seed))
+                path = tips[seed] = (token, *(tips.get(seed) or self._path_to(seed)))[:MAX_MATCH]
+                if following := self._lookup.proposals(path):
+                    heapq.heappush(ready, (-score, int(table.ids[-1]) + len(proposed), seed, following))
         return proposed
 
     def add(self, proposed: Sequence[LookupRow], next_id: int) -> list[TreeRow]:
@@ -110,32 +109,24 @@ class LookupDrafts:
 
     def after(self, places: Ints) -> list[Mapping[int, int]]:
         """What the text proposes after each of these places: token -> length of the match, the longest first."""
-        found = zip(self._table.ids[places].tolist(), self._may_match(places).tolist(), strict=True)
-        return [self._matches(self._tree[id]) if may_match else NO_MATCHES for id, may_match in found]
+        table = self._table
+        has_pair = self._lookup.has_each(table.tokens[table.parents[places]], table.tokens[places])
+        root, found = int(table.ids[0]), zip(table.ids[places].tolist(), has_pair, strict=True)
+        # The root's parent is not in the table, and the text ends with both.
+        return [self._matches(id) if is_known or id == root else NO_MATCHES for id, is_known in found]
 
-    def _may_match(self, places: Ints) -> NDArray[np.bool_]:
-        """Whether the text may propose anything after each of these places: not where it lacks the last two tokens."""
-        tokens, parents = self._table.tokens, self._table.parents[places]
-        has: NDArray[np.bool_] = np.array(self._lookup.has_each(tokens[parents], tokens[places]), np.bool_)
-        has[places == 0] = True  # the root's parent is not in the table
-        return has
-
-    def _matches(self, row: TreeRow) -> Mapping[int, int]:
-        """What the text proposes after a row: token -> length of the match, the longest first."""
-        found = self._matched.get(row.id)
+    def _matches(self, id: int) -> Mapping[int, int]:
+        """What the text proposes after a row, the last two tokens of which it has."""
+        found = self._matched.get(id)
         if found is None:
-            found = self._matched[row.id] = self._find_matches(row)
+            found = self._matched[id] = self._lookup.proposals(self._path_to(id))
         return found
 
-    def _find_matches(self, row: TreeRow) -> Mapping[int, int]:
-        if row.parent == NO_PARENT or not self._lookup.has(self._tree[row.parent].token, row.token):
-            return NO_MATCHES
-        return self._lookup.proposals(self._path_to(row))
-
-    def _path_to(self, row: TreeRow) -> list[int]:
-        """The last MAX_MATCH tokens up to a row."""
-        path = [row.token]
-        while len(path) < MAX_MATCH and row.parent != NO_PARENT:
+    def _path_to(self, id: int) -> tuple[int, ...]:
+        """The last MAX_MATCH tokens up to the root or a row below it, its own first."""
+        paths, row, tokens = self._paths, self._tree[id], list[int]()
+        while row.id not in paths:
+            tokens.append(row.token)
             row = self._tree[row.parent]
-            path.append(row.token)
-        return path[::-1]
+        path = paths[id] = (*tokens, *paths[row.id])[:MAX_MATCH]
+        return path

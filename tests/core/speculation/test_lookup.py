@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,34 +11,35 @@ from flowspec_edge.core.speculation.lookup import MAX_MATCH, MAX_PROPOSALS, MIN_
 
 def test_the_longest_match_comes_first_and_the_latest_of_equals() -> None:
     lookup = Lookup([1, 2, 3, 9, 2, 3, 7, 2, 3, 8])
-    assert lookup.proposals([1, 2, 3]) == {9: 3, 8: 2, 7: 2}
-    assert list(lookup.proposals([4, 2, 3])) == [8, 7, 9]
+    assert lookup.proposals([3, 2, 1]) == {9: 3, 8: 2, 7: 2}
+    assert list(lookup.proposals([3, 2, 4])) == [8, 7, 9]
 
 
 def test_one_token_alone_proposes_nothing() -> None:
     lookup = Lookup([1, 2, 3])
-    assert lookup.proposals([2]) == lookup.proposals([7, 2]) == {}
-    assert lookup.has(1, 2)
-    assert not lookup.has(7, 2)
+    assert lookup.proposals([2]) == lookup.proposals([2, 7]) == {}
+    assert lookup.has_each(np.array([1, 7]), np.array([2, 2])) == [True, False]
 
 
 def test_the_end_of_the_text_proposes_nothing() -> None:
-    assert Lookup([1, 2, 3]).proposals([2, 3]) == {}
-    assert Lookup([1, 2]).proposals([1, 2]) == {}
+    assert Lookup([1, 2, 3]).proposals([3, 2]) == {}
+    assert Lookup([1, 2]).proposals([2, 1]) == {}
+    assert Lookup([1, 2]).end == (2, 1)
+    assert Lookup(range(20)).end == tuple(range(19, 19 - MAX_MATCH, -1))
 
 
 def test_what_was_added_is_found() -> None:
     lookup = Lookup([0, 1, 2])
     lookup.extend([0, 1])
-    assert lookup.proposals([0, 1]) == {2: 2}
+    assert lookup.proposals([1, 0]) == {2: 2}
     lookup.extend([4])
-    assert lookup.proposals([0, 1]) == {4: 2, 2: 2}
+    assert lookup.proposals([1, 0]) == {4: 2, 2: 2}
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.lists(st.integers(0, 3), min_size=1, max_size=12))
 def test_every_proposal_stands_in_the_text_behind_its_match(text: Sequence[int], path: Sequence[int]) -> None:
-    for token, length in Lookup(text).proposals(path).items():
+    for token, length in Lookup(text).proposals(path[::-1]).items():
         assert MIN_MATCH <= length <= MAX_MATCH
         found = [*path[-length:], token]
         assert any(text[at : at + len(found)] == found for at in range(len(text)))
-    assert len(Lookup(text).proposals(path)) <= MAX_PROPOSALS
+    assert len(Lookup(text).proposals(path[::-1])) <= MAX_PROPOSALS
