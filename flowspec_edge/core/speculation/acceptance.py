@@ -68,15 +68,16 @@ class Acceptance:
         self._by_draft = _Counts(NUM_BINS)
         self._by_match = _Counts(MAX_MATCH + 1)
         self._by_both = _Counts(NUM_BINS * (MAX_MATCH + 1))
+        self._weigh_matches()
 
     def log_chances(self, log_probs: Reals, matches: Ints) -> Reals:
         """The logarithm of the chance of each child."""
         bins, prior_weight = _bins(log_probs), PRIOR_WEIGHT * self._weight
         chances: Reals = self._by_draft.chances(bins, np.exp(log_probs), prior_weight)
-        if matches.any():
-            at = matches.nonzero()
+        at = matches.nonzero()
+        if len(at[0]):
             drafted, match = chances[at], matches[at]
-            matched = self._by_match.chances(match, MATCH_PRIORS[match], prior_weight)
+            matched = self._match_chances[match]
             both = self._by_both.chances(
                 bins[at] * (MAX_MATCH + 1) + match, drafted + matched - drafted * matched, prior_weight
             )
@@ -85,8 +86,7 @@ class Acceptance:
 
     def log_chance_of_match(self, match: int) -> float:
         """The same for one child that only the text proposes, after a match of this length."""
-        chance = self._by_match.chances(match, MATCH_PRIORS[match], PRIOR_WEIGHT * self._weight)
-        return math.log(min(max(chance, MIN_CHANCE), MAX_CHANCE))
+        return self._match_log_chances[match]
 
     def observe(self, log_probs: Reals, matches: Ints, is_taken: NDArray[np.bool_]) -> None:
         """Learn from the drafted children of one verified row; ``is_taken`` says which the target took, if any."""
@@ -104,6 +104,13 @@ class Acceptance:
                     self._by_both.add(bin * (MAX_MATCH + 1) + match, self._weight, is_one)
                 else:
                     self._by_draft.add(bin, self._weight, is_one)
+        self._weigh_matches()
+
+    def _weigh_matches(self) -> None:
+        """Set what a match of each length is worth, which is asked for more often than it changes."""
+        self._match_chances = self._by_match.chances(slice(None), MATCH_PRIORS, PRIOR_WEIGHT * self._weight)
+        chances: list[float] = self._match_chances.tolist()
+        self._match_log_chances = [math.log(min(max(chance, MIN_CHANCE), MAX_CHANCE)) for chance in chances]
 
 
 def _bins(log_probs: Reals) -> Ints:

@@ -258,20 +258,18 @@ class Drafting:
         """
         table = self._table
         num_children = min(self.shape.children, tokens.shape[1])
-        matches = np.zeros((len(places), num_children), np.int64)
-        for number, found in enumerate(matched):
-            if found:
-                matches[number] = [found.get(token, 0) for token in tokens[number, :num_children].tolist()]
-
         children, numbers = table.children_of(places)
-        is_it = tokens[numbers] == table.tokens[children, None]  # [existing children, k]
-        columns = is_it.argmax(axis=1)
-        is_proposed = is_it[np.arange(len(children)), columns]
+        known = table.tokens[children]
+        columns = (tokens[numbers] == known[:, None]).argmax(axis=1)  # of [existing children, k]
+        is_proposed = tokens[numbers, columns] == known
         # A token that the draft does not propose is less likely than all that it proposes.
         table.log_probs[children] = np.where(is_proposed, log_probs[numbers, columns], log_probs[numbers, -1] - 1)
+        matches = np.zeros((len(places), num_children), np.int64)
         table.matches[children] = 0
-        if any(matched):
-            pairs = zip(numbers.tolist(), table.tokens[children].tolist(), strict=True)
+        if matching := [number for number, found in enumerate(matched) if found]:
+            rows = zip(matching, tokens[matching, :num_children].tolist(), strict=True)
+            matches[matching] = [[matched[number].get(token, 0) for token in row] for number, row in rows]
+            pairs = zip(numbers.tolist(), known.tolist(), strict=True)
             table.matches[children] = [matched[number].get(token, 0) for number, token in pairs]
 
         log_chances = self._log_chances(
@@ -291,11 +289,11 @@ class Drafting:
         """The places of the rows that the drafter can run, the most worthwhile first."""
         table = self._table
         ran, parent_ran = table.ran, table.ran[table.parents]
-        may_run = (parent_ran > since) & ((ran <= since) | (ran < parent_ran)) & (table.depths < max_depth)
+        may_run = (ran < parent_ran) & (parent_ran > since) & (table.scores >= min_score) & (table.depths < max_depth)
         may_run[:1] = False  # the root
         places = may_run.nonzero()[0]
-        worth = table.scores[places] + np.where(ran[places] <= since, 0.0, REFRESH_SCORE)
-        best = np.argsort(-worth, kind="stable")
+        worth = table.scores[places] + REFRESH_SCORE * (ran[places] > since)
+        best = (-worth).argsort(kind="stable")
         return places[best[: np.count_nonzero(worth >= min_score)]]
 
     def _scored(self, places: Ints) -> Iterator[tuple[int, float]]:

@@ -64,7 +64,7 @@ class Lookup:
         for _ in range(MAX_PLACES):
             if not place:
                 break
-            longest = min(longest_path, place)
+            longest = place if place < longest_path else longest_path
             length = MIN_MATCH
             while length < longest and text[place - 1 - length] == path[length]:
                 length += 1
