@@ -74,16 +74,16 @@ class DraftTable:
         wanted = np.array(ids, np.int64)
         places = self.ids.searchsorted(wanted)  # they ascend
         is_here = self.ids.take(places, mode="clip") == wanted
-        return places if is_here.all() else np.where(is_here, places, -1)
+        return places if np.count_nonzero(is_here) == len(ids) else np.where(is_here, places, -1)
 
     def children_of(self, places: Ints) -> tuple[Ints, Ints]:
         """The places of all children of these rows, and for each which of the ``places`` is its parent's."""
         numbers = np.full(len(self.ids), -1)
         numbers[places] = np.arange(len(places))
-        numbers = numbers.take(self.parents)
+        numbers = numbers[self.parents]
         numbers[0] = -1
         children = (numbers >= 0).nonzero()[0]
-        return children, numbers.take(children)
+        return children, numbers[children]
 
     def best(self, is_chosen: NDArray[np.bool_]) -> Ints:
         """The places of the drafts that are chosen, of all rows, best first and parents before children."""
@@ -149,15 +149,15 @@ class DraftTable:
         is_kept[place] = True
         above = self.parents
         while True:  # each round doubles the part of the path that is searched for the root
-            is_kept |= is_kept.take(above)
-            if not above.any():
+            is_kept |= is_kept[above]
+            if not np.count_nonzero(above):
                 break
-            above = above.take(above)
+            above = above[above]
         kept = is_kept.nonzero()[0]
         self._ints[:, : len(kept)] = self._ints.take(kept, axis=1)
         self._reals[:, : len(kept)] = self._reals.take(kept, axis=1)
         self._show(len(kept))
-        self.parents[:] = (is_kept.cumsum() - 1).take(self.parents)
+        self.parents[:] = (is_kept.cumsum() - 1)[self.parents]
         self.parents[0] = 0
 
     def score(self) -> None:
@@ -166,8 +166,8 @@ class DraftTable:
         sums, above = self.log_chances, self.parents
         num_levels = int(self.depths.max() - self.depths[0]) if len(self) else 0
         for _ in range(num_levels.bit_length()):  # each round doubles the part of the path that is summed
-            sums = sums + sums.take(above)
-            above = above.take(above)
+            sums = sums + sums[above]
+            above = above[above]
         self.scores[:] = sums
 
     def check(self, tree: Tree) -> None:

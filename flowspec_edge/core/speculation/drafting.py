@@ -196,7 +196,7 @@ class Drafting:
         self.num_passes += 1
         places = self._table.places(parents)
         is_living = places >= 0
-        if not is_living.all():
+        if np.count_nonzero(is_living) < len(places):
             places, tokens, log_probs = places[is_living], tokens[is_living], log_probs[is_living]
         if not len(places):
             return []
@@ -235,15 +235,15 @@ class Drafting:
         scores = (table.scores[places, None] + log_chances).ravel()
         best = (-scores).argsort(kind="stable")[:num_added]
         best = best[: np.count_nonzero(scores[best] > -np.inf)]
-        above, new_tokens = places[best // num_children], tokens[:, :num_children].ravel()[best]
+        above, new_tokens = places[best // num_children], tokens[:, :num_children].take(best)
         table.append(
             next_id,
             parents=above,
             tokens=new_tokens,
             depths=table.depths[above] + 1,
-            matches=matches.ravel()[best],
-            log_probs=log_probs[:, :num_children].ravel()[best],
-            log_chances=log_chances.ravel()[best],
+            matches=matches.take(best),
+            log_probs=log_probs[:, :num_children].take(best),
+            log_chances=log_chances.take(best),
             scores=scores[best],
         )
         return self._tree.grow(range(next_id, next_id + len(best)), self._ids(above), new_tokens.tolist())
@@ -260,17 +260,22 @@ class Drafting:
         num_children = min(self.shape.children, tokens.shape[1])
         children, numbers = table.children_of(places)
         known = table.tokens[children]
-        columns = (tokens[numbers] == known[:, None]).argmax(axis=1)  # of [existing children, k]
+        is_it = tokens.take(numbers, axis=0) == known[:, None]  # [existing children, k]
+        is_it[:, -1] = True  # a token that the draft does not propose is less likely than all that it proposes
+        columns = is_it.argmax(axis=1)
         is_proposed = tokens[numbers, columns] == known
-        # A token that the draft does not propose is less likely than all that it proposes.
-        table.log_probs[children] = np.where(is_proposed, log_probs[numbers, columns], log_probs[numbers, -1] - 1)
+        table.log_probs[children] = log_probs[numbers, columns] - ~is_proposed
+
         matches = np.zeros((len(places), num_children), np.int64)
+        for number, found in enumerate(matched):
+            if found:
+                row = tokens[number, :num_children].tolist()
+                for token in found.keys() & row:
+                    matches[number, row.index(token)] = found[token]
         table.matches[children] = 0
-        if matching := [number for number, found in enumerate(matched) if found]:
-            rows = zip(matching, tokens[matching, :num_children].tolist(), strict=True)
-            matches[matching] = [[matched[number].get(token, 0) for token in row] for number, row in rows]
-            pairs = zip(numbers.tolist(), known.tolist(), strict=True)
-            table.matches[children] = [matched[number].get(token, 0) for number, token in pairs]
+        for child, number, token in zip(children.tolist(), numbers.tolist(), known.tolist(), strict=True):
+            if (match := matched[number].get(token)) is not None:
+                table.matches[child] = match
 
         log_chances = self._log_chances(
             np.concatenate([table.log_probs[children], log_probs[:, :num_children].ravel()], dtype=np.float64),
