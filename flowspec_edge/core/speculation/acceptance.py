@@ -44,7 +44,7 @@ class _Counts:
 
     def chances(self, cells: Any, priors: Any, prior_weight: float) -> Any:
         """The chances in these cells, given those that are assumed without any observation."""
-        return (self._hits[cells] + prior_weight * priors) / (self._trials[cells] + prior_weight)
+        return (self._hits[cells] + prior_weight * priors) / (self._trials + prior_weight)[cells]
 
     def scale(self, factor: float) -> None:
         self._hits *= factor

@@ -89,21 +89,19 @@ class Flowspec(Schedule):
 
     def _rows_worth_sending(self, view: GenerationView) -> tuple[list[int], float]:
         """The next chunk, and the chance that the text enters it."""
-        tree = view.tree
-        is_new_root = view.root not in view.sent
+        tree, sent = view.tree, view.sent
+        is_new_root = view.root not in sent
         rows = [view.root] if is_new_root else []
-        chosen = set(rows)
         entry = 1.0 if is_new_root else 0.0
         most, won_s, lost_s, others_lost_s = self._worth_of_rows(view)
         most = min(most, MAX_LIVING_ROWS - view.num_living_sent)
         for id, score in self._candidates(view):
             chance = math.exp(score)
-            if tree[id].parent not in chosen:
+            if tree[id].parent in sent:  # the parents of all others come before them
                 entry = min(entry + chance, 1.0)
             if len(rows) >= most or (rows and chance * won_s < entry * lost_s + others_lost_s):
                 break
             rows.append(id)
-            chosen.add(id)
         return rows, entry
 
     def _worth_of_rows(self, view: GenerationView) -> tuple[int, float, float, float]:
