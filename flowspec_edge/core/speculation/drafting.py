@@ -277,15 +277,16 @@ class Drafting:
             if (match := matched[number].get(token)) is not None:
                 table.matches[child] = match
 
+        new_log_probs = log_probs[:, :num_children].astype(np.float64)
         log_chances = self._log_chances(
-            np.concatenate([table.log_probs[children], log_probs[:, :num_children].ravel()], dtype=np.float64),
+            np.concatenate([table.log_probs[children], new_log_probs.ravel()]),
             np.concatenate([table.matches[children], matches.ravel()]),
         )
         if len(children):
             table.log_chances[children] = log_chances[: len(children)]
             table.score()
         log_chances = log_chances[len(children) :].reshape(matches.shape)
-        log_chances[log_probs[:, :num_children] == -np.inf] = -np.inf
+        log_chances[new_log_probs == -np.inf] = -np.inf
         is_known = is_proposed & (columns < num_children)
         log_chances[numbers[is_known], columns[is_known]] = -np.inf
         return matches, log_chances

@@ -124,9 +124,10 @@ class LookupDrafts:
 
     def _path_to(self, id: int) -> tuple[int, ...]:
         """The last MAX_MATCH tokens up to the root or a row below it, its own first."""
-        paths, row, tokens = self._paths, self._tree[id], list[int]()
-        while row.id not in paths:
-            tokens.append(row.token)
-            row = self._tree[row.parent]
-        path = paths[id] = (*tokens, *paths[row.id])[:MAX_MATCH]
+        tree, paths, above = self._tree, self._paths, list[TreeRow]()
+        while (path := paths.get(id)) is None:
+            above.append(row := tree[id])
+            id = row.parent
+        for row in reversed(above):
+            path = paths[row.id] = (row.token, *path[: MAX_MATCH - 1])
         return path
