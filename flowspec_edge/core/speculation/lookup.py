@@ -7,6 +7,7 @@ do, a continuation costs no pass of a drafter and may leave with its root. (Saxe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,27 +55,24 @@ class Lookup:
         The longest match comes first, of equally long ones the latest. The tokens of ``path`` need not be in the index,
         and its last ``MAX_MATCH`` tokens count.
         """
-        text, found = self._text, dict[int, int]()
+        found: dict[int, int] = {}
         if len(path) < MIN_MATCH:
             return found
-        longest_path = min(MAX_MATCH, len(path))
+        text, earlier, longest_path = self._text, self._earlier, min(MAX_MATCH, len(path))
         place = self._latest.get(_pair(path[1], path[0]), 0)  # right behind the pair, the latest first
         if place == len(text):
-            place = self._earlier[place]
-        for _ in range(MAX_PLACES):
-            if not place:
-                break
-            longest = place if place < longest_path else longest_path
-            length = MIN_MATCH
+            place = earlier[place]
+        num_left = MAX_PLACES
+        while place and num_left:
+            token, length, longest = text[place], MIN_MATCH, place if place < longest_path else longest_path
             while length < longest and text[place - 1 - length] == path[length]:
                 length += 1
-            token = text[place]
             if length > found.get(token, 0):
                 found[token] = length
-            place = self._earlier[place]
+            place, num_left = earlier[place], num_left - 1
         if len(found) < 2:
             return found
-        return dict(sorted(found.items(), key=lambda item: -item[1])[:MAX_PROPOSALS])
+        return dict(sorted(found.items(), key=itemgetter(1), reverse=True)[:MAX_PROPOSALS])
 
 
 def _pair(before: int, token: int) -> int:

@@ -124,7 +124,8 @@ class LookupDrafts:
 
     def _path_to(self, id: int) -> tuple[int, ...]:
         """The last MAX_MATCH tokens up to the root or a row below it, its own first."""
-        tree, paths, above = self._tree, self._paths, list[TreeRow]()
+        tree, paths = self._tree, self._paths
+        above: list[TreeRow] = []
         while (path := paths.get(id)) is None:
             above.append(row := tree[id])
             id = row.parent
