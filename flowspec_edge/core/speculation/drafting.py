@@ -228,68 +228,68 @@ class Drafting:
         num_added: int,
         next_id: int,
     ) -> list[TreeRow]:
-        """Of what a pass proposes below these places, add the ``num_added`` likeliest rows."""
+        """Of what a pass proposes below these places, add the ``num_added`` likeliest rows. Children that are there
+        already are scored anew, and all that is below them.
+
+        ``matched`` has what lookup proposes after each place.
+        """
         table = self._table
-        matches, log_chances = self._propose(places, tokens, log_probs, matched)
-        num_children = log_chances.shape[1]
-        scores = (table.scores[places, None] + log_chances).ravel()
+        num_children = min(self.shape.children, tokens.shape[1])
+        children, numbers, columns = self._tell_children(places, tokens, log_probs, matched)
+        # Of each that is proposed, [rows * children]:
+        above = places.repeat(num_children)
+        new_tokens = tokens[:, :num_children].ravel()
+        new_log_probs = log_probs[:, :num_children].ravel().astype(np.float64)
+        matches = _lengths(matched, tokens[:, :num_children])
+        log_chances = self._log_chances(
+            np.concatenate([table.log_probs[children], new_log_probs]),
+            np.concatenate([table.matches[children], matches]),
+        )
+        if len(children):
+            table.log_chances[children] = log_chances[: len(children)]
+            table.score()
+        log_chances = log_chances[len(children) :]
+        log_chances[new_log_probs == -np.inf] = -np.inf
+        is_there = columns < num_children
+        log_chances[numbers[is_there] * num_children + columns[is_there]] = -np.inf
+
+        scores = table.scores[above] + log_chances
         best = (-scores).argsort(kind="stable")[:num_added]
         best = best[: np.count_nonzero(scores[best] > -np.inf)]
-        above, new_tokens = places[best // num_children], tokens[:, :num_children].take(best)
+        above, new_tokens = above[best], new_tokens[best]
         table.append(
             next_id,
             parents=above,
             tokens=new_tokens,
             depths=table.depths[above] + 1,
-            matches=matches.take(best),
-            log_probs=log_probs[:, :num_children].take(best),
-            log_chances=log_chances.take(best),
+            matches=matches[best],
+            log_probs=new_log_probs[best],
+            log_chances=log_chances[best],
             scores=scores[best],
         )
         return self._tree.grow(range(next_id, next_id + len(best)), self._ids(above), new_tokens.tolist())
 
-    def _propose(
+    def _tell_children(
         self, places: Ints, tokens: Ints, log_probs: NDArray[np.float32], matched: Sequence[Mapping[int, int]]
-    ) -> tuple[Ints, Reals]:
-        """Matches and log-chances of what may be added below these places, [rows, children].
+    ) -> tuple[Ints, Ints, Ints]:
+        """Set what a pass and the text say of the children that are below these places already.
 
-        Of what is there already the log-chance is minus infinity; it is scored anew, and all that is below it.
-        ``matched`` has what lookup proposes after each place.
+        Returns the places of these children, and where in ``tokens`` [rows, k] each stands: its row and its column,
+        which is k where the draft does not propose it. It is less likely then than all that the draft proposes.
         """
         table = self._table
-        num_children = min(self.shape.children, tokens.shape[1])
         children, numbers = table.children_of(places)
         known = table.tokens[children]
         is_it = tokens.take(numbers, axis=0) == known[:, None]  # [existing children, k]
-        is_it[:, -1] = True  # a token that the draft does not propose is less likely than all that it proposes
+        is_it[:, -1] = True
         columns = is_it.argmax(axis=1)
-        is_proposed = tokens[numbers, columns] == known
-        table.log_probs[children] = log_probs[numbers, columns] - ~is_proposed
-
-        matches = np.zeros((len(places), num_children), np.int64)
-        for number, found in enumerate(matched):
-            if found:
-                row = tokens[number, :num_children].tolist()
-                for token in found.keys() & row:
-                    matches[number, row.index(token)] = found[token]
+        is_missing = tokens[numbers, columns] != known
+        table.log_probs[children] = log_probs[numbers, columns] - is_missing
         table.matches[children] = 0
         for child, number, token in zip(children.tolist(), numbers.tolist(), known.tolist(), strict=True):
-            if (match := matched[number].get(token)) is not None:
-                table.matches[child] = match
-
-        new_log_probs = log_probs[:, :num_children].astype(np.float64)
-        log_chances = self._log_chances(
-            np.concatenate([table.log_probs[children], new_log_probs.ravel()]),
-            np.concatenate([table.matches[children], matches.ravel()]),
-        )
-        if len(children):
-            table.log_chances[children] = log_chances[: len(children)]
-            table.score()
-        log_chances = log_chances[len(children) :].reshape(matches.shape)
-        log_chances[new_log_probs == -np.inf] = -np.inf
-        is_known = is_proposed & (columns < num_children)
-        log_chances[numbers[is_known], columns[is_known]] = -np.inf
-        return matches, log_chances
+            if found := matched[number]:
+                table.matches[child] = found.get(token, 0)
+        return children, numbers, columns + is_missing
 
     def _runnable(self, max_depth: int, min_score: float, since: int = 0) -> Ints:
         """The places of the rows that the drafter can run, the most worthwhile first."""
@@ -313,3 +313,18 @@ class Drafting:
         if self._acceptance is not None:
             return self._acceptance.log_chances(log_probs, matches)
         return np.minimum(log_probs, 0.0)  # rounding may leave a certain token a little more than certain
+
+
+def _lengths(matched: Sequence[Mapping[int, int]], tokens: Ints) -> Ints:
+    """The length of the match of each of ``tokens`` [rows, children], one after the other; 0 where there is none.
+
+    ``matched`` has what lookup proposes after each row.
+    """
+    lengths = np.zeros(tokens.shape, np.int64)
+    for number, found in enumerate(matched):
+        if found:
+            row = tokens[number].tolist()
+            for token, length in found.items():
+                if token in row:
+                    lengths[number, row.index(token)] = length
+    return lengths.ravel()

@@ -144,7 +144,8 @@ class Origin:
         if self._slot_at is not None:
             times.append(self._slot_at)
         elif self._credits:
-            times += [at for generation in self._ready_generations() if (at := generation.next_deadline()) is not None]
+            ready = [running.generation for running in self._running.values() if not running.missing]
+            times += [at for generation in ready if (at := generation.next_deadline()) is not None]
         return min(times, default=None)
 
     @property
