@@ -79,7 +79,8 @@ class WholeTree:
         for _ in range(self.depth - 1):
             frontier = drafting.frontier(self.shape.width, 10**6)
             self._run_pass(drafting, frontier, np.zeros((0, 0), np.float32))
-        best = sorted(drafting.scores, key=lambda id: -drafting.scores[id])[: self.num_nodes]
+        scores = drafting.scores
+        best = sorted(scores, key=lambda id: -scores[id])[: self.num_nodes]
         chosen = sorted({self.root, *best})  # parents have the smaller ids
         return [Row(id, self.tree[id].parent, self.tree[id].token) for id in chosen]
 

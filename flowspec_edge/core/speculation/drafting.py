@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from flowspec_edge.core.speculation.acceptance import Acceptance, Ints, Reals
 from flowspec_edge.core.speculation.draft_table import DraftTable, LikelyDrafts
 from flowspec_edge.core.speculation.lookup import Lookup
-from flowspec_edge.core.speculation.lookup_drafts import LookupDrafts
+from flowspec_edge.core.speculation.lookup_drafts import LookupDrafts, match_lengths
 from flowspec_edge.core.speculation.tree import Tree, TreeRow
 from flowspec_edge.core.speculation.unchecked import Unchecked
 
@@ -77,7 +77,7 @@ class Drafting:
 
     @property
     def scores(self) -> dict[int, float]:
-        """The log-chance of each drafted row, counted from the root."""
+        """The log-chance of each drafted row, counted from the root; made anew each time."""
         return dict(self._scored(np.arange(1, len(self._table.ids))))
 
     def scores_of(self, ids: Sequence[int]) -> list[float]:
@@ -216,6 +216,8 @@ class Drafting:
     def check(self) -> None:
         """Assert the invariants: the table has what lives below the root, and scores add up along each path."""
         self._table.check(self._tree)
+        if self._from_text is not None:
+            self._from_text.check()
 
     # ------------------------------------------------------------------ inside
 
@@ -228,19 +230,44 @@ class Drafting:
         num_added: int,
         next_id: int,
     ) -> list[TreeRow]:
-        """Of what a pass proposes below these places, add the ``num_added`` likeliest rows. Children that are there
-        already are scored anew, and all that is below them.
+        """Of what a pass proposes below these places, add the ``num_added`` likeliest rows."""
+        table = self._table
+        num_children = min(self.shape.children, tokens.shape[1])
+        matches, log_chances = self._propose(places, tokens, log_probs, matched, num_children)
+        above = places.repeat(num_children)
+        scores = table.scores[above] + log_chances
+        best = (-scores).argsort(kind="stable")[:num_added]
+        best = best[: np.count_nonzero(scores[best] > -np.inf)]
+        above, new_tokens = above[best], tokens[:, :num_children].ravel()[best]
+        table.append(
+            next_id,
+            parents=above,
+            tokens=new_tokens,
+            depths=table.depths[above] + 1,
+            matches=matches[best],
+            log_probs=log_probs[:, :num_children].ravel()[best],
+            log_chances=log_chances[best],
+            scores=scores[best],
+        )
+        return self._tree.grow(range(next_id, next_id + len(best)), self._ids(above), new_tokens.tolist())
 
+    def _propose(
+        self,
+        places: Ints,
+        tokens: Ints,
+        log_probs: NDArray[np.float32],
+        matched: Sequence[Mapping[int, int]],
+        num_children: int,
+    ) -> tuple[Ints, Reals]:
+        """Matches and log-chances of what may be added below these places, [rows * children].
+
+        Of what is there already the log-chance is minus infinity; it is scored anew, and all that is below it.
         ``matched`` has what lookup proposes after each place.
         """
         table = self._table
-        num_children = min(self.shape.children, tokens.shape[1])
         children, numbers, columns = self._tell_children(places, tokens, log_probs, matched)
-        # Of each that is proposed, [rows * children]:
-        above = places.repeat(num_children)
-        new_tokens = tokens[:, :num_children].ravel()
-        new_log_probs = log_probs[:, :num_children].ravel().astype(np.float64)
-        matches = _lengths(matched, tokens[:, :num_children])
+        matches = match_lengths(matched, tokens[:, :num_children])
+        new_log_probs = log_probs[:, :num_children].astype(np.float64).ravel()
         log_chances = self._log_chances(
             np.concatenate([table.log_probs[children], new_log_probs]),
             np.concatenate([table.matches[children], matches]),
@@ -252,22 +279,7 @@ class Drafting:
         log_chances[new_log_probs == -np.inf] = -np.inf
         is_there = columns < num_children
         log_chances[numbers[is_there] * num_children + columns[is_there]] = -np.inf
-
-        scores = table.scores[above] + log_chances
-        best = (-scores).argsort(kind="stable")[:num_added]
-        best = best[: np.count_nonzero(scores[best] > -np.inf)]
-        above, new_tokens = above[best], new_tokens[best]
-        table.append(
-            next_id,
-            parents=above,
-            tokens=new_tokens,
-            depths=table.depths[above] + 1,
-            matches=matches[best],
-            log_probs=new_log_probs[best],
-            log_chances=log_chances[best],
-            scores=scores[best],
-        )
-        return self._tree.grow(range(next_id, next_id + len(best)), self._ids(above), new_tokens.tolist())
+        return matches, log_chances
 
     def _tell_children(
         self, places: Ints, tokens: Ints, log_probs: NDArray[np.float32], matched: Sequence[Mapping[int, int]]
@@ -313,18 +325,3 @@ class Drafting:
         if self._acceptance is not None:
             return self._acceptance.log_chances(log_probs, matches)
         return np.minimum(log_probs, 0.0)  # rounding may leave a certain token a little more than certain
-
-
-def _lengths(matched: Sequence[Mapping[int, int]], tokens: Ints) -> Ints:
-    """The length of the match of each of ``tokens`` [rows, children], one after the other; 0 where there is none.
-
-    ``matched`` has what lookup proposes after each row.
-    """
-    lengths = np.zeros(tokens.shape, np.int64)
-    for number, found in enumerate(matched):
-        if found:
-            row = tokens[number].tolist()
-            for token, length in found.items():
-                if token in row:
-                    lengths[number, row.index(token)] = length
-    return lengths.ravel()

@@ -115,6 +115,12 @@ class LookupDrafts:
         # The root's parent is not in the table, and the text ends with both.
         return [self._matches(id) if is_known or id == root else NO_MATCHES for id, is_known in found]
 
+    def check(self) -> None:
+        """Assert the invariants: paths are those of the tree."""
+        for id, path in self._paths.items():
+            rows = self._tree.path(id)[-MAX_MATCH:]
+            assert path == tuple(row.token for row in reversed(rows))
+
     def _matches(self, id: int) -> Mapping[int, int]:
         """What the text proposes after a row, the last two tokens of which it has."""
         found = self._matched.get(id)
@@ -132,3 +138,18 @@ class LookupDrafts:
         for row in reversed(above):
             path = paths[row.id] = (row.token, *path[: MAX_MATCH - 1])
         return path
+
+
+def match_lengths(matched: Sequence[Mapping[int, int]], tokens: Ints) -> Ints:
+    """The length of the match of each of ``tokens`` [rows, children], one after the other; 0 where there is none.
+
+    ``matched`` has what lookup proposes after each row.
+    """
+    lengths = np.zeros(tokens.shape, np.int64)
+    for number, found in enumerate(matched):
+        if found:
+            row = tokens[number].tolist()
+            for token, length in found.items():
+                if token in row:
+                    lengths[number, row.index(token)] = length
+    return lengths.ravel()

@@ -42,8 +42,8 @@ def chances(drafting: Drafting) -> dict[int, float]:
 
 
 def unsent(drafting: Drafting, *, max_depth: int = FAR, min_score: float = -math.inf) -> list[int]:
-    found = dict(drafting.unsent(max_depth, min_score))
-    assert found == {id: drafting.scores[id] for id in found}
+    found, scores = dict(drafting.unsent(max_depth, min_score)), drafting.scores
+    assert found == {id: scores[id] for id in found}
     return list(found)
 
 
@@ -290,8 +290,9 @@ def test_scores_and_choices_are_those_of_each_row_alone(
     for row in tree.descendants(ROOT):
         paths[row.id] = paths[row.parent] * chosen[row.parent, row.token]
     del paths[ROOT]
-    assert {id: math.exp(score) for id, score in drafting.scores.items()} == pytest.approx(paths, rel=1e-5)
-    best = sorted(drafting.scores, key=lambda id: (-drafting.scores[id], id))
+    scores = drafting.scores
+    assert {id: math.exp(score) for id, score in scores.items()} == pytest.approx(paths, rel=1e-5)
+    best = sorted(scores, key=lambda id: (-scores[id], id))
     sent = data.draw(st.sets(st.sampled_from(best)))
     drafting.mark_sent(sorted(sent))
     assert unsent(drafting) == [id for id in best if id not in sent]

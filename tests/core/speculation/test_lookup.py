@@ -1,12 +1,10 @@
 """Lookup proposes what followed earlier places with the same tokens."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowspec_edge.core.speculation.lookup import MAX_MATCH, MAX_PROPOSALS, MIN_MATCH, Lookup
+from flowspec_edge.core.speculation.lookup import MAX_MATCH, MAX_PLACES, MAX_PROPOSALS, MIN_MATCH, Lookup
 
 
 def test_the_longest_match_comes_first_and_the_latest_of_equals() -> None:
@@ -37,9 +35,13 @@ def test_what_was_added_is_found() -> None:
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.lists(st.integers(0, 3), min_size=1, max_size=12))
-def test_every_proposal_stands_in_the_text_behind_its_match(text: Sequence[int], path: Sequence[int]) -> None:
-    for token, length in Lookup(text).proposals(path[::-1]).items():
-        assert MIN_MATCH <= length <= MAX_MATCH
-        found = [*path[-length:], token]
-        assert any(text[at : at + len(found)] == found for at in range(len(text)))
-    assert len(Lookup(text).proposals(path[::-1])) <= MAX_PROPOSALS
+def test_what_is_proposed_is_what_a_walk_over_the_text_finds(text: list[int], path: list[int]) -> None:
+    """Of each token the longest match counts, and of equally long ones the latest comes first."""
+    longest = dict[int, int]()
+    at_pair = [at for at in range(2, len(text)) if text[at - 2 : at] == path[-2:]]
+    for at in reversed(at_pair[-MAX_PLACES:]):
+        lengths = range(MIN_MATCH, min(MAX_MATCH, len(path), at) + 1)
+        length = max(length for length in lengths if text[at - length : at] == path[-length:])
+        longest[text[at]] = max(length, longest.get(text[at], 0))
+    expected = sorted(longest.items(), key=lambda found: -found[1])[:MAX_PROPOSALS]
+    assert list(Lookup(text).proposals(path[::-1]).items()) == expected

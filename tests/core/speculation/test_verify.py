@@ -86,7 +86,8 @@ def test_the_likeliest_child_is_the_one_that_will_be_drawn() -> None:
         added = drafting.merge([at], ranked.tokens, ranked.log_probs, at + 1 + 2 * depth)
         assert len(added) == 2
         drawn = sampler.draw(LOGITS, depth)
-        best = max(added, key=lambda row: drafting.scores[row.id])
+        scores = drafting.scores
+        best = max(added, key=lambda row: scores[row.id])
         assert best.token == drawn
         surprises += drawn not in TOKENS[:2]
         at = best.id

@@ -60,7 +60,10 @@ class DraftingView(Protocol):
 
     @property
     def scores(self) -> Mapping[int, float]:
-        """The log of the chance that the text goes on from the root through a drafted row, for each, sent or not."""
+        """The log of the chance that the text goes on from the root through a drafted row, for each, sent or not.
+
+        It is made anew each time that it is asked for.
+        """
 
     @property
     def num_passes(self) -> int:
