@@ -22,6 +22,8 @@ READ_S = 0.25
 """How often sensors are read: a text of some seconds, on a board that takes power in bursts, needs a dozen samples."""
 BURSTS_S = 2.0
 """A board that computed within this time is at work, as far as its watts go."""
+STUCK_S = 1.0
+"""A sensor takes milliseconds to answer. One that takes so long is not waited for where a node ends."""
 
 _log = logging.getLogger(__name__)
 
@@ -72,10 +74,10 @@ class SensorWatch:
             self._thread.start()
 
     def close(self) -> None:
-        """Waits for what is being read."""
+        """Waits for what is being read, unless a driver is stuck."""
         self._ending.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(STUCK_S)
 
     def _run(self) -> None:
         while not self._ending.wait(READ_S):
