@@ -18,11 +18,11 @@ import msgpack
 import numpy as np
 
 from flowspec_edge import config
-from flowspec_edge.core import events, rows
+from flowspec_edge.core import events, line, rows
 from flowspec_edge.core.cluster import address, membership
 from flowspec_edge.core.journal import MAX_BYTES, Core, PlainWriter, type_name
 from flowspec_edge.core.planning import losses, preparing, rebalancing, recovery
-from flowspec_edge.core.speculation import drafting, generation, origin, stage
+from flowspec_edge.core.speculation import drafting, generation, origin, prefill, stage
 from flowspec_edge.core.weights import fetching
 from flowspec_edge.errors import FlowspecError, JournalError
 
@@ -31,6 +31,7 @@ TYPES: dict[str, type[Any]] = {
     for module in (
         config,
         events,
+        line,
         rows,
         address,
         membership,
@@ -40,6 +41,7 @@ TYPES: dict[str, type[Any]] = {
         recovery,
         drafting,
         generation,
+        prefill,
         fetching,
     )
     for kind in vars(module).values()
@@ -241,8 +243,8 @@ def _print_step(step: Step, *, is_json: bool) -> None:
         print(json.dumps(report if step.is_same else {**report, "recorded": recorded}))
         return
     print(f"{step.now:.6f}  {step.event}")
-    for line in actions:
-        print(f"    {line}")
+    for action in actions:
+        print(f"    {action}")
     if not step.is_same:
         print("  recorded were:")
         for line in recorded:

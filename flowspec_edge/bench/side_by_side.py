@@ -96,6 +96,7 @@ class SideBySide(Watcher):
                 limits=limits,
                 has_drafter=drafter is not None,
                 max_kept_slots=max_kept_slots,
+                expected=testbed.ring_times,
             ),
             self._engine,
             [TapeStage(self._played)] * num_stages,

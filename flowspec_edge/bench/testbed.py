@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from flowspec_edge.bench.known_testbeds import TESTBEDS, known_testbeds
+from flowspec_edge.core.line import Line
 from flowspec_edge.core.rows import Chunk
+from flowspec_edge.core.speculation.prefill import RingTimes
 from flowspec_edge.core.wire import ROW_BYTES
 from flowspec_edge.errors import TestbedError
 
@@ -72,6 +74,15 @@ class Testbed:
     @property
     def num_layers(self) -> int:
         return sum(stage.num_layers for stage in self.stages)
+
+    @property
+    def ring_times(self) -> RingTimes:
+        """What a plan would know of the ring."""
+        row_ms = self.transfer_ms(self.hidden_bytes)
+        return RingTimes(
+            tuple(Line(stage.fixed_ms, stage.row_ms).scaled(1e-3) for stage in self.stages),
+            (Line(self.hop_ms, row_ms).scaled(1e-3),) * len(self.stages),
+        )
 
     def forward_ms(self, stage: int, num_rows: int) -> float:
         return self.stages[stage].forward_ms(num_rows)

@@ -119,6 +119,7 @@ class VirtualRing(Watcher):
             "limits": limits,
             "has_drafter": drafter is not None,
             "shape": shape,
+            "expected": testbed.ring_times,
         }
         self._prompt = tape.prompt
         self._clock, self._times = Clock(), TestbedTimes(testbed)

@@ -20,11 +20,24 @@ class Line:
     def at(self, num_rows: float) -> float:
         return self.fixed + num_rows * self.per_row
 
+    def growing_share(self, num_rows: float) -> float:
+        """The share of the time of so many rows that grows with them; a half where they take none."""
+        return num_rows * self.per_row / whole if (whole := self.at(num_rows)) else 0.5
+
+    def rows_within(self, limit: float, most: int) -> int:
+        """How many rows take no longer than ``limit``: 0 to ``most``."""
+        if self.per_row <= 0:
+            return most if self.fixed <= limit else 0
+        return max(min(int((limit - self.fixed) / self.per_row), most), 0)
+
     def scaled(self, factor: float) -> Line:
         return Line(self.fixed * factor, self.per_row * factor)
 
     def __add__(self, other: Line) -> Line:
         return Line(self.fixed + other.fixed, self.per_row + other.per_row)
+
+
+NOTHING = Line()
 
 
 def fit_line(sizes: Sequence[float], times: Sequence[float]) -> Line:
@@ -53,9 +66,13 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 class LineFit:
-    """Least squares over samples as they come; older ones count less. ``line`` is the fit so far, no part below 0."""
+    """Least squares over samples as they come; older ones count less. ``line`` is the fit so far, no part below 0.
 
-    def __init__(self) -> None:
+    As long as all samples have one size, as much of their time grows with the rows as of the ``expected`` line.
+    """
+
+    def __init__(self, expected: Line = NOTHING) -> None:
+        self._expected = expected
         self.line = Line()
         self._weight = self._n = self._y = self._nn = self._ny = 0.0
 
@@ -68,14 +85,22 @@ class LineFit:
         """The mean number of rows of the samples; 1 where there are none."""
         return self._n / self._weight if self._weight else 1.0
 
+    @property
+    def knows_slope(self) -> bool:
+        """Whether sizes have differed; where they have not, the line's slope is a guess."""
+        return self._spread > 1e-9 * self._nn * self._weight
+
     def add(self, n: float, y: float) -> None:
         self._weight = self._weight * FORGETTING + 1
         self._n = self._n * FORGETTING + n
         self._y = self._y * FORGETTING + y
         self._nn = self._nn * FORGETTING + n * n
         self._ny = self._ny * FORGETTING + n * y
-        spread = self._nn * self._weight - self._n**2
-        slope = self._y / self._n / 2  # with one size alone half of the time is taken to grow with the rows
-        if spread > 1e-9 * self._nn * self._weight:
-            slope = min(max((self._ny * self._weight - self._n * self._y) / spread, 0.0), self._y / self._n)
+        slope = self._y / self._n * self._expected.growing_share(n)
+        if self.knows_slope:
+            slope = min(max((self._ny * self._weight - self._n * self._y) / self._spread, 0.0), self._y / self._n)
         self.line = Line((self._y - slope * self._n) / self._weight, slope)
+
+    @property
+    def _spread(self) -> float:
+        return self._nn * self._weight - self._n**2

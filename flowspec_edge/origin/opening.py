@@ -138,7 +138,7 @@ async def open_ring(
                 await asyncio.to_thread(keep_placement, bundle.digest, plan)
             links = await _connect(node, name, stages, controls, closing)
         room = room_for_sessions(bundle, stages, peers, kept_bytes)
-        core, journal = _core_of(bundle, len(stages), room, has_drafter=engine.drafter is not None)
+        core, journal = _core_of(bundle, len(stages), room, plan, has_drafter=engine.drafter is not None)
         async with Ring(
             core, journal, engine, stages, links, node.board, plan, on_lossy, room.slot_bytes, node.energy
         ) as ring:
@@ -224,7 +224,9 @@ async def _close_when_loaded(loading: asyncio.Task[OriginEngine]) -> None:
         await asyncio.to_thread(loading.result().close)
 
 
-def _core_of(bundle: Bundle, num_stages: int, room: KeptRoom, *, has_drafter: bool) -> tuple[Origin, Journal]:
+def _core_of(
+    bundle: Bundle, num_stages: int, room: KeptRoom, plan: Plan | None, *, has_drafter: bool
+) -> tuple[Origin, Journal]:
     """What decides on a ring's generations, and the journal of what it is told."""
     manifest = bundle.manifest
     geometry = manifest.geometry
@@ -236,6 +238,7 @@ def _core_of(bundle: Bundle, num_stages: int, room: KeptRoom, *, has_drafter: bo
         "has_drafter": has_drafter,
         "taps": tuple(manifest.drafter.taps) if manifest.drafter is not None else (),
         "max_kept_slots": room.num_slots,
+        "expected": None if plan is None else plan.times,
     }
     return Origin(**itself), Journal("origin", itself, open_record("origin"), has_text=records_text())
 

@@ -37,6 +37,16 @@ def test_lines_add_up_and_scale() -> None:
     assert Line(1.0, 2.0).at(10) == 21.0
 
 
+def test_how_many_rows_fit_into_a_time() -> None:
+    assert [Line(10.0, 2.0).rows_within(limit, 8) for limit in (9.0, 12.0, 15.9, 16.0, 90.0)] == [0, 1, 2, 3, 8]
+    assert [Line(10.0).rows_within(limit, 8) for limit in (9.0, 10.0)] == [0, 8]
+
+
+def test_the_share_that_grows_with_the_rows() -> None:
+    assert Line(10.0, 2.0).growing_share(5) == 0.5 and Line(0.0, 2.0).growing_share(5) == 1.0
+    assert Line().growing_share(5) == 0.5, "nothing is known"
+
+
 def test_a_fit_forgets() -> None:
     fit = LineFit()
     assert not fit.has_samples and fit.mean_size == 1.0

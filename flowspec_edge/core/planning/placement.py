@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.losses import Way, way_between
+from flowspec_edge.core.speculation.prefill import RingTimes
 from flowspec_edge.errors import PlacementError
 from flowspec_edge.manifest import BlockEntry, Geometry, Manifest
 
@@ -104,6 +105,10 @@ class Hop:
 
     latency_ms: float
     ms_per_byte: float = 0.0
+
+    def time(self, row_bytes: int) -> Line:
+        """The time of a chunk in ms, by its rows of so many bytes."""
+        return Line(self.latency_ms, row_bytes * self.ms_per_byte)
 
     @classmethod
     def from_rate(cls, latency_ms: float, mbit_per_s: float) -> Hop:
@@ -223,8 +228,7 @@ class PlannedHop:
 
     def ms(self, num_rows: float, link: Hop | None = None) -> float:
         """The time of a chunk on this hop in ms, over its link as measured for the plan, or over ``link``."""
-        over = link or self.link
-        return over.latency_ms + num_rows * self.row_bytes * over.ms_per_byte
+        return (link or self.link).time(self.row_bytes).at(num_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +296,14 @@ class Plan:
     """The nodes of stages that share the cores of one machine, for each machine that has several."""
     is_kept: bool = False
     """Whether the plan keeps what is already loaded, because no other ring is clearly better."""
+
+    @property
+    def times(self) -> RingTimes:
+        """What chunks should take of the ring."""
+        return RingTimes(
+            tuple(stage.time.scaled(1e-3) for stage in self.stages),
+            tuple(hop.link.time(hop.row_bytes).scaled(1e-3) for hop in self.hops[1:]),
+        )
 
 
 def kv_cache_bytes(geometry: Geometry, num_layers: int, num_tokens: int) -> int:

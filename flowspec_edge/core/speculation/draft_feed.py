@@ -5,8 +5,8 @@ order of the text, from the second row of the prompt to the root. Most drafters 
 around the ring, behind the final norm. A drafter that taps layers takes the rows that enter these layers instead. They
 come straight from the stages that own the layers, in any order, and a pair is ready when all of its rows are here.
 
-The drafter takes the pairs of a long prompt while that is under way: the hidden rows of 100,000 tokens do not fit into
-the memory of a board.
+The drafter takes the pairs of a prompt while that is under way. So it is nearly done with them when the first token is
+known, and the hidden rows of 100,000 tokens, which do not fit into the memory of a board, never wait for it together.
 """
 
 from __future__ import annotations
@@ -23,10 +23,6 @@ from flowspec_edge.core.speculation.kept_sessions import EndedText
 from flowspec_edge.core.speculation.text_paths import TextPaths
 from flowspec_edge.core.speculation.tree import Tree, TreeRow
 from flowspec_edge.errors import ProtocolError
-
-PROMPT_PAIRS = 2048
-"""Pairs of a long prompt that the drafter takes at once, before anything is drafted. The last ones, and all of a prompt
-that is not longer, are taken with the first draft."""
 
 
 class DraftFeed:
@@ -145,17 +141,17 @@ class DraftFeed:
             return False
         return any(self._tree[id].parent not in self._hidden for id in self._unextended(root))
 
-    def next_of_prompt(self) -> RunDraft | None:
-        """Begin a pass over the next PROMPT_PAIRS pairs of the prompt alone, where these are here and not all.
+    def next_of_prompt(self, least: int, most: int) -> RunDraft | None:
+        """Begin a pass over the next pairs of the prompt alone, ``most`` at most, where ``least`` or more are here.
 
         What the drafter proposes after them is of no use.
         """
-        first, last = self._num_extended, self._num_extended + PROMPT_PAIRS  # a prompt's draft ids are its positions
-        if len(self._hidden) < PROMPT_PAIRS or last >= self._num_prompt - 1:
+        first = self._num_extended  # a prompt's draft ids are its positions
+        if len(self._hidden) < least or first >= self._num_prompt - 1:
             return None
-        if any(id not in self._hidden for id in range(first, last)):
-            return None
-        return self._begin(list(range(first + 1, last + 1)), [])
+        rows = range(first + 1, min(first + most, self._num_prompt - 1) + 1)
+        here = list(itertools.takewhile(lambda id: id - 1 in self._hidden and id in self._tree, rows))
+        return self._begin(here, []) if len(here) >= least else None
 
     def next_pass(self, root: int, drafted: Sequence[int]) -> RunDraft:
         """Begin a pass over all verified pairs that can be taken, and over the ``drafted`` rows.

@@ -27,7 +27,7 @@ from flowspec_edge.core.events import (
     RunDraft,
     RunHead,
 )
-from flowspec_edge.core.limits import RECENT_ROWS, TREE_MARGIN
+from flowspec_edge.core.limits import PREFILL_ROWS, RECENT_ROWS, TREE_MARGIN
 from flowspec_edge.core.rows import Advance, Chunk, Floats, Row, check_width
 from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.draft_feed import DraftFeed
@@ -43,6 +43,11 @@ from flowspec_edge.core.speculation.sharing import Offer
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.core.speculation.text_paths import TextPaths
 from flowspec_edge.core.speculation.tree import Tree
+
+PROMPT_PAIRS = 2048
+"""The most pairs of a prompt that the drafter takes at once, before anything is drafted."""
+PROMPT_PASSES = 2
+"""Beside other sessions the drafter runs over a part of a prompt for at most as long as so many passes over a tree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +225,8 @@ class Generation:
     def offer(self, now: float) -> Offer | None:
         """The chunk that may leave now, or None: the prompt, then what the schedule chooses."""
         if not self._prompt_feed.is_done:
-            return Offer(self._prompt_feed.num_next(self.pipeline.most_prompt_rows))
+            feed = self._prompt_feed
+            return Offer(feed.num_next(self.pipeline.prompt_chunk_rows(feed.num_rows)))
         chosen = self._schedule.choose_rows(self, now)
         if not chosen:
             return None
@@ -234,6 +240,7 @@ class Generation:
         self.sent.update(row.id for row in rows)
         if self._prompt_feed.is_done:
             self.pipeline.begin_writing()
+            self._next_id += len(self.drafting.move_root(self.root, (), self._next_id))
         num_wanted = len(rows) if self._draft_feed.wants_returned else int(self._prompt_feed.is_done)
         self.pipeline.send(Flight({row.id for row in rows}, now, comes_back=num_wanted > 0))
         return Chunk(self.session, rows, num_wanted)
@@ -257,7 +264,7 @@ class Generation:
 
     def next_draft(self, now: float) -> RunDraft | None:
         """The next pass of the drafter, or None."""
-        if (part := self._draft_feed.next_of_prompt()) is not None:
+        if (part := self._next_draft_of_prompt(now)) is not None:
             self._computing_since = now
             return part
         drafted = self._schedule.choose_pass(self, now) if self._draft_feed.may_draft(self.root) else None
@@ -333,6 +340,24 @@ class Generation:
         return self.drafting.unsent(deepest, min_score)
 
     # ------------------------------------------------------------------ inside
+
+    def _next_draft_of_prompt(self, now: float) -> RunDraft | None:
+        """A pass of the drafter over a part of the prompt, which keeps neither the head nor other sessions waiting.
+
+        Alone in the ring, the drafter takes what has come back at once. What is left when the first token is known goes
+        with the first draft.
+        """
+        feed, pipeline, draft = self._draft_feed, self.pipeline, self.pipeline.costs.draft
+        if pipeline.num_others:
+            usual_s = draft.line.at(self.drafting.shape.width)
+            size = draft.line.rows_within(PROMPT_PASSES * usual_s, PROMPT_PAIRS) if draft.has_samples else PREFILL_ROWS
+            return feed.next_of_prompt(size, size)
+        if feed.may_draft(self.root):
+            return feed.next_of_prompt(PROMPT_PAIRS, PROMPT_PAIRS)
+        most, due_at = PROMPT_PAIRS, pipeline.row_returns_at(self.root)
+        if due_at is not None and due_at > now:
+            most = draft.line.rows_within(due_at - now, most)
+        return feed.next_of_prompt(1, most)
 
     def _step(self, token: int) -> str | None:
         """The token after the root is known: make it the root. Returns why the text ends here, if it does."""

@@ -43,6 +43,7 @@ from flowspec_edge.core.speculation.generation import Generation, TargetLimits
 from flowspec_edge.core.speculation.kept_sessions import KeptSessions
 from flowspec_edge.core.speculation.pictures import TextPicture, picture_of
 from flowspec_edge.core.speculation.pipeline import RingCosts, Traffic
+from flowspec_edge.core.speculation.prefill import RingTimes
 from flowspec_edge.core.speculation.prompt_check import check_tokens, ending_of, room_behind
 from flowspec_edge.core.speculation.schedules import find_schedule
 from flowspec_edge.core.speculation.sharing import Shares
@@ -67,7 +68,8 @@ class Origin:
     """All generations of one ring of ``num_stages`` stages.
 
     ``taps`` are the layers whose hidden rows the drafter wants, if it wants others than the last stage's. Sessions that
-    have ended are kept for prompts that begin like their texts, in caches of ``max_kept_slots`` slots.
+    have ended are kept for prompts that begin like their texts, in caches of ``max_kept_slots`` slots. ``expected`` is
+    what is known of the ring's times before it has run.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Origin:
         shape: DraftShape | None = None,
         taps: tuple[int, ...] = (),
         max_kept_slots: int = 0,
+        expected: RingTimes | None = None,
     ) -> None:
         self._num_stages = num_stages
         self._limits = limits
@@ -86,7 +89,7 @@ class Origin:
         self._taps = taps
         self._shape = shape or DraftShape()
         self._credits = CREDITS_PER_HOP
-        costs = RingCosts(num_stages)
+        costs = RingCosts(num_stages, expected)
         self._traffic, self._shares = Traffic(costs), Shares(costs)
         self._slot_at: float | None = None  # when the ring is ready for a chunk, where somebody waits for that
         self._acceptance = Acceptance()

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flowspec_edge.core.limits import PREFILL_ROWS
-from flowspec_edge.core.line import LineFit
+from flowspec_edge.core.limits import MAX_PREFILL_ROWS, PREFILL_ROWS
+from flowspec_edge.core.line import NOTHING, Line, LineFit
+from flowspec_edge.core.speculation.prefill import RingTimes, best_chunk_rows
 
 if TYPE_CHECKING:  # The command line names the schedules, which know this module, and loads no NumPy for --help.
     from flowspec_edge.core.rows import Passage
@@ -49,17 +50,24 @@ class Flight:
 
 
 class RingCosts:
-    """What the stages, hops and the origin's own computations of one ring take, as measured."""
+    """What the stages, hops and the origin's own computations of one ring take, as measured.
 
-    def __init__(self, num_stages: int) -> None:
-        self.stages = [LineFit() for _ in range(num_stages)]
-        self.hops = LineFit()  # all hops of a trip together, over the mean number of rows per hop
+    ``expected`` is what is known of the ring before anything has come back. A prompt's chunks are sized by it, and it
+    tells how much of the time of a chunk grows with its rows until chunks of several sizes have come back.
+    """
+
+    def __init__(self, num_stages: int, expected: RingTimes | None = None) -> None:
+        self.stages = [LineFit(line) for line in (expected.stages if expected else [NOTHING] * num_stages)]
+        self.hops = LineFit(
+            sum(expected.hops, NOTHING) if expected else NOTHING
+        )  # all hops of a trip together, over the mean number of rows per hop
         self.head = LineFit()
         self.draft = LineFit()
         self.seconds_per_row = 0.0
         """What one more row adds to the trip of its chunk."""
         self.row_s = 0.0
         """How much longer the slowest stage is busy for one more row."""
+        self._expected = expected
         self._single_trip_s = 0.0  # a chunk of one row, when nothing kept it waiting; 0 where none was seen
 
     @property
@@ -80,8 +88,22 @@ class RingCosts:
 
     def rows_within(self, limit_s: float, most: int) -> int:
         """How many rows the slowest stage takes within that time; 1 to ``most``."""
-        lines = [stage.line for stage in self.stages if stage.line.per_row > 0]
-        return max(min([most, *(int((limit_s - line.fixed) / line.per_row) for line in lines)]), 1)
+        return max(min([stage.line.rows_within(limit_s, most) for stage in self.stages]), 1)
+
+    def prompt_chunk_rows(self, num_rows: int) -> int:
+        """How many rows of a prompt of ``num_rows`` leave together, so that all are through as soon as can be.
+
+        Where chunks of several sizes have come back, the stages are known better than they were before. The wires are
+        not: chunks that wait for theirs count as longer on the way.
+        """
+        expected = self._expected
+        if all(stage.knows_slope for stage in self.stages):
+            hop = Line(self.hops.line.fixed, self.hops.line.per_row).scaled(1 / len(self.stages))
+            hops = expected.hops if expected is not None else (hop,) * len(self.stages)
+            expected = RingTimes(tuple(stage.line for stage in self.stages), hops)
+        if expected is None:
+            return PREFILL_ROWS
+        return best_chunk_rows(expected, num_rows, MAX_PREFILL_ROWS)
 
     def hop_s(self, num_rows: float) -> float:
         """The time of one hop with ``num_rows`` hidden rows. The first hop of a trip carries none."""
@@ -210,12 +232,14 @@ class Pipeline:
         """How many other sessions a row delays."""
         return self.num_others - (1 - READING) * self.num_costly_readers
 
-    @property
-    def most_prompt_rows(self) -> int:
-        """How many rows a piece of a prompt may have, at most PREFILL_ROWS."""
-        if not self.num_others or not self.costs.is_measured:
-            return PREFILL_ROWS
-        return self.costs.rows_within(PIECE_CHUNKS * self.costs.interval_s(1), PREFILL_ROWS)
+    def prompt_chunk_rows(self, num_rows: int) -> int:
+        """How many rows of a prompt of ``num_rows`` leave together: fewer where other sessions wait for them."""
+        best = self.costs.prompt_chunk_rows(num_rows)
+        if not self.num_others:
+            return best
+        if not self.costs.is_measured:
+            return min(best, PREFILL_ROWS)
+        return min(best, self.costs.rows_within(PIECE_CHUNKS * self.costs.interval_s(1), PREFILL_ROWS))
 
     def take_returned(self, ids: set[int], passages: Sequence[Passage], now: float) -> None:
         """A chunk came back: forget its flight and learn from it, unless all of its rows died on the way."""
@@ -262,6 +286,11 @@ class Pipeline:
 
     def returns_at(self) -> float | None:
         """When the next chunk is expected back."""
-        if not self.flights or not self.costs.is_measured:
-            return None
-        return self.flights[0].ends[-1] + self.costs.hop_s(len(self.flights[0].living))
+        return self._back_at(self.flights[0]) if self.flights else None
+
+    def row_returns_at(self, id: int) -> float | None:
+        """When the chunk with this row is expected back; None where it is not under way or nothing was measured yet."""
+        return next((self._back_at(flight) for flight in self.flights if id in flight.living), None)
+
+    def _back_at(self, flight: Flight) -> float | None:
+        return flight.ends[-1] + self.costs.hop_s(len(flight.living)) if self.costs.is_measured else None

@@ -5,7 +5,6 @@ To take in 200,000 tokens at once takes half a second (x86), in which nothing el
 
 from __future__ import annotations
 
-from flowspec_edge.core.limits import PREFILL_ROWS
 from flowspec_edge.core.rows import NO_PARENT, Row
 from flowspec_edge.core.speculation.lookup import Lookup
 from flowspec_edge.core.speculation.tree import Tree
@@ -19,11 +18,14 @@ class PromptFeed:
         self._tree = tree
         self._lookup = lookup
         self._num_left = 0
+        self.num_rows = len(prompt)
+        """How many rows there are to leave."""
 
     def begin(self, num_rows: int) -> None:
         """The first rows are at the stages already, and do not leave. They are in tree and lookup now."""
         tokens = self._prompt[:num_rows]
         self._num_left = num_rows
+        self.num_rows -= num_rows
         self._tree.begin(tokens)
         if self._lookup is not None:
             self._lookup.extend(tokens)
@@ -40,7 +42,7 @@ class PromptFeed:
 
     def num_next(self, most: int) -> int:
         """How many rows leave next, where at most so many may."""
-        return min(len(self._prompt) - self._num_left, PREFILL_ROWS, most)
+        return min(len(self._prompt) - self._num_left, most)
 
     def next_rows(self, num_rows: int) -> tuple[Row, ...]:
         """The next rows, which are about to leave; they are in tree and lookup now."""

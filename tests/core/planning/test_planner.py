@@ -65,6 +65,8 @@ def test_equal_boards_share_equally() -> None:
     took_ms = sum(stage.time.at(plan.num_rows) for stage in plan.stages) + plan.head_ms
     assert took_ms + sum(hop.ms(plan.num_rows) for hop in plan.hops) == pytest.approx(plan.trip_ms)
     assert plan.stages[0].time == Line(25.0, 0.25)
+    trip_s = sum((*plan.times.stages, *plan.times.hops), Line()).at(plan.num_rows)
+    assert 1000 * trip_s == pytest.approx(plan.trip_ms - plan.head_ms - plan.hops[0].ms(plan.num_rows))
     assert plan.stages[0].memory_bytes == int(500 * MIB * 1.05) + 50 * MIB + 60 * MIB
     assert present(plan.alone).tokens_per_s < plan.tokens_per_s < present(plan.one_more).tokens_per_s
 

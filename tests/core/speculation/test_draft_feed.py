@@ -5,7 +5,6 @@ import pytest
 
 from flowspec_edge.core.events import RunDraft
 from flowspec_edge.core.rows import NO_PARENT, Floats, Row
-from flowspec_edge.core.speculation import draft_feed
 from flowspec_edge.core.speculation.draft_feed import DraftFeed
 from flowspec_edge.core.speculation.tree import Tree
 from flowspec_edge.errors import ProtocolError
@@ -82,10 +81,7 @@ LONG = [Row(id, id - 1 if id else NO_PARENT, 5 + id) for id in range(8)]
 
 
 @pytest.mark.parametrize("taps", [(), (2,)])
-def test_pairs_of_a_long_prompt_are_taken_in_parts_while_it_is_under_way(
-    monkeypatch: pytest.MonkeyPatch, taps: tuple[int, ...]
-) -> None:
-    monkeypatch.setattr(draft_feed, "PROMPT_PAIRS", 3)
+def test_pairs_of_a_prompt_are_taken_in_parts_while_it_is_under_way(taps: tuple[int, ...]) -> None:
     tree = Tree(LONG[:3])
     feed = DraftFeed(SESSION, tree, 7, taps, is_on=True)
 
@@ -104,18 +100,25 @@ def test_pairs_of_a_long_prompt_are_taken_in_parts_while_it_is_under_way(
         return RunDraft(SESSION, tuple(LONG[id] for id in pairs), np.array(pairs) - 1, before, ())
 
     bring(0, 1)
-    assert feed.next_of_prompt() is None, "three rows are wanted"
-    bring(3) if taps else bring(2)
-    bring(2) if taps else bring(3)
-    assert comparable(feed.next_of_prompt()) == comparable(part(1, 3))
+    assert feed.next_of_prompt(3, 3) is None, "three rows are wanted"
+    bring(3)
+    assert feed.next_of_prompt(3, 3) is None, "and three that follow each other"
+    bring(2)
+    assert feed.next_of_prompt(1, 0) is None, "there is no time"
+    assert comparable(feed.next_of_prompt(3, 3)) == comparable(part(1, 3))
     assert feed.is_running
     assert feed.take_finished() == ([], 3), "its proposals are of no use"
     assert list(feed._hidden) == [3]
-    bring(4, 5, 6)
-    assert feed.next_of_prompt() is None, "these are taken with the first draft"
+    bring(4, 5)
+    assert comparable(feed.next_of_prompt(1, 9)) == comparable(part(4, 5)), "row 6 has not left"
+    feed.take_finished()
+    bring(6)
+    assert comparable(feed.next_of_prompt(1, 9)) == comparable(part(6, 6))
+    feed.take_finished()
+    assert feed.next_of_prompt(1, 9) is None, "the next one is that of the first token"
     tree.add(LONG[7])
-    assert feed.num_unextended(7) == 4
-    assert comparable(feed.next_pass(7, [])) == comparable(part(4, 7))
+    assert feed.num_unextended(7) == 1
+    assert comparable(feed.next_pass(7, [])) == comparable(part(7, 7))
 
 
 def test_tapped_rows_are_awaited_and_joined_in_the_order_of_the_layers() -> None:

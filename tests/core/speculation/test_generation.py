@@ -9,12 +9,11 @@ import pytest
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.limits import PREFILL_ROWS, TREE_MARGIN
-from flowspec_edge.core.rows import NO_PARENT, Chunk, Floats, Row
-from flowspec_edge.core.speculation import draft_feed
+from flowspec_edge.core.rows import NO_PARENT, Chunk, Floats, Passage, Row
 from flowspec_edge.core.speculation.acceptance import Acceptance
 from flowspec_edge.core.speculation.drafting import DraftShape
-from flowspec_edge.core.speculation.generation import Generation, TargetLimits
-from flowspec_edge.core.speculation.pipeline import RingCosts, Traffic
+from flowspec_edge.core.speculation.generation import PROMPT_PASSES, Generation, TargetLimits
+from flowspec_edge.core.speculation.pipeline import Pipeline, RingCosts, Traffic
 from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
 from flowspec_edge.errors import ProtocolError, RequestError
@@ -62,6 +61,13 @@ class Script(Schedule):
         self.verified.append((num_tokens, now))
 
 
+class LookingScript(Script):
+    """Such a schedule that also drafts from the text itself."""
+
+    is_calibrated: ClassVar[bool] = True
+    uses_lookup: ClassVar[bool] = True
+
+
 class Told:
     """A generation and its script; what it is told is built here."""
 
@@ -74,15 +80,18 @@ class Told:
         has_drafter: bool = True,
         taps: tuple[int, ...] = (),
         hidden_size: int = 0,
+        script: Script | None = None,
+        costs: RingCosts | None = None,
     ) -> None:
-        self.script = Script()
+        self.script = script or Script()
+        self.traffic = Traffic(costs or RingCosts(2))
         self.generation = Generation(
             SESSION,
             prompt,
             GenerateOptions(max_new_tokens=max_new_tokens),
             schedule=self.script,
             limits=TargetLimits(max_context, VOCAB, frozenset({EOS}), hidden_size),
-            traffic=Traffic(RingCosts(2)),
+            traffic=self.traffic,
             acceptance=Acceptance(),
             has_drafter=has_drafter,
             shape=DraftShape(width=2, proposals=2, children=2, rows_per_pass=2),
@@ -200,16 +209,67 @@ def test_rows_of_the_prompt_are_committed_from_the_start() -> None:
     assert [row.next_token for row in told.generation.tree] == [12, 13, None]
 
 
-def test_a_pass_over_a_part_of_the_prompt_drafts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draft_feed, "PROMPT_PAIRS", 1)
+def row_by_row() -> RingCosts:
+    """Each stage takes 0.1 s a row, so a prompt leaves row by row; the drafter takes 0.05 s a row."""
+    costs = RingCosts(2)
+    for num_rows in (1, 2):
+        costs.add_trip(0.2 * num_rows, [Passage(num_rows, 0.0, 0.1 * num_rows)] * 2)
+        costs.draft.add(num_rows, 0.05 * num_rows)
+    return costs
+
+
+def pairs_of(job: ev.RunDraft | None) -> list[int]:
+    """The rows of the prompt that a pass takes; none where there is no pass."""
+    return [] if job is None else [row.id for row in job.rows]
+
+
+def test_the_drafter_takes_a_prompt_as_it_comes_back_and_drafts_nothing_from_it() -> None:
     told = Told()
     told.prefill()
     told.bring_back(0, 1)
-    job = told.generation.next_draft(1.0)
-    assert job is not None and [row.id for row in job.rows] == [1]
+    assert pairs_of(told.generation.next_draft(1.0)) == [1, 2]
     told.generation.take_draft(ev.DraftFinished(np.array([[6, 7]]), np.zeros((1, 2), np.float32)), 2.0)
     assert not told.generation.drafting.scores and told.generation.drafting.num_passes == 0
-    assert told.generation.next_draft(1.0) is None, "the last pair comes with the first draft"
+    told.bring_back(2)
+    assert told.generation.next_draft(1.0) is None, "the next pair is that of the first token"
+    told.verify(5)
+    told.script.drafted = []
+    assert pairs_of(told.generation.next_draft(1.0)) == [3]
+
+
+def test_the_drafter_does_not_begin_what_would_keep_the_first_token_waiting() -> None:
+    """The rows are back at 0.2, 0.3 and 0.4 s."""
+    told = Told(costs=row_by_row())
+    assert [len(chunk.rows) for chunk in told.prefill()] == [1, 1, 1]
+    told.bring_back(0)
+    assert pairs_of(told.generation.next_draft(0.2)) == [1]
+    told.generation.take_draft(ev.DraftFinished(np.array([[6, 7]]), np.zeros((1, 2), np.float32)), 0.25)
+    told.bring_back(1)
+    assert told.generation.next_draft(0.36) is None
+    assert pairs_of(told.generation.next_draft(0.42)) == [2], "the row is late, and nobody knows by how much"
+
+
+def test_beside_others_the_drafter_takes_a_prompt_in_parts_that_they_can_wait_for() -> None:
+    """Two passes over two rows take as long as one over four."""
+    told = Told(tuple(range(1, 11)), costs=row_by_row())
+    Pipeline(told.traffic)
+    told.prefill()
+    for id in range(4):
+        assert told.generation.next_draft(1.0) is None
+        told.bring_back(id)
+    assert PROMPT_PASSES == 2 and pairs_of(told.generation.next_draft(1.0)) == [1, 2, 3, 4]
+
+
+def test_what_the_text_proposes_behind_the_prompt_leaves_before_the_first_token_is_known() -> None:
+    told = Told((11, 12, 13, 14, 11, 12), script=LookingScript())
+    told.prefill()
+    assert [told.generation.tree[id].token for id in told.generation.unsent()][:2] == [13, 14]
+    told.send(6, 7)
+    told.bring_back(5)
+    assert told.verify(13)[1] == ev.EmitTokens(SESSION, (13,))
+    assert told.generation.root == 6 and told.generation.sent >= {6, 7}
+    told.bring_back(6)
+    assert told.verify(14)[1] == ev.EmitTokens(SESSION, (14,))
 
 
 def test_while_the_prompt_has_not_left_the_schedule_is_not_asked() -> None:

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowspec_edge.core.limits import PREFILL_ROWS
-from flowspec_edge.core.line import LineFit
+from flowspec_edge.core.line import Line, LineFit
 from flowspec_edge.core.rows import Passage
 from flowspec_edge.core.speculation.pipeline import READING, Flight, Pipeline, RingCosts, Traffic
+from flowspec_edge.core.speculation.prefill import RingTimes
 
 SECONDS = st.floats(0, 10)
 SIZES = st.integers(1, 128)
@@ -230,12 +231,38 @@ def test_a_small_chunk_keeps_its_place_before_the_pieces_of_another_ones_prompt(
 
 
 def test_a_piece_of_a_prompt_is_as_large_as_others_can_wait_for() -> None:
-    """At 10 + 2 n ms 1.6 chunks of one row take as long as 4.6 rows."""
-    for stage, most in (((0.010, 0.002), 4), ((0.100, 0.0001), PREFILL_ROWS), ((0.0, 0.010), 1)):
+    """At 10 + 2 n ms 1.6 chunks of one row take as long as 4.6 rows. A single stage has no use for small ones."""
+    for stage, most in (((0.010, 0.002), 4), ((0.100, 0.0001), PREFILL_ROWS), ((0.001, 0.010), 1)):
         pipeline = measured(stage)
-        assert pipeline.most_prompt_rows == PREFILL_ROWS, "nobody waits"
+        assert pipeline.prompt_chunk_rows(100) == 100, "nobody waits"
         beside(pipeline)
-        assert pipeline.most_prompt_rows == most
-    fresh = Pipeline(Traffic(RingCosts(1)))
+        assert pipeline.prompt_chunk_rows(250) == most
+    fresh = Pipeline(Traffic(RingCosts(1, EXPECTED)))
+    assert fresh.prompt_chunk_rows(250) == 250
     beside(fresh)
-    assert fresh.most_prompt_rows == PREFILL_ROWS, "nothing is measured yet"
+    assert fresh.prompt_chunk_rows(250) == PREFILL_ROWS, "nothing is measured yet"
+
+
+# ---------------------------------------------------------------------- the chunks of a prompt
+
+
+EXPECTED = RingTimes((Line(0.060, 0.001),), (Line(0.001, 0.0001),))
+
+
+def test_a_prompts_chunks_are_sized_by_what_was_measured_or_else_expected() -> None:
+    """Three stages of 0.1 s + 1 ms a row: four chunks of 50 rows take 6 x 150 ms, two of 100 4 x 200, one 3 x 300."""
+    assert measured(*[(0.1, 0.001)] * 3).prompt_chunk_rows(200) == 100
+    assert measured(*[(0.4, 0.001)] * 3).prompt_chunk_rows(200) == 200
+    assert RingCosts(3).prompt_chunk_rows(200) == PREFILL_ROWS, "nothing is known"
+    costs = RingCosts(3, RingTimes((Line(0.1, 0.001),) * 3, (Line(0.001),) * 3))
+    assert costs.prompt_chunk_rows(200) == 100
+    for num_rows in (4, 4, 2):
+        costs.add_trip(1.0, [Passage(num_rows, 0.0, 0.4 + 0.001 * num_rows)] * 3)
+        assert costs.prompt_chunk_rows(200) == (200 if num_rows == 2 else 100), "one size alone tells no slope"
+
+
+def test_where_one_size_has_come_back_as_much_of_its_time_grows_with_the_rows_as_was_expected() -> None:
+    costs = RingCosts(1, EXPECTED)
+    costs.add_trip(0.245, [Passage(40, 0.0, 0.2)])
+    assert [costs.stages[0].line.at(num_rows) for num_rows in (0, 40)] == [exactly(0.120), exactly(0.200)]
+    assert [costs.hops.line.at(num_rows) for num_rows in (0, 40)] == [exactly(0.009), exactly(0.045)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.speculation import draft_feed, kept_sessions, prompt_feed
+from flowspec_edge.core.speculation import generation, kept_sessions, pipeline
 from flowspec_edge.core.speculation.kept_sessions import KEEP_S
 from tests.core.speculation.test_ring import OPTIONS, PROMPTS
 from tests.fakes import Answer, FakeRing, unsplit
@@ -56,8 +56,8 @@ def test_each_turn_is_the_unsplit_models_text(
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kept_sessions, "MIN_ROWS", 2)
-        patch.setattr(draft_feed, "PROMPT_PAIRS", num_pairs)
-        patch.setattr(prompt_feed, "PREFILL_ROWS", 16)
+        patch.setattr(generation, "PROMPT_PAIRS", num_pairs)
+        patch.setattr(pipeline, "PREFILL_ROWS", 16)
         ring, history = ring_that_keeps(seed, num_stages, taps), tuple[int, ...]()
         rng = random.Random(seed)
         for session, (options, said, share, is_cancelled) in enumerate(turns, 1):

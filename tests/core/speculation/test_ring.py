@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
-from flowspec_edge.core.speculation import draft_feed, generation, kv_slots, prompt_feed
+from flowspec_edge.core.speculation import generation, kv_slots, pipeline
 from flowspec_edge.core.speculation.origin import PROGRESS_TIMEOUT_S
 from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names
 from flowspec_edge.errors import ProtocolError, RequestError
@@ -119,8 +119,8 @@ def test_the_drafter_takes_a_long_prompt_in_parts(
 ) -> None:
     """The fake drafter checks that it is given each pair once, in the order of the text."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draft_feed, "PROMPT_PAIRS", num_pairs)
-        patch.setattr(prompt_feed, "PREFILL_ROWS", 16)
+        patch.setattr(generation, "PROMPT_PAIRS", num_pairs)
+        patch.setattr(pipeline, "PREFILL_ROWS", 16)
         ring = FakeRing(num_stages, random.Random(seed), taps=(2, 4) if is_tapped else ())
         answer = ring.submit(1, prompt, options)
         ring.run()
