@@ -23,7 +23,9 @@ from flowspec_edge.core.speculation.schedules.ablations import TREE_PASSES as AB
 from flowspec_edge.core.speculation.schedules.autoregressive import Autoregressive
 from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 from flowspec_edge.core.speculation.schedules.flowspec import (
+    INTERVALS_LATE,
     MAX_PASS_ROWS,
+    TRIPS_LATE,
     WIDEST_CHUNK_ROWS,
     Flowspec,
 )
@@ -151,6 +153,15 @@ def test_flowspec_counts_a_rows_cost_only_where_the_text_enters_the_chunk() -> N
     assert Flowspec(2).choose_rows(view, 0.0) == [1, 3]
 
 
+def test_flowspec_does_not_count_on_the_next_chunk_where_many_leave_in_a_trip() -> None:
+    """Row 3 comes later by a third of the trip, a second, not by 1.5 intervals of 0.01 s."""
+    costs = CostsStub(stage=Line(0.01), seconds_per_row=0.05, plain_token_s=1.0)
+    tree = {1: (ROOT, 0.3), 3: (1, 0.12)}
+    view = make_view(tree, sent=frozenset({ROOT}), pipeline=PipelineStub(costs))
+    assert Flowspec(2).choose_rows(view, 0.0) == [1, 3]
+    assert TRIPS_LATE * 0.12 > 0.3 * 0.05 > INTERVALS_LATE * 0.01 * 0.12
+
+
 def test_flowspec_counts_what_a_row_costs_the_other_sessions() -> None:
     """Row 3 wins 0.18 s times 0.12. Nobody loses by it but each other session, by 0.02 s."""
     costs = CostsStub(stage=Line(0.1, 0.02))
@@ -203,7 +214,7 @@ def test_flowspec_waits_for_the_next_chunk_where_waiting_costs_less_than_a_block
 
 
 def test_flowspec_pauses_where_speculation_does_not_pay() -> None:
-    """Sixteen tokens in two seconds each, where plain decoding takes one."""
+    """Sixteen tokens in two seconds each, where plain decoding takes a tenth."""
     schedule = Flowspec(2)
     view = make_view(TREE, **DRAFTED)
     for number in range(TRIAL_TOKENS + 1):

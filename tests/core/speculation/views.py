@@ -35,7 +35,7 @@ class CostsStub:
     draft: FitStub = FitStub(Line(0.010, 0.001))
     stage: Line = Line(0.100)
     seconds_per_row: float = 0.0
-    plain_token_s: float = 1.0
+    plain_token_s: float = 0.2
 
     @property
     def row_s(self) -> float:

@@ -39,6 +39,9 @@ INTERVALS_LATE = 1.5
 """How many intervals of the slowest stage a row that is left out comes later, on average.
 
 On the testbeds tokens/s are up to 6 % lower with 1, and as high with 2."""
+TRIPS_LATE = 0.325
+"""How much of a trip a row that is left out comes later at least: where stages are many, an interval is short, and
+likelier rows push ahead for several of them."""
 MIN_SCORE = math.log(0.001)
 """Rows less likely than this are neither sent nor expanded."""
 
@@ -111,7 +114,7 @@ class Flowspec(Schedule):
         number is what the other sessions lose together.
         """
         costs, num_delayed = view.pipeline.costs, view.pipeline.num_delayed
-        won_s = INTERVALS_LATE * costs.interval_s(1)
+        won_s = max(INTERVALS_LATE * costs.interval_s(1), TRIPS_LATE * costs.plain_token_s)
         return WIDEST_CHUNK_ROWS, won_s, costs.seconds_per_row, num_delayed * costs.row_s
 
     def _leaves_at(self, view: GenerationView, rows: list[int], entry: float, now: float) -> float:
