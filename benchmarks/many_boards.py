@@ -4,8 +4,8 @@
     python -m benchmarks.many_boards --boards 4,32 --temperature 0 --num-prompts 4 --json
 
 All boards together compute as much as those of ``jetson4-7b-fp16-1gbit``, each its share, and each adds a hop of 1 ms.
-Means over the prompt sets, without outputs that repeat themselves. ``bound`` is what docs/performance.md says of it, for
-the rows that were under way.
+Means over the prompt sets, without outputs that repeat themselves. docs/performance.md says what the bound is; it is
+that of the rows that were under way.
 """
 
 from __future__ import annotations
