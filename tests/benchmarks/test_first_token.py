@@ -16,7 +16,7 @@ def test_the_first_token_of_a_long_prompt_comes_as_soon_as_the_slowest_part_allo
     found = measure(load_testbed(name), 2000)
     assert found.over_slowest <= 1.05
     assert found.over_work <= 1.15 or name in UNEVEN
-    assert found.second_s <= 1.15 * found.trip_s
+    assert found.second_s <= 1.2 * found.trip_s
 
 
 def test_a_short_prompt_is_cut_where_rows_cost_much() -> None:

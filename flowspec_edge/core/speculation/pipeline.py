@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flowspec_edge.core.limits import MAX_PREFILL_ROWS, PREFILL_ROWS
-from flowspec_edge.core.line import NOTHING, Line, LineFit
+from flowspec_edge.core.line import NOTHING, LineFit
 from flowspec_edge.core.speculation.prefill import RingTimes, best_chunk_rows
 
 if TYPE_CHECKING:  # The command line names the schedules, which know this module, and loads no NumPy for --help.
@@ -57,17 +57,17 @@ class RingCosts:
     """
 
     def __init__(self, num_stages: int, expected: RingTimes | None = None) -> None:
-        self.stages = [LineFit(line) for line in (expected.stages if expected else [NOTHING] * num_stages)]
-        self.hops = LineFit(
-            sum(expected.hops, NOTHING) if expected else NOTHING
-        )  # all hops of a trip together, over the mean number of rows per hop
+        self._expected = expected
+        stages = expected.stages if expected is not None else (NOTHING,) * num_stages
+        hops = sum(expected.hops, NOTHING) if expected is not None else NOTHING
+        self.stages = [LineFit(stage) for stage in stages]
+        self.hops = LineFit(hops)  # all hops of a trip together, over the mean number of rows per hop
         self.head = LineFit()
         self.draft = LineFit()
         self.seconds_per_row = 0.0
         """What one more row adds to the trip of its chunk."""
         self.row_s = 0.0
         """How much longer the slowest stage is busy for one more row."""
-        self._expected = expected
         self._single_trip_s = 0.0  # a chunk of one row, when nothing kept it waiting; 0 where none was seen
 
     @property
@@ -96,14 +96,11 @@ class RingCosts:
         Where chunks of several sizes have come back, the stages are known better than they were before. The wires are
         not: chunks that wait for theirs count as longer on the way.
         """
-        expected = self._expected
+        times, num_stages = self._expected, len(self.stages)
         if all(stage.knows_slope for stage in self.stages):
-            hop = Line(self.hops.line.fixed, self.hops.line.per_row).scaled(1 / len(self.stages))
-            hops = expected.hops if expected is not None else (hop,) * len(self.stages)
-            expected = RingTimes(tuple(stage.line for stage in self.stages), hops)
-        if expected is None:
-            return PREFILL_ROWS
-        return best_chunk_rows(expected, num_rows, MAX_PREFILL_ROWS)
+            hops = times.hops if times is not None else (self.hops.line.scaled(1 / num_stages),) * num_stages
+            times = RingTimes(tuple(stage.line for stage in self.stages), hops)
+        return PREFILL_ROWS if times is None else best_chunk_rows(times, num_rows, MAX_PREFILL_ROWS)
 
     def hop_s(self, num_rows: float) -> float:
         """The time of one hop with ``num_rows`` hidden rows. The first hop of a trip carries none."""

@@ -317,8 +317,8 @@ def test_it_is_known_how_far_a_prompt_is() -> None:
     assert origin.prompt_progress(1) == (0, total)
     origin.handle(ev.StageReady(1, 0), 0.0)
     origin.handle(ev.StageReady(1, 1), 0.0)
-    assert origin.prompt_progress(1) == (CREDITS_PER_HOP * PREFILL_ROWS, total)
+    assert origin.prompt_progress(1) == (PREFILL_ROWS, total), "no second one waits at the first stage"
     origin.handle(ev.CreditArrived(1), 0.0)
-    assert origin.prompt_progress(1) == ((CREDITS_PER_HOP + 1) * PREFILL_ROWS, total)
+    assert origin.prompt_progress(1) == (2 * PREFILL_ROWS, total)
     origin.handle(ev.GenerationCancelled(1), 0.0)
     assert origin.prompt_progress(1) is None
