@@ -14,6 +14,7 @@ import pytest
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.events import RunForward
+from flowspec_edge.core.limits import MAX_PREFILL_ROWS
 from flowspec_edge.core.rows import Placement, Row
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.engine import graphs, kv_cache, rotary, stage_runner
@@ -43,6 +44,14 @@ def test_a_rows_bits_do_not_depend_on_its_chunk(
     head = Head(bundle.directory, bundle.manifest)
     parts = [head.logits(found[i : i + num_rows]) for i in range(0, len(found), num_rows)]
     np.testing.assert_array_equal(np.concatenate(parts), head.logits(expected))
+
+
+def test_in_the_longest_chunk_of_a_prompt_rows_have_the_same_bits(whole: StageRunner, tokens: list[int]) -> None:
+    chain = make_chain((tokens * 5)[: MAX_PREFILL_ROWS + 24])
+    large, small = Session(whole), Session(whole)
+    found = [large.run(chain[:MAX_PREFILL_ROWS]), large.run(chain[MAX_PREFILL_ROWS:])]
+    expected = [small.run(chain[i : i + 40]) for i in range(0, len(chain), 40)]
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
 
 
 @pytest.mark.parametrize("cuts", [(1,), (4,), (7,), (2, 5), (1, 2, 3, 4, 5, 6, 7)])
