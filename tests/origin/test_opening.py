@@ -17,8 +17,10 @@ import pytest
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core import wire
+from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.placement import Hop, LeftOut, Plan, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome
+from flowspec_edge.core.speculation.prefill import RingTimes
 from flowspec_edge.errors import (
     FlowspecError,
     LinkLostError,
@@ -392,7 +394,8 @@ async def test_an_engine_that_cannot_be_loaded_ends_it_after_the_stages_have_ans
 def planned(*stages: StagePlan, **changes: Any) -> Plan:
     """As much of a plan as an opening looks at."""
     parts = [SimpleNamespace(node=s.node, start=s.start, stop=s.stop, precision="int8", stage_plan=s) for s in stages]
-    values = {"stages": tuple(parts), "hops": (), "trip_ms": 100.0, "left_out": (), **changes}
+    times = RingTimes((Line(0.0, 0.1),) * len(stages), ())
+    values = {"stages": tuple(parts), "hops": (), "trip_ms": 100.0, "left_out": (), "times": times, **changes}
     return SimpleNamespace(**values)  # type: ignore[return-value]
 
 
@@ -454,6 +457,7 @@ async def test_where_nothing_is_measured_yet_shares_are_equal(
 async def test_a_plan_that_is_given_is_taken_as_it_is(network: FakeNetwork, made: list[tuple[Any, ...]]) -> None:
     async with open_on(network, plan_options=PlanOptions(), plan=PLAN) as ring:
         assert ring.plan is PLAN
+        assert ring.costs.prompt_chunk_rows(100) == 1, "its times are known to the core: rows alone cost"
     assert not made
 
 
