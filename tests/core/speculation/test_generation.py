@@ -263,7 +263,7 @@ def test_beside_others_the_drafter_takes_a_prompt_in_parts_that_they_can_wait_fo
 def test_what_the_text_proposes_behind_the_prompt_leaves_before_the_first_token_is_known() -> None:
     told = Told((11, 12, 13, 14, 11, 12), script=LookingScript())
     told.prefill()
-    assert [told.generation.tree[id].token for id in told.generation.unsent()][:2] == [13, 14]
+    assert [told.generation.tree[id].token for id, _ in told.generation.unsent()][:2] == [13, 14]
     told.send(6, 7)
     told.bring_back(5)
     assert told.verify(13)[1] == ev.EmitTokens(SESSION, (13,))
