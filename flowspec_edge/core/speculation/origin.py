@@ -307,7 +307,7 @@ class Origin:
             running, offer = self._running[session], offered[session]
             if not offer.ids:
                 if len(ready) == 1 and self._credits < CREDITS_PER_HOP:
-                    return  # a chunk of the prompt waits at the first stage: another session would come behind two
+                    break  # a chunk of the prompt waits at the first stage: another session would come behind two
                 running.progress_at = now  # the ring takes a prompt, of which nothing may come back before its end
             chunk = running.generation.send(offer, now)
             self._shares.charge(session, len(chunk.rows))
