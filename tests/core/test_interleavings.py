@@ -30,7 +30,7 @@ def test_each_fault_strikes_in_the_middle_of_a_text(kind: str) -> None:
     """Four boards of which two are enough, so whatever happens once, no text ends early."""
     case = one_fault(kind, which=9, detail=1)
     met = play(case)
-    assert met[kind] == 1, "it must have found something to strike"
+    assert met[kind] >= 1, "it must have found something to strike"
     assert met["text: failed"] == 0 and met["text: stop"] + met["text: length"] + met["text: cancelled"] == 2
 
 
