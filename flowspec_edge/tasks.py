@@ -93,6 +93,8 @@ class Jobs:
             release_frames(error)
             self._failure = self._failure or error
             self._has_failed.set()
+        finally:
+            del self, then, ended  # an error that nobody waits for would hold this frame, and thereby itself
 
     async def wait_failed(self) -> None:
         """Until a function has failed, or what was to be done then; raises its error."""

@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import gc
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import pytest
 
 from flowspec_edge.errors import StageFailedError
-from flowspec_edge.tasks import in_thread, run_until_first_ends
+from flowspec_edge.tasks import Jobs, in_thread, run_until_first_ends
 
 
 class Layers:
@@ -73,5 +73,30 @@ async def test_nothing_is_left_of_tasks_that_end_together(end: str) -> None:
         await asyncio.wait({task})
         del task
         assert len(used) == 3 and [layers() for layers in used] == [None] * 3
+    finally:
+        gc.enable()
+
+
+async def test_a_failure_that_nobody_waits_for_keeps_nothing() -> None:
+    class Owner(Layers):
+        def __init__(self, executor: Executor) -> None:
+            self.jobs = Jobs(executor)
+
+        def fail(self, ended: Future[None]) -> None:
+            raise StageFailedError("no link")
+
+    gc.disable()
+    try:
+        with ThreadPoolExecutor(1) as executor:
+            owner = Owner(executor)
+            left = weakref.ref(owner)
+            owner.jobs.submit(owner.fail, lambda: None)
+            with pytest.raises(StageFailedError, match="no link"):
+                await owner.jobs.wait_failed()
+            owner.jobs.submit(owner.fail, lambda: None)
+            del owner
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert left() is None
     finally:
         gc.enable()
