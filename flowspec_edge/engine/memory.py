@@ -17,6 +17,8 @@ from flowspec_edge.allocator import give_back_freed, set_thresholds
 
 _LOADING_BYTES = 1 << 17
 """Pieces of memory below this size are not weights."""
+_MANY_ROWS = 64
+"""Chunks of more rows are those of prompts."""
 _RUNNING_BYTES = 32 << 20
 """The limit below which glibc takes memory from the heap, as it sets it itself once large pieces have been freed."""
 
@@ -43,3 +45,13 @@ def frugal_allocation() -> Iterator[None]:
             if not _num_loading:
                 set_thresholds(mapped_from_bytes=_RUNNING_BYTES, trimmed_from_bytes=2 * _RUNNING_BYTES)
                 give_back_freed()
+
+
+def give_back_behind(num_rows: int) -> None:
+    """Behind a run of so many rows: what a prompt's rows took between a graph's operators goes back to the system.
+
+    Ten layers of a 135 M model keep 30 MB of it otherwise, in pieces that lie among others. What a draft tree's few
+    rows take stays for the next ones.
+    """
+    if num_rows > _MANY_ROWS:
+        give_back_freed()

@@ -22,7 +22,7 @@ from flowspec_edge.engine.graphs import CachedGraph, load_graph
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
 from flowspec_edge.engine.kept_caches import KeptCaches
 from flowspec_edge.engine.kv_cache import KvCache
-from flowspec_edge.engine.memory import frugal_allocation
+from flowspec_edge.engine.memory import frugal_allocation, give_back_behind
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables, Tables
 from flowspec_edge.engine.row_check import gives_rows_the_same_bits
@@ -188,6 +188,7 @@ class StageRunner:
         hidden = step.rows[len(self._blocks) % 2]
         if self._final_norm is not None:
             (hidden,) = self._final_norm.run([HIDDEN_OUT], {HIDDEN: hidden})
+        give_back_behind(num_rows)
         return ForwardFinished(hidden[0, :num_rows].copy(), tapped)
 
     def _run_row_by_row(self, forward: RunForward, is_cancelled: Callable[[], bool]) -> ForwardFinished:

@@ -61,6 +61,21 @@ for _ in range(3):
     figures.append((loaded, taken()))
 print(json.dumps(figures))
 """
+PROMPT = """
+from flowspec_edge.allocator import give_back_freed
+
+def read():
+    stage = StageUnderTest(bundle.directory, bundle.manifest, 0, 8, 1)
+    figures = []
+    for num_rows in (256, 256):
+        stage.time_ms(num_rows, 0)
+        kept = taken()
+        give_back_freed()
+        figures.append(kept - taken())
+    print(json.dumps(figures))
+
+on_a_thread(read)
+"""
 CACHE = """
 before = taken()
 cache = KvCache(8, 2, 64)
@@ -84,6 +99,10 @@ def test_what_was_loaded_goes_back_to_the_system(code: str) -> None:
     (_, idle), *later = figures_of(code)  # what the first one leaves are libraries
     for loaded, closed in later:
         assert closed - idle < 0.1 * (loaded - idle) + 2, later  # Python itself takes a MB more or less
+
+
+def test_what_a_prompts_rows_took_goes_back_to_the_system() -> None:
+    assert max(figures_of(PROMPT)) < 1.5  # MB that were still to be given back
 
 
 def test_a_session_of_the_runtime_keeps_neither_rows_nor_a_plan_for_each_number_of_them() -> None:

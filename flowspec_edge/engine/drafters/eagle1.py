@@ -23,6 +23,7 @@ from flowspec_edge.engine.drafters.fused_cache import FusedCache, StepInputs
 from flowspec_edge.engine.embedding import Embedding
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, as_ort_value, load_graph, pad_rows
 from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.memory import give_back_behind
 from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables, Tables
 from flowspec_edge.errors import BundleError
@@ -141,6 +142,7 @@ class Eagle1Drafter:
             part = slice(first, first + PASS_ROWS)
             features.append(self._forward(session, job.rows[part], inputs[part], job.positions[part]))
             session.verify(job.rows[:num_verified][part])
+        give_back_behind(len(job.rows))
         wanted = np.concatenate(features)[max(num_verified - 1, 0) :]
         return DraftFinished(*self._propose(wanted))
 
