@@ -125,14 +125,14 @@ async def show_key(options: ShowKeyCommand) -> int:
             f"this machine has no such key ({key_path()}); make the first with flowspec key new, "
             "or copy the one of another board with flowspec key set"
         )
-    _print_key(known, options)
+    _print_key(known, is_json=options.json, with_code=options.qr)
     return 0
 
 
 async def make_new_key(options: ShowKeyCommand) -> int:
     """Replace the key by a new one. Raises StateError where its file cannot be used."""
     secret, kept = replace_key()
-    _print_key(secret, options)
+    _print_key(secret, is_json=options.json, with_code=options.qr)
     if kept is not None and not options.json:
         _print_kept(kept)
     return 0
@@ -147,7 +147,7 @@ async def take_key(options: SetKeyCommand) -> int:
     """
     secret, kept = replace_key(parse_key(_given_key(options.key)))
     if options.json:
-        _print_key(secret, options)
+        _print_key(secret, is_json=True)
         return 0
     print(f"key {derive_credentials(secret).fingerprint} is kept in {key_path()}")
     if kept is not None:
@@ -155,15 +155,15 @@ async def take_key(options: SetKeyCommand) -> int:
     return 0
 
 
-def _print_key(secret: bytes, options: KeyCommand) -> None:
+def _print_key(secret: bytes, *, is_json: bool, with_code: bool = False) -> None:
     key = format_key(secret)
     join = join_line(key, DEFAULT_CLUSTER)
-    if options.json:
+    if is_json:
         fingerprint = derive_credentials(secret).fingerprint
         print(json.dumps({"key": key, "fingerprint": fingerprint, "file": str(key_path()), "join": join}))
         return
     print(f"{key}\n\nOn every other board, run:\n\n    {join}\n")
-    if isinstance(options, ShowKeyCommand) and options.qr:
+    if with_code:
         print_code(join)
 
 

@@ -256,7 +256,7 @@ class Directory:
             if self._browser is not None:
                 await self._browser.close()
                 self._browser = None
-            self._browser = await Browser.start(self.tell, host=self.where.host)
+            self._browser = Browser(self.tell, host=self.where.host)
             if self._announcer is not None:
                 await self._announcer.renew()
             elif self._port:

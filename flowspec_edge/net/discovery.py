@@ -130,25 +130,20 @@ class Announcer:
 
 
 class Browser:
-    """Listens for nodes of any cluster. It is made by :meth:`start`."""
+    """Listens for nodes of any cluster, on the networks of a listener on ``host``, even without a default route.
 
-    def __init__(self, tell: Callable[[RecordHeard | RecordGone], None], host: str) -> None:
+    ``tell`` is called with each record that is heard, and with each one that is withdrawn.
+
+    Raises:
+        NodeUnavailableError: no network interface can be used for mDNS.
+    """
+
+    def __init__(self, tell: Callable[[RecordHeard | RecordGone], None], *, host: str) -> None:
         self._tell = tell
         self._asking: set[asyncio.Task[None]] = set()
         self._heard: set[str] = set()  # names of records that were told
         self._zeroconf = open_zeroconf(host, when_forgotten=self._browse_again)
         self._browser = self._browse()
-
-    @classmethod
-    async def start(cls, tell: Callable[[RecordHeard | RecordGone], None], *, host: str) -> Browser:
-        """Begin to listen on the networks of a listener on ``host``, even without a default route.
-
-        ``tell`` is called with each record that is heard, and with each one that is withdrawn.
-
-        Raises:
-            NodeUnavailableError: no network interface can be used for mDNS.
-        """
-        return cls(tell, host)
 
     async def close(self) -> None:
         """Stop listening. What was heard counts as withdrawn."""

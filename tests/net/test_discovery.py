@@ -58,7 +58,7 @@ class Ears:
 
 async def test_announced_nodes_are_heard_and_missed_after_their_goodbye(cluster: str) -> None:
     ears = Ears(cluster)
-    browser = await Browser.start(ears, host="127.0.0.1")
+    browser = Browser(ears, host="127.0.0.1")
     announcers = [await Announcer.start(make_announcement(cluster, number)) for number in (1, 2, 3)]
     await ears.until(lambda records: len(records) == 3)
     (name,) = (name for name, record in ears.records.items() if record.node.endswith("2"))
@@ -77,7 +77,7 @@ async def test_announced_nodes_are_heard_and_missed_after_their_goodbye(cluster:
 
 async def test_a_node_on_an_ipv6_address_is_heard_there(cluster: str) -> None:
     ears = Ears(cluster)
-    browser = await Browser.start(ears, host="::1")
+    browser = Browser(ears, host="::1")
     announcer = await Announcer.start(dataclasses.replace(make_announcement(cluster), host="::1"))
     await ears.until(lambda records: len(records) == 1)
     assert [record.addresses for record in ears.records.values()] == [(Address("::1", 40001),)]
@@ -106,7 +106,7 @@ async def _heard_of_strangers() -> set[str]:
     """The names of all records that a browser hears while the strangers and then a node announce themselves."""
     cluster, heard = f"test-{secrets.token_hex(4)}", list[Any]()
     zeroconf = AsyncZeroconf(interfaces=["127.0.0.1"], ip_version=IPVersion.V4Only)
-    browser = await Browser.start(heard.append, host="127.0.0.1")
+    browser = Browser(heard.append, host="127.0.0.1")
     for number, properties in enumerate(STRANGERS):
         name, address = f"stranger-{number}.{SERVICE_TYPE}", socket.inet_aton("127.0.0.1")
         info = AsyncServiceInfo(SERVICE_TYPE, name, port=1, addresses=[address], properties=properties)
@@ -136,7 +136,7 @@ def test_a_strangers_record_is_ignored(heard_of_strangers: set[str], number: int
 async def test_a_name_that_is_none_is_ignored_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     """Anyone may announce anything, a thousand times a second; zeroconf raises where a name has control characters."""
     heard: list[Any] = []
-    browser = await Browser.start(heard.append, host="127.0.0.1")
+    browser = Browser(heard.append, host="127.0.0.1")
     for name in ("pi\x1b[2J", "\x00", "x" * 200, "é" * 100, "a.b", ""):
         browser._take_change(
             browser._zeroconf.zeroconf, SERVICE_TYPE, f"{name}.{SERVICE_TYPE}", ServiceStateChange.Added
@@ -160,7 +160,7 @@ async def test_a_flood_of_names_is_forgotten_and_who_is_there_is_heard_again(
         num_told += isinstance(event, RecordHeard) and event.cluster == cluster
         ears(event)
 
-    browser = await Browser.start(tell, host="127.0.0.1")
+    browser = Browser(tell, host="127.0.0.1")
     announcer = await Announcer.start(make_announcement(cluster))
     await ears.until(lambda records: len(records) == 1)
     forger = AsyncZeroconf(interfaces=["127.0.0.1"], ip_version=IPVersion.V4Only)

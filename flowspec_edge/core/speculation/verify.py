@@ -140,7 +140,8 @@ class Sampler:
         probabilities = next_token_distribution(logits, self._options)
         kept = np.flatnonzero(probabilities)
         # The smallest of exponential times / probabilities is the largest of log-probabilities + Gumbel noise.
-        times = self._noise(self._options.seed, position)[kept] / probabilities[kept]
+        with np.errstate(over="ignore"):  # hardly possible tokens take infinitely long
+            times = self._noise(self._options.seed, position)[kept] / probabilities[kept]
         return int(kept[np.argmin(times)])
 
     def foresee(

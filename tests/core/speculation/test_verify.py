@@ -52,6 +52,14 @@ def test_a_draw_depends_on_seed_and_position_alone() -> None:
     assert [other.draw(LOGITS, position) for position in range(50)] != there
 
 
+def test_tokens_that_are_hardly_possible_are_drawn_from_without_a_warning() -> None:
+    sampler = Sampler(GenerateOptions(temperature=1.0), noise_of(4096))
+    logits = np.full(4096, -744.0, np.float32)  # the least probability above 0
+    logits[7] = 0.0
+    with np.errstate(over="raise"):
+        assert sampler.draw(logits, 1) == 7
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.0])
 def test_a_draft_that_equals_the_target_foresees_every_draw(temperature: float) -> None:
     sampler = Sampler(GenerateOptions(temperature=temperature, seed=5), NOISE)
