@@ -36,6 +36,7 @@ DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields", "_make"}
 """Names of the standard library that are public in spite of their underscore."""
 OF_LIBRARIES = {
     "exporter.tokenizer: (...)._tokenizer",
+    "flowspec_edge.bench.slow_core: asyncio.Handle._run",
     "flowspec_edge.net.link: websocket._writer",
 }
 """Where a library has no public way to what is needed; the line itself says why."""

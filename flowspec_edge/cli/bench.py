@@ -55,6 +55,7 @@ themselves are kept apart.
 class BenchCommand(BundleArguments):
     virtual: bool
     emulate: bool
+    slow_origin: float
     calibrate: bool
     chunk_sizes: str
     use_fastest: bool
@@ -84,6 +85,14 @@ def add_bench(commands: Commands) -> None:
     mode = bench.add_mutually_exclusive_group(required=True)
     mode.add_argument("--virtual", action="store_true", help="run schedules on simulated time")
     mode.add_argument("--emulate", action="store_true", help="run schedules in real time, on processes of this machine")
+    bench.add_argument(
+        "--slow-origin",
+        type=float,
+        default=1.0,
+        metavar="TIMES",
+        help="with --emulate: have this process's event loop take so many times as long, as on a slower core; a "
+        "Raspberry Pi's takes about three times as long as a desktop's (default: %(default)g)",
+    )
     mode.add_argument(
         "--calibrate",
         action="store_true",
@@ -208,6 +217,8 @@ def _refuse_contradictions(options: BenchCommand) -> None:
         raise RequestError("--sessions goes with --virtual, and without --ablate and --plot")
     if options.emulate and is_drawn:
         raise RequestError("--ablate and --plot go with --virtual, not with --emulate")
+    if options.slow_origin != 1 and not options.emulate:
+        raise RequestError("--slow-origin goes with --emulate")
 
 
 async def _bench(options: BenchCommand) -> int:
@@ -240,7 +251,7 @@ async def _bench(options: BenchCommand) -> int:
     if options.sessions:
         return await run_sessions(bundle, request, is_json=options.json)
     if options.emulate:
-        return await run_emulated(bundle, request, is_json=options.json)
+        return await run_emulated(bundle, request, slow_origin=options.slow_origin, is_json=options.json)
     return await run_virtual(
         bundle,
         request,

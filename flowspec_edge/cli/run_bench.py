@@ -24,6 +24,7 @@ from flowspec_edge.bench.prompts import choose_sets
 from flowspec_edge.bench.report import build_report, format_report
 from flowspec_edge.bench.request import Request
 from flowspec_edge.bench.sessions import format_sessions, measure_sessions
+from flowspec_edge.bench.slow_core import slow_core
 from flowspec_edge.bench.tensor_parallel import MODELLED
 from flowspec_edge.bench.testbed import Testbed, describe_testbed, load_testbed
 from flowspec_edge.bench.timeline import Timeline, draw_timeline
@@ -110,8 +111,9 @@ def _draw(reports: Sequence[dict[str, Any]], folder: Path) -> None:
         print(f"drawn: {path}", file=sys.stderr)
 
 
-async def run_emulated(bundle: Bundle, request: Request, *, is_json: bool) -> int:
-    """Run schedules on emulated boards in real time, and print how far from the virtual clock they are.
+async def run_emulated(bundle: Bundle, request: Request, *, slow_origin: float, is_json: bool) -> int:
+    """Run schedules on emulated boards in real time, and print how far from the virtual clock they are. The origin's
+    event loop is on a core that is ``slow_origin`` times as slow.
 
     Returns an exit status.
 
@@ -125,14 +127,20 @@ async def run_emulated(bundle: Bundle, request: Request, *, is_json: bool) -> in
     progress = Progress("in real time", num_generations, "generations")
     reports = {}
     try:
-        for testbed in plan.testbeds:
-            async with _described(testbed) as source, emulated_boards(testbed, source, bundle) as boards:
-                reports[testbed] = await compare_with_virtual(boards, bench, plan, tasks, progress.step)
+        with slow_core(slow_origin):
+            for testbed in plan.testbeds:
+                async with _described(testbed) as source, emulated_boards(testbed, source, bundle) as boards:
+                    reports[testbed] = await compare_with_virtual(boards, bench, plan, tasks, progress.step)
     finally:
         progress.close()
     if is_json:
         found = [
-            {"testbed": testbed.name, "max_new_tokens": plan.max_new_tokens, "rows": rows}
+            {
+                "testbed": testbed.name,
+                "max_new_tokens": plan.max_new_tokens,
+                "slow_origin": slow_origin,
+                "rows": rows,
+            }
             for testbed, rows in reports.items()
         ]
         print(json.dumps(found[0] if len(found) == 1 else found))

@@ -76,8 +76,9 @@ COMMANDS = [
     (
         BenchCommand,
         "bench --virtual",
-        "--chunk-sizes 1 --use-fastest --testbed t --sessions 1,2 --schedules s --prompts p --temperature 1 "
-        f"--max-new-tokens 9 --num-prompts 2 --processes 2 --planned --threads 2 --ablate --plot d --json {BUNDLE}",
+        "--slow-origin 3 --chunk-sizes 1 --use-fastest --testbed t --sessions 1,2 --schedules s --prompts p "
+        "--temperature 1 --max-new-tokens 9 --num-prompts 2 --processes 2 --planned --threads 2 --ablate --plot d "
+        f"--json {BUNDLE}",
     ),
     (
         TraceCommand,
