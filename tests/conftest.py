@@ -7,11 +7,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from flowspec_edge.files import STATE_VARIABLE
 from tests.bundles import MadeOnce
 from tests.lan import why_not
+
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+"""What takes 200 ms is no failure: on a loaded machine any example may."""
 
 
 @pytest.fixture(autouse=True)
