@@ -104,6 +104,12 @@ class Jobs:
         raise failure
 
 
+def expect_done(ended: Future[Any]) -> None:
+    """For a job of which nothing is to be told, but where it has failed."""
+    if not ended.cancelled():
+        ended.result()
+
+
 async def until_interrupted() -> None:
     """Wait for Ctrl-C or SIGTERM, which is how a command that serves usually ends."""
     with contextlib.suppress(asyncio.CancelledError):

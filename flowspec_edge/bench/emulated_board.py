@@ -198,9 +198,11 @@ class EmulatedBoard(Board):
     def send(self, link: Link, message: wire.Message) -> None:
         """Hold the message back for as long as the testbed's network takes."""
         at = self._wires.setdefault(link, Wire(self._testbed)).arrival(message, time.monotonic())
-        heapq.heappush(self._held, (at, next(self._numbers), link, message))
+        held = (at, next(self._numbers), link, message)
+        heapq.heappush(self._held, held)
         self._timer = self._timer or PreciseTimer(self._release)
-        self._timer.set(self._held[0][0])
+        if self._held[0] is held:  # else it is set for one that arrives before
+            self._timer.set(at)
 
     def close(self) -> None:
         if self._timer is not None:

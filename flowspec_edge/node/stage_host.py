@@ -28,7 +28,7 @@ from flowspec_edge.net.packet_counter import PacketCounter
 from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.curves import StageRecorder
 from flowspec_edge.node.pacing import Board, Runner
-from flowspec_edge.tasks import Jobs, run_until_first_ends
+from flowspec_edge.tasks import Jobs, expect_done, run_until_first_ends
 
 TELL_ENERGY_S = 0.5
 """How often an origin is told what a board takes: twice as long as sensors are read, and a tenth of a short text."""
@@ -243,9 +243,9 @@ class StageHost:
                     else:
                         self._board.send(self._control, wire.SessionOpened(session))
                 case ev.KeepCache(session, moves):
-                    self._jobs.submit(_done, self._runner.keep_cache, session, moves)
+                    self._jobs.submit(expect_done, self._runner.keep_cache, session, moves)
                 case ev.FreeCache(session):  # behind the forward that may run; to free a gigabyte takes a while
-                    self._jobs.submit(_done, self._runner.free_cache, session)
+                    self._jobs.submit(expect_done, self._runner.free_cache, session)
                 case ev.RunForward():
                     self._run(action)
                 case ev.CancelForward():
@@ -262,9 +262,3 @@ class StageHost:
 def _can_wait(action: ev.StageAction) -> bool:
     """Whether an action comes behind the others: to send takes a while, and a credit is early by the whole forward."""
     return isinstance(action, ev.GrantCredit)
-
-
-def _done(ended: Future[None]) -> None:
-    """Where it has failed, so has the stage."""
-    if not ended.cancelled():
-        ended.result()

@@ -13,7 +13,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
@@ -52,7 +52,7 @@ from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.blame import ANSWER_S, loss_of, next_silent, stage_loss
 from flowspec_edge.origin.engine import OriginEngine
 from flowspec_edge.origin.status import KeptStatus, StageStatus, StageWork
-from flowspec_edge.tasks import in_thread, run_until_first_ends
+from flowspec_edge.tasks import Jobs, expect_done, run_until_first_ends
 
 PROGRESS_S = 10.0
 """How often a text that waits for its prompt to be read says how far that is."""
@@ -132,11 +132,10 @@ class Ring:
         self._board, self._slot_bytes = board, slot_bytes
         self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
         self._sessions = itertools.count(1)
-        self._jobs: asyncio.Queue[ev.RunHead | ev.RunDraft | Callable[[], None]] = asyncio.Queue()
-        self._checks: asyncio.Queue[ev.CheckDrafts] = asyncio.Queue()
         self._executor, self._checking, self._compiling, self._tokenising = (
             ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("origin", "drafts", "grammar", "tokenizer")
         )
+        self._jobs, self._checks = Jobs(self._executor), Jobs(self._checking)
         self._lanes: Lanes | None = None  # while somebody looks
         self._looked_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -341,6 +340,8 @@ class Ring:
     async def _next_action(self, session: int, events: asyncio.Queue[ev.OriginAction]) -> ev.OriginAction | Piece:
         """What comes next for a session; a notice where nothing does for PROGRESS_S."""
         while True:
+            if not events.empty():
+                return events.get_nowait()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PROGRESS_S):
                     return await events.get()
@@ -363,8 +364,8 @@ class Ring:
             await run_until_first_ends(
                 self._ahead.deliver(self._take_credit),
                 self._behind.deliver(self._take_chunk),
-                self._compute(),
-                self._check(),
+                self._jobs.wait_failed(),
+                self._checks.wait_failed(),
                 self._ask_when_in_doubt(),
                 self._count_packets(),
                 self._note_own_energy(),
@@ -466,18 +467,10 @@ class Ring:
             work.add(passage)
         self._tell(ev.ChunkReturned(message.chunk))
 
-    async def _compute(self) -> None:
-        while True:
-            job = await self._jobs.get()
-            if isinstance(job, ev.RunHead | ev.RunDraft):
-                self._tell(await in_thread(self._executor, self._engine.run, job))
-            else:
-                await in_thread(self._executor, job)
-
-    async def _check(self) -> None:
-        while True:
-            job = await self._checks.get()
-            self._tell(await in_thread(self._checking, self._engine.check, job))
+    def _take_computed(self, ended: Future[ev.HeadFinished | ev.DraftFinished | ev.DraftsChecked]) -> None:
+        """What a job has found; nobody is told of it where the ring ends."""
+        if self._working is not None and not self._is_ending:
+            self._tell(ended.result())
 
     def _tell(self, event: ev.OriginEvent, not_before: float = 0.0) -> None:
         now = max(time.monotonic(), not_before)
@@ -498,9 +491,9 @@ class Ring:
                 case ev.BroadcastTurn(session, turn):
                     self._broadcast(wire.BeginTurn(session, turn))
                 case ev.RunHead() | ev.RunDraft():
-                    self._jobs.put_nowait(action)
+                    self._jobs.submit(self._take_computed, self._engine.run, action)
                 case ev.CheckDrafts():
-                    self._checks.put_nowait(action)
+                    self._checks.submit(self._take_computed, self._engine.check, action)
                 case ev.OpenSessions(spec):
                     self._open_draft_cache(spec)
                     self._broadcast(wire.OpenSession(spec))
@@ -522,15 +515,15 @@ class Ring:
         if (drafter := self._engine.drafter) is not None:
             drafter.open(spec.session, spec.capacity)
             if spec.num_kept:
-                self._jobs.put_nowait(functools.partial(drafter.take_over, spec.session, spec.kept, spec.num_kept))
+                self._jobs.submit(expect_done, drafter.take_over, spec.session, spec.kept, spec.num_kept)
 
     def _close_draft_cache(self, session: int, is_kept: bool, taken: Sequence[int]) -> None:
         if (drafter := self._engine.drafter) is None:
             return
-        if is_kept:  # behind all its passes
-            self._jobs.put_nowait(functools.partial(drafter.keep, session, taken))
-        else:  # behind the pass that may run
-            self._executor.submit(drafter.close, session)
+        if is_kept:  # behind all its passes, and so is the other
+            self._jobs.submit(expect_done, drafter.keep, session, taken)
+        else:
+            self._jobs.submit(expect_done, drafter.close, session)
 
     def _let_stand(self, session: int) -> None:
         """End a session whose answer nobody reads. It holds no cache then, and takes no time of others."""

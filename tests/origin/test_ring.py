@@ -303,6 +303,8 @@ async def test_whoever_leaves_it_ends_its_readers_and_its_timer() -> None:
     async with Ring(parts.core, Journal("origin", {}), engine, parts.stages, parts.links, Board()):
         parts.first.send(wire.Credit(1))
         await parts.core.next_told()
+    while not parts.core.told.empty():  # on a slow machine the deadline has passed within the context
+        parts.core.told.get_nowait()
     parts.first.send(wire.Credit(1))
     await asyncio.sleep(0.02)
     assert parts.core.told.empty()
@@ -476,4 +478,7 @@ async def test_the_drafters_rows_are_kept_and_taken_over_behind_its_passes(opene
     assert await parts.core.next_told() == ev.CreditArrived(1)
     for kind in (ev.DraftFinished, ev.HeadFinished):
         assert isinstance(await parts.core.next_told(), kind)
-    assert parts.engine.done == [("open", 2, 100), ("run", 1), ("keep", 1, (3, 4)), ("take over", 2, 1, 7), ("run", 2)]
+    done, opened_at = parts.engine.done, parts.engine.done.index(("open", 2, 100))  # at once, whatever runs
+    assert opened_at < done.index(("take over", 2, 1, 7))
+    del done[opened_at]
+    assert done == [("run", 1), ("keep", 1, (3, 4)), ("take over", 2, 1, 7), ("run", 2)]

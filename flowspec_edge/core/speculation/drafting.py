@@ -70,6 +70,7 @@ class Drafting:
             assert acceptance is not None, "only calibrated drafts are looked up"
             self._from_text = LookupDrafts(tree, self._table, lookup, acceptance)
         self.unchecked = Unchecked() if is_checked and lookup is not None else None
+        self._unsent: tuple[int, float, list[int], list[float]] | None = None  # what was asked for, and the answer
 
     def __len__(self) -> int:
         """The number of drafted rows."""
@@ -78,7 +79,7 @@ class Drafting:
     @property
     def scores(self) -> dict[int, float]:
         """The log-chance of each drafted row, counted from the root; made anew each time."""
-        return dict(self._scored(np.arange(1, len(self._table.ids))))
+        return dict(zip(self._table.ids[1:].tolist(), self._table.scores[1:].tolist(), strict=True))
 
     def scores_of(self, ids: Sequence[int]) -> list[float]:
         """The scores of the root, which is 0, and of drafted rows."""
@@ -95,6 +96,7 @@ class Drafting:
 
     def mark_sent(self, ids: Sequence[int]) -> None:
         """These rows have left the origin; the root may be one of them."""
+        self._unsent = None
         self._table.sent[self._table.places(ids)] = 1
         self.num_sent = int(self._table.sent[1:].sum())
 
@@ -103,6 +105,7 @@ class Drafting:
 
         Returns the rows that lookup has added, with draft ids from ``next_id`` on.
         """
+        self._unsent = None
         row = self._tree[root]
         self._table.move_root(root, row.token, row.depth)
         self.num_sent = int(self._table.sent[1:].sum())
@@ -121,12 +124,14 @@ class Drafting:
     def add_checked(self, num_allowed: Sequence[int], next_id: int) -> list[TreeRow]:
         """So many rows of each chain that was asked about may come. Returns the new rows, numbered from ``next_id``."""
         assert self._from_text is not None and self.unchecked is not None, "nothing was to be checked"
+        self._unsent = None
         return self._from_text.add(self.unchecked.take_checked(num_allowed), next_id)
 
     def add_forced(self, tokens: Sequence[int], next_id: int) -> list[TreeRow]:
         """Only these tokens can come behind the root. They cost no pass, may leave with it, and count as if the draft
         were sure of them. Returns the new rows, with draft ids from ``next_id`` on.
         """
+        self._unsent = None
         row, num_known = self._tree[int(self._table.ids[0])], 0
         while num_known < len(tokens) and (child := row.children.get(tokens[num_known])) is not None:
             row, num_known = self._tree[child], num_known + 1
@@ -172,10 +177,12 @@ class Drafting:
     def unsent(self, max_depth: int, min_score: float) -> Iterator[tuple[int, float]]:
         """Drafted rows that may be sent and their scores, best first, parents before children; none below
         ``min_score``.
+
+        The same is asked for after most events, and few of them change it. So it is kept.
         """
-        table = self._table
-        may_leave = (table.scores >= min_score) & (table.sent == 0) & (table.depths <= max_depth)
-        return self._scored(table.best(may_leave))
+        if self._unsent is None or self._unsent[:2] != (max_depth, min_score):
+            self._unsent = (max_depth, min_score, *self._find_unsent(max_depth, min_score))
+        return zip(*self._unsent[2:], strict=True)
 
     def likeliest(self, num_rows: int) -> LikelyDrafts:
         """Of the drafted rows those that have left and then the likeliest, at most ``num_rows``."""
@@ -194,6 +201,7 @@ class Drafting:
         meanwhile get no children.
         """
         self.num_passes += 1
+        self._unsent = None
         places = self._table.places(parents)
         is_living = places >= 0
         if np.count_nonzero(is_living) < len(places):
@@ -218,6 +226,8 @@ class Drafting:
         self._table.check(self._tree)
         if self._from_text is not None:
             self._from_text.check()
+        if self._unsent is not None:
+            assert self._unsent[2:] == self._find_unsent(*self._unsent[:2])
 
     # ------------------------------------------------------------------ inside
 
@@ -314,9 +324,11 @@ class Drafting:
         best = (-worth).argsort(kind="stable")
         return places[best[: np.count_nonzero(worth >= min_score)]]
 
-    def _scored(self, places: Ints) -> Iterator[tuple[int, float]]:
-        """The draft ids of these rows and their scores."""
-        return zip(self._ids(places), self._table.scores[places].tolist(), strict=True)
+    def _find_unsent(self, max_depth: int, min_score: float) -> tuple[list[int], list[float]]:
+        """The draft ids of drafted rows that may be sent, and their scores, as ``unsent`` has them."""
+        table = self._table
+        places = table.best((table.scores >= min_score) & (table.sent == 0) & (table.depths <= max_depth))
+        return self._ids(places), table.scores[places].tolist()
 
     def _ids(self, places: Ints) -> list[int]:
         return self._table.ids[places].tolist()  # type: ignore[no-any-return]
