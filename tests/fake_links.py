@@ -50,7 +50,10 @@ class FakeLink(Link):
                 await self._changed.wait()
         return self._came.popleft()
 
-    async def deliver(self, take: Callable[[wire.Message], None]) -> None:
+    async def deliver(
+        self, take: Callable[[wire.Message], None], tell_room: Callable[[bool], None] = lambda has_room: None
+    ) -> None:
+        self.tell_room = tell_room
         while True:
             take(await self.receive())
 

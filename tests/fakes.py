@@ -217,7 +217,7 @@ class NoTime:
 
     hop_ms = head_ms = 0.0
 
-    def chunk_ms(self, hop: int, chunk: Chunk, now_s: float) -> float:
+    def wire_ms(self, hop: int, chunk: Chunk, now_s: float) -> float:
         return 0.0
 
     def forward_ms(self, stage: int, num_rows: int) -> float:

@@ -58,8 +58,10 @@ class Times(Protocol):
     def hop_ms(self) -> float:
         """A small message between any two nodes."""
 
-    def chunk_ms(self, hop: int, chunk: Chunk, now_s: float) -> float:
-        """A chunk that leaves now over ``hop``, which ends at the stage of that number; the last hop at the origin."""
+    def wire_ms(self, hop: int, chunk: Chunk, now_s: float) -> float:
+        """For how long the wire of ``hop`` is busy with what has left and a chunk that leaves now. The hop ends at the
+        stage of that number, the last one at the origin.
+        """
 
     def forward_ms(self, stage: int, num_rows: int) -> float:
         """A forward of a stage."""
@@ -154,6 +156,7 @@ class SimulatedRing:
         self._engine, self._stage_engines = origin_engine, stage_engines
         self._scheduler, self._times, self._watchers = scheduler, times, watchers
         self._behind: list[list[Callable[[], None]]] = [[] for _ in stage_engines]  # what waits for a running forward
+        self._num_on_wire = [0] * len(stage_engines)  # chunks that each stage has sent and that have not left it
         self._ends = itertools.count()
         self._is_computing = False
         self._deadline: float | None = None
@@ -286,13 +289,23 @@ class SimulatedRing:
 
     def _send_chunk(self, hop: int, chunk: Chunk) -> None:
         assert len(chunk.passages) == hop, "one passage per stage passed"
-        delay_ms = self._times.chunk_ms(hop, chunk, self._scheduler.now_s)
+        busy_ms = self._times.wire_ms(hop, chunk, self._scheduler.now_s)
         arrive = (
             functools.partial(self._tell_stage, hop, ev.ChunkArrived(chunk))
             if hop < len(self.stages)
             else functools.partial(self._return_chunk, chunk)
         )
-        self._scheduler.after(delay_ms, f"hop {hop}", arrive)
+        self._scheduler.after(busy_ms + self._times.hop_ms, f"hop {hop}", arrive)
+        if hop:  # the origin's chunks are small
+            self._num_on_wire[hop - 1] += 1
+            self._tell_stage(hop - 1, ev.LinkPaused())
+            self._scheduler.after(busy_ms, f"wire {hop}", functools.partial(self._free_wire, hop - 1))
+
+    def _free_wire(self, number: int) -> None:
+        """A chunk of the stage of that number has left its wire."""
+        self._num_on_wire[number] -= 1
+        if not self._num_on_wire[number]:
+            self._tell_stage(number, ev.LinkResumed())
 
     def _return_chunk(self, chunk: Chunk) -> None:
         for watcher in self._watchers:

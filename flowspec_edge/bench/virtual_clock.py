@@ -81,11 +81,11 @@ class TestbedTimes:
         self.forward_ms, self.draft_ms = testbed.forward_ms, testbed.draft_ms
         self._wire_free_at_s = [0.0] * (len(testbed.stages) + 1)  # per hop
 
-    def chunk_ms(self, hop: int, chunk: Chunk, now_s: float) -> float:
+    def wire_ms(self, hop: int, chunk: Chunk, now_s: float) -> float:
         starts_s = max(now_s, self._wire_free_at_s[hop])
         transfer_s = self._testbed.chunk_bytes(chunk) * 8 / (self._testbed.rate_mbit_per_s * 1e6)
         self._wire_free_at_s[hop] = starts_s + transfer_s
-        return (self._wire_free_at_s[hop] - now_s) * 1000 + self.hop_ms
+        return (self._wire_free_at_s[hop] - now_s) * 1000
 
     def cancelled_ms(self, stage: int, num_rows: int, passed_ms: float) -> float:
         """A forward ends behind the layer that runs now."""

@@ -82,8 +82,26 @@ class SessionEnded:
     is_kept: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LinkPaused:
+    """What is sent to the hop ahead would wait here until ``LinkResumed``: its link is busy with earlier bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkResumed:
+    """The link to the hop ahead takes what is sent."""
+
+
 StageEvent = (
-    SessionRequested | ChunkArrived | AdvanceArrived | TurnBegan | ForwardFinished | CreditArrived | SessionEnded
+    SessionRequested
+    | ChunkArrived
+    | AdvanceArrived
+    | TurnBegan
+    | ForwardFinished
+    | CreditArrived
+    | SessionEnded
+    | LinkPaused
+    | LinkResumed
 )
 
 # --------------------------------------------------------------------- a stage: actions

@@ -21,6 +21,7 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from flowspec_edge.core import codec, wire
 from flowspec_edge.errors import (
@@ -41,9 +42,9 @@ from flowspec_edge.net.outbox import Outbox
 from flowspec_edge.net.sent_packets import Packets, SentPackets
 
 UNSENT_BYTES = 131072
-"""What the system may hold of a control link beyond what is on the wire. Heartbeats pass between the pieces of tapped
-rows, but not what the system has taken: on 10 Mbit/s with its usual megabytes a link was lost after 3 s, with this it
-carried 24 MB in 21 s (x86, Linux 6, tbf)."""
+"""What the system may hold of a link beyond what is on the wire. Heartbeats pass between the pieces of tapped rows, but
+not what the system has taken: on 10 Mbit/s with its usual megabytes a link was lost after 3 s, with this it carried 24
+MB in 21 s (x86, Linux 6, tbf). And rows of a chunk can die as long as it is here."""
 UNTAKEN_MS = 1300
 """A data link of which the peer's system has taken nothing for so long is lost, and with it the way to that peer: 0.2 s
 later, after TCP's first repetition. Whether the peer itself still works is what its control link tells."""
@@ -63,7 +64,12 @@ ABORT_S = 0.2
 MAX_REASON_BYTES = 120
 """A WebSocket close frame holds 123 bytes of text (RFC 6455, 5.5)."""
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+
+
+def _tell_nobody(has_room: bool) -> None:
+    """Nobody sends what could wait."""
 
 
 class Link(asyncio.BufferedProtocol):
@@ -95,6 +101,8 @@ class Link(asyncio.BufferedProtocol):
         self.num_sent_bytes = self.num_received_bytes = 0
         self._arrived = asyncio.Event()
         self._deliver_to: tuple[Callable[[wire.Message], None], asyncio.Future[None]] | None = None
+        self._has_room = True
+        self._tell_room: Callable[[bool], None] = _tell_nobody
         self._num_asked = self._num_answered = 0
         self._answered = asyncio.Event()
         self._end: FlowspecError | None = None
@@ -168,23 +176,28 @@ class Link(asyncio.BufferedProtocol):
             self._go_on_reading()
         return message
 
-    async def deliver(self, take: Callable[[wire.Message], None]) -> None:
+    async def deliver(
+        self, take: Callable[[wire.Message], None], tell_room: Callable[[bool], None] = _tell_nobody
+    ) -> None:
         """Hand each message to ``take`` in the turn of the loop in which its last byte comes. Never returns.
+
+        ``tell_room`` is told False where what is sent next would wait here, as a chunk does that is longer than what
+        the system takes, and True once the system takes it.
 
         Raises:
             LinkLostError, ProtocolError, OtherVersionError: the link has ended, as ``receive`` tells it.
-            Exception: what ``take`` has raised.
+            Exception: what ``take`` or ``tell_room`` has raised.
         """
         while self._incoming:
             take(await self.receive())
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._deliver_to = take, ended
+        self._deliver_to, self._tell_room = (take, ended), tell_room
         try:
             if self._end is not None:
                 raise self._end.again()
             await ended
         finally:
-            self._deliver_to = None
+            self._deliver_to, self._tell_room = None, _tell_nobody
             if ended.done() and not ended.cancelled():
                 ended.exception()  # where this task was cancelled in the same turn, nobody else asks for it
 
@@ -327,10 +340,18 @@ class Link(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._outbox.is_paused = True
+        self._note_room()
 
     def resume_writing(self) -> None:
         self._outbox.is_paused = False
         self._write(self._outbox.flush)
+        self._note_room()
+
+    def _note_room(self) -> None:
+        """The transport may have been paused again by what waited."""
+        if self._has_room is self._outbox.is_paused:
+            self._has_room = not self._has_room
+            self._deliver(self._has_room, self._tell_room)
 
     # ------------------------------------------------------------------ reading
 
@@ -413,9 +434,9 @@ class Link(asyncio.BufferedProtocol):
             self._num_queued_bytes += num_bytes
             self._arrived.set()
 
-    def _deliver(self, message: wire.Message, take: Callable[[wire.Message], None]) -> None:
+    def _deliver(self, told: _T, take: Callable[[_T], None]) -> None:
         try:
-            take(message)
+            take(told)
         except Exception as error:
             release_frames(error)
             self._stop_delivering(error)
@@ -436,11 +457,10 @@ class Link(asyncio.BufferedProtocol):
 def _set_up(connection: socket.socket, purpose: str) -> None:
     """Choose what the system does with a link's socket. Systems other than Linux lack some of these options."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if purpose == wire.CONTROL:
-        options = {"TCP_NOTSENT_LOWAT": UNSENT_BYTES}
-    else:
+    options = {"TCP_NOTSENT_LOWAT": UNSENT_BYTES}
+    if purpose == wire.DATA:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        options = {"TCP_USER_TIMEOUT": UNTAKEN_MS, "TCP_KEEPIDLE": IDLE_S, "TCP_KEEPINTVL": IDLE_S}
+        options |= {"TCP_USER_TIMEOUT": UNTAKEN_MS, "TCP_KEEPIDLE": IDLE_S, "TCP_KEEPINTVL": IDLE_S}
     for name, value in options.items():
         if (option := getattr(socket, name, None)) is not None:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -132,7 +132,7 @@ class StageHost:
         await run_until_first_ends(
             self._blaming(self._control, self._read_control()),
             self._blaming(self._behind, self._behind.deliver(self._take_chunk)),
-            self._blaming(self._ahead, self._ahead.deliver(self._take_credit)),
+            self._blaming(self._ahead, self._ahead.deliver(self._take_credit, self._take_room)),
             self._jobs.wait_failed(),
             self._count_packets(),
             self._tell_energy(),
@@ -175,6 +175,9 @@ class StageHost:
 
     def _take_credit(self, message: wire.Message) -> None:
         self._tell(ev.CreditArrived(wire.expect(message, wire.Credit, self._ahead.peer).num_chunks))
+
+    def _take_room(self, has_room: bool) -> None:
+        self._tell(ev.LinkResumed() if has_room else ev.LinkPaused())
 
     async def _count_packets(self) -> None:
         """Tell the origin what is lost on the ways to the neighbours, which it cannot see."""

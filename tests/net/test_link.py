@@ -521,6 +521,31 @@ async def test_the_server_ends_links_that_are_still_in_use() -> None:
         await link.close()
 
 
+async def test_whoever_sends_is_told_when_it_would_wait_and_when_it_would_not() -> None:
+    async with linked(wire.DATA) as pair:
+        told: list[bool] = []
+        has_room = asyncio.Event()
+
+        def tell_room(has: bool) -> None:
+            told.append(has)
+            has_room.set() if has else has_room.clear()
+
+        pair.far._transport.pause_reading()
+        delivering = asyncio.create_task(pair.near.deliver(pytest.fail, tell_room))
+        await asyncio.sleep(0)
+        num_sent = 0
+        while not told:
+            pair.near.send(make_chunk(num_sent, num_rows=60, width=2500))  # 600 KB
+            num_sent += 1
+        assert told == [False]
+        pair.far._transport.resume_reading()
+        for _ in range(num_sent):
+            await chunk_from(pair.far)
+        await has_room.wait()
+        assert told == [False, True] * (len(told) // 2)
+        delivering.cancel()
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the system cannot bound what it holds")
 async def test_the_system_holds_little_of_a_control_link_so_that_heartbeats_pass() -> None:
     """A peer reads nothing while rows are sent: what waits, waits in pieces here, not as one queue in the kernel."""

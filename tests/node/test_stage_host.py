@@ -30,6 +30,7 @@ from flowspec_edge.node.activity import Activity
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.stage_host import StageHost, StageLinks
 from tests.fake_links import LIMIT_S, FakeLink, fake_pair, settle
+from tests.narrowing import instance
 
 HIDDEN = np.arange(4, dtype=np.float32).reshape(1, 4)
 ROWS = (Row(0, NO_PARENT, 5),)
@@ -150,6 +151,15 @@ async def test_what_comes_is_told_to_the_core(sender: str, message: wire.Message
         getattr(hosted, sender).send(message)
         await settle()
     assert core.told == [event]
+
+
+async def test_the_core_is_told_whether_the_link_ahead_takes_chunks() -> None:
+    hosted = Hosted(core := ScriptedCore())
+    async with hosted.at_work():
+        await settle()
+        for has_room in (False, True):
+            instance(hosted.links.ahead, FakeLink).tell_room(has_room)
+    assert core.told == [ev.LinkPaused(), ev.LinkResumed()]
 
 
 async def test_what_the_board_takes_is_told_from_the_first_session_on(monkeypatch: pytest.MonkeyPatch) -> None:

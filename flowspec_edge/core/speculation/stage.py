@@ -24,6 +24,8 @@ from flowspec_edge.core.events import (
     FreeCache,
     GrantCredit,
     KeepCache,
+    LinkPaused,
+    LinkResumed,
     OpenCache,
     RunForward,
     SendChunk,
@@ -102,6 +104,8 @@ class Stage:
         self._kept: dict[int, tuple[int, ...]] = {}  # the tokens of ended sessions whose rows are kept, oldest first
         self._waiting: deque[_Waiting] = deque()
         self._running: _Running | None = None
+        self._leaving: deque[Chunk] = deque()  # what has been run, while the link ahead is busy
+        self._is_paused = False
         self._credits = CREDITS_PER_HOP
 
     def handle(self, event: StageEvent, now: float) -> list[StageAction]:
@@ -132,6 +136,11 @@ class Stage:
                 self._send_on(hidden, now, actions)
             case CreditArrived(num_chunks):
                 self._credits = add_credits(self._credits, num_chunks)
+            case LinkPaused():
+                self._is_paused = True
+            case LinkResumed():
+                self._is_paused = False
+                self._send_leaving(actions)
             case SessionEnded(session, is_kept):
                 self._end(session, actions, is_kept=is_kept)
         self._send_tapped(actions)
@@ -148,6 +157,8 @@ class Stage:
         """Assert the invariants; run at every test's teardown."""
         assert self._credits >= 0
         assert len(self._waiting) <= CREDITS_PER_HOP
+        assert self._is_paused or not self._leaving
+        assert self._credits + len(self._leaving) + (self._running is not None) <= CREDITS_PER_HOP
         for session in self._sessions.values():
             session.tree.check()
             session.slots.check()
@@ -199,7 +210,11 @@ class Stage:
             actions += [GrantCredit(1), self._forward(session, chunk)]
 
     def _drop_dead(self, actions: list[StageAction]) -> None:
-        """Drop dead rows from waiting chunks, so that no dead chunk takes up room until it would start."""
+        """Drop dead rows from chunks that wait, so that no dead chunk takes up room until it would start or leave."""
+        if self._leaving:
+            leaving = [_select(chunk, self._living(chunk)) for chunk in self._leaving]
+            self._leaving = deque(chunk for chunk in leaving if chunk.rows)
+            self._credits += len(leaving) - len(self._leaving)  # of those that do not leave
         for waiting in list(self._waiting):
             waiting.chunk = _select(waiting.chunk, self._living(waiting.chunk))
             if not waiting.chunk.rows:
@@ -259,7 +274,13 @@ class Stage:
         passage = Passage(len(chunk.rows), running.waited_s, now - running.began_at)
         turn = chunk.turn + 1 if chunk.turn else 0
         passed = replace(chunk, hidden=hidden, turn=turn, passages=(*chunk.passages, passage))
-        actions.append(SendChunk(_select(passed, kept)))
+        self._leaving.append(_select(passed, kept))
+        if not self._is_paused:
+            self._send_leaving(actions)
+
+    def _send_leaving(self, actions: list[StageAction]) -> None:
+        actions += map(SendChunk, self._leaving)
+        self._leaving.clear()
 
 
 def _select(chunk: Chunk, kept: list[int]) -> Chunk:

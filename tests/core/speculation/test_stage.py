@@ -133,6 +133,39 @@ def test_an_advance_that_waited_for_a_row_prunes_its_chunk(stage: Driver) -> Non
     assert present(forward.hidden).tolist() == [[LEFT.id]]
 
 
+def test_rows_that_die_while_their_chunk_waits_for_the_link_do_not_leave(stage: Driver) -> None:
+    stage.run_root()
+    stage.tell(ev.CreditArrived(1))
+    assert stage.tell(ev.LinkPaused()) == []
+    stage.arrive(LEFT, RIGHT, BELOW_RIGHT)
+    assert stage.finish(LEFT, RIGHT, BELOW_RIGHT) == []
+    assert stage.tell(ev.AdvanceArrived(1, 0, 7)) == []
+    (chunk,) = sent(stage.tell(ev.LinkResumed()))
+    assert chunk.rows == (RIGHT, BELOW_RIGHT) and chunk.num_wanted == 2
+    assert present(chunk.hidden).tolist() == [[RIGHT.id], [BELOW_RIGHT.id]]
+    assert chunk.passages[-1].num_rows == 3, "that many ran"
+    assert stage.tell(ev.LinkResumed()) == [], "it has left"
+
+
+def test_a_chunk_that_dies_while_it_waits_for_the_link_gives_its_credit_back(stage: Driver) -> None:
+    stage.run_root()
+    stage.tell(ev.LinkPaused())
+    stage.arrive(RIGHT)
+    assert stage.finish(RIGHT) == []
+    assert started(stage.arrive(LEFT)) == [], "all credit is used"
+    assert started(stage.tell(ev.AdvanceArrived(1, 0, 6))) == [(LEFT,)]
+    assert stage.finish(LEFT) == []
+    assert [chunk.rows for chunk in sent(stage.tell(ev.LinkResumed()))] == [(LEFT,)]
+
+
+def test_the_end_of_a_session_ends_what_waits_for_the_link(stage: Driver) -> None:
+    stage.tell(ev.LinkPaused())
+    stage.arrive(ROOT)
+    stage.finish(ROOT)
+    assert stage.tell(ev.SessionEnded(1)) == [ev.FreeCache(1)]
+    assert stage.tell(ev.LinkResumed()) == []
+
+
 def test_a_turn_of_one_session_is_none_of_another(stage: Driver) -> None:
     stage.tell(ev.SessionRequested(SessionSpec(2, 100)))
     stage.arrive(ROOT, session=2, turn=1)
