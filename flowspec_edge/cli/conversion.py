@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -43,7 +44,7 @@ def bundle_of(path: Path) -> Path:
     """The directory of the bundle that a GGUF file became, now or earlier.
 
     Other processes that ask for the same wait for the one that asked first. Who is ended meanwhile leaves nothing that
-    another one would take for a bundle.
+    another one would take for a bundle. One that another exporter made of it is not taken.
 
     Raises:
         BundleError: the file cannot become one, or the cache cannot be written.
@@ -51,7 +52,8 @@ def bundle_of(path: Path) -> Path:
     if not is_gguf(path) and path.suffix != ".gguf":
         raise BundleError(f"{path}: is a file, but no GGUF file; give one, or the directory of a bundle")
     try:
-        name = f"{path.name.removesuffix('.gguf')}-{_identity(path)}"
+        of_file = f"{path.name.removesuffix('.gguf')}-{_file_digest(path)}"
+        name = f"{of_file}-{_exporter_digest()}"
         home = conversions_directory()
         home.mkdir(parents=True, exist_ok=True)
         directory = home / name
@@ -64,6 +66,13 @@ def bundle_of(path: Path) -> Path:
             lock_file(descriptor, EXCLUSIVE, waits=True)
         if not (directory / MANIFEST_NAME).is_file():
             _convert(path, directory, descriptor)
+            for older in sorted(home.glob(f"{glob.escape(of_file)}-*/{MANIFEST_NAME}")):
+                if older.parent != directory:
+                    print(
+                        f"{path.name}: {older.parent} is the bundle that an earlier exporter made of it; remove it "
+                        "where no node serves it any more",
+                        file=sys.stderr,
+                    )
     finally:
         os.close(descriptor)
     return directory
@@ -114,15 +123,28 @@ def _problem(answer: str) -> str | None:
     return message if isinstance(message, str) else None
 
 
-def _identity(path: Path) -> str:
-    """Digits that differ where the file or what is made of it does: sizes, times and beginnings of its parts."""
-    found = hashlib.sha256(f"{__version__} {FORMAT_VERSION}".encode())
+def _file_digest(path: Path) -> str:
+    """Digits that differ where the file does: sizes, times and beginnings of its parts."""
+    found = hashlib.sha256()
     for part in _parts(path.resolve()):
         status = part.stat()
         found.update(f"{part.name} {status.st_size} {status.st_mtime_ns} ".encode())
         with part.open("rb") as file:
             found.update(file.read(HEAD_BYTES))
     return found.hexdigest()[:16]
+
+
+def _exporter_digest() -> str:
+    """Digits that differ where what is made of a file may: versions, and all that the exporter consists of.
+
+    Which of its files a bundle depends on is not told apart, so that nobody has to remember it.
+    """
+    found = hashlib.sha256(f"{__version__} {FORMAT_VERSION}".encode())
+    spec = importlib.util.find_spec("exporter")  # which does not import it
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        for source in sorted(path for path in Path(folder).rglob("*") if path.suffix in (".py", ".txt")):
+            found.update(source.read_bytes())
+    return found.hexdigest()[:8]
 
 
 def _parts(path: Path) -> list[Path]:

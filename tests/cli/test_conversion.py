@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("gguf", reason="GGUF files need gguf: pip install '.[gguf]'")
 
+from flowspec_edge.cli import conversion
 from flowspec_edge.cli.conversion import bundle_of
 from flowspec_edge.cli.main import main
 from flowspec_edge.errors import BundleError
@@ -61,12 +63,32 @@ def test_two_processes_at_once_make_one_bundle(path: Path) -> None:
     assert any("another process makes its bundle, waiting for it" in err for _, err in told)
 
 
-def test_what_a_killed_export_left_is_removed(path: Path) -> None:
+def test_one_of_an_earlier_exporter_is_made_anew_and_what_a_killed_one_left_is_removed(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = bundle_of(path)
-    left_over = directory.parent / f".{directory.name}.abc.part"
-    directory.rename(left_over)
+    older = directory.with_name(f"{directory.name[:-8]}00000000")
+    directory.rename(older)
+    (directory.parent / f".{directory.name}.abc.part").mkdir()
     assert bundle_of(path) == directory
-    assert bundles() == [directory]
+    assert bundles() == sorted((older, directory))
+    told = f"small.gguf: {older} is the bundle that an earlier exporter made of it; remove it"
+    assert told in capsys.readouterr().err
+    assert bundle_of(path) == directory and capsys.readouterr().err == "", "said once"
+
+
+def test_an_exporter_is_known_by_its_code_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gguf").mkdir()
+    spec = ModuleSpec("exporter", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(conversion.importlib.util, "find_spec", {"exporter": spec}.get)
+    found = [conversion._exporter_digest()]
+    for name in ("layer_graph.py", "gguf/model.py", "calibration.txt", "layer_graph.py"):
+        with (tmp_path / name).open("a") as file:
+            file.write("changed\n")
+        found.append(conversion._exporter_digest())
+    (tmp_path / "layer_graph.pyc").write_text("made of it")
+    assert len(set(found)) == 5 and conversion._exporter_digest() == found[-1]
 
 
 def test_a_file_of_which_none_can_be_made_says_why(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
