@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import CheckpointError
-from tests.exporter.checkpoints import save_eagle
+from tests.exporter.checkpoints import save_eagle, save_eagle3
 from tests.exporter.gguf.conftest import write_gguf
 from tests.exporter.gguf.models import SHAPE, VOCAB, fields, random_tensors
 from tests.exporter.gguf.test_model import BLOCKED
@@ -24,38 +25,65 @@ from tests.ring.conftest import answer_of, ring_of, tokens_of
 
 pytestmark = pytest.mark.slow
 
+Save = Callable[..., None]
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return write_gguf(tmp_path / "small.gguf", fields(SHAPE, 2), random_tensors(SHAPE, ["Q4_0", "Q4_1"]))
 
 
-async def test_a_ring_drafts_by_it_and_stays_lossless(model: Path, tmp_path: Path) -> None:
-    save_eagle(tmp_path / "head", hidden_size=SHAPE.hidden_size)
+def save_eagle1(directory: Path, **changes: Any) -> None:
+    save_eagle(directory, **{"hidden_size": SHAPE.hidden_size, **changes})
+
+
+def save_eagle3_of_vllm(directory: Path, **changes: Any) -> None:
+    """The model has a single layer behind others, so the head has a single tap."""
+    taps: dict[str, Any] = {"num_taps": 1, "eagle_aux_hidden_state_layer_ids": [1]}
+    save_eagle3(directory, **{"hidden_size": SHAPE.hidden_size, "of_vllm": True, **taps, **changes})
+
+
+@pytest.mark.parametrize(
+    ("kind", "save", "temperature"), [("eagle1", save_eagle1, 0.0), ("eagle3", save_eagle3_of_vllm, 1.0)]
+)
+async def test_a_ring_drafts_by_it_and_stays_lossless(
+    model: Path, tmp_path: Path, kind: str, save: Save, temperature: float
+) -> None:
+    save(tmp_path / "head")
     manifest = export_bundle(ExportOptions(checkpoint=model, drafter=tmp_path / "head", out=tmp_path / "out"))
-    assert (manifest.precision, present(manifest.drafter).kind) == ("own", "eagle1")
+    assert (manifest.precision, present(manifest.drafter).kind) == ("own", kind)
     assert {"gguf", "torch"} <= set(manifest.made_with)
     weights = SHAPE.hidden_size * (2 * SHAPE.hidden_size + 3 * SHAPE.hidden_size + 3 * 96)
     assert present(manifest.drafter).num_bytes < 1.5 * weights, "8 bits"
     bundle, unsplit = Bundle.load(tmp_path / "out"), UnsplitModel(tmp_path / "out", manifest)
     prompt = np.random.default_rng(2).integers(2, VOCAB, 20).tolist()
+    options = GenerateOptions(max_new_tokens=16, temperature=temperature, seed=5, schedule="flowspec")
     async with ring_of(2, bundle) as ring:
-        for temperature in (0.0, 1.0):
-            options = GenerateOptions(max_new_tokens=16, temperature=temperature, seed=5, schedule="flowspec")
-            assert tokens_of(await answer_of(ring, prompt, options)) == list(unsplit.generate(prompt, options))
+        assert tokens_of(await answer_of(ring, prompt, options)) == list(unsplit.generate(prompt, options))
         assert ring._engine.drafter is not None
 
 
-HEADS: dict[str, dict[str, Any]] = {
-    "the drafter's hidden_size is 128, the target's is 256": {"hidden_size": 128},
-    "the drafter's vocab_size is 1024, the target's is 2048": {"hidden_size": 256, "vocab_size": 1024},
-}
+HEADS: list[tuple[str, Save, dict[str, Any]]] = [
+    ("the drafter's hidden_size is 128, the target's is 256", save_eagle1, {"hidden_size": 128}),
+    ("the drafter's vocab_size is 1024, the target's is 2048", save_eagle1, {"vocab_size": 1024}),
+    ("the drafter's hidden_size is 128, the target's is 256", save_eagle3_of_vllm, {"hidden_size": 128}),
+    (
+        "the drafter's vocab_size is 1024, the target's is 2048",
+        save_eagle3_of_vllm,
+        {"of_vllm": False, "vocab_size": 1024},
+    ),
+    (
+        "an EAGLE-3 head fuses the rows that enter some layers, here [1, 5], which a target of 2 layers does not have",
+        save_eagle3_of_vllm,
+        {"num_taps": 2, "eagle_aux_hidden_state_layer_ids": [1, 5]},
+    ),
+]
 
 
 def test_a_head_for_another_model_is_refused(model: Path, tmp_path: Path) -> None:
-    for place, (text, changes) in enumerate(HEADS.items()):
+    for place, (text, save, changes) in enumerate(HEADS):
         head = tmp_path / f"head-{place}"
-        save_eagle(head, **changes)
+        save(head, **changes)
         with pytest.raises(CheckpointError) as caught:
             export_bundle(ExportOptions(checkpoint=model, drafter=head, out=tmp_path / "out"))
         assert str(caught.value).startswith(f"{head}/config.json: {text}")
