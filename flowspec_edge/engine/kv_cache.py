@@ -21,7 +21,7 @@ from flowspec_edge.engine.graphs import as_ort_value
 
 
 class KvCache:
-    """Keys and values of some layers, in two arrays that the graphs update in place.
+    """Keys and values of some layers, in arrays that the graphs update in place.
 
     Products with them take all slots there are, so there are never many more than are used. Behind its values a slot
     that was written has a 1, by which the product adds up the weights as it adds up values.
@@ -33,38 +33,46 @@ class KvCache:
     def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, *, is_half: bool = False) -> None:
         self.num_slots = 0
         self.is_half = is_half
-        kind = np.float16 if is_half else np.float32
-        outer = num_layers, num_kv_heads, 1, 0
-        self._keys: NDArray[np.floating] = np.zeros((*outer, head_dim), kind)  # [layers, kv_heads, 1, slots, head_dim]
-        self._values: NDArray[np.floating] = np.zeros((*outer, head_dim + 1), kind)
-        self._seen: list[NDArray[np.floating]] = []  # keys and values of each layer in turn, as graphs see them
+        # Keys and values of each layer in turn, [kv_heads, 1, slots, head_dim], and one value more behind values. Each
+        # is an array of its own: one after the other grows, so there is hardly ever more than is needed.
+        self._kept: list[NDArray[np.floating]] = [
+            np.zeros((num_kv_heads, 1, 0, width), np.float16 if is_half else np.float32)
+            for _ in range(num_layers)
+            for width in (head_dim, head_dim + 1)
+        ]
+        self._seen: list[NDArray[np.floating]] = []  # the same as graphs see them; of some layers where they are halves
 
     @property
     def num_bytes(self) -> int:
         """Of what is kept."""
-        return self._keys.nbytes + self._values.nbytes
+        return sum(array.nbytes for array in self._kept)
 
-    def reach(self, num_slots: int, layers_at_once: int = 1) -> bool:
-        """Have at least ``num_slots``. Returns whether the arrays are others than before, and must be bound anew.
+    def has(self, num_slots: int) -> bool:
+        """Whether graphs see so many."""
+        return num_slots <= self.num_slots and bool(self._seen)
+
+    def reach(self, num_slots: int, layers_at_once: int = 1) -> None:
+        """Have at least ``num_slots``. Where it grows, the arrays are others than before, and must be bound anew; those
+        who hold the old ones keep their memory.
 
         In float16 there is room for ``layers_at_once`` layers to be seen.
 
         Raises:
-            MemoryError: the system gives no more.
+            MemoryError: the system gives no more. What it gave is kept, and used by the next attempt.
         """
-        if num_slots <= self.num_slots and self._seen:
-            return False
-        keys, values, steps = self._keys, self._values, self.num_slots
-        if num_slots > steps:
-            steps = -(-num_slots // SLOTS_PER_STEP) * SLOTS_PER_STEP
-            keys, values = _grown(keys, steps), _grown(values, steps)
+        if self.has(num_slots):
+            return
+        self._seen = []
+        steps = max(-(-num_slots // SLOTS_PER_STEP) * SLOTS_PER_STEP, *(array.shape[2] for array in self._kept))
+        self._check_room(steps)
+        for place, array in enumerate(self._kept):
+            if array.shape[2] < steps:
+                self._kept[place] = _grown(array, steps)
         if self.is_half:
-            sizes = [(*array.shape[1:],) for array in (keys, values)] * layers_at_once
-            self._seen = [zeros_on_small_pages(size) for size in sizes]
+            self._seen = [zeros_on_small_pages(array.shape) for array in self._kept[:2]] * layers_at_once
         else:
-            self._seen = [array for both in zip(keys, values, strict=True) for array in both]
-        self._keys, self._values, self.num_slots = keys, values, steps
-        return True
+            self._seen = self._kept
+        self.num_slots = steps
 
     def seen(self, start: int, stop: int) -> list[ort.OrtValue]:
         """Keys and values of each of the layers ``[start, stop)`` in turn, for their graph."""
@@ -74,8 +82,8 @@ class KvCache:
     def move(self, moves: Sequence[SlotMove]) -> None:
         """Close the gaps that dropped rows left."""
         for source, target, length in moves:
-            for array in (self._keys, self._values):
-                array[..., target : target + length, :] = array[..., source : source + length, :]
+            for array in self._kept:
+                array[:, :, target : target + length] = array[:, :, source : source + length]
 
     def rest(self) -> None:
         """No forward runs for a while: have only what is kept. The arrays must be bound anew afterwards."""
@@ -84,33 +92,32 @@ class KvCache:
     def fetch(self, start: int, stop: int, num_slots: int) -> None:
         """Let the layers ``[start, stop)`` see the first ``num_slots``."""
         for kept, seen in self._converted(start, stop):
-            seen[..., :num_slots, :] = kept[..., :num_slots, :]
+            seen[:, :, :num_slots] = kept[:, :, :num_slots]
 
     def keep(self, start: int, stop: int, slots: slice) -> None:
         """Keep what the layers ``[start, stop)`` wrote to ``slots``."""
         for kept, seen in self._converted(start, stop):
-            kept[..., slots, :] = seen[..., slots, :]
+            kept[:, :, slots] = seen[:, :, slots]
 
     def _converted(self, start: int, stop: int) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
         if self.is_half:
-            kept = (
-                array for both in zip(self._keys[start:stop], self._values[start:stop], strict=True) for array in both
-            )
-            yield from zip(kept, self._seen, strict=False)
+            yield from zip(self._kept[2 * start : 2 * stop], self._seen, strict=False)
+
+    def _check_room(self, num_slots: int) -> None:
+        """Raise MemoryError where the system has less left than is needed to grow, which it would give nevertheless, to
+        end the process when it is used.
+        """
+        slot_bytes = [array.shape[0] * array.shape[3] * array.itemsize for array in self._kept]
+        needed, left = num_slots * (sum(slot_bytes) + max(slot_bytes)) - self.num_bytes, memory_left()
+        if needed > left:
+            raise MemoryError(f"{needed} bytes are needed, {left} are left")
 
 
 def _grown(array: NDArray[np.floating], num_slots: int) -> NDArray[np.floating]:
-    """A copy with room for ``num_slots``. The old one is there until it is let go of.
-
-    Raises:
-        MemoryError: the system has less memory left. It would give it, and end the process when it is used.
-    """
-    *outer, used, width = array.shape
-    needed, left = math.prod((*outer, num_slots, width)) * array.itemsize, memory_left()
-    if needed > left:
-        raise MemoryError(f"{needed} bytes are needed, {left} are left")
-    grown = zeros_on_small_pages((*outer, num_slots, width), array.dtype)
-    grown[..., :used, :] = array
+    """A copy with room for ``num_slots``. The old one is there until it is let go of."""
+    heads, one, used, width = array.shape
+    grown = zeros_on_small_pages((heads, one, num_slots, width), array.dtype)
+    grown[:, :, :used] = array
     return grown
 
 

@@ -247,8 +247,11 @@ class StageRunner:
         if (num_padding := self._min_rows - len(positions)) > 0:  # rows of padding are written behind the others
             positions = np.concatenate([positions, np.zeros(num_padding, np.int64)])
             recent = np.concatenate([recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
-        if self._reach(cache, placement.first_slot + len(positions)):
-            session.bindings, session.step = self._bind(session), None
+        num_slots = placement.first_slot + len(positions)
+        if not cache.has(num_slots):
+            session.bindings, session.step = [], None  # they would hold on to the arrays that the cache outgrows
+            self._reach(cache, num_slots)
+            session.bindings = self._bind(session)
         session.tables.fill(positions)
         cache.move(placement.moves)
         inputs = attention_inputs(placement.first_slot, positions, recent, geometry, num_slots=cache.num_slots)
@@ -258,7 +261,7 @@ class StageRunner:
                 session.step.bind(number, binding)
         return session.step
 
-    def _reach(self, cache: KvCache, num_slots: int) -> bool:
+    def _reach(self, cache: KvCache, num_slots: int) -> None:
         """See ``KvCache.reach``. What is kept makes room, the oldest first.
 
         Raises:
@@ -266,7 +269,8 @@ class StageRunner:
         """
         while True:
             try:
-                return cache.reach(num_slots, self._largest_block)
+                cache.reach(num_slots, self._largest_block)
+                return
             except MemoryError as cause:
                 if not self._kept.drop_oldest():
                     said = f"no memory for a KV cache of {num_slots} slots ({cause}); ask for fewer tokens"

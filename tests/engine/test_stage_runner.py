@@ -242,7 +242,7 @@ def test_a_closed_runner_holds_nothing_that_takes_memory(bundle: Bundle, tokens:
     runner.open_cache(1, 100)
     runner.run(_forward(1, make_chain(tokens[:4])))
     cache = runner._sessions[1].cache
-    large = [*(graph for _, _, graph in runner._blocks), runner._embedding, cache._keys, cache._values]
+    large = [*(graph for _, _, graph in runner._blocks), runner._embedding, *cache._kept]
     del cache
     freed = [weakref.ref(each) for each in large]
     del large

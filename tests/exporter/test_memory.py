@@ -17,7 +17,6 @@ from exporter.layer_graph import Weights, loaded_bytes, write_block
 from exporter.matrices import FloatMatrix
 from exporter.precisions import OWN, PRECISIONS
 from flowspec_edge.bundle import DEMO_BUNDLE
-from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.manifest import BlockEntry, FileEntry, describe_file, load_manifest
 from tests.bundles import MadeOnce
 
@@ -108,14 +107,3 @@ def test_loading_peaks_at_little_more_than_the_weights(directory: Path, precisio
     assert found["weights"] > 19 * MIB
     limit = 1.25 * found["weights"] + 100e6
     assert found["peak"] <= limit, f"{found['peak'] / MIB:.0f} MiB, the limit is {limit / MIB:.0f} MiB"
-
-
-def test_a_cache_has_its_layers_in_a_row() -> None:
-    cache = KvCache(num_layers=3, num_kv_heads=2, head_dim=16)
-    assert cache.reach(100)
-    assert not cache.reach(128), "it has room already"
-    keys, values = 2 * 128 * 16 * 4, 2 * 128 * 17 * 4
-    assert cache.num_bytes == 3 * (keys + values)
-    addresses = [value.data_ptr() for value in cache.seen(0, 3)]
-    assert addresses[::2] == [addresses[0] + layer * keys for layer in range(3)]
-    assert addresses[1::2] == [addresses[1] + layer * values for layer in range(3)]
