@@ -6,7 +6,8 @@
 
 Each part is loaded in a process of its own, whose memory without files (``RssAnon``) is read before and after, and once
 more when rows have gone through it. The same part was loaded and freed before: what is loaded once for all does not
-count, nor do caches.
+count, nor do caches. Then it does its part for a prompt of NUM_TOKENS, and the most that the process had meanwhile
+(``VmHWM``), caches included, stands beside what a plan reckons for sessions of that length.
 """
 
 from __future__ import annotations
@@ -23,30 +24,41 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.precisions import PROJECT, anonymous_bytes
+from benchmarks.precisions import PROJECT, anonymous_bytes, status_bytes
 from exporter.onnx_file import Writer, floats
 from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.core.events import RunDraft, RunForward
-from flowspec_edge.core.planning.placement import origin_memory_bytes, standby_memory_bytes
+from flowspec_edge.core.limits import MAX_PREFILL_ROWS
+from flowspec_edge.core.planning.placement import (
+    RUNTIME_BYTES,
+    ModelNeeds,
+    origin_memory_bytes,
+    standby_memory_bytes,
+)
+from flowspec_edge.core.planning.working_memory import HEAD_ROWS
 from flowspec_edge.core.rows import NO_PARENT, Row
 from flowspec_edge.core.speculation.kv_slots import KvSlots
+from flowspec_edge.core.speculation.verify import NUM_KEPT_POSITIONS, noise_of
 from flowspec_edge.engine.drafters.eagle3 import load_drafter
 from flowspec_edge.engine.graphs import load_graph
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.manifest import load_manifest
 
-NUM_ROWS, NUM_SHAPES, HEAD_ROWS, NUM_PROPOSALS = 128, 16, 16, 10
+NUM_ROWS, NUM_SHAPES, NUM_PROPOSALS, NUM_TOKENS = 128, 16, 10, 2048
 NUM_OPERATORS, NUM_SESSIONS = (1, 21, 101), 8
 SESSION = 1
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Bytes that something takes as soon as it is loaded, and after it was used. Caches are left out."""
+    """Bytes that something takes as soon as it is loaded, and after it was used, caches left out; and the most that it
+    takes with a text.
+    """
 
     loaded_bytes: int
     used_bytes: int
+    text_bytes: int
 
 
 def measure_layers(directory: Path, precision: str, num_threads: int) -> Taken:
@@ -54,58 +66,84 @@ def measure_layers(directory: Path, precision: str, num_threads: int) -> Taken:
     manifest = load_manifest(directory)
     stop = manifest.geometry.num_layers
     StageRunner(directory, manifest, 0, 1, precision=precision, num_threads=num_threads).close()
-    before = anonymous_bytes()
+    before, before_all = anonymous_bytes(), status_bytes("VmRSS")
     runner = StageRunner(directory, manifest, 0, stop, precision=precision, num_threads=num_threads)
     loaded = anonymous_bytes()
-    sizes = [NUM_ROWS, *range(1, NUM_SHAPES + 1)]
+    run_chain(runner, [NUM_ROWS, *range(1, NUM_SHAPES + 1)])
+    used = anonymous_bytes()
+    forget_peak()
+    run_chain(runner, [MAX_PREFILL_ROWS] * (NUM_TOKENS // MAX_PREFILL_ROWS))
+    return Taken(loaded - before, used - before, status_bytes("VmHWM") - before_all)
+
+
+def run_chain(runner: StageRunner, sizes: Sequence[int]) -> None:
+    """Run a text through a stage in chunks of these sizes, and free what it took."""
     slots = KvSlots(sum(sizes))
     runner.open_cache(SESSION, slots.capacity)
     for size in sizes:
         rows = tuple(Row(id, id - 1 if id else NO_PARENT, 1) for id in range(len(slots), len(slots) + size))
         runner.run(RunForward(SESSION, rows, None, slots.place(rows)))
     runner.free_caches()
-    return Taken(loaded - before, anonymous_bytes() - before)
+
+
+def forget_peak() -> None:
+    """Have ``VmHWM`` begin anew, from what the process has now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure_origin(directory: Path, num_threads: int) -> Taken:
-    """Head and draft head, used for HEAD_ROWS rows, and for NUM_ROWS verified ones."""
+    """Head and draft head, used for NUM_SHAPES rows and NUM_ROWS verified ones, and then for a whole text."""
     manifest = load_manifest(directory)
+    hidden_size, vocab_size = manifest.geometry.hidden_size, manifest.geometry.vocab_size
 
     def load_and_use() -> Iterator[int]:
         head = Head(directory, manifest, num_threads=num_threads)
         drafter = None
         if manifest.drafter is not None:
             drafter = load_drafter(directory, manifest, head, k=NUM_PROPOSALS, num_threads=num_threads)
+
+        def use(num_head_rows: int, num_pairs: int) -> None:
+            logits = head.logits(np.zeros((num_head_rows, hidden_size), np.float32))
+            if drafter is not None and manifest.drafter is not None:
+                drafter.open(SESSION, num_pairs)
+                rows = tuple(Row(id, id - 1, 1) for id in range(1, num_pairs))
+                hidden = np.zeros((len(rows), hidden_size * max(len(manifest.drafter.taps), 1)), np.float32)
+                drafter.run(RunDraft(SESSION, rows, np.arange(len(rows), dtype=np.int64), hidden, ()))
+                drafter.close_all()
+            del logits
+
         yield anonymous_bytes()
-        head.logits(np.zeros((HEAD_ROWS, manifest.geometry.hidden_size), np.float32))
-        if drafter is not None and manifest.drafter is not None:
-            drafter.open(SESSION, NUM_ROWS)
-            rows = tuple(Row(id, id - 1, 1) for id in range(1, NUM_ROWS))
-            width = manifest.geometry.hidden_size * max(len(manifest.drafter.taps), 1)
-            hidden = np.zeros((len(rows), width), np.float32)
-            drafter.run(RunDraft(SESSION, rows, np.arange(len(rows), dtype=np.int64), hidden, ()))
-            drafter.close_all()
+        use(NUM_SHAPES, NUM_ROWS)
         yield anonymous_bytes()
+        forget_peak()
+        noise = noise_of(vocab_size)
+        for position in range(NUM_KEPT_POSITIONS):
+            noise(0, position)
+        use(HEAD_ROWS, NUM_TOKENS)
+        yield status_bytes("VmHWM")
 
     list(load_and_use())
-    before = anonymous_bytes()
-    loaded, used = load_and_use()
-    return Taken(loaded - before, used - before)
+    before, before_all = anonymous_bytes(), status_bytes("VmRSS")
+    loaded, used, most = load_and_use()
+    return Taken(loaded - before, used - before, most - before_all)
 
 
 def rows_of(directory: Path, num_threads: int) -> Iterator[dict[str, Any]]:
     """What is told of a bundle: of its layers in each precision, and of what the origin has."""
     manifest = load_manifest(directory)
     num_layers = manifest.geometry.num_layers
+    needs = ModelNeeds.from_manifest(manifest, num_tokens=NUM_TOKENS, head_ms=0.0)
     for precision in manifest.precisions:
         blocks = manifest.blocks_of(0, num_layers, precision)
         found = _in_a_process(directory, precision, num_threads)
         file_bytes = sum(block.num_bytes for block in blocks)
-        yield _row(f"a layer, `{precision}`", num_layers, file_bytes, found, standby_memory_bytes(blocks))
+        row = _row(f"a layer, `{precision}`", num_layers, file_bytes, found, standby_memory_bytes(blocks))
+        yield {**row, "planned_text_bytes": needs.memory_bytes(precision, len(needs.blocks)) - RUNTIME_BYTES}
     files = sum(file.num_bytes for entry in manifest.origin_entries for file in entry.files())
     found = _in_a_process(directory, "", num_threads)
     name = "head" if manifest.drafter is None else "head and draft head"
-    yield _row(f"{name}, `{manifest.precision}`", 1, files, found, origin_memory_bytes(manifest))
+    row = _row(f"{name}, `{manifest.precision}`", 1, files, found, origin_memory_bytes(manifest))
+    yield {**row, "planned_text_bytes": needs.origin_bytes}
 
 
 def _row(part: str, number: int, file_bytes: int, taken: Taken, planned_bytes: int) -> dict[str, Any]:
@@ -115,6 +153,7 @@ def _row(part: str, number: int, file_bytes: int, taken: Taken, planned_bytes: i
         "loaded_bytes": taken.loaded_bytes // number,
         "used_bytes": taken.used_bytes // number,
         "planned_bytes": planned_bytes // number,
+        "text_bytes": taken.text_bytes,
     }
 
 
@@ -140,15 +179,16 @@ def session_bytes(num_operators: int, num_threads: int) -> int:
 
 
 def format_row(row: dict[str, Any]) -> str:
-    """A line of a table in Markdown, in MB."""
+    """A line of a table in Markdown, in MB; of a text what all layers take."""
     beyond = [row[what] - row["file_bytes"] for what in ("loaded_bytes", "used_bytes")]
     sizes = [row["file_bytes"], row["loaded_bytes"], *beyond, row["planned_bytes"]]
+    sizes += [row["text_bytes"], row["planned_text_bytes"]]
     return f"| {row['part']} | {' | '.join(f'{size / 1e6:.2f}' for size in sizes)} |"
 
 
 HEADING = """\
-| MB | file | loaded | beyond the file | used, beyond the file | planned |
-|---|---:|---:|---:|---:|---:|"""
+| MB | file | loaded | beyond the file | used, beyond the file | planned | with a text, all layers | planned |
+|---|---:|---:|---:|---:|---:|---:|---:|"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -73,7 +73,12 @@ def anonymous_bytes() -> int:
     """The memory of this process that is no file's."""
     gc.collect()
     give_back_freed()
-    found = re.search(r"^RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return status_bytes("RssAnon")
+
+
+def status_bytes(name: str) -> int:
+    """What Linux tells of this process under that name."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flowspec_edge.core.limits import RECENT_ROWS
+from flowspec_edge.core.limits import GROUP_ROWS, RECENT_ROWS
 from flowspec_edge.manifest import (
     ATTENTION_PADDING,
     CACHE_SLOTS,
@@ -27,10 +27,6 @@ from flowspec_edge.manifest import (
 
 MASKED = np.float32(-10000.0)
 """Added to the score of a row that may not be seen. It is far below any other one's."""
-GROUP_ROWS = 16
-"""Attention takes at most this many rows at once: the scores of more would leave the processor's cache on their way
-from one operator to the next. 128 rows after 1024 slots take 18 ms so, and 22 ms at once (32 heads, x86, one thread).
-"""
 MIN_PRODUCTS = 4
 """Products that a layer's older ancestors take at least, where its heads allow it: boards have four cores, and a
 product that several threads share may be cut so that its sums are taken in another order.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowspec_edge.core.limits import RECENT_ROWS, SLOTS_PER_STEP
-from flowspec_edge.engine.attention_inputs import GROUP_ROWS, attention_inputs
+from flowspec_edge.core.limits import GROUP_ROWS, RECENT_ROWS, SLOTS_PER_STEP
+from flowspec_edge.engine.attention_inputs import attention_inputs
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, as_ort_value
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.manifest import HIDDEN, Geometry

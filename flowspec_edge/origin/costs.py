@@ -9,14 +9,13 @@ from dataclasses import replace
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.core.planning.measured import rounded
-from flowspec_edge.core.planning.placement import Device, origin_memory_bytes
+from flowspec_edge.core.planning.placement import Device, ModelNeeds
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.memory import frugal_allocation
 from flowspec_edge.engine.timing import RUNTIME, time_draft_ms, time_head_ms
 from flowspec_edge.errors import StateError
 from flowspec_edge.files import read_private, state_directory, write_private
-from flowspec_edge.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +47,6 @@ def origin_costs(bundle: Bundle, num_threads: int) -> tuple[float, float]:
     return head_ms, draft_ms
 
 
-def with_origin_memory(devices: Sequence[Device], origin: str, manifest: Manifest) -> list[Device]:
+def with_origin_memory(devices: Sequence[Device], origin: str, model: ModelNeeds) -> list[Device]:
     """The devices, of which the node ``origin`` needs memory for head and drafter beside any stage."""
-    num_bytes = origin_memory_bytes(manifest)
-    return [replace(device, beside_bytes=num_bytes if device.node == origin else 0) for device in devices]
+    return [replace(device, beside_bytes=model.origin_bytes if device.node == origin else 0) for device in devices]

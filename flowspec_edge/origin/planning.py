@@ -121,9 +121,8 @@ async def survey(
     loaded = loaded or load_placement(bundle.digest)
     sure = manifest.precision if plan_options.is_any_precision else None
     devices = _devices(settings, peers, told, loaded, head_ms + draft_ms, sure)
-    devices = with_origin_memory(devices, settings.name, manifest)
     model, throughput = _needs(bundle, plan_options, head_ms), _throughput(bundle, plan_options, draft_ms)
-    return Known(devices, links, model, throughput, refused)
+    return Known(with_origin_memory(devices, settings.name, model), links, model, throughput, refused)
 
 
 def assume_equal(
@@ -139,10 +138,11 @@ def assume_equal(
         Device(node=name, free_memory_bytes=peer.free_memory_bytes, has_half_cache=peer.has_half_cache, layer=layer)
         for name, peer in peers.items()
     ]
+    model = _needs(bundle, plan_options, head_ms=0.0)
     return Known(
-        with_origin_memory(devices, settings.name, bundle.manifest),
+        with_origin_memory(devices, settings.name, model),
         Links(origin=origin_name(settings, peers), usual=Hop(0.0), cut=_as_measured(settings, peers, cut)),
-        _needs(bundle, plan_options, head_ms=0.0),
+        model,
         _throughput(bundle, plan_options, draft_ms=0.0),
     )
 

@@ -19,6 +19,7 @@ def test_the_demo_bundle_takes_what_is_planned_however_it_is_used() -> None:
     for row in (layer, origin):
         assert row["file_bytes"] < row["loaded_bytes"]
         assert row["used_bytes"] == pytest.approx(row["planned_bytes"], rel=0.2)
+        assert row["text_bytes"] == pytest.approx(row["planned_text_bytes"], rel=0.3)
     assert layer["used_bytes"] < layer["loaded_bytes"] + 500_000, "of 128 rows a layer keeps nothing but their cache"
     assert len({line.count("|") for line in (*HEADING.splitlines(), format_row(layer))}) == 1
 

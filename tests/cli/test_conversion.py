@@ -43,14 +43,6 @@ def test_a_command_takes_a_gguf_file_and_converts_it_once(path: Path, capsys: py
     assert bundles() == [directory]
 
 
-def test_another_file_of_that_name_becomes_another_bundle(path: Path) -> None:
-    first = bundle_of(path)
-    write_gguf(path, fields(SHAPE, 1), random_tensors(SHAPE, ["Q8_0"]))
-    second = bundle_of(path)
-    assert sorted((first, second)) == bundles()
-    assert [len(load_manifest(directory).blocks) for directory in (first, second)] == [2, 1]
-
-
 def test_two_processes_at_once_make_one_bundle(path: Path) -> None:
     code = "import sys; from pathlib import Path; from flowspec_edge.cli.conversion import bundle_of; "
     command = [sys.executable, "-c", f"{code}print(bundle_of(Path(sys.argv[1])))", str(path)]
@@ -63,18 +55,23 @@ def test_two_processes_at_once_make_one_bundle(path: Path) -> None:
     assert any("another process makes its bundle, waiting for it" in err for _, err in told)
 
 
-def test_one_of_an_earlier_exporter_is_made_anew_and_what_a_killed_one_left_is_removed(
+def test_another_exporter_or_another_file_makes_another_bundle_and_what_a_killed_one_left_is_removed(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = bundle_of(path)
     older = directory.with_name(f"{directory.name[:-8]}00000000")
     directory.rename(older)
     (directory.parent / f".{directory.name}.abc.part").mkdir()
+    capsys.readouterr()
     assert bundle_of(path) == directory
     assert bundles() == sorted((older, directory))
     told = f"small.gguf: {older} is the bundle that an earlier exporter made of it; remove it"
     assert told in capsys.readouterr().err
     assert bundle_of(path) == directory and capsys.readouterr().err == "", "said once"
+    write_gguf(path, fields(SHAPE, 1), random_tensors(SHAPE, ["Q8_0"]))
+    other = bundle_of(path)
+    assert bundles() == sorted((older, directory, other)) and "earlier exporter" not in capsys.readouterr().err
+    assert [len(load_manifest(found).blocks) for found in (directory, other)] == [2, 1]
 
 
 def test_an_exporter_is_known_by_its_code_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

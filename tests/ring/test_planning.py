@@ -17,9 +17,10 @@ from flowspec_edge.core import codec, wire
 from flowspec_edge.core.device.throttling import ThermalReport
 from flowspec_edge.core.limits import TREE_MARGIN
 from flowspec_edge.core.line import Line
-from flowspec_edge.core.planning.placement import LoadedLayers, Plan, kv_cache_bytes
+from flowspec_edge.core.planning.placement import LoadedLayers, Plan
 from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.core.planning.shared_cores import Cores
+from flowspec_edge.core.planning.working_memory import kv_cache_bytes
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, NotMeasuredError
 from flowspec_edge.files import state_directory

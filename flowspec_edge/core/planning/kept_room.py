@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flowspec_edge.core.planning.placement import kv_cache_bytes
+from flowspec_edge.core.planning.working_memory import kv_cache_bytes
 from flowspec_edge.manifest import Geometry
 
 SHARE = 0.25

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from flowspec_edge.core.limits import SLOTS_PER_STEP
 from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.losses import Way, way_between
+from flowspec_edge.core.planning.working_memory import kv_cache_bytes, origin_work_bytes, stage_work_bytes
 from flowspec_edge.core.speculation.prefill import RingTimes
 from flowspec_edge.errors import PlacementError
-from flowspec_edge.manifest import BlockEntry, Geometry, Manifest
+from flowspec_edge.manifest import BlockEntry, Manifest
 
 LAYER_BYTES = 450_000
 """What a session keeps of a layer beside its matrices and what these need more than plain products: of itself, and of
@@ -25,8 +27,6 @@ WEIGHT_FACTOR = 1.05
 """
 RUNTIME_BYTES = 60 * 2**20
 """The memory that ONNX Runtime and Python take besides the weights (x86, onnxruntime 1.32)."""
-KV_VALUE_BYTES = 4
-"""Caches hold values of float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,8 @@ class ModelNeeds:
 
     ``block_bytes`` is the memory of the largest loaded block, by precision. ``kv_bytes`` is the size of a
     block's caches for sessions of the length limit, and ``row_bytes`` that of one hidden row on the wire. ``head_ms``
-    is the time of the head at the origin.
+    is the time of the head at the origin. ``work_bytes`` are taken while a stage computes, by precision, and
+    ``origin_bytes`` by head and drafter.
     """
 
     blocks: tuple[tuple[int, int], ...]
@@ -154,21 +155,28 @@ class ModelNeeds:
     kv_bytes: int
     row_bytes: int
     head_ms: float
+    work_bytes: Mapping[str, int] = field(default_factory=dict)
+    origin_bytes: int = 0
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, *, num_tokens: int, head_ms: float) -> ModelNeeds:
         """The needs of a bundle's model for sessions of up to ``num_tokens``."""
         blocks = manifest.blocks
         widest = max(block.stop - block.start for block in blocks)
+        geometry, num_slots = manifest.geometry, -(-num_tokens // SLOTS_PER_STEP) * SLOTS_PER_STEP
         return cls(
             blocks=tuple((block.start, block.stop) for block in blocks),
             block_bytes={
                 precision: max(loaded_bytes(block) for block in manifest.blocks_of(0, blocks[-1].stop, precision))
                 for precision in manifest.precisions
             },
-            kv_bytes=kv_cache_bytes(manifest.geometry, widest, num_tokens),
-            row_bytes=manifest.geometry.hidden_size * 4,
+            kv_bytes=kv_cache_bytes(geometry, widest, num_slots),
+            row_bytes=geometry.hidden_size * 4,
             head_ms=head_ms,
+            work_bytes={
+                precision: stage_work_bytes(geometry, precision, num_slots) for precision in manifest.precisions
+            },
+            origin_bytes=origin_memory_bytes(manifest) + origin_work_bytes(manifest, num_slots),
         )
 
     @property
@@ -188,7 +196,8 @@ class ModelNeeds:
         kv_bytes = num_blocks * self.kv_bytes
         if has_half_cache:
             kv_bytes = kv_bytes // 2 + self.kv_bytes // self.layers_per_block
-        return self.standby_bytes(precision, num_blocks) + kv_bytes + RUNTIME_BYTES
+        work_bytes = self.work_bytes.get(precision, 0)
+        return self.standby_bytes(precision, num_blocks) + kv_bytes + work_bytes + RUNTIME_BYTES
 
     def standby_bytes(self, precision: str, num_blocks: int) -> int:
         """The memory that ``num_blocks`` take beside a stage, while nothing runs through them."""
@@ -304,11 +313,6 @@ class Plan:
             tuple(stage.time.scaled(1e-3) for stage in self.stages),
             tuple(hop.link.time(hop.row_bytes).scaled(1e-3) for hop in self.hops[1:]),
         )
-
-
-def kv_cache_bytes(geometry: Geometry, num_layers: int, num_tokens: int) -> int:
-    """Bytes of the keys and values of one session."""
-    return 2 * num_layers * num_tokens * geometry.num_kv_heads * geometry.head_dim * KV_VALUE_BYTES
 
 
 def spread_layers(blocks: Sequence[BlockEntry], offers: Sequence[NodeOffer]) -> list[StagePlan]:

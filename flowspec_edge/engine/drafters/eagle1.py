@@ -17,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowspec_edge.core.events import DraftFinished, RunDraft
+from flowspec_edge.core.limits import MAX_PREFILL_ROWS
 from flowspec_edge.core.rows import Floats, Row
 from flowspec_edge.core.speculation.draft_slots import DraftSlots
 from flowspec_edge.engine.drafters.fused_cache import FusedCache, StepInputs
@@ -29,7 +30,7 @@ from flowspec_edge.engine.rotary import RotaryTables, Tables
 from flowspec_edge.errors import BundleError
 from flowspec_edge.manifest import FEATURE, HIDDEN, TOKEN_EMBEDDING, TOP_K, TOP_LOG_PROBS, TOP_TOKENS, Manifest
 
-PASS_ROWS = 256
+PASS_ROWS = MAX_PREFILL_ROWS
 """Rows per run of the graph at most, so that a long prompt does not need a mask of its length squared."""
 
 

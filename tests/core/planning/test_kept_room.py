@@ -4,7 +4,7 @@ import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE
 from flowspec_edge.core.planning.kept_room import SHARE, KeptRoom, Spare
-from flowspec_edge.core.planning.placement import kv_cache_bytes
+from flowspec_edge.core.planning.working_memory import kv_cache_bytes
 from flowspec_edge.manifest import load_manifest
 
 GEOMETRY = load_manifest(DEMO_BUNDLE).geometry

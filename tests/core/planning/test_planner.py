@@ -18,10 +18,10 @@ from flowspec_edge.core.planning.placement import (
     LoadedLayers,
     ModelNeeds,
     Plan,
-    kv_cache_bytes,
 )
 from flowspec_edge.core.planning.planner import MAX_DEVICES, plan_ring
 from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS, Throughput
+from flowspec_edge.core.planning.working_memory import kv_cache_bytes, stage_work_bytes
 from flowspec_edge.errors import PlacementError
 from flowspec_edge.manifest import load_manifest
 from tests.narrowing import present
@@ -291,10 +291,13 @@ def test_the_plan_follows_the_schedule(schedule: str) -> None:
     assert all("would slow the ring" in out.reason for out in plan.left_out)
 
 
-def test_bytes_of_a_cache() -> None:
+def test_the_needs_of_a_bundle() -> None:
     manifest = load_manifest(DEMO_BUNDLE)
     geometry = manifest.geometry
-    assert kv_cache_bytes(geometry, 1, 1000) == 2 * 1000 * 2 * 64 * 4
     needs = ModelNeeds.from_manifest(manifest, num_tokens=1000, head_ms=1.0)
     assert needs.blocks == tuple((i, i + 1) for i in range(8))
-    assert needs.block_bytes == {"int8": 2951168 + LAYER_BYTES} and needs.kv_bytes == kv_cache_bytes(geometry, 1, 1000)
+    assert needs.block_bytes == {"int8": 2951168 + LAYER_BYTES}
+    assert needs.kv_bytes == kv_cache_bytes(geometry, 1, 1024), "caches grow by 128 slots"
+    more = ModelNeeds.from_manifest(manifest, num_tokens=4096, head_ms=1.0)
+    grown = [stage_work_bytes(geometry, "int8", num_slots) for num_slots in (1024, 4096)]
+    assert more.memory_bytes("int8", 3) - needs.memory_bytes("int8", 3) == 9 * needs.kv_bytes + grown[1] - grown[0]
