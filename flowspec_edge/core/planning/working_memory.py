@@ -23,8 +23,8 @@ NUM_SCORES = 5
 """How many times the scores of a group of rows are there at once: as products, masked, and as weights."""
 HEAD_ROWS = 64
 """The rows of a chunk of drafts, which the head takes together; longer ones are rare."""
-NUM_LOGITS = 3
-"""How many times logits are there at once: as such, as log-probabilities, and while the likeliest are chosen."""
+NUM_LOGITS = 2
+"""How many times logits are there at once: as such, and as log-probabilities."""
 
 
 def kv_cache_bytes(geometry: Geometry, num_layers: int, num_slots: int) -> int:
