@@ -78,7 +78,7 @@ def test_an_exporter_is_known_by_its_code_and_texts(tmp_path: Path, monkeypatch:
     (tmp_path / "gguf").mkdir()
     spec = ModuleSpec("exporter", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(conversion.importlib.util, "find_spec", {"exporter": spec}.get)
+    monkeypatch.setattr("importlib.util.find_spec", {"exporter": spec}.get)
     found = [conversion._exporter_digest()]
     for name in ("layer_graph.py", "gguf/model.py", "calibration.txt", "layer_graph.py"):
         with (tmp_path / name).open("a") as file:

@@ -531,7 +531,7 @@ async def test_whoever_sends_is_told_when_it_would_wait_and_when_it_would_not() 
             has_room.set() if has else has_room.clear()
 
         pair.far._transport.pause_reading()
-        delivering = asyncio.create_task(pair.near.deliver(pytest.fail, tell_room))
+        delivering = asyncio.create_task(pair.near.deliver(lambda message: pytest.fail(str(message)), tell_room))
         await asyncio.sleep(0)
         num_sent = 0
         while not told:

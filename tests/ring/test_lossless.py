@@ -73,10 +73,10 @@ async def test_a_text_longer_than_memory_is_refused_and_others_go_on(
 ) -> None:
     reach = KvCache.reach
 
-    def small(self: KvCache, num_slots: int, layers_at_once: int = 1) -> bool:
+    def small(self: KvCache, num_slots: int, layers_at_once: int = 1) -> None:
         if num_slots > 256:
             raise MemoryError("no more than 256 slots")
-        return reach(self, num_slots, layers_at_once)
+        reach(self, num_slots, layers_at_once)
 
     monkeypatch.setattr(KvCache, "reach", small)
     options = GenerateOptions(max_new_tokens=64)
