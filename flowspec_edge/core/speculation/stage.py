@@ -135,7 +135,7 @@ class Stage:
                 self._keep_tapped(tapped)
                 self._send_on(hidden, now, actions)
             case CreditArrived(num_chunks):
-                self._credits = add_credits(self._credits, num_chunks)
+                self._credits = add_credits(self._credits + self._num_kept_back, num_chunks) - self._num_kept_back
             case LinkPaused():
                 self._is_paused = True
             case LinkResumed():
@@ -158,10 +158,15 @@ class Stage:
         assert self._credits >= 0
         assert len(self._waiting) <= CREDITS_PER_HOP
         assert self._is_paused or not self._leaving
-        assert self._credits + len(self._leaving) + (self._running is not None) <= CREDITS_PER_HOP
+        assert self._credits + self._num_kept_back <= CREDITS_PER_HOP
         for session in self._sessions.values():
             session.tree.check()
             session.slots.check()
+
+    @property
+    def _num_kept_back(self) -> int:
+        """The chunks that have taken a credit and are still here."""
+        return len(self._leaving) + (self._running is not None)
 
     def _open(self, spec: SessionSpec, actions: list[StageAction]) -> None:
         session, num_kept = spec.session, spec.num_kept

@@ -320,6 +320,16 @@ WRONG_CHUNKS: list[tuple[bool, Chunk, str]] = [
 ]
 
 
+def test_credit_for_a_chunk_that_has_not_left_is_refused(stage: Driver) -> None:
+    stage.arrive(ROOT)
+    with pytest.raises(ProtocolError, match="CREDITS_PER_HOP"):
+        stage.tell(ev.CreditArrived(1))
+    stage.tell(ev.LinkPaused())
+    stage.finish(ROOT)
+    with pytest.raises(ProtocolError, match="CREDITS_PER_HOP"):
+        stage.tell(ev.CreditArrived(1))
+
+
 @pytest.mark.parametrize(("embeds", "chunk", "text"), WRONG_CHUNKS, ids=[text for _, _, text in WRONG_CHUNKS])
 def test_a_chunk_that_the_layers_cannot_run_over_is_refused_before_it_runs(
     embeds: bool, chunk: Chunk, text: str
