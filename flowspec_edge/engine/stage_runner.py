@@ -248,7 +248,7 @@ class StageRunner:
             positions = np.concatenate([positions, np.zeros(num_padding, np.int64)])
             recent = np.concatenate([recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
         num_slots = placement.first_slot + len(positions)
-        if not cache.has(num_slots):
+        if not session.bindings or not cache.has(num_slots):
             session.bindings, session.step = [], None  # they would hold on to the arrays that the cache outgrows
             self._reach(cache, num_slots)
             session.bindings = self._bind(session)
