@@ -103,14 +103,13 @@ def measure_origin(directory: Path, num_threads: int) -> Taken:
             drafter = load_drafter(directory, manifest, head, k=NUM_PROPOSALS, num_threads=num_threads)
 
         def use(num_head_rows: int, num_pairs: int) -> None:
-            logits = head.logits(np.zeros((num_head_rows, hidden_size), np.float32))
+            head.logits(np.zeros((num_head_rows, hidden_size), np.float32))
             if drafter is not None and manifest.drafter is not None:
                 drafter.open(SESSION, num_pairs)
                 rows = tuple(Row(id, id - 1, 1) for id in range(1, num_pairs))
                 hidden = np.zeros((len(rows), hidden_size * max(len(manifest.drafter.taps), 1)), np.float32)
                 drafter.run(RunDraft(SESSION, rows, np.arange(len(rows), dtype=np.int64), hidden, ()))
                 drafter.close_all()
-            del logits
 
         yield anonymous_bytes()
         use(NUM_SHAPES, NUM_ROWS)

@@ -64,10 +64,11 @@ class KvCache:
             return
         self._seen = []
         steps = max(-(-num_slots // SLOTS_PER_STEP) * SLOTS_PER_STEP, *(array.shape[2] for array in self._kept))
-        self._check_room(steps)
-        for place, array in enumerate(self._kept):
-            if array.shape[2] < steps:
-                self._kept[place] = _grown(array, steps)
+        shorter = [place for place, array in enumerate(self._kept) if array.shape[2] < steps]
+        if shorter:
+            self._check_room(steps)
+        for place in shorter:
+            self._kept[place] = _grown(self._kept[place], steps)
         if self.is_half:
             self._seen = [zeros_on_small_pages(array.shape) for array in self._kept[:2]] * layers_at_once
         else:
