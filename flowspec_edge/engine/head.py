@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from flowspec_edge.core.rows import Floats
 from flowspec_edge.engine.graphs import load_graph, pad_rows
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
-from flowspec_edge.engine.padding import min_rows
+from flowspec_edge.engine.padding import PADDED_ROWS
 from flowspec_edge.manifest import HIDDEN, LOGITS, TOP_K, TOP_LOG_PROBS, TOP_TOKENS, Manifest
 
 _log = logging.getLogger(__name__)
@@ -26,12 +26,14 @@ class Head:
     def __init__(self, directory: Path, manifest: Manifest, *, num_threads: int = 1) -> None:
         if manifest.precision == EXACT_PRECISION:
             check_integer_products()
-        self._min_rows = min_rows(manifest.precision)
         self._session = load_graph(directory / manifest.head.file, num_threads)
         rows = np.random.default_rng(0).standard_normal((3, manifest.geometry.hidden_size), np.float32)
-        alone = [self._run(row[None]) for row in rows]
-        self._is_row_by_row = not np.array_equal(np.concatenate(alone), self._run(rows))
-        if self._is_row_by_row:
+        for self._min_rows in (1, PADDED_ROWS):
+            alone = [self._run(row[None]) for row in rows]
+            self._is_row_by_row = not np.array_equal(np.concatenate(alone), self._run(rows))
+            if not self._is_row_by_row:
+                break
+        else:
             _log.warning("the bits of a row's logits depend on its chunk on this device, so rows run one by one")
 
     def logits(self, hidden: Floats) -> Floats:

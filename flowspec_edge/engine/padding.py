@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+PADDED_ROWS = 2
+"""The least number of rows of a chunk on a device where a row by itself has other bits."""
 MIN_ATTENTION_ROWS = 2
 MAX_ATTENTION_PADDING = 4
 _MIN_ROWS = {"int4": 2, "own": 2}

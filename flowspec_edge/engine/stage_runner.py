@@ -23,7 +23,7 @@ from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer
 from flowspec_edge.engine.kept_caches import KeptCaches
 from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.engine.memory import frugal_allocation, give_back_behind
-from flowspec_edge.engine.padding import min_rows
+from flowspec_edge.engine.padding import PADDED_ROWS
 from flowspec_edge.engine.rotary import RotaryTables, Tables
 from flowspec_edge.engine.row_check import gives_rows_the_same_bits
 from flowspec_edge.engine.step import Step
@@ -80,7 +80,6 @@ class StageRunner:
         if (precision or manifest.precision) == EXACT_PRECISION:
             check_integer_products()
         self._geometry = manifest.geometry
-        self._min_rows = min_rows(precision or manifest.precision)
         self._start, self._num_layers = start, stop - start
         self._taps = frozenset(manifest.drafter.taps if manifest.drafter else ())
         self._largest_block, self._has_half_cache = max(block.stop - block.start for block in blocks), has_half_cache
@@ -96,6 +95,7 @@ class StageRunner:
         self._blocks: list[tuple[int, int, CachedGraph]] = [
             (block.start - start, block.stop - start, self.parts[block.sha256]) for block in blocks
         ]
+        self._min_rows = PADDED_ROWS if self._is_row_by_row else self._least_rows(blocks)
         self._embedding: Embedding | None = self.parts.get(manifest.embedding.sha256)
         self._final_norm: ort.InferenceSession | None = self.parts.get(manifest.final_norm.sha256)
         self._rotary, self._kept = RotaryTables(manifest.geometry.ropes), kept or KeptCaches()
@@ -229,12 +229,26 @@ class StageRunner:
         num_products = HeadGroups.of(geometry.num_heads, geometry.num_kv_heads).num_products
         for threads in sorted({min(num_threads, num_products), 1}, reverse=True):
             graph = self._load_block(directory, block, threads)
-            if gives_rows_the_same_bits(graph, block.stop - block.start, geometry, self._min_rows):
+            if gives_rows_the_same_bits(graph, block.stop - block.start, geometry, PADDED_ROWS):
                 return graph
             _log.warning("with %d threads the bits of a row depend on its chunk on this device", threads)
         _log.warning("so rows run one by one")
         graph.is_row_by_row = True
         return graph
+
+    def _least_rows(self, blocks: Sequence[BlockEntry]) -> int:
+        """How many rows a chunk must have: one, if a row by itself has the same bits in blocks of every form.
+
+        The blocks of a GGUF file may have several forms. Those of one form take the same memory.
+        """
+        for entry in {block.memory_bytes: block for block in blocks}.values():
+            block: CachedGraph = self.parts[entry.sha256]
+            if block.min_rows is None:
+                is_same = gives_rows_the_same_bits(block, entry.stop - entry.start, self._geometry, 1)
+                block.min_rows = 1 if is_same else PADDED_ROWS
+            if block.min_rows > 1:
+                return block.min_rows
+        return 1
 
     def _place(self, session: _Session, placement: Placement) -> Step:
         """Make room in the cache, make the moves, and have the blocks know where rows are.
