@@ -58,7 +58,7 @@ PROMPT = 512
 ROWS = (1, 4, 16)
 AIMS = {"1 row": 0.95, "4 rows": 1.3, "16 rows": 1.5, "prompt": 1.8}
 AIMS_IN_PARTS = {"1 row": 1.0, "prompt": 2.5}
-TURN_S, CASE_S = 0.25, 12.0
+TURN_S, CASE_S = 0.25, 8.0
 """How long an engine's turn lasts, where its runs are shorter, and how long a case is measured."""
 LEAST_TURNS, MOST_TURNS = 3, 15
 HEADER = ["model", "threads", "precision", "case", "ours, ms", "llama.cpp, ms", "ratio", "aim", "kernels"]
@@ -169,10 +169,10 @@ def processes(jobs: dict[str, dict[str, Any]]) -> Iterator[dict[str, Times]]:
             process.close()
 
 
-def measure(model: str, threads: int, folder: Path, how: How) -> Iterator[Beside]:
+def measure(model: str, precisions: Sequence[str], threads: int, folder: Path, how: How) -> Iterator[Beside]:
     """Every case on so many threads of one process."""
     gguf = find_gguf(model, folder)
-    bundles = {precision: str(export(gguf, precision, folder)) for precision in PRECISIONS}
+    bundles = {precision: str(export(gguf, precision, folder)) for precision in precisions}
     jobs: dict[str, dict[str, Any]] = {
         **{name: {"engine": "ours", "bundle": bundle} for name, bundle in bundles.items()},
         **{f"products {name}": {"engine": "products", "bundle": bundle} for name, bundle in bundles.items()},
@@ -184,11 +184,11 @@ def measure(model: str, threads: int, folder: Path, how: How) -> Iterator[Beside
             yield from compared(turns, {"model": model, "threads": threads, "case": name}, aim)
 
 
-def measure_in_parts(model: str, folder: Path) -> Iterator[Beside]:
+def measure_in_parts(model: str, precisions: Sequence[str], folder: Path) -> Iterator[Beside]:
     """Layers shared by two processes of one thread."""
     gguf = find_gguf(model, folder)
-    bundles = {precision: export(gguf, precision, folder) for precision in PRECISIONS}
-    num_layers = load_manifest(bundles[PRECISIONS[0]]).geometry.num_layers
+    bundles = {precision: export(gguf, precision, folder) for precision in precisions}
+    num_layers = load_manifest(bundles[precisions[0]]).geometry.num_layers
     jobs: dict[str, dict[str, Any]] = {name: {"engine": "ours", "bundle": str(path)} for name, path in bundles.items()}
     for name, flash in FLASH.items():
         there = num_layers // 2 + 1  # the head counts as one
@@ -235,6 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", action="append", choices=MODELS, help="repeatable (default: all)")
     parser.add_argument(
+        "--precision", action="append", choices=PRECISIONS, help="of our engine; repeatable (default: both)"
+    )
+    parser.add_argument(
         "--threads",
         action="append",
         choices=[*map(str, THREADS), PARTS],
@@ -252,9 +255,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     how = How(options.cpu_time)
     machine, rows = describe_machine(how), list[Beside]()
+    precisions = options.precision or PRECISIONS
     for model in options.model or MODELS:
         for threads in ["1"] if options.cpu_time else options.threads or [*map(str, THREADS), PARTS]:
-            found = measure_in_parts(model, folder) if threads == PARTS else measure(model, int(threads), folder, how)
+            if threads == PARTS:
+                found = measure_in_parts(model, precisions, folder)
+            else:
+                found = measure(model, precisions, int(threads), folder, how)
             for row in found:
                 rows.append(row)
                 report(" | ".join(row.cells))
