@@ -190,12 +190,12 @@ def measure_in_parts(model: str, precisions: Sequence[str], folder: Path) -> Ite
     gguf = find_gguf(model, folder)
     bundles = {precision: export(gguf, precision, folder) for precision in precisions}
     num_layers = load_manifest(bundles[precisions[0]]).geometry.num_layers
-    jobs: dict[str, dict[str, Any]] = {name: {"engine": "ours", "bundle": str(path)} for name, path in bundles.items()}
+    jobs: dict[str, dict[str, Any]] = {name: {"engine": "ring", "bundle": str(path)} for name, path in bundles.items()}
     for name, flash in FLASH.items():
         there = num_layers // 2 + 1  # the head counts as one
         jobs[name] = {"engine": "llama.cpp", "gguf": str(gguf), "flash": flash, "layers_there": there}
     one_thread = How(is_cpu_time=False).job(1)
-    with processes({name: {**job, **one_thread, "parts": 2} for name, job in jobs.items()}) as engines:
+    with processes({name: {**job, **one_thread} for name, job in jobs.items()}) as engines:
         for name, aim in AIMS_IN_PARTS.items():
             turns = in_turns(engines, case_of(name))
             yield from compared(turns, {"model": model, "threads": "1 + 1", "case": name}, aim)

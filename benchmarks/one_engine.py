@@ -10,8 +10,8 @@ its runs:
     {"rows": 4, "times": 10}      forwards of so many rows behind PAST others, with the logits of all of them
     {"prompt": 512, "times": 1}   forwards of a prompt, with the logits of its last row
 
-Two processes of one thread each share the layers where the job says ``"parts": 2``: nodes of a ring here, and
-llama.cpp with its RPC server there. A row is then a token that is written after the others, without drafts.
+Two processes of one thread each share the layers where the engine is a ``ring``, and where llama.cpp's job says how
+many ``layers_there`` are on its RPC server. A row of a ring is a token written after the others, without drafts.
 """
 
 from __future__ import annotations
@@ -80,13 +80,14 @@ class OurEngine(Alone):
 class OurRing:
     """Two nodes of one thread, each in a process of its own, and the ring over them, without drafts."""
 
-    def __init__(self, ring: Ring, runner: asyncio.Runner) -> None:
-        self._ring, self._runner = ring, runner
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
 
-    def times(self, case: Case) -> list[float]:
+    async def times(self, case: Case) -> list[float]:
+        """As of any engine. Between two cases the loop goes on, for the ring's heartbeats."""
         if "prompt" in case:
-            return [self._runner.run(self._write(case["prompt"], 1))[0] for _ in range(case["times"])]
-        return self._runner.run(self._write(PAST, case["times"] + 1))[1:]
+            return [(await self._write(case["prompt"], 1))[0] for _ in range(case["times"])]
+        return (await self._write(PAST, case["times"] + 1))[1:]
 
     async def _write(self, num_prompt: int, num_tokens: int) -> list[float]:
         """Seconds to each token from the one before it, to the first one from the question."""
@@ -114,30 +115,32 @@ async def our_ring(bundle: Bundle) -> AsyncIterator[Ring]:
 
 
 @contextlib.contextmanager
-def opened(job: dict[str, Any]) -> Iterator[Engine]:
-    """The engine that a job asks for."""
-    kind = job.pop("engine"), job.pop("parts", 1)
-    if kind == ("products", 1):
-        yield ProductsAlone(**job)
-    elif kind == ("ours", 1):
+def opened(kind: str, job: dict[str, Any]) -> Iterator[Engine]:
+    """The engine that a job asks for, in one process or with an RPC server."""
+    if kind == "ours":
         yield OurEngine(**job)
-    elif kind == ("llama.cpp", 1):
-        yield LlamaCpp(**job)
-    elif kind == ("llama.cpp", 2):
+    elif kind == "products":
+        yield ProductsAlone(**job)
+    elif "layers_there" in job:
         with rpc_server() as server:
             yield LlamaCpp(**job, server=server)
     else:
-        with asyncio.Runner() as runner:
-            opening = our_ring(Bundle.load(Path(job["bundle"])))
-            ring = runner.run(opening.__aenter__())
-            try:
-                yield OurRing(ring, runner)
-            finally:
-                runner.run(opening.__aexit__(None, None, None))
+        yield LlamaCpp(**job)
+
+
+async def run_ring(bundle: Path) -> None:
+    async with our_ring(Bundle.load(bundle)) as ring:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            print(json.dumps(await OurRing(ring).times(json.loads(line))), flush=True)
 
 
 def main() -> None:
-    with opened(json.loads(sys.argv[1])) as engine:
+    job = json.loads(sys.argv[1])
+    kind = job.pop("engine")
+    if kind == "ring":
+        asyncio.run(run_ring(Path(job["bundle"])))
+        return
+    with opened(kind, job) as engine:
         for line in sys.stdin:
             print(json.dumps(engine.times(json.loads(line))), flush=True)
 
