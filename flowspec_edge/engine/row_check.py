@@ -12,6 +12,7 @@ import numpy as np
 from flowspec_edge.core.limits import GROUP_ROWS, RECENT_ROWS, SLOTS_PER_STEP
 from flowspec_edge.engine.attention_inputs import attention_inputs
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, as_ort_value
+from flowspec_edge.engine.padding import PADDED_ROWS
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.manifest import HIDDEN, Geometry
 
@@ -54,3 +55,12 @@ def gives_rows_the_same_bits(block: CachedGraph, num_layers: int, geometry: Geom
 
     together = run(0, NUM_ROWS)
     return all(np.array_equal(run(number, number + 1)[0], together[number]) for number in range(NUM_ALONE))
+
+
+def least_rows(block: CachedGraph, num_layers: int, geometry: Geometry) -> int:
+    """How many rows a chunk must have for these to have the same bits: one, where a row by itself has them. The block
+    is asked once.
+    """
+    if block.min_rows is None:
+        block.min_rows = 1 if gives_rows_the_same_bits(block, num_layers, geometry, 1) else PADDED_ROWS
+    return block.min_rows

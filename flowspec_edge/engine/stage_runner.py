@@ -25,7 +25,7 @@ from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.engine.memory import frugal_allocation, give_back_behind
 from flowspec_edge.engine.padding import PADDED_ROWS
 from flowspec_edge.engine.rotary import RotaryTables, Tables
-from flowspec_edge.engine.row_check import gives_rows_the_same_bits
+from flowspec_edge.engine.row_check import gives_rows_the_same_bits, least_rows
 from flowspec_edge.engine.step import Step
 from flowspec_edge.errors import CacheFullError, PlacementError
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, BlockEntry, FileEntry, Manifest
@@ -95,7 +95,12 @@ class StageRunner:
         self._blocks: list[tuple[int, int, CachedGraph]] = [
             (block.start - start, block.stop - start, self.parts[block.sha256]) for block in blocks
         ]
-        self._min_rows = PADDED_ROWS if self._is_row_by_row else self._least_rows(blocks)
+        self._min_rows = PADDED_ROWS
+        if not self._is_row_by_row:  # of blocks in several forms, as a GGUF file has them, one of each is asked
+            forms = {block.memory_bytes: block for block in blocks}.values()
+            self._min_rows = max(
+                least_rows(self.parts[one.sha256], one.stop - one.start, self._geometry) for one in forms
+            )
         self._embedding: Embedding | None = self.parts.get(manifest.embedding.sha256)
         self._final_norm: ort.InferenceSession | None = self.parts.get(manifest.final_norm.sha256)
         self._rotary, self._kept = RotaryTables(manifest.geometry.ropes), kept or KeptCaches()
@@ -235,20 +240,6 @@ class StageRunner:
         _log.warning("so rows run one by one")
         graph.is_row_by_row = True
         return graph
-
-    def _least_rows(self, blocks: Sequence[BlockEntry]) -> int:
-        """How many rows a chunk must have: one, if a row by itself has the same bits in blocks of every form.
-
-        The blocks of a GGUF file may have several forms. Those of one form take the same memory.
-        """
-        for entry in {block.memory_bytes: block for block in blocks}.values():
-            block: CachedGraph = self.parts[entry.sha256]
-            if block.min_rows is None:
-                is_same = gives_rows_the_same_bits(block, entry.stop - entry.start, self._geometry, 1)
-                block.min_rows = 1 if is_same else PADDED_ROWS
-            if block.min_rows > 1:
-                return block.min_rows
-        return 1
 
     def _place(self, session: _Session, placement: Placement) -> Step:
         """Make room in the cache, make the moves, and have the blocks know where rows are.

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from flowspec_edge.bundle import Bundle
-from flowspec_edge.engine import stage_runner
+from flowspec_edge.engine import row_check, stage_runner
 from flowspec_edge.engine.graphs import CachedGraph
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.row_check import gives_rows_the_same_bits
@@ -54,7 +54,8 @@ def test_a_row_gets_one_of_padding_where_it_has_other_bits_by_itself(
         asked.append((block, min_rows))
         return len(asked) < 3
 
-    monkeypatch.setattr(stage_runner, "gives_rows_the_same_bits", gives)
+    for module in (stage_runner, row_check):
+        monkeypatch.setattr(module, "gives_rows_the_same_bits", gives)
     stage = StageRunner(bundle.directory, replace(bundle.manifest, blocks=[first, *others, last]), 0, NUM_LAYERS)
     assert [min_rows for _, min_rows in asked] == [2, 1, 1]
     assert asked[-1][0] is stage.parts[last.sha256]
