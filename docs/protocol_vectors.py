@@ -16,6 +16,7 @@ from zeroconf import ServiceInfo
 
 from flowspec_edge.core import codec, wire
 from flowspec_edge.core.cluster.key_text import format_key
+from flowspec_edge.core.row_kinds import kind_of, narrow, widen
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.close_codes import CloseCode
@@ -46,6 +47,10 @@ MESSAGES: tuple[tuple[wire.Message, str], ...] = (
         wire.OpenStage("pi-hall-1f2e3d4c", 1, BUNDLE, 0, 4, "pi-attic", "192.0.2.7", 7361, ["192.0.2.5:7361/pi-hall"]),
         "in a precision that the node chooses",
     ),
+    (
+        wire.OpenStage("pi-hall-1f2e3d4c", 0, BUNDLE, 0, 4, "pi-attic", "192.0.2.7", 7361, [], "w8a8", "float16"),
+        "in one that it does not, whose rows leave in 16 bits",
+    ),
     (wire.StageProgress("pi-hall-1f2e3d4c", 65_536, 3_353_432), "while weights come"),
     (
         wire.StageOpened("pi-hall-1f2e3d4c", 3_600_000, 240, 3_353_432, "w8a8 on x86_64, avx2, onnxruntime 1.30.0"),
@@ -74,6 +79,8 @@ MESSAGES: tuple[tuple[wire.Message, str], ...] = (
         wire.ChunkMessage(1, Chunk(7, ROWS, 2, HIDDEN, 2, (Passage(2, 0.5, 0.25),))),
         "two draft rows behind the first stage, of a schedule with turns",
     ),
+    (wire.ChunkMessage(2, Chunk(7, ROWS, 2, narrow(HIDDEN, "float16"))), "the same rows in float16"),
+    (wire.ChunkMessage(3, Chunk(7, ROWS, 2, narrow(HIDDEN, "bfloat16"))), "the same rows in bfloat16"),
     (wire.TappedRows(7, 2, (4, 5), HIDDEN), "for the drafter at the origin"),
 )
 SECRET = bytes(range(20))
@@ -108,9 +115,10 @@ def fields_of(message: wire.Message) -> Json:
                 "session": chunk.session,
                 "num_wanted": chunk.num_wanted,
                 "rows": [list(row) for row in chunk.rows],
-                "hidden": None if chunk.hidden is None else chunk.hidden.tolist(),
+                "hidden": None if chunk.hidden is None else widen(chunk.hidden).tolist(),
                 "turn": chunk.turn,
                 "passages": [list(msgspec.structs.astuple(passage)) for passage in chunk.passages],
+                "row_kind": "float32" if chunk.hidden is None else kind_of(chunk.hidden),
             }
         case wire.TappedRows(session, layer, ids, hidden):
             return {"session": session, "layer": layer, "ids": list(ids), "hidden": hidden.tolist()}

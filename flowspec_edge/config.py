@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from flowspec_edge.errors import FieldError
 
@@ -22,6 +22,11 @@ MAX_NAMED_TOKENS = 1024
 MAX_GRAMMAR_CHARACTERS = 2**16
 """Of a grammar's text: a schema of some thousand properties."""
 GRAMMAR_KINDS = ("json", "regex", "choice", "lark")
+
+RowKind = Literal["float32", "float16", "bfloat16"]
+"""In which numbers hidden rows travel between boards (``core/row_kinds.py``). ``float16`` has 11 bits of precision and
+values up to 65504, ``bfloat16`` 8 bits and values as large as those of float32."""
+ROW_KINDS: tuple[RowKind, ...] = get_args(RowKind)
 
 MIN_TEMPERATURE = 1e-6
 """Below it the likeliest token is drawn anyway, and logits that are divided by it overflow in the end."""

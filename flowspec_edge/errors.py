@@ -133,6 +133,17 @@ class CacheFullError(StageFailedError):
     """The cache of one session cannot grow. Others go on."""
 
 
+class RowsTooLargeError(StageFailedError):
+    """A hidden row of one session has a value that cannot travel in float16. Others go on."""
+
+    def __init__(self, largest: float) -> None:
+        super().__init__(
+            f"a hidden row has a value of {largest:g}, which is beyond float16 (65504); let rows travel in bfloat16 or "
+            "float32 (--hidden-rows)"
+        )
+        self.largest = largest
+
+
 class RingLostError(StageFailedError):
     """A ring was lost, and another one may go on with its texts.
 

@@ -22,6 +22,7 @@ from flowspec_edge.cli.options import (
     set_command,
 )
 from flowspec_edge.cli.show_search import SearchDisplay
+from flowspec_edge.config import ROW_KINDS, RowKind
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.errors import RequestError
 
@@ -51,6 +52,7 @@ class ContextArguments:
 
     any_precision: bool
     context: int | None
+    hidden_rows: RowKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,13 @@ def _add_context(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens of a session to leave memory for in the plan (default: all that the model allows)",
     )
+    parser.add_argument(
+        "--hidden-rows",
+        choices=ROW_KINDS,
+        default="float32",
+        help="how hidden rows travel between boards (default: float32); in 16 bits they take half the bytes, for slow "
+        "networks, and are rounded at each hop: texts may be others, and depend on where the layers are cut",
+    )
 
 
 def ring_plan_options(options: RingArguments, schedule: str) -> PlanOptions | None:
@@ -171,7 +180,7 @@ async def _plan(options: PlanCommand) -> int:
         from flowspec_edge.origin.opening import plan_layers
 
         access = access_from(options)
-        settings = origin_settings(options, access)
+        settings = replace(origin_settings(options, access), row_kind=options.hidden_rows)
         plan_options = replace(plan_options_from(options, options.schedule), has_standbys=options.standby)
         found = await search(options, access, display=display)
     node = await Node.start(settings)

@@ -75,7 +75,7 @@ async def _generate(options: GenerateCommand) -> int:
         from flowspec_edge.node.node import Node
 
         wanted, access = generate_options_from(options), access_from(options)
-        settings = origin_settings(options, access)
+        settings = dataclasses.replace(origin_settings(options, access), row_kind=options.hidden_rows)
         node = await Node.start(settings)
         closing.push_async_callback(node.close)
         service, _ = await closing.enter_async_context(

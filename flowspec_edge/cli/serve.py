@@ -7,7 +7,7 @@ import contextlib
 import logging
 from argparse import ArgumentParser
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flowspec_edge.cli.api_access import ApiAccess, api_url, open_api_access, print_welcome
@@ -119,7 +119,8 @@ async def _serve(options: ServeCommand) -> int:
         origins=options.cors_origin,
     )
     profile, _ = use_board(options.board, num_threads=options.threads, memory_mib=options.memory)
-    node = await Node.start(serving_settings(options, access, profile, is_announced=not options.no_layers))
+    settings = serving_settings(options, access, profile, is_announced=not options.no_layers)
+    node = await Node.start(replace(settings, row_kind=options.hidden_rows))
     fetches = FetchDisplay()
     node.on_fetch = fetches.show_own
     try:

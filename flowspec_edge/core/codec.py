@@ -1,7 +1,7 @@
 """Encodes and decodes messages. Nothing here opens a socket.
 
 A message is a header, the msgpack of ``[type, field, ...]``. A message with hidden rows also has a tail: the rows as
-raw little-endian float32, sent behind the header in pieces (see ``net/connection.py``).
+raw little-endian numbers, sent behind the header in pieces (see ``net/connection.py``).
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from flowspec_edge.config import RowKind
 from flowspec_edge.core.limits import MAX_CHUNK_ROWS, MAX_PASSAGES
-from flowspec_edge.core.rows import Chunk, Count, Floats, Passage, Row
+from flowspec_edge.core.row_kinds import WIRE_TYPES, kind_of
+from flowspec_edge.core.rows import Chunk, Count, Floats, Hidden, Passage, Row
 from flowspec_edge.core.wire import (
     ROW_BYTES,
     ChunkMessage,
@@ -35,13 +37,13 @@ MAX_TAIL_BYTES = 16 * 2**20
 MAX_QUOTED = 200
 """Characters of an error that quotes a message."""
 _U32 = struct.Struct("<I")
-_F32 = np.dtype("<f4")
 
 
 class _ChunkHeader(PlainMessage, frozen=True, tag="Chunk"):
     """The header of a chunk, whose hidden rows are the tail. Each has ``width`` values; 0 where there is no tail.
 
-    ``table`` has the draft ids of all rows, then their parents, then their tokens, all as u32.
+    ``table`` has the draft ids of all rows, then their parents, then their tokens, all as u32. ``row_kind`` says in
+    which numbers the hidden rows are.
     """
 
     number: Count
@@ -51,12 +53,13 @@ class _ChunkHeader(PlainMessage, frozen=True, tag="Chunk"):
     width: Count
     turn: Count
     passages: Annotated[tuple[Passage, ...], Meta(max_length=MAX_PASSAGES)]
+    row_kind: RowKind = "float32"
 
     @property
     def num_rows(self) -> int:
         return _num_rows(self.table, ROW_BYTES)
 
-    def complete(self, hidden: Floats | None) -> ChunkMessage:
+    def complete(self, hidden: Hidden | None) -> ChunkMessage:
         if self.num_wanted > self.num_rows:
             raise ProtocolError(f"a chunk of {self.num_rows} rows, of which {self.num_wanted} are wanted back")
         values, num_rows = _values_of(self.table), self.num_rows
@@ -66,12 +69,16 @@ class _ChunkHeader(PlainMessage, frozen=True, tag="Chunk"):
 
 
 class _TappedHeader(PlainMessage, frozen=True, tag="Tapped"):
-    """The header of tapped rows, whose values are the tail. ``table`` has their draft ids as u32."""
+    """The header of tapped rows, whose values are the tail, in float32. ``table`` has their draft ids as u32."""
 
     session: Count
     layer: Count
     table: Annotated[bytes, Meta(min_length=_U32.size, max_length=_U32.size * MAX_CHUNK_ROWS)]
     width: Annotated[int, Meta(ge=1)]
+
+    @property
+    def row_kind(self) -> RowKind:
+        return "float32"
 
     @property
     def num_rows(self) -> int:
@@ -101,14 +108,15 @@ def encode(message: Message) -> tuple[bytes, memoryview | None]:
     match message:
         case ChunkMessage(number, chunk):
             table = _table_of(*zip(*chunk.rows, strict=True))
-            width = 0 if chunk.hidden is None else chunk.hidden.shape[1]
-            chunk_header = _ChunkHeader(
-                number, chunk.session, chunk.num_wanted, table, width, chunk.turn, chunk.passages
-            )
-            return _encoder.encode(chunk_header), None if chunk.hidden is None else _tail_of(chunk.hidden)
+            stated = number, chunk.session, chunk.num_wanted, table
+            if (hidden := chunk.hidden) is None:
+                return _encoder.encode(_ChunkHeader(*stated, 0, chunk.turn, chunk.passages)), None
+            kind = kind_of(hidden)
+            chunk_header = _ChunkHeader(*stated, hidden.shape[1], chunk.turn, chunk.passages, kind)
+            return _encoder.encode(chunk_header), _tail_of(hidden, kind)
         case TappedRows(session, layer, ids, hidden):
             tapped_header = _TappedHeader(session, layer, _table_of(ids), hidden.shape[1])
-            return _encoder.encode(tapped_header), _tail_of(hidden)
+            return _encoder.encode(tapped_header), _tail_of(hidden, "float32")
         case StageFailure():
             return _encoder.encode(message.plain), None
     return _encoder.encode(message), None
@@ -124,10 +132,11 @@ def _values_of(table: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{len(table) // _U32.size}I", table)
 
 
-def _tail_of(hidden: Floats) -> memoryview:
-    if sys.byteorder == "big" or hidden.dtype != _F32 or not hidden.flags.c_contiguous:
-        hidden = np.ascontiguousarray(hidden, _F32)
-    return hidden.data.cast("B")
+def _tail_of(hidden: Hidden, kind: RowKind) -> memoryview:
+    wanted = WIRE_TYPES[kind]
+    if sys.byteorder == "big" or hidden.dtype != wanted or not hidden.flags.c_contiguous:
+        hidden = np.ascontiguousarray(hidden, wanted)
+    return hidden.view(np.uint8).data.cast("B")
 
 
 def decode(data: bytes, tail: Tail | None = None) -> Message:
@@ -148,7 +157,7 @@ def complete(header: Header, tail: Tail | None = None) -> Message:
         raise ProtocolError(f"{header.num_rows} rows of {header.width} floats with a tail of {found} bytes")
     if tail is None or not header.width:
         return header.complete(None)
-    return header.complete(np.frombuffer(tail, _F32).reshape(header.num_rows, header.width))
+    return header.complete(np.frombuffer(tail, WIRE_TYPES[header.row_kind]).reshape(header.num_rows, header.width))
 
 
 def read_header(data: bytes | memoryview) -> Header:
@@ -177,7 +186,7 @@ def num_tail_bytes(header: Header) -> int:
     """The size of the tail that belongs to a header. Raises ProtocolError where it is larger than any may be."""
     if not isinstance(header, _ChunkHeader | _TappedHeader):
         return 0
-    num_bytes = header.num_rows * header.width * _F32.itemsize
+    num_bytes = header.num_rows * header.width * WIRE_TYPES[header.row_kind].itemsize
     if num_bytes > MAX_TAIL_BYTES:
         raise ProtocolError(f"a chunk of {num_bytes} bytes exceeds the {MAX_TAIL_BYTES}-byte limit (MAX_TAIL_BYTES)")
     return num_bytes

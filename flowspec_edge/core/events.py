@@ -5,8 +5,9 @@ Each has one method, ``handle(event, now) -> list[Action]``. Whoever drives them
 clock - performs the actions; an action that takes time (``RunForward``, ``RunHead``, ``RunDraft``) is answered later by
 its event.
 
-Tensors pass through untouched: hidden rows are [rows, hidden_size] float32. Nothing as long as the vocabulary reaches a
-core: tokens are drawn where the head runs (core/speculation/verify.py).
+Tensors pass through untouched: hidden rows are [rows, hidden_size], in the numbers in which they travel
+(core/row_kinds.py). Nothing as long as the vocabulary reaches a core: tokens are drawn where the head runs
+(core/speculation/verify.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowspec_edge.config import GenerateOptions, Grammar, TokenLogprobs
-from flowspec_edge.core.rows import Chunk, Paths, Placement, Row, SessionSpec, SlotMove
+from flowspec_edge.core.rows import Chunk, Hidden, Paths, Placement, Row, SessionSpec, SlotMove
 from flowspec_edge.core.rows import Floats as Floats
 
 # ---------------------------------------------------------------------- a stage: events
@@ -63,7 +64,7 @@ class ForwardFinished:
     stage, by layer, if ``RunForward`` asked for them.
     """
 
-    hidden: Floats
+    hidden: Hidden
     tapped: Mapping[int, Floats] = field(default_factory=dict)
 
 
@@ -129,7 +130,7 @@ class RunForward:
 
     session: int
     rows: tuple[Row, ...]
-    hidden: Floats | None
+    hidden: Hidden | None
     placement: Placement
     is_tapped: bool = False
 
@@ -333,7 +334,7 @@ class RunHead:
     session: int
     rows: tuple[Row, ...]
     positions: tuple[int, ...]
-    hidden: Floats
+    hidden: Hidden
     options: GenerateOptions
     paths: Paths | None = None
 
@@ -358,7 +359,7 @@ class RunDraft:
     session: int
     rows: tuple[Row, ...]
     positions: NDArray[np.int64]
-    hidden: Floats
+    hidden: Hidden
     dropped: tuple[int, ...]
     options: GenerateOptions | None = None
     paths: Paths | None = None

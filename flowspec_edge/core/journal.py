@@ -96,7 +96,7 @@ class PlainWriter:
             return self._plain(part, keeps_values=keeps_values, keeps_floats=keeps_floats)
 
         if isinstance(value, np.ndarray):
-            is_kept = keeps_values and (keeps_floats or value.dtype.kind != "f")
+            is_kept = keeps_values and (keeps_floats or value.dtype.kind not in "fV")
             return ["=array", value.dtype.str, list(value.shape), value.tobytes() if is_kept else None]
         if isinstance(value, set | frozenset):
             return ["=set", sorted(map(plain, value), key=repr)]

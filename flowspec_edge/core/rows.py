@@ -6,7 +6,7 @@ Each has one type on its whole way, in events, on the wire, on the virtual clock
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from msgspec import Meta, Struct
@@ -16,6 +16,8 @@ from flowspec_edge.core.limits import MAX_CHUNK_ROWS, MAX_COUNT, MAX_PASSAGE_S
 from flowspec_edge.errors import ProtocolError
 
 Floats = NDArray[np.float32]
+Hidden = NDArray[Any]
+"""Hidden rows [rows, hidden_size] as they travel, in float32 or in another kind of ``core/row_kinds.py``."""
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 """A whole number that a peer may send: the number of a session or a row, or a count."""
 
@@ -105,7 +107,7 @@ class Passage(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 class Chunk:
     """Rows of one session that are sent together, parents before children.
 
-    ``hidden`` is [rows, hidden_size] float32; None on the hop to the first stage, which embeds the tokens. The origin
+    ``hidden`` is [rows, hidden_size]; None on the hop to the first stage, which embeds the tokens. The origin
     needs hidden rows back of the last ``num_wanted`` rows alone. A stage does not run the chunk before turn ``turn`` of
     the session has begun; 0 stands for no turn. ``passages`` has one entry for each stage that the chunk has passed.
     """
@@ -113,7 +115,7 @@ class Chunk:
     session: int
     rows: tuple[Row, ...]
     num_wanted: int
-    hidden: Floats | None = None
+    hidden: Hidden | None = None
     turn: int = 0
     passages: tuple[Passage, ...] = ()
 
@@ -136,7 +138,7 @@ class SessionSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     num_kept: Count = 0
 
 
-def check_width(hidden: Floats, hidden_size: int) -> None:
+def check_width(hidden: Hidden, hidden_size: int) -> None:
     """Raise ProtocolError where hidden rows have not ``hidden_size`` values; with 0 that is not known, and all pass."""
     if hidden_size and hidden.shape[1] != hidden_size:
         raise ProtocolError(f"hidden rows of {hidden.shape[1]} values came where the model has {hidden_size}")

@@ -10,10 +10,11 @@ from typing import Annotated, TypeVar
 
 from msgspec import Meta, Struct
 
+from flowspec_edge.config import RowKind
 from flowspec_edge.core.rows import Chunk, Count, Floats, SessionSpec
 from flowspec_edge.errors import UNPRINTABLE, ProtocolError, plain_text
 
-PROTOCOL_VERSION = 13
+PROTOCOL_VERSION = 14
 
 MAX_TEXT = 4096
 """Characters of one text."""
@@ -92,7 +93,7 @@ class OpenStage(PlainMessage, frozen=True):
 
     Chunks come in over the data link of hop ``hop`` and leave over that of ``hop + 1``, which this node opens.
     ``sources`` are nodes from which weights may be fetched (``Source.to_text`` in ``core/weights/fetching.py``). The
-    layers run in ``precision``; where it is empty, the node chooses.
+    layers run in ``precision``; where it is empty, the node chooses. The stage's hidden rows leave as ``row_kind``.
     """
 
     ring: Text
@@ -105,6 +106,7 @@ class OpenStage(PlainMessage, frozen=True):
     next_port: Port
     sources: Annotated[list[Text], Meta(max_length=MAX_SOURCES)] = []
     precision: Text = ""
+    row_kind: RowKind = "float32"
 
 
 class StageProgress(PlainMessage, frozen=True):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowspec_edge.bundle import Bundle
+from flowspec_edge.config import RowKind
 from flowspec_edge.core import wire
 from flowspec_edge.core.cluster.address import Address
 from flowspec_edge.core.device.caps import NO_CAPS, Caps
@@ -41,7 +42,8 @@ class NodeSettings:
     runs as well. Its stages run in ``precision``; where that is None, in what was chosen for their bundle by
     measurement, or in the bundle's own. One that ``has_half_cache`` keeps keys and values in float16. ``thermometer``
     tells of the board's heat, where it can, and ``power`` what it takes. Its stages rest so that it stays under its
-    ``caps``. ``cores`` are what it shares with other nodes of its machine.
+    ``caps``. ``cores`` are what it shares with other nodes of its machine. Hidden rows travel as ``row_kind`` in
+    rings that it opens.
     """
 
     name: str
@@ -60,6 +62,7 @@ class NodeSettings:
     remembers: bool = False
     precision: str | None = None
     has_half_cache: bool = False
+    row_kind: RowKind = "float32"
     thermometer: Thermometer | None = None
     power: BoardPower | None = None
     caps: Caps = NO_CAPS

@@ -11,18 +11,20 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
+from flowspec_edge.config import RowKind
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.row_kinds import narrow, widen
 from flowspec_edge.core.speculation.stage import Stage
-from flowspec_edge.errors import CacheFullError, ProtocolError
+from flowspec_edge.errors import CacheFullError, ProtocolError, RowsTooLargeError
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.packet_counter import PacketCounter
 from flowspec_edge.node.activity import Activity
@@ -63,8 +65,8 @@ class StageHost:
     """A loaded and connected stage, which works as long as the context lasts; ``wait_ended`` tells when it has ended.
 
     ``journal`` writes down what ``core`` is told, where that is wanted. ``runner`` runs on ``executor``, which has one
-    thread. A session may have at most ``max_capacity`` rows. ``activity`` is told when forwards run, and ``recorder``
-    how long they took. The origin is told the ``energy`` that the board takes.
+    thread. A session may have at most ``max_capacity`` rows, which leave as ``row_kind``. ``activity`` is told when
+    forwards run, and ``recorder`` how long they took. The origin is told the ``energy`` that the board takes.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class StageHost:
         executor: ThreadPoolExecutor,
         *,
         max_capacity: int,
+        row_kind: RowKind = "float32",
         activity: Activity,
         recorder: StageRecorder | None = None,
         energy: Callable[[], wire.EnergyTaken | None] = lambda: None,
@@ -86,7 +89,7 @@ class StageHost:
         self._control, self._behind, self._ahead = links.control, links.behind, links.ahead
         self._board = board
         self._jobs = Jobs(executor)
-        self._max_capacity = max_capacity
+        self._max_capacity, self._row_kind = max_capacity, row_kind
         self._activity = activity
         self._recorder, self._energy = recorder, energy
         self._running: _Running | None = None  # the newest forward, until it has ended
@@ -201,7 +204,14 @@ class StageHost:
         """Run a forward, behind what else has to be done."""
         running = self._running = _Running(forward, time.monotonic())
         running.busy.enter_context(self._activity.busy())
-        self._jobs.submit(partial(self._take_result, running), self._runner.run, forward, running.asks)
+        self._jobs.submit(partial(self._take_result, running), self._compute, forward, running.asks)
+
+    def _compute(self, forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> ev.ForwardFinished:
+        """On the thread of forwards."""
+        if forward.hidden is not None:
+            forward = replace(forward, hidden=widen(forward.hidden))
+        finished = self._runner.run(forward, is_cancelled)
+        return replace(finished, hidden=narrow(finished.hidden, self._row_kind))
 
     def _take_result(self, running: _Running, ended: Future[ev.ForwardFinished]) -> None:
         running.busy.close()
@@ -211,7 +221,7 @@ class StageHost:
             return
         try:
             finished = ended.result()
-        except CacheFullError as cause:
+        except (CacheFullError, RowsTooLargeError) as cause:
             self._end_session(running.forward, cause)
             return
         if self._recorder is not None and not running.is_cancelled:
@@ -226,7 +236,7 @@ class StageHost:
         if self._working is not None:
             self._board.send(self._control, wire.SessionOpened(session, num_kept if ended.result() else 0))
 
-    def _end_session(self, forward: ev.RunForward, cause: CacheFullError) -> None:
+    def _end_session(self, forward: ev.RunForward, cause: CacheFullError | RowsTooLargeError) -> None:
         """End the session that a forward is of, and tell the origin. No row of the forward lives any more."""
         _log.warning("session %d has ended: %s", forward.session, cause)
         self._board.send(self._control, wire.SessionFailure(forward.session, str(cause)).plain)

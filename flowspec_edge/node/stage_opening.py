@@ -121,6 +121,8 @@ class _Opening:
                 recorder.rested_s = lambda: resting.rested_s
         ahead = await self._connect_ahead()
         arithmetic = arithmetic_of(self._precision or manifest.precision)
+        if request.row_kind != "float32":
+            arithmetic += f", rows rounded to {request.row_kind} behind layer {request.stop - 1}"
         self.control.send(wire.StageOpened(request.ring, stage.memory_bytes, load_ms, fetched_bytes, arithmetic))
         behind = await self._take_behind()
         geometry = manifest.geometry
@@ -138,6 +140,7 @@ class _Opening:
             board,
             self.executor,
             max_capacity=geometry.max_context + TREE_MARGIN,
+            row_kind=request.row_kind,
             activity=self.node.activity,
             recorder=recorder,
             energy=watch.energy,

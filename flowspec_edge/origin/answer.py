@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from flowspec_edge.config import GenerateOptions, Logprobs, Piece, TokenLogprobs, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Logprobs, Piece, RowKind, TokenLogprobs, UnfinishedText
 from flowspec_edge.core.device.energy_shares import TextEnergy
 from flowspec_edge.core.planning.arithmetic import ComputedLayers, changed_layers
 from flowspec_edge.core.speculation.statistics import GenerationStatistics
@@ -39,6 +39,7 @@ class Answer:
         self._counts: list[GenerationStatistics] = []  # one for each ring that wrote at it
         self._of_prompt = GenerationStatistics()  # of the one that read the prompt and wrote the first token
         self._computed: Sequence[ComputedLayers] = ()  # by the ring that wrote last
+        self._row_kind: RowKind = "float32"  # of the ring that wrote last
         self._changes: list[dict[str, Any]] = []
         self._energies: list[TextEnergy] = []  # one for each ring that wrote at it
         self._num_resumed = 0  # tokens that another origin wrote
@@ -92,10 +93,14 @@ class Answer:
         return "stop" if self.is_stopped else self._ending
 
     def begin(
-        self, counts: GenerationStatistics, computed: Sequence[ComputedLayers], energy: TextEnergy | None = None
+        self,
+        counts: GenerationStatistics,
+        computed: Sequence[ComputedLayers],
+        energy: TextEnergy | None = None,
+        row_kind: RowKind = "float32",
     ) -> None:
         """A ring begins to write at it, and keeps its figures in ``counts``, and what its boards take in ``energy``. It
-        computes the layers like that.
+        computes the layers like that, and hidden rows travel as ``row_kind``.
         """
         if self._tokens and self._computed:  # else all are drawn from what this ring computes, or nothing is known
             self._changes += [
@@ -106,7 +111,7 @@ class Answer:
         self._energies += [energy] if energy is not None else []
         if not self._tokens:
             self._of_prompt = counts
-        self._computed = computed
+        self._computed, self._row_kind = computed, row_kind
 
     def take(self, tokens: tuple[int, ...], logprobs: Sequence[TokenLogprobs] = ()) -> Piece:
         """Append tokens that became final, up to a stop string; returns the piece that they make."""
@@ -137,6 +142,7 @@ class Answer:
             "prompt_tokens": len(self._prompt),
             "cached_tokens": self._of_prompt.num_rows_kept,
             "completion_tokens": len(self._tokens),
+            "hidden_rows": self._row_kind,
             "arithmetic_changes": self._changes,
             "trips": counts.num_trips,
             "verifications": counts.num_verifications,

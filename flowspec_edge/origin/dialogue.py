@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn
 
 from flowspec_edge.bundle import Bundle
+from flowspec_edge.config import RowKind
 from flowspec_edge.core import wire
 from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.placement import LeftOut, StagePlan
@@ -151,8 +152,10 @@ def stage_requests(
     plans: Sequence[StagePlan],
     controls: Sequence[Link],
     found: Sequence[Announcement],
+    row_kind: RowKind = "float32",
 ) -> list[wire.OpenStage]:
-    """What each stage is asked for: its layers, whom it connects to, and from whom it may fetch its weights.
+    """What each stage is asked for: its layers, whom it connects to, from whom it may fetch its weights, and how its
+    rows leave.
 
     The last one connects to the origin's own node, of the name ``own_name``, and all may fetch from it.
     """
@@ -166,7 +169,8 @@ def stage_requests(
             ahead = Source(next_one.node, next_one.host, next_one.port)
         texts = source_texts(own, found, plan.node)
         layers = (bundle.digest, plan.start, plan.stop)
-        requests.append(wire.OpenStage(ring, hop, *layers, ahead.node, ahead.host, ahead.port, texts, plan.precision))
+        where = (ahead.node, ahead.host, ahead.port)
+        requests.append(wire.OpenStage(ring, hop, *layers, *where, texts, plan.precision, row_kind))
     return requests
 
 

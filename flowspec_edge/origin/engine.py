@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import Grammar
 from flowspec_edge.core import events as ev
+from flowspec_edge.core.row_kinds import widen
 from flowspec_edge.core.speculation.constraint import Constraint, check_drafts
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.verify import Noise, draw_tokens, noise_of, rank_drafts
@@ -90,6 +91,7 @@ class OriginEngine:
 
     def _run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         assert self._parts is not None, "a closed engine runs nothing"
+        job = replace(job, hidden=widen(job.hidden))
         if isinstance(job, ev.RunHead):
             constraint = self._constraint(job.options.grammar)
             return draw_tokens(job, self._parts.head.logits(job.hidden), self._parts.noise, constraint)

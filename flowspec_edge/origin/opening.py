@@ -126,7 +126,8 @@ async def open_ring(
             controls = [peers[part.node].link for part in plans]
             closing.enter_context(node.arrivals.expect(f"{name}/{len(plans)}"))
             there = [peer.address for peer in peers.values()]
-            requests = stage_requests(node.settings.name, node.port, bundle, name, plans, controls, there)
+            own, row_kind = (node.settings.name, node.port), node.settings.row_kind
+            requests = stage_requests(*own, bundle, name, plans, controls, there, row_kind)
             loads = asyncio.to_thread(load_engine, bundle, node.settings.num_threads, DraftShape())
             loading = asyncio.create_task(loads, name="loading head and drafter")
             closing.push_async_callback(_close_when_loaded, loading)
@@ -140,7 +141,7 @@ async def open_ring(
         room = room_for_sessions(bundle, stages, peers, kept_bytes)
         core, journal = _core_of(bundle, len(stages), room, plan, has_drafter=engine.drafter is not None)
         async with Ring(
-            core, journal, engine, stages, links, node.board, plan, on_lossy, room.slot_bytes, node.energy
+            core, journal, engine, stages, links, node.board, plan, on_lossy, room.slot_bytes, node.energy, row_kind
         ) as ring:
             yield ring
 

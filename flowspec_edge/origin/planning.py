@@ -121,7 +121,8 @@ async def survey(
     loaded = loaded or load_placement(bundle.digest)
     sure = manifest.precision if plan_options.is_any_precision else None
     devices = _devices(settings, peers, told, loaded, head_ms + draft_ms, sure)
-    model, throughput = _needs(bundle, plan_options, head_ms), _throughput(bundle, plan_options, draft_ms)
+    model = _needs(settings, bundle, plan_options, head_ms)
+    throughput = _throughput(bundle, plan_options, draft_ms)
     return Known(with_origin_memory(devices, settings.name, model), links, model, throughput, refused)
 
 
@@ -138,7 +139,7 @@ def assume_equal(
         Device(node=name, free_memory_bytes=peer.free_memory_bytes, has_half_cache=peer.has_half_cache, layer=layer)
         for name, peer in peers.items()
     ]
-    model = _needs(bundle, plan_options, head_ms=0.0)
+    model = _needs(settings, bundle, plan_options, head_ms=0.0)
     return Known(
         with_origin_memory(devices, settings.name, model),
         Links(origin=origin_name(settings, peers), usual=Hop(0.0), cut=_as_measured(settings, peers, cut)),
@@ -147,10 +148,12 @@ def assume_equal(
     )
 
 
-def _needs(bundle: Bundle, plan_options: PlanOptions, head_ms: float) -> ModelNeeds:
+def _needs(settings: NodeSettings, bundle: Bundle, plan_options: PlanOptions, head_ms: float) -> ModelNeeds:
     limit = bundle.manifest.geometry.max_context
     num_tokens = min(plan_options.num_tokens or limit, limit)
-    return ModelNeeds.from_manifest(bundle.manifest, num_tokens=num_tokens + TREE_MARGIN, head_ms=head_ms)
+    return ModelNeeds.from_manifest(
+        bundle.manifest, num_tokens=num_tokens + TREE_MARGIN, head_ms=head_ms, row_kind=settings.row_kind
+    )
 
 
 def _throughput(bundle: Bundle, plan_options: PlanOptions, draft_ms: float) -> Throughput:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
-from flowspec_edge.config import GenerateOptions, Grammar, Piece, Prompt, Text, TextPart, UnfinishedText
+from flowspec_edge.config import GenerateOptions, Grammar, Piece, Prompt, RowKind, Text, TextPart, UnfinishedText
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.device.energy_shares import EnergyShares
@@ -104,7 +104,8 @@ class Ring:
 
     ``journal`` writes down what ``core`` is told, where that is wanted. ``plan`` is what the planner expects of the
     ring, where it was planned. ``on_lossy`` is told which part of the ring loses packets. A slot of a session's cache
-    takes ``slot_bytes`` on all stages together. ``energy`` is what the origin's own board takes.
+    takes ``slot_bytes`` on all stages together. ``energy`` is what the origin's own board takes. Hidden rows come as
+    ``row_kind``.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Ring:
         on_lossy: OnLossy = lambda found: None,
         slot_bytes: int = 0,
         energy: Callable[[], wire.EnergyTaken | None] = lambda: None,
+        row_kind: RowKind = "float32",
     ) -> None:
         self.stages, self.plan = stages, plan
         self._computed = [ComputedLayers(stage.plan.start, stage.plan.stop, stage.arithmetic) for stage in stages]
@@ -129,7 +131,7 @@ class Ring:
         self._energy, self._own_energy = EnergyShares({self._origin, *(stage.plan.node for stage in stages)}), energy
         self._is_in_doubt = asyncio.Event()  # whether all stages are there
         self._packet_loss, self._on_lossy = PacketLoss(self._origin), on_lossy
-        self._board, self._slot_bytes = board, slot_bytes
+        self._board, self._slot_bytes, self._row_kind = board, slot_bytes, row_kind
         self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
         self._sessions = itertools.count(1)
         self._executor, self._checking, self._compiling, self._tokenising = (
@@ -307,7 +309,7 @@ class Ring:
         try:
             self._tell(ev.PromptSubmitted(session, answer.written, answer.options_left, answer.num_written))
             energy = self._energy.begin(session, time.monotonic())
-            answer.begin(self._core.statistics(session), self._computed, energy)
+            answer.begin(self._core.statistics(session), self._computed, energy, self._row_kind)
             while True:
                 match await self._next_action(session, events):
                     case Piece() as notice:

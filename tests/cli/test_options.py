@@ -42,7 +42,7 @@ SERVING = f"{BUNDLE} --name n --threads 2 --memory 64 --board b --precision int8
 SERVING += " --max-watts 9.5 --max-temperature 70 --cache d --cache-limit 2.5 --no-cache"
 TEXT = "--schedule chunked --max-new-tokens 4 --temperature 1 --top-k 3 --top-p 0.5 --seed 9 --stop x --stop y"
 SERVER = "--url u --api-key k --allow-plain-http"
-RING = "--any-precision --context 99 --equal-split --rebalance --wait-for-boards 5"
+RING = "--any-precision --context 99 --hidden-rows float16 --equal-split --rebalance --wait-for-boards 5"
 
 # Of each command: its type, what it cannot do without, and everything else that it takes.
 COMMANDS = [
@@ -63,7 +63,8 @@ COMMANDS = [
     (
         PlanCommand,
         "plan",
-        f"b --testbed t --schedule s --any-precision --context 9 --standby --json {NETWORK} {SEARCH}",
+        f"b --testbed t --schedule s --any-precision --context 9 --hidden-rows bfloat16 --standby --json {NETWORK} "
+        f"{SEARCH}",
     ),
     (DemoCommand, "demo", f"--nodes 3 --boards t --prompt p --chat --port 8009 {TEXT} {BUNDLE} --json"),
     (ShowKeyCommand, "key show", "--qr --json"),
@@ -115,6 +116,8 @@ def is_of(value: object, hint: Any) -> bool:
     """Whether a value is of an annotation's type; whole numbers are no floats here."""
     if isinstance(hint, types.UnionType):
         return any(is_of(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
     if typing.get_origin(hint) is list:
         return isinstance(value, list) and all(is_of(item, typing.get_args(hint)[0]) for item in value)
     return type(value) is hint or (hint is Path and isinstance(value, Path))

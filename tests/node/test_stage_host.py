@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flowspec_edge.config import RowKind
 from flowspec_edge.core import events as ev
 from flowspec_edge.core import wire
 from flowspec_edge.core.journal import Journal
+from flowspec_edge.core.row_kinds import kind_of, narrow, widen
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec, SlotMove
 from flowspec_edge.core.speculation.kv_slots import KvSlots
 from flowspec_edge.core.speculation.stage import Stage
@@ -107,6 +110,7 @@ class Hosted:
         ahead, self.after = fake_pair("hall", "cellar", wire.DATA, "ring-1/2")
         self.links = StageLinks(control, behind, ahead)
         self.energy: wire.EnergyTaken | None = None
+        self.row_kind: RowKind = "float32"
 
     @contextlib.asynccontextmanager
     async def at_work(self) -> AsyncIterator[StageHost]:
@@ -119,6 +123,7 @@ class Hosted:
                 Board(),
                 executor,
                 max_capacity=MAX_CAPACITY,
+                row_kind=self.row_kind,
                 activity=Activity(),
                 recorder=self.recorder,  # type: ignore[arg-type]
                 energy=lambda: self.energy,
@@ -160,6 +165,33 @@ async def test_the_core_is_told_whether_the_link_ahead_takes_chunks() -> None:
         for has_room in (False, True):
             instance(hosted.links.ahead, FakeLink).tell_room(has_room)
     assert core.told == [ev.LinkPaused(), ev.LinkResumed()]
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+async def test_rows_come_and_leave_in_16_bits_and_are_computed_in_32(kind: RowKind) -> None:
+    hosted = Hosted(core := ScriptedCore())
+    hosted.row_kind = kind
+    forward = dataclasses.replace(forward_of(1), hidden=narrow(HIDDEN, kind))
+    async with hosted.at_work():
+        core.answers = [[forward]]
+        hosted.after.send(wire.Credit(1))
+        while len(core.told) < 2:
+            await asyncio.sleep(0)
+    finished = instance(core.told[1], ev.ForwardFinished)
+    assert kind_of(finished.hidden) == kind
+    np.testing.assert_array_equal(widen(finished.hidden), HIDDEN + 1)
+
+
+async def test_a_row_beyond_float16_ends_its_session() -> None:
+    hosted = Hosted(core := ScriptedCore())
+    hosted.row_kind = "float16"
+    forward = dataclasses.replace(forward_of(1), hidden=np.full((1, 4), 70000, np.float32))
+    async with hosted.at_work():
+        core.answers = [[forward]]
+        hosted.after.send(wire.Credit(1))
+        failure = instance(await hosted.origin.receive(), wire.SessionFailure)
+    assert failure.session == 1 and "a value of 70001, which is beyond float16" in failure.reason
+    assert ev.SessionEnded(1) in core.told
 
 
 async def test_what_the_board_takes_is_told_from_the_first_session_on(monkeypatch: pytest.MonkeyPatch) -> None:

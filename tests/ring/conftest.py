@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
-from flowspec_edge.config import GenerateOptions, Piece
+from flowspec_edge.config import GenerateOptions, Piece, RowKind
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.shared_cores import Cores
@@ -70,15 +70,23 @@ def unsplit_tokens(bundle: Bundle, prompt: list[int], options: GenerateOptions) 
 
 
 @contextlib.asynccontextmanager
-async def ring_of(num_nodes: int, bundle: Bundle, power: BoardPower | None = None) -> AsyncIterator[Ring]:
+async def ring_of(
+    num_nodes: int, bundle: Bundle, power: BoardPower | None = None, row_kind: RowKind = "float32"
+) -> AsyncIterator[Ring]:
     """A ring over that many nodes in this process, found by address; discovery has tests of its own. Those that serve
-    have such ``power`` sensors.
+    have such ``power`` sensors. Hidden rows travel as ``row_kind``.
     """
     nodes: list[Node] = []
 
     async def start(name: str, power: BoardPower | None = None) -> Node:
         settings = NodeSettings(
-            name=name, cluster="test", bundles=(bundle,), memory_bytes=GIB, is_announced=False, power=power
+            name=name,
+            cluster="test",
+            bundles=(bundle,),
+            memory_bytes=GIB,
+            is_announced=False,
+            power=power,
+            row_kind=row_kind,
         )
         nodes.append(await Node.start(settings))
         return nodes[-1]

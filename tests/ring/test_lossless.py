@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from flowspec_edge.bundle import Bundle
-from flowspec_edge.config import GenerateOptions
+from flowspec_edge.config import GenerateOptions, RowKind
 from flowspec_edge.core.rows import Floats
 from flowspec_edge.core.speculation.schedules import SCHEDULES
 from flowspec_edge.core.speculation.verify import next_token_distribution
 from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import RequestError
+from tests.narrowing import present
 from tests.ring.conftest import answer_of, ring_of, tokens_of, unsplit_tokens
 
 pytestmark = pytest.mark.slow
@@ -39,6 +40,27 @@ async def test_each_schedule_gives_the_unsplit_models_text(
             options = GenerateOptions(max_new_tokens=64, temperature=temperature, seed=11, schedule=schedule)
             tokens = tokens_of(await answer_of(ring, prompt, options))
             assert tokens == unsplit_tokens(int8_bundle, prompt, options)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+async def test_rows_in_16_bits_make_one_text_of_a_ring_whatever_the_tree(
+    kind: RowKind, int8_bundle: Bundle, prompts: list[list[int]]
+) -> None:
+    """They are rounded where the layers are cut, so the text may be another one than the unsplit model's."""
+    texts = []
+    async with ring_of(2, int8_bundle, row_kind=kind) as ring:
+        for schedule in ("autoregressive", "flowspec"):
+            num_bytes = ring.num_bytes[1]
+            options = GenerateOptions(max_new_tokens=24, temperature=0.8, seed=5, schedule=schedule)
+            pieces = await answer_of(ring, prompts[1], options)
+            texts.append(tokens_of(pieces))
+            statistics = present(pieces[-1].statistics)
+            assert statistics["hidden_rows"] == kind
+            width = int8_bundle.manifest.geometry.hidden_size
+            num_rows = len(prompts[1]) + statistics["rows_sent"]
+            assert ring.num_bytes[1] - num_bytes < num_rows * (2 * width + 12) + 100 * statistics["trips"]
+        assert f"rows rounded to {kind} behind layer 3" in ring.stages[0].arithmetic
+    assert texts[0] == texts[1] and len(texts[0]) == 24
 
 
 @pytest.mark.parametrize(

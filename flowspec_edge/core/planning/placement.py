@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from flowspec_edge.config import RowKind
 from flowspec_edge.core.limits import SLOTS_PER_STEP
 from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.losses import Way, way_between
 from flowspec_edge.core.planning.working_memory import kv_cache_bytes, origin_work_bytes, stage_work_bytes
+from flowspec_edge.core.row_kinds import value_bytes
 from flowspec_edge.core.speculation.prefill import RingTimes
 from flowspec_edge.errors import PlacementError
 from flowspec_edge.manifest import BlockEntry, Manifest
@@ -159,8 +161,10 @@ class ModelNeeds:
     origin_bytes: int = 0
 
     @classmethod
-    def from_manifest(cls, manifest: Manifest, *, num_tokens: int, head_ms: float) -> ModelNeeds:
-        """The needs of a bundle's model for sessions of up to ``num_tokens``."""
+    def from_manifest(
+        cls, manifest: Manifest, *, num_tokens: int, head_ms: float, row_kind: RowKind = "float32"
+    ) -> ModelNeeds:
+        """The needs of a bundle's model for sessions of up to ``num_tokens``, whose rows travel as ``row_kind``."""
         blocks = manifest.blocks
         widest = max(block.stop - block.start for block in blocks)
         geometry, num_slots = manifest.geometry, -(-num_tokens // SLOTS_PER_STEP) * SLOTS_PER_STEP
@@ -171,7 +175,7 @@ class ModelNeeds:
                 for precision in manifest.precisions
             },
             kv_bytes=kv_cache_bytes(geometry, widest, num_slots),
-            row_bytes=geometry.hidden_size * 4,
+            row_bytes=geometry.hidden_size * value_bytes(row_kind),
             head_ms=head_ms,
             work_bytes={
                 precision: stage_work_bytes(geometry, precision, num_slots) for precision in manifest.precisions

@@ -11,7 +11,7 @@ import numpy as np
 
 from flowspec_edge.config import TokenLogprobs
 from flowspec_edge.core.events import HeadFinished
-from flowspec_edge.core.rows import Floats, Row
+from flowspec_edge.core.rows import Hidden, Row
 from flowspec_edge.core.speculation.tree import Tree
 
 
@@ -20,7 +20,7 @@ class HeadFeed:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._returned: deque[tuple[tuple[Row, ...], Floats]] = deque()  # chunks that wait for the head
+        self._returned: deque[tuple[tuple[Row, ...], Hidden]] = deque()  # chunks that wait for the head
         self._running: tuple[Row, ...] = ()  # what the running head works on
         self._drawn: dict[int, int] = {}  # per row, the token after it
         self._logprobs: dict[int, TokenLogprobs] = {}  # per row, those of that token, where they are asked for
@@ -31,15 +31,15 @@ class HeadFeed:
         """Whether returned rows wait for the head or are with it."""
         return bool(self._returned or self._running)
 
-    def take_returned(self, rows: tuple[Row, ...], hidden: Floats, root: int) -> None:
+    def take_returned(self, rows: tuple[Row, ...], hidden: Hidden, root: int) -> None:
         """A chunk came back, with its hidden rows [rows, hidden_size]."""
         self._returned.append((rows, hidden))
         self._drop_returned(root)
 
-    def next_rows(self, root: int) -> tuple[tuple[Row, ...], Floats] | None:
+    def next_rows(self, root: int) -> tuple[tuple[Row, ...], Hidden] | None:
         """All that waits, for the head to run now, and its hidden rows [rows, hidden_size]; None where nothing does."""
         rows: list[Row] = []
-        hidden: list[Floats] = []
+        hidden: list[Hidden] = []
         while self._returned:
             returned, values = self._returned.popleft()
             kept = [index for index, row in enumerate(returned) if self._is_open(row.id, root)]
