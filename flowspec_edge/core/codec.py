@@ -136,7 +136,7 @@ def _tail_of(hidden: Hidden, kind: RowKind) -> memoryview:
     wanted = WIRE_TYPES[kind]
     if sys.byteorder == "big" or hidden.dtype != wanted or not hidden.flags.c_contiguous:
         hidden = np.ascontiguousarray(hidden, wanted)
-    return hidden.view(np.uint8).data.cast("B")
+    return hidden.data.cast("B") if kind == "float32" else hidden.view(np.uint8).data.cast("B")
 
 
 def decode(data: bytes, tail: Tail | None = None) -> Message:

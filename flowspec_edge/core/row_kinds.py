@@ -21,13 +21,15 @@ WIRE_TYPES: Mapping[RowKind, np.dtype[Any]] = {
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("V2"),  # numpy has no such numbers: these are the upper halves of float32
 }
-_NAMES: Mapping[np.dtype[Any], RowKind] = {dtype: kind for kind, dtype in WIRE_TYPES.items()}
+_KINDS: Mapping[np.dtype[Any], RowKind] = {
+    dtype.newbyteorder(order): kind for kind, dtype in WIRE_TYPES.items() for order in ("<", ">")
+}
 _U16, _U32 = np.dtype("<u2"), np.dtype("<u4")
 
 
 def kind_of(hidden: Hidden) -> RowKind:
     """The kind of rows that are to travel, or have."""
-    return _NAMES[hidden.dtype.newbyteorder("<")]
+    return _KINDS[hidden.dtype]
 
 
 def value_bytes(kind: RowKind) -> int:

@@ -208,9 +208,12 @@ class StageHost:
 
     def _compute(self, forward: ev.RunForward, is_cancelled: Callable[[], bool]) -> ev.ForwardFinished:
         """On the thread of forwards."""
-        if forward.hidden is not None:
-            forward = replace(forward, hidden=widen(forward.hidden))
+        came = forward.hidden
+        if came is not None and (whole := widen(came)) is not came:
+            forward = replace(forward, hidden=whole)
         finished = self._runner.run(forward, is_cancelled)
+        if self._row_kind == "float32":
+            return finished
         return replace(finished, hidden=narrow(finished.hidden, self._row_kind))
 
     def _take_result(self, running: _Running, ended: Future[ev.ForwardFinished]) -> None:

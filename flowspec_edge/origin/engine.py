@@ -91,7 +91,8 @@ class OriginEngine:
 
     def _run(self, job: ev.RunHead | ev.RunDraft) -> ev.HeadFinished | ev.DraftFinished:
         assert self._parts is not None, "a closed engine runs nothing"
-        job = replace(job, hidden=widen(job.hidden))
+        if (whole := widen(job.hidden)) is not job.hidden:
+            job = replace(job, hidden=whole)
         if isinstance(job, ev.RunHead):
             constraint = self._constraint(job.options.grammar)
             return draw_tokens(job, self._parts.head.logits(job.hidden), self._parts.noise, constraint)
