@@ -234,6 +234,8 @@ def _stage_event(rng: random.Random, embeds: bool, *, is_wild: bool) -> ev.Stage
             return ev.TurnBegan(session, rng.randrange(4))
         case 6:
             return ev.SessionEnded(session, is_kept=rng.random() < 0.5)
+        case 7:
+            return rng.choice((ev.LinkPaused(), ev.LinkResumed()))
         case _:
             num_rows = rng.choice((1, 2, 3))
             rows = tuple(
