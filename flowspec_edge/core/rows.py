@@ -107,9 +107,9 @@ class Passage(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 class Chunk:
     """Rows of one session that are sent together, parents before children.
 
-    ``hidden`` is [rows, hidden_size]; None on the hop to the first stage, which embeds the tokens. The origin
-    needs hidden rows back of the last ``num_wanted`` rows alone. A stage does not run the chunk before turn ``turn`` of
-    the session has begun; 0 stands for no turn. ``passages`` has one entry for each stage that the chunk has passed.
+    ``hidden`` is [rows, hidden_size]; None on the hop to the first stage, which embeds the tokens. The origin needs
+    hidden rows back of the last ``num_wanted`` rows alone. A stage does not run the chunk before turn ``turn`` of the
+    session has begun; 0 stands for no turn. ``passages`` has one entry for each stage that the chunk has passed.
     """
 
     session: int

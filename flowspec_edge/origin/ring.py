@@ -28,6 +28,7 @@ from flowspec_edge.core.planning.losses import Part
 from flowspec_edge.core.planning.packet_loss import Lossy, PacketLoss
 from flowspec_edge.core.planning.placement import Plan, StagePlan
 from flowspec_edge.core.planning.prediction import Outcome, hold_against
+from flowspec_edge.core.row_kinds import kind_of
 from flowspec_edge.core.rows import SessionSpec
 from flowspec_edge.core.speculation.lanes import Lanes
 from flowspec_edge.core.speculation.origin import Origin
@@ -465,6 +466,8 @@ class Ring:
     def _take_chunk(self, message: wire.Message) -> None:
         if not isinstance(message, wire.ChunkMessage) or message.chunk.hidden is None:
             raise ProtocolError(f"peer {self._behind.peer}: hidden rows were expected, not {type(message).__name__}")
+        if (kind := kind_of(message.chunk.hidden)) != self._row_kind:
+            raise ProtocolError(f"peer {self._behind.peer}: rows in {kind} came, and {self._row_kind} was asked for")
         for work, passage in zip(self._work_of, message.chunk.passages, strict=False):
             work.add(passage)
         self._tell(ev.ChunkReturned(message.chunk))

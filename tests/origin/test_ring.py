@@ -22,6 +22,7 @@ from flowspec_edge.core.device import energy_shares
 from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.packet_loss import Lossy, PacketLoss
 from flowspec_edge.core.planning.placement import StagePlan
+from flowspec_edge.core.row_kinds import narrow
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
@@ -200,6 +201,11 @@ LOST = [
     ("first", wire.CloseSession(1), "peer attic: CloseSession came where Credit was expected"),
     ("last", wire.Credit(1), "peer hall: hidden rows were expected, not Credit"),
     ("last", wire.ChunkMessage(0, Chunk(3, ROWS, 1)), "peer hall: hidden rows were expected, not ChunkMessage"),
+    (
+        "last",
+        wire.ChunkMessage(0, Chunk(3, ROWS, 1, narrow(HIDDEN, "float16"))),
+        "peer hall: rows in float16 came, and float32 was asked for",
+    ),
     ("last", None, "peer origin: the data link was lost|peer hall: the data link was lost"),
 ]
 
