@@ -48,6 +48,7 @@ def print_statistics(statistics: dict[str, Any], file: TextIO | None = None) -> 
     """The figures of a finished generation, each with what it is."""
     sent, useful = statistics["rows_sent"], statistics["rows_useful"]
     share = f"{useful / sent:.0%}" if sent else "-"
+    kind = statistics["hidden_rows"]
     lines = [
         f"{statistics['tokens_per_s']:.1f} tokens/s after the first token, which took "
         f"{statistics['first_token_s']:.2f} s",
@@ -59,6 +60,7 @@ def print_statistics(statistics: dict[str, Any], file: TextIO | None = None) -> 
             f"{change['after']}, before in {change['before']}: near ties may have turned"
             for change in statistics["arithmetic_changes"]
         ),
+        *([f"hidden rows were rounded to {kind} at each hop"] if kind != "float32" else []),
         *_energy_lines(statistics),
     ]
     print("\n".join(lines), file=file, flush=True)
