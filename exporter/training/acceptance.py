@@ -15,7 +15,7 @@ import torch
 
 from exporter.training.cached import CachedLayers
 from exporter.training.network import Drafting
-from exporter.training.sampling import draw
+from exporter.training.sampling import continue_texts
 
 WIDTH = 10
 DEPTH = 6
@@ -52,59 +52,32 @@ class Node:
 
 
 class Speculation:
-    """One text written by draft trees of ``num_nodes`` nodes, up to one of the tokens ``ends``."""
+    """Draft trees of ``num_nodes`` nodes along one text that the target has written.
 
-    def __init__(
-        self, drafting: Drafting, num_nodes: int, temperature: float, seed: int, ends: Collection[int] = (0,)
-    ) -> None:
-        self.drafting, self.target, self.num_nodes = drafting, drafting.target, num_nodes
-        self.temperature, self.seed, self.ends = torch.tensor([temperature]), seed, ends
-        self.verified, self.drafted = CachedLayers(drafting.target), CachedLayers(drafting.head)
+    Trees change no token of a text, so it is written first, together with others, and run through the target once: what
+    is left of a verification is whether the text goes on through the tree.
+    """
+
+    def __init__(self, drafting: Drafting, num_nodes: int) -> None:
+        self.drafting, self.num_nodes = drafting, num_nodes
+        self.drafted = CachedLayers(drafting.head)
 
     @torch.no_grad()
-    def write(self, prompt: list[int], num_new: int) -> Written:
-        tokens = list(prompt)
-        features = self._verify(tokens, [])
-        new = [self._draw(features[-1], len(tokens))]
-        num_verifications = 0
-        while len(new) < num_new and new[-1] not in self.ends:
-            nodes = self._draft([*prompt, *new], features)
-            rows = self._verify([new[-1]], nodes)
-            num_verifications += 1
-            path = [0]
-            while len(new) < num_new and new[-1] not in self.ends:
-                new.append(self._draw(rows[path[-1]], len(prompt) + len(new)))
-                child = next((i for i, n in enumerate(nodes) if n.parent == path[-1] - 1 and n.token == new[-1]), None)
-                if child is None:
-                    break
-                path.append(child + 1)
-            first = len(self.verified) - len(rows)
-            self.verified.keep_slots([*range(first), *(first + i for i in path)])
-            features = rows[path]
-        return Written(new, num_verifications)
+    def count_verifications(self, tokens: list[int], num_prompt: int) -> int:
+        """How many trees are verified until all ``tokens`` are there, of which the first come with the prompt's rows.
 
-    def _draw(self, feature: torch.Tensor, position: int) -> int:
-        """The token drawn at ``position``.
-
-        It depends on nothing but row, seed and position, so trees do not change the text.
+        Args:
+            num_prompt: tokens of the prompt.
         """
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + position)
-        return int(draw(self.target.logits(feature)[None].cpu(), self.temperature, generator))
-
-    def _verify(self, chain: list[int], nodes: list[Node]) -> torch.Tensor:
-        """The target's normed rows of a chain and of the tree that hangs from its end: [rows, hidden_size]."""
-        kept, length = len(self.verified), len(chain)
-        tokens = self._tensor([[*chain, *(node.token for node in nodes)]])
-        positions = [*range(kept, kept + length), *(kept + length - 1 + node.depth for node in nodes)]
-        seen = torch.ones(length + len(nodes), kept + length + len(nodes), dtype=torch.bool).tril(kept)
-        for row, node in enumerate(nodes):
-            seen[length + row, kept + length :] = False
-            if node.parent >= 0:
-                seen[length + row] = seen[length + node.parent]
-            seen[length + row, kept + length + row] = True
-        rows = self.verified.run(self.target.embed(tokens), self._tensor(positions), seen.to(tokens.device))
-        normed: torch.Tensor = self.target.norm(rows)[0]
-        return normed
+        features = self.drafting.target.features(self._tensor([tokens]))[0]
+        at, last = num_prompt, len(tokens) - 1
+        rows, num_verifications = features[:at], 0  # of the tokens before the last one that is known
+        while at < last:
+            nodes = self._draft(tokens[: at + 1], rows)
+            num_verifications += 1
+            gained = 1 + matched(nodes, tokens[at + 1 : last])  # the target's own token behind the path comes with it
+            rows, at = features[at : at + gained], at + gained
+        return num_verifications
 
     def _draft(self, tokens: list[int], features: torch.Tensor) -> list[Node]:
         """The tree below the last of ``tokens``; ``features`` are the rows of the tokens just before that one."""
@@ -159,7 +132,18 @@ class Speculation:
         return [Node(nodes[i].token, place[nodes[i].parent], nodes[i].depth, nodes[i].score) for i in chosen]
 
     def _tensor(self, values: list[Any]) -> torch.Tensor:
-        return torch.tensor(values, device=self.target.device)
+        return torch.tensor(values, device=self.drafting.target.device)
+
+
+def matched(nodes: list[Node], tokens: list[int]) -> int:
+    """How many of ``tokens`` in a row a path from the root of a tree has."""
+    children = {(node.parent, node.token): place for place, node in enumerate(nodes)}
+    parent, depth = -1, 0
+    for token in tokens:
+        if (parent, token) not in children:
+            break
+        parent, depth = children[parent, token], depth + 1
+    return depth
 
 
 @dataclass(frozen=True)
@@ -186,10 +170,13 @@ class TreeFigures:
         ends: Collection[int] = (0,),
         num_new: int = NEW_TOKENS,
     ) -> TreeFigures:
-        texts = [
-            Speculation(drafting, num_nodes, temperature, seed, ends).write(prompt, num_new)
-            for seed, prompt in enumerate(prompts)
-        ]
+        longest, generator = max(map(len, prompts)), torch.Generator().manual_seed(0)
+        temperatures = torch.full((len(prompts),), temperature)
+        written = continue_texts(drafting.target, prompts, longest + num_new, temperatures, generator, ends)
+        texts = []
+        for prompt, tokens in zip(prompts, written, strict=True):
+            kept, start = tokens[: len(prompt) + num_new], len(prompt)
+            texts.append(Written(kept[start:], Speculation(drafting, num_nodes).count_verifications(kept, start)))
         varied = [text for text in texts if not text.is_looping]
         return cls(num_nodes, temperature, _mean_length(texts), _mean_length(varied), len(varied), len(texts))
 

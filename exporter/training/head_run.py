@@ -198,6 +198,8 @@ def _work(run: HeadRun, target: Target, num_steps: int | None, worker: Worker, r
     num_tokens = run.epochs * sum(float(texts.lengths.sum()) for texts in lessons)
     plan = run.head.plan(num_tokens, lessons, run.num_workers)
     training = HeadTraining(Drafting(target, head), lessons, held_out, plan, run.head, run.directory, worker)
+    if run.start_from is None:
+        training.begin()
     done = training.run(report, num_steps)
     if done and worker.number == 0:
         more = {"bos_token_id": source.bos_token_id, "eos_token_id": source.eos_token_ids}

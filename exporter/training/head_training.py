@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from exporter.training.batches import Batch, Order, Texts
 from exporter.training.draft_loss import draft_loss
 from exporter.training.features import Features
+from exporter.training.least_squares import fit_rows
 from exporter.training.loop import Plan, Training
 from exporter.training.network import Drafting
 from exporter.training.recall import measure_recall
@@ -19,6 +21,11 @@ from exporter.training.workers import Report, Worker
 
 MEASURED = 8
 """Texts that are measured together."""
+FITTED_TOKENS = 60_000
+"""Of all workers together, that a new head is fitted to before it learns."""
+ONE_DEEP = 0.5
+"""Of a training, its first part, in which single drafts are learned: they cost least, and all deeper ones rest on
+them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class HeadSettings:
         peak: the highest learning rate.
         batch_size: texts of a micro batch.
         micro_batches: per step and worker.
-        draft_steps: how deep the head drafts from its own rows while it learns.
+        draft_steps: how deep the head drafts from its own rows at the end of its training.
         most_measured: held-out texts, each time that they are measured.
     """
 
@@ -73,6 +80,11 @@ class HeadTraining:
         self._held_out = held_out.part(range(min(len(held_out), settings.most_measured)))
         self._held_out_features = self._features(self._held_out, "held-out", True)
 
+    def begin(self) -> None:
+        """Fit a new head by least squares. One that has a checkpoint is left as it is."""
+        if not (self.directory / f"{self.plan.name}.pt").exists():
+            fit_rows(self.drafting, list(self._fitted()), self.worker.exchange)
+
     def run(self, report: Report, num_steps: int | None = None) -> bool:
         """Train to the plan's end, or for ``num_steps`` steps. False when it was stopped before its end."""
         training = Training(self.drafting.head, self.plan, self.directory, self.worker, report)
@@ -82,7 +94,12 @@ class HeadTraining:
         """Of a micro batch by its number over all steps and workers."""
         order, features = self._lessons[number % len(self._lessons)]
         batch = order.batch(number // len(self._lessons))
-        return draft_loss(self.drafting, batch, features.batch(batch), self.settings.draft_steps)
+        return draft_loss(self.drafting, batch, features.batch(batch), self.depth_of(number))
+
+    def depth_of(self, number: int) -> int:
+        """How many drafts in a row the head makes in a micro batch: one at first, then more and more."""
+        done = number / (self.plan.num_steps * self.plan.micro_batches * self.worker.num_workers)
+        return 1 + int(self.settings.draft_steps * max(0.0, done - ONE_DEEP) / (1 - ONE_DEEP))
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -98,6 +115,16 @@ class HeadTraining:
             "first_guess_right": recall.shares()[0][1],
             "tokens_per_chain": recall.tokens_per_chain,
         }
+
+    def _fitted(self) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """This worker's part of the texts that a new head is fitted to: the first that it learns from."""
+        for order, features in self._lessons:
+            tokens_per_batch = float(order.texts.lengths.mean()) * order.size
+            num_batches = math.ceil(FITTED_TOKENS / len(self._lessons) / tokens_per_batch)
+            most = math.ceil(len(order.texts) / order.size)
+            for number in range(self.worker.number, min(num_batches, most), self.worker.num_workers):
+                batch = order.batch(number)
+                yield batch, features.batch(batch)
 
     def _measured(self) -> Iterator[tuple[Batch, torch.Tensor]]:
         """This worker's part of the held-out texts."""

@@ -128,6 +128,8 @@ def work(settings: Settings, num_steps: int | None, worker: Worker, report: Repo
         settings.directory,
         worker,
     )
+    if settings.start_from is None:
+        training.begin()
     done = training.run(report, num_steps)
     if done and worker.number == 0:
         save_head(head, settings.directory / "model/eagle", VOCAB_SIZE, bos_token_id=0, eos_token_id=0)

@@ -10,10 +10,13 @@ import torch
 
 from exporter.training.batches import Texts
 from exporter.training.draft_loss import draft_loss
+from exporter.training.head_training import ONE_DEEP
 from exporter.training.network import Drafting
 from exporter.training.sampling import continue_texts
 
 BEGUN, STEPS = 16, 8
+DEEPER = (1 - ONE_DEEP) / 2
+"""Of what the deepest drafts cost more than single ones, that share is spent on average: depth rises evenly."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ def measure_text_costs(drafting: Drafting, rows: int, at_once: int, draft_steps:
     def write(num_new: int) -> None:
         continue_texts(target, [[1] * BEGUN] * at_once, BEGUN + num_new, torch.ones(at_once), torch.Generator())
 
-    def learn() -> None:
-        draft_loss(drafting, batch, features, draft_steps).backward()
+    def learn(depth: int) -> None:
+        draft_loss(drafting, batch, features, depth).backward()
 
     begun_s, written_s = _seconds_of(lambda: write(1)), _seconds_of(lambda: write(1 + STEPS))
     step_s = max(0.0, written_s - begun_s) / STEPS
-    return TextCosts(step_s * rows / at_once, _seconds_of(lambda: target.features(tokens)), _seconds_of(learn))
+    running_s = _seconds_of(lambda: target.features(tokens))
+    shallow_s, deep_s = _seconds_of(lambda: learn(1)), _seconds_of(lambda: learn(draft_steps))
+    return TextCosts(step_s * rows / at_once, running_s, shallow_s + DEEPER * (deep_s - shallow_s))
 
 
 def _seconds_of(action: Callable[[], object]) -> float:
