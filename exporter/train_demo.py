@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="of text that the target writes for its head; default: 0.4",
     )
     parser.add_argument("--target-peak", type=float, default=3e-3, metavar="RATE", help="highest learning rate")
-    parser.add_argument("--head-peak", type=float, default=3e-3, metavar="RATE", help="highest learning rate")
+    parser.add_argument("--head-peak", type=float, default=1e-3, metavar="RATE", help="highest learning rate")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of one thread each; default: 2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="with --evaluate: the figures on stdout as JSON")

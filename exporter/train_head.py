@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--draft-steps", type=int, default=4, metavar="N", help="drafts in a row that it learns to make; default: 4"
     )
     parser.add_argument("--start-from", type=Path, metavar="HEAD", help="begin with the weights of this head")
-    parser.add_argument("--peak", type=float, default=3e-3, metavar="RATE", help="highest learning rate")
+    parser.add_argument("--peak", type=float, default=1e-3, metavar="RATE", help="highest learning rate")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes of one thread; default: one per core, and one with a GPU"
     )

@@ -40,12 +40,16 @@ class HeadSettings:
         most_measured: held-out texts, each time that they are measured.
     """
 
-    peak: float = 3e-3
+    peak: float = 1e-3
     batch_size: int = 4
     micro_batches: int = 2
     draft_steps: int = 4
     most_measured: int = 1000
     seed: int = 0
+
+    def depth_at(self, done: float) -> int:
+        """How many drafts in a row are learned when so much of a training is done: one at first, then ever more."""
+        return 1 + int(self.draft_steps * max(0.0, done - ONE_DEEP) / (1 - ONE_DEEP))
 
     def plan(self, num_tokens: float, lessons: Sequence[Texts], num_workers: int) -> Plan:
         """Of a training on ``num_tokens`` tokens."""
@@ -94,12 +98,8 @@ class HeadTraining:
         """Of a micro batch by its number over all steps and workers."""
         order, features = self._lessons[number % len(self._lessons)]
         batch = order.batch(number // len(self._lessons))
-        return draft_loss(self.drafting, batch, features.batch(batch), self.depth_of(number))
-
-    def depth_of(self, number: int) -> int:
-        """How many drafts in a row the head makes in a micro batch: one at first, then more and more."""
         done = number / (self.plan.num_steps * self.plan.micro_batches * self.worker.num_workers)
-        return 1 + int(self.settings.draft_steps * max(0.0, done - ONE_DEEP) / (1 - ONE_DEEP))
+        return draft_loss(self.drafting, batch, features.batch(batch), self.settings.depth_at(done))
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:

@@ -44,7 +44,7 @@ class Settings:
     head_tokens: int = 2_500_000
     own_tokens: int = 400_000
     target_peak: float = 3e-3
-    head_peak: float = 3e-3
+    head_peak: float = 1e-3
     rows: int = 512
     windows: int = 4
     micro_batches: int = 2

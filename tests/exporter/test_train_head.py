@@ -27,6 +27,7 @@ from exporter.training.head_run import HeadRun, evaluate_head, train_head
 from exporter.training.head_training import HeadSettings
 from exporter.training.network import Drafting
 from exporter.training.shapes import head_shape
+from exporter.training.text_costs import DEEPER
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core.events import RunDraft
@@ -85,6 +86,15 @@ def test_it_learns_what_its_target_writes(trained: Path) -> None:
     answers = [np.load(path) for path in sorted((trained / "run/answers").iterdir())]
     frequent = Counter(np.concatenate([rows[:, -20:].ravel() for rows in answers]).tolist()).most_common(20)
     assert {token for token, _ in frequent if token >= 0} <= set(present(tokens).tolist())
+
+
+def test_single_drafts_are_learned_first() -> None:
+    """And the hours that are said in advance count each depth as often as it comes."""
+    settings = HeadSettings(draft_steps=4)
+    depths = [settings.depth_at(step / 1000) for step in range(1000)]
+    assert depths == [1] * 625 + [2] * 125 + [3] * 125 + [4] * 125
+    assert np.mean(depths) == 1 + DEEPER * (4 - 1)
+    assert {HeadSettings(draft_steps=1).depth_at(step / 1000) for step in range(1000)} == {1}
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(trained: Path, tmp_path: Path) -> None:
