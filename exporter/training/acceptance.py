@@ -64,10 +64,9 @@ class Speculation:
 
     @torch.no_grad()
     def count_verifications(self, tokens: list[int], num_prompt: int) -> int:
-        """How many trees are verified until all ``tokens`` are there, of which the first come with the prompt's rows.
+        """How many trees are verified until all ``tokens`` are there.
 
-        Args:
-            num_prompt: tokens of the prompt.
+        ``num_prompt`` of them are the prompt; the one behind it comes with the prompt's own pass.
         """
         features = self.drafting.target.features(self._tensor([tokens]))[0]
         at, last = num_prompt, len(tokens) - 1

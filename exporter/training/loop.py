@@ -34,7 +34,10 @@ WARMUP_STEPS = 40
 
 @dataclass(frozen=True)
 class Plan:
-    """What one part of a run does. Its files begin with ``name``."""
+    """What one part of a run does. Its files begin with ``name``.
+
+    ``work_until`` tells how much of the work lies in a first part of the steps, in units of its own.
+    """
 
     name: str
     num_steps: int
@@ -42,12 +45,18 @@ class Plan:
     micro_batches: int  # per step and worker
     rates: Rates
     weight_decay: float = 0.1
+    work_until: Callable[[float], float] = float  # all steps cost the same
 
     @classmethod
     def for_tokens(cls, name: str, num_tokens: float, tokens_per_step: int, micro_batches: int, peak: float) -> Plan:
         """Learn from so many tokens, at a rate that rises to ``peak``."""
         num_steps = max(1, int(num_tokens // tokens_per_step))
         return cls(name, num_steps, tokens_per_step, micro_batches, Rates(peak, min(WARMUP_STEPS, num_steps // 5)))
+
+    def left_s(self, step: int, spent_s: float) -> float:
+        """How long the steps behind ``step`` will take, by what those before it took."""
+        done = self.work_until(step / self.num_steps)
+        return spent_s * (self.work_until(1.0) - done) / done
 
 
 LossOf = Callable[[int], torch.Tensor]  # the loss of a micro batch by its number over all steps and workers
@@ -138,12 +147,11 @@ class Training:
         self.curve.append({"step": self.step, "loss": loss, "cpu_s": self.cpu_s, "wall_s": self.wall_s, **measured})
         if self.step % PROGRESS_EVERY == 0 or self.step == FIRST_ESTIMATE or measured:
             recent = [p["loss"] for p in self.curve[-PROGRESS_EVERY:]]
-            left_s = (self.plan.num_steps - self.step) * self.wall_s / self.step
             self.report(
                 f"{self.plan.name}: step {self.step} of {self.plan.num_steps}, loss {sum(recent) / len(recent):.3f}"
                 + "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in measured.items())
                 + f", {self.step * self.plan.tokens_per_step / self.wall_s:.0f} tokens/s"
-                + f", {self.cpu_s / 3600:.2f} CPU h, {left_s / 60:.0f} min left"
+                + f", {self.cpu_s / 3600:.2f} CPU h, {self.plan.left_s(self.step, self.wall_s) / 60:.0f} min left"
             )
 
     def save(self) -> None:

@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from exporter.bundle import ExportOptions, export_bundle
 from exporter.drafter import load_draft_head
 from exporter.train_head import STOPPED, main
+from exporter.training.batches import Texts
 from exporter.training.cached import CachedLayers
 from exporter.training.chat_prompts import HELD_OUT, KINDS, read_prompts, trained_and_held_out
 from exporter.training.files import load_head, open_source, read_target
 from exporter.training.head_run import HeadRun, evaluate_head, train_head
-from exporter.training.head_training import HeadSettings
+from exporter.training.head_training import DEEPER_COSTS, HeadSettings
 from exporter.training.network import Drafting
 from exporter.training.shapes import head_shape
 from exporter.training.text_costs import DEEPER
@@ -94,6 +95,12 @@ def test_single_drafts_are_learned_first() -> None:
     depths = [settings.depth_at(step / 1000) for step in range(1000)]
     assert depths == [1] * 625 + [2] * 125 + [3] * 125 + [4] * 125
     assert np.mean(depths) == 1 + DEEPER * (4 - 1)
+    work = np.cumsum(1 + DEEPER_COSTS * (np.array(depths) - 1)) / 1000
+    for step in (1, 400, 700, 850, 1000):
+        assert settings.work_until(step / 1000) == pytest.approx(work[step - 1], rel=0.06)
+    plan = settings.plan(8000, [Texts.of_lists([[1] * 11], [0])], 1)
+    assert plan.left_s(plan.num_steps, 60) == 0
+    assert plan.left_s(plan.num_steps // 2, 60) == pytest.approx(60 * (work[-1] / 0.5 - 1))
     assert {HeadSettings(draft_steps=1).depth_at(step / 1000) for step in range(1000)} == {1}
 
 
