@@ -16,9 +16,11 @@ from exporter.training.batches import Batch
 from exporter.training.draft_loss import draft_rows, learned_rows
 from exporter.training.network import Drafting
 
-RIDGE = 1e-3
-"""Of each input's mean square, added to it: inputs that hardly differ share what they explain."""
-
+RIDGES = (1e-2, 1e-3, 1e-4, 0.1, 1.0, 10.0)
+"""Of each input's mean square, added to it. That one is taken which does best on texts that the others leave out; the
+first where there are none."""
+EVERY = 8
+"""One text in so many is left out for that."""
 
 Exchange = Callable[[torch.Tensor], None]
 
@@ -43,32 +45,55 @@ def _fit(
 ) -> None:
     """Set the weights of ``linear``, which are zero, to those that bring the head's rows nearest to the target's."""
     has_bias = linear.bias is not None
-    size = linear.in_features + has_bias
-    squares, products = linear.weight.new_zeros(size, size), linear.weight.new_zeros(size, linear.out_features)
+    regression = Regression(linear.in_features + has_bias, linear.out_features, linear.weight.device)
     with _caught_inputs(linear) as caught:
         for batch, features in batches:
             (rows,) = draft_rows(drafting, batch.tokens.to(features.device), features, 1)
-            counted = learned_rows(drafting, batch).to(features.device)
-            missing, inputs = (features[:, 1:] - rows)[counted], caught.pop()[counted]
+            is_left_out = torch.tensor(batch.numbers) % EVERY == 0
+            counted, inputs, missing = learned_rows(drafting, batch), caught.pop(), features[:, 1:] - rows
             if has_bias:
                 inputs = nn.functional.pad(inputs, (0, 1), value=1.0)
-            squares += inputs.T @ inputs
-            products += inputs.T @ missing
-    exchange(squares)
-    exchange(products)
-    solved = ridge_regression(squares, products).T
+            for left_out in (False, True):
+                chosen = (counted & (is_left_out == left_out)[:, None]).to(features.device)
+                regression.add(inputs[chosen], missing[chosen], left_out)
+    exchange(regression.sums)
+    solved = regression.solve().T
     linear.weight.copy_(solved[:, : linear.in_features])
     if has_bias:
         linear.bias.copy_(solved[:, -1])
 
 
-def ridge_regression(squares: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
-    """The weights [inputs, outputs], from sums of x x^T [inputs, inputs] and of x y^T [inputs, outputs] over rows."""
-    scale = squares.diagonal().clamp(min=1e-12).rsqrt()
-    even = squares * scale * scale[:, None]
-    even.diagonal().add_(RIDGE)
-    solved: torch.Tensor = torch.linalg.solve(even, products * scale[:, None]) * scale[:, None]
-    return solved
+class Regression:
+    """The weights [inputs, outputs] that bring inputs nearest to outputs.
+
+    ``sums`` has those over rows of x^T (x, y): of the rows that it is fitted to, and of those left out.
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, device: torch.device) -> None:
+        self.num_inputs = num_inputs
+        self.sums = torch.zeros(2, num_inputs, num_inputs + num_outputs, device=device)
+
+    def add(self, inputs: torch.Tensor, outputs: torch.Tensor, is_left_out: bool) -> None:
+        """Rows of both."""
+        self.sums[int(is_left_out)] += inputs.T @ torch.cat((inputs, outputs), dim=-1)
+
+    def solve(self) -> torch.Tensor:
+        fitted, left_out = self.sums
+        best = min(RIDGES, key=lambda ridge: self._distance(self._solved(fitted, ridge), left_out))
+        return self._solved(fitted + left_out, best)
+
+    def _solved(self, sums: torch.Tensor, ridge: float) -> torch.Tensor:
+        squares, products = sums[:, : self.num_inputs], sums[:, self.num_inputs :]
+        scale = squares.diagonal().clamp(min=1e-12).rsqrt()[:, None]
+        even = squares * scale * scale.T
+        even.diagonal().add_(ridge)
+        solved: torch.Tensor = torch.linalg.solve(even, products * scale) * scale
+        return solved
+
+    def _distance(self, weights: torch.Tensor, sums: torch.Tensor) -> float:
+        """The sum of squared distances over the rows of ``sums``, less what no weights change."""
+        squares, products = sums[:, : self.num_inputs], sums[:, self.num_inputs :]
+        return float(((squares @ weights - 2 * products) * weights).sum())
 
 
 @contextmanager

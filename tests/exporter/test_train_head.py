@@ -53,7 +53,7 @@ def run_in(root: Path, **changes: Any) -> HeadRun:
     prompts = root / "prompts.txt"
     prompts.write_text("# of names\n" + "\n".join(f"def {name}{{_one|_two}}(" for name in "abcdefghij"))
     sizes: dict[str, Any] = {"num_answers": 16, "answers_at_once": 8, "rows": 40, "epochs": 6, "draft_vocab": DRAFTED}
-    head = HeadSettings(peak=2e-3, batch_size=4, micro_batches=1, draft_steps=3)
+    head = HeadSettings(batch_size=4, micro_batches=1, draft_steps=3)
     return HeadRun(
         root / "target", root / "run", "tiny", text=(prompts,), prompts=(prompts,), head=head, **{**sizes, **changes}
     )
@@ -79,10 +79,10 @@ def trained(made_once: MadeOnce) -> Path:
 
 def test_it_learns_what_its_target_writes(trained: Path) -> None:
     curve = json.loads((trained / "run/head-curve.json").read_text())
-    first, *_, last = [point for point in curve if "held_out" in point]
-    assert last["held_out"] < first["held_out"] - 0.1
-    assert last["tokens_per_chain"] > max(first["tokens_per_chain"], 2)
-    assert last["first_guess_right"] > 0.4
+    for point in [point for point in curve if "held_out" in point]:  # it begins near what so few answers can teach
+        assert point["held_out"] < np.log(DRAFTED) - 3, "chance"
+        assert point["tokens_per_chain"] > 2
+        assert point["first_guess_right"] > 0.4
     tokens = load_head(trained / "run/head", head_shape(open_source(trained / "target").layer_shape)).tokens
     answers = [np.load(path) for path in sorted((trained / "run/answers").iterdir())]
     frequent = Counter(np.concatenate([rows[:, -20:].ravel() for rows in answers]).tolist()).most_common(20)
