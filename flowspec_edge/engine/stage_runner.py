@@ -95,12 +95,7 @@ class StageRunner:
         self._blocks: list[tuple[int, int, CachedGraph]] = [
             (block.start - start, block.stop - start, self.parts[block.sha256]) for block in blocks
         ]
-        self._min_rows = PADDED_ROWS
-        if not self._is_row_by_row:  # of blocks in several forms, as a GGUF file has them, one of each is asked
-            forms = {block.memory_bytes: block for block in blocks}.values()
-            self._min_rows = max(
-                least_rows(self.parts[one.sha256], one.stop - one.start, self._geometry) for one in forms
-            )
+        self._min_rows = PADDED_ROWS if self._is_row_by_row else self._least_rows(blocks)
         self._embedding: Embedding | None = self.parts.get(manifest.embedding.sha256)
         self._final_norm: ort.InferenceSession | None = self.parts.get(manifest.final_norm.sha256)
         self._rotary, self._kept = RotaryTables(manifest.geometry.ropes), kept or KeptCaches()
@@ -240,6 +235,11 @@ class StageRunner:
         _log.warning("so rows run one by one")
         graph.is_row_by_row = True
         return graph
+
+    def _least_rows(self, blocks: Sequence[BlockEntry]) -> int:
+        """Of a chunk. Of blocks in several forms, as a GGUF file has them, one of each is asked."""
+        forms = {block.memory_bytes: block for block in blocks}.values()
+        return max(least_rows(self.parts[one.sha256], one.stop - one.start, self._geometry) for one in forms)
 
     def _place(self, session: _Session, placement: Placement) -> Step:
         """Make room in the cache, make the moves, and have the blocks know where rows are.
