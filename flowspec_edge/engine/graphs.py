@@ -118,14 +118,13 @@ class HiddenRows:
 class CachedGraph:
     """A graph over layers ``[start, stop)`` whose cache is bound in place.
 
-    One that ``is_row_by_row`` gives a row the same bits only where it is run by itself. Otherwise a chunk of at least
-    ``min_rows`` does, once that is known.
+    A row has the same bits in all chunks that have a multiple of ``row_multiple`` rows; 0 stands for no such number,
+    and None until the block has been asked.
     """
 
     def __init__(self, path: Path, start: int, stop: int, num_threads: int, *, rounds_cache: bool = False) -> None:
         self.num_threads = num_threads
-        self.is_row_by_row = False
-        self.min_rows: int | None = None
+        self.row_multiple: int | None = None
         self._session = load_graph(path, num_threads, rounds_cache=rounds_cache)
         self._layers = range(start, stop)
 

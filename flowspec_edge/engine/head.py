@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from flowspec_edge.core.rows import Floats
 from flowspec_edge.engine.graphs import load_graph, pad_rows
 from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer_products
-from flowspec_edge.engine.padding import PADDED_ROWS
+from flowspec_edge.engine.padding import ROW_MULTIPLES, padded
+from flowspec_edge.engine.row_check import CUTS
 from flowspec_edge.manifest import HIDDEN, LOGITS, TOP_K, TOP_LOG_PROBS, TOP_TOKENS, Manifest
 
 _log = logging.getLogger(__name__)
@@ -27,14 +29,14 @@ class Head:
         if manifest.precision == EXACT_PRECISION:
             check_integer_products()
         self._session = load_graph(directory / manifest.head.file, num_threads)
-        rows = np.random.default_rng(0).standard_normal((3, manifest.geometry.hidden_size), np.float32)
-        for self._min_rows in (1, PADDED_ROWS):
-            alone = [self._run(row[None]) for row in rows]
-            self._is_row_by_row = not np.array_equal(np.concatenate(alone), self._run(rows))
-            if not self._is_row_by_row:
-                break
-        else:
-            _log.warning("the bits of a row's logits depend on its chunk on this device, so rows run one by one")
+        self._is_row_by_row = True
+        rows = np.random.default_rng(0).standard_normal((CUTS[-1], manifest.geometry.hidden_size), np.float32)
+        for self._row_multiple in ROW_MULTIPLES:
+            apart = [self._run(rows[first:stop]) for first, stop in itertools.pairwise(CUTS)]
+            if np.array_equal(np.concatenate(apart), self._run(rows)):
+                self._is_row_by_row = False
+                return
+        _log.warning("the bits of a row's logits depend on its chunk on this device, so rows run one by one")
 
     def logits(self, hidden: Floats) -> Floats:
         """The logits, [rows, vocab_size], of normed rows, [rows, hidden_size]."""
@@ -52,4 +54,5 @@ class Head:
         return logits[: len(hidden)]  # type: ignore[no-any-return]
 
     def _inputs(self, hidden: Floats, k: int) -> dict[str, NDArray[np.generic]]:
-        return {HIDDEN: pad_rows(hidden, self._min_rows)[0], TOP_K: np.array([k], np.int64)}
+        num_rows = padded(len(hidden), self._row_multiple)
+        return {HIDDEN: pad_rows(hidden, num_rows)[0], TOP_K: np.array([k], np.int64)}

@@ -7,26 +7,40 @@ on no more threads than it has products (``HeadGroups``), and checks what is lef
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from flowspec_edge.core.limits import GROUP_ROWS, RECENT_ROWS, SLOTS_PER_STEP
 from flowspec_edge.engine.attention_inputs import attention_inputs
 from flowspec_edge.engine.graphs import CachedGraph, HiddenRows, as_ort_value
-from flowspec_edge.engine.padding import PADDED_ROWS
+from flowspec_edge.engine.padding import ROW_MULTIPLES, padded
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.manifest import HIDDEN, Geometry
 
 NUM_SLOTS = 8 * SLOTS_PER_STEP
 NUM_PAST = NUM_SLOTS - 40
 """Older rows are in all of the cache, so that sums over it have several parts."""
-NUM_ROWS, NUM_ALONE = GROUP_ROWS, 3
-"""Rows of the chunk, as many as attention takes at once, and how many of them are run by themselves."""
+CUTS = 0, 1, 5, 8, GROUP_ROWS
+"""Where a chunk of as many rows as attention takes at once is cut: chunks of 1, 4, 3 and 8 tell how many rows a product
+takes at once, since they leave others over.
+"""
 
 
-def gives_rows_the_same_bits(block: CachedGraph, num_layers: int, geometry: Geometry, min_rows: int) -> bool:
-    """Whether random rows have the same bits in one chunk and by themselves.
+def row_multiple(block: CachedGraph, num_layers: int, geometry: Geometry) -> int:
+    """The least number of which chunks must have a multiple of rows for these to have the same bits in all of them; 0
+    where there is none. The block is asked once.
+    """
+    if block.row_multiple is None:
+        multiples = (one for one in ROW_MULTIPLES if gives_rows_the_same_bits(block, num_layers, geometry, one))
+        block.row_multiple = next(multiples, 0)
+    return block.row_multiple
 
-    Takes as long as a forward of 16 rows and three of one.
+
+def gives_rows_the_same_bits(block: CachedGraph, num_layers: int, geometry: Geometry, multiple: int) -> bool:
+    """Whether random rows have the same bits in one chunk and in several, padded to that multiple.
+
+    Takes as long as forwards of 16, 1, 4, 3 and 8 rows.
     """
     random = np.random.default_rng(0)
     size = geometry.num_kv_heads, 1, NUM_SLOTS, geometry.head_dim
@@ -38,29 +52,20 @@ def gives_rows_the_same_bits(block: CachedGraph, num_layers: int, geometry: Geom
     tables = RotaryTables(geometry.ropes).reach(NUM_SLOTS)
     tables.fill(np.array([NUM_SLOTS - 1]))
     binding = block.bind(caches, tables.inputs)
-    rows = random.standard_normal((NUM_ROWS, geometry.hidden_size), np.float32)
+    rows = random.standard_normal((GROUP_ROWS, geometry.hidden_size), np.float32)
 
     def run(first: int, stop: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         """The rows ``[first, stop)`` of a chain behind the past."""
-        padded = max(stop, first + min_rows)
-        slots = np.arange(NUM_PAST + first, NUM_PAST + padded)
+        num_rows = padded(stop - first, multiple)
+        slots = NUM_PAST + first + np.arange(num_rows)
         recent = slots[:, None] + np.arange(1 - RECENT_ROWS, 1)
         arrays = attention_inputs(int(slots[0]), slots, recent, geometry, num_slots=NUM_SLOTS)
-        hidden = HiddenRows(rows[first:stop], min_rows)
+        hidden = HiddenRows(rows[first:stop], num_rows)
         inputs = {name: as_ort_value(array) for name, array in arrays.items()}
         block.bind_step(binding, {**inputs, HIDDEN: hidden.source}, hidden.target)
         block.run_bound(binding)
         hidden.advance()
         return hidden.array[0, : stop - first].copy()
 
-    together = run(0, NUM_ROWS)
-    return all(np.array_equal(run(number, number + 1)[0], together[number]) for number in range(NUM_ALONE))
-
-
-def least_rows(block: CachedGraph, num_layers: int, geometry: Geometry) -> int:
-    """How many rows a chunk must have for these to have the same bits: one, where a row by itself has them. The block
-    is asked once.
-    """
-    if block.min_rows is None:
-        block.min_rows = 1 if gives_rows_the_same_bits(block, num_layers, geometry, 1) else PADDED_ROWS
-    return block.min_rows
+    together = run(0, GROUP_ROWS)
+    return all(np.array_equal(run(first, stop), together[first:stop]) for first, stop in itertools.pairwise(CUTS))

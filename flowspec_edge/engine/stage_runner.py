@@ -23,9 +23,9 @@ from flowspec_edge.engine.integer_products import EXACT_PRECISION, check_integer
 from flowspec_edge.engine.kept_caches import KeptCaches
 from flowspec_edge.engine.kv_cache import KvCache
 from flowspec_edge.engine.memory import frugal_allocation, give_back_behind
-from flowspec_edge.engine.padding import PADDED_ROWS
+from flowspec_edge.engine.padding import padded
 from flowspec_edge.engine.rotary import RotaryTables, Tables
-from flowspec_edge.engine.row_check import gives_rows_the_same_bits, least_rows
+from flowspec_edge.engine.row_check import row_multiple
 from flowspec_edge.engine.step import Step
 from flowspec_edge.errors import CacheFullError, PlacementError
 from flowspec_edge.manifest import HIDDEN, HIDDEN_OUT, BlockEntry, FileEntry, Manifest
@@ -87,7 +87,6 @@ class StageRunner:
         first = next((found[block.sha256] for block in blocks if block.sha256 in found), None)
         if first is None:
             first = found[blocks[0].sha256] = self._load_first(directory, blocks[0], num_threads)
-        self._is_row_by_row = first.is_row_by_row
         self.parts: dict[str, Any] = {}
         for entry in manifest.stage_files(start, stop, precision):
             part = found.get(entry.sha256)
@@ -95,7 +94,8 @@ class StageRunner:
         self._blocks: list[tuple[int, int, CachedGraph]] = [
             (block.start - start, block.stop - start, self.parts[block.sha256]) for block in blocks
         ]
-        self._min_rows = PADDED_ROWS if self._is_row_by_row else self._least_rows(blocks)
+        multiples = self._row_multiples(blocks)
+        self._row_multiple, self._is_row_by_row = max(*multiples, 1), 0 in multiples
         self._embedding: Embedding | None = self.parts.get(manifest.embedding.sha256)
         self._final_norm: ort.InferenceSession | None = self.parts.get(manifest.final_norm.sha256)
         self._rotary, self._kept = RotaryTables(manifest.geometry.ropes), kept or KeptCaches()
@@ -209,9 +209,7 @@ class StageRunner:
     def _load(self, directory: Path, manifest: Manifest, entry: FileEntry, first: CachedGraph) -> Any:
         """What the stage has of a file; graphs have as many threads as its first block."""
         if isinstance(entry, BlockEntry):
-            block = self._load_block(directory, entry, first.num_threads)
-            block.is_row_by_row = first.is_row_by_row
-            return block
+            return self._load_block(directory, entry, first.num_threads)
         if entry == manifest.embedding:
             return Embedding(directory / entry.file)
         return load_graph(directory / entry.file, first.num_threads)
@@ -229,17 +227,20 @@ class StageRunner:
         num_products = HeadGroups.of(geometry.num_heads, geometry.num_kv_heads).num_products
         for threads in sorted({min(num_threads, num_products), 1}, reverse=True):
             graph = self._load_block(directory, block, threads)
-            if gives_rows_the_same_bits(graph, block.stop - block.start, geometry, PADDED_ROWS):
+            if row_multiple(graph, block.stop - block.start, geometry):
                 return graph
             _log.warning("with %d threads the bits of a row depend on its chunk on this device", threads)
-        _log.warning("so rows run one by one")
-        graph.is_row_by_row = True
         return graph
 
-    def _least_rows(self, blocks: Sequence[BlockEntry]) -> int:
-        """Of a chunk. Of blocks in several forms, as a GGUF file has them, one of each is asked."""
-        forms = {block.memory_bytes: block for block in blocks}.values()
-        return max(least_rows(self.parts[one.sha256], one.stop - one.start, self._geometry) for one in forms)
+    def _row_multiples(self, blocks: Sequence[BlockEntry]) -> set[int]:
+        """What chunks must have a multiple of. Of blocks in several forms, as a GGUF file has them, one of each is
+        asked.
+        """
+        forms = {block.memory_bytes: block for block in reversed(blocks)}.values()
+        multiples = {row_multiple(self.parts[one.sha256], one.stop - one.start, self._geometry) for one in forms}
+        if 0 in multiples:
+            _log.warning("the bits of a row depend on its chunk on this device, so rows run one by one")
+        return multiples
 
     def _place(self, session: _Session, placement: Placement) -> Step:
         """Make room in the cache, make the moves, and have the blocks know where rows are.
@@ -249,7 +250,8 @@ class StageRunner:
         """
         geometry, cache = self._geometry, session.cache
         positions, recent = placement.positions, placement.recent
-        if (num_padding := self._min_rows - len(positions)) > 0:  # rows of padding are written behind the others
+        num_padding = padded(len(positions), self._row_multiple) - len(positions)
+        if num_padding:  # rows of padding are written behind the others
             positions = np.concatenate([positions, np.zeros(num_padding, np.int64)])
             recent = np.concatenate([recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
         num_slots = placement.first_slot + len(positions)

@@ -1,65 +1,77 @@
 """A device on which a row's bits depend on its chunk is found out, and takes a form in which they do not."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
 from flowspec_edge.bundle import Bundle
+from flowspec_edge.core.rows import Floats
 from flowspec_edge.engine import row_check, stage_runner
-from flowspec_edge.engine.graphs import CachedGraph
+from flowspec_edge.engine.graphs import CachedGraph, pad_rows
 from flowspec_edge.engine.head import Head
-from flowspec_edge.engine.row_check import gives_rows_the_same_bits
+from flowspec_edge.engine.padding import padded
+from flowspec_edge.engine.row_check import gives_rows_the_same_bits, row_multiple
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.manifest import Geometry
 from tests.arm import row_bits
 from tests.engine.conftest import NUM_LAYERS, Session, make_chain
 
-
-class UnevenGraph(CachedGraph):
-    """A row by itself has another last bit."""
-
-    def run_bound(self, binding: ort.IOBinding) -> None:
-        super().run_bound(binding)
-        hidden_out = binding.get_outputs()[-1]
-        rows = hidden_out.numpy()
-        if rows.shape[1] == 1:
-            hidden_out.update_inplace(np.nextafter(rows, np.float32(np.inf)))
+TILES = [(1, 1), (2, 2), (4, 4), (3, 0)]
+"""How many rows a device takes at once, and of which number its chunks must have a multiple; 0 where of none."""
 
 
-@pytest.mark.parametrize(("kind", "expected"), [(CachedGraph, True), (UnevenGraph, False)])
-def test_one_bit_of_one_row_is_noticed(bundle: Bundle, kind: type[CachedGraph], expected: bool) -> None:
-    block = bundle.manifest.blocks[0]
-    graph = kind(bundle.directory / block.file, block.start, block.stop, 1)
-    assert gives_rows_the_same_bits(graph, 1, bundle.manifest.geometry, 1) is expected
+def turn_bits_of_rest(rows: np.ndarray, tile: int) -> np.ndarray:
+    """Rows [..., rows, width] as a device has them that takes ``tile`` rows at once, and others for what is left."""
+    rest = rows.shape[-2] // tile * tile
+    return np.concatenate([rows[..., :rest, :], np.nextafter(rows[..., rest:, :], np.float32(np.inf))], axis=-2)
 
 
-def test_a_row_gets_one_of_padding_where_it_has_other_bits_by_itself(
-    bundle: Bundle, whole: StageRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def graph_that_takes(tile: int) -> type[CachedGraph]:
+    class TiledGraph(CachedGraph):
+        def run_bound(self, binding: ort.IOBinding) -> None:
+            super().run_bound(binding)
+            hidden_out = binding.get_outputs()[-1]
+            hidden_out.update_inplace(turn_bits_of_rest(hidden_out.numpy(), tile))
+
+    return TiledGraph
+
+
+@pytest.mark.parametrize(("tile", "expected"), TILES)
+def test_the_multiple_is_found_of_which_rows_have_the_same_bits(bundle: Bundle, tile: int, expected: int) -> None:
+    (block, *_), geometry = bundle.manifest.blocks, bundle.manifest.geometry
+    graph = graph_that_takes(tile)(bundle.directory / block.file, block.start, block.stop, 1)
+    assert row_multiple(graph, 1, geometry) == expected
+    assert gives_rows_the_same_bits(graph, 1, geometry, 1) is (expected == 1)
+
+
+@pytest.mark.parametrize(("tile", "multiple"), TILES[1:])
+def test_chunks_are_padded_to_that_multiple_or_run_row_by_row(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tile: int, multiple: int
 ) -> None:
-    """In any block: those of a file may have several forms, and of each form one is asked."""
-    rows = make_chain([5, 6])
-    session = Session(whole)
-    expected = [session.run([row]) for row in rows]
-    monkeypatch.setattr(stage_runner, "CachedGraph", UnevenGraph)
-    session = Session(StageRunner(bundle.directory, bundle.manifest, 0, NUM_LAYERS))
-    np.testing.assert_array_equal([session.run([row]) for row in rows], expected)
+    rows = make_chain([5, 6, 7, 8, 9, 10, 11])
+    monkeypatch.setattr(stage_runner, "CachedGraph", graph_that_takes(tile))
+    stage = StageRunner(bundle.directory, bundle.manifest, 0, NUM_LAYERS)
+    together, session = Session(stage).run(rows), Session(stage)
+    apart = [session.run(rows[:1]), session.run(rows[1:4]), session.run(rows[4:])]
+    np.testing.assert_array_equal(np.concatenate(apart), together)
+    assert ("rows run one by one" in caplog.text) is (multiple == 0)
+
+
+def test_of_blocks_in_several_forms_one_of_each_is_asked(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     first, *others = bundle.manifest.blocks
     last = replace(others.pop(), memory_bytes=first.memory_bytes + 1)
-    asked = []
+    asked: list[tuple[CachedGraph, int]] = []
 
-    def gives(block: CachedGraph, num_layers: int, geometry: Geometry, min_rows: int) -> bool:
-        asked.append((block, min_rows))
-        return len(asked) < 3
+    def gives(block: CachedGraph, num_layers: int, geometry: Geometry, multiple: int) -> bool:
+        asked.append((block, multiple))
+        return len(asked) != 2
 
-    for module in (stage_runner, row_check):
-        monkeypatch.setattr(module, "gives_rows_the_same_bits", gives)
+    monkeypatch.setattr(row_check, "gives_rows_the_same_bits", gives)
     stage = StageRunner(bundle.directory, replace(bundle.manifest, blocks=[first, *others, last]), 0, NUM_LAYERS)
-    assert [min_rows for _, min_rows in asked] == [2, 1, 1]
-    assert asked[-1][0] is stage.parts[last.sha256]
-    assert "one by one" not in caplog.text
+    files = stage.parts[first.sha256], stage.parts[last.sha256]
+    assert asked == [(files[0], 1), (files[1], 1), (files[1], 2)]
 
 
 def test_more_threads_than_products_are_not_used(bundle: Bundle) -> None:
@@ -69,22 +81,19 @@ def test_more_threads_than_products_are_not_used(bundle: Bundle) -> None:
     assert compared > 100 and not differing
 
 
-@pytest.mark.parametrize("least", [2, 3])
-def test_logits_of_one_row_are_padded_or_computed_row_by_row_where_chunks_change_them(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, least: int
+@pytest.mark.parametrize(("tile", "multiple"), TILES[1:])
+def test_rows_of_a_head_are_padded_to_such_a_multiple_or_run_row_by_row(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tile: int, multiple: int
 ) -> None:
-    """Chunks of fewer rows than ``least``, padding counted, have other logits."""
-    rows = np.random.default_rng(1).standard_normal((4, bundle.manifest.geometry.hidden_size), np.float32)
-    expected = Head(bundle.directory, bundle.manifest).logits(rows)
+    rows = np.random.default_rng(1).standard_normal((7, bundle.manifest.geometry.hidden_size), np.float32)
     run = Head._run
 
-    def uneven(self: Head, hidden: np.ndarray) -> Any:
-        return run(self, hidden) + (max(len(hidden), self._min_rows) < least)
+    def run_tiled(head: Head, hidden: Floats) -> Floats:
+        num_rows = padded(len(hidden), head._row_multiple)
+        return turn_bits_of_rest(pad_rows(run(head, hidden), num_rows)[0], tile)[: len(hidden)]
 
-    monkeypatch.setattr(Head, "_run", uneven)
+    monkeypatch.setattr(Head, "_run", run_tiled)
     head = Head(bundle.directory, bundle.manifest)
-    found = np.concatenate([head.logits(row[None]) for row in rows])
-    np.testing.assert_array_equal(head.logits(rows), found)
-    is_row_by_row = least > 2
-    np.testing.assert_array_equal(found, expected + is_row_by_row)
-    assert ("rows run one by one" in caplog.text) is is_row_by_row
+    apart = [head.logits(rows[:1]), head.logits(rows[1:4]), head.logits(rows[4:])]
+    np.testing.assert_array_equal(np.concatenate(apart), head.logits(rows))
+    assert ("rows run one by one" in caplog.text) is (multiple == 0)
