@@ -17,7 +17,7 @@ from flowspec_edge.core.events import RunForward
 from flowspec_edge.core.limits import MAX_PREFILL_ROWS
 from flowspec_edge.core.rows import Placement, Row
 from flowspec_edge.core.speculation.kv_slots import KvSlots
-from flowspec_edge.engine import graphs, kv_cache, rotary, stage_runner
+from flowspec_edge.engine import graphs, kv_cache, rotary, row_check, stage_runner
 from flowspec_edge.engine.graphs import as_ort_value
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.stage_runner import StageRunner
@@ -308,9 +308,9 @@ def test_rows_run_one_by_one_where_chunks_change_their_bits(
 ) -> None:
     chain = make_chain(tokens[:20])
     expected = Session(StageRunner(bundle.directory, bundle.manifest, 0, 2)).run(chain)
-    monkeypatch.setattr(stage_runner, "gives_rows_the_same_bits", lambda *block: False)
+    monkeypatch.setattr(row_check, "gives_rows_the_same_bits", lambda *block: False)
     stage = StageRunner(bundle.directory, bundle.manifest, 0, 2, num_threads=2)
-    assert [record.message.split()[1] for record in caplog.records] == ["2", "1", "rows"]
+    assert [record.message.split()[1] for record in caplog.records] == ["2", "1", "bits"]
     ran: list[int] = []
     place = stage._place
 
