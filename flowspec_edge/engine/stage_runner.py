@@ -250,8 +250,7 @@ class StageRunner:
         """
         geometry, cache = self._geometry, session.cache
         positions, recent = placement.positions, placement.recent
-        num_padding = padded(len(positions), self._row_multiple) - len(positions)
-        if num_padding:  # rows of padding are written behind the others
+        if num_padding := padded(len(positions), self._row_multiple) - len(positions):  # written behind the others
             positions = np.concatenate([positions, np.zeros(num_padding, np.int64)])
             recent = np.concatenate([recent, np.zeros((num_padding, RECENT_ROWS), np.int64)])
         num_slots = placement.first_slot + len(positions)

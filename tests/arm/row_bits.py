@@ -5,8 +5,8 @@ and its layers. Then each row is run by itself, after its own path alone.
 
     python row_bits.py BUNDLE
 
-prints as JSON, by precision and number of threads, how many rows were compared and how many differ. It runs on a board
-where only flowspec-edge is installed.
+prints as JSON, by precision and number of threads, how many rows were compared, how many differ, and whether the device
+must run each row by itself for that. It runs on a board where only flowspec-edge is installed.
 """
 
 import functools
@@ -168,12 +168,20 @@ def main() -> None:
             compared, differing = compare(
                 stage, manifest.geometry.vocab_size, seed=4 + num_threads, num_prompt=200, num_chunks=3
             )
-            report[f"{precision}, {num_threads} threads"] = {"compared": compared, "differing": differing}
+            report[f"{precision}, {num_threads} threads"] = {
+                "compared": compared,
+                "differing": differing,
+                "one_by_one": stage._is_row_by_row,
+            }
     head = Head(directory, manifest)
     rows = np.random.default_rng(4).standard_normal((16, manifest.geometry.hidden_size), np.float32)
     alone = np.concatenate([head.logits(row[None]) for row in rows])
     differing = int((alone != head.logits(rows)).any(axis=1).sum())
-    report[f"head in {manifest.precision}"] = {"compared": len(rows), "differing": differing}
+    report[f"head in {manifest.precision}"] = {
+        "compared": len(rows),
+        "differing": differing,
+        "one_by_one": head._is_row_by_row,
+    }
     print(json.dumps(report))
 
 

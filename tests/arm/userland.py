@@ -153,10 +153,10 @@ class Userland:
             )
         return {"python": python, "numpy": numpy, "onnxruntime": onnxruntime}
 
-    def rows_that_differ(self, board: Board, bundle: Path) -> dict[str, dict[str, int]]:
+    def rows_that_differ(self, board: Board, bundle: Path) -> dict[str, dict[str, Any]]:
         """How many rows of random trees were compared there with plain chains, and how many differ, by precision."""
         program = str(Path(__file__).with_name("row_bits.py"))
-        found: dict[str, dict[str, int]] = json.loads(
+        found: dict[str, dict[str, Any]] = json.loads(
             run(self.command(board, program, str(bundle)), f"{board.name}: no rows")
         )
         return found
