@@ -259,7 +259,7 @@ class RingUpkeep:
             on_lost=lambda board: self._lose([board]),
             cut=cut,
             is_urgent=bool(self._served),
-            is_in_doubt=self._is_in_doubt if self._served else None,
+            is_in_doubt=self._is_in_doubt,
             on_lossy=self._note_lossy,
             kept_bytes=self._kept_bytes,
         )

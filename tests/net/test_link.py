@@ -475,6 +475,18 @@ async def test_a_peer_answers_a_question_until_it_stops(purpose: str) -> None:
         assert await pair.near.answers(5), "the answer to an earlier question is none to this one"
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_a_peer_that_goes_on_telling_while_the_question_is_under_way_is_there(goes_on: bool) -> None:
+    async with linked() as pair:
+        pair.far._transport.pause_reading()  # like a wire on which the question waits behind weights
+        asked = asyncio.create_task(pair.near.answers(1.0))
+        while not asked.done():
+            await asyncio.sleep(0.01)
+            if goes_on or pair.far.num_sent_bytes == 0:
+                pair.far.send(wire.StageProgress("ring", 1, 2))
+        assert asked.result() is goes_on
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell nothing")
 @pytest.mark.parametrize("purpose", [wire.CONTROL, wire.DATA])
 async def test_each_probe_is_a_packet_of_its_own_and_so_is_its_answer(purpose: str) -> None:

@@ -122,6 +122,7 @@ class World:
         self.leaves_out: set[str] = set()  # whom a ring leaves out that goes around any way
         self.whole: set[Way] = set()  # the cut ways that work again
         self.is_in_doubt: asyncio.Event | None = None  # what the latest opening was given
+        self.waits_for: asyncio.Event | None = None  # set, an opening goes on
         self._changed = asyncio.Event()
 
     def set(self, *names: str) -> None:
@@ -171,12 +172,12 @@ class World:
         on_lost: Callable[[Announcement], None],
         cut: frozenset[Way],
         is_urgent: bool,
-        is_in_doubt: asyncio.Event | None,
+        is_in_doubt: asyncio.Event,
         on_lossy: Callable[[Lossy], None],
         kept_bytes: int | None,
     ) -> AsyncIterator[PretendedRing]:
         assert node is NODE and bundle is BUNDLE and kept_bytes == 0
-        assert is_urgent == bool(self.rings) == (is_in_doubt is not None), "not the first ring of all"
+        assert is_urgent == bool(self.rings), "not the first ring of all"
         self.is_in_doubt = is_in_doubt
         self.cut.append(cut)
         found = [board for board in found if not (cut and board.node in self.leaves_out)]
@@ -185,6 +186,8 @@ class World:
             if board.node in self.dead:
                 on_lost(board)
         self._call("open", names, plan)
+        if self.waits_for is not None:
+            await self.waits_for.wait()
         gate = asyncio.Event()
         if not self.is_held:
             gate.set()

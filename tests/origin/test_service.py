@@ -266,18 +266,25 @@ async def test_a_node_that_is_lost_while_a_ring_opens_is_left_out_of_the_next(
         assert opened == [("open", ("attic", "cellar"), None), ("open", ("attic",), None)]
 
 
+@pytest.mark.parametrize("is_first", [True, False])
 async def test_a_text_that_begins_to_wait_for_a_ring_puts_its_boards_in_doubt(
-    service_of: MakeService, world: World
+    service_of: MakeService, world: World, is_first: bool
 ) -> None:
     async with service_of() as service:
-        await answer_of(service)
-        ring_of(service).lose("cellar")
+        if not is_first:
+            await answer_of(service)
+            ring_of(service).lose("cellar")
+            await settled()
+        world.waits_for = asyncio.Event()
+        waiting = asyncio.create_task(answer_of(service))
         await settled()
-        await answer_of(service)
         is_in_doubt = present(world.is_in_doubt)
         is_in_doubt.clear()
-        await answer_of(service)
+        second = asyncio.create_task(answer_of(service))
+        await settled()
         assert is_in_doubt.is_set()
+        world.waits_for.set()
+        assert [text_of(await text) for text in (waiting, second)] == [TEXT, TEXT]
 
 
 async def test_a_text_that_comes_while_the_first_ring_is_lost_in_its_opening_waits_too(
