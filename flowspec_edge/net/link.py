@@ -47,8 +47,9 @@ class LinkTimeouts:
 
 
 DEFAULT_TIMEOUTS = LinkTimeouts()
-OPENING = LinkTimeouts(connect_s=1.5)
-"""Whoever opens a ring has texts that wait; a node that takes longer than this to say Welcome is left out."""
+OPENING = LinkTimeouts(connect_s=1.4)
+"""Whoever opens a ring has texts that wait; a node that takes longer than this to say Welcome is left out. The system
+repeats a first packet that was lost after a second."""
 
 
 async def open_link(
