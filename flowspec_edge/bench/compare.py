@@ -20,6 +20,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from flowspec_edge.bench.bound import accepted_places
+from flowspec_edge.bench.prompts import load_prompts
 from flowspec_edge.bench.remembered_drafts import RememberedDrafts
 from flowspec_edge.bench.simulated_ring import Watcher
 from flowspec_edge.bench.tape import Tape, TapeRecorder
@@ -36,6 +37,7 @@ from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import BenchError, LosslessError
+from flowspec_edge.web.chat_template import ChatTemplate
 
 YARDSTICK = "chunked"
 """The schedule with which the others are compared. It is part of every plan."""
@@ -52,12 +54,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One prompt at one temperature. ``seed`` is the prompt's place in its set, from 0."""
+    """One prompt at one temperature. ``seed`` is the prompt's place in its set, from 0. The text may be a message to a
+    chat model.
+    """
 
     prompt_set: str
     seed: int
     temperature: float
     text: str
+    is_message: bool = False
 
     def options(self, plan: Plan) -> GenerateOptions:
         return GenerateOptions(max_new_tokens=plan.max_new_tokens, temperature=self.temperature, seed=self.seed)
@@ -129,6 +134,7 @@ class Bench:
     def __init__(self, bundle: Bundle) -> None:
         directory, manifest = bundle.directory, bundle.manifest
         self._tokenizer = Tokenizer(directory / manifest.tokenizer.file)
+        self._template = ChatTemplate.of_bundle(bundle)
         self._recorder = TapeRecorder(bundle)
         self.limits = TargetLimits(
             manifest.geometry.max_context, manifest.geometry.vocab_size, frozenset(manifest.eos_token_ids)
@@ -141,12 +147,18 @@ class Bench:
             self._remembered = RememberedDrafts(self.drafter)
 
     def record(self, task: Task, options: GenerateOptions) -> Tape:
-        """Record what the target writes after the task's prompt. A tape must be played before the next one is recorded.
+        """Record what the target writes after the task's prompt, which is a message as its chat template has it, or
+        plain text. A tape must be played before the next one is recorded.
 
         Raises:
-            BenchError: the prompt leaves no room in the model's context.
+            BenchError: the prompt leaves no room in the model's context, or the model is not for messages.
         """
-        prompt = self._tokenizer.encode(task.text)
+        if task.is_message and self._template.is_plain:
+            raise BenchError(
+                f"{_name(task)} is a message to a chat model, and the bundle has no chat template; choose other sets, "
+                f"of {', '.join(load_prompts())}"
+            )
+        prompt = self._tokenizer.encode(self._template.render_message(task.text) if task.is_message else task.text)
         if not 0 < len(prompt) < self.limits.max_context:
             limit = self.limits.max_context
             raise BenchError(
