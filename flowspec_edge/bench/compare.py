@@ -20,7 +20,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from flowspec_edge.bench.bound import accepted_places
-from flowspec_edge.bench.prompts import load_prompts
+from flowspec_edge.bench.prompt_tokens import PromptTokens
 from flowspec_edge.bench.remembered_drafts import RememberedDrafts
 from flowspec_edge.bench.simulated_ring import Watcher
 from flowspec_edge.bench.tape import Tape, TapeRecorder
@@ -35,9 +35,7 @@ from flowspec_edge.core.speculation.verify import Sampler, noise_of
 from flowspec_edge.engine.drafters.drafter import Drafter
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
-from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import BenchError, LosslessError
-from flowspec_edge.web.chat_template import ChatTemplate
 
 YARDSTICK = "chunked"
 """The schedule with which the others are compared. It is part of every plan."""
@@ -133,8 +131,7 @@ class Bench:
 
     def __init__(self, bundle: Bundle) -> None:
         directory, manifest = bundle.directory, bundle.manifest
-        self._tokenizer = Tokenizer(directory / manifest.tokenizer.file)
-        self._template = ChatTemplate.of_bundle(bundle)
+        self._prompts = PromptTokens(bundle)
         self._recorder = TapeRecorder(bundle)
         self.limits = TargetLimits(
             manifest.geometry.max_context, manifest.geometry.vocab_size, frozenset(manifest.eos_token_ids)
@@ -147,24 +144,12 @@ class Bench:
             self._remembered = RememberedDrafts(self.drafter)
 
     def record(self, task: Task, options: GenerateOptions) -> Tape:
-        """Record what the target writes after the task's prompt, which is a message as its chat template has it, or
-        plain text. A tape must be played before the next one is recorded.
+        """Record what the target writes after the task's prompt. A tape must be played before the next one is recorded.
 
         Raises:
             BenchError: the prompt leaves no room in the model's context, or the model is not for messages.
         """
-        if task.is_message and self._template.is_plain:
-            raise BenchError(
-                f"{_name(task)} is a message to a chat model, and the bundle has no chat template; choose other sets, "
-                f"of {', '.join(load_prompts())}"
-            )
-        prompt = self._tokenizer.encode(self._template.render_message(task.text) if task.is_message else task.text)
-        if not 0 < len(prompt) < self.limits.max_context:
-            limit = self.limits.max_context
-            raise BenchError(
-                f"{_name(task)} has {len(prompt)} tokens; the bundle's context allows 1 to {limit - 1}: take another "
-                "bundle"
-            )
+        prompt = self._prompts.of(_name(task), task.text, is_message=task.is_message)
         if self._remembered is not None:
             self._remembered.forget()
         return self._recorder.record(prompt, options)
