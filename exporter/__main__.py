@@ -18,13 +18,13 @@ directory that `flowspec node` serves. The bundle is cut by layers, so that each
 
 Every exported file is compared with the same arithmetic in numpy, on real text, before the bundle appears; the
 differences are kept in its manifest.json. A bundle that differs by more than the stated tolerance is not written. GGUF
-files need no torch, draft heads do.
+files need no torch, nor do EAGLE-1 heads in float16 or float32, as flowspec-train-head writes them.
 """
 
 EPILOG = """\
 examples:
   flowspec-export ./tinyllama --drafter ./tinyllama-eagle --out ./tinyllama-w8a8
-  flowspec-export ./tinyllama --out ./tinyllama-fp32 --precision fp32 --block-size 2
+  flowspec-export ./tinyllama --out ./tinyllama-fp32 --precision fp32 --block-size 2 --drafter none
   flowspec-export ./qwen3-1.7b-q4_k_m.gguf --out ./qwen3-own
   flowspec-export Qwen/Qwen3-1.7B --out ./qwen3 --also q8 int4 --eval-text ./prose.txt
 
@@ -32,6 +32,7 @@ exit status: 0 written, 1 refused (the last line says why), 2 wrong arguments, 1
 """
 
 PRECISIONS = ("own", "fp32", "fp16", "int8", "q8", "w8a8", "int4")
+NO_DRAFTER = "none"
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -54,8 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--drafter",
         metavar="EAGLE",
-        help="directory, or name on the hub, of an EAGLE-1 or EAGLE-3 head for this very model; without it, drafts "
-        "come from the context alone",
+        help="directory, or name on the hub, of an EAGLE-1 or EAGLE-3 head for this very model; none for drafts from "
+        "the context alone (default: the head that comes along for this model, where there is one)",
     )
     parser.add_argument(
         "--precision",
@@ -145,11 +146,14 @@ def _export(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     from exporter.bundle import ExportOptions, bundle_report, export_bundle
     from exporter.hub import find_draft_head, find_model
+    from exporter.known_heads import HEADS
 
+    has_drafter = options.drafter not in (None, NO_DRAFTER)
     manifest = export_bundle(
         ExportOptions(
             checkpoint=find_model(options.checkpoint, allow_pickle=options.allow_pickle),
-            drafter=find_draft_head(options.drafter, allow_pickle=options.allow_pickle) if options.drafter else None,
+            drafter=find_draft_head(options.drafter, allow_pickle=options.allow_pickle) if has_drafter else None,
+            heads=None if options.drafter == NO_DRAFTER else HEADS,
             out=options.out,
             precision=options.precision,
             also=tuple(options.also),

@@ -17,6 +17,7 @@ from typing import Any
 
 from exporter import built_in
 from exporter.assembly import Assembly, Draft
+from exporter.known_heads import HEADS, damaged_head, find_known_head
 from exporter.precisions import OWN, PRECISIONS
 from exporter.quality import Evaluation
 from exporter.source import Report, Source
@@ -30,7 +31,8 @@ class ExportOptions:
 
     Attributes:
         checkpoint: directory of the target model, or a GGUF file.
-        drafter: directory of its draft head; None where there is none.
+        drafter: directory of its draft head; None: the one that comes along for this very model, where there is one.
+        heads: directory of the heads that come along; None: none of them is taken.
         out: directory to write.
         precision: the bundle's own precision, of blocks, head and drafter; see :mod:`exporter.precisions`. None: the
             model's own where it is quantised already, as in a GGUF file, and else w8a8.
@@ -48,6 +50,7 @@ class ExportOptions:
     checkpoint: Path
     drafter: Path | None
     out: Path
+    heads: Path | None = HEADS
     precision: str | None = None
     also: tuple[str, ...] = ()
     eval_text: Path | None = None
@@ -69,7 +72,8 @@ def export_bundle(options: ExportOptions, report: Report = lambda line: None) ->
     """
     began = time.monotonic()
     _check_out(options)
-    source, draft = _open_source(options)
+    source = _open_source(options)
+    draft = _open_draft(options, source, report)
     precisions = _precisions(options, source)
     evaluation = _evaluation(options, precisions)
     for note in source.notes():
@@ -86,30 +90,45 @@ def export_bundle(options: ExportOptions, report: Report = lambda line: None) ->
     return manifest
 
 
-def _open_source(options: ExportOptions) -> tuple[Source, Draft | None]:
-    """The model, and its draft head. What is read by torch is imported only where there is such a thing."""
-    source: Source
+def _open_source(options: ExportOptions) -> Source:
+    """The model. What is read by torch is imported only where there is such a thing."""
     if options.checkpoint.is_file():
         from exporter.gguf.model import open_gguf
 
-        source = open_gguf(options.checkpoint, options.max_context)
-    else:
-        from exporter.model import load_checkpoint
+        return open_gguf(options.checkpoint, options.max_context)
+    from exporter.model import load_checkpoint
 
-        source = load_checkpoint(options.checkpoint, options.max_context, allow_pickle=options.allow_pickle)
-    return source, None if options.drafter is None else _open_draft(options, options.drafter, source)
+    return load_checkpoint(options.checkpoint, options.max_context, allow_pickle=options.allow_pickle)
 
 
-def _open_draft(options: ExportOptions, directory: Path, source: Source) -> Draft:
+def _open_draft(options: ExportOptions, source: Source, report: Report) -> Draft | None:
+    """The draft head that was asked for, or that comes along."""
+    directory = options.drafter
+    if directory is None:
+        return None if options.heads is None else _open_known_draft(source, options.heads, report)
+    from exporter.drafter import open_draft
+
     try:
-        from exporter.draft_export import DraftExport
-        from exporter.drafter import load_draft_head
+        return open_draft(directory, source, allow_pickle=options.allow_pickle)
     except ImportError as cause:
         raise CheckpointError(
-            f"{directory}: draft heads are exported by torch, but {cause.name} is not installed; run "
+            f"{directory}: a draft head of this kind is exported by torch, but {cause.name} is not installed; run "
             "pip install 'flowspec-edge[export]', or leave --drafter out"
         ) from cause
-    return DraftExport(load_draft_head(directory, source, allow_pickle=options.allow_pickle), source)
+
+
+def _open_known_draft(source: Source, heads: Path, report: Report) -> Draft | None:
+    directory = find_known_head(source, heads)
+    if directory is None:
+        return None
+    from exporter.drafter import open_draft
+
+    try:
+        draft = open_draft(directory, source)
+    except CheckpointError as cause:
+        raise damaged_head(directory, cause) from cause
+    report(f"note: drafts by {directory.name}, a head that comes along; flowspec-export --drafter none leaves it out")
+    return draft
 
 
 def _precisions(options: ExportOptions, source: Source) -> list[str]:

@@ -1,4 +1,4 @@
-"""Writes a draft head in the bundle's own precision, by optimum's export, and compares it with torch."""
+"""Writes an EAGLE-3 head in the bundle's own precision, by optimum's export, and compares it with torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from exporter.drafter import DraftHead
 from exporter.eagle3 import DraftTop, Eagle3Head
-from exporter.onnx_export import GraphSpec, block_spec, export_graph, fuse_spec, top_spec
+from exporter.onnx_export import GraphSpec, drafter_spec, export_graph, fuse_spec, top_spec
 from exporter.parity import ChainCheck
 from exporter.precisions import OWN, PRECISIONS, Precision
 from exporter.rewriting import rewrite_matrices
-from exporter.source import Source
-from exporter.torch_reference import TorchLayers
+from exporter.torch_reference import TorchDrafter
 from flowspec_edge.manifest import HIDDEN_OUT, TOP_LOG_PROBS, DrafterEntry, FileEntry, describe_file
 
 SCRATCH = "scratch"
@@ -27,12 +25,12 @@ SCRATCH = "scratch"
 
 
 class DraftExport:
-    """A draft head read from disk, the target that it is for, and how it is written."""
+    """A head read from disk, and how it is written."""
 
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "optimum", "optimum-onnx")
 
-    def __init__(self, head: DraftHead | Eagle3Head, target: Source) -> None:
-        self._head, self._target = head, target
+    def __init__(self, head: Eagle3Head) -> None:
+        self._head = head
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -47,32 +45,23 @@ class DraftExport:
             ParityError: a graph differs from torch by more than the precision's tolerance for drafters.
         """
         precision = PRECISIONS["q8"] if precision.name == OWN else precision
-        return _write(self._head, self._target, _Export(directory, precision), check)
+        return _write(self._head, _Export(directory, precision), check)
 
 
-def _write(
-    draft_head: DraftHead | Eagle3Head, target: Source, export: _Export, check: ChainCheck
-) -> tuple[DrafterEntry, float]:
-    drafter = draft_head.build()
-    path = export.write(drafter, block_spec(drafter), "drafter.onnx")
-    errors = [check.check_drafter(TorchLayers(drafter, check.capacity), drafter.shape, path)]
-    fuse_entry, top_entry = None, None
-    if isinstance(draft_head, Eagle3Head):
-        fuse = draft_head.build_fuse()
-        fuse_path = export.write(fuse, fuse_spec(fuse), "fuse.onnx")
+def _write(draft_head: Eagle3Head, export: _Export, check: ChainCheck) -> tuple[DrafterEntry, float]:
+    drafter, fuse, top = draft_head.build(), draft_head.build_fuse(), draft_head.build_top()
+    path = export.write(drafter, drafter_spec(drafter.shape), "drafter.onnx")
+    errors = [check.check_drafter(TorchDrafter(drafter, check.capacity), drafter.shape, path)]
+    fuse_path = export.write(fuse, fuse_spec(fuse), "fuse.onnx")
 
-        def fused(rows: np.ndarray) -> np.ndarray:
-            with torch.no_grad():
-                result: np.ndarray = fuse(torch.from_numpy(rows))[HIDDEN_OUT].numpy()
-            return result
+    def fused(rows: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            result: np.ndarray = fuse(torch.from_numpy(rows))[HIDDEN_OUT].numpy()
+        return result
 
-        errors.append(check.check_fuse(fused, fuse_path, len(draft_head.taps)))
-        fuse_entry = export.entry(fuse_path)
-    top = draft_head.build_top() if isinstance(draft_head, Eagle3Head) else draft_head.build_top(target)
-    if top is not None:
-        top_path = export.write(top, top_spec(top), "draft_top.onnx")
-        errors.append(check.check_top(partial(_log_probs_of, top), top_path, top.lm_head.out_features))
-        top_entry = export.entry(top_path)
+    errors.append(check.check_fuse(fused, fuse_path, len(draft_head.taps)))
+    top_path = export.write(top, top_spec(top), "draft_top.onnx")
+    errors.append(check.check_top(partial(_log_probs_of, top), top_path, top.lm_head.out_features))
     shape = draft_head.shape
     entry = DrafterEntry(
         **dataclasses.asdict(export.entry(path)),
@@ -83,8 +72,8 @@ def _write(
         head_dim=shape.head_dim,
         rope_frequencies=list(shape.rope_frequencies),
         taps=list(draft_head.taps),
-        fuse=fuse_entry,
-        top=top_entry,
+        fuse=export.entry(fuse_path),
+        top=export.entry(top_path),
     )
     return entry, max(errors)
 

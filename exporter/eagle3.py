@@ -19,11 +19,11 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from exporter.config import LayerShape
+from exporter.drafted_tokens import D2T, read_target_tokens
 from exporter.fields import positive_int
 from exporter.stage_module import (
     Attention,
     FeedForward,
-    FusedBlock,
     RmsNorm,
     TopLogProbs,
     with_weights,
@@ -33,8 +33,6 @@ from flowspec_edge.errors import CheckpointError
 from flowspec_edge.manifest import HIDDEN_OUT, PRESENT_KEY, PRESENT_VALUE, TOP_LOG_PROBS, TOP_TOKENS, Geometry
 
 EMBEDDING = "embed_tokens.weight"
-D2T = "d2t"
-"""The tensor that says which tokens a head drafts: see :func:`read_target_tokens`."""
 LAYER_NAMES = ("midlayer.", "layers.0.")
 
 
@@ -55,7 +53,7 @@ class Eagle3Head:
 
     kind: ClassVar[str] = "eagle3"
 
-    def build(self) -> FusedBlock:
+    def build(self) -> Eagle3Layer:
         with torch.device("meta"):
             drafter = Eagle3Layer(self.shape, adds_normed=self.adds_normed, returns_normed=self.returns_normed)
         with_weights(drafter, self._part("midlayer.", *["norm."] * self.returns_normed))
@@ -110,16 +108,17 @@ class MidLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), key, value
 
 
-class Eagle3Layer(FusedBlock):
+class Eagle3Layer(nn.Module):
     """Maps the next token's embedding and a row's feature to the feature of the row after it."""
 
     def __init__(self, shape: LayerShape, *, adds_normed: bool, returns_normed: bool) -> None:
-        super().__init__(shape, 0, 0)
-        self.stop = 1
+        super().__init__()
+        self.config = PretrainedConfig()  # optimum's export reads and sets fields of it
+        self.shape = shape
         self.midlayer = MidLayer(shape, adds_normed=adds_normed)
         self.norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps) if returns_normed else nn.Identity()
 
-    def forward(  # type: ignore[override]  # a drafter reads one input more than a block
+    def forward(
         self,
         token_embedding: torch.Tensor,
         feature: torch.Tensor,
@@ -171,29 +170,21 @@ class Fuse(nn.Module):
 
 class DraftTop(nn.Module):
     """Maps features to the ``k`` likeliest draft tokens, as ids of the target's vocabulary, and their
-    log-probabilities. Logits stay below ``cap``, as ``cap * tanh(x / cap)``, where there is one.
+    log-probabilities.
     """
 
     target_tokens: torch.Tensor
 
-    def __init__(self, shape: LayerShape, num_tokens: int, *, has_norm: bool, cap: float | None = None) -> None:
+    def __init__(self, shape: LayerShape, num_tokens: int, *, has_norm: bool) -> None:
         super().__init__()
         self.config = PretrainedConfig()
-        self.cap = cap
         self.norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps) if has_norm else nn.Identity()
         self.lm_head = nn.Linear(shape.hidden_size, num_tokens, bias=False)
         self.register_buffer("target_tokens", torch.empty(num_tokens, dtype=torch.int64))
 
     def forward(self, hidden: torch.Tensor, k: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.lm_head(self.norm(hidden))
-        if self.cap is not None:
-            logits = self.cap * torch.tanh(logits / self.cap)
-        log_probs, draft_tokens = TopLogProbs.apply(logits, k)  # type: ignore[no-untyped-call]  # torch has no types for it
+        log_probs, draft_tokens = TopLogProbs.apply(self.lm_head(self.norm(hidden)), k)  # type: ignore[no-untyped-call]  # torch has no types for it
         return {TOP_LOG_PROBS: log_probs, TOP_TOKENS: self.target_tokens[draft_tokens]}
-
-
-def is_eagle3(tensors: TensorFiles) -> bool:
-    return any(f"{layer}hidden_norm.weight" in tensors for layer in LAYER_NAMES)
 
 
 def read_eagle3(
@@ -212,11 +203,13 @@ def read_eagle3(
     for name in tensors.names():
         if name not in known:
             raise CheckpointError(f"{tensors.directory}: tensor {name} has no place in an EAGLE-3 head of one layer")
-    weights = {name.replace(layer, LAYER_NAMES[0]): tensors.read(name, size).float() for name, size in sizes.items()}
+    weights = {
+        name.replace(layer, LAYER_NAMES[0]): torch.from_numpy(tensors.read(name, size)) for name, size in sizes.items()
+    }
     return Eagle3Head(
         shape,
         weights,
-        read_target_tokens(tensors, num_tokens, target),
+        torch.from_numpy(read_target_tokens(tensors, num_tokens, target)),
         taps,
         adds_normed=bool(_feature(config, "norm_before_residual")),
         returns_normed=bool(_feature(config, "norm_output")),
@@ -241,28 +234,6 @@ def _sizes(
 def _feature(config: dict[str, Any], name: str) -> Any:
     """A field of the config, which some have in ``eagle_config``."""
     return config.get(name, (config.get("eagle_config") or {}).get(name))
-
-
-def read_target_tokens(tensors: TensorFiles, num_tokens: int, target: Geometry) -> torch.Tensor:
-    """The target's id of each draft token, [num_tokens].
-
-    The tensor ``d2t`` has, for each draft token, the difference between the target's id and the draft's own; ``t2d``
-    says of each id of the target whether it is drafted.
-    """
-    tokens = torch.arange(num_tokens)
-    if num_tokens == target.vocab_size and D2T not in tensors:
-        return tokens
-    tokens = tokens + tensors.read_integers(D2T, (num_tokens,))
-    if int(tokens.min()) < 0 or int(tokens.max()) >= target.vocab_size or len(tokens.unique()) != num_tokens:
-        raise CheckpointError(
-            f"{tensors.directory}: d2t leads to tokens {int(tokens.min())} to {int(tokens.max())}, or to one twice; "
-            f"the target has {target.vocab_size}; use the head trained for this target"
-        )
-    if "t2d" in tensors:
-        drafted = tensors.read_integers("t2d", (target.vocab_size,)).bool()
-        if not torch.equal(drafted.nonzero().flatten(), tokens.sort().values):
-            raise CheckpointError(f"{tensors.directory}: t2d and d2t name different tokens; download the head again")
-    return tokens
 
 
 def _choose_taps(path: Path, config: dict[str, Any], target: Geometry) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ its matrices. What it must compute is said once more, in numpy (``reference.py``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,8 @@ from flowspec_edge.manifest import (
     of_sliding_layers,
 )
 
+WriteAttention = Callable[[Writer, str, str, str, int, LayerShape], str]
+"""Adds to a graph what attention makes of queries, keys and values, of the layer of that number."""
 Weights = Mapping[str, Matrix | np.ndarray]
 """Of layers, named ``layers.N.`` and as in a checkpoint. Matrices are of any form; norms and biases are float32."""
 
@@ -89,7 +91,7 @@ def write_block(
     for layer in range(start, stop):
         prefix = f"layers.{layer - start}"
         named = (HIDDEN_OUT,) if layer == stop - 1 else ()
-        rows = _Layer(to.within(prefix), prefix, shape, weights, products).write(rows, layer, named)
+        rows = LayerWriter(to.within(prefix), prefix, shape, weights, products).write(rows, layer, named)
     layers = range(start, stop)
     inputs = [*_rows_in(shape), *_caches(shape, PAST_KEY, PAST_VALUE, layers)]
     outputs = [floats(HIDDEN_OUT, 1, "rows", shape.hidden_size), *_caches(shape, PRESENT_KEY, PRESENT_VALUE, layers)]
@@ -155,15 +157,7 @@ def write_head(matrix: Matrix, path: Path, divisor: float = 1.0, cap: float | No
     """
     to = Writer("/lm_head")
     num_tokens, hidden_size = matrix.shape
-    if divisor == 1.0 and cap is None:
-        matrix.write(to, HIDDEN, outputs=(LOGITS,))
-    elif cap is None:
-        to.add("Div", matrix.write(to, HIDDEN), to.constant(divisor), outputs=(LOGITS,))
-    else:
-        capped = to.add("Tanh", to.add("Div", matrix.write(to, HIDDEN), to.constant(divisor * cap)))
-        to.add("Mul", capped, to.constant(cap), outputs=(LOGITS,))
-    log_probs = to.add("LogSoftmax", LOGITS, axis=-1)
-    to.add("TopK", log_probs, TOP_K, outputs=(TOP_LOG_PROBS, TOP_TOKENS), axis=-1, largest=1, sorted=1)
+    write_log_probs(to, write_logits(to, matrix, divisor, cap, outputs=(LOGITS,)), TOP_TOKENS)
     outputs = [floats(LOGITS, "rows", num_tokens), floats(TOP_LOG_PROBS, "rows", "top")]
     to.save(
         path,
@@ -173,20 +167,46 @@ def write_head(matrix: Matrix, path: Path, divisor: float = 1.0, cap: float | No
     return matrix.memory_bytes + to.loaded_bytes()
 
 
-class _Layer:
+def write_logits(to: Writer, matrix: Matrix, divisor: float, cap: float | None, outputs: tuple[str, ...] = ()) -> str:
+    """Add what makes logits of normed rows, as :func:`write_head` has it, and return their name."""
+    if divisor == 1.0 and cap is None:
+        return matrix.write(to, HIDDEN, outputs=outputs)
+    if cap is None:
+        return to.add("Div", matrix.write(to, HIDDEN), to.constant(divisor), outputs=outputs)
+    capped = to.add("Tanh", to.add("Div", matrix.write(to, HIDDEN), to.constant(divisor * cap)))
+    return to.add("Mul", capped, to.constant(cap), outputs=outputs)
+
+
+def write_log_probs(to: Writer, logits: str, tokens: str) -> str:
+    """Add the ``k`` largest log-probabilities of each row, and the columns that they stand in, which get and return the
+    name ``tokens``.
+    """
+    log_probs = to.add("LogSoftmax", logits, axis=-1)
+    to.add("TopK", log_probs, TOP_K, outputs=(TOP_LOG_PROBS, tokens), axis=-1, largest=1, sorted=1)
+    return tokens
+
+
+class LayerWriter:
     """Writes one decoder layer of a supported family. Its weights have names that begin with ``prefix``."""
 
     def __init__(
-        self, to: Writer, prefix: str, shape: LayerShape, weights: Weights, products: dict[str, Product]
+        self,
+        to: Writer,
+        prefix: str,
+        shape: LayerShape,
+        weights: Weights,
+        products: dict[str, Product],
+        attention: WriteAttention = write_attention,
     ) -> None:
         self.to, self.prefix, self.shape, self.weights, self.products = to, prefix, shape, weights, products
+        self._attention = attention
 
     def write(self, rows: str, layer: int, outputs: tuple[str, ...]) -> str:
         norms = self.shape.norms
         normed = self._norm(norms.before_attention, rows)
         query, key, value = self._products(normed, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         query, key = self._head_norm("self_attn.q_norm", query), self._head_norm("self_attn.k_norm", key)
-        attended = write_attention(self.to.within("self_attn"), query, key, value, layer, self.shape)
+        attended = self._attention(self.to.within("self_attn"), query, key, value, layer, self.shape)
         attended = self._norm(norms.after_attention, *self._products(attended, "self_attn.o_proj"))
         rows = self.to.add("Add", rows, self._scaled(attended))
         normed = self._norm(norms.before_mlp, rows)

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from exporter.blocks import Blocks
 from exporter.config import LayerShape, geometry_of, read_layer_shape
 from exporter.families import FAMILIES
-from exporter.fields import positive_int
+from exporter.fields import positive_int, read_json
 from exporter.known_fields import TEXT_PREFIX, read_family
 from exporter.layer_graph import Weights
 from exporter.matrices import FloatMatrix, Matrix
 from exporter.quantised import Quantisation, read_quantisation
 from exporter.source import Report
-from exporter.tensors import TensorFiles, read_json
+from exporter.tensors import TensorFiles
 from exporter.tokenizer import CONFIG, check_vocabulary, contradictions, find_tokenizer, write_tokenizer
 from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import CheckpointError
@@ -85,16 +84,15 @@ class Checkpoint:
         return tokenizer
 
     def embedding(self) -> Iterator[np.ndarray]:
-        yield self._embedding().numpy()
+        yield self._embedding()
 
     def lm_head(self) -> Matrix:
         if self.is_tied:
-            return FloatMatrix(self._embedding().numpy())
+            return FloatMatrix(self._embedding())
         return self._matrix(LM_HEAD, (self.vocab_size, self.layer_shape.hidden_size))
 
     def final_norm(self) -> np.ndarray:
-        weight: np.ndarray = self.tensors.read(FINAL_NORM, (self.layer_shape.hidden_size,)).float().numpy()
-        return weight + np.float32(self.layer_shape.norm_offset)
+        return self.tensors.read(FINAL_NORM, (self.layer_shape.hidden_size,)) + np.float32(self.layer_shape.norm_offset)
 
     def layers(self, start: int, stop: int) -> Weights:
         weights: dict[str, Matrix | np.ndarray] = {}
@@ -107,7 +105,7 @@ class Checkpoint:
                     matrix = self._matrix(full, size)
                     weights[own] = matrix if rows is None else matrix.take(rows)
                     continue
-                found = self.tensors.read(full, size).float().numpy()
+                found = self.tensors.read(full, size)
                 if rows is not None:
                     found = found[rows]
                 weights[own] = found + np.float32(self.layer_shape.norm_offset) if "norm" in name else found
@@ -116,10 +114,10 @@ class Checkpoint:
     def _matrix(self, name: str, shape: tuple[int, ...]) -> FloatMatrix | Blocks:
         if self.quantisation is not None and name not in self.tensors:
             return self.quantisation.read(self.tensors, name.removesuffix(".weight"), shape)
-        return FloatMatrix(self.tensors.read(name, shape).float().numpy())
+        return FloatMatrix(self.tensors.read(name, shape))
 
-    def _embedding(self) -> torch.Tensor:
-        return self.tensors.read(EMBEDDING, (self.vocab_size, self.layer_shape.hidden_size)).float()
+    def _embedding(self) -> np.ndarray:
+        return self.tensors.read(EMBEDDING, (self.vocab_size, self.layer_shape.hidden_size))
 
 
 def load_checkpoint(directory: Path, max_context: int | None = None, *, allow_pickle: bool = False) -> Checkpoint:

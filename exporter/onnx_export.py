@@ -1,8 +1,7 @@
-"""Writes a draft head's torch modules as ONNX files and checks them, by optimum's export and validation."""
+"""Writes an EAGLE-3 head's torch modules as ONNX files and checks them, by optimum's export and validation."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterable
@@ -19,7 +18,6 @@ from torch import nn
 
 from exporter.config import LayerShape
 from exporter.eagle3 import DraftTop, Fuse
-from exporter.stage_module import FusedBlock
 from exporter.steps import rotary_inputs
 from flowspec_edge.errors import ParityError
 from flowspec_edge.manifest import (
@@ -44,6 +42,7 @@ from flowspec_edge.manifest import (
 )
 
 OPSET = 18
+ROWS_IN = TOKEN_EMBEDDING, FEATURE
 # Float32 graphs on random inputs of magnitude one: operator order alone differs (at most 1e-5 seen).
 VALIDATION_TOLERANCE = 1e-4
 
@@ -58,7 +57,6 @@ class GraphSpec:
     inputs: Axes
     outputs: Axes
     make_dummies: Callable[[], Dummies]
-    first_layer: int = 0
 
 
 class GraphOnnxConfig(OnnxConfig):  # type: ignore[misc]  # optimum has no types
@@ -90,25 +88,19 @@ class GraphOnnxConfig(OnnxConfig):  # type: ignore[misc]  # optimum has no types
         }
 
     def flatten_output_collection_property(self, name: str, field: Iterable[Any]) -> dict[str, Any]:
-        """Caches are numbered by the layer's place in the whole model, not in the block."""
-        return {f"{name}.{self.spec.first_layer + i}": part for i, part in enumerate(field)}
+        return {f"{name}.{i}": part for i, part in enumerate(field)}
 
 
-def block_spec(block: FusedBlock) -> GraphSpec:
-    """The spec of layers with the fused operator. A drafter reads two row inputs instead of one."""
-    is_drafter = TOKEN_EMBEDDING in inspect.signature(block.forward).parameters
-    rows_in = (TOKEN_EMBEDDING, FEATURE) if is_drafter else (HIDDEN,)
-    layers, cache = range(block.start, block.stop), {2: "capacity"}
-    inputs: Axes = {name: {1: "rows"} for name in rows_in}
+def drafter_spec(shape: LayerShape) -> GraphSpec:
+    """The spec of a layer with the fused operator that reads an embedding and a feature."""
+    cache = {2: "capacity"}
+    inputs: Axes = {name: {1: "rows"} for name in ROWS_IN}
     inputs |= {ATTENTION_PADDING: {}, ROTARY_COS: {0: "positions"}, ROTARY_SIN: {0: "positions"}}
     inputs[ATTENTION_BIAS] = {2: "attention_rows", 3: "total"}
     inputs |= {POSITION_IDS: {1: "attention_rows"}, SEQLENS_K: {}, TOTAL_LENGTH: {}}
-    outputs: Axes = {HIDDEN_OUT: {1: "rows"}}
-    for prefix in (PAST_KEY, PAST_VALUE):
-        inputs.update({f"{prefix}.{i}": cache for i in layers})
-    for prefix in (PRESENT_KEY, PRESENT_VALUE):
-        outputs.update({f"{prefix}.{i}": cache for i in layers})
-    return GraphSpec(inputs, outputs, lambda: _dummies(block.shape, len(layers), rows_in), block.start)
+    inputs |= {f"{PAST_KEY}.0": cache, f"{PAST_VALUE}.0": cache}
+    outputs: Axes = {HIDDEN_OUT: {1: "rows"}, f"{PRESENT_KEY}.0": cache, f"{PRESENT_VALUE}.0": cache}
+    return GraphSpec(inputs, outputs, lambda: _dummies(shape))
 
 
 def top_spec(top: DraftTop) -> GraphSpec:
@@ -146,7 +138,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
             raise ParityError(f"{path.name}: the exported graph differs from torch ({summary})") from cause
 
 
-def _dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...]) -> Dummies:
+def _dummies(shape: LayerShape) -> Dummies:
     """Inputs of three rows after four slots in use, row 2 being row 1's sibling, and of one row of padding.
 
     The cache is full: where past and present are not one buffer, the operator leaves slots above the total undefined.
@@ -155,7 +147,7 @@ def _dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...]) -> Du
     bias = torch.zeros(1, 1, attention_rows, total)
     bias[0, 0, 2, total - 3] = -1e9
     bias[..., 0] = -1e9
-    dummies: Dummies = {name: _random(1, rows, shape.hidden_size) for name in rows_in}
+    dummies: Dummies = {name: _random(1, rows, shape.hidden_size) for name in ROWS_IN}
     dummies[ATTENTION_PADDING] = torch.tensor([0, attention_rows - rows])
     dummies[ATTENTION_BIAS] = bias
     dummies[POSITION_IDS] = torch.tensor([[0, 1, 1, 0]]) + min(3, max(shape.max_context - 2, 0))
@@ -163,7 +155,7 @@ def _dummies(shape: LayerShape, num_layers: int, rows_in: tuple[str, ...]) -> Du
     dummies[TOTAL_LENGTH] = torch.tensor(total, dtype=torch.int32)
     dummies |= {name: torch.from_numpy(table) for name, table in rotary_inputs(shape, total + 1).items()}
     for name in (PAST_KEY, PAST_VALUE):
-        dummies[name] = [_random(1, shape.num_kv_heads, total, shape.head_dim) for _ in range(num_layers)]
+        dummies[name] = [_random(1, shape.num_kv_heads, total, shape.head_dim)]
     return dummies
 
 

@@ -20,7 +20,7 @@ OPSET = 21
 IR_VERSION = 10
 """That of opset 21."""
 RUNTIME_DOMAIN = "com.microsoft"
-RUNTIME_OPERATORS = ("RotaryEmbedding", "FusedMatMul", "MatMulNBits")
+RUNTIME_OPERATORS = ("RotaryEmbedding", "FusedMatMul", "MatMulNBits", "GroupQueryAttention")
 MAX_FILE_BYTES = 2**31 - 2**24
 """A protobuf file ends at 2 GiB.
 

@@ -92,7 +92,7 @@ class Quantisation:
             tensors.check(name, size)
             yield name
         if (order := f"{module}.g_idx") in tensors:
-            groups = tensors.read_integers(order, (num_in,)).numpy()
+            groups = tensors.read_integers(order, (num_in,))
             if not np.array_equal(groups, np.arange(num_in) // (self.group_size or num_in)):
                 raise CheckpointError(
                     f"{tensors.directory}: tensor {order} has inputs in another order than that of their groups "
@@ -105,13 +105,13 @@ class Quantisation:
         (num_out, num_in), sizes = shape, self.tensors_of(module, shape)
 
         def levels_in(name: str) -> np.ndarray:
-            found = _unpacked(tensors.read_integers(f"{module}.{name}", sizes[f"{module}.{name}"]).numpy(), self.bits)
+            found = _unpacked(tensors.read_integers(f"{module}.{name}", sizes[f"{module}.{name}"]), self.bits)
             return found if self.method == "gptq" else found[..., _PLACES]
 
         packed = levels_in("qweight")  # gptq: [words, num_out, inputs of a word], awq: [num_in, words, outputs of one]
         by_input = packed.swapaxes(1, 2) if self.method == "gptq" else packed
         levels = by_input.reshape(num_in, num_out).T
-        scales = tensors.read(f"{module}.scales", sizes[f"{module}.scales"]).float().numpy().T  # [num_out, groups]
+        scales = tensors.read(f"{module}.scales", sizes[f"{module}.scales"]).T  # [num_out, groups]
         zeros = levels_in("qzeros").reshape(-1, num_out).T + np.uint8(self.zero_offset)
         zeros &= np.uint8(2**self.bits - 1)  # a stored 0 - 1 has all bits
         middle, block_size = 2 ** (self.bits - 1), self._block_size(num_in)

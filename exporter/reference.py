@@ -83,7 +83,8 @@ class Reference(Protocol):
 class NumpyLayers:
     """Some layers with a cache of their own, one chunk of rows after the other.
 
-    They compute in ``dtype``, float32 or float64, which rows and what ``multiply`` returns are of.
+    They compute in ``dtype``, float32 or float64, which rows and what ``multiply`` returns are of. Rows are so many
+    ``positions_before`` their depth, but none before position 0.
     """
 
     def __init__(
@@ -94,8 +95,10 @@ class NumpyLayers:
         num_slots: int,
         multiply: Multiply = in_float32,
         dtype: type[np.floating[Any]] = np.float32,
+        positions_before: int = 0,
     ) -> None:
         self.shape, self._layers, self._weights, self._multiply, self._dtype = shape, layers, weights, multiply, dtype
+        self._positions_before = positions_before
         size = num_slots, shape.num_kv_heads, shape.head_dim
         self._caches = [(np.zeros(size, dtype), np.zeros(size, dtype)) for _ in layers]
 
@@ -143,7 +146,7 @@ class NumpyLayers:
         (keys, values), layer, shape = self._caches[place], self._layers[place], self.shape
         num_rows, num_slots = len(query), step.first + len(query)  # rows of padding may have been left out
         seen = step.seen[:num_rows, :num_slots]
-        positions = seen.sum(axis=1) - 1
+        positions = np.maximum(seen.sum(axis=1) - 1 - self._positions_before, 0)
         chunk = slice(step.first, num_slots)
         keys[chunk], values[chunk] = self._rotate(key, positions, layer), value
         query = self._rotate(query, positions, layer) * shape.query_scales(layer)

@@ -1,6 +1,6 @@
-"""The decoder layers of draft heads as torch modules, which are exported and compared with the graphs that come of it.
+"""The parts of an EAGLE-3 head as torch modules, which are exported and compared with the graphs that come of it.
 
-Graphs of the target's layers are written by ``layer_graph.py``.
+Graphs of the target's layers, and of EAGLE-1 heads, are written by ``layer_graph.py``.
 """
 
 from __future__ import annotations
@@ -10,14 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
 
 from exporter.config import LayerShape
-from flowspec_edge.manifest import (
-    HIDDEN_OUT,
-    PRESENT_KEY,
-    PRESENT_VALUE,
-)
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -175,56 +169,6 @@ class FeedForward(nn.Module):
         return out
 
 
-class DecoderLayer(nn.Module):
-    """One decoder layer as Llama's. The single layer of an EAGLE-1 head has no input norm."""
-
-    def __init__(self, shape: LayerShape, *, has_input_norm: bool = True) -> None:
-        super().__init__()
-        norm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
-        self.input_layernorm = norm if has_input_norm else nn.Identity()
-        self.self_attn = Attention(shape)
-        self.post_attention_layernorm = RmsNorm(shape.hidden_size, shape.rms_norm_eps)
-        self.mlp = FeedForward(shape)
-
-    def forward(
-        self, x: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor, step: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        attended, key, value = self.self_attn(self.input_layernorm(x), past_key, past_value, step)
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), key, value
-
-
-class FusedBlock(nn.Module):
-    """The decoder layers ``[start, stop)`` as one graph. Caches keep the layer's global number in their names."""
-
-    def __init__(self, shape: LayerShape, start: int, stop: int, *, has_input_norm: bool = True) -> None:
-        super().__init__()
-        self.config = PretrainedConfig()  # optimum's export reads and sets fields of it
-        self.shape, self.start, self.stop = shape, start, stop
-        self.layers = nn.ModuleList(DecoderLayer(shape, has_input_norm=has_input_norm) for _ in range(start, stop))
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        attention_padding: torch.Tensor,
-        attention_bias: torch.Tensor,
-        position_ids: torch.Tensor,
-        seqlens_k: torch.Tensor,
-        total_sequence_length: torch.Tensor,
-        rotary_cos: torch.Tensor,
-        rotary_sin: torch.Tensor,
-        past_key: Sequence[torch.Tensor],
-        past_value: Sequence[torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
-        length = seqlens_k, total_sequence_length
-        step = (*length, rotary_cos, rotary_sin, position_ids, attention_bias, attention_padding)
-        keys, values = {}, {}
-        for number, layer in enumerate(self.layers, self.start):
-            past = past_key[number - self.start], past_value[number - self.start]
-            hidden, keys[f"{PRESENT_KEY}.{number}"], values[f"{PRESENT_VALUE}.{number}"] = layer(hidden, *past, step)
-        return {HIDDEN_OUT: hidden, **keys, **values}
-
-
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Rotary embedding in Llama's half-split layout; ``x`` is [rows, heads, head_dim]."""
     row_cos, row_sin = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)  # [rows, 1, head_dim / 2]
@@ -236,11 +180,3 @@ def with_weights(module: nn.Module, weights: Tensors) -> None:
     """Give ``module``, which was built on the meta device, exactly these tensors, and make it ready to run."""
     module.load_state_dict(dict(weights), strict=True, assign=True)
     module.eval().requires_grad_(False)
-
-
-def build_block(shape: LayerShape, start: int, stop: int, weights: Tensors) -> FusedBlock:
-    """The layers ``[start, stop)`` of a model like Llama, with weights that are named from ``layers.0`` on."""
-    with torch.device("meta"):
-        block = FusedBlock(shape, start, stop)
-    with_weights(block, weights)
-    return block

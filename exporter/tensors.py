@@ -1,19 +1,27 @@
-"""The files of a checkpoint directory: JSON, and tensors, which are read one by one and checked for shape and type."""
+"""The tensors of a checkpoint directory, which are read one by one and checked for shape and type.
+
+Torch is imported where a file asks for it: numpy knows no bfloat16, and pickled files are torch's own.
+"""
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from exporter.fields import read_json
 from flowspec_edge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 SAFE = "model.safetensors"
 PICKLED = "pytorch_model.bin"
+OF_NUMPY = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+"""Types of safetensors that numpy knows."""
 
 
 class TensorFiles:
@@ -30,6 +38,7 @@ class TensorFiles:
         self.directory, self._prefix = directory, prefix
         self._pickled: dict[Path, dict[str, torch.Tensor]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._types: dict[str, str] = {}  # as safetensors call them
         stored = self._locate(allow_pickle)
         self._file_of = {name.removeprefix(prefix): path for name, path in stored.items() if name.startswith(prefix)}
 
@@ -54,42 +63,48 @@ class TensorFiles:
                 f"{path}: tensor {name} has shape {list(found)}, expected {list(shape)} from config.json"
             )
 
-    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """One tensor of weights in its stored type.
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """One tensor of weights in float32.
 
         Raises:
             CheckpointError: the tensor is missing, unreadable, of another shape, or not of floats.
         """
         found = self._read(name, shape)
-        if not found.is_floating_point():
+        if not isinstance(found, np.ndarray) and found.is_floating_point():
+            found = found.float().numpy()
+        if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
             raise CheckpointError(
                 f"{self._file_of[name]}: tensor {name} is of type {found.dtype}; only float16, bfloat16 and float32 "
                 "weights are read"
             )
-        return found
+        floats: np.ndarray = found.astype(np.float32, copy=False)
+        return floats
 
-    def read_integers(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def read_integers(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """One table of whole numbers as int64. Raises CheckpointError as :meth:`read` does."""
         found = self._read(name, shape)
-        if found.is_floating_point():
+        if not isinstance(found, np.ndarray):
+            found = found.float().numpy() if found.is_floating_point() else found.numpy()
+        if found.dtype.kind not in "iub":
             raise CheckpointError(
                 f"{self._file_of[name]}: tensor {name} is of type {found.dtype}, expected whole numbers"
             )
-        return found.long()
+        integers: np.ndarray = found.astype(np.int64, copy=False)
+        return integers
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def _read(self, name: str, shape: tuple[int, ...]) -> Any:
+        """An array of numpy's, or of torch's where numpy does not know the type."""
         self.check(name, shape)
         path, stored = self._file_of[name], self._prefix + name
         if path in self._pickled:
             return self._pickled[path][stored]
         try:
-            with _open_safetensors(path) as file:
-                found: torch.Tensor = file.get_tensor(stored)
+            with _open_safetensors(path, "np" if self._types[stored] in OF_NUMPY else "pt") as file:
+                return file.get_tensor(stored)
         except (SafetensorError, OSError) as cause:
             raise CheckpointError(
                 f"{path}: tensor {name} is not readable ({cause}); download the file again"
             ) from cause
-        return found
 
     def _locate(self, allow_pickle: bool) -> dict[str, Path]:
         for name in (SAFE, PICKLED):
@@ -108,8 +123,10 @@ class TensorFiles:
     def _present(self, path: Path, index: Path, wanted: set[str] | None) -> list[str]:
         """The names of a file's tensors. Raises CheckpointError where one that the index promises is not among them."""
         if path.name.endswith(".safetensors"):
-            with _open_safetensors(path) as file:
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            with _open_safetensors(path, "np") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+                self._types.update((name, part.get_dtype()) for name, part in slices.items())
         else:
             self._pickled[path] = _load_pickled(path)
             shapes = {name: tuple(tensor.shape) for name, tensor in self._pickled[path].items()}
@@ -119,19 +136,6 @@ class TensorFiles:
         if missing:
             raise CheckpointError(f"{path}: tensor {missing[0]} is missing, though {index.name} says it is here")
         return sorted(present if wanted is None else wanted)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises CheckpointError where the file is missing or holds something else."""
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent}: {path.name} is missing")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        raise CheckpointError(f"{path}: not readable as JSON ({cause})") from cause
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
 
 
 def _read_shard_names(index: Path) -> dict[Path, set[str] | None]:
@@ -148,9 +152,9 @@ def _read_shard_names(index: Path) -> dict[Path, set[str] | None]:
     return shards
 
 
-def _open_safetensors(path: Path) -> Any:
+def _open_safetensors(path: Path, framework: str) -> Any:
     try:
-        return safe_open(path, framework="pt")
+        return safe_open(path, framework=framework)
     except (SafetensorError, OSError) as cause:
         raise CheckpointError(
             f"{path}: {path.stat().st_size} bytes, not readable as safetensors ({cause}); download it again"
@@ -158,6 +162,8 @@ def _open_safetensors(path: Path) -> Any:
 
 
 def _load_pickled(path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
     problem = ""
     for maps_file in (True, False):  # files in the format of torch before 1.6 cannot be mapped
         try:

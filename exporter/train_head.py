@@ -129,7 +129,11 @@ def _run(options: argparse.Namespace) -> int:
         shutil.copytree(run.head_directory, options.out)
     except OSError as cause:
         raise CheckpointError(f"{options.out}: could not be written ({system_words(cause)})") from cause
-    report(f"{options.out}: done; now flowspec-export {options.model} --drafter {options.out} --out BUNDLE")
+    num_bytes = sum(path.stat().st_size for path in options.out.iterdir())
+    report(
+        f"{options.out}: done, {num_bytes / 1e6:.1f} MB in float16; now flowspec-export {options.model} --drafter "
+        f"{options.out} --out BUNDLE"
+    )
     return 0
 
 

@@ -18,7 +18,7 @@ from flowspec_edge.web.chat_template import ChatTemplate
 
 DIRECTORY = Path(__file__).parent / "prompts"
 KINDS = ("explain", "list", "rewrite", "code", "json", "story")
-HELD_OUT = DIRECTORY / "held_out.txt"
+HELD_OUT = Path(__file__).parents[2] / "flowspec_edge/bench/chat_prompts.txt"
 EVERY = 10
 """Of the prompts that users bring, one in so many is held out."""
 _CHOICE = re.compile(r"\{([^{}|]*(?:\|[^{}|]*)+)\}")
@@ -63,9 +63,7 @@ class Chats:
     def tokens_of(self, prompt: str) -> list[int]:
         if self._template is None:
             return self._tokenizer.encode(prompt)
-        messages = [{"role": "user", "content": prompt}]
-        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-        return self._tokenizer.encode(self._template.render_now(given))
+        return self._tokenizer.encode(self._template.render_message(prompt))
 
 
 def _expanded(line: str) -> Iterator[str]:

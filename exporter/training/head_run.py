@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from exporter.fields import read_json
 from exporter.source import Source
 from exporter.target_digest import refuse_other_target, target_field
-from exporter.tensors import read_json
 from exporter.training.acceptance import NEW_TOKENS, TreeFigures
 from exporter.training.batches import Texts
 from exporter.training.chat_prompts import Chats, trained_and_held_out

@@ -20,6 +20,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from flowspec_edge.bench.bound import accepted_places
+from flowspec_edge.bench.prompt_tokens import PromptTokens
 from flowspec_edge.bench.remembered_drafts import RememberedDrafts
 from flowspec_edge.bench.simulated_ring import Watcher
 from flowspec_edge.bench.tape import Tape, TapeRecorder
@@ -34,7 +35,6 @@ from flowspec_edge.core.speculation.verify import Sampler, noise_of
 from flowspec_edge.engine.drafters.drafter import Drafter
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
-from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import BenchError, LosslessError
 
 YARDSTICK = "chunked"
@@ -52,12 +52,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One prompt at one temperature. ``seed`` is the prompt's place in its set, from 0."""
+    """One prompt at one temperature. ``seed`` is the prompt's place in its set, from 0. The text may be a message to a
+    chat model.
+    """
 
     prompt_set: str
     seed: int
     temperature: float
     text: str
+    is_message: bool = False
 
     def options(self, plan: Plan) -> GenerateOptions:
         return GenerateOptions(max_new_tokens=plan.max_new_tokens, temperature=self.temperature, seed=self.seed)
@@ -128,7 +131,7 @@ class Bench:
 
     def __init__(self, bundle: Bundle) -> None:
         directory, manifest = bundle.directory, bundle.manifest
-        self._tokenizer = Tokenizer(directory / manifest.tokenizer.file)
+        self._prompts = PromptTokens(bundle)
         self._recorder = TapeRecorder(bundle)
         self.limits = TargetLimits(
             manifest.geometry.max_context, manifest.geometry.vocab_size, frozenset(manifest.eos_token_ids)
@@ -144,15 +147,9 @@ class Bench:
         """Record what the target writes after the task's prompt. A tape must be played before the next one is recorded.
 
         Raises:
-            BenchError: the prompt leaves no room in the model's context.
+            BenchError: the prompt leaves no room in the model's context, or the model is not for messages.
         """
-        prompt = self._tokenizer.encode(task.text)
-        if not 0 < len(prompt) < self.limits.max_context:
-            limit = self.limits.max_context
-            raise BenchError(
-                f"{_name(task)} has {len(prompt)} tokens; the bundle's context allows 1 to {limit - 1}: take another "
-                "bundle"
-            )
+        prompt = self._prompts.of(_name(task), task.text, is_message=task.is_message)
         if self._remembered is not None:
             self._remembered.forget()
         return self._recorder.record(prompt, options)

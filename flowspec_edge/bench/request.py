@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flowspec_edge.bench.compare import YARDSTICK, Plan, Task
 from flowspec_edge.bench.known_testbeds import known_testbeds
 from flowspec_edge.bench.planned import plan_testbed, replanned
-from flowspec_edge.bench.prompts import choose_sets, load_prompts
+from flowspec_edge.bench.prompts import choose_sets, load_chat_prompts, load_prompts
 from flowspec_edge.bench.tensor_parallel import MODELLED
 from flowspec_edge.bench.testbed import Testbed, load_testbed
 from flowspec_edge.config import GenerateOptions
@@ -81,14 +81,19 @@ class Request:
             max_new_tokens=usual_tokens if self.max_new_tokens is None else self.max_new_tokens,
         )
 
-    def tasks(self, plan: Plan, num_quick: int) -> list[Task]:
-        """The texts to generate, with ``num_quick`` prompts of each set where ``quick`` was asked for."""
-        names = list(load_prompts()) if self.prompts in ("quick", "all") else _names("--prompts", self.prompts)
+    def tasks(self, plan: Plan, num_quick: int, *, is_chat: bool = False) -> list[Task]:
+        """The texts to generate, with ``num_quick`` prompts of each set where ``quick`` was asked for.
+
+        All sets are those of messages where the model ``is_chat``, and else those of source text.
+        """
+        messages = load_chat_prompts()
+        every = messages if is_chat else load_prompts()
+        names = list(every) if self.prompts in ("quick", "all") else _names("--prompts", self.prompts)
         limit = num_quick if self.prompts == "quick" and self.num_prompts is None else self.num_prompts
         if limit is not None and limit < 1:
             raise RequestError(f"--num-prompts is {limit}; it must be at least 1")
         tasks = [
-            Task(prompt_set=name, seed=seed, temperature=temperature, text=text)
+            Task(prompt_set=name, seed=seed, temperature=temperature, text=text, is_message=name in messages)
             for temperature in _numbers("--temperature", self.temperatures)
             for name, texts in choose_sets(names).items()
             for seed, text in enumerate(texts[:limit])

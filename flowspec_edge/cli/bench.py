@@ -34,12 +34,14 @@ examples:
   flowspec bench --virtual --prompts all --temperature 0,0.6,1        the paper's table, whole
   flowspec bench --virtual --testbed all --schedules chunked,flowspec --plot plots
   flowspec bench --virtual --sessions 1,2,4                what several clients get together, and each of them
+  flowspec bench --virtual --bundle CHAT.gguf --prompts all --max-new-tokens 128     a chat model on messages
   flowspec bench --emulate                                 four schedules in real time, beside the virtual clock
   flowspec bench --calibrate --bundle DIR --use-fastest    compare the bundle's precisions here, and keep to the fastest
   flowspec bench --calibrate > mine.toml                   what this device costs; edit, then --testbed mine.toml
 
 schedules: autoregressive, chunked, pruned, pipedec, lockstep, flowspec; mega-lm and galaxy are modelled, not run
-prompt sets: functions, classes, docstrings, tables, tests, edits
+prompt sets: functions, classes, docstrings, tables, tests, edits; explain, list, rewrite, code, json, story, which are
+messages to models that have a chat template
 testbeds:
 {testbeds}
 
@@ -125,7 +127,8 @@ def add_bench(commands: Commands) -> None:
         "--prompts",
         default="quick",
         metavar="SET[,SET]",
-        help="prompt sets, all, or quick: two prompts of each set, emulated one (default: %(default)s)",
+        help="prompt sets, all that are for this model, or quick: two prompts of each of them, emulated one (default: "
+        "%(default)s)",
     )
     bench.add_argument("--temperature", default="0", metavar="T[,T]", help="0 is greedy (default: %(default)s)")
     bench.add_argument(

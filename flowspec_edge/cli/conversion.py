@@ -135,14 +135,17 @@ def _file_digest(path: Path) -> str:
 
 
 def _exporter_digest() -> str:
-    """Digits that differ where what is made of a file may: versions, and all that the exporter consists of.
+    """Digits that differ where what is made of a file may: versions, and all that the exporter consists of, the draft
+    heads that come along included.
 
     Which of its files a bundle depends on is not told apart, so that nobody has to remember it.
     """
     found = hashlib.sha256(f"{__version__} {FORMAT_VERSION}".encode())
     spec = importlib.util.find_spec("exporter")  # which does not import it
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        for source in sorted(path for path in Path(folder).rglob("*") if path.suffix in (".py", ".txt")):
+        sources = (path for path in Path(folder).rglob("*") if path.suffix in (".py", ".txt"))
+        heads = (path for path in Path(folder, "heads").glob("*/*") if path.suffix in (".json", ".safetensors"))
+        for source in sorted((*sources, *heads)):
             found.update(source.read_bytes())
     return found.hexdigest()[:8]
 

@@ -20,7 +20,7 @@ from flowspec_edge.bench.charts import draw_bars
 from flowspec_edge.bench.compare import Bench, Task, run_tasks
 from flowspec_edge.bench.emulate import compare_with_virtual, emulated_boards, format_comparison
 from flowspec_edge.bench.lengths import EMULATED_TOKENS, VIRTUAL_TOKENS
-from flowspec_edge.bench.prompts import choose_sets
+from flowspec_edge.bench.prompts import choose_sets, load_chat_prompts
 from flowspec_edge.bench.report import build_report, format_report
 from flowspec_edge.bench.request import Request
 from flowspec_edge.bench.sessions import format_sessions, measure_sessions
@@ -51,7 +51,7 @@ async def run_virtual(
     """
     names = request.schedule_names(is_ablation)
     plan = request.plan([name for name in names if name not in MODELLED], VIRTUAL_TOKENS)
-    tasks = request.tasks(plan, QUICK_PROMPTS)
+    tasks = request.tasks(plan, QUICK_PROMPTS, is_chat=bundle.manifest.chat_template is not None)
     if num_processes < 1:
         raise RequestError(f"--processes is {num_processes}; it must be at least 1")
     if plot is not None:
@@ -85,7 +85,7 @@ async def run_sessions(bundle: Bundle, request: Request, *, is_json: bool) -> in
     """
     numbers = request.session_numbers()
     plan = request.plan(request.running_names(), VIRTUAL_TOKENS)
-    tasks = request.tasks(plan, QUICK_PROMPTS)
+    tasks = request.tasks(plan, QUICK_PROMPTS, is_chat=bundle.manifest.chat_template is not None)
     num_runs = len(plan.testbeds) * len(plan.schedules) * len({task.temperature for task in tasks}) * len(numbers)
     progress = Progress(f"{', '.join(map(str, numbers))} sessions on {len(plan.testbeds)} testbed(s)", num_runs, "runs")
     try:
@@ -121,7 +121,7 @@ async def run_emulated(bundle: Bundle, request: Request, *, slow_origin: float, 
         FlowspecError: a name is not known, a number is out of range, or a run failed.
     """
     plan = request.plan(request.running_names(), EMULATED_TOKENS, len(bundle.manifest.blocks))
-    tasks = request.tasks(plan, QUICK_EMULATED_PROMPTS)
+    tasks = request.tasks(plan, QUICK_EMULATED_PROMPTS, is_chat=bundle.manifest.chat_template is not None)
     bench = await asyncio.to_thread(Bench, bundle)
     num_generations = len(plan.testbeds) * len(tasks) * len(plan.schedules)
     progress = Progress("in real time", num_generations, "generations")
@@ -211,7 +211,13 @@ async def run_trace(
     texts = choose_sets([prompt_set])[prompt_set]
     if not 0 <= number < len(texts):
         raise RequestError(f"--index is {number}; set {prompt_set!r} has prompts 0 to {len(texts) - 1}")
-    task = Task(prompt_set=prompt_set, seed=number, temperature=temperature, text=texts[number])
+    task = Task(
+        prompt_set=prompt_set,
+        seed=number,
+        temperature=temperature,
+        text=texts[number],
+        is_message=prompt_set in load_chat_prompts(),
+    )
     options = GenerateOptions(max_new_tokens=max_new_tokens, temperature=temperature, seed=number, schedule=schedule)
     picture = await asyncio.to_thread(_trace, bundle, board, task, options)
     _write(out, picture)

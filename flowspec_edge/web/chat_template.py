@@ -113,6 +113,11 @@ class ChatTemplate:
         }
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.render_now, given)
 
+    def render_message(self, text: str) -> list[TextPart]:
+        """The prompt of a chat that a user begins with ``text``; raises what :meth:`render` does."""
+        messages = [{"role": "user", "content": text}]
+        return self.render_now({"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True})
+
     def render_now(self, given: Mapping[str, Any]) -> list[TextPart]:
         """The prompt for these variables; takes and raises what :meth:`render` does, MAX_RENDER_S at most."""
         said = "\n".join(_texts_in(given))

@@ -4,6 +4,7 @@ import asyncio
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 from flowspec_edge.bench import ablation
 from flowspec_edge.bench.charts import draw_bars
 from flowspec_edge.bench.compare import Bench, Figures, Outcome, Plan, Task, run_tasks
-from flowspec_edge.bench.prompts import choose_sets, load_prompts
+from flowspec_edge.bench.prompts import choose_sets, load_chat_prompts, load_prompts
 from flowspec_edge.bench.remembered_drafts import RememberedDrafts
 from flowspec_edge.bench.report import LOOPING, build_report, format_report
+from flowspec_edge.bench.request import Request
 from flowspec_edge.bench.tensor_parallel import GALAXY, MEGA_LM, forward_ms, model_figures
 from flowspec_edge.bench.testbed import Testbed, load_testbed
 from flowspec_edge.bench.virtual_clock import VirtualRing
@@ -26,6 +28,7 @@ from flowspec_edge.core.planning.throughput import tokens_of_best_rows as tau
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.engine.drafters.eagle1 import Eagle1Drafter
 from flowspec_edge.engine.head import Head
+from flowspec_edge.engine.tokenizer import Tokenizer
 from flowspec_edge.errors import BenchError, LosslessError
 from tests.bench.conftest import make_tape
 
@@ -144,8 +147,28 @@ def test_every_set_has_enough_prompts_that_differ() -> None:
     assert len(sets) == 6
     for texts in sets.values():
         assert len(set(texts)) == len(texts) >= 20
+    messages = load_chat_prompts()
+    assert list(messages) == ["explain", "list", "rewrite", "code", "json", "story"]
+    for texts in messages.values():
+        assert len(set(texts)) == len(texts) == 10
+    assert choose_sets(["story", "tests"]) == {"story": messages["story"], "tests": sets["tests"]}
     with pytest.raises(BenchError, match="'poems' is not known"):
         choose_sets(["poems"])
+
+
+def test_messages_are_written_by_the_chat_template(bench: Bench, bundle: Bundle) -> None:
+    request = Request(testbeds="mixed", schedules="chunked", prompts="quick", temperatures="0")
+    plan = request.plan(["chunked"], 2)
+    task, *others = request.tasks(plan, 1, is_chat=True)
+    assert [task.prompt_set, *(other.prompt_set for other in others)] == list(load_chat_prompts())
+    assert [other.prompt_set for other in request.tasks(plan, 1)] == list(load_prompts())
+    template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<answer>"
+    chat = replace(bundle, manifest=replace(bundle.manifest, chat_template=template))
+    tape = Bench(chat).record(task, task.options(plan))
+    written = Tokenizer(bundle.directory / bundle.manifest.tokenizer.file).decode(list(tape.prompt))
+    assert written == f"<user>{load_chat_prompts()['explain'][0]}<answer>"
+    with pytest.raises(BenchError, match=r"of set 'explain' is a message .* no chat template; choose .* functions, "):
+        bench.record(task, task.options(plan))
 
 
 def test_another_text_than_the_targets_is_an_error(bench: Bench, two_stages: Testbed) -> None:

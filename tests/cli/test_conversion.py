@@ -74,18 +74,22 @@ def test_another_exporter_or_another_file_makes_another_bundle_and_what_a_killed
     assert [len(load_manifest(found).blocks) for found in (directory, other)] == [2, 1]
 
 
-def test_an_exporter_is_known_by_its_code_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exporter_is_known_by_its_code_texts_and_draft_heads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "gguf").mkdir()
+    (tmp_path / "heads/small").mkdir(parents=True)
     spec = ModuleSpec("exporter", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr("importlib.util.find_spec", {"exporter": spec}.get)
     found = [conversion._exporter_digest()]
-    for name in ("layer_graph.py", "gguf/model.py", "calibration.txt", "layer_graph.py"):
+    head = "heads/small/model.safetensors", "heads/small/config.json"
+    for name in ("layer_graph.py", "gguf/model.py", "calibration.txt", "layer_graph.py", *head):
         with (tmp_path / name).open("a") as file:
             file.write("changed\n")
         found.append(conversion._exporter_digest())
     (tmp_path / "layer_graph.pyc").write_text("made of it")
-    assert len(set(found)) == 5 and conversion._exporter_digest() == found[-1]
+    assert len(set(found)) == 7 and conversion._exporter_digest() == found[-1]
 
 
 def test_a_file_of_which_none_can_be_made_says_why(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

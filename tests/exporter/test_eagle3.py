@@ -237,9 +237,7 @@ WRONG = {
     ),
     "d2t leads to tokens": lambda head: change(head, d2t=shifted),
     "t2d and d2t name different tokens": lambda head: change(head, t2d=lambda t2d: t2d.roll(1)),
-    "tensor d2t is of type torch.float32, expected whole numbers": lambda head: change(
-        head, d2t=lambda d2t: d2t.float()
-    ),
+    "tensor d2t is of type float32, expected whole numbers": lambda head: change(head, d2t=lambda d2t: d2t.float()),
     "fuses the rows that enter some layers, here [2, 5, 9]": lambda head: edit_config(
         head, eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 4, 8]}
     ),

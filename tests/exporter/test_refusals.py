@@ -94,7 +94,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     f"{DOWN} has shape [64, 95], expected [64, 96]": lambda target: change_tensors(
         shard_of(target, DOWN), **{DOWN: lambda tensor: tensor[:, 1:].contiguous()}
     ),
-    f"{DOWN} is of type torch.int8": lambda target: change_tensors(
+    f"{DOWN} is of type int8": lambda target: change_tensors(
         shard_of(target, DOWN), **{DOWN: lambda tensor: tensor.to(torch.int8)}
     ),
     f"{DOWN} is missing, though model.safetensors.index.json says": lambda target: change_tensors(

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exporter.bundle import ExportOptions, export_bundle
-from exporter.drafter import load_draft_head
+from exporter.drafter import open_draft
 from exporter.train_head import STOPPED, main
 from exporter.training.batches import Texts
 from exporter.training.cached import CachedLayers
-from exporter.training.chat_prompts import HELD_OUT, KINDS, read_prompts, trained_and_held_out
+from exporter.training.chat_prompts import DIRECTORY, KINDS, read_prompts, trained_and_held_out
 from exporter.training.files import load_head, open_source, read_target
 from exporter.training.head_run import HeadRun, evaluate_head, train_head
 from exporter.training.head_training import DEEPER_COSTS, HeadSettings
@@ -168,9 +168,9 @@ def test_a_head_for_another_model_is_refused_naming_both(trained: Path, tmp_path
     other = tmp_path / "other"
     shutil.copytree(trained / "target", other)
     change(other, "model.norm.weight", lambda weight: weight * 1.001)
-    load_draft_head(trained / "run/head", open_source(trained / "target"))
+    open_draft(trained / "run/head", open_source(trained / "target"))
     with pytest.raises(CheckpointError, match=r"trained for tiny \(digest [0-9a-f]{12}\), not for other \(digest"):
-        load_draft_head(trained / "run/head", open_source(other))
+        open_draft(trained / "run/head", open_source(other))
     with pytest.raises(CheckpointError, match="not for other"):
         evaluate_head(replace(run_in(trained), model=other), trained / "run/head", 1, lambda line: None)
 
@@ -224,7 +224,7 @@ def test_prompts_come_along_and_the_held_out_ones_are_not_among_them(tmp_path: P
     trained, held_out = trained_and_held_out([])
     assert len(trained) >= 300 and len(held_out) == 60 and not set(trained) & set(held_out)
     for kind in KINDS:
-        lines = [line for line in (HELD_OUT.parent / f"{kind}.txt").read_text().splitlines() if line[0] != "#"]
+        lines = [line for line in (DIRECTORY / f"{kind}.txt").read_text().splitlines() if line[0] != "#"]
         assert len(lines) >= 50
     assert "Write a JSON array of three cities with name and country." in trained
     path = tmp_path / "own.txt"

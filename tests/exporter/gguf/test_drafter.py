@@ -52,7 +52,7 @@ async def test_a_ring_drafts_by_it_and_stays_lossless(
     save(tmp_path / "head")
     manifest = export_bundle(ExportOptions(checkpoint=model, drafter=tmp_path / "head", out=tmp_path / "out"))
     assert (manifest.precision, present(manifest.drafter).kind) == ("own", kind)
-    assert {"gguf", "torch"} <= set(manifest.made_with)
+    assert ("torch" in manifest.made_with) == (kind == "eagle3") and "gguf" in manifest.made_with
     weights = SHAPE.hidden_size * (2 * SHAPE.hidden_size + 3 * SHAPE.hidden_size + 3 * 96)
     assert present(manifest.drafter).num_bytes < 1.5 * weights, "8 bits"
     bundle, unsplit = Bundle.load(tmp_path / "out"), UnsplitModel(tmp_path / "out", manifest)
@@ -91,10 +91,12 @@ def test_a_head_for_another_model_is_refused(model: Path, tmp_path: Path) -> Non
 
 
 def test_without_torch_the_error_says_what_to_install(model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", BLOCKED, str(model), "--drafter", str(tmp_path), "--out", str(tmp_path / "out")]
+    head = tmp_path / "head"
+    save_eagle3_of_vllm(head)
+    command = [sys.executable, "-c", BLOCKED, str(model), "--drafter", str(head), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        f"flowspec-export: {tmp_path}: draft heads are exported by torch, but torch is not installed; run pip install "
-        "'flowspec-edge[export]', or leave --drafter out"
+        f"flowspec-export: {head}: a draft head of this kind is exported by torch, but torch is not installed; run pip "
+        "install 'flowspec-edge[export]', or leave --drafter out"
     )
