@@ -70,7 +70,7 @@ class RingCosts:
         """How much longer the slowest stage is busy for one more row."""
         self.single_row_s = 0.0
         """How long the slowest stage is busy with a chunk of one row."""
-        self._plain_trip_s = 0.0
+        self._plain_trip_s = 0.0  # of a single row
         self._single_trip_s = 0.0  # a chunk of one row, when nothing kept it waiting; 0 where none was seen
 
     @property
@@ -121,7 +121,9 @@ class RingCosts:
         self.seconds_per_row = sum(stage.line.per_row for stage in self.stages) + self.hops.line.per_row
         self.single_row_s = self.interval_s(1)
         self.row_s = self.interval_s(2) - self.single_row_s
-        self._plain_trip_s = self._single_trip_s or sum(stage.line.at(1) for stage in self.stages) + self.hops.line.at(1)
+        self._plain_trip_s = self._single_trip_s or sum(stage.line.at(1) for stage in self.stages) + self.hops.line.at(
+            1
+        )
 
 
 class Traffic:
