@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import KeysView, Sequence
 from operator import itemgetter
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 MIN_MATCH = 2
 """One matching token alone says little, and nearly every token has one."""
@@ -17,6 +21,8 @@ MAX_PROPOSALS = 3
 """Tokens proposed after one row."""
 MAX_PLACES = 24
 """How many earlier places of a pair are compared, the latest first."""
+
+Tokens = TypeVar("Tokens", int, NDArray[np.int64])
 
 
 class Lookup:
@@ -73,6 +79,9 @@ class Lookup:
         return dict(sorted(found.items(), key=itemgetter(1), reverse=True)[:MAX_PROPOSALS])
 
 
-def pair_of(before: int, token: int) -> int:
-    """Two tokens as one number: a text of 200,000 pairs has no object for each that the garbage collector looks at."""
+def pair_of(before: Tokens, token: Tokens) -> Tokens:
+    """Two tokens as one number, or each two of two arrays.
+
+    So a text of 200,000 pairs has no object for each that the garbage collector looks at.
+    """
     return before << 32 | token
