@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
+
+from msgspec import Struct
 
 FORGETTING = 0.98
 """Weight of the past at each new sample: a throttling board is noticed within some fifty chunks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True):
     """The time of ``n`` rows, ``fixed + per_row * n``: milliseconds in plans, seconds of a ring that runs."""
 
     fixed: float = 0.0

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowspec_edge.core.speculation.acceptance import Ints, Reals
+from flowspec_edge.core.speculation.lookup import pair_of
 from flowspec_edge.core.speculation.tree import Tree
 
 ROOM = 512
 """Rows for which a table has room to begin with: for MAX_TREE_ROWS, and for those of a last pass."""
 
-NUM_INTS, NUM_REALS = 7, 3
+NUM_INTS, NUM_REALS = 8, 3
 """Columns of whole numbers, and of others."""
 
 Many = Ints | NDArray[np.floating[Any]] | Sequence[int] | Sequence[float] | int | float
@@ -46,6 +47,8 @@ class DraftTable:
     parents: Ints
     """Each row's parent, by its place in the table."""
     tokens: Ints
+    pairs: Ints
+    """Each row's parent's token and its own, as lookup has them."""
     depths: Ints
     matches: Ints
     """How many tokens before the row match an earlier place of the text after which its token came; 0 for none."""
@@ -73,17 +76,17 @@ class DraftTable:
         """The place of each of these rows; -1 where it is not in the table."""
         wanted = np.array(ids, np.int64)
         places = self.ids.searchsorted(wanted)  # they ascend
-        is_here = self.ids.take(places, mode="clip") == wanted
-        return places if np.count_nonzero(is_here) == len(ids) else np.where(is_here, places, -1)
+        places[self.ids.take(places, mode="clip") != wanted] = -1
+        return places
 
     def children_of(self, places: Ints) -> tuple[Ints, Ints]:
         """The places of all children of these rows, and for each which of the ``places`` is its parent's."""
-        numbers = np.full(len(self.ids), -1)
-        numbers[places] = np.arange(len(places))
+        numbers = np.zeros(len(self.ids), np.int64)
+        numbers[places] = np.arange(1, len(places) + 1)
         numbers = numbers[self.parents]
-        numbers[0] = -1
-        children = (numbers >= 0).nonzero()[0]
-        return children, numbers[children]
+        numbers[0] = 0
+        children = numbers.nonzero()[0]
+        return children, numbers[children] - 1
 
     def best(self, is_chosen: NDArray[np.bool_]) -> Ints:
         """The places of the drafts that are chosen, of all rows, best first and parents before children."""
@@ -126,6 +129,7 @@ class DraftTable:
         new = slice(first, last)
         self.ids[new] = np.arange(first_id, first_id + len(tokens))
         self.parents[new], self.tokens[new], self.depths[new], self.matches[new] = parents, tokens, depths, matches
+        self.pairs[new] = pair_of(self.tokens[self.parents[new]], self.tokens[new])
         self.ran[new] = self.sent[new] = 0
         self.log_probs[new], self.log_chances[new], self.scores[new] = log_probs, log_chances, scores
 
@@ -164,7 +168,7 @@ class DraftTable:
         """Set all scores: of each row the sum of the log-chances on its path below the root."""
         self.log_chances[:1] = 0.0
         sums, above = self.log_chances, self.parents
-        num_levels = int(self.depths.max() - self.depths[0]) if len(self) else 0
+        num_levels = int(np.maximum.reduce(self.depths) - self.depths[0]) if len(self) else 0
         for _ in range(num_levels.bit_length()):  # each round doubles the part of the path that is summed
             sums = sums + sums[above]
             above = above[above]
@@ -185,5 +189,5 @@ class DraftTable:
 
     def _show(self, num_rows: int) -> None:
         ints, reals = self._ints[:, :num_rows], self._reals[:, :num_rows]
-        self.ids, self.parents, self.tokens, self.depths, self.matches, self.ran, self.sent = ints
+        self.ids, self.parents, self.tokens, self.pairs, self.depths, self.matches, self.ran, self.sent = ints
         self.log_probs, self.log_chances, self.scores = reals

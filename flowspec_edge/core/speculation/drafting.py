@@ -150,7 +150,7 @@ class Drafting:
             log_chances=float(log_chance[0]),
             scores=table.scores[place] + log_chance * steps,
         )
-        return self._tree.grow(ids, [row.id, *ids[:-1]], new)
+        return self._tree.grow(ids, [row.id, *ids[:-1]], new, range(row.depth + 1, row.depth + 1 + len(new)))
 
     def frontier(self, width: int, max_depth: int, since: int = 0) -> list[int]:
         """The likeliest rows whose children are not drafted yet, though their parent's are; at most ``width``.
@@ -209,7 +209,7 @@ class Drafting:
         if not len(places):
             return []
         self._table.ran[places] = self.num_passes
-        matched = self._from_text.after(places) if self._from_text else [{}] * len(places)
+        matched = self._from_text.after(places) if self._from_text else {}
         num_added = max(self.shape.rows_per_pass, 5 * len(parents) // 2)
         added = self._add_likeliest(places, tokens, log_probs, matched, num_added, next_id)
         if self._from_text is not None:
@@ -236,63 +236,64 @@ class Drafting:
         places: Ints,
         tokens: Ints,
         log_probs: NDArray[np.float32],
-        matched: Sequence[Mapping[int, int]],
+        matched: Mapping[int, Mapping[int, int]],
         num_added: int,
         next_id: int,
     ) -> list[TreeRow]:
-        """Of what a pass proposes below these places, add the ``num_added`` likeliest rows."""
+        """Of what a pass proposes below these places, add the ``num_added`` likeliest rows.
+
+        ``matched`` has what lookup proposes after some of the places, by their number.
+        """
         table = self._table
+        children, numbers, columns = self._tell_children(places, tokens, log_probs, matched)
         num_children = min(self.shape.children, tokens.shape[1])
-        matches, log_chances = self._propose(places, tokens, log_probs, matched, num_children)
-        above = places.repeat(num_children)
-        scores = table.scores[above] + log_chances
+        tokens, new_log_probs = tokens[:, :num_children], log_probs[:, :num_children].astype(np.float64).ravel()
+        matches = match_lengths(matched, tokens)
+        log_chances = self._score_children(children, new_log_probs, matches)
+        log_chances[new_log_probs == -np.inf] = -np.inf
+        is_there = columns < num_children
+        log_chances[numbers[is_there] * num_children + columns[is_there]] = -np.inf
+        scores = table.scores[places].repeat(num_children) + log_chances
         best = (-scores).argsort(kind="stable")[:num_added]
-        best = best[: np.count_nonzero(scores[best] > -np.inf)]
-        above, new_tokens = above[best], tokens[:, :num_children].ravel()[best]
+        if scores[best[-1]] == -np.inf:
+            best = best[scores[best] > -np.inf]
+        above, new_tokens = places[best // num_children], tokens.ravel()[best]
+        depths = table.depths[above] + 1
         table.append(
             next_id,
             parents=above,
             tokens=new_tokens,
-            depths=table.depths[above] + 1,
+            depths=depths,
             matches=matches[best],
-            log_probs=log_probs[:, :num_children].ravel()[best],
+            log_probs=new_log_probs[best],
             log_chances=log_chances[best],
             scores=scores[best],
         )
-        return self._tree.grow(range(next_id, next_id + len(best)), self._ids(above), new_tokens.tolist())
+        ids = range(next_id, next_id + len(best))
+        return self._tree.grow(ids, self._ids(above), new_tokens.tolist(), depths.tolist())
 
-    def _propose(
+    def _score_children(self, children: Ints, log_probs: Reals, matches: Ints) -> Reals:
+        """Score these children of rows that have run, and all that is below them, by what the table has of them now.
+
+        Returns the log-chances of what may become children as well, of which ``log_probs`` and ``matches`` are given:
+        to weigh both at once takes as long as one of them.
+        """
+        table = self._table
+        if not len(children):
+            return self._log_chances(log_probs, matches)
+        log_chances = self._log_chances(
+            np.concatenate([table.log_probs[children], log_probs]), np.concatenate([table.matches[children], matches])
+        )
+        table.log_chances[children] = log_chances[: len(children)]
+        table.score()
+        return log_chances[len(children) :]
+
+    def _tell_children(
         self,
         places: Ints,
         tokens: Ints,
         log_probs: NDArray[np.float32],
-        matched: Sequence[Mapping[int, int]],
-        num_children: int,
-    ) -> tuple[Ints, Reals]:
-        """Matches and log-chances of what may be added below these places, [rows * children].
-
-        Of what is there already the log-chance is minus infinity; it is scored anew, and all that is below it.
-        ``matched`` has what lookup proposes after each place.
-        """
-        table = self._table
-        children, numbers, columns = self._tell_children(places, tokens, log_probs, matched)
-        matches = match_lengths(matched, tokens[:, :num_children])
-        new_log_probs = log_probs[:, :num_children].astype(np.float64).ravel()
-        log_chances = self._log_chances(
-            np.concatenate([table.log_probs[children], new_log_probs]),
-            np.concatenate([table.matches[children], matches]),
-        )
-        if len(children):
-            table.log_chances[children] = log_chances[: len(children)]
-            table.score()
-        log_chances = log_chances[len(children) :]
-        log_chances[new_log_probs == -np.inf] = -np.inf
-        is_there = columns < num_children
-        log_chances[numbers[is_there] * num_children + columns[is_there]] = -np.inf
-        return matches, log_chances
-
-    def _tell_children(
-        self, places: Ints, tokens: Ints, log_probs: NDArray[np.float32], matched: Sequence[Mapping[int, int]]
+        matched: Mapping[int, Mapping[int, int]],
     ) -> tuple[Ints, Ints, Ints]:
         """Set what a pass and the text say of the children that are below these places already.
 
@@ -308,9 +309,10 @@ class Drafting:
         is_missing = tokens[numbers, columns] != known
         table.log_probs[children] = log_probs[numbers, columns] - is_missing
         table.matches[children] = 0
-        for child, number, token in zip(children.tolist(), numbers.tolist(), known.tolist(), strict=True):
-            if found := matched[number]:
-                table.matches[child] = found.get(token, 0)
+        if matched:
+            for child, number, token in zip(children.tolist(), numbers.tolist(), known.tolist(), strict=True):
+                if found := matched.get(number):
+                    table.matches[child] = found.get(token, 0)
         return children, numbers, columns + is_missing
 
     def _runnable(self, max_depth: int, min_score: float, since: int = 0) -> Ints:
@@ -321,8 +323,8 @@ class Drafting:
         may_run[:1] = False  # the root
         places = may_run.nonzero()[0]
         worth = table.scores[places] + REFRESH_SCORE * (ran[places] > since)
-        best = (-worth).argsort(kind="stable")
-        return places[best[: np.count_nonzero(worth >= min_score)]]
+        places = places[(-worth).argsort(kind="stable")]
+        return places[: len((worth >= min_score).nonzero()[0])]
 
     def _find_unsent(self, max_depth: int, min_score: float) -> tuple[list[int], list[float]]:
         """The draft ids of drafted rows that may be sent, and their scores, as ``unsent`` has them."""

@@ -249,6 +249,11 @@ class Generation:
         """When ``offer`` may have something to send though nothing has happened."""
         return self._schedule.next_time() if self._prompt_feed.is_done else None
 
+    def waits(self, now: float) -> bool:
+        """Whether ``offer`` has nothing to send before its deadline, unless something happens."""
+        deadline = self.next_deadline()
+        return deadline is not None and deadline > now
+
     def next_head(self, now: float) -> RunHead | None:
         """The tokens after returned rows that the walk may still reach."""
         if not (self._prompt_feed.is_done and self._schedule.may_verify(self)):

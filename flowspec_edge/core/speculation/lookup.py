@@ -6,8 +6,9 @@ do, a continuation costs no pass of a drafter and may leave with its root. (Saxe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import KeysView, Sequence
 from operator import itemgetter
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ MAX_PROPOSALS = 3
 """Tokens proposed after one row."""
 MAX_PLACES = 24
 """How many earlier places of a pair are compared, the latest first."""
+
+Tokens = TypeVar("Tokens", int, NDArray[np.int64])
 
 
 class Lookup:
@@ -35,7 +38,7 @@ class Lookup:
         """The text goes on."""
         for token in tokens:
             if self._text:
-                pair, place = _pair(self._text[-1], token), len(self._text) + 1
+                pair, place = pair_of(self._text[-1], token), len(self._text) + 1
                 self._earlier.append(self._latest.get(pair, 0))
                 self._latest[pair] = place
             self._text.append(token)
@@ -45,9 +48,10 @@ class Lookup:
         """The last ``MAX_MATCH`` tokens of the text, the last one first."""
         return tuple(self._text[: -MAX_MATCH - 1 : -1])
 
-    def has_each(self, before: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[bool]:
-        """Whether the text holds each of these pairs: only then is there anything to propose after it."""
-        return [pair in self._latest for pair in (before << 32 | tokens).tolist()]
+    @property
+    def pairs(self) -> KeysView[int]:
+        """All pairs of tokens that the text holds: only after one of them is there anything to propose."""
+        return self._latest.keys()
 
     def proposals(self, path: Sequence[int]) -> dict[int, int]:
         """The proposed next tokens after ``path``, whose last token comes first, each with the length of its match.
@@ -59,7 +63,7 @@ class Lookup:
         if len(path) < MIN_MATCH:
             return found
         text, earlier, longest_path = self._text, self._earlier, min(MAX_MATCH, len(path))
-        place = self._latest.get(_pair(path[1], path[0]), 0)  # right behind the pair, the latest first
+        place = self._latest.get(pair_of(path[1], path[0]), 0)  # right behind the pair, the latest first
         if place == len(text):
             place = earlier[place]
         num_left = MAX_PLACES
@@ -75,6 +79,9 @@ class Lookup:
         return dict(sorted(found.items(), key=itemgetter(1), reverse=True)[:MAX_PROPOSALS])
 
 
-def _pair(before: int, token: int) -> int:
-    """Two tokens as one number: a text of 200,000 pairs has no object for each that the garbage collector looks at."""
+def pair_of(before: Tokens, token: Tokens) -> Tokens:
+    """Two tokens as one number, or each two of two arrays.
+
+    So a text of 200,000 pairs has no object for each that the garbage collector looks at.
+    """
     return before << 32 | token

@@ -5,21 +5,21 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from flowspec_edge.core.speculation.acceptance import Acceptance, Ints
 from flowspec_edge.core.speculation.draft_table import DraftTable
-from flowspec_edge.core.speculation.lookup import MAX_MATCH, Lookup
+from flowspec_edge.core.speculation.lookup import MAX_MATCH, Lookup, pair_of
 from flowspec_edge.core.speculation.tree import Tree, TreeRow
 
 LOOKUP_ROWS = 24
 """The most rows that one lookup adds."""
 LOOKUP_MIN_SCORE = math.log(0.01)
 """Lookup adds no row that scores less."""
-NO_MATCHES: Mapping[int, int] = MappingProxyType({})
+NO_PAIR = -1
+"""Of a root that is the first token of its text."""
 
 
 class LookupRow(NamedTuple):
@@ -46,15 +46,18 @@ class LookupDrafts:
         """The text goes on, up to the table's root."""
         self._lookup.extend(text)
         self._matched.clear()
-        self._paths = {int(self._table.ids[0]): self._lookup.end}
+        table, end = self._table, self._lookup.end
+        self._paths = {int(table.ids[0]): end}
+        table.pairs[0] = pair_of(end[1], end[0]) if len(end) > 1 else NO_PAIR
 
     def propose(self, places: Ints) -> list[LookupRow]:
         """What lookup proposes below the rows at these places and below what it proposes, the likeliest first."""
         table = self._table
         places = places[table.scores[places] >= LOOKUP_MIN_SCORE]
-        ids = table.ids[places].tolist()
-        known = zip((-table.scores[places]).tolist(), ids, self.after(places), strict=True)
-        ready = [(negative_score, id, id, matches) for negative_score, id, matches in known if matches]
+        ready = [
+            (-float(table.scores[place]), int(table.ids[place]), int(table.ids[place]), matches)
+            for place, matches in ((places[number], matches) for number, matches in self.after(places).items())
+        ]
         heapq.heapify(ready)
         tips: dict[int, tuple[int, ...]] = {}  # the path to the last row of each seed's chain
         proposed: list[LookupRow] = []
@@ -91,7 +94,7 @@ class LookupDrafts:
                 tips[seed] = known
                 continue
             tips[seed] = id = next_id + len(added)
-            self._tree.grow([id], [above], [token])
+            self._tree.grow([id], [above], [token], [row.depth + 1])
             added[id] = (place, token, row.depth + 1, match, log_chance, score + log_chance)
         if added:
             above_each, tokens, depths, matches, log_chances, scores = zip(*added.values(), strict=True)
@@ -107,13 +110,15 @@ class LookupDrafts:
             )
         return [self._tree[id] for id in added]
 
-    def after(self, places: Ints) -> list[Mapping[int, int]]:
-        """What the text proposes after each of these places: token -> length of the match, the longest first."""
-        table = self._table
-        has_pair = self._lookup.has_each(table.tokens[table.parents[places]], table.tokens[places])
-        root, found = int(table.ids[0]), zip(table.ids[places].tolist(), has_pair, strict=True)
-        # The root's parent is not in the table, and the text ends with both.
-        return [self._matches(id) if is_known or id == root else NO_MATCHES for id, is_known in found]
+    def after(self, places: Ints) -> dict[int, Mapping[int, int]]:
+        """What the text proposes after these places: token -> length of the match, the longest first.
+
+        It is told by the number of each place among them, of those after which anything is proposed.
+        """
+        table, known = self._table, self._lookup.pairs
+        numbers = [number for number, pair in enumerate(table.pairs[places].tolist()) if pair in known]
+        found = ((number, self._matches(int(table.ids[places[number]]))) for number in numbers)
+        return {number: matches for number, matches in found if matches}
 
     def check(self) -> None:
         """Assert the invariants: paths are those of the tree."""
@@ -140,16 +145,15 @@ class LookupDrafts:
         return path
 
 
-def match_lengths(matched: Sequence[Mapping[int, int]], tokens: Ints) -> Ints:
+def match_lengths(matched: Mapping[int, Mapping[int, int]], tokens: Ints) -> Ints:
     """The length of the match of each of ``tokens`` [rows, children], one after the other; 0 where there is none.
 
-    ``matched`` has what lookup proposes after each row.
+    ``matched`` has what lookup proposes, by the number of the row.
     """
     lengths = np.zeros(tokens.shape, np.int64)
-    for number, found in enumerate(matched):
-        if found:
-            row = tokens[number].tolist()
-            for token, length in found.items():
-                if token in row:
-                    lengths[number, row.index(token)] = length
+    for number, found in matched.items():
+        row = tokens[number].tolist()
+        for token, length in found.items():
+            if token in row:
+                lengths[number, row.index(token)] = length
     return lengths.ravel()

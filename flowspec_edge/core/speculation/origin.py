@@ -105,6 +105,7 @@ class Origin:
             ProtocolError: a stage granted more credits than there are, or sent rows other than were asked for.
         """
         actions: list[OriginAction] = []
+        is_more_credit = False  # where there was some, and nothing else
         match event:
             case PromptSubmitted():
                 self._submit(event, now, actions)
@@ -128,6 +129,7 @@ class Origin:
             case DraftsChecked(session, num_allowed) if session in self._running:
                 self._running[session].generation.take_checked(num_allowed)
             case CreditArrived(num_chunks):
+                is_more_credit = self._credits > 0
                 self._credits = add_credits(self._credits, num_chunks)
             case GenerationCancelled(session):
                 self._finish(session, "cancelled", None, now, actions)
@@ -136,7 +138,7 @@ class Origin:
             case DeadlinePassed():
                 self._give_up_silent(now, actions)
         actions += map(CloseSessions, self._kept.expire(now))
-        self._go_on(now, actions)
+        self._go_on(now, actions, is_more_credit=is_more_credit)
         return actions
 
     def next_deadline(self) -> float | None:
@@ -278,11 +280,12 @@ class Origin:
         running = [self._running[session] for session in self._shares.in_order()]
         return [one.generation for one in running if not one.missing]
 
-    def _go_on(self, now: float, actions: list[OriginAction]) -> None:
-        """Do all that can be done now."""
+    def _go_on(self, now: float, actions: list[OriginAction], *, is_more_credit: bool) -> None:
+        """Do all that can be done now. With more credit than there was, who waits for a time still waits for it."""
         ready = self._ready_generations()
         self._begin_turns(ready, actions)
-        ready = self._send_chunks(ready, now, actions)
+        if not (is_more_credit and self._slot_at is None and all(one.waits(now) for one in ready)):
+            ready = self._send_chunks(ready, now, actions)
         self._begin_turns(ready, actions)  # a turn does not wait for a chunk that has no credit now
         checks = [running.generation.next_check() for running in self._running.values()]
         actions += [check for check in checks if check is not None]

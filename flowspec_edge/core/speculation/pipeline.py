@@ -68,6 +68,9 @@ class RingCosts:
         """What one more row adds to the trip of its chunk."""
         self.row_s = 0.0
         """How much longer the slowest stage is busy for one more row."""
+        self.single_row_s = 0.0
+        """How long the slowest stage is busy with a chunk of one row."""
+        self._plain_trip_s = 0.0  # of a single row
         self._single_trip_s = 0.0  # a chunk of one row, when nothing kept it waiting; 0 where none was seen
 
     @property
@@ -78,9 +81,7 @@ class RingCosts:
     @property
     def plain_token_s(self) -> float:
         """A token's time without speculation: a single row's trip, and the head."""
-        return (
-            self._single_trip_s or sum(stage.line.at(1) for stage in self.stages) + self.hops.line.at(1)
-        ) + self.head.line.at(1)
+        return self._plain_trip_s + self.head.line.at(1)
 
     def interval_s(self, num_rows: float) -> float:
         """How long the slowest stage is busy with a chunk of ``num_rows``."""
@@ -118,7 +119,11 @@ class RingCosts:
         on_the_way = trip_s - sum(passage.waited_s + passage.ran_s for passage in passages)
         self.hops.add(sum(passage.num_rows for passage in passages) / len(passages), max(on_the_way, 0.0))
         self.seconds_per_row = sum(stage.line.per_row for stage in self.stages) + self.hops.line.per_row
-        self.row_s = self.interval_s(2) - self.interval_s(1)
+        self.single_row_s = self.interval_s(1)
+        self.row_s = self.interval_s(2) - self.single_row_s
+        self._plain_trip_s = self._single_trip_s or sum(stage.line.at(1) for stage in self.stages) + self.hops.line.at(
+            1
+        )
 
 
 class Traffic:
@@ -221,7 +226,7 @@ class Pipeline:
     def num_costly_readers(self) -> int:
         """How many of them read their prompts, where rows cost much; 0 where they do not."""
         num_reading = self.num_others - (self._traffic.num_writing - self._is_writing)
-        is_costly = num_reading > 0 and self.costs.row_s > COSTLY_ROW * self.costs.interval_s(1)
+        is_costly = num_reading > 0 and self.costs.row_s > COSTLY_ROW * self.costs.single_row_s
         return num_reading if is_costly else 0
 
     @property
@@ -236,7 +241,7 @@ class Pipeline:
             return best
         if not self.costs.is_measured:
             return min(best, PREFILL_ROWS)
-        return min(best, self.costs.rows_within(PIECE_CHUNKS * self.costs.interval_s(1), PREFILL_ROWS))
+        return min(best, self.costs.rows_within(PIECE_CHUNKS * self.costs.single_row_s, PREFILL_ROWS))
 
     def take_returned(self, ids: set[int], passages: Sequence[Passage], now: float) -> None:
         """A chunk came back: forget its flight and learn from it, unless all of its rows died on the way."""

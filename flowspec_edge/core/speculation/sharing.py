@@ -58,14 +58,14 @@ class Shares:
         A prompt's rows go before others, for a text that begins waits for all of them.
         """
         waiting = [session for session in self._used_s if session in offers]
-        most_s = min(self._used_s[session] for session in waiting) + CHUNKS_AHEAD * self._costs.interval_s(1)
+        most_s = min(self._used_s[session] for session in waiting) + CHUNKS_AHEAD * self._costs.single_row_s
         entitled = [session for session in waiting if self._used_s[session] <= most_s]
         return max(entitled, key=lambda session: offers[session].worth / (self._interval_s(offers[session].num_rows)))
 
     def charge(self, session: int, num_rows: int) -> None:
         """The session sends a chunk of so many rows."""
         used_s = self._used_s[session] = self._used_s.pop(session) + self._interval_s(num_rows)
-        least_s = used_s - CHUNKS_BEHIND * self._costs.interval_s(1)
+        least_s = used_s - CHUNKS_BEHIND * self._costs.single_row_s
         for other, other_s in self._used_s.items():
             self._used_s[other] = max(other_s, least_s)
 

@@ -106,14 +106,14 @@ class Tree:
             self.advance(Advance(id, self._waiting.pop(id)))
         return True
 
-    def grow(self, ids: Iterable[int], parents: Iterable[int], tokens: Iterable[int]) -> list[TreeRow]:
+    def grow(
+        self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int], depths: Iterable[int]
+    ) -> list[TreeRow]:
         """Take in new rows below living ones that are not committed: ``add`` without its checks, for own drafts."""
-        known, rows = self._rows, []
+        known, rows = self._rows, list(map(TreeRow, ids, parents, tokens, depths))
+        known.update(zip(ids, rows, strict=True))
         for id, parent, token in zip(ids, parents, tokens, strict=True):
-            above = known[parent]
-            above.children[token] = id
-            row = known[id] = TreeRow(id, parent, token, above.depth + 1)
-            rows.append(row)
+            known[parent].children[token] = id
         return rows
 
     def begin(self, tokens: Sequence[int]) -> None:
@@ -211,7 +211,8 @@ class Tree:
 
     def _drop(self, ids: Iterable[int]) -> None:
         """Drop these rows and all below them."""
-        dropped = list(ids)
+        dropped, rows = list(ids), self._rows
         for id in dropped:  # which grows meanwhile
-            dropped.extend(self._rows.pop(id).children.values())
+            if children := rows.pop(id).children:  # most rows have none
+                dropped += children.values()
         self._dropped += dropped

@@ -1,5 +1,7 @@
 """The origin of a ring: events in, actions compared. Its ring has two stages, and its head wants what the test says."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -7,10 +9,12 @@ from flowspec_edge.config import GenerateOptions
 from flowspec_edge.core import events as ev
 from flowspec_edge.core.limits import CREDITS_PER_HOP, PREFILL_ROWS, TREE_MARGIN
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Floats, Passage, Row, SessionSpec
+from flowspec_edge.core.speculation import schedules
 from flowspec_edge.core.speculation.drafting import DraftShape
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import PROGRESS_TIMEOUT_S, Origin
 from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names
+from flowspec_edge.core.speculation.schedules.base import GenerationView, Schedule
 from flowspec_edge.errors import ProtocolError, RequestError
 from tests.core.speculation.comparable import comparable
 
@@ -161,6 +165,32 @@ def test_a_chunk_needs_credit_and_a_returned_one_gives_it_back_to_the_last_hop()
     sent = [names(open_session(origin, session)) for session in sessions]
     assert sent == [["SendChunk"]] * CREDITS_PER_HOP + [[]]
     assert names(origin.handle(ev.CreditArrived(1), 0.0)) == ["SendChunk"]
+
+
+class Patient(Schedule):
+    """Behind its prompt it has nothing to send before ``time``, and counts how often it is asked."""
+
+    time: ClassVar[float] = 5.0
+    num_asked: ClassVar[int] = 0
+
+    def choose_rows(self, view: GenerationView, now: float) -> list[int]:
+        Patient.num_asked += 1
+        return []
+
+    def next_time(self) -> float | None:
+        return self.time
+
+
+def test_more_credit_than_there_was_does_not_disturb_who_waits_for_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "_registered", {"patient": Patient})
+    monkeypatch.setattr(Patient, "num_asked", 0)
+    origin = make_origin(has_drafter=False)
+    open_session(origin, schedule="patient")
+    assert Patient.num_asked == 1 and origin.next_deadline() == Patient.time
+    origin.handle(ev.CreditArrived(1), 4.0)
+    assert Patient.num_asked == 1
+    origin.handle(ev.DeadlinePassed(), Patient.time)
+    assert Patient.num_asked == 2
     assert bring_back(origin, PROMPT_ROWS, 99) == [ev.GrantCredit(1)], "of a session that is gone"
     origin.check()
 

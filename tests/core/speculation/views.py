@@ -41,6 +41,10 @@ class CostsStub:
     def row_s(self) -> float:
         return self.stage.per_row
 
+    @property
+    def single_row_s(self) -> float:
+        return self.stage.at(1)
+
     def interval_s(self, num_rows: float, /) -> float:
         return self.stage.at(num_rows)
 

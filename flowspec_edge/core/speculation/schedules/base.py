@@ -117,6 +117,10 @@ class CostsView(Protocol):
     def row_s(self) -> float:
         """How much longer the slowest stage is busy for one more row."""
 
+    @property
+    def single_row_s(self) -> float:
+        """How long the slowest stage is busy with a chunk of one row."""
+
     def interval_s(self, num_rows: float, /) -> float:
         """How long the slowest stage is busy with a chunk of ``num_rows``."""
 

@@ -114,7 +114,7 @@ class Flowspec(Schedule):
         number is what the other sessions lose together.
         """
         costs, num_delayed = view.pipeline.costs, view.pipeline.num_delayed
-        won_s = max(INTERVALS_LATE * costs.interval_s(1), TRIPS_LATE * costs.plain_token_s)
+        won_s = max(INTERVALS_LATE * costs.single_row_s, TRIPS_LATE * costs.plain_token_s)
         return WIDEST_CHUNK_ROWS, won_s, costs.seconds_per_row, num_delayed * costs.row_s
 
     def _leaves_at(self, view: GenerationView, rows: list[int], entry: float, now: float) -> float:
