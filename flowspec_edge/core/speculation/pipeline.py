@@ -54,8 +54,8 @@ class RingCosts:
     """What the stages, hops and the origin's own computations of one ring take, as measured.
 
     ``expected`` is what is known of the ring before anything has come back. A prompt's chunks are sized by it, and it
-    tells how much of the time of a chunk grows with its rows until chunks of several sizes have come back. Of each stage
-    ``num_blocks`` has the blocks, behind each of which a forward may be given up; one where that is not known.
+    tells how much of the time of a chunk grows with its rows until chunks of several sizes have come back.
+    ``num_blocks`` has the blocks of each stage, behind each of which a forward may be given up; one where not known.
     """
 
     def __init__(
