@@ -97,6 +97,7 @@ class SideBySide(Watcher):
                 has_drafter=drafter is not None,
                 max_kept_slots=max_kept_slots,
                 expected=testbed.ring_times,
+                num_blocks=testbed.num_blocks,
             ),
             self._engine,
             [TapeStage(self._played)] * num_stages,

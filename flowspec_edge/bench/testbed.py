@@ -76,6 +76,11 @@ class Testbed:
         return sum(stage.num_layers for stage in self.stages)
 
     @property
+    def num_blocks(self) -> tuple[int, ...]:
+        """The blocks of each stage, behind each of which a forward may be given up: its layers."""
+        return tuple(stage.num_layers for stage in self.stages)
+
+    @property
     def ring_times(self) -> RingTimes:
         """What a plan would know of the ring."""
         row_ms = self.transfer_ms(self.hidden_bytes)

@@ -120,6 +120,7 @@ class VirtualRing(Watcher):
             "has_drafter": drafter is not None,
             "shape": shape,
             "expected": testbed.ring_times,
+            "num_blocks": testbed.num_blocks,
         }
         self._prompt = tape.prompt
         self._clock, self._times = Clock(), TestbedTimes(testbed)

@@ -139,7 +139,7 @@ async def open_ring(
                 await asyncio.to_thread(keep_placement, bundle.digest, plan)
             links = await _connect(node, name, stages, controls, closing)
         room = room_for_sessions(bundle, stages, peers, kept_bytes)
-        core, journal = _core_of(bundle, len(stages), room, plan, has_drafter=engine.drafter is not None)
+        core, journal = _core_of(bundle, plans, room, plan, has_drafter=engine.drafter is not None)
         async with Ring(
             core, journal, engine, stages, links, node.board, plan, on_lossy, room.slot_bytes, node.energy, row_kind
         ) as ring:
@@ -226,13 +226,13 @@ async def _close_when_loaded(loading: asyncio.Task[OriginEngine]) -> None:
 
 
 def _core_of(
-    bundle: Bundle, num_stages: int, room: KeptRoom, plan: Plan | None, *, has_drafter: bool
+    bundle: Bundle, stages: Sequence[StagePlan], room: KeptRoom, plan: Plan | None, *, has_drafter: bool
 ) -> tuple[Origin, Journal]:
     """What decides on a ring's generations, and the journal of what it is told."""
     manifest = bundle.manifest
     geometry = manifest.geometry
     itself: dict[str, Any] = {
-        "num_stages": num_stages,
+        "num_stages": len(stages),
         "limits": TargetLimits(
             geometry.max_context, geometry.vocab_size, frozenset(manifest.eos_token_ids), geometry.hidden_size
         ),
@@ -240,6 +240,7 @@ def _core_of(
         "taps": tuple(manifest.drafter.taps) if manifest.drafter is not None else (),
         "max_kept_slots": room.num_slots,
         "expected": None if plan is None else plan.times,
+        "num_blocks": tuple(len(manifest.blocks_of(stage.start, stage.stop)) for stage in stages),
     }
     return Origin(**itself), Journal("origin", itself, open_record("origin"), has_text=records_text())
 

@@ -9,7 +9,7 @@ from flowspec_edge.bench.compare import Bench, Task
 from flowspec_edge.bench.known_testbeds import known_testbeds
 from flowspec_edge.bench.prompts import load_prompts
 from flowspec_edge.bench.tape import Tape
-from flowspec_edge.bench.testbed import Testbed, load_testbed
+from flowspec_edge.bench.testbed import StageCost, Testbed, load_testbed
 from flowspec_edge.bench.virtual_clock import VirtualRing
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
@@ -23,6 +23,11 @@ from flowspec_edge.engine.head import Head
 from tests.bench.conftest import make_tape
 
 NUM_TOKENS = 64
+NUM_GUESSED = 64
+NEVER = 512
+"""Tokens from here on are in no text."""
+MOST_TRIED = 5
+"""Tokens in whose time it is tried what drafts bring."""
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +91,78 @@ def test_flowspec_leads_where_every_row_costs_and_trees_do_not_pay(rates: Callab
     assert rate["flowspec"] > 1.4 * rate["autoregressive"]
     assert rate["flowspec"] > 3.5 * rate["chunked"]
     assert rate["chunked"] < rate["autoregressive"], "the published method does not pay here"
+
+
+class GuessingDrafter:
+    """Its first proposal is the text's next token in ``share`` of all places, and its second one in a tenth of them.
+
+    All others never come, whatever it says of them.
+    """
+
+    def __init__(self, tape: Tape, share: float) -> None:
+        self._tape = tape
+        luck = np.random.default_rng(1).random(len(tape.tokens))
+        self._right = np.where(luck < share, 0, np.where(luck < share + 0.1, 1, -1)).tolist()
+        self._log_probs = np.log([max(share, 0.1), *(0.1 * 0.5 ** np.arange(1, 10))]).astype(np.float32)
+
+    def open(self, session: int, capacity: int) -> None:
+        pass
+
+    def close(self, session: int) -> None:
+        pass
+
+    def run(self, job: RunDraft) -> DraftFinished:
+        tokens, first = self._tape.tokens, max(len(job.hidden) - 1, 0)
+        proposed = np.tile(np.arange(NEVER, NEVER + 10), (len(job.rows) - first, 1))
+        for row, position, proposals in zip(job.rows[first:], job.positions[first:].tolist(), proposed, strict=True):
+            following = position + 2
+            is_text = following < len(tokens) and tokens[position + 1] == row.token
+            if is_text and self._right[following] >= 0:
+                proposals[self._right[following]] = tokens[following]
+        return DraftFinished(proposed, np.tile(self._log_probs, (len(proposed), 1)))
+
+
+@pytest.fixture(scope="module")
+def unrepeated() -> Tape:
+    """A text in which nothing is to be looked up."""
+    tokens = np.random.default_rng(0).permutation(NEVER)[: 8 + NUM_GUESSED]
+    logits = np.zeros((len(tokens), NEVER + 10), np.float32)
+    logits[np.arange(len(tokens) - 1), tokens[1:]] = 1
+    return Tape(8, tuple(tokens.tolist()), np.zeros((len(tokens), 4), np.float32), logits)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 0.9])
+@pytest.mark.parametrize("row_share", [0.01, 0.3, 0.99])
+@pytest.mark.parametrize(("num_stages", "num_layers"), [(1, 1), (1, 28), (2, 1), (3, 2)])
+def test_flowspec_is_never_slower_than_plain_decoding(
+    unrepeated: Tape, num_stages: int, num_layers: int, row_share: float, share: float
+) -> None:
+    """Whether a forward can be given up, whatever rows cost, and whatever drafts are worth.
+
+    A token takes 110 ms of the stages. What drafts bring has to be tried, which may cost the time of some tokens.
+    """
+    stage = StageCost(
+        fixed_ms=110 / num_stages * (1 - row_share), row_ms=110 / num_stages * row_share, num_layers=num_layers
+    )
+    testbed = Testbed(
+        name="a ring",
+        stages=(stage,) * num_stages,
+        hop_ms=1,
+        rate_mbit_per_s=1000,
+        hidden_bytes=12288,
+        head_ms=5,
+        draft_pass_ms=25,
+        draft_row_ms=2.5,
+    )
+    limits = TargetLimits(max_context=1024, vocab_size=NEVER + 10, eos_token_ids=frozenset())
+    seconds = {}
+    for schedule in ("autoregressive", "flowspec"):
+        options = GenerateOptions(max_new_tokens=NUM_GUESSED, schedule=schedule)
+        answer = VirtualRing(testbed, unrepeated, GuessingDrafter(unrepeated, share), limits).generate(options)
+        assert answer.tokens == list(unrepeated.continuation)
+        seconds[schedule] = answer.decode_s
+    plain_token_s = seconds["autoregressive"] / (NUM_GUESSED - 1)
+    assert seconds["flowspec"] <= seconds["autoregressive"] + MOST_TRIED * plain_token_s
 
 
 class WrongDrafter:

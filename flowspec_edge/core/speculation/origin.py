@@ -69,7 +69,8 @@ class Origin:
 
     ``taps`` are the layers whose hidden rows the drafter wants, if it wants others than the last stage's. Sessions that
     have ended are kept for prompts that begin like their texts, in caches of ``max_kept_slots`` slots. ``expected`` is
-    what is known of the ring's times before it has run.
+    what is known of the ring's times before it has run, and ``num_blocks`` the blocks of each stage, behind each of
+    which it may give up a forward.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Origin:
         taps: tuple[int, ...] = (),
         max_kept_slots: int = 0,
         expected: RingTimes | None = None,
+        num_blocks: tuple[int, ...] | None = None,
     ) -> None:
         self._num_stages = num_stages
         self._limits = limits
@@ -89,7 +91,7 @@ class Origin:
         self._taps = taps
         self._shape = shape or DraftShape()
         self._credits = CREDITS_PER_HOP
-        costs = RingCosts(num_stages, expected)
+        costs = RingCosts(num_stages, expected, num_blocks)
         self._traffic, self._shares = Traffic(costs), Shares(costs)
         self._slot_at: float | None = None  # when the ring is ready for a chunk, where somebody waits for that
         self._acceptance = Acceptance()

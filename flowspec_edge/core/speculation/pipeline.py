@@ -8,6 +8,7 @@ leaves earlier only waits in a queue, with rows chosen when less was known. Chun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -54,10 +55,14 @@ class RingCosts:
 
     ``expected`` is what is known of the ring before anything has come back. A prompt's chunks are sized by it, and it
     tells how much of the time of a chunk grows with its rows until chunks of several sizes have come back.
+    ``num_blocks`` has the blocks of each stage, behind each of which a forward may be given up; one where not known.
     """
 
-    def __init__(self, num_stages: int, expected: RingTimes | None = None) -> None:
+    def __init__(
+        self, num_stages: int, expected: RingTimes | None = None, num_blocks: Sequence[int] | None = None
+    ) -> None:
         self._expected = expected
+        self._num_blocks = num_blocks or (1,) * num_stages
         stages = expected.stages if expected is not None else (NOTHING,) * num_stages
         hops = sum(expected.hops, NOTHING) if expected is not None else NOTHING
         self.stages = [LineFit(stage) for stage in stages]
@@ -71,7 +76,7 @@ class RingCosts:
         self.single_row_s = 0.0
         """How long the slowest stage is busy with a chunk of one row."""
         self._plain_trip_s = 0.0  # of a single row
-        self._single_trip_s = 0.0  # a chunk of one row, when nothing kept it waiting; 0 where none was seen
+        self._single_trip_s = 0.0  # a chunk of one row, when no drafts kept it waiting; 0 where none was seen
 
     @property
     def is_measured(self) -> bool:
@@ -107,13 +112,26 @@ class RingCosts:
         """The time of one hop with ``num_rows`` hidden rows. The first hop of a trip carries none."""
         return self.hops.line.fixed / (len(self.stages) + 1) + self.hops.line.per_row * num_rows / len(self.stages)
 
-    def add_trip(self, trip_s: float, passages: Sequence[Passage]) -> None:
-        """Learn from a chunk that came back ``trip_s`` after it was sent."""
+    def given_up_at(self, stage: int, start: float, end: float, told_at: float) -> float:
+        """When a forward ends that began at ``start``, would last until ``end``, and is given up at ``told_at``: with
+        the block that runs then.
+        """
+        if end <= told_at:
+            return end
+        block_s = (end - start) / self._num_blocks[stage]
+        return start + math.ceil((told_at - start) / block_s) * block_s
+
+    def add_trip(self, trip_s: float, passages: Sequence[Passage], *, is_alone: bool = True) -> None:
+        """Learn from a chunk that came back ``trip_s`` after it was sent.
+
+        Where it ``is_alone``, no other session shared the ring: it waited only for what this one had sent ahead.
+        """
         if len(passages) != len(self.stages):
             return
         if passages[0].num_rows == 1:
-            slowed_s = self._single_trip_s * SLOWING or trip_s
-            self._single_trip_s = min(trip_s, slowed_s)
+            quick_s = trip_s - (sum(passage.waited_s for passage in passages) if is_alone else 0.0)
+            slowed_s = self._single_trip_s * SLOWING or quick_s
+            self._single_trip_s = min(quick_s, slowed_s)
         for stage, passage in zip(self.stages, passages, strict=True):
             stage.add(passage.num_rows, passage.ran_s)
         on_the_way = trip_s - sum(passage.waited_s + passage.ran_s for passage in passages)
@@ -121,9 +139,8 @@ class RingCosts:
         self.seconds_per_row = sum(stage.line.per_row for stage in self.stages) + self.hops.line.per_row
         self.single_row_s = self.interval_s(1)
         self.row_s = self.interval_s(2) - self.single_row_s
-        self._plain_trip_s = self._single_trip_s or sum(stage.line.at(1) for stage in self.stages) + self.hops.line.at(
-            1
-        )
+        stages_s = sum(stage.line.at(1) for stage in self.stages)
+        self._plain_trip_s = self._single_trip_s or stages_s + self.hops.line.at(1)
 
 
 class Traffic:
@@ -137,6 +154,7 @@ class Traffic:
         self.num_writing = 0
         """Of the sessions: those whose prompt has left."""
         self._free_at = [0.0] * len(costs.stages)
+        self._given_up_until = [0.0] * len(costs.stages)  # when stages end what they gave up
 
     def send(self, flight: Flight) -> None:
         self._forget_passed(flight.sent_at)
@@ -147,12 +165,13 @@ class Traffic:
         """Rows died. Chunks get shorter where they have not started, and those without a living row end."""
         self._forget_passed(now)
         hop_s = self.costs.hop_s(0)
-        self._free_at = [0.0] * len(self._free_at)
         for flight in self.flights:
             if not flight.living:
                 for stage, (start, end) in enumerate(zip(flight.starts, flight.ends, strict=True)):
                     if start <= now:
-                        self._free_at[stage] = max(self._free_at[stage], min(end, now + hop_s))
+                        ended_at = self.costs.given_up_at(stage, start, end, now + hop_s)
+                        self._given_up_until[stage] = max(self._given_up_until[stage], ended_at)
+        self._free_at = list(self._given_up_until)
         self.flights = [flight for flight in self.flights if flight.living]
         for flight in self.flights:
             self._follow(flight, now)
@@ -178,6 +197,13 @@ class Traffic:
             away += stage.line.at(num_rows) + hop_s
             latest = max(latest, free_at - away)
         return latest
+
+    def blocked_s(self, num_rows: float, leaves_at: float, known_at: float) -> float:
+        """For how long a chunk keeps the next one from the first stage, if at ``known_at`` all of it proves dead."""
+        told_at = known_at + self.costs.hop_s(0)
+        start = max(leaves_at + self.costs.hop_s(0), self._free_at[0])
+        end = start + self.costs.stages[0].line.at(num_rows)
+        return max(self.costs.given_up_at(0, start, end, told_at) - told_at, 0.0) if start < told_at else 0.0
 
     def _forget_passed(self, now: float) -> None:
         """Forget what has ended and does not come back."""
@@ -249,7 +275,7 @@ class Pipeline:
             if not ids.isdisjoint(flight.living):
                 self.flights.remove(flight)
                 self._traffic.flights.remove(flight)
-                self.costs.add_trip(now - flight.sent_at, passages)
+                self.costs.add_trip(now - flight.sent_at, passages, is_alone=not self.num_others)
                 return
 
     def send(self, flight: Flight) -> None:
@@ -285,6 +311,10 @@ class Pipeline:
         if self.num_costly_readers:
             num_rows = max(num_rows, self._traffic.usual_rows)
         return self._traffic.send_at(num_rows)
+
+    def blocked_s(self, num_rows: float, leaves_at: float, known_at: float) -> float:
+        """For how long a chunk keeps the next one from the first stage, if at ``known_at`` all of it proves dead."""
+        return self._traffic.blocked_s(num_rows, leaves_at, known_at)
 
     def returns_at(self) -> float | None:
         """When the next chunk is expected back."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flowspec_edge.core.limits import PREFILL_ROWS
 from flowspec_edge.core.line import Line, LineFit
 from flowspec_edge.core.rows import Passage
-from flowspec_edge.core.speculation.pipeline import READING, Flight, Pipeline, RingCosts, Traffic
+from flowspec_edge.core.speculation.pipeline import READING, SLOWING, Flight, Pipeline, RingCosts, Traffic
 from flowspec_edge.core.speculation.prefill import RingTimes
 
 SECONDS = st.floats(0, 10)
@@ -59,9 +59,9 @@ def test_a_board_that_throttles_is_noticed() -> None:
     assert fit.line.per_row == pytest.approx(0.003, rel=0.05)
 
 
-def measured(*stages: tuple[float, float], hop_s: float = 0.001) -> Pipeline:
+def measured(*stages: tuple[float, float], hop_s: float = 0.001, num_blocks: Sequence[int] | None = None) -> Pipeline:
     """A pipeline that has learned ``(fixed, slope)`` per stage and the same time for each hop."""
-    pipeline = Pipeline(Traffic(RingCosts(len(stages))))
+    pipeline = Pipeline(Traffic(RingCosts(len(stages), num_blocks=num_blocks)))
     assert not pipeline.costs.is_measured
     for num_rows in (1, 3):
         pipeline.send(Flight(set(range(num_rows)), 0.0))
@@ -120,12 +120,26 @@ def test_pruning_shortens_what_has_not_started() -> None:
     assert pipeline.send_at(1) == exactly(1.060)
 
 
-def test_a_dead_chunk_that_runs_keeps_its_stage_no_longer_than_the_word_takes() -> None:
-    pipeline = measured((0.010, 0.010))
+@pytest.mark.parametrize(("num_blocks", "ends_at"), [((1,), 1.061), ((3,), 1.021), ((12,), 1.021), ((4,), 1.031)])
+def test_a_dead_chunk_that_runs_keeps_its_stage_until_its_block_ends(num_blocks: Sequence[int], ends_at: float) -> None:
+    """The word arrives at 1.021, behind 20 of 60 ms."""
+    pipeline = measured((0.010, 0.010), num_blocks=num_blocks)
     pipeline.send(Flight({1, 2, 3, 4, 5}, 1.0))  # 1.001 to 1.061
-    pipeline.prune({1, 2, 3, 4, 5}, 1.020)
+    assert pipeline.blocked_s(5, 1.0, 1.020) == pytest.approx(0.0), "it would come behind another one"
+    pipeline.prune({1, 2, 3, 4, 5}, 1.0199999)
     assert not pipeline.flights
-    assert pipeline.send_at(1) <= 1.021
+    assert pipeline.send_at(1) == exactly(ends_at - 0.001)
+    pipeline.send(Flight({6}, 1.020))
+    pipeline.prune({6}, 1.020)
+    assert pipeline.send_at(1) == exactly(ends_at - 0.001), "and whatever dies behind it"
+
+
+def test_a_chunk_that_may_die_blocks_the_first_stage_until_its_block_ends() -> None:
+    """A forward of 60 ms in three blocks begins at 1.001."""
+    pipeline = measured((0.010, 0.010), num_blocks=(3,))
+    assert pipeline.blocked_s(5, 1.0, 1.030) == exactly(1.041 - 1.031)
+    assert pipeline.blocked_s(5, 1.0, 1.070) == exactly(0.0), "it has ended"
+    assert pipeline.blocked_s(5, 1.0, 0.999) == exactly(0.0), "it has not begun"
 
 
 def test_what_comes_back_is_matched_by_its_living_rows() -> None:
@@ -162,7 +176,10 @@ def test_a_plain_token_takes_a_single_rows_quickest_trip_and_until_one_was_seen_
     assert costs.plain_token_s == exactly(0.013)
     costs.add_trip(0.020, [Passage(1, 0.007, 0.011)])
     costs.add_trip(0.014, [Passage(1, 0.001, 0.011)])
-    assert costs.plain_token_s == exactly(0.014)
+    assert costs.plain_token_s == exactly(0.013), "without drafts it would not have waited"
+    for _ in range(20):
+        costs.add_trip(0.040, [Passage(1, 0.020, 0.011)], is_alone=False)
+    assert costs.plain_token_s == exactly(0.013 * SLOWING**20), "but for other sessions it would have"
 
 
 # ---------------------------------------------------------------------- several sessions

@@ -171,11 +171,11 @@ def test_several_stages_work_on_one_text_at_once() -> None:
 
 
 def test_forwards_that_nobody_needs_are_cancelled_and_leave_no_trace() -> None:
-    ring = FakeRing(4, random.Random(8), skill=0.4)
+    ring = FakeRing(4, random.Random(8), skill=0.5)
     options = GenerateOptions(max_new_tokens=60, temperature=1.0, seed=8)
     answer = ring.submit(1, (1, 2, 3), options)
     ring.run()
-    assert sum(stage.num_cancelled for stage in ring.stages) > 10
+    assert sum(stage.num_cancelled for stage in ring.stages) > 5
     assert answer.tokens == unsplit((1, 2, 3), options)
 
 

@@ -15,7 +15,7 @@ from flowspec_edge.core.line import Line
 from flowspec_edge.core.speculation import schedules
 from flowspec_edge.core.speculation.generation import TargetLimits
 from flowspec_edge.core.speculation.origin import Origin
-from flowspec_edge.core.speculation.payoff import FIRST_PAUSE_TOKENS, TRIAL_TOKENS
+from flowspec_edge.core.speculation.payoff import FIRST_PAUSE_TOKENS
 from flowspec_edge.core.speculation.pipeline import LEAD_S
 from flowspec_edge.core.speculation.schedules import SCHEDULES, ablation_names, find_schedule, register_schedule
 from flowspec_edge.core.speculation.schedules.ablations import CHUNK_ROWS
@@ -200,6 +200,9 @@ def test_flowspec_waits_for_the_head_where_the_text_hardly_enters_the_chunk() ->
     assert schedule.next_time() is None, "the head will tell"
     likely = make_view({1: (ROOT, 0.6)}, sent=frozenset({ROOT}), is_verifying=True)
     assert schedule.choose_rows(likely, 5.0) == [1]
+    for blocks_for_s, rows in ((0.014, [1]), (0.016, [])):
+        pipeline = PipelineStub(CostsStub(head=FitStub(Line(0.010))), blocks_for_s=blocks_for_s)
+        assert schedule.choose_rows(changed(likely, pipeline=pipeline), 5.0) == rows, "0.6 of 10 ms, or 0.4 of that"
 
 
 def test_flowspec_waits_for_the_next_chunk_where_waiting_costs_less_than_a_blocked_stage() -> None:
@@ -211,13 +214,29 @@ def test_flowspec_waits_for_the_next_chunk_where_waiting_costs_less_than_a_block
     assert schedule.next_time() == 1.010
     likely = make_view({1: (ROOT, 0.95)}, sent=frozenset({ROOT}), pipeline=pipeline)
     assert schedule.choose_rows(likely, 1.0) == [1]
+    blocking = PipelineStub(back_at=1.010, blocks_for_s=0.2)
+    assert schedule.choose_rows(changed(likely, pipeline=blocking), 1.0) == []
+
+
+def test_flowspec_waits_no_longer_for_a_chunk_that_is_late() -> None:
+    pipeline = PipelineStub(CostsStub(head=FitStub(Line(0.010))), back_at=1.010)
+    view = make_view({1: (ROOT, 0.4)}, sent=frozenset({ROOT}), pipeline=pipeline)
+    assert Flowspec(2).choose_rows(view, 1.0) == []
+    assert Flowspec(2).choose_rows(view, 1.5) == [1], "who knows how late"
+
+
+def test_flowspec_values_no_token_at_more_than_it_takes_without_drafts() -> None:
+    """A single stage: 1.5 of its intervals would be 0.15 s, and a token takes 0.11. A row costs 0.1 s."""
+    costs = CostsStub(stage=Line(0.0, 0.1), seconds_per_row=0.1, plain_token_s=0.11)
+    view = make_view({1: (ROOT, 0.95), 2: (1, 0.8)}, pipeline=PipelineStub(costs))
+    assert Flowspec(1).choose_rows(view, 0.0) == [ROOT, 1]
 
 
 def test_flowspec_pauses_where_speculation_does_not_pay() -> None:
-    """Sixteen tokens in two seconds each, where plain decoding takes a tenth."""
+    """Two tokens in two seconds each, where plain decoding takes a tenth."""
     schedule = Flowspec(2)
     view = make_view(TREE, **DRAFTED)
-    for number in range(TRIAL_TOKENS + 1):
+    for number in range(3):
         assert schedule.choose_pass(view, 2.0 * number) is not None
         schedule.take_verified(view, 1, 2.0 * number)
     assert schedule.choose_pass(view, 0.0) is None

@@ -63,12 +63,16 @@ class PipelineStub:
     leaves_at: float = 0.0
     back_at: float | None = None
     num_delayed: float = 0
+    blocks_for_s: float = 0.0
 
     def send_at(self, num_rows: int, /) -> float:
         return self.leaves_at
 
     def returns_at(self) -> float | None:
         return self.back_at
+
+    def blocked_s(self, num_rows: int, leaves_at: float, known_at: float, /) -> float:
+        return self.blocks_for_s
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,11 @@ class PipelineView(Protocol):
     def returns_at(self) -> float | None:
         """When the next chunk is expected back; None where none is under way or nothing was measured yet."""
 
+    def blocked_s(self, num_rows: int, leaves_at: float, known_at: float, /) -> float:
+        """For how long a chunk of ``num_rows`` that leaves at ``leaves_at`` would keep the first stage from the next
+        one, if at ``known_at`` it turns out that none of its rows lives.
+        """
+
 
 class GenerationView(Protocol):
     """One generation, as a schedule sees it.

@@ -11,8 +11,9 @@ Three questions, each answered by the time that is expected to be won or lost:
 * When? As late as the ring allows without a bubble: rows that are chosen later are chosen with more known. A new root
   leaves at once, with the children that it has by then.
 * Now, or after the next chunk is back? That one may show that the text goes elsewhere, and then a chunk that left just
-  before blocks the first stage. A chunk leaves first only if the time that it wins, should the text enter it, exceeds
-  the time that it costs, should the text not enter it; each time counts by its chance.
+  before blocks the first stage until the block ends that it runs. A chunk leaves first only if the time that it wins,
+  should the text enter it, exceeds the time that it costs, should the text not enter it; each time counts by its
+  chance.
 
 The whole is checked by its result: where speculation brings less than single rows would, it pauses
 (core/speculation/payoff.py).
@@ -110,11 +111,12 @@ class Flowspec(Schedule):
     def _worth_of_rows(self, view: GenerationView) -> tuple[int, float, float, float]:
         """How many rows a chunk has at most, and what one more row is worth.
 
-        The row wins a time if the text goes on through it, and loses another if the text enters the chunk. The last
-        number is what the other sessions lose together.
+        The row wins a time if the text goes on through it, and loses another if the text enters the chunk. No token is
+        worth more than it takes without drafts. The last number is what the other sessions lose together.
         """
         costs, num_delayed = view.pipeline.costs, view.pipeline.num_delayed
-        won_s = max(INTERVALS_LATE * costs.single_row_s, TRIPS_LATE * costs.plain_token_s)
+        late_s = max(INTERVALS_LATE * costs.single_row_s, TRIPS_LATE * costs.plain_token_s)
+        won_s = min(late_s, costs.plain_token_s)
         return WIDEST_CHUNK_ROWS, won_s, costs.seconds_per_row, num_delayed * costs.row_s
 
     def _leaves_at(self, view: GenerationView, rows: list[int], entry: float, now: float) -> float:
@@ -122,14 +124,19 @@ class Flowspec(Schedule):
         pipeline = view.pipeline
         if rows[0] == view.root or not pipeline.costs.is_measured:
             return now
-        if view.is_verifying and entry < 0.5:
-            return math.inf
         at = pipeline.send_at(len(rows)) - LEAD_S
-        returns_at = pipeline.returns_at()
-        if returns_at is not None:
-            known_at = returns_at + pipeline.costs.head.line.at(1)
-            wait_s = known_at - max(at, now)
-            block_s = pipeline.costs.interval_s(len(rows)) - wait_s
-            if wait_s > 0 and block_s > 0 and entry * wait_s < (1 - entry) * block_s:
-                return known_at
-        return at
+        leaves_at, known_at = max(at, now), self._known_at(view, now)
+        wait_s, num_rows = known_at - leaves_at, len(rows)
+        blocked_s = pipeline.blocked_s(num_rows, leaves_at, known_at)
+        if view.is_verifying:
+            return math.inf if entry < 0.5 or entry * wait_s < (1 - entry) * blocked_s else at
+        blocked_s = max(blocked_s, pipeline.costs.interval_s(num_rows) - wait_s)
+        return known_at if wait_s > 0 and entry * wait_s < (1 - entry) * blocked_s else at
+
+    def _known_at(self, view: GenerationView, now: float) -> float:
+        """When the head will be done with what has come back, or else with what comes back next; in the past where
+        nothing is under way, and where that is late, for who knows how late.
+        """
+        pipeline = view.pipeline
+        returns_at = now if view.is_verifying else pipeline.returns_at()
+        return -math.inf if returns_at is None else returns_at + pipeline.costs.head.line.at(1)
