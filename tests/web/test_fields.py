@@ -142,6 +142,14 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
         parse_fields(body, CompletionFields, is_strict=False)
 
 
+def slowness() -> float:
+    """How many times as long as a usual core, which takes 20 ms, this one takes for a loop; 1 at least."""
+    began, total = time.thread_time(), 0
+    for number in range(200_000):
+        total += number * number
+    return max(1.0, (time.thread_time() - began) / 0.02)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -168,6 +176,7 @@ def test_a_body_of_megabytes_holds_up_the_loop_for_no_tenth_of_a_second(body: Js
     kinds = {"messages": ChatFields, "input": ResponseFields, "tokens": DetokenizeFields}
     kind = next((kinds[name] for name in body if name in kinds), CompletionFields)
     times = []
+    limit_s = 0.1 * slowness()
     gc.freeze()  # the test process has far more objects than a server, which a collection would go through
     for _ in range(3):
         began = time.thread_time()
@@ -177,7 +186,7 @@ def test_a_body_of_megabytes_holds_up_the_loop_for_no_tenth_of_a_second(body: Js
                 prompts_of(fields)
         times.append(time.thread_time() - began)
     gc.unfreeze()
-    assert min(times) < 0.1
+    assert min(times) < limit_s
 
 
 @pytest.mark.parametrize(
