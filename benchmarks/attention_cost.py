@@ -34,20 +34,9 @@ from flowspec_edge.engine.padding import min_rows
 from flowspec_edge.engine.rotary import RotaryTables
 from flowspec_edge.engine.stage_runner import StageRunner
 from flowspec_edge.manifest import (
-    ATTENTION_BIAS,
-    ATTENTION_PADDING,
     FORMAT_VERSION,
     HIDDEN,
     HIDDEN_OUT,
-    PAST_KEY,
-    PAST_VALUE,
-    POSITION_IDS,
-    PRESENT_KEY,
-    PRESENT_VALUE,
-    ROTARY_COS,
-    ROTARY_SIN,
-    SEQLENS_K,
-    TOTAL_LENGTH,
     Geometry,
     Manifest,
     load_manifest,
@@ -99,52 +88,25 @@ def export_both(folder: Path) -> Path:
 def fuse_attention(source: Path, path: Path, layer: int, geometry: Geometry) -> None:
     """Write a block of one layer with the fused operator. All else is the same: its matrices, norms and their nodes."""
     import onnx
-    from onnx import TensorProto, helper
+    from onnx import helper
 
-    from exporter.onnx_file import RUNTIME_DOMAIN, Writer, floats, integers
+    from exporter.fused_attention import fused_caches, fused_inputs, write_fused_attention
+    from exporter.onnx_file import Writer, floats
 
     graph = (model := onnx.load(source)).graph
     kinds = [node.op_type for node in graph.node]
     first, stop = kinds.index("RotaryEmbedding"), kinds.index("Slice") + 1  # attention is one piece
-    attended = graph.node[stop - 1].output[0]
-    to = Writer(first_number=10_000)  # behind all names of the block
     query, key = (node.input[0] for node in graph.node if node.op_type == "RotaryEmbedding")
     (whole,) = (a.g for a in graph.node[kinds.index("If")].attribute if a.name == "else_branch")  # see _rounded
-    projected = query, key, whole.node[0].input[0]
-    rows_axis = to.constant([1])
-    padded = [to.add("Pad", rows, ATTENTION_PADDING, to.constant(0.0), rows_axis) for rows in projected]
-    caches = f"{PAST_KEY}.{layer}", f"{PAST_VALUE}.{layer}"
-    presents = f"{PRESENT_KEY}.{layer}", f"{PRESENT_VALUE}.{layer}"
-    seen = SEQLENS_K, TOTAL_LENGTH, ROTARY_COS, ROTARY_SIN, POSITION_IDS, ATTENTION_BIAS
-    to.nodes.append(
-        helper.make_node(
-            "GroupQueryAttention",
-            [*padded, *caches, *seen],
-            ["/fused/attended", *presents],
-            domain=RUNTIME_DOMAIN,
-            num_heads=geometry.num_heads,
-            kv_num_heads=geometry.num_kv_heads,
-            do_rotary=1,
-        )
-    )
-    num_rows = to.size(HIDDEN, 1)
-    to.add("Slice", "/fused/attended", to.constant([0]), num_rows, rows_axis, outputs=(attended,))
+    to = Writer(first_number=10_000)  # behind all names of the block
+    attended = write_fused_attention(to, query, key, whole.node[0].input[0], layer, geometry)
+    to.add("Identity", attended, outputs=(graph.node[stop - 1].output[0],))
     nodes = [*graph.node[:first], *to.nodes, *graph.node[stop:]]
     used = {name for node in nodes for name in node.input}
     weights = [tensor for tensor in graph.initializer if tensor.name in used]
-    size, positions = (1, geometry.num_kv_heads, "capacity", geometry.head_dim), ("positions", geometry.head_dim // 2)
-    inputs = [
-        floats(HIDDEN, 1, "rows", geometry.hidden_size),
-        integers(ATTENTION_PADDING, 2),
-        floats(ROTARY_COS, *positions),
-        floats(ROTARY_SIN, *positions),
-        floats(ATTENTION_BIAS, 1, 1, "attention_rows", "total"),
-        integers(POSITION_IDS, 1, "attention_rows"),
-        helper.make_tensor_value_info(SEQLENS_K, TensorProto.INT32, [1]),
-        helper.make_tensor_value_info(TOTAL_LENGTH, TensorProto.INT32, []),
-        *(floats(name, *size) for name in caches),
-    ]
-    outputs = [floats(HIDDEN_OUT, 1, "rows", geometry.hidden_size), *(floats(name, *size) for name in presents)]
+    past, present = fused_caches(geometry, layer)
+    inputs = [floats(HIDDEN, 1, "rows", geometry.hidden_size), *fused_inputs(geometry), *past]
+    outputs = [floats(HIDDEN_OUT, 1, "rows", geometry.hidden_size), *present]
     model.graph.CopyFrom(helper.make_graph(nodes, "graph", inputs, outputs, [*weights, *to.constants]))
     onnx.save(model, path)
 

@@ -5,9 +5,10 @@ It is the fastest, but other rows in the cache may change a row's last bits: dra
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from onnx import TensorProto, ValueInfoProto, helper
 
-from exporter.config import LayerShape
 from exporter.onnx_file import Writer, floats, integers
 from flowspec_edge.manifest import (
     ATTENTION_BIAS,
@@ -24,7 +25,20 @@ from flowspec_edge.manifest import (
 )
 
 
-def write_fused_attention(to: Writer, query: str, key: str, value: str, layer: int, shape: LayerShape) -> str:
+class HeadSizes(Protocol):
+    """Of a layer's attention."""
+
+    @property
+    def num_heads(self) -> int: ...
+
+    @property
+    def num_kv_heads(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+
+def write_fused_attention(to: Writer, query: str, key: str, value: str, layer: int, shape: HeadSizes) -> str:
     """Add the attention of one layer, and return its output, [1, rows, num_heads * head_dim].
 
     Row ``r`` of the chunk takes slot ``total - rows + r``. It sees the slots up to its own (parents come before
@@ -46,7 +60,7 @@ def write_fused_attention(to: Writer, query: str, key: str, value: str, layer: i
     return to.add("Slice", attended, to.constant([0]), to.size(query, 1), axis)
 
 
-def fused_inputs(shape: LayerShape) -> list[ValueInfoProto]:
+def fused_inputs(shape: HeadSizes) -> list[ValueInfoProto]:
     """The inputs of a graph with it beside its rows and caches."""
     return [
         integers(ATTENTION_PADDING, 2),
@@ -59,7 +73,7 @@ def fused_inputs(shape: LayerShape) -> list[ValueInfoProto]:
     ]
 
 
-def fused_caches(shape: LayerShape, layer: int) -> tuple[list[ValueInfoProto], list[ValueInfoProto]]:
+def fused_caches(shape: HeadSizes, layer: int) -> tuple[list[ValueInfoProto], list[ValueInfoProto]]:
     """Keys and values of a layer, as they go in and come out."""
     size = 1, shape.num_kv_heads, "capacity", shape.head_dim
     past, present = (

@@ -165,6 +165,8 @@ def test_a_chunk_needs_credit_and_a_returned_one_gives_it_back_to_the_last_hop()
     sent = [names(open_session(origin, session)) for session in sessions]
     assert sent == [["SendChunk"]] * CREDITS_PER_HOP + [[]]
     assert names(origin.handle(ev.CreditArrived(1), 0.0)) == ["SendChunk"]
+    assert bring_back(origin, PROMPT_ROWS, 99) == [ev.GrantCredit(1)], "of a session that is gone"
+    origin.check()
 
 
 class Patient(Schedule):
@@ -191,8 +193,6 @@ def test_more_credit_than_there_was_does_not_disturb_who_waits_for_a_time(monkey
     assert Patient.num_asked == 1
     origin.handle(ev.DeadlinePassed(), Patient.time)
     assert Patient.num_asked == 2
-    assert bring_back(origin, PROMPT_ROWS, 99) == [ev.GrantCredit(1)], "of a session that is gone"
-    origin.check()
 
 
 def test_credit_beyond_what_may_wait_is_refused() -> None:
