@@ -19,6 +19,7 @@ from flowspec_edge.web.ollama import OllamaChatFields
 from flowspec_edge.web.responses import ResponseFields
 from flowspec_edge.web.text_fields import options_of
 from flowspec_edge.web.tokens import DetokenizeFields
+from tests.slowness import slowness
 
 
 def parse(body: object) -> tuple[CompletionFields, list[str]]:
@@ -140,14 +141,6 @@ def test_a_field_at_fault_is_named(kind: type[msgspec.Struct], body: object, nam
 def test_what_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(RequestError, match="not a JSON object|not JSON"):
         parse_fields(body, CompletionFields, is_strict=False)
-
-
-def slowness() -> float:
-    """How many times as long as a usual core, which takes 20 ms, this one takes for a loop; 1 at least."""
-    began, total = time.thread_time(), 0
-    for number in range(200_000):
-        total += number * number
-    return max(1.0, (time.thread_time() - began) / 0.02)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ PHONE: dict[str, Any] = {"width": 390, "height": 844, "is_phone": True}
 LOOKS = [(DESKTOP, False, "chat"), (DESKTOP, True, "chat"), (PHONE, False, "chat"), (PHONE, True, "ring")]
 SAY = """((text, most) => {
     document.getElementById("most").value = most;
+    document.getElementById("seed").value = 1;
     document.getElementById("message").value = text;
     document.getElementById("composer").requestSubmit();
 })(%s)"""
