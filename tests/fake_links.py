@@ -30,7 +30,7 @@ class FakeLink(Link):
         self._end = None
         self._is_clean = False
         self.packets = Packets(0, 0)  # what is told of them next
-        self.num_probes = 0
+        self.num_probes = self.num_vouched = 0
         self.is_silent = False  # whether its peer answers no questions
         self.closed_by: FlowspecError | None = None  # what the other end gave as its reason
 
@@ -65,6 +65,9 @@ class FakeLink(Link):
 
     def probe(self) -> None:
         self.num_probes += 1
+
+    def vouch(self) -> None:
+        self.num_vouched += 1
 
     def take_packets(self) -> Packets:
         taken, self.packets = self.packets, Packets(0, 0)

@@ -104,6 +104,7 @@ class Link(asyncio.BufferedProtocol):
         self._has_room = True
         self._tell_room: Callable[[bool], None] = _tell_nobody
         self._num_asked = self._num_answered = 0
+        self._vouched_at = float("-inf")
         self._answered = asyncio.Event()
         self._end: FlowspecError | None = None
         self._is_clean, self._gone = False, asyncio.Event()  # the connection
@@ -202,9 +203,8 @@ class Link(asyncio.BufferedProtocol):
                 ended.exception()  # where this task was cancelled in the same turn, nobody else asks for it
 
     async def answers(self, within_s: float) -> bool:
-        """Whether the peer answers a question that it is asked now, behind what waits to be sent. Where the question is
-        still under way, as behind weights on a slow wire, what a control link hears in the second half of that time is
-        an answer too.
+        """Whether the peer answers a question that it is asked now, behind what waits to be sent, or is vouched for in
+        the second half of that time.
         """
         self.probe()
         asked, loop = self._num_asked, asyncio.get_running_loop()
@@ -216,9 +216,16 @@ class Link(asyncio.BufferedProtocol):
                     await self._answered.wait()
             except TimeoutError:
                 if loop.time() - deadline <= LATE_S:
-                    return self._heartbeat is not None and self._heartbeat.heard_at > deadline - within_s / 2
+                    return self._vouched_at > deadline - within_s / 2
                 deadline = loop.time() + LATE_S  # this process stood still, and the answer may be there
         return self._end is None
+
+    def vouch(self) -> None:
+        """The peer is known to be there and to be reached, though an answer of its may be held up: as where weights
+        come to it over a slow wire, behind which questions wait. That it tells something is not enough, for of a wire
+        that is broken one way it hears nothing.
+        """
+        self._vouched_at = asyncio.get_running_loop().time()
 
     def probe(self) -> None:
         """Ask the peer for an answer for which nobody waits: a packet either way, behind what waits to be sent."""

@@ -11,24 +11,24 @@ LATE_S = 0.25
 
 class Heartbeat:
     """A peer from which nothing came for ``quiet_s`` is asked, and one that says nothing for ``answer_s`` after that is
-    lost; later where this process stood still meanwhile. ``heard_at`` is when something came last, on the loop's clock.
+    lost; later where this process stood still meanwhile.
     """
 
     def __init__(self, quiet_s: float, answer_s: float, ask: Callable[[], None], lose: Callable[[str], None]) -> None:
         self._quiet_s, self._answer_s = quiet_s, answer_s
         self._ask, self._lose = ask, lose
         self._loop = asyncio.get_running_loop()
-        self.heard_at = self._loop.time()
+        self._heard_at = self._loop.time()
         self._asked_at: float | None = None  # where nothing came since
         self._timer = self._loop.call_later(quiet_s, self._look)
 
     def hear(self) -> None:
         """Something has come."""
-        self.heard_at = self._loop.time()
+        self._heard_at = self._loop.time()
         if self._asked_at is not None:  # the next question is due long before this one's answer was
             self._asked_at = None
             self._timer.cancel()
-            self._timer = self._loop.call_at(self.heard_at + self._quiet_s, self._look)
+            self._timer = self._loop.call_at(self._heard_at + self._quiet_s, self._look)
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -38,10 +38,10 @@ class Heartbeat:
     def _look(self) -> None:
         now = self._loop.time()
         is_late = now - self._timer.when() > LATE_S
-        if self._asked_at is None and now >= self.heard_at + self._quiet_s:
+        if self._asked_at is None and now >= self._heard_at + self._quiet_s:
             self._asked_at = now
             self._ask()
-        due = self.heard_at + self._quiet_s if self._asked_at is None else self._asked_at + self._answer_s
+        due = self._heard_at + self._quiet_s if self._asked_at is None else self._asked_at + self._answer_s
         if due <= now:
             if not is_late:
                 self._lose(f"No PONG received after {self._answer_s:g} seconds")

@@ -198,9 +198,12 @@ async def open_stages(
 
 
 async def _opened(plan: StagePlan, control: Link, on_fetch: OnFetch) -> wire.StageOpened:
-    message = await _receive(plan, control)
+    message, num_bytes = await _receive(plan, control), 0
     while isinstance(message, wire.StageProgress):
-        on_fetch(plan, message.num_bytes, message.total_bytes)
+        if message.num_bytes > num_bytes:
+            control.vouch()
+        num_bytes = message.num_bytes
+        on_fetch(plan, num_bytes, message.total_bytes)
         message = await _receive(plan, control)
     if not isinstance(message, wire.StageOpened):
         raise_failure(plan, message)

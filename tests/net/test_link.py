@@ -475,16 +475,20 @@ async def test_a_peer_answers_a_question_until_it_stops(purpose: str) -> None:
         assert await pair.near.answers(5), "the answer to an earlier question is none to this one"
 
 
-@pytest.mark.parametrize("goes_on", [True, False])
-async def test_a_peer_that_goes_on_telling_while_the_question_is_under_way_is_there(goes_on: bool) -> None:
+@pytest.mark.parametrize("is_vouched_for", [True, False])
+async def test_a_peer_that_is_vouched_for_is_there_and_one_that_only_tells_something_is_not(
+    is_vouched_for: bool,
+) -> None:
     async with linked() as pair:
-        pair.far._transport.pause_reading()  # like a wire on which the question waits behind weights
+        pair.far._transport.pause_reading()  # like a wire that is broken this way, or on which weights come first
         asked = asyncio.create_task(pair.near.answers(1.0))
+        pair.near.vouch()  # before the second half
         while not asked.done():
             await asyncio.sleep(0.01)
-            if goes_on or pair.far.num_sent_bytes == 0:
-                pair.far.send(wire.StageProgress("ring", 1, 2))
-        assert asked.result() is goes_on
+            pair.far.send(wire.PacketsSent(1, 0, 1, 0))
+            if is_vouched_for:
+                pair.near.vouch()
+        assert asked.result() is is_vouched_for
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell nothing")

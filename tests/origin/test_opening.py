@@ -36,6 +36,7 @@ from flowspec_edge.origin import blame, dialogue, opening
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions, load_placement
 from tests.fake_links import LIMIT_S, settle
+from tests.narrowing import present
 from tests.origin.fake_nodes import FakeNetwork, FakeNode, open_stage
 
 
@@ -352,19 +353,19 @@ async def test_a_stage_that_is_lost_before_the_links_stand_is_not_waited_for(
             pass
 
 
-async def test_as_long_as_bytes_come_a_stage_is_waited_for(
-    network: FakeNetwork, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_as_long_as_bytes_come_a_stage_is_waited_for(network: FakeNetwork) -> None:
+    came = (0, 50, 50, 100)
     told: list[tuple[str, int, int]] = []
 
     async def fetch(node: FakeNode, message: wire.Message) -> list[wire.Message]:
-        progress = [wire.StageProgress("ring", num_bytes, 100) for num_bytes in (0, 50, 100)]
+        progress = [wire.StageProgress("ring", num_bytes, 100) for num_bytes in came]
         return [*progress, *await open_stage(node, message)]
 
     network.nodes["cellar"].answer = fetch
     async with open_on(network, on_fetch=lambda plan, num_bytes, total: told.append((plan.node, num_bytes, total))):
         pass
-    assert told == [("cellar", num_bytes, 100) for num_bytes in (0, 50, 100)]
+    assert told == [("cellar", num_bytes, 100) for num_bytes in came]
+    assert present(network.nodes["cellar"].controls[0]._other).num_vouched == 2, "each time that more had come"
 
 
 async def test_a_last_stage_that_never_connects_back_is_named(network: FakeNetwork) -> None:
