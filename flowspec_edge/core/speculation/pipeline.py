@@ -260,10 +260,19 @@ class Pipeline:
         """How many other sessions a row delays."""
         return self.num_others - (1 - READING) * self.num_costly_readers
 
+    @property
+    def plain_token_s(self) -> float:
+        """A token's time if no session speculated: that of a single row alone, and where sessions crowd the ring as
+        long as its slowest part takes for a row of each, or for a piece of its prompt.
+        """
+        traffic = self._traffic
+        num_rows = traffic.num_writing + PIECE_CHUNKS * (traffic.num_sessions - traffic.num_writing)
+        return max(self.costs.plain_token_s, num_rows * max(self.costs.single_row_s, self.costs.head.line.at(1)))
+
     def prompt_chunk_rows(self, num_rows: int) -> int:
-        """How many rows of a prompt of ``num_rows`` leave together: fewer where other sessions wait for them."""
+        """How many rows of a prompt of ``num_rows`` leave together: fewer where other sessions write meanwhile."""
         best = self.costs.prompt_chunk_rows(num_rows)
-        if not self.num_others:
+        if not self._traffic.num_writing - self._is_writing:
             return best
         if not self.costs.is_measured:
             return min(best, PREFILL_ROWS)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flowspec_edge.core.limits import PREFILL_ROWS
 from flowspec_edge.core.line import Line, LineFit
 from flowspec_edge.core.rows import Passage
-from flowspec_edge.core.speculation.pipeline import READING, SLOWING, Flight, Pipeline, RingCosts, Traffic
+from flowspec_edge.core.speculation.pipeline import PIECE_CHUNKS, READING, SLOWING, Flight, Pipeline, RingCosts, Traffic
 from flowspec_edge.core.speculation.prefill import RingTimes
 
 SECONDS = st.floats(0, 10)
@@ -251,13 +251,31 @@ def test_a_piece_of_a_prompt_is_as_large_as_others_can_wait_for() -> None:
     """At 10 + 2 n ms 1.6 chunks of one row take as long as 4.6 rows. A single stage has no use for small ones."""
     for stage, most in (((0.010, 0.002), 4), ((0.100, 0.0001), PREFILL_ROWS), ((0.001, 0.010), 1)):
         pipeline = measured(stage)
-        assert pipeline.prompt_chunk_rows(100) == 100, "nobody waits"
-        beside(pipeline)
+        other = beside(pipeline)
+        assert pipeline.prompt_chunk_rows(100) == 100, "nobody writes meanwhile"
+        other.begin_writing()
         assert pipeline.prompt_chunk_rows(250) == most
     fresh = Pipeline(Traffic(RingCosts(1, EXPECTED)))
+    other = beside(fresh)
     assert fresh.prompt_chunk_rows(250) == 250
-    beside(fresh)
+    other.begin_writing()
     assert fresh.prompt_chunk_rows(250) == PREFILL_ROWS, "nothing is measured yet"
+
+
+def test_a_plain_token_waits_for_a_row_of_each_session_where_they_crowd_the_ring() -> None:
+    """A trip of three stages takes 63 ms, with the head 65 ms, and the slowest stage 30 ms."""
+    ours = measured((0.010, 0), (0.030, 0), (0.019, 0))
+    ours.costs.head.add(1, 0.002)
+    ours.begin_writing()
+    assert ours.plain_token_s == exactly(0.065)
+    others = [beside(ours) for _ in range(3)]
+    assert ours.plain_token_s == exactly((1 + 3 * PIECE_CHUNKS) * 0.030), "pieces of prompts take longer"
+    for other in others:
+        other.begin_writing()
+    assert ours.plain_token_s == exactly(4 * 0.030)
+    for other in others[1:]:
+        other.leave(0.0)
+    assert ours.plain_token_s == exactly(0.065), "there is room for two"
 
 
 # ---------------------------------------------------------------------- the chunks of a prompt

@@ -149,6 +149,12 @@ class PipelineView(Protocol):
         """How many other sessions a row of this one delays; one that reads its prompt counts as less than one."""
 
     @property
+    def plain_token_s(self) -> float:
+        """The time of a token if no session speculated; longer than that of a token alone where sessions crowd the
+        ring.
+        """
+
+    @property
     def costs(self) -> CostsView:
         """What the ring takes, as measured so far."""
 

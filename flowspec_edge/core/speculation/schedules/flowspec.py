@@ -61,7 +61,7 @@ class Flowspec(Schedule):
         self._ask_at = math.inf
 
     def take_verified(self, view: GenerationView, num_tokens: int, now: float) -> None:
-        self._payoff.count(num_tokens, now, view.pipeline.costs.plain_token_s)
+        self._payoff.count(num_tokens, now, view.pipeline.plain_token_s)
 
     def choose_rows(self, view: GenerationView, now: float) -> list[int]:
         rows, entry = self._rows_worth_sending(view)
