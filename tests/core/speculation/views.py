@@ -63,8 +63,11 @@ class PipelineStub:
     leaves_at: float = 0.0
     back_at: float | None = None
     num_delayed: float = 0
-    plain_token_s: float = 0.0
     blocks_for_s: float = 0.0
+
+    @property
+    def plain_token_s(self) -> float:
+        return self.costs.plain_token_s
 
     def send_at(self, num_rows: int, /) -> float:
         return self.leaves_at
