@@ -97,8 +97,7 @@ class Link(asyncio.BufferedProtocol):
         self._is_held_back = False  # the peer: nobody takes its messages
         self._assembly = Assembly(purpose)
         self._incoming: deque[tuple[wire.Message, int]] = deque()  # with the bytes that each was
-        self._num_queued_bytes = 0
-        self.num_sent_bytes = self.num_received_bytes = 0
+        self._num_queued_bytes = self.num_sent_bytes = self.num_received_bytes = 0
         self._arrived = asyncio.Event()
         self._deliver_to: tuple[Callable[[wire.Message], None], asyncio.Future[None]] | None = None
         self._has_room = True
