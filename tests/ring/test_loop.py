@@ -233,7 +233,7 @@ async def test_the_watchdog_sees_a_callback_that_is_long(monkeypatch: pytest.Mon
         if holds_gil:
             sum(range(50_000_000))
         else:
-            time.sleep(0.5)
+            time.sleep(5 * LIMIT_S * slowness())
 
     watchdog = Watchdog(monkeypatch)
     async with watchdog:

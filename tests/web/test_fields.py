@@ -169,7 +169,7 @@ def test_a_body_of_megabytes_holds_up_the_loop_for_no_tenth_of_a_second(body: Js
     kinds = {"messages": ChatFields, "input": ResponseFields, "tokens": DetokenizeFields}
     kind = next((kinds[name] for name in body if name in kinds), CompletionFields)
     times = []
-    limit_s = 0.1 * slowness()
+    slow = slowness()
     gc.freeze()  # the test process has far more objects than a server, which a collection would go through
     for _ in range(3):
         began = time.thread_time()
@@ -179,7 +179,7 @@ def test_a_body_of_megabytes_holds_up_the_loop_for_no_tenth_of_a_second(body: Js
                 prompts_of(fields)
         times.append(time.thread_time() - began)
     gc.unfreeze()
-    assert min(times) < limit_s
+    assert min(times) < 0.1 * max(slow, slowness())
 
 
 @pytest.mark.parametrize(
