@@ -188,7 +188,7 @@ async def _plan(options: PlanCommand) -> int:
         plan = await plan_layers(node, settings.bundles[0], found, plan_options)
     finally:
         await node.close()
-    show_plan(plan, options.schedule, settings.bundles[0].manifest.drafts, is_json=options.json)
+    show_plan(plan, settings.bundles[0].manifest.drafts, is_json=options.json)
     return 0
 
 
@@ -202,16 +202,16 @@ def run_testbed_plan(name: str, schedule: str, *, has_standbys: bool = False, is
     from flowspec_edge.bench.planned import plan_testbed
     from flowspec_edge.bench.testbed import load_testbed
 
-    show_plan(plan_testbed(load_testbed(name), schedule, has_standbys=has_standbys), schedule, is_json=is_json)
+    show_plan(plan_testbed(load_testbed(name), schedule, has_standbys=has_standbys), is_json=is_json)
     return 0
 
 
-def show_plan(plan: Plan, schedule: str, drafts: str | None = None, *, is_json: bool) -> None:
+def show_plan(plan: Plan, drafts: str | None = None, *, is_json: bool) -> None:
     """Print the plan, and where drafts would come from, which a testbed does not tell."""
     from flowspec_edge.cli.show_plan import format_plan, plan_report
 
     if is_json:
-        print(json.dumps({**plan_report(plan, schedule), "drafts": drafts}))
+        print(json.dumps({**plan_report(plan), "drafts": drafts}))
         return
     drafted = [] if drafts is None else [f"drafts: {drafts}"]
-    print(fitted("\n".join([format_plan(plan, schedule), *drafted]), terminal_width()))
+    print(fitted("\n".join([format_plan(plan), *drafted]), terminal_width()))

@@ -11,18 +11,21 @@ from flowspec_edge.core.planning.placement import Instead, Plan, Standby, mib
 STAGE_COLUMNS = ("LAYERS", "PRECISION", "USED", "FREE", "STAGE")
 KNOWN_BYTES = 2**49
 """A testbed that does not tell a board's memory is taken for more than this, which no board has."""
+TREE_ROWS = 64
+"""Of the draft tree by which a plan tells what drafts are expected to bring."""
 SAME = 0.005
 """A share that rounds to no per cent."""
 
 
-def plan_report(plan: Plan, schedule: str) -> dict[str, Any]:
+def plan_report(plan: Plan) -> dict[str, Any]:
     """The plan as a JSON object. Times are those of a chunk of ``chunk_rows``."""
     return {
-        "schedule": schedule,
+        "schedule": plan.schedule,
         "tokens_per_s": round(plan.tokens_per_s, 3),
         "trip_ms": round(plan.trip_ms, 3),
         "interval_ms": round(plan.interval_ms, 3),
         "chunk_rows": plan.num_rows,
+        "tokens_per_tree": round(_tree_tokens(plan), 3) if _drafts(plan) else None,
         "stages": [
             {
                 "node": stage.node,
@@ -64,7 +67,7 @@ def _standby_report(standby: Standby) -> dict[str, Any]:
     }
 
 
-def format_plan(plan: Plan, schedule: str) -> str:
+def format_plan(plan: Plan) -> str:
     """A table of the ring, what it should bring, and what other choices would bring."""
     rows = [
         (
@@ -80,7 +83,7 @@ def format_plan(plan: Plan, schedule: str) -> str:
         for stage in plan.stages
     ]
     lines = table_lines(("NODE", *STAGE_COLUMNS), rows, STAGE_COLUMNS)
-    lines += ["", *_prediction_lines(plan, schedule), _alone_line(plan)]
+    lines += ["", *_prediction_lines(plan), _alone_line(plan)]
     if plan.one_more is not None:
         lines.append(f"one more like {plan.one_more.node}: {plan.one_more.tokens_per_s:.2f} tokens/s")
     if plan.is_kept:
@@ -96,14 +99,28 @@ def format_plan(plan: Plan, schedule: str) -> str:
     return "\n".join([*lines, *_standby_lines(plan.standbys, max(24, *(len(stage.node) for stage in plan.stages)))])
 
 
-def _prediction_lines(plan: Plan, schedule: str) -> list[str]:
+def _prediction_lines(plan: Plan) -> list[str]:
     """What is predicted, and from what."""
     rows = f"{plan.num_rows} row{'s' if plan.num_rows > 1 else ''}"
     return [
-        f"predicted: {plan.tokens_per_s:.2f} tokens/s with schedule {schedule}",
+        f"predicted: {plan.tokens_per_s:.2f} tokens/s with schedule {plan.schedule}",
         f"  a chunk of {rows} is back from its trip through all stages in {plan.trip_ms:.0f} ms;",
         f"  a chunk can leave every {plan.interval_ms:.0f} ms, as long as the slowest part takes for one",
+        *(
+            [f"  a tree of {TREE_ROWS} drafts is expected to bring {_tree_tokens(plan):.1f} tokens"]
+            if _drafts(plan)
+            else []
+        ),
     ]
+
+
+def _drafts(plan: Plan) -> bool:
+    """Whether there are drafts in it."""
+    return plan.acceptance.has_drafts and plan.schedule != "autoregressive"
+
+
+def _tree_tokens(plan: Plan) -> float:
+    return float(plan.acceptance.at(TREE_ROWS))
 
 
 def _standby_lines(standbys: Sequence[Standby], width: int) -> list[str]:

@@ -1,7 +1,8 @@
 """Layer curves: what one layer takes this board, as a line over the rows of a chunk; measured once, and kept.
 
 A curve is measured with a few of the model's own layers, and kept by everything that it depends on: the shape of a
-layer, precision, threads, runtime. A node that has no layers yet learns it from the first forwards that it runs.
+layer, precision, threads, runtime. A node that has no layers yet learns it from the first forwards that it runs. One
+that was measured while the board was busy is corrected by forwards that are quicker.
 """
 
 from __future__ import annotations
@@ -51,12 +52,15 @@ class Measurements:
         self._num_threads = num_threads
         self._thermometer, self._rests = thermometer, rests
         self._busy = asyncio.Lock()
-        self._watch: StepWatch | None = None  # of the last stage that ran
+        self._recorder: StageRecorder | None = None  # of the last stage that began
 
     async def slowdown(self) -> float:
-        """How many times its curve this board takes at present."""
+        """How many times its curve this board takes at present; one that was too slow for long is corrected."""
+        if self._recorder is not None:
+            await self._recorder.correct()
+        watch = self._recorder.watch if self._recorder is not None else StepWatch()
         thermal = await asyncio.to_thread(self._thermometer) if self._thermometer is not None else None
-        slowdown = (self._watch or StepWatch()).slowdown(time.monotonic(), thermal) * self._rests()
+        slowdown = watch.slowdown(time.monotonic(), thermal) * self._rests()
         return min(slowdown, MAX_SLOWDOWN)
 
     def kept(self, manifest: Manifest, precision: str) -> Line | None:
@@ -91,8 +95,8 @@ class Measurements:
         """Takes in the forwards of a stage that begins."""
         precision = precision or manifest.precision
         line = self.kept(manifest, precision)
-        self._watch = StepWatch()
-        return StageRecorder(self, manifest, precision, num_layers, line, self._watch)
+        self._recorder = StageRecorder(self, manifest, precision, num_layers, line)
+        return self._recorder
 
     def _measure_in_turn(self, bundle: Bundle, precision: str, free_bytes: int) -> Line:
         """Measure while no other node of this machine does, which would take its share of the cores. Who has waited for
@@ -127,10 +131,14 @@ class Measurements:
         return state_directory() / "curves" / f"{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.json"
 
 
+def _no_rest() -> float:
+    return 0.0
+
+
 @dataclass(slots=True)
 class StageRecorder:
-    """One stage's forwards: held against the known curve, or learned from where there is none. ``rested_s`` tells how
-    much of the last one was rest.
+    """One stage's forwards: held against the known curve, which is corrected where they are much quicker, or learned
+    from where there is none. ``rested_s`` tells how much of the last one was rest.
     """
 
     measurements: Measurements
@@ -138,8 +146,8 @@ class StageRecorder:
     precision: str
     num_layers: int
     line: Line | None
-    watch: StepWatch
-    rested_s: Callable[[], float] = lambda: 0.0
+    watch: StepWatch = field(default_factory=StepWatch)
+    rested_s: Callable[[], float] = _no_rest
     _fit: LineFit = field(default_factory=LineFit)
     _sizes: set[int] = field(default_factory=set)
     _num_forwards: int = 0
@@ -154,8 +162,18 @@ class StageRecorder:
         self._sizes.add(num_rows)
         self._fit.add(num_rows, ran_s * 1000 / self.num_layers)
 
+    async def correct(self) -> None:
+        """Keep a quicker curve where the known one has been too slow for long."""
+        if self.line is not None and (share := self.watch.quick_share) is not None:
+            self.line, self.watch = self.line.scaled(share), StepWatch()
+            await self._keep(self.line, "corrected")
+
     async def finish(self) -> None:
         """The stage has ended: keep what was learned."""
+        self.rested_s = _no_rest  # it holds the stage, and this is held until another one begins
+        await self.correct()
         if self._num_forwards >= LEARN_FORWARDS and len(self._sizes) > 1:
-            line = self._fit.line
-            await asyncio.to_thread(self.measurements.keep, self.manifest, self.precision, line, "learned")
+            await self._keep(self._fit.line, "learned")
+
+    async def _keep(self, line: Line, how: str) -> None:
+        await asyncio.to_thread(self.measurements.keep, self.manifest, self.precision, line, how)

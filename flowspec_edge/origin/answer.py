@@ -43,6 +43,7 @@ class Answer:
         self._changes: list[dict[str, Any]] = []
         self._energies: list[TextEnergy] = []  # one for each ring that wrote at it
         self._num_resumed = 0  # tokens that another origin wrote
+        self._is_shared = False
         self._began = self._last = time.monotonic()
         self._first: float | None = None
         self._num_first = 0
@@ -81,6 +82,14 @@ class Answer:
     def num_rings(self) -> int:
         """How many rings wrote at it."""
         return len(self._counts)
+
+    def note_company(self) -> None:
+        """Another text is written beside it."""
+        self._is_shared = True
+
+    def had_ring_for_itself(self, schedule: str) -> bool:
+        """Whether one ring wrote all of it, by that schedule and with no other text beside it."""
+        return self.num_rings == 1 and not self._is_shared and self._options.schedule == schedule
 
     @property
     def is_stopped(self) -> bool:

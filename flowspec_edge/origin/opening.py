@@ -53,7 +53,8 @@ from flowspec_edge.origin.dialogue import (
 )
 from flowspec_edge.origin.engine import LoadEngine, OriginEngine
 from flowspec_edge.origin.measured_links import Peer, links_now
-from flowspec_edge.origin.planning import PlanOptions, keep_placement, make_plan, with_what_they_serve
+from flowspec_edge.origin.planning import PlanOptions, make_plan, with_what_they_serve
+from flowspec_edge.origin.remembered import keep_placement
 from flowspec_edge.origin.ring import OnLossy, Ring, RingLinks, RingStage
 from flowspec_edge.origin.shares import check_reached, equal_shares, planned_shares, room_for_sessions
 from flowspec_edge.tasks import run_until_first_ends

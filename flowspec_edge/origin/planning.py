@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean
 
 from flowspec_edge.bundle import Bundle
@@ -20,16 +18,19 @@ from flowspec_edge.core.planning.placement import Device, Hop, LeftOut, Links, L
 from flowspec_edge.core.planning.planner import plan_ring
 from flowspec_edge.core.planning.shared_cores import Cores, core_shares, crowding
 from flowspec_edge.core.planning.standby import with_standbys
-from flowspec_edge.core.planning.throughput import NO_DRAFTS, TYPICAL_DRAFTS, Throughput
-from flowspec_edge.errors import NotMeasuredError, StateError
-from flowspec_edge.files import read_private, state_directory, write_private
+from flowspec_edge.core.planning.throughput import NO_DRAFTS, Throughput
+from flowspec_edge.errors import NotMeasuredError
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.costs import origin_costs, with_origin_memory
 from flowspec_edge.origin.measured_links import Peer, Report, known_links, origin_name, way_as_measured
+from flowspec_edge.origin.remembered import load_draft_gain, load_placement
 from flowspec_edge.origin.ring import RingStage
 
 STAGE_MS = 0.7
 """What a stage takes per chunk beside its layers: Python and threads (docs/performance.md, "In real time"; x86)."""
+ORIGIN_MS = 3.0
+"""What an origin takes per chunk beside head and drafter: to plan, pack and send (docs/performance.md, "What planning
+costs"; x86)."""
 USUAL_HOP = Hop(2.0)
 """A link that could not be measured is taken for this: a message on a LAN of small boards."""
 MEASURE_S = 180.0
@@ -120,7 +121,7 @@ async def survey(
     links = await _links(settings, peers, plan_options.report, cut, measures=measures_links)
     loaded = loaded or load_placement(bundle.digest)
     sure = manifest.precision if plan_options.is_any_precision else None
-    devices = _devices(settings, peers, told, loaded, head_ms + draft_ms, sure)
+    devices = _devices(settings, peers, told, loaded, head_ms + draft_ms + ORIGIN_MS, sure)
     model = _needs(settings, bundle, plan_options, head_ms)
     throughput = _throughput(bundle, plan_options, draft_ms)
     return Known(with_origin_memory(devices, settings.name, model), links, model, throughput, refused)
@@ -157,8 +158,8 @@ def _needs(settings: NodeSettings, bundle: Bundle, plan_options: PlanOptions, he
 
 
 def _throughput(bundle: Bundle, plan_options: PlanOptions, draft_ms: float) -> Throughput:
-    drafts = TYPICAL_DRAFTS if bundle.manifest.drafter else NO_DRAFTS
-    return Throughput(plan_options.schedule, drafts, draft_ms)
+    acceptance = load_draft_gain(bundle.digest).acceptance if bundle.manifest.drafter else NO_DRAFTS
+    return Throughput(plan_options.schedule, acceptance, draft_ms)
 
 
 def with_what_they_serve(
@@ -271,29 +272,3 @@ def _in_its_precision(loaded: LoadedLayers | None, curves: Mapping[str, Line], s
     if loaded is None or loaded.precision:
         return loaded
     return replace(loaded, precision=next(iter(curves)) if len(curves) == 1 else sure or "")
-
-
-# ---------------------------------------------------------------------- where layers were
-
-
-def load_placement(digest: str) -> dict[str, LoadedLayers]:
-    """Which node served which layers of that bundle last: its weights lie there."""
-    try:
-        kept = json.loads(read_private(_placement_path(digest)) or "{}")
-        return {str(name): LoadedLayers(int(a), int(b), str(precision)) for name, (a, b, precision) in kept.items()}
-    except (StateError, ValueError, TypeError, AttributeError) as cause:
-        _log.warning("the last placement is not used: %s", cause)
-        return {}
-
-
-def keep_placement(digest: str, plan: Plan) -> None:
-    """For the next plan, which moves layers as little as possible."""
-    kept = {stage.node: [stage.start, stage.stop, stage.precision] for stage in plan.stages}
-    try:
-        write_private(_placement_path(digest), json.dumps(kept) + "\n")
-    except StateError as cause:
-        _log.warning("the placement is not kept: %s", cause)
-
-
-def _placement_path(digest: str) -> Path:
-    return state_directory() / "placements" / f"{digest[:16]}.json"

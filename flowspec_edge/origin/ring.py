@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 from flowspec_edge.config import GenerateOptions, Grammar, Piece, Prompt, RowKind, Text, TextPart, UnfinishedText
 from flowspec_edge.core import events as ev
@@ -100,6 +100,13 @@ class RingLinks:
     behind: Link
 
 
+class _Writing(NamedTuple):
+    """The answer of a session, and what its core says of it that was not read yet."""
+
+    answer: Answer
+    unread: asyncio.Queue[ev.OriginAction]
+
+
 class Ring:
     """Opened and connected stages of one bundle, which work as long as the context lasts. Made by ``open_ring``.
 
@@ -133,7 +140,7 @@ class Ring:
         self._is_in_doubt = asyncio.Event()  # whether all stages are there
         self._packet_loss, self._on_lossy = PacketLoss(self._origin), on_lossy
         self._board, self._slot_bytes, self._row_kind = board, slot_bytes, row_kind
-        self._answers: dict[int, asyncio.Queue[ev.OriginAction]] = {}
+        self._answers: dict[int, _Writing] = {}  # by session
         self._sessions = itertools.count(1)
         self._executor, self._checking, self._compiling, self._tokenising = (
             ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("origin", "drafts", "grammar", "tokenizer")
@@ -226,9 +233,11 @@ class Ring:
         """Until the ring was lost, left or closed."""
         await self._ended.wait()
 
-    def outcome(self, statistics: dict[str, Any]) -> Outcome | None:
-        """The plan's prediction against a finished generation; None where there was no plan, or the text was short."""
-        if self.plan is None:
+    def outcome(self, answer: Answer, statistics: dict[str, Any]) -> Outcome | None:
+        """The plan's prediction against a finished answer with these statistics. None where there was no plan, or the
+        text was short, or the ring was not for it alone, or wrote it by another schedule than was planned.
+        """
+        if self.plan is None or not answer.had_ring_for_itself(self.plan.schedule):
             return None
         num_tokens = int(statistics["completion_tokens"])
         return hold_against(self.plan, self._core.costs, float(statistics["tokens_per_s"]), num_tokens)
@@ -305,7 +314,10 @@ class Ring:
         """The pieces of one session; without a last one where it was cancelled."""
         session = next(self._sessions)
         events: asyncio.Queue[ev.OriginAction] = asyncio.Queue()
-        self._answers[session] = events
+        self._answers[session] = _Writing(answer, events)
+        if len(self._answers) > 1:
+            for writing in self._answers.values():
+                writing.answer.note_company()
         self._is_in_doubt.set()
         try:
             self._tell(ev.PromptSubmitted(session, answer.written, answer.options_left, answer.num_written))
@@ -452,7 +464,7 @@ class Ring:
                 case wire.SessionFailure(session, reason):
                     if session in self._answers:
                         text = f"node {stage.plan.node}: {reason}"
-                        self._answers[session].put_nowait(ev.FinishGeneration(session, "refused", text))
+                        self._answers[session].unread.put_nowait(ev.FinishGeneration(session, "refused", text))
                 case wire.StageFailure() as failure:
                     raise stage_loss(stage.plan, failure)
                 case message:
@@ -510,9 +522,9 @@ class Ring:
                         # A ring that failed once is not trusted again.
                         self._is_ending, self._lost = True, self._lost or RingLostError(action.error)
                         self._ended.set()
-                    if (unread := self._answers.get(session)) is not None:
-                        unread.put_nowait(action)
-                        if unread.qsize() > MAX_UNREAD:  # the actions that are left come first
+                    if (writing := self._answers.get(session)) is not None:
+                        writing.unread.put_nowait(action)
+                        if writing.unread.qsize() > MAX_UNREAD:  # the actions that are left come first
                             asyncio.get_running_loop().call_soon(self._let_stand, session)
         self._arm_timer()
 

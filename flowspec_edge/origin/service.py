@@ -32,6 +32,7 @@ from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.dialogue import OnFetch
 from flowspec_edge.origin.opening import explain_outcome
 from flowspec_edge.origin.planning import PlanOptions
+from flowspec_edge.origin.remembered import learn_draft_gain
 from flowspec_edge.origin.ring import Ring
 from flowspec_edge.origin.standby import Standbys
 from flowspec_edge.origin.status import BoardWatch, ServiceStatus
@@ -249,12 +250,15 @@ class GenerationService:
         return PlacementError(reason) if isinstance(cause, NO_ROOM) else StageFailedError(reason)
 
     async def _write(self, ring: Ring, answer: Answer) -> AsyncGenerator[Piece, None]:
-        """The pieces that this ring writes, with its prediction where no other ring wrote at the answer."""
+        """The pieces that this ring writes, with its prediction. The next plan knows what drafts brought."""
         async with contextlib.aclosing(ring.write(answer)) as pieces:
             async for piece in pieces:
                 if piece.statistics is not None:
-                    outcome = ring.outcome(piece.statistics) if answer.num_rings == 1 else None
+                    outcome = ring.outcome(answer, piece.statistics)
                     if outcome is not None and self._names_links:
                         outcome = await explain_outcome(self._node, self._bundle, ring, outcome)
+                    if outcome is not None and outcome.gain is not None:
+                        digest, gain = self._bundle.digest, outcome.gain
+                        await asyncio.to_thread(learn_draft_gain, digest, gain, answer.num_written)
                     piece.statistics["prediction"] = outcome.to_report() if outcome else None
                 yield piece

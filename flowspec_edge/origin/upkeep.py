@@ -405,7 +405,9 @@ class RingUpkeep:
             elif ring is not None and self._plan_options is not None:
                 ways = self._lost.ways
                 plan = await plan_layers(self._node, self._bundle, found, self._plan_options, ring.stages, ways)
-                is_better = not plan.is_kept and not _has_plan(ring, plan)
+                if is_served := _has_plan(ring, plan):
+                    ring.plan = plan  # with what is known by now
+                is_better = not plan.is_kept and not is_served
                 self._next_plan = plan
             elif ring is not None:  # equal shares: a ring over more boards counts as better
                 is_around = bool(self._around - self._lost.ways)  # more than it need be

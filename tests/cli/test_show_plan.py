@@ -22,7 +22,7 @@ def plan_of(free_bytes: int = 8192 * MIB) -> Plan:
 
 def test_a_table_says_who_stands_by_within_eighty_columns() -> None:
     plan = plan_of()
-    lines = format_plan(plan, "flowspec").splitlines()
+    lines = format_plan(plan).splitlines()
     at = lines.index(next(line for line in lines if line.startswith("IF LOST")))
     then = [f"{present(standby.plan).tokens_per_s:.2f} tok/s" for standby in plan.standbys]
     assert lines[at:] == [
@@ -37,14 +37,16 @@ def test_a_table_says_who_stands_by_within_eighty_columns() -> None:
     assert max(map(len, lines)) <= 80
     (prediction,) = [number for number, line in enumerate(lines) if line.startswith("predicted: ")]
     assert "is back from its trip" in lines[prediction + 1] and "can leave every" in lines[prediction + 2]
+    assert lines[prediction + 3] == "  a tree of 64 drafts is expected to bring 4.2 tokens"
+    assert plan_report(plan)["tokens_per_tree"] == 4.15
 
 
 def test_nodes_that_share_cores_are_named() -> None:
     shared = [make_device(name, free=700 * MIB, machine="boot") for name in NAMES]
     plan = plan_ring(shared, LAN, make_model(12), FLOWSPEC)
     told = f"{', '.join(NAMES)} share the cores of one machine, which count once"
-    assert told in format_plan(plan, "flowspec").splitlines()
-    assert plan_report(plan, "flowspec")["sharing"] == [list(NAMES)]
+    assert told in format_plan(plan).splitlines()
+    assert plan_report(plan)["sharing"] == [list(NAMES)]
 
 
 @pytest.mark.parametrize(
@@ -62,13 +64,13 @@ def test_what_came_is_held_against_what_was_predicted(difference: float, cause: 
 
 def test_where_there_is_no_room_it_says_so() -> None:
     plan = plan_of(700 * MIB)
-    assert format_plan(plan, "flowspec").count("none of the others has room") == 3
-    assert [standby["tokens_per_s"] for standby in plan_report(plan, "flowspec")["standbys"]] == [None] * 3
+    assert format_plan(plan).count("none of the others has room") == 3
+    assert [standby["tokens_per_s"] for standby in plan_report(plan)["standbys"]] == [None] * 3
 
 
 def test_the_report_has_all_of_it() -> None:
     plan = plan_of()
-    first = plan_report(plan, "flowspec")["standbys"][0]
+    first = plan_report(plan)["standbys"][0]
     assert (first["if_lost"], first["start"], first["stop"]) == ("pi5-attic-3f09a1", 0, 4)
     assert first["layers"][0] == {
         "node": "pi5-cellar-77d0e2",

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
 from flowspec_edge.bundle import Bundle
-from flowspec_edge.core.device.throttling import ThermalReport
+from flowspec_edge.core.device.throttling import QUICK_FORWARDS, ThermalReport
 from flowspec_edge.core.line import Line
 from flowspec_edge.errors import StateError
 from flowspec_edge.node import curves
 from flowspec_edge.node.curves import LEARN_FORWARDS, TURN_NAME, Measurements
 from flowspec_edge.weights.file_locks import is_locked
+from tests.narrowing import present
 
 LINE = Line(4.0, 0.5)
 GIB = 2**30
@@ -147,6 +150,43 @@ async def test_a_stage_with_a_known_curve_learns_none_but_tells_how_far_it_is_fr
     assert measurements.kept(bundle.manifest, "int8") == LINE
     measurements.recorder(bundle.manifest, "int8", 2)
     assert await measurements.slowdown() == 1.0, "a stage that begins has no past"
+
+
+@pytest.mark.parametrize("is_asked", [False, True], ids=["when the stage ends", "when a plan asks"])
+async def test_a_curve_of_a_busy_board_is_corrected(bundle: Bundle, state: pathlib.Path, is_asked: bool) -> None:
+    measurements = Measurements(1)
+    measurements.keep(bundle.manifest, "int8", LINE.scaled(2.5), "measured")
+    recorder = measurements.recorder(bundle.manifest, "int8", 2)
+    for size in [1, 8] * QUICK_FORWARDS:
+        recorder.add(size, 2 * LINE.at(size) / 1000)
+    assert measurements.kept(bundle.manifest, "int8") == LINE.scaled(2.5)
+    if is_asked:
+        assert await measurements.slowdown() == 1.0
+    else:
+        await recorder.finish()
+    line = present(measurements.kept(bundle.manifest, "int8"))
+    assert (line.fixed, line.per_row) == pytest.approx((LINE.fixed, LINE.per_row))
+    (path,) = (state / "curves").glob("*.json")
+    assert json.loads(path.read_text())["how"] == "corrected"
+    for size in [1, 8] * QUICK_FORWARDS:
+        recorder.add(size, 2 * LINE.at(size) / 1000)
+    await recorder.finish()
+    assert measurements.kept(bundle.manifest, "int8") == line, "once is enough"
+
+
+async def test_a_stage_that_has_ended_is_not_held(bundle: Bundle) -> None:
+    class Stage:
+        rested_s = 0.0
+
+    measurements, stage = Measurements(1), Stage()
+    held = weakref.ref(stage)
+    recorder = measurements.recorder(bundle.manifest, "int8", 2)
+    recorder.rested_s = functools.partial(getattr, stage, "rested_s")
+    del stage
+    assert held() is not None
+    await recorder.finish()
+    del recorder
+    assert held() is None and await measurements.slowdown() == 1.0
 
 
 async def test_a_forward_is_held_against_all_layers_of_its_stage(

@@ -20,7 +20,7 @@ from flowspec_edge.origin.engine import LoadEngine
 from flowspec_edge.origin.ring import RingStage
 
 NODE = cast(Node, SimpleNamespace(settings=NodeSettings(name="origin", cluster="test", is_announced=False)))
-BUNDLE = cast(Bundle, SimpleNamespace(manifest=SimpleNamespace(name="model")))
+BUNDLE = cast(Bundle, SimpleNamespace(manifest=SimpleNamespace(name="model"), digest="feed" * 16))
 OUTCOME = Outcome(10.0, 5.0, "the network", is_network=True)
 NAMED = Outcome(10.0, 5.0, "the network from attic to cellar")
 
@@ -86,8 +86,8 @@ class PretendedRing:
                 return
         yield Piece(text="", token_ids=[], finish_reason="length", statistics={"num_rings": answer.num_rings})
 
-    def outcome(self, statistics: dict[str, Any]) -> Outcome | None:
-        return OUTCOME
+    def outcome(self, answer: PretendedAnswer, statistics: dict[str, Any]) -> Outcome | None:
+        return OUTCOME if answer.num_rings == 1 else None
 
     def leave(self, lossy: Part | None = None) -> None:
         self.is_left, self.abandoned = True, lossy

@@ -34,7 +34,8 @@ from flowspec_edge.errors import (
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.origin import blame, dialogue, opening
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
-from flowspec_edge.origin.planning import PlanOptions, load_placement
+from flowspec_edge.origin.planning import PlanOptions
+from flowspec_edge.origin.remembered import load_placement
 from tests.fake_links import LIMIT_S, settle
 from tests.narrowing import present
 from tests.origin.fake_nodes import FakeNetwork, FakeNode, open_stage

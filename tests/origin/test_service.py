@@ -25,6 +25,7 @@ from flowspec_edge.origin import losses as keeping_losses
 from flowspec_edge.origin import service as serving
 from flowspec_edge.origin import upkeep
 from flowspec_edge.origin.planning import PlanOptions
+from flowspec_edge.origin.remembered import load_draft_gain
 from flowspec_edge.origin.service import GenerationService
 from flowspec_edge.origin.standby import Standbys
 from tests.narrowing import present
@@ -598,10 +599,21 @@ async def test_the_last_piece_says_how_the_prediction_held(
 async def test_no_prediction_without_an_outcome(
     service_of: MakeService, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PretendedRing, "outcome", lambda ring, statistics: None)
+    monkeypatch.setattr(PretendedRing, "outcome", lambda ring, answer, statistics: None)
     async with service_of(follows=False, names_links=True) as service:
         assert prediction_in(await answer_of(service)) is None
     assert not [call for call in world.calls if call[0] == "explain"]
+
+
+async def test_the_next_plan_knows_what_drafts_brought(
+    service_of: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought = Outcome(10.0, 5.0, gain=0.2)
+    monkeypatch.setattr(PretendedRing, "outcome", lambda ring, answer, statistics: brought)
+    async with service_of(follows=False) as service:
+        await answer_of(service)
+    gain = load_draft_gain(BUNDLE.digest)
+    assert gain.num_tokens == len(TEXT) and 0.2 < gain.factor < 1
 
 
 # ----------------------------------------------------------------------- moving

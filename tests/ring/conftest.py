@@ -11,6 +11,7 @@ import pytest
 from flowspec_edge.bundle import DEMO_BUNDLE, Bundle
 from flowspec_edge.config import GenerateOptions, Piece, RowKind
 from flowspec_edge.core import events as ev
+from flowspec_edge.core.device import throttling
 from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.shared_cores import Cores
 from flowspec_edge.engine.unsplit import UnsplitModel
@@ -151,6 +152,7 @@ def quick_curve(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Line(400.0, 1.0)
 
     monkeypatch.setattr(curves.Measurements, "_measure", measure)
+    monkeypatch.setattr(throttling, "QUICK", 0.0)  # or real forwards would correct it
     monkeypatch.setattr(planning, "origin_costs", lambda bundle, num_threads: (0.5, 1.0))
     return measured
 

@@ -20,6 +20,7 @@ from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.placement import LoadedLayers, Plan
 from flowspec_edge.core.planning.prediction import Outcome
 from flowspec_edge.core.planning.shared_cores import Cores
+from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS
 from flowspec_edge.core.planning.working_memory import kv_cache_bytes
 from flowspec_edge.engine.unsplit import UnsplitModel
 from flowspec_edge.errors import LinkLostError, NotMeasuredError
@@ -32,7 +33,9 @@ from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin import dialogue, measured_links, planning
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
-from flowspec_edge.origin.planning import PlanOptions, keep_placement, load_placement
+from flowspec_edge.origin.planning import PlanOptions
+from flowspec_edge.origin.remembered import keep_placement, learn_draft_gain, load_placement
+from flowspec_edge.origin.ring import Ring
 from tests.narrowing import present
 from tests.ring.conftest import answer_of, found_of, nodes_of, tokens_of, unsplit_tokens
 
@@ -101,15 +104,46 @@ async def test_a_ring_serves_what_was_planned_and_writes_the_unsplit_models_text
     async with nodes_of(int8_bundle) as (serving, origin):
         plan = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
         async with open_ring(origin, int8_bundle, found_of(serving), plan_options=PLAN_OPTIONS) as ring:
-            pieces = await answer_of(ring, prompts[0], options)
-            outcome = present(ring.outcome(present(pieces[-1].statistics)))
+            answer = await ring.begin(prompts[0], options)
+            pieces = [piece async for piece in ring.write(answer)]
+            outcome = present(ring.outcome(answer, present(pieces[-1].statistics)))
     assert tokens_of(pieces) == unsplit_tokens(int8_bundle, prompts[0], options)
     assert [stage.plan for stage in ring.stages] == [stage.stage_plan for stage in plan.stages]
     assert ring.plan == plan
-    assert outcome.difference > 0.2
+    assert outcome.difference > 0.2 and present(outcome.gain) > 0
     assert "quicker than measured" in present(outcome.cause)
     kept = load_placement(int8_bundle.digest)
     assert kept == {stage.node: LoadedLayers(stage.start, stage.stop, "int8") for stage in plan.stages}
+
+
+async def test_a_text_that_had_company_or_another_schedule_tells_nothing(
+    int8_bundle: Bundle, quick_curve: list[str], prompts: list[list[int]]
+) -> None:
+    options = GenerateOptions(max_new_tokens=24)
+    plain = dataclasses.replace(options, schedule="autoregressive")
+
+    async def outcome_of(ring: Ring, options: GenerateOptions) -> Outcome | None:
+        answer = await ring.begin(prompts[0], options)
+        pieces = [piece async for piece in ring.write(answer)]
+        return ring.outcome(answer, present(pieces[-1].statistics))
+
+    async with nodes_of(int8_bundle) as (serving, origin):
+        async with open_ring(origin, int8_bundle, found_of(serving), plan_options=PLAN_OPTIONS) as ring:
+            assert await asyncio.gather(*(outcome_of(ring, options) for _ in range(2))) == [None, None]
+            assert await outcome_of(ring, plain) is None
+            assert await outcome_of(ring, options) is not None
+
+
+async def test_a_plan_expects_of_drafts_what_they_have_brought(
+    int8_bundle: Bundle, quick_curve: list[str], state: Path
+) -> None:
+    async with nodes_of(int8_bundle) as (serving, origin):
+        before = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
+        learn_draft_gain(int8_bundle.digest, 0.2, 2000)
+        after = await plan_layers(origin, int8_bundle, found_of(serving), PLAN_OPTIONS)
+    assert before.acceptance == TYPICAL_DRAFTS
+    assert after.acceptance.at(64) == pytest.approx(1 + 0.2 * (TYPICAL_DRAFTS.at(64) - 1), rel=0.05)
+    assert after.tokens_per_s < before.tokens_per_s
 
 
 async def test_a_ring_is_held_against_what_it_serves_itself(int8_bundle: Bundle, quick_curve: list[str]) -> None:
@@ -195,7 +229,7 @@ async def test_a_board_that_says_that_it_is_hot_is_given_less_in_the_next_plan(
     assert served(plan) == {"attic": 3, "hall": 5}
     said = {stage.node: stage.slowdown for stage in plan.stages}
     assert said == {"attic": 1.67, "hall": 1.0}
-    assert "attic takes 1.7 times what it once measured: it is hot" in format_plan(plan, "flowspec")
+    assert "attic takes 1.7 times what it once measured: it is hot" in format_plan(plan)
 
 
 class UnmeasuredBoard(Board):

@@ -24,7 +24,7 @@ async def test_an_answer_that_nobody_reads_stands_still_and_goes_on_where_it_was
             tokens = list((await anext(pieces)).token_ids)
             others = await answer_of(ring, prompts[1], GenerateOptions(max_new_tokens=NUM_TOKENS))
             assert len(tokens_of(others)) == NUM_TOKENS, "others are written meanwhile"
-            (unread,) = ring._answers.values()
+            ((_, unread),) = ring._answers.values()
             assert UNREAD < unread.qsize() < 3 * UNREAD, "the ring has left it alone, and keeps little for it"
             async for piece in pieces:
                 tokens += piece.token_ids

@@ -13,6 +13,7 @@ from flowspec_edge.config import RowKind
 from flowspec_edge.core.limits import SLOTS_PER_STEP
 from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.losses import Way, way_between
+from flowspec_edge.core.planning.throughput import NO_DRAFTS, AcceptanceCurve
 from flowspec_edge.core.planning.working_memory import kv_cache_bytes, origin_work_bytes, stage_work_bytes
 from flowspec_edge.core.row_kinds import value_bytes
 from flowspec_edge.core.speculation.prefill import RingTimes
@@ -307,6 +308,9 @@ class Plan:
     """One for each stage, in their order, where standbys were asked for."""
     sharing: tuple[tuple[str, ...], ...] = ()
     """The nodes of stages that share the cores of one machine, for each machine that has several."""
+    schedule: str = "flowspec"
+    acceptance: AcceptanceCurve = NO_DRAFTS
+    """What drafts are expected to bring."""
     is_kept: bool = False
     """Whether the plan keeps what is already loaded, because no other ring is clearly better."""
 

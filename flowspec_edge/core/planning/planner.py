@@ -79,6 +79,8 @@ def plan_of(choices: Choices, ring: FoundRing) -> Plan:
         head_ms=choices.model.head_ms,
         hops=_hops(choices, ring),
         sharing=_sharing(choices, ring),
+        schedule=choices.throughput.schedule,
+        acceptance=choices.throughput.acceptance,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from flowspec_edge.core.planning.draft_gain import gain_seen
 from flowspec_edge.core.planning.placement import Hop, Plan
 from flowspec_edge.core.speculation.pipeline import RingCosts
 
@@ -22,7 +23,7 @@ class Outcome:
     """Predicted and measured tokens/s of a generation, whose chunks had ``num_rows`` on average.
 
     Where the difference is large, ``cause`` says which part differed from its measurement. ``is_network`` says that it
-    was the hops: only a new measurement of the links tells which one.
+    was the hops: only a new measurement of the links tells which one. ``gain`` is what drafts brought (``gain_seen``).
     """
 
     predicted_per_s: float
@@ -30,6 +31,7 @@ class Outcome:
     cause: str | None = None
     is_network: bool = False
     num_rows: float = 1.0
+    gain: float | None = None
 
     @property
     def difference(self) -> float:
@@ -48,7 +50,8 @@ def hold_against(plan: Plan, costs: RingCosts, tokens_per_s: float, num_tokens: 
     """Compare a plan with a generation. Returns None where the generation was too short to tell."""
     if num_tokens < MIN_TOKENS or tokens_per_s <= 0 or not costs.is_measured or len(costs.stages) != len(plan.stages):
         return None
-    outcome = Outcome(plan.tokens_per_s, tokens_per_s)
+    gain = gain_seen(plan.schedule, costs, tokens_per_s) if plan.acceptance.has_drafts else None
+    outcome = Outcome(plan.tokens_per_s, tokens_per_s, gain=gain)
     if abs(outcome.difference) <= TOLERANCE:
         return outcome
     num_rows = costs.stages[0].mean_size

@@ -47,6 +47,11 @@ class AcceptanceCurve:
     rows: tuple[float, ...]
     tokens: tuple[float, ...]
 
+    @property
+    def has_drafts(self) -> bool:
+        """Whether it is that of a drafter at all."""
+        return len(self.rows) > 1
+
     def at(self, num_rows: Any) -> Any:
         """The tokens per trip with ``num_rows`` draft rows under way."""
         return np.interp(num_rows, self.rows, self.tokens)
@@ -76,7 +81,7 @@ TYPICAL_DRAFTS = AcceptanceCurve(
     (1.0, 1.63, 1.98, 2.22, 2.59, 2.85, 3.2, 3.42, 3.66, 3.81, 4.02, 4.15, 4.29, 4.37, 4.51),
 )
 """The curve assumed of a draft head at first: that of an earlier demo model, greedy, 41 trees of six texts
-(bench/bound.py).
+(bench/bound.py). What heads bring differs; core/planning/draft_gain.py learns how much.
 """
 
 
@@ -111,7 +116,7 @@ class Throughput:
             return (-(-TREE_ROWS // (num_stages + 1)),)
         return (LEVEL_ROWS,) if self.schedule == "pipedec" else CHUNK_ROWS
 
-    def tokens_per_s(self, num_rows: int, trip_ms: Any, interval_ms: Any, num_stages: Any) -> Any:
+    def tokens_per_s(self, num_rows: float, trip_ms: Any, interval_ms: Any, num_stages: Any) -> Any:
         """The tokens/s with chunks of ``num_rows``; the other arguments are numbers or arrays of one shape.
 
         The rate never grows with trip or interval: tokens per trip grow more slowly than the rows that bring them.

@@ -2,7 +2,14 @@
 
 import pytest
 
-from flowspec_edge.core.device.throttling import COOLED_S, MAX_SLOWDOWN, SLOW_S, StepWatch, ThermalReport
+from flowspec_edge.core.device.throttling import (
+    COOLED_S,
+    MAX_SLOWDOWN,
+    QUICK_FORWARDS,
+    SLOW_S,
+    StepWatch,
+    ThermalReport,
+)
 
 
 def run(watch: StepWatch, factor: float, start: float, stop: float, step: float = 1.0) -> None:
@@ -55,6 +62,20 @@ def test_a_slow_board_that_is_left_out_gets_another_chance() -> None:
     run(watch, 2.0, 0, 61)
     assert watch.slowdown(60.0 + COOLED_S) == pytest.approx(2.0)
     assert watch.slowdown(61.0 + COOLED_S) == 1.0
+
+
+def test_a_board_that_was_measured_while_it_was_busy_is_quick() -> None:
+    watch = StepWatch()
+    run(watch, 0.4, 0, QUICK_FORWARDS - 1)
+    assert watch.quick_share is None
+    run(watch, 0.4, QUICK_FORWARDS - 1, QUICK_FORWARDS)
+    assert watch.quick_share == pytest.approx(0.4)
+    assert watch.slowdown(60.0) == 1.0
+    run(watch, 2.0, 100, 105)
+    assert watch.quick_share is None, "not in a row"
+    watch = StepWatch()
+    run(watch, 0.8, 0, 200)
+    assert watch.quick_share is None, "a short text"
 
 
 def test_a_boards_own_report_counts_at_once() -> None:
