@@ -15,7 +15,7 @@ from torch import nn
 from exporter.eagle3 import DraftTop, Eagle3Head
 from exporter.onnx_export import GraphSpec, drafter_spec, export_graph, fuse_spec, top_spec
 from exporter.parity import ChainCheck
-from exporter.precisions import OWN, PRECISIONS, Precision
+from exporter.precisions import Precision
 from exporter.rewriting import rewrite_matrices
 from exporter.torch_reference import TorchDrafter
 from flowspec_edge.manifest import HIDDEN_OUT, TOP_LOG_PROBS, DrafterEntry, FileEntry, describe_file
@@ -39,12 +39,12 @@ class DraftExport:
     def write(self, directory: Path, precision: Precision, check: ChainCheck) -> tuple[DrafterEntry, float]:
         """Write the files of the head to a bundle's ``directory``; return their entry, and the largest error.
 
-        Beside a model in its own precision the head, which is of floats, is rounded to 8 bits.
+        It is in the precision that draft heads have beside such a model.
 
         Raises:
             ParityError: a graph differs from torch by more than the precision's tolerance for drafters.
         """
-        precision = PRECISIONS["q8"] if precision.name == OWN else precision
+        precision = precision.of_drafters
         return _write(self._head, _Export(directory, precision), check)
 
 

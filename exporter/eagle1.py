@@ -20,7 +20,7 @@ from exporter.fields import positive_int
 from exporter.layer_graph import Weights
 from exporter.matrices import FloatMatrix, Matrix, parts_of
 from exporter.parity import ChainCheck, log_softmax
-from exporter.precisions import OWN, PRECISIONS, Precision
+from exporter.precisions import Precision
 from exporter.reference import NumpyLayers, finished_logits, in_float32
 from exporter.source import Source
 from exporter.steps import Step
@@ -102,12 +102,12 @@ class Eagle1Draft:
     def write(self, directory: Path, precision: Precision, check: ChainCheck) -> tuple[DrafterEntry, float]:
         """Write the files of the head to a bundle's ``directory``; return their entry, and the largest error.
 
-        Beside a model in its own precision the head, which is of floats, is rounded to 8 bits.
+        It is in the precision that draft heads have beside such a model.
 
         Raises:
             ParityError: a graph differs from numpy by more than the precision's tolerance for drafters.
         """
-        precision = PRECISIONS["q8"] if precision.name == OWN else precision
+        precision = precision.of_drafters
         shape, weights = self._head.shape, self._head.formed(precision)
         path = directory / "drafter.onnx"
         memory_bytes = write_eagle1(shape, weights, path)

@@ -198,14 +198,14 @@ class ChainCheck:
             found.append(graph.run(rows, step))
             expected.append(reference.run(rows, step))
         error = self._error(found, expected)
-        self._enforce(f"{path.name}: the drafter", error, self.drafter_tolerance)
+        self._enforce_drafter(f"{path.name}: the drafter", error)
         return error
 
     def check_fuse(self, fused: Expected, path: Path, num_taps: int) -> float:
         """Compare the graph that fuses tapped rows; each of the reference's normed rows stands for all of a token's."""
         rows = np.concatenate([np.concatenate([rows] * num_taps, axis=-1) for rows in self.expected], axis=1)
         error = relative_error([open_session(path).run([HIDDEN_OUT], {HIDDEN: rows})[0]], [fused(rows)])
-        self._enforce(f"{path.name}: the fuse", error, self.drafter_tolerance)
+        self._enforce_drafter(f"{path.name}: the fuse", error)
         return error
 
     def check_top(self, log_probs_of: Callable[[np.ndarray, int], np.ndarray], path: Path, num_tokens: int) -> float:
@@ -214,7 +214,7 @@ class ChainCheck:
         top = min(8, num_tokens)
         found = open_session(path).run([TOP_LOG_PROBS], {HIDDEN: rows, TOP_K: np.array([top])})[0]
         error = relative_error([found], [log_probs_of(rows, top)])
-        self._enforce(f"{path.name}: the drafter's head", error, self.drafter_tolerance)
+        self._enforce_drafter(f"{path.name}: the drafter's head", error)
         return error
 
     def _compared(self, rows: np.ndarray, step: Step) -> np.ndarray:
@@ -227,9 +227,15 @@ class ChainCheck:
         )
 
     def _enforce(self, what: str, error: float, tolerance: float | None = None) -> None:
-        limit = self.tolerance if tolerance is None else tolerance
-        if not error <= limit:  # a NaN fails too
-            raise ParityError(f"{what}: error {error:.2e} against {self.reference} exceeds the tolerance {limit:.0e}")
+        _check_error(what, error, self.reference, self.tolerance if tolerance is None else tolerance)
+
+    def _enforce_drafter(self, what: str, error: float) -> None:
+        _check_error(what, error, "float32", self.drafter_tolerance)
+
+
+def _check_error(what: str, error: float, reference: str, limit: float) -> None:
+    if not error <= limit:  # a NaN fails too
+        raise ParityError(f"{what}: error {error:.2e} against {reference} exceeds the tolerance {limit:.0e}")
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ class Precision:
     are compared with float32, where nothing but the order of sums differs: the demo model's whole chain has an error of
     6e-6. Each product of bytes is compared with the same arithmetic in numpy (reference.FollowedProducts): of
     SmolLM2's layers the worst has 4e-5. A drafter is compared with float32 in any case, and may be off by
-    ``drafter_tolerance``, for it changes no text. The demo model's has 0.77 in w8a8.
+    ``drafter_tolerance``, for it changes no text.
 
     ``reference`` says in the manifest what the blocks were compared with, and ``explained`` what the precision is.
     """
@@ -64,6 +64,16 @@ class Precision:
     def looks_at(self, name: str) -> bool:
         """Whether what enters a matrix counts, whose name is given without ``.weight``."""
         return self.num_calibration_tokens > 0 and not name.endswith(self.passed_over)
+
+    @property
+    def of_drafters(self) -> Precision:
+        """What a draft head has beside a model in this precision.
+
+        Its first product takes a token's embedding together with a row of the model, which is many times as large: with
+        one scale for both, as in w8a8, nothing would be left of the token. So it is 8 bits in blocks there, and beside
+        a model in its own precision as well.
+        """
+        return PRECISIONS["q8"] if self.name in (OWN, "w8a8") else self
 
     @property
     def chain_tolerance(self) -> float:

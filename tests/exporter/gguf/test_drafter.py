@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("torch", reason="exporting draft heads needs torch: pip install '.[export]'")
 
+from safetensors.numpy import load_file, save_file
+
 from exporter.bundle import ExportOptions, export_bundle
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import GenerateOptions
@@ -24,6 +26,8 @@ from tests.narrowing import present
 from tests.ring.conftest import answer_of, ring_of, tokens_of
 
 pytestmark = pytest.mark.slow
+
+LARGER = 30
 
 Save = Callable[..., None]
 
@@ -100,3 +104,21 @@ def test_without_torch_the_error_says_what_to_install(model: Path, tmp_path: Pat
         f"flowspec-export: {head}: a draft head of this kind is exported by torch, but torch is not installed; run pip "
         "install 'flowspec-edge[export]', or leave --drafter out"
     )
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "q8", "int4"])
+def test_the_token_is_not_lost_beside_a_row_that_is_many_times_as_large(tmp_path: Path, precision: str) -> None:
+    """As in real models: the head's first product takes both."""
+    tensors = random_tensors(SHAPE, ["Q8_0"])
+    kind, norm = tensors["output_norm.weight"]
+    tensors["output_norm.weight"] = kind, LARGER * norm
+    model = write_gguf(tmp_path / "large.gguf", fields(SHAPE, 1), tensors)
+    save_eagle1(tmp_path / "head")
+    weights = load_file(path := tmp_path / "head/model.safetensors")
+    weights["fc.weight"][:, SHAPE.hidden_size :] /= LARGER  # the token counts as much as the row
+    save_file(weights, path)
+    options = ExportOptions(
+        checkpoint=model, drafter=tmp_path / "head", out=tmp_path / "out", precision=precision, max_loss=1e9
+    )
+    manifest = export_bundle(options)
+    assert present(present(manifest.parity).drafter_error) < 0.5
