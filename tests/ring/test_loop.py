@@ -240,4 +240,4 @@ async def test_the_watchdog_sees_a_callback_that_is_long(monkeypatch: pytest.Mon
         await asyncio.sleep(0.05)
         asyncio.get_running_loop().call_soon(block)
         await asyncio.sleep(0.1)
-    assert len(watchdog.slow) == 1 and "block" in watchdog.slow[0][-1]
+    assert sum("block" in slow[-1] for slow in watchdog.slow) == 1  # beside others that a busy core holds up
