@@ -20,6 +20,7 @@ from flowspec_edge.core.row_kinds import kind_of, narrow, widen
 from flowspec_edge.core.rows import NO_PARENT, Chunk, Passage, Row, SessionSpec
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.close_codes import CloseCode
+from flowspec_edge.net.connection import STILL_BYTES
 from flowspec_edge.net.discovery import SERVICE_TYPE, Announcement
 from flowspec_edge.net.frames import Opcode, head_of
 
@@ -142,6 +143,7 @@ def _frames() -> list[tuple[str, bool, Opcode, bytes]]:
         ("its answer", False, Opcode.PONG, b""),
         ("a question that is numbered, the third", True, Opcode.PING, (3).to_bytes(8, "big")),
         ("its answer", False, Opcode.PONG, (3).to_bytes(8, "big")),
+        ("it stands still for 15 s at most", False, Opcode.PONG, (15_000).to_bytes(STILL_BYTES, "big")),
         ("a goodbye", True, Opcode.CLOSE, CloseCode.DONE.to_bytes(2, "big")),
         ("a refusal", False, Opcode.CLOSE, version),
     ]

@@ -138,8 +138,8 @@ def _add_context(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def ring_plan_options(options: RingArguments, schedule: str) -> PlanOptions | None:
-    """What a ring is planned for; None where each node is to have an equal share.
+def ring_plan_options(options: RingArguments, schedule: str) -> PlanOptions:
+    """What a ring is planned for.
 
     Raises:
         RequestError: a number is out of range, or the schedule is not known.
@@ -147,7 +147,7 @@ def ring_plan_options(options: RingArguments, schedule: str) -> PlanOptions | No
     _check_context(options)
     if not 0 <= options.wait_for_boards <= MAX_WAIT_S:
         raise RequestError(f"--wait-for-boards is {options.wait_for_boards}; it must lie between 0 and {MAX_WAIT_S} s")
-    return None if options.equal_split else plan_options_from(options, schedule)
+    return replace(plan_options_from(options, schedule), is_equal_split=options.equal_split)
 
 
 def plan_options_from(options: ContextArguments, schedule: str) -> PlanOptions:

@@ -61,6 +61,8 @@ CLOSE_S = 0.8
 """For the last messages and the peer's goodbye; after a cut nothing comes, and the transport is aborted."""
 ABORT_S = 0.2
 """For an aborted transport to say that it has ended; it takes one turn of the loop."""
+STILL_BYTES = 2
+"""Of the answer to no question that tells how many milliseconds the peer may say nothing."""
 MAX_REASON_BYTES = 120
 """A WebSocket close frame holds 123 bytes of text (RFC 6455, 5.5)."""
 
@@ -203,7 +205,7 @@ class Link(asyncio.BufferedProtocol):
 
     async def answers(self, within_s: float) -> bool:
         """Whether the peer answers a question that it is asked now, behind what waits to be sent, or is vouched for in
-        the second half of that time.
+        the second half of that time, or has told that it stands still.
         """
         self.probe()
         asked, loop = self._num_asked, asyncio.get_running_loop()
@@ -215,6 +217,8 @@ class Link(asyncio.BufferedProtocol):
                     await self._answered.wait()
             except TimeoutError:
                 if loop.time() - deadline <= LATE_S:
+                    if self._heartbeat is not None and self._heartbeat.is_excused:
+                        return True
                     return self._vouched_at > deadline - within_s / 2
                 deadline = loop.time() + LATE_S  # this process stood still, and the answer may be there
         return self._end is None
@@ -230,6 +234,12 @@ class Link(asyncio.BufferedProtocol):
         """Ask the peer for an answer for which nobody waits: a packet either way, behind what waits to be sent."""
         self._num_asked += 1
         self._write(self._outbox.put, Opcode.PING, self._num_asked.to_bytes(8, "big"))
+
+    def tell_still(self, seconds: float) -> None:
+        """Tell the peer that it may hear nothing for so long from now on; 0: that this is over. It never fails."""
+        if self._end is None:
+            still_ms = round(1000 * seconds)
+            self._write(self._outbox.put_now, Opcode.PONG, still_ms.to_bytes(STILL_BYTES, "big"))
 
     def take_packets(self) -> Packets:
         """How many packets the system has sent since the last call, and how many of these were lost, where it tells."""
@@ -401,7 +411,10 @@ class Link(asyncio.BufferedProtocol):
                 if not self._outbox.is_paused:  # whoever asks and takes no answers gets none
                     self._outbox.put_now(Opcode.PONG, bytes(payload))
             case Opcode.PONG:
-                if payload:  # those of a heartbeat are empty
+                if len(payload) == STILL_BYTES:
+                    if self._heartbeat is not None and self._end is None:
+                        self._heartbeat.excuse(int.from_bytes(payload, "big") / 1000)
+                elif payload:  # those of a heartbeat are empty
                     self._num_answered = int.from_bytes(payload, "big")
                     self._answered.set()
             case _ if self._end is not None:

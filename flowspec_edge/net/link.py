@@ -28,6 +28,7 @@ from flowspec_edge.net.addresses import LOOPBACK
 from flowspec_edge.net.auth import Credentials
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.server import ServedApp, serve_app
+from flowspec_edge.net.standstill import THIS_PROCESS
 
 _log = logging.getLogger(__name__)
 
@@ -169,7 +170,9 @@ async def _connect(
     # aiohttp gives a client no public way to its transport.
     transport = websocket._writer.transport
     heartbeat = _heartbeat(hello.purpose, timeouts)
-    return Link(transport, hello.purpose, peer, is_client=True, heartbeat=heartbeat, hello=hello, let_go=let_go)
+    link = Link(transport, hello.purpose, peer, is_client=True, heartbeat=heartbeat, hello=hello, let_go=let_go)
+    THIS_PROCESS.add(link)
+    return link
 
 
 async def _let_go(websocket: aiohttp.ClientWebSocketResponse | web.WebSocketResponse) -> None:
@@ -283,4 +286,5 @@ class LinkServer:
         if hello.purpose != link.purpose:
             raise ProtocolError(f"peer {hello.node}: Hello for a {hello.purpose} link on the {link.purpose} path")
         link.accept(hello)
+        THIS_PROCESS.add(link)
         link.send(welcome)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from weakref import WeakValueDictionary
 
 from flowspec_edge.bundle import Bundle
 from flowspec_edge.config import Grammar
@@ -41,7 +43,7 @@ class LoadedParts:
         """Raises BundleError where a file is damaged, or is no graph or tokenizer."""
         directory, manifest = bundle.directory, bundle.manifest
         verify_digests(directory, origin_files(manifest))
-        tokenizer = Tokenizer(directory / manifest.tokenizer.file, manifest.geometry.max_context)
+        tokenizer = read_tokenizer(bundle)
         head = Head(directory, manifest, num_threads=num_threads)
         drafter: Eagle1Drafter | None = None
         if manifest.drafter is not None:
@@ -114,6 +116,27 @@ class OriginEngine:
             self._take_back(parts)
         with frugal_allocation():
             del parts
+
+
+def read_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The tokenizer of a bundle; the one that is in use already, where there is one.
+
+    Takes up to some seconds in which no other thread of this process runs. So it is to be read before links are opened,
+    and inside of ``Standstill.expected``.
+
+    Raises:
+        BundleError: the file is damaged, or is no tokenizer.
+    """
+    directory, entry = bundle.directory, bundle.manifest.tokenizer
+    key = entry.sha256, directory
+    if (tokenizer := _in_use.get(key)) is None:
+        verify_digests(directory, [entry])
+        tokenizer = Tokenizer(directory / entry.file, bundle.manifest.geometry.max_context)
+        _in_use[key] = tokenizer
+    return tokenizer
+
+
+_in_use: WeakValueDictionary[tuple[str, Path], Tokenizer] = WeakValueDictionary()
 
 
 def origin_files(manifest: Manifest) -> list[FileEntry]:

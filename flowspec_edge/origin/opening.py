@@ -19,7 +19,6 @@ from flowspec_edge.core.journal import Journal
 from flowspec_edge.core.planning.kept_room import KeptRoom
 from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.placement import (
-    LeftOut,
     Plan,
     StagePlan,
 )
@@ -30,7 +29,6 @@ from flowspec_edge.core.speculation.origin import Origin
 from flowspec_edge.errors import (
     LinkLostError,
     NodeUnavailableError,
-    NotMeasuredError,
     ProtocolError,
     RingLostError,
     StageFailedError,
@@ -39,6 +37,7 @@ from flowspec_edge.files import open_record, records_text
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.link import OPENING, open_link
+from flowspec_edge.net.standstill import THIS_PROCESS
 from flowspec_edge.node.arrivals import Arrivals
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.node.resources import NodeSettings
@@ -51,12 +50,18 @@ from flowspec_edge.origin.dialogue import (
     stage_requests,
     welcome_nodes,
 )
-from flowspec_edge.origin.engine import LoadEngine, OriginEngine
+from flowspec_edge.origin.engine import LoadEngine, OriginEngine, read_tokenizer
 from flowspec_edge.origin.measured_links import Peer, links_now
-from flowspec_edge.origin.planning import PlanOptions, make_plan, with_what_they_serve
+from flowspec_edge.origin.planning import PlanOptions, make_plan, plan_if_measured
 from flowspec_edge.origin.remembered import keep_placement
 from flowspec_edge.origin.ring import OnLossy, Ring, RingLinks, RingStage
-from flowspec_edge.origin.shares import check_reached, equal_shares, planned_shares, room_for_sessions
+from flowspec_edge.origin.shares import (
+    check_reached,
+    equal_shares,
+    planned_shares,
+    room_for_sessions,
+    with_what_they_serve,
+)
 from flowspec_edge.tasks import run_until_first_ends
 
 _log = logging.getLogger(__name__)
@@ -98,7 +103,7 @@ async def open_ring(
 ) -> AsyncIterator[Ring]:
     """Spread the layers of ``bundle`` over the nodes that were found, open the stages, and keep the ring while in use.
 
-    With a ``plan`` they are dealt like that, with ``plan_options`` as the planner says, else equally. Nodes fetch from
+    With a ``plan`` they are dealt like that, with ``plan_options`` as these say, else equally. Nodes fetch from
     the origin's ``node`` what they lack. ``on_lost`` is told of nodes that do not answer, or no longer. The ring goes
     around the ways that are ``cut``. Where it ``is_urgent``, since texts wait that had a ring before, no link is
     measured, and who hesitates to answer is left out. ``is_in_doubt`` is set when a text begins to wait meanwhile: all
@@ -113,17 +118,20 @@ async def open_ring(
         LinkLostError, ProtocolError: a node was lost meanwhile, or broke the rules.
     """
     name = f"{node.settings.name}-{secrets.token_hex(4)}"
+    with THIS_PROCESS.expected():
+        tokenizer = await asyncio.to_thread(read_tokenizer, bundle)  # before there are links that would be lost by it
     async with contextlib.AsyncExitStack() as closing:
         peers, refused = await welcome_nodes(node.settings, bundle, found, name, closing, on_lost, is_urgent=is_urgent)
         async with _telling_losses(peers, on_lost), asking([peer.link for peer in peers.values()], is_in_doubt):
             if plan is None and plan_options is not None:
-                plan = await _planned(
+                plan = await plan_if_measured(
                     node.settings, bundle, peers, refused, plan_options, cut=cut, measures_links=not is_urgent
                 )
             if plan is None:
                 plans = equal_shares(bundle, peers, cut, node.settings.name)
             else:
-                plans = planned_shares(plan, peers, refused, plan_options)
+                is_any_precision = plan_options is not None and plan_options.is_any_precision
+                plans = planned_shares(plan, peers, refused, is_any_precision=is_any_precision)
             controls = [peers[part.node].link for part in plans]
             closing.enter_context(node.arrivals.expect(f"{name}/{len(plans)}"))
             there = [peer.address for peer in peers.values()]
@@ -135,6 +143,7 @@ async def open_ring(
             opened = await open_stages(plans, controls, requests, on_fetch)
             await asyncio.wait({loading})
             engine = loading.result()
+            del tokenizer  # which the engine has
             stages = _ring_stages(plans, opened, there)
             if plan is not None:
                 await asyncio.to_thread(keep_placement, bundle.digest, plan)
@@ -199,24 +208,6 @@ async def explain_outcome(node: OriginNode, bundle: Bundle, ring: Ring, outcome:
         except NodeUnavailableError:
             return outcome  # all of it has been lost meanwhile
         return name_link(outcome, ring.plan, await links_now(node.settings, peers, ring.plan))
-
-
-async def _planned(
-    settings: NodeSettings,
-    bundle: Bundle,
-    peers: dict[str, Peer],
-    refused: list[LeftOut],
-    plan_options: PlanOptions,
-    *,
-    cut: frozenset[Way],
-    measures_links: bool,
-) -> Plan | None:
-    """None, and equal shares, where nothing is known of the nodes; they learn from the session that follows."""
-    try:
-        return await make_plan(settings, bundle, peers, refused, plan_options, cut=cut, measures_links=measures_links)
-    except NotMeasuredError as cause:
-        _log.info("equal shares: %s", cause)
-        return None
 
 
 async def _close_when_loaded(loading: asyncio.Task[OriginEngine]) -> None:

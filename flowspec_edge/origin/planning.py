@@ -15,16 +15,16 @@ from flowspec_edge.core.line import Line
 from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.measured import curves_from_text, rounded
 from flowspec_edge.core.planning.placement import Device, Hop, LeftOut, Links, LoadedLayers, ModelNeeds, Plan
-from flowspec_edge.core.planning.planner import plan_ring
+from flowspec_edge.core.planning.planner import plan_ring, plan_shares
 from flowspec_edge.core.planning.shared_cores import Cores, core_shares, crowding
 from flowspec_edge.core.planning.standby import with_standbys
 from flowspec_edge.core.planning.throughput import NO_DRAFTS, Throughput
-from flowspec_edge.errors import NotMeasuredError
+from flowspec_edge.errors import NotMeasuredError, PlacementError
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.costs import origin_costs, with_origin_memory
 from flowspec_edge.origin.measured_links import Peer, Report, known_links, origin_name, way_as_measured
 from flowspec_edge.origin.remembered import load_draft_gain, load_placement
-from flowspec_edge.origin.ring import RingStage
+from flowspec_edge.origin.shares import equal_shares
 
 STAGE_MS = 0.7
 """What a stage takes per chunk beside its layers: Python and threads (docs/performance.md, "In real time"; x86)."""
@@ -43,12 +43,14 @@ _log = logging.getLogger(__name__)
 class PlanOptions:
     """What a plan is made for: a schedule, and sessions of at most ``num_tokens`` (None: all that the model allows).
 
-    With ``is_any_precision`` the plan chooses among the bundle's precisions for each device; else each device has its
-    own. With ``has_standbys`` it says who stands by for whom. ``report`` is told of what takes long.
+    With ``is_equal_split`` each node has an equal share, and the plan says what that is expected to bring. With
+    ``is_any_precision`` it chooses among the bundle's precisions for each device; else each device has its own. With
+    ``has_standbys`` it says who stands by for whom. ``report`` is told of what takes long.
     """
 
     schedule: str = "flowspec"
     num_tokens: int | None = None
+    is_equal_split: bool = False
     is_any_precision: bool = False
     has_standbys: bool = False
     report: Report = _log.info
@@ -92,9 +94,36 @@ async def make_plan(
         LinkLostError: a node was lost meanwhile.
     """
     known = await survey(settings, bundle, peers, refused, plan_options, loaded, cut=cut, measures_links=measures_links)
-    plan = await asyncio.to_thread(plan_ring, *known.measured)
+    if plan_options.is_equal_split:
+        there = {name: peer for name, peer in peers.items() if peer.link.is_open}
+        shares = equal_shares(bundle, there, frozenset(cut), settings.name)
+        plan = await asyncio.to_thread(plan_shares, shares, *known.measured)
+    else:
+        plan = await asyncio.to_thread(plan_ring, *known.measured)
     plan = replace(plan, left_out=(*plan.left_out, *known.refused))
     return await asyncio.to_thread(with_standbys, plan, *known.measured) if plan_options.has_standbys else plan
+
+
+async def plan_if_measured(
+    settings: NodeSettings,
+    bundle: Bundle,
+    peers: Mapping[str, Peer],
+    refused: Sequence[LeftOut],
+    plan_options: PlanOptions,
+    *,
+    cut: Collection[Way],
+    measures_links: bool,
+) -> Plan | None:
+    """As :func:`make_plan`; None where nothing is known of the nodes, which get equal shares and learn from the session
+    that follows. Shares that are to be equal need no plan: whether there is room for them, the ring will show.
+    """
+    try:
+        return await make_plan(settings, bundle, peers, refused, plan_options, cut=cut, measures_links=measures_links)
+    except PlacementError as cause:
+        if not isinstance(cause, NotMeasuredError) and not plan_options.is_equal_split:
+            raise
+        _log.info("equal shares, of which nothing is expected: %s", cause)
+        return None
 
 
 async def survey(
@@ -117,6 +146,11 @@ async def survey(
     answers = await asyncio.gather(*(_layers(name, peer, bundle, plan_options) for name, peer in peers.items()))
     refused = [*refused, *(answer for answer in answers if isinstance(answer, LeftOut))]
     told = {n: answer for n, answer in zip(peers, answers, strict=True) if not isinstance(answer, LeftOut)}
+    if not any(answer.curves for answer in told.values()):
+        raise NotMeasuredError(
+            f"none of the {len(told)} nodes that answered has measured a layer of this model yet; they do with their "
+            "first session (flowspec generate --equal-split), or at once where they have the whole bundle"
+        )
     peers = {name: peers[name] for name in told}
     links = await _links(settings, peers, plan_options.report, cut, measures=measures_links)
     loaded = loaded or load_placement(bundle.digest)
@@ -160,19 +194,6 @@ def _needs(settings: NodeSettings, bundle: Bundle, plan_options: PlanOptions, he
 def _throughput(bundle: Bundle, plan_options: PlanOptions, draft_ms: float) -> Throughput:
     acceptance = load_draft_gain(bundle.digest).acceptance if bundle.manifest.drafter else NO_DRAFTS
     return Throughput(plan_options.schedule, acceptance, draft_ms)
-
-
-def with_what_they_serve(
-    peers: Mapping[str, Peer], stages: Sequence[RingStage]
-) -> tuple[dict[str, Peer], dict[str, LoadedLayers]]:
-    """The peers with what the stages of a ring hold as free memory, for its layers may move; and these layers."""
-    held = {stage.plan.node: stage.held_bytes for stage in stages}
-    freed = {
-        name: replace(peer, free_memory_bytes=peer.free_memory_bytes + held.get(name, 0))
-        for name, peer in peers.items()
-    }
-    plans = [stage.plan for stage in stages]
-    return freed, {plan.node: LoadedLayers(plan.start, plan.stop, plan.precision) for plan in plans}
 
 
 async def _links(
@@ -230,13 +251,7 @@ def _devices(
     work is counted on all nodes of its machine. What nodes of one machine may have slowed each other by is no slowdown,
     for it is planned with.
     """
-    known = [answer.curves for answer in told.values() if answer.curves]
-    if not known:
-        raise NotMeasuredError(
-            f"none of the {len(peers)} nodes that answered has measured a layer of this model yet; they do with their "
-            "first session (flowspec generate --equal-split), or at once where they have the whole bundle"
-        )
-    usual = _average(known, sure)
+    usual = _average([answer.curves for answer in told.values() if answer.curves], sure)
     layers = {name: told[name].curves or usual for name in peers}
     cores, here = {name: answer.cores for name, answer in told.items()}, settings.cores.machine
     shares, crowds = core_shares(cores), crowding(cores)

@@ -48,6 +48,7 @@ from flowspec_edge.errors import (
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.net.packet_counter import PacketCounter
+from flowspec_edge.net.standstill import THIS_PROCESS
 from flowspec_edge.node.pacing import Board
 from flowspec_edge.origin.answer import Answer
 from flowspec_edge.origin.blame import ANSWER_S, loss_of, next_silent, stage_loss
@@ -267,9 +268,10 @@ class Ring:
         """Make sure that a grammar can be followed before anything is begun. One is compiled after the other."""
         try:
             async with asyncio.timeout(COMPILING_S):
-                await asyncio.get_running_loop().run_in_executor(
-                    self._compiling, self._engine.grammars.compile, grammar
-                )
+                with THIS_PROCESS.expected():
+                    await asyncio.get_running_loop().run_in_executor(
+                        self._compiling, self._engine.grammars.compile, grammar
+                    )
         except TimeoutError:
             fault = f"was not compiled within {COMPILING_S:g} s; make it smaller"
             raise FieldError("grammar", fault, "too_large") from None

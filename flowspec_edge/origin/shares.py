@@ -12,6 +12,7 @@ from flowspec_edge.core.planning.kept_room import KeptRoom, Spare
 from flowspec_edge.core.planning.losses import Way
 from flowspec_edge.core.planning.placement import (
     LeftOut,
+    LoadedLayers,
     NodeOffer,
     Plan,
     PlannedStage,
@@ -24,7 +25,6 @@ from flowspec_edge.net.discovery import Announcement
 from flowspec_edge.node.resources import NodeSettings
 from flowspec_edge.origin.dialogue import welcome_nodes
 from flowspec_edge.origin.measured_links import Peer
-from flowspec_edge.origin.planning import PlanOptions, with_what_they_serve
 from flowspec_edge.origin.ring import RingStage
 
 
@@ -65,12 +65,24 @@ async def check_room(
         equal_shares(bundle, with_what_they_serve(peers, stages)[0], cut, settings.name)
 
 
+def with_what_they_serve(
+    peers: Mapping[str, Peer], stages: Sequence[RingStage]
+) -> tuple[dict[str, Peer], dict[str, LoadedLayers]]:
+    """The peers with what the stages of a ring hold as free memory, for its layers may move; and these layers."""
+    held = {stage.plan.node: stage.held_bytes for stage in stages}
+    freed = {
+        name: replace(peer, free_memory_bytes=peer.free_memory_bytes + held.get(name, 0))
+        for name, peer in peers.items()
+    }
+    plans = [stage.plan for stage in stages]
+    return freed, {plan.node: LoadedLayers(plan.start, plan.stop, plan.precision) for plan in plans}
+
+
 def planned_shares(
-    plan: Plan, peers: Mapping[str, Peer], refused: Sequence[LeftOut], plan_options: PlanOptions | None
+    plan: Plan, peers: Mapping[str, Peer], refused: Sequence[LeftOut], *, is_any_precision: bool
 ) -> list[StagePlan]:
     """The layers as the plan says, in its precisions where it may choose them."""
     check_reached(plan.stages, peers, refused)
-    is_any_precision = plan_options is not None and plan_options.is_any_precision
     return [replace(stage.stage_plan, precision=stage.precision if is_any_precision else "") for stage in plan.stages]
 
 

@@ -28,8 +28,9 @@ from flowspec_edge.net.link import OPENING, open_link
 from flowspec_edge.origin.dialogue import source_texts, welcome_nodes
 from flowspec_edge.origin.measured_links import Report
 from flowspec_edge.origin.opening import OriginNode
-from flowspec_edge.origin.planning import Known, PlanOptions, assume_equal, survey, with_what_they_serve
+from flowspec_edge.origin.planning import Known, PlanOptions, assume_equal, survey
 from flowspec_edge.origin.ring import Ring
+from flowspec_edge.origin.shares import with_what_they_serve
 
 _log = logging.getLogger(__name__)
 

@@ -90,7 +90,7 @@ class RingUpkeep:
     ) -> None:
         self._node, self._bundle, self._search = node, bundle, search
         self._on_fetch, self._boards = on_fetch, boards
-        self._plan_options, self._kept_bytes = plan_options, kept_bytes
+        self._plan_options, self._searches, self._kept_bytes = plan_options, _of_search(plan_options), kept_bytes
         itself: dict[str, Any] = {"at_once": moves_at_once, "follows": moves}
         self._core = rb.Rebalancing(**itself)
         self._journal = Journal("rebalancing", itself, open_record("rebalancing"))
@@ -102,7 +102,7 @@ class RingUpkeep:
         self._served: Sequence[RingStage] = ()  # the stages of the latest ring
         self._around: frozenset[Way] = frozenset()  # the cut ways that the latest ring was opened around
         self._lost = Losses(node.settings, self._try_way, self._take_back, self._take_way_back)
-        self.standbys = Standbys(node, bundle, plan_options, is_wanted=has_standbys)
+        self.standbys = Standbys(node, bundle, self._searches, is_wanted=has_standbys)
         self._mourned: RingLostError | None = None  # the latest loss whose nodes were noted
         self._lossy: Lossy | None = None  # a part of the ring that loses packets, of which no plan knows yet
         self._given_up: Part | None = None  # the one that the latest plan does without
@@ -402,9 +402,9 @@ class RingUpkeep:
         try:
             if ring is not None and lossy is not None:
                 self._next_plan, is_better = await self._plan_without(lossy, ring, found)
-            elif ring is not None and self._plan_options is not None:
+            elif ring is not None and self._searches is not None:
                 ways = self._lost.ways
-                plan = await plan_layers(self._node, self._bundle, found, self._plan_options, ring.stages, ways)
+                plan = await plan_layers(self._node, self._bundle, found, self._searches, ring.stages, ways)
                 if is_served := _has_plan(ring, plan):
                     ring.plan = plan  # with what is known by now
                 is_better = not plan.is_kept and not is_served
@@ -429,8 +429,8 @@ class RingUpkeep:
         ways = self._lost.ways
         stays = [stage for stage in ring.stages if stage.plan.node in _names(found)]
         plan = self.standbys.take_over(_names(found), ways)
-        if plan is None and ring.plan is not None and self._plan_options is not None:
-            plan = await plan_layers(self._node, self._bundle, found, self._plan_options, stays, ways)
+        if plan is None and ring.plan is not None and self._searches is not None:
+            plan = await plan_layers(self._node, self._bundle, found, self._searches, stays, ways)
         elif plan is None:
             await check_room(self._node.settings, self._bundle, found, stays, ways)
         if plan is None or ring.plan is None:
@@ -480,6 +480,11 @@ class RingUpkeep:
 
 def _names(found: Sequence[Announcement]) -> frozenset[str]:
     return frozenset(board.node for board in found)
+
+
+def _of_search(plan_options: PlanOptions | None) -> PlanOptions | None:
+    """With which better rings are searched for; None where shares are to be equal."""
+    return None if plan_options is None or plan_options.is_equal_split else plan_options
 
 
 def _differs_from(seen: frozenset[str] | None) -> Callable[[Sequence[Announcement]], bool]:

@@ -25,7 +25,7 @@ from flowspec_edge.errors import (
     ProtocolError,
     is_plain,
 )
-from flowspec_edge.net import connection
+from flowspec_edge.net import connection, heartbeat
 from flowspec_edge.net.assembly import TAIL_ALIGNMENT_BYTES
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.close_codes import CloseCode
@@ -34,6 +34,7 @@ from flowspec_edge.net.frames import Opcode
 from flowspec_edge.net.heartbeat import Heartbeat
 from flowspec_edge.net.link import LinkServer, LinkTimeouts, open_link
 from flowspec_edge.net.server import serve_app
+from flowspec_edge.net.standstill import THIS_PROCESS
 from tests.narrowing import instance, present
 from tests.net.conftest import linked, listening, make_hello, make_welcome, send_raw
 
@@ -453,6 +454,42 @@ async def test_a_heartbeat_finds_a_peer_that_stopped() -> None:
         with pytest.raises(LinkLostError, match="peer pi-hall: .*PONG"):
             await pair.far.receive()
         assert time.monotonic() - started < 1
+
+
+async def test_a_peer_that_told_so_may_stand_still_until_it_is_over() -> None:
+    async with linked(timeouts=LinkTimeouts(heartbeat_s=0.05, answer_s=0.1)) as pair:
+        with THIS_PROCESS.expected():
+            await asyncio.sleep(0.02)  # both ends have been told, for both are in this process
+            pair.near._transport.pause_reading()
+            assert await pair.far.answers(0.1), "its silence is no sign that it is lost"
+            await asyncio.sleep(0.5)
+            assert pair.far.is_open
+            pair.near._transport.resume_reading()
+        await asyncio.sleep(0.02)
+        pair.near._transport.pause_reading()
+        with pytest.raises(LinkLostError, match="PONG"):
+            await pair.far.receive()
+
+
+async def test_a_link_is_told_that_is_opened_while_its_process_may_stand_still() -> None:
+    with THIS_PROCESS.expected():
+        async with linked(timeouts=LinkTimeouts(heartbeat_s=0.05, answer_s=0.1)) as pair:
+            await asyncio.sleep(0.02)
+            pair.near._transport.pause_reading()
+            await asyncio.sleep(0.5)
+            assert pair.far.is_open
+
+
+async def test_no_peer_may_stand_still_for_longer_than_any_board_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "MAX_STILL_S", 0.2)
+    async with linked(timeouts=LinkTimeouts(heartbeat_s=0.05, answer_s=0.1)) as pair:
+        began = time.monotonic()
+        pair.near.tell_still(60)
+        await asyncio.sleep(0.02)
+        pair.near._transport.pause_reading()
+        with pytest.raises(LinkLostError, match="PONG"):
+            await pair.far.receive()
+        assert time.monotonic() - began > 0.3
 
 
 async def test_whoever_stood_still_itself_reads_the_answer_before_it_gives_up() -> None:

@@ -32,7 +32,7 @@ from flowspec_edge.errors import (
     StageFailedError,
 )
 from flowspec_edge.net.discovery import Announcement
-from flowspec_edge.origin import blame, dialogue, opening
+from flowspec_edge.origin import blame, dialogue, opening, planning
 from flowspec_edge.origin.opening import explain_outcome, open_ring, plan_layers
 from flowspec_edge.origin.planning import PlanOptions
 from flowspec_edge.origin.remembered import load_placement
@@ -148,7 +148,7 @@ async def test_a_plan_knows_the_cut_ways_and_measures_no_link_where_texts_wait(
         wishes.append(options)
         return PLAN
 
-    monkeypatch.setattr(opening, "make_plan", make)
+    monkeypatch.setattr(planning, "make_plan", make)
     cut = frozenset({("attic", "cellar")})
     async with open_on(network, plan_options=PlanOptions(), cut=cut, is_urgent=is_urgent):
         pass
@@ -413,7 +413,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append(arguments)
         return PLAN
 
-    monkeypatch.setattr(opening, "make_plan", make)
+    for module in (opening, planning):
+        monkeypatch.setattr(module, "make_plan", make)
     return calls
 
 
@@ -450,7 +451,7 @@ async def test_where_nothing_is_measured_yet_shares_are_equal(
     async def refuse(*arguments: Any, **options: Any) -> Plan:
         raise NotMeasuredError("none of the 3 nodes")
 
-    monkeypatch.setattr(opening, "make_plan", refuse)
+    monkeypatch.setattr(planning, "make_plan", refuse)
     async with open_on(network, plan_options=PlanOptions()) as ring:
         assert ring.plan is None and len(ring.stages) == 3
     assert not load_placement(network.bundle.digest)

@@ -265,7 +265,7 @@ async def test_a_node_that_breaks_the_rules_is_told(network: FakeNetwork) -> Non
     async with standbys_of(network) as standbys:
         standbys.follow(ring_of(network, **ALL), network.found)
         await until(lambda: set(standbys.ready) == {"attic"})
-        assert "Credit came where layers stand by" in str(network.nodes["attic"].controls[-1].closed_by)
+        await until(lambda: "Credit came where layers stand by" in str(network.nodes["attic"].controls[-1].closed_by))
 
 
 async def test_where_none_are_wanted_nobody_is_asked(network: FakeNetwork) -> None:

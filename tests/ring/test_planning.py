@@ -23,7 +23,7 @@ from flowspec_edge.core.planning.shared_cores import Cores
 from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS
 from flowspec_edge.core.planning.working_memory import kv_cache_bytes
 from flowspec_edge.engine.unsplit import UnsplitModel
-from flowspec_edge.errors import LinkLostError, NotMeasuredError
+from flowspec_edge.errors import LinkLostError, NotMeasuredError, StateError
 from flowspec_edge.files import state_directory
 from flowspec_edge.net.connection import Link
 from flowspec_edge.net.link import open_link
@@ -40,6 +40,7 @@ from tests.narrowing import present
 from tests.ring.conftest import answer_of, found_of, nodes_of, tokens_of, unsplit_tokens
 
 PLAN_OPTIONS = PlanOptions(num_tokens=256)
+EQUAL_SPLIT = dataclasses.replace(PLAN_OPTIONS, is_equal_split=True)
 
 
 async def test_a_plan_from_what_nodes_and_links_really_take(int8_bundle: Bundle, state: Path) -> None:
@@ -114,6 +115,32 @@ async def test_a_ring_serves_what_was_planned_and_writes_the_unsplit_models_text
     assert "quicker than measured" in present(outcome.cause)
     kept = load_placement(int8_bundle.digest)
     assert kept == {stage.node: LoadedLayers(stage.start, stage.stop, "int8") for stage in plan.stages}
+
+
+async def test_equal_shares_are_held_against_what_they_are_expected_to_bring(
+    int8_bundle: Bundle, quick_curve: list[str], prompts: list[list[int]]
+) -> None:
+    options = GenerateOptions(max_new_tokens=24)
+    async with nodes_of(int8_bundle) as (serving, origin):
+        async with open_ring(origin, int8_bundle, found_of(serving), plan_options=EQUAL_SPLIT) as ring:
+            answer = await ring.begin(prompts[0], options)
+            pieces = [piece async for piece in ring.write(answer)]
+            outcome = present(ring.outcome(answer, present(pieces[-1].statistics)))
+    assert tokens_of(pieces) == unsplit_tokens(int8_bundle, prompts[0], options)
+    assert [(stage.plan.start, stage.plan.stop) for stage in ring.stages] == [(0, 3), (3, 6), (6, 8)]
+    assert outcome.predicted_per_s == present(ring.plan).tokens_per_s
+
+
+async def test_who_cannot_measure_has_an_equal_share_too(
+    int8_bundle: Bundle, quick_curve: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> Line:
+        raise StateError("the disk is full")
+
+    async with nodes_of(int8_bundle, ("attic", "cellar")) as (serving, origin):
+        monkeypatch.setattr(serving[1].measurements, "curve", fail)
+        async with open_ring(origin, int8_bundle, found_of(serving), plan_options=EQUAL_SPLIT) as ring:
+            assert [stage.plan.node for stage in ring.stages] == ["attic", "cellar"] and ring.plan is None
 
 
 async def test_a_text_that_had_company_or_another_schedule_tells_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,14 +19,15 @@ from flowspec_edge.core.planning.placement import (
     Plan,
     PlannedHop,
     PlannedStage,
+    StagePlan,
     mib,
 )
-from flowspec_edge.core.planning.ring_problem import FoundRing, rate_of
+from flowspec_edge.core.planning.ring_problem import FoundRing, fastest_ring, rate_of
 from flowspec_edge.core.planning.ring_search import RingSearch
 from flowspec_edge.core.planning.settling import Loaded
 from flowspec_edge.core.planning.shared_cores import groups_of
 from flowspec_edge.core.planning.throughput import Throughput
-from flowspec_edge.errors import PlacementError
+from flowspec_edge.errors import NotMeasuredError, PlacementError
 
 MAX_DEVICES = 16
 """The most devices that are weighed against each other, because every device doubles the number of subsets."""
@@ -66,6 +68,26 @@ def plan_ring(devices: Sequence[Device], links: Links, model: ModelNeeds, throug
         one_more=_one_more(choices, like, ring),
         is_kept=is_kept,
     )
+
+
+def plan_shares(
+    shares: Sequence[StagePlan], devices: Sequence[Device], links: Links, model: ModelNeeds, throughput: Throughput
+) -> Plan:
+    """What layers that are dealt like this are expected to bring.
+
+    Raises:
+        NotMeasuredError: one of the nodes is none of the devices, about which something is known.
+        PlacementError: the layers of a node and their caches do not fit into its memory, as far as that is known.
+    """
+    by_name = {device.node: device for device in devices}
+    if unknown := [share.node for share in shares if share.node not in by_name]:
+        raise NotMeasuredError(f"nothing is known of {', '.join(unknown)}")
+    choices = Choices([by_name[share.node] for share in shares], links, model, throughput)
+    counts = [sum(share.start <= start < share.stop for start, _ in model.blocks) for share in shares]
+    ring = fastest_ring(choices.problem(), range(len(shares)), counts)
+    if math.isinf(ring.trip_ms):
+        raise PlacementError(_no_room(choices.devices, model))
+    return plan_of(choices, ring)
 
 
 def plan_of(choices: Choices, ring: FoundRing) -> Plan:

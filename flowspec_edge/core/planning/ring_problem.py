@@ -83,6 +83,11 @@ def measure_ring(problem: RingProblem, order: Sequence[int], num_blocks: Sequenc
     return FoundRing(tuple(order), tuple(num_blocks), num_rows, trip, interval, rate)
 
 
+def fastest_ring(problem: RingProblem, order: Sequence[int], num_blocks: Sequence[int]) -> FoundRing:
+    """The given ring with the chunks that bring the most."""
+    return max((measure_ring(problem, order, num_blocks, size) for size in problem.stage), key=rate_of)
+
+
 def _crowd_ms(problem: RingProblem, crowd: Mapping[int, float], times: Mapping[int, float]) -> float:
     """How long a machine is busy with a chunk, whose stages take these ``times`` on its devices."""
     own = sum(share * times.get(i, 0.0) for i, share in crowd.items())

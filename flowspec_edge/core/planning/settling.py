@@ -9,7 +9,7 @@ import numpy as np
 from flowspec_edge.core.planning.choices import Choices
 from flowspec_edge.core.planning.placement import LoadedLayers
 from flowspec_edge.core.planning.ring_order import Numbers, read_order, shortest_paths
-from flowspec_edge.core.planning.ring_problem import EPSILON, FoundRing, measure_ring, rate_of
+from flowspec_edge.core.planning.ring_problem import EPSILON, FoundRing, fastest_ring, measure_ring, rate_of
 from flowspec_edge.core.planning.ring_search import RingSearch
 
 MOVE_SHARE = 0.001
@@ -46,8 +46,7 @@ class Loaded:
                 placed += count
         if placed != len(self._choices.model.blocks) or not self._is_loaded_in_best_precision(order, counts):
             return None
-        rings = [measure_ring(self._problem, order, counts, size) for size in self._problem.stage]
-        return max(rings, key=rate_of)
+        return fastest_ring(self._problem, order, counts)
 
     def _is_loaded_in_best_precision(self, order: list[int], counts: list[int]) -> bool:
         for i, count in zip(order, counts, strict=True):

@@ -30,7 +30,7 @@ from flowspec_edge.core.planning.placement import (
 )
 from flowspec_edge.core.planning.planner import KEEP_SHARE, plan_of
 from flowspec_edge.core.planning.ring_order import Numbers
-from flowspec_edge.core.planning.ring_problem import EPSILON, FoundRing, measure_ring, rate_of
+from flowspec_edge.core.planning.ring_problem import EPSILON, FoundRing, fastest_ring, rate_of
 from flowspec_edge.core.planning.throughput import Throughput
 
 RESERVE_SHARE = 0.1
@@ -90,7 +90,7 @@ class _Search:
         self._own: list[frozenset[int]] = [frozenset() for _ in choices.devices]
         for i, stage in zip(self._order, ring, strict=True):
             self._own[i] = frozenset(range(starts[stage.start], stops[stage.stop]))
-        self._num_rows = self._fastest(self._order, [len(self._own[i]) for i in self._order]).num_rows
+        self._num_rows = fastest_ring(self._problem, self._order, [len(self._own[i]) for i in self._order]).num_rows
         self._precisions = [next(iter(device.layer)) for device in choices.devices]
         self._room = [self._num_held_at_most(i) for i in range(len(choices.devices))]
         self._takeovers: dict[int, _Takeover] = {}  # by the place of the lost stage in the ring
@@ -191,11 +191,9 @@ class _Search:
 
     def _takeover(self, order: Sequence[int], cuts: Sequence[int]) -> _Takeover:
         shares = [range(start, stop) for start, stop in itertools.pairwise(cuts)]
-        return _Takeover(self._fastest(order, list(map(len, shares))), dict(zip(order, shares, strict=True)))
-
-    def _fastest(self, order: Sequence[int], num_blocks: Sequence[int]) -> FoundRing:
-        """The ring of these shares with the chunks that bring the most."""
-        return max((measure_ring(self._problem, order, num_blocks, size) for size in self._problem.stage), key=rate_of)
+        return _Takeover(
+            fastest_ring(self._problem, order, list(map(len, shares))), dict(zip(order, shares, strict=True))
+        )
 
     # ------------------------------------------------------------------- memory
 

@@ -18,11 +18,12 @@ from flowspec_edge.core.planning.placement import (
     LoadedLayers,
     ModelNeeds,
     Plan,
+    StagePlan,
 )
-from flowspec_edge.core.planning.planner import MAX_DEVICES, plan_ring
+from flowspec_edge.core.planning.planner import MAX_DEVICES, plan_ring, plan_shares
 from flowspec_edge.core.planning.throughput import TYPICAL_DRAFTS, Throughput
 from flowspec_edge.core.planning.working_memory import kv_cache_bytes, stage_work_bytes
-from flowspec_edge.errors import PlacementError
+from flowspec_edge.errors import NotMeasuredError, PlacementError
 from flowspec_edge.manifest import load_manifest
 from tests.narrowing import present
 
@@ -69,6 +70,33 @@ def test_equal_boards_share_equally() -> None:
     assert 1000 * trip_s == pytest.approx(plan.trip_ms - plan.head_ms - plan.hops[0].ms(plan.num_rows))
     assert plan.stages[0].memory_bytes == int(500 * MIB * 1.05) + 50 * MIB + 60 * MIB
     assert present(plan.alone).tokens_per_s < plan.tokens_per_s < present(plan.one_more).tokens_per_s
+
+
+def test_equal_shares_bring_what_the_same_plan_would() -> None:
+    known = [make_device(name) for name in "abcd"], LAN, make_model(20), FLOWSPEC
+    plan = plan_ring(*known)
+    shares = [stage.stage_plan for stage in plan.stages]
+    assert plan_shares(shares, *known) == dataclasses.replace(plan, alone=None, one_more=None)
+
+
+def test_of_equal_shares_the_slowest_board_is_expected_to_hold_up_the_others() -> None:
+    """Whichever order the nodes are known in; a node that serves nothing counts for nothing."""
+    model = make_model(20)
+    devices = [make_device("idle", 1.0), make_device("slow", 20.0), *(make_device(name) for name in "abc")]
+    shares = [StagePlan(name, 5 * place, 5 * place + 5, 0) for place, name in enumerate(["a", "slow", "b", "c"])]
+    plan = plan_shares(shares, devices, LAN, model, FLOWSPEC)
+    assert ranges(plan) == {"a": (0, 5), "slow": (5, 10), "b": (10, 15), "c": (15, 20)}
+    assert plan.interval_ms == pytest.approx(5 * Line(20.0, 0.05).at(plan.num_rows))
+    assert plan.tokens_per_s < plan_ring(devices[1:], LAN, model, FLOWSPEC).tokens_per_s
+
+
+def test_of_shares_that_do_not_fit_or_that_nobody_knows_nothing_is_expected() -> None:
+    shares = [StagePlan("a", 0, 10, 0), StagePlan("b", 10, 20, 0)]
+    with pytest.raises(NotMeasuredError, match="nothing is known of b"):
+        plan_shares(shares, [make_device("a")], LAN, make_model(20), FLOWSPEC)
+    small = make_device("b", free=make_model(20).memory_bytes("int8", 9))
+    with pytest.raises(PlacementError, match="the model needs"):
+        plan_shares(shares, [make_device("a"), small], LAN, make_model(20), FLOWSPEC)
 
 
 def test_a_slower_board_serves_less() -> None:
