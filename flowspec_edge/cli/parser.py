@@ -44,6 +44,8 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, option: str) -> str:
         """What to write for an option that this command does not have; empty where nothing is near."""
+        if option in self._option_string_actions:
+            return f"it stands before the command: {self.prog} {option} ..."
         close = nearest(option, self._option_string_actions)
         return f"did you mean {close}?" if close else ""
 

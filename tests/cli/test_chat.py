@@ -84,6 +84,7 @@ def test_near_misses_are_answered_with_the_right_option(text: str, close: str | 
     [
         ("generate x --max-tokens 5", "--max-tokens: did you mean --max-new-tokens?"),
         ("chat --sytem=x", "--sytem: did you mean --system?"),
+        ("node --verbose", "--verbose: it stands before the command: flowspec --verbose ..."),
         ("serve --allowed-origins x", "--allowed-origins: did you mean --cors-origin?"),
         ("genrate x", "did you mean generate?"),
         ("key api revke x", "did you mean revoke?"),
