@@ -40,6 +40,7 @@ from flowspec_edge.net.heartbeat import LATE_S, Heartbeat
 from flowspec_edge.net.held_bytes import ALL_LINKS
 from flowspec_edge.net.outbox import Outbox
 from flowspec_edge.net.sent_packets import Packets, SentPackets
+from flowspec_edge.net.standstill import MAX_STILL_S
 
 UNSENT_BYTES = 131072
 """What the system may hold of a link beyond what is on the wire. Heartbeats pass between the pieces of tapped rows, but
@@ -62,7 +63,7 @@ CLOSE_S = 0.8
 ABORT_S = 0.2
 """For an aborted transport to say that it has ended; it takes one turn of the loop."""
 STILL_BYTES = 2
-"""Of the answer to no question that tells how many milliseconds the peer may say nothing."""
+"""Of the answer to no question that tells for how many milliseconds the peer may stand still."""
 MAX_REASON_BYTES = 120
 """A WebSocket close frame holds 123 bytes of text (RFC 6455, 5.5)."""
 
@@ -114,9 +115,9 @@ class Link(asyncio.BufferedProtocol):
         """The address by which the peer at the other end knows this machine."""
         self.peer_host = str(transport.get_extra_info("peername")[0])
         """The address that the peer connects from, or answers at."""
-        connection = transport.get_extra_info("socket")
-        _set_up(connection, purpose)
-        self._sent_packets = SentPackets(connection)
+        self._socket = transport.get_extra_info("socket")
+        _set_up(self._socket, purpose)
+        self._sent_packets = SentPackets(self._socket)
         self._transport = transport
         self._before: asyncio.BaseProtocol | None = transport.get_protocol()
         transport.set_protocol(self)
@@ -412,8 +413,7 @@ class Link(asyncio.BufferedProtocol):
                     self._outbox.put_now(Opcode.PONG, bytes(payload))
             case Opcode.PONG:
                 if len(payload) == STILL_BYTES:
-                    if self._heartbeat is not None and self._end is None:
-                        self._heartbeat.excuse(int.from_bytes(payload, "big") / 1000)
+                    self._excuse(min(int.from_bytes(payload, "big") / 1000, MAX_STILL_S))
                 elif payload:  # those of a heartbeat are empty
                     self._num_answered = int.from_bytes(payload, "big")
                     self._answered.set()
@@ -423,6 +423,13 @@ class Link(asyncio.BufferedProtocol):
                 self._refuse(ProtocolError("a text message; links carry binary ones"))
             case _:
                 self._take_part(payload)
+
+    def _excuse(self, seconds: float) -> None:
+        """The peer stands still for so long at most: it says nothing, and its system takes what it has room for."""
+        if self._heartbeat is not None:
+            self._heartbeat.excuse(seconds)
+        elif self.purpose == wire.DATA and self._end is None:
+            _set_options(self._socket, {"TCP_USER_TIMEOUT": UNTAKEN_MS + round(1000 * seconds)})
 
     def _take_goodbye(self, code: int, reason: bytes) -> None:
         self._is_clean = self._is_clean or (self._end is None and code == CloseCode.DONE)
@@ -483,6 +490,10 @@ def _set_up(connection: socket.socket, purpose: str) -> None:
     if purpose == wire.DATA:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         options |= {"TCP_USER_TIMEOUT": UNTAKEN_MS, "TCP_KEEPIDLE": IDLE_S, "TCP_KEEPINTVL": IDLE_S}
+    _set_options(connection, options)
+
+
+def _set_options(connection: socket.socket, options: dict[str, int]) -> None:
     for name, value in options.items():
         if (option := getattr(socket, name, None)) is not None:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)

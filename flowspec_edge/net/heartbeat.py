@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from flowspec_edge.net.standstill import MAX_STILL_S
-
 LATE_S = 0.25
 """A timer that is later than this means that this process itself stood still. What came meanwhile is read first."""
 
@@ -35,7 +33,7 @@ class Heartbeat:
 
     def excuse(self, seconds: float) -> None:
         """The peer may say nothing for so long from now on, and is asked only then."""
-        self._excused_until = self._loop.time() + min(seconds, MAX_STILL_S)
+        self._excused_until = self._loop.time() + seconds
         self._asked_at = None
         self._timer.cancel()
         self._timer = self._loop.call_at(self._due, self._look)

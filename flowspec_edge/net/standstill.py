@@ -2,7 +2,7 @@
 
 Some libraries hold the interpreter's lock for seconds, whichever thread calls them: reading a tokenizer of 262,000
 tokens takes 1.3 s at a stretch on a slow x86 core that nothing else uses. Meanwhile nothing of this process answers,
-and a heartbeat gives it 1.25 s.
+for which a heartbeat gives it 1.25 s, and nothing is read, for which TCP does.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from flowspec_edge.errors import (
     ProtocolError,
     is_plain,
 )
-from flowspec_edge.net import connection, heartbeat
+from flowspec_edge.net import connection
 from flowspec_edge.net.assembly import TAIL_ALIGNMENT_BYTES
 from flowspec_edge.net.auth import derive_credentials
 from flowspec_edge.net.close_codes import CloseCode
@@ -480,8 +480,28 @@ async def test_a_link_is_told_that_is_opened_while_its_process_may_stand_still()
             assert pair.far.is_open
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+async def test_rows_wait_for_a_peer_that_stands_still() -> None:
+    """Its system takes only what it has room for; of others that is the end of a data link."""
+    async with linked(wire.DATA) as pair:
+        pair.far.tell_still(15)
+        await asyncio.sleep(0.02)
+        pair.far._transport.pause_reading()
+        pair.near.send(make_chunk(0, 256, 16384))
+        await asyncio.sleep(3)
+        assert pair.near.is_open
+        pair.far._transport.resume_reading()
+        assert (await chunk_from(pair.far)).number == 0
+        pair.far.tell_still(0)
+        await asyncio.sleep(0.02)
+        pair.far._transport.pause_reading()
+        pair.near.send(make_chunk(1, 256, 16384))
+        with pytest.raises(LinkLostError):
+            await pair.near.receive()
+
+
 async def test_no_peer_may_stand_still_for_longer_than_any_board_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "MAX_STILL_S", 0.2)
+    monkeypatch.setattr(connection, "MAX_STILL_S", 0.2)
     async with linked(timeouts=LinkTimeouts(heartbeat_s=0.05, answer_s=0.1)) as pair:
         began = time.monotonic()
         pair.near.tell_still(60)
